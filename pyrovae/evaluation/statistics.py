@@ -1,0 +1,77 @@
+r"""Bounds, their Monte Carlo errors and the effective sample size: pure functions of log-weights ``(num_samples, N)``.
+
+With :math:`K` draws per datum, :math:`\mathrm{ELBO} = \frac{1}{K} \sum_k \log w_k` and
+:math:`\log \hat p(x) = \log \frac{1}{K} \sum_k w_k`, which is :math:`\mathrm{IWAE}_K`. For :math:`k < K`,
+
+.. math:: \mathrm{IWAE}_k = \frac{1}{K} \sum_{i=1}^K \log \frac{1}{k} \sum_{j=0}^{k-1} w_{(i + j) \bmod K}:
+
+all windows of k neighbouring draws, wrapped around, so that every draw counts k times and none is dropped. By Jensen's
+inequality :math:`\mathrm{ELBO} \le \mathrm{IWAE}_k \le \mathrm{IWAE}_{mk} \le \log \hat p(x)` holds on the very draws.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def elbo(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The ELBO of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats."""
+    return log_weights.mean(0), _std(log_weights) / math.sqrt(len(log_weights))
+
+
+def iwae(log_weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The bound IWAE_k of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats.
+
+    The error comes from the spread of the windows, of which K / k are independent; where these are fewer than ten, from
+    the delta method, to which it tends.
+
+    Raises:
+        ValueError: If ``k`` is not between 1 and the number of draws.
+    """
+    num_samples = len(log_weights)
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"IWAE_k needs 1 <= k <= {num_samples}, the number of draws, got k={k}")
+    if k == num_samples:
+        return log_likelihood(log_weights)
+    windows = _window_sums(log_weights, k) - math.log(k)
+    mcse = _std(windows) * math.sqrt(k / num_samples) if 10 * k <= num_samples else log_likelihood(log_weights)[1]
+    return windows.mean(0), mcse
+
+
+def log_likelihood(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The estimate of log p(x) from all draws and its Monte Carlo standard error, shapes ``(N,)``, nats.
+
+    The error is that of the delta method, :math:`\mathrm{sd}(w) / (\sqrt{K}\, \bar w)`.
+    """
+    num_samples = len(log_weights)
+    estimate = log_weights.logsumexp(0) - math.log(num_samples)
+    if num_samples == 1:
+        return estimate, torch.full_like(estimate, math.nan)
+    relative_variance = (num_samples / effective_sample_size(log_weights) - 1).clamp(min=0) / (num_samples - 1)
+    return estimate, relative_variance.sqrt()
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    r"""Kish's effective sample size of each datum, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, shape ``(N,)``, 1 to K.
+
+    Source:
+        *Survey Sampling* (Kish, 1965); Kong (1992) for importance weights.
+    """
+    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
+
+
+def _window_sums(log_weights: Tensor, k: int) -> Tensor:
+    """Log of the sums over all cyclic windows of k draws, shape ``(num_samples, N)``, by doubling their length."""
+    power, covered, sums = log_weights, 0, None
+    for bit in range(k.bit_length()):
+        if k >> bit & 1:
+            sums = power if sums is None else torch.logaddexp(sums, power.roll(-covered, 0))
+            covered += 1 << bit
+        power = torch.logaddexp(power, power.roll(-(1 << bit), 0))
+    assert sums is not None
+    return sums
+
+
+def _std(values: Tensor) -> Tensor:
+    return values.std(0) if len(values) > 1 else torch.full_like(values[0], math.nan)

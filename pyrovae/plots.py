@@ -1,0 +1,106 @@
+"""Figures from results: each function takes what training or evaluation returned, and neither trains nor evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.utils import make_grid
+
+if TYPE_CHECKING:
+    from pyrovae.training import History
+
+
+def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) -> Axes:
+    """Draws the bound on training and validation data against the epoch, for each of several runs.
+
+    Args:
+        histories: What :func:`pyrovae.fit` returned, by name.
+        ax: Axes to draw on; by default those of a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
+    best = []
+    for i, (name, history) in enumerate(histories.items()):
+        epochs = np.arange(1, len(history.train) + 1)
+        ax.plot(epochs, history.train, color=f"C{i}", linestyle="--", linewidth=1, label=f"{name}, train")
+        if history.valid:
+            ax.plot(epochs, history.valid, color=f"C{i}", label=f"{name}, valid")
+        best += (history.valid or history.train)[len(history.train) // 10 :] + history.train[len(history.train) // 10 :]
+    if best:  # the first steps would squeeze all the rest into a line
+        margin = 0.05 * (max(best) - min(best)) or 1.0
+        ax.set_ylim(min(best) - margin, max(best) + margin)
+    ax.set(xlabel="epoch", ylabel="bound (nats per datum)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
+    """Draws IWAE_k against the number of draws k, with its errors, for each of several models.
+
+    Error bars are 95% Monte Carlo intervals, bands one standard error over the data. The left end, k = 1, is the ELBO;
+    the right end is the estimate of log p(x).
+
+    Args:
+        results: What :func:`pyrovae.evaluation.evaluate` returned, by name.
+        ax: Axes to draw on; by default those of a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
+    for i, (name, result) in enumerate(results.items()):
+        k, mean = result.k.values, result.iwae.mean("datum").values
+        sampling_error = (result.iwae.std("datum", ddof=1) / np.sqrt(result.sizes["datum"])).values
+        monte_carlo_error = np.sqrt((result.iwae_mcse**2).sum("datum")).values / result.sizes["datum"]
+        ax.fill_between(k, mean - sampling_error, mean + sampling_error, color=f"C{i}", alpha=0.15, linewidth=0)
+        ax.errorbar(k, mean, 1.96 * monte_carlo_error, color=f"C{i}", marker="o", markersize=4, capsize=3, label=name)
+    ax.set(xscale="log", xlabel="draws $k$", ylabel="IWAE$_k$ (nats per datum)")
+    ax.legend(frameon=False, loc="lower right")
+    return ax
+
+
+def images(panels: Mapping[str, Tensor], *, columns: int, stacked: bool = False) -> Figure:
+    """Draws panels of grey images in [0, 1], each with its name.
+
+    Args:
+        panels: Images, shape ``(n, height, width)``, by name.
+        columns: Images per row of a panel.
+        stacked: Whether the panels stand under each other, to be compared column by column, or side by side.
+
+    Returns:
+        A new figure.
+
+    Raises:
+        ValueError: If some images do not have shape ``(n, height, width)``.
+    """
+    for name, batch in panels.items():
+        if batch.ndim != 3:
+            raise ValueError(f"images of {name!r} must have shape (n, height, width), got {tuple(batch.shape)}")
+    tiles = {
+        name: make_grid(batch.detach().cpu().float().unsqueeze(1), nrow=columns, padding=1, pad_value=0.5)[0].numpy()
+        for name, batch in panels.items()
+    }
+    height, width = next(iter(tiles.values())).shape
+    n = len(tiles)
+    size = (7.0, n * (7.0 * height / width + 0.25)) if stacked else (3.5 * n, 3.5 * height / width + 0.3)
+    figure, axes = plt.subplots(
+        n if stacked else 1, 1 if stacked else n, figsize=size, squeeze=False, layout="constrained"
+    )
+    for ax, (name, tile) in zip(axes.flat, tiles.items(), strict=True):
+        ax.imshow(tile, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        ax.set_title(name, fontsize=10, loc="left" if stacked else "center")
+        ax.set_axis_off()
+    return figure
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(figsize=(5.5, 3.8), layout="constrained")[1] if ax is None else ax

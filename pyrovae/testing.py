@@ -1,0 +1,144 @@
+"""The contract of a component, as checks to run on ours and on your own.
+
+A test of a new prior, likelihood or posterior is one line, ``check_prior(MyPrior(5), latent=5)``. A component may be any
+callable that returns a distribution; what only modules have (parameters, a state dict) is checked of them.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Component = Callable[..., Any]
+
+
+def check_prior(prior: Component, *, latent: int) -> None:
+    """Checks that ``prior()`` has batch shape ``()`` and event shape ``(latent,)``, scores its draws, and so on.
+
+    Raises:
+        AssertionError: If the prior breaks the contract; the message says how.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> from pyrovae.testing import check_prior
+        >>> check_prior(pv.priors.StandardNormal(5), latent=5)
+    """
+    _check(prior, [()], (latent,))
+
+
+def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequence[int]) -> None:
+    """Checks that ``likelihood(z)`` keeps the leading dimensions of ``z``, has the event shape given, and so on.
+
+    Raises:
+        AssertionError: If the likelihood breaks the contract; the message says how.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> from pyrovae.testing import check_likelihood
+        >>> check_likelihood(pv.likelihoods.Bernoulli(pv.networks.mlp(2, 3)), latent=2, event_shape=(3,))
+    """
+    _check(likelihood, [(torch.randn(*batch, latent),) for batch in _BATCHES], event_shape)
+
+
+def check_posterior(posterior: Component, *, event_shape: Sequence[int], latent: int) -> None:
+    """Checks that ``posterior(x)`` keeps the leading dimensions of ``x``, has event shape ``(latent,)``, and so on.
+
+    Raises:
+        AssertionError: If the posterior breaks the contract; the message says how.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> from pyrovae.testing import check_posterior
+        >>> check_posterior(pv.posteriors.DiagonalNormal(pv.networks.mlp(3, 2 * 2)), event_shape=(3,), latent=2)
+    """
+    _check(posterior, [(torch.rand(*batch, *event_shape),) for batch in _BATCHES], (latent,), len(event_shape))
+
+
+_BATCHES: list[tuple[int, ...]] = [(), (3,), (2, 3)]
+
+
+def _check(
+    component: Component, contexts: list[tuple[Any, ...]], event_shape: Sequence[int], event_dim: int = 1
+) -> None:
+    for context in contexts:
+        batch_shape = context[0].shape[: context[0].ndim - event_dim] if context else torch.Size()
+        _check_shapes(component, context, batch_shape, torch.Size(event_shape))
+        _check_broadcasting(component, context)
+    if contexts[-1]:
+        _check_leading_dimensions(component, contexts[-1][0])
+    if isinstance(component, nn.Module):
+        _check_gradients(component, contexts[-1])
+        _check_copies(component, contexts[-1])
+        _check_dtype(component, contexts[-1])
+
+
+def _check_shapes(component: Component, context: tuple[Any, ...], batch: torch.Size, event: torch.Size) -> None:
+    p = component(*context)
+    shapes = tuple(getattr(p, "batch_shape", ())), tuple(getattr(p, "event_shape", ()))
+    assert isinstance(p, torch.distributions.Distribution), f"returned a {type(p).__name__}, not a distribution"
+    assert p.batch_shape == batch, f"batch shape is {shapes[0]}, but that of the context is {tuple(batch)}"
+    assert p.event_shape == event, f"event shape is {shapes[1]}, expected {tuple(event)}"
+    draw = p.sample()
+    assert draw.shape == batch + event, f"a draw has shape {tuple(draw.shape)}, expected {tuple(batch + event)}"
+    log_prob = p.log_prob(draw)
+    assert log_prob.shape == batch, f"log_prob has shape {tuple(log_prob.shape)}, expected {tuple(batch)}"
+    assert log_prob.isfinite().all(), "log_prob of a draw is not finite"
+
+
+def _check_broadcasting(component: Component, context: tuple[Any, ...]) -> None:
+    p = component(*context)
+    draws = p.sample((4,))
+    together = p.log_prob(draws)
+    apart = torch.stack([p.log_prob(draw) for draw in draws])
+    assert together.shape == apart.shape, (
+        f"log_prob of 4 draws has shape {tuple(together.shape)}, not {tuple(apart.shape)}"
+    )
+    torch.testing.assert_close(
+        together, apart, msg=lambda m: f"log_prob does not broadcast over leading dimensions: {m}"
+    )
+
+
+def _check_leading_dimensions(component: Component, context: Tensor) -> None:
+    p = component(context)
+    draw = p.sample()
+    apart = torch.stack([component(part).log_prob(value) for part, value in zip(context, draw, strict=True)])
+    torch.testing.assert_close(
+        p.log_prob(draw), apart, msg=lambda m: f"leading dimensions of the context are not independent: {m}"
+    )
+
+
+def _check_gradients(component: nn.Module, context: tuple[Any, ...]) -> None:
+    component = copy.deepcopy(component)
+    p = component(*context)
+    log_prob = p.log_prob(p.sample()).sum()
+    if log_prob.requires_grad:
+        log_prob.backward()
+    for name, parameter in component.named_parameters():
+        assert parameter.grad is not None, f"no gradient of log_prob reaches the parameter {name}"
+        assert parameter.grad.isfinite().all(), f"the gradient of log_prob at the parameter {name} is not finite"
+
+
+def _check_copies(component: nn.Module, context: tuple[Any, ...]) -> None:
+    draw = component(*context).sample()
+    expected = component(*context).log_prob(draw)
+    clone = copy.deepcopy(component)
+    torch.testing.assert_close(clone(*context).log_prob(draw), expected, msg=lambda m: f"a deep copy differs: {m}")
+    with torch.no_grad():
+        for parameter in clone.parameters():
+            parameter.add_(1)
+    torch.testing.assert_close(
+        component(*context).log_prob(draw), expected, msg=lambda m: f"a deep copy shares parameters: {m}"
+    )
+    clone.load_state_dict(component.state_dict())
+    torch.testing.assert_close(
+        clone(*context).log_prob(draw), expected, msg=lambda m: f"the state dict does not hold everything: {m}"
+    )
+
+
+def _check_dtype(component: nn.Module, context: tuple[Any, ...]) -> None:
+    clone = copy.deepcopy(component).double()
+    p = clone(*(part.double() for part in context))
+    log_prob = p.log_prob(p.sample())
+    assert log_prob.dtype == torch.float64, f"after .double(), log_prob is {log_prob.dtype}"

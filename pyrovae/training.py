@@ -1,0 +1,310 @@
+"""Training by stochastic variational inference: any Pyro ELBO, one fused optimizer, data that stay on the device."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from matplotlib.axes import Axes
+from pyro import poutine
+from pyro.infer import ELBO, Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pyrovae.arguments import Data, as_device, as_tensors, as_tuple
+from pyrovae.isolation import isolated, seeded
+from pyrovae.plots import learning_curves
+from pyrovae.weights import check_program
+
+Transform = Callable[..., Data]
+
+
+@dataclass
+class History:
+    """What a training run did, epoch by epoch; bounds in nats per datum, higher is better.
+
+    Attributes:
+        objective: Name of the objective, such as ``"Trace_ELBO"``.
+        train: The bound that was optimized, averaged over the epoch's steps. While the KL weight is below 1 it is the
+            weighted one.
+        valid: The bound on the validation data at the end of the epoch, with a KL weight of 1 and the same noise every
+            time; empty without validation data.
+        kl_weight: Weight of the latent sites at the epoch's last step.
+        learning_rate: Learning rate during the epoch.
+        seconds: Wall time from the start of training to the end of the epoch.
+        best_epoch: Index of the epoch whose weights the module has at the end: the best on the validation data, without
+            them the last; ``None`` if no epoch was completed.
+        interrupted: Whether Ctrl-C ended the run.
+    """
+
+    objective: str
+    train: list[float] = field(default_factory=list)
+    valid: list[float] = field(default_factory=list)
+    kl_weight: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+    interrupted: bool = False
+
+    def append(self, **row: float) -> None:
+        """Adds an epoch's values to the columns of their names."""
+        for name, value in row.items():
+            getattr(self, name).append(value)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the learning curves, on ``ax`` or on a new figure."""
+        return learning_curves({self.objective: self}, ax=ax)
+
+
+def fit(
+    module: nn.Module,
+    train: Data,
+    valid: Data | None = None,
+    *,
+    objective: ELBO | None = None,
+    epochs: int = 100,
+    batch_size: int = 100,
+    learning_rate: float = 1e-3,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+    kl_warmup: int = 0,
+    transform: Transform | None = None,
+    patience: int | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> History:
+    """Trains a module's Pyro ``model`` and ``guide`` by stochastic variational inference.
+
+    Data, model and guide are checked once, on all data, before the first step; Pyro's validation is off from then on.
+    With validation data the best weights are restored at the end. Ctrl-C ends training, not the script: what was
+    trained so far is in the module and in the returned history.
+
+    Args:
+        module: Has ``model(*data)`` and ``guide(*data)``: a :class:`pyrovae.VAE`, or any module of your own. Parameters
+            that the programs make with ``pyro.param`` are trained too.
+        train: Training data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension, which the
+            programs get as several arguments. Kept on the device.
+        valid: Validation data, likewise.
+        objective: Any Pyro ELBO, :class:`pyrovae.objectives.IWAE` among them; by default ``Trace_ELBO()``.
+        epochs: Passes over the training data, at most.
+        batch_size: Data per step; the last batch of an epoch may be shorter, and none is dropped.
+        learning_rate: Given to the optimizer as ``lr``.
+        optimizer: Called as ``optimizer(parameters, lr=learning_rate)``; by default one fused Adam for all parameters.
+        scheduler: Called on the optimizer; the schedule that it returns makes a step after every epoch.
+        kl_warmup: Number of epochs over which the weight of the latent sites grows linearly to 1.
+        transform: Applied to every training batch on the device, such as :func:`pyrovae.data.binarize`.
+        patience: Stop after so many epochs without a better bound on the validation data.
+        seed: Makes a run on a CPU repeat bit for bit, and leaves the global generators alone; without one, noise and
+            order come from the global generators.
+        device: ``"auto"`` is a CUDA device if there is one, else the CPU.
+        progress: Whether to show a progress bar; it is quiet where the output is no terminal.
+
+    Returns:
+        The history, in nats per datum.
+
+    Raises:
+        TypeError: If the module has no model and guide, or data are not floating-point tensors.
+        ValueError: If data are empty, not finite, of different lengths or outside the likelihood's support; if model
+            and guide disagree; if an option is out of range; if the device is not there.
+        FloatingPointError: If the loss is no longer finite.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ... )
+        >>> history = pv.fit(vae, torch.randn(200, 4), epochs=2, seed=0)
+        >>> len(history.train)
+        2
+    """
+    _check_options(module, valid, epochs=epochs, batch_size=batch_size, patience=patience, kl_warmup=kl_warmup)
+    where = as_device(device)
+    train_data = tuple(tensor.to(where) for tensor in as_tensors("train", train))
+    valid_data = None if valid is None else tuple(tensor.to(where) for tensor in as_tensors("valid", valid))
+    module.to(where)
+    steps = math.ceil(len(train_data[0]) / batch_size)
+    with seeded(seed):
+        run = _Run(module, Trace_ELBO() if objective is None else objective, batch_size)
+        parameters = run.check(train_data, transform) | ({} if valid_data is None else run.check(valid_data))
+        make_optimizer = optimizer or partial(torch.optim.Adam, fused=True)
+        run.optimizer = make_optimizer(parameters.values(), lr=learning_rate)
+        schedule = None if scheduler is None else scheduler(run.optimizer)
+        history, best = History(run.name), _Best([*parameters.values(), *module.buffers()])
+        start = time.perf_counter()
+        with (
+            pyro.validation_enabled(False),
+            tqdm(total=epochs * steps, unit="step", desc=run.name, disable=None if progress else True) as bar,
+        ):
+            try:
+                for epoch in range(epochs):
+                    ramp = [min(1.0, (epoch * steps + i + 1) / (kl_warmup * steps or 1)) for i in range(steps)]
+                    row = {
+                        "learning_rate": run.optimizer.param_groups[0]["lr"],
+                        "kl_weight": ramp[-1],
+                        "train": run.train(train_data, transform, ramp, bar),
+                    }
+                    if valid_data is not None:
+                        row["valid"] = run.evaluate(valid_data)
+                    history.append(**row, seconds=time.perf_counter() - start)
+                    history.best_epoch = best.offer(epoch, row.get("valid"))
+                    bar.set_postfix_str(
+                        ", ".join(f"{name} {row[name]:.2f}" for name in ("train", "valid") if name in row)
+                    )
+                    if schedule is not None:
+                        _advance(schedule, history)
+                    if patience is not None and epoch - best.epoch >= patience:
+                        break
+            except KeyboardInterrupt:
+                history.interrupted = True
+            finally:
+                best.restore()
+    return history
+
+
+class _Run:
+    """One module under one objective: steps of the optimizer, and bounds in nats per datum."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, module: Any, objective: Any, batch_size: int) -> None:
+        self.module, self.model, self.guide = module, module.model, module.guide
+        self.objective, self.batch_size = objective, batch_size
+        self.name = type(objective).__name__
+        self.full_size: int | None = None
+
+    def check(self, data: tuple[Tensor, ...], transform: Transform | None = None) -> dict[int, Tensor]:
+        """Runs the programs once on all data with validation on, and returns the trainable parameters by identity."""
+        with isolated(self.model, self.guide, seed=0), poutine.trace(param_only=True) as capture:
+            for batch in self._batches(data, transform):
+                plate = check_program(self.model, self.guide, batch)
+                # A plate that does not follow the batch has the number of data that the loss is scaled to.
+                self.full_size = None if plate.full_size == len(batch[0]) else plate.full_size
+        values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
+        sites = [value.unconstrained() for value in values]
+        return {id(p): p for p in (*self.module.parameters(), *sites) if p.requires_grad}
+
+    def train(self, data: tuple[Tensor, ...], transform: Transform | None, ramp: Sequence[float], bar: Any) -> float:
+        """Makes one pass over the data in random order and returns the mean bound of its steps."""
+        total: Any = 0.0
+        for batch, kl_weight in zip(self._batches(data, transform, shuffle=True), ramp, strict=True):
+            total += self._step(batch, kl_weight) * self._weight(batch)
+            bar.update()
+        bound = -float(total) / len(data[0])
+        if not math.isfinite(bound):
+            raise FloatingPointError(
+                f"the {self.name} objective became {bound}; lower the learning rate, rescale the data, or bound the "
+                f"scales that the networks give"
+            )
+        return bound
+
+    def evaluate(self, data: tuple[Tensor, ...]) -> float:
+        """Returns the bound on data, with the same noise at every call."""
+        with isolated(self.model, self.guide, seed=0):
+            losses = [
+                _first(self.objective.loss(self.model, self.guide, *batch)) * self._weight(batch)
+                for batch in self._batches(data)
+            ]
+        return -math.fsum(losses) / len(data[0])
+
+    def _step(self, batch: tuple[Tensor, ...], kl_weight: float) -> Tensor | float:
+        self.optimizer.zero_grad()
+        with _LatentWeight(kl_weight) if kl_weight < 1 else nullcontext():
+            if hasattr(self.objective, "differentiable_loss"):
+                loss = self.objective.differentiable_loss(self.model, self.guide, *batch)
+                if loss.requires_grad:
+                    loss.backward()
+                loss = loss.detach()
+            else:
+                loss = _first(self.objective.loss_and_grads(self.model, self.guide, *batch))
+        if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
+            raise ValueError(
+                f"no parameter of {type(self.module).__name__} gets a gradient from {self.name}; use the module's "
+                f"parameters in its model or guide, and announce them with pyro.module where the objective is not "
+                f"differentiable by itself"
+            )
+        self.optimizer.step()
+        return loss
+
+    def _weight(self, batch: tuple[Tensor, ...]) -> float:
+        """What turns a batch's loss into nats, summed over the batch."""
+        return 1.0 if self.full_size is None else len(batch[0]) / self.full_size
+
+    def _batches(
+        self, data: tuple[Tensor, ...], transform: Transform | None = None, shuffle: bool = False
+    ) -> Iterator[tuple[Tensor, ...]]:
+        size, device = len(data[0]), data[0].device
+        order = torch.randperm(size, device=device) if shuffle else torch.arange(size, device=device)
+        for indices in order.split(self.batch_size):
+            batch = tuple(tensor[indices] for tensor in data)
+            yield batch if transform is None else as_tuple(transform(*batch))
+
+
+class _LatentWeight(Messenger):
+    """Weighs the log-probabilities of latent sites in model and guide, and with them the KL term."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.weight
+
+
+class _Best:
+    """The tensors at the epoch with the best bound on the validation data; without such data, at the last epoch."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors: Sequence[Tensor] = tensors
+        self.copies: list[Tensor] = []
+        self.epoch, self.bound = -1, -math.inf
+
+    def offer(self, epoch: int, bound: float | None) -> int:
+        """Copies the tensors if the bound is the best so far; returns the epoch that :meth:`restore` would restore."""
+        if bound is None:
+            self.epoch = epoch
+        elif bound > self.bound:
+            self.epoch, self.bound = epoch, bound
+            self.copies = [tensor.detach().clone() for tensor in self.tensors]
+        return self.epoch
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor, copy in zip(self.tensors, self.copies, strict=False):
+            tensor.copy_(copy)
+
+
+def _advance(schedule: torch.optim.lr_scheduler.LRScheduler, history: History) -> None:
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        schedule.step(-(history.valid or history.train)[-1])
+    else:
+        schedule.step()
+
+
+def _first(loss: Any) -> float:
+    """A loss; of several (reweighted wake-sleep) the model's."""
+    return loss[0] if isinstance(loss, tuple) else loss
+
+
+def _check_options(module: nn.Module, valid: Data | None, patience: int | None, kl_warmup: int, **counts: int) -> None:
+    for role in ("model", "guide"):
+        if not callable(getattr(module, role, None)):
+            raise TypeError(
+                f"fit trains a module that has a Pyro model and guide; {type(module).__name__} has no {role}"
+            )
+    for name, count in {**counts, "patience": 1 if patience is None else patience}.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    if kl_warmup < 0:
+        raise ValueError(f"kl_warmup is a number of epochs, at least 0, got {kl_warmup}")
+    if patience is not None and valid is None:
+        raise ValueError("patience watches validation data; give valid=, or no patience")

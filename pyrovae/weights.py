@@ -1,0 +1,286 @@
+r"""Importance log-weights of a Pyro program: the waist through which every bound and every diagnostic passes.
+
+For data :math:`x_n` and draws :math:`z_n^{(k)} \sim q(z \mid x_n)`,
+
+.. math:: \log w_n^{(k)} = \log p(x_n, z_n^{(k)}) - \log q(z_n^{(k)} \mid x_n),
+
+one number per draw and per datum. The draws are a plate outside all plates of the program; the log-probability of every
+site is summed over all dimensions but the draws and the data. Masks are kept. Scales are not multiplied in: a plate's
+subsampling and :func:`pyro.poutine.scale` weigh a training loss, and they are returned beside the weights.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_site_shape
+from torch import Tensor
+
+Program = Callable[..., Any]
+Site = Any  # a Pyro message
+
+
+class Weights(NamedTuple):
+    """Log-weights and what they came with.
+
+    Attributes:
+        log_weights: Shape ``(num_samples, N)``, nats.
+        scale: What a datum's bound counts in a training loss: a number, or a tensor that broadcasts to ``(N,)``.
+        plate: The data plate.
+        nesting: Depth of the program's own plates.
+        outside: Names of the observed sites outside the data plate; their log-probability is in no datum's weight.
+        unreparameterized: Names of the guide's sites whose draws carry no gradient.
+    """
+
+    log_weights: Tensor
+    scale: float | Tensor
+    plate: CondIndepStackFrame
+    nesting: int
+    outside: tuple[str, ...]
+    unreparameterized: tuple[str, ...]
+
+
+def importance_weights(
+    model: Program,
+    guide: Program,
+    args: Sequence[Any],
+    num_samples: int = 1,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    nesting: int | None = None,
+    plate: str | None = None,
+    tempered: bool = False,
+    subsample: tuple[str, Tensor] | None = None,
+) -> Weights:
+    """Runs guide and model, and returns their log-weights, differentiable and open to Pyro's handlers.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        args: Arguments of both, the data among them.
+        num_samples: Draws of z per datum.
+        kwargs: Keyword arguments of both.
+        nesting: Depth of the program's own plates. All draws are then made in one run, along the next dimension to the
+            left. By default the program is run once for every draw.
+        plate: Name of the data plate; by default the outermost plate that all latent sites share.
+        tempered: Whether the scales of single sites (annealing) multiply their log-probabilities. The data plate's own
+            factor, and a factor common to all sites, never do: they are the returned ``scale``.
+        subsample: Name and indices of a subsampling plate that is to take these data.
+
+    Raises:
+        ValueError: If there is no draw to make, model and guide disagree about their latent sites, there is no data
+            plate, a latent site lies outside it, or a value lies outside the support of its distribution.
+    """
+    if num_samples < 1:
+        raise ValueError(f"the number of draws per datum must be at least 1, got {num_samples}")
+    if subsample is not None:
+        model, guide = _Take(*subsample)(model), _Take(*subsample)(guide)
+    if nesting is None:
+        runs = [_run(model, guide, args, kwargs or {}, plate, tempered) for _ in range(num_samples)]
+        return runs[0]._replace(log_weights=torch.cat([run.log_weights for run in runs]))
+    draws = pyro.plate("_pyrovae_draws", num_samples, dim=-nesting - 1)
+    weights = _run(draws(model), draws(guide), args, kwargs or {}, plate, tempered, draws_dim=-nesting - 1)
+    return weights._replace(log_weights=weights.log_weights.expand(num_samples, -1), nesting=nesting)
+
+
+def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIndepStackFrame:
+    """Runs guide and model once with validation on and returns the outermost plate of the observed sites.
+
+    Latents outside that plate, and latents that the model enumerates, are no fault of a program that is to be trained.
+
+    Raises:
+        ValueError: If model and guide disagree about their latent sites, no plate holds all observed sites, or a value
+            lies outside the support of its distribution.
+    """
+    with pyro.validation_enabled():
+        model_sites, guide_sites = _trace(model, guide, args, {})
+        _check_same_latents([site for site in model_sites if not site["infer"].get("enumerate")], guide_sites)
+        for site in model_sites + guide_sites:
+            _log_prob(site)
+    return _outermost([site for site in model_sites if site["is_observed"]])
+
+
+def latent_draws(guide: Program, args: Sequence[Any]) -> dict[str, Tensor]:
+    """Runs the guide once and returns the draws of each latent site in its outermost plate, shape ``(N, units)``."""
+    draws = {}
+    for site in _sample_sites(poutine.trace(guide).get_trace(*args)):
+        if not site["is_observed"] and (frames := _frames(site)):
+            dim = frames[0].dim - site["fn"].event_dim
+            draws[site["name"]] = site["value"].movedim(dim, 0).flatten(1)
+    return draws
+
+
+class _Take(Messenger):
+    """Tells a subsampling plate which data to take."""
+
+    def __init__(self, name: str, indices: Tensor) -> None:
+        super().__init__()
+        self.name, self.indices = name, indices
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.name:
+            msg["value"] = self.indices
+
+
+def _run(
+    model: Program,
+    guide: Program,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    plate: str | None,
+    tempered: bool,
+    draws_dim: int | None = None,
+) -> Weights:
+    """Runs guide and model, and sums their sites' log-probabilities per datum."""
+    model_sites, guide_sites = _trace(model, guide, args, kwargs)
+    _check_same_latents(model_sites, guide_sites)
+    sites = model_sites + guide_sites
+    data = _data_plate(sites, plate)
+    inside = [data in site["cond_indep_stack"] for site in sites]
+    own_scales = [site["scale"] * data.size / data.full_size for site in sites]
+    common = _common([scale for scale, is_inside in zip(own_scales, inside, strict=True) if is_inside])
+    log_weights: Any = 0.0
+    for i, site in enumerate(sites):
+        if inside[i]:
+            temper = own_scales[i] if tempered and common is None else 1.0
+            term = _per_datum(scale_and_mask(_log_prob(site), temper, site["mask"]), draws_dim, data.dim)
+            log_weights = log_weights + term if i < len(model_sites) else log_weights - term
+    return Weights(
+        log_weights.expand(-1, data.size),
+        scale=data.full_size / data.size * (1.0 if common is None else common),
+        plate=data,
+        nesting=-min(frame.dim for site in sites for frame in _frames(site)),
+        outside=tuple(site["name"] for site, is_inside in zip(sites, inside, strict=True) if not is_inside),
+        unreparameterized=tuple(site["name"] for site in guide_sites if not site["fn"].has_rsample),
+    )
+
+
+def _trace(
+    model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Site], list[Site]]:
+    """Runs the guide, then the model on the guide's draws, and returns the sample sites of model and guide."""
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return _sample_sites(model_trace), _sample_sites(guide_trace)
+
+
+def _sample_sites(trace: poutine.Trace) -> list[Site]:
+    return [site for site in prune_subsample_sites(trace).nodes.values() if site["type"] == "sample"]
+
+
+def _frames(site: Site) -> list[Any]:
+    """A site's vectorized plates, outermost first."""
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != "_pyrovae_draws"]
+
+
+def _check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None:
+    in_model = {site["name"] for site in model_sites if not site["is_observed"]}
+    in_guide = {site["name"] for site in guide_sites if not site["is_observed"]}
+    auxiliary = {site["name"] for site in guide_sites if site["infer"].get("is_auxiliary")}
+    if missing := sorted(in_model - in_guide):
+        raise ValueError(
+            f"latent site {missing[0]!r} is in the model but not in the guide, which has {sorted(in_guide)}; "
+            f"sample it in the guide under the same name, or observe it"
+        )
+    if surplus := sorted(in_guide - in_model - auxiliary):
+        raise ValueError(
+            f"latent site {surplus[0]!r} is in the guide but not in the model, which has {sorted(in_model)}; "
+            f"sample it in the model under the same name, or mark it with infer={{'is_auxiliary': True}}"
+        )
+
+
+def _data_plate(sites: list[Site], name: str | None) -> Any:
+    """The plate called so, or the outermost one that all latent sites share."""
+    latents = [site for site in sites if not site["is_observed"]]
+    if name is None:
+        shared = _shared(latents or sites)
+        data = shared[0] if shared else _outermost([site for site in sites if site["is_observed"]])
+    else:
+        plates = {frame.name: frame for site in sites for frame in _frames(site)}
+        if name not in plates:
+            raise ValueError(f"there is no vectorized plate {name!r} in the program, which has {sorted(plates)}")
+        data = plates[name]
+    for site in latents:
+        if data not in site["cond_indep_stack"]:
+            raise ValueError(
+                f"latent site {site['name']!r} lies outside the data plate {data.name!r}, so the data are not "
+                f"independent and no datum has a weight of its own; condition on it "
+                f"(pyro.condition(model, data={{{site['name']!r}: value}}), and leave it out of the guide), "
+                f"or name another plate with plate="
+            )
+    return data
+
+
+def _shared(sites: list[Site]) -> list[CondIndepStackFrame]:
+    return [frame for frame in _frames(sites[0]) if all(frame in site["cond_indep_stack"] for site in sites)]
+
+
+def _outermost(sites: list[Site]) -> CondIndepStackFrame:
+    if not sites:
+        raise ValueError("the model observes nothing; pass the data with pyro.sample(name, distribution, obs=x)")
+    if not (shared := _shared(sites)):
+        raise ValueError(
+            f"there is no data plate around the observed sites {[site['name'] for site in sites]}; declare the data "
+            f"independent with a vectorized plate, `with pyro.plate('data', len(x)):`"
+        )
+    return shared[0]
+
+
+def _common(scales: list[Any]) -> float | Tensor | None:
+    """The factor that all sites share, or None where they differ."""
+    first, *rest = scales
+    if isinstance(first, Tensor):
+        same = all(isinstance(scale, Tensor) and torch.equal(first, scale) for scale in rest)
+    else:
+        same = all(not isinstance(scale, Tensor) and scale == first for scale in rest)
+    return first if same else None
+
+
+def _log_prob(site: Site) -> Tensor:
+    """Unscaled log-probability of a site, shape: its batch shape."""
+    try:
+        log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except ValueError as error:
+        raise ValueError(_outside_support(site)) from error
+    if is_validation_enabled():
+        checked: Any = {**site, "log_prob": log_prob}
+        check_site_shape(checked, max_plate_nesting=sys.maxsize)
+    return log_prob
+
+
+def _outside_support(site: Site) -> str:
+    """What a distribution's refusal means and how to answer it."""
+    fn, value = site["fn"], site["value"]
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | torch.distributions.Independent):
+        fn = fn.base_dist
+    name = type(fn).__name__
+    found = f"values from {value.min():.4g} to {value.max():.4g}" if value.numel() else "no values"
+    message = (
+        f"site {site['name']!r}: {found}, shape {tuple(value.shape)}, cannot be scored by a {name} of batch shape "
+        f"{tuple(site['fn'].batch_shape)} and event shape {tuple(site['fn'].event_shape)} with support {fn.support}"
+    )
+    is_grey = value.numel() and value.min() >= 0 and value.max() <= 1
+    if isinstance(fn, torch.distributions.Bernoulli) and is_grey:
+        message += (
+            "; grey values have no Bernoulli likelihood: binarize them (pyrovae.data.binarize, or a data set with "
+            "binarization='dynamic'), or use a likelihood of real values such as pyrovae.likelihoods.Normal"
+        )
+    return message
+
+
+def _per_datum(log_prob: Tensor, draws_dim: int | None, data_dim: int) -> Tensor:
+    """Sums over all dimensions but the draws and the data, to shape ``(num_samples or 1, N or 1)``."""
+    kept = [data_dim] if draws_dim is None else [draws_dim, data_dim]
+    padded = log_prob.reshape((1,) * (-min(kept) - log_prob.ndim) + log_prob.shape)
+    summed = [dim for dim in range(-padded.ndim, 0) if dim not in kept]
+    per_datum = padded.sum(summed) if summed else padded
+    return per_datum.reshape(-1, per_datum.shape[-1])

@@ -1,0 +1,46 @@
+"""What several test modules need."""
+
+import os
+from pathlib import Path
+
+import matplotlib as mpl
+import pyro
+import pytest
+import torch
+
+import pyrovae as pv
+
+mpl.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    """Binary data, shape ``(12, 6)``."""
+    return torch.bernoulli(torch.full((12, 6), 0.4))
+
+
+@pytest.fixture
+def vae() -> pv.VAE:
+    return small_vae()
+
+
+def small_vae(size: int = 6, latent: int = 2) -> pv.VAE:
+    return pv.VAE(
+        pv.priors.StandardNormal(latent),
+        pv.likelihoods.Bernoulli(pv.networks.mlp(latent, 8, size)),
+        pv.posteriors.DiagonalNormal(pv.networks.mlp(size, 8, 2 * latent)),
+    )
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder that PYROVAE_DATA names; tests of downloaded data sets skip without it."""
+    if not (root := os.environ.get("PYROVAE_DATA")):
+        pytest.skip("PYROVAE_DATA names no folder with data sets")
+    return Path(root)

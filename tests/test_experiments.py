@@ -1,0 +1,58 @@
+"""Every experiment runs at toy size and writes what it promises."""
+
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+import experiments
+
+TOYS = {
+    "elbo_vs_iwae": {
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+    },
+}  # fmt: skip
+
+
+def test_no_experiment_is_untested() -> None:
+    assert {module.name for module in pkgutil.iter_modules(experiments.__path__)} == set(TOYS)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_experiment(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"experiments.{name}")
+    module.main(module.Options(**TOYS[name], out=tmp_path))
+    assert (tmp_path / "results.json").stat().st_size
+    assert list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_help_lists_every_option_with_its_default(name: str) -> None:
+    command = [sys.executable, "-m", f"experiments.{name}", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for option in importlib.import_module(f"experiments.{name}").Options.__dataclass_fields__:
+        assert f"--{option.replace('_', '-')}" in text
+    assert text.count("default: ") >= len(importlib.import_module(f"experiments.{name}").Options.__dataclass_fields__)
+
+
+def test_elbo_vs_iwae_writes_the_table_and_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module("experiments.elbo_vs_iwae")
+    table = module.main(module.Options(**TOYS["elbo_vs_iwae"], out=tmp_path))
+    assert list(table.index) == ["VAE", "IWAE", "difference"]
+    columns = ["ELBO", "IWAE_5", "IWAE_50", "IWAE_60", "ESS", "k-hat > 0.7", "active units", "seconds"]
+    assert list(table.columns) == columns
+    assert table.to_string() in capsys.readouterr().out
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["table"]["VAE"]["ELBO"] == table.loc["VAE", "ELBO"]
+    assert record["options"]["epochs"] == 1
+    with xr.open_dataset(tmp_path / "evaluation.nc") as results:
+        assert results.model.values.tolist() == ["VAE", "IWAE"]
+        assert results.sizes["datum"] == 15
+        assert table.loc["IWAE", "ELBO"].startswith(f"{float(results.elbo.sel(model='IWAE').mean()):.2f} ± ")
+    figures = {path.stem for path in tmp_path.glob("*.png")}
+    assert figures == {"bounds", "learning_curves", "reconstructions", "samples"}

@@ -1,0 +1,66 @@
+"""Importing the package changes nothing for others, and its layers know only what the design lets them know."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pyrovae as pv
+
+PACKAGE = Path(pv.__file__).parent
+LAYERS = {
+    "networks": set(),
+    "priors": {"networks"},
+    "likelihoods": {"networks"},
+    "posteriors": {"networks"},
+    "vae": set(),
+    "weights": set(),
+    "isolation": set(),
+    "arguments": set(),
+    "testing": set(),
+    "plots": {"training"},  # for type checkers only
+    "objectives": {"weights", "isolation"},
+    "training": {"weights", "isolation", "arguments", "plots"},
+    "evaluation": {"weights", "isolation", "arguments", "evaluation"},
+    "data": {"data"},
+}
+
+
+def test_imports_follow_the_data() -> None:
+    found: dict[str, set[str]] = {layer: set() for layer in LAYERS}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyrovae"):
+                names = (
+                    [alias.name for alias in node.names] if node.module == "pyrovae" else [node.module.split(".")[1]]
+                )
+                found[parts[0]] |= set(names)
+    assert set(found) == set(LAYERS)
+    for layer, names in found.items():
+        assert names <= LAYERS[layer], layer
+
+
+def test_importing_changes_no_global_setting() -> None:
+    code = """
+import random, numpy, torch, pyro, matplotlib
+def settings():
+    return (
+        torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(),
+        torch.distributions.Distribution._validate_args, torch.backends.cudnn.benchmark,
+        torch.get_float32_matmul_precision(), torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(),
+        random.getstate(), pyro.settings.get(), dict(pyro.get_param_store().items()), matplotlib.rcParams.copy(),
+    )
+before = settings()
+import pyrovae
+assert settings() == before
+assert pyrovae.__version__
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_public_names() -> None:
+    for name in pv.__all__:
+        assert hasattr(pv, name)

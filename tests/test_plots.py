@@ -1,0 +1,55 @@
+"""Figures show the results that they are given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from pyrovae import plots
+from pyrovae.evaluation import evaluate
+from pyrovae.training import History
+from tests.oracle import Oracle
+
+
+@pytest.fixture(autouse=True)
+def _close() -> object:
+    yield
+    plt.close("all")
+
+
+def test_learning_curves() -> None:
+    history = History("IWAE", train=[-300.0] + [-100.0 + i for i in range(20)], valid=[-300.0] + [-101.0] * 20)
+    ax = plots.learning_curves({"a": history, "b": History("IWAE", train=[-90.0])})
+    assert [line.get_label() for line in ax.lines] == ["a, train", "a, valid", "b, train"]
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), history.train)
+    assert ax.get_ylim()[0] > -120  # the first steps do not squeeze the rest
+    assert "nats" in ax.get_ylabel()
+
+
+def test_bounds() -> None:
+    oracle = Oracle(scale=1.4)
+    x = oracle.data(30)
+    result = evaluate(oracle.vae.model, oracle.vae.guide, x, 60, seed=0)
+    given = plt.subplots()[1]
+    ax = plots.bounds({"oracle": result}, ax=given)
+    assert ax is given
+    (container,) = ax.containers
+    np.testing.assert_allclose(container.lines[0].get_ydata(), result.iwae.mean("datum"))
+    (band,) = ax.collections[:1]
+    height = np.ptp(band.get_paths()[0].vertices[:, 1][np.isclose(band.get_paths()[0].vertices[:, 0], 60)])
+    assert height == pytest.approx(2 * float(result.log_likelihood.std(ddof=1)) / 30**0.5)
+
+
+def test_images() -> None:
+    batch = torch.rand(6, 4, 5)
+    figure = plots.images({"one": batch, "two": batch}, columns=3, stacked=True)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["one", "two"]
+    tile = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(tile[1:5, 1:6], batch[0])
+    np.testing.assert_allclose(tile[6:10, 1:6], batch[3])
+    assert len(plots.images({"one": batch}, columns=2).axes) == 1
+
+
+def test_images_of_a_wrong_shape() -> None:
+    with pytest.raises(ValueError, match=r"images of 'x' must have shape \(n, height, width\), got \(6, 20\)"):
+        plots.images({"x": torch.rand(6, 20)}, columns=2)

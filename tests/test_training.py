@@ -1,0 +1,354 @@
+"""fit: every ELBO, any module, the same run twice, and errors before the first step."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae import training
+from tests.conftest import small_vae
+from tests.oracle import Oracle
+
+fit = partial(pv.fit, progress=False)
+
+
+def digits_vae() -> pv.VAE:
+    return pv.VAE(
+        pv.priors.StandardNormal(8),
+        pv.likelihoods.Bernoulli(pv.networks.mlp(8, 64, (8, 8))),
+        pv.posteriors.DiagonalNormal(pv.networks.mlp((8, 8), 64, 16)),
+    )
+
+
+def test_training_raises_the_elbo_on_real_digits() -> None:
+    splits = pv.data.digits("static")
+    vae = digits_vae()
+    before = pv.evaluation.evaluate(vae.model, vae.guide, splits.test, 20, seed=0).elbo.mean()
+    history = fit(vae, splits.train, splits.valid, epochs=30, learning_rate=3e-3, seed=0)
+    after = pv.evaluation.evaluate(vae.model, vae.guide, splits.test, 20, seed=0).elbo.mean()
+    assert after > before + 15
+    assert history.train[-1] > history.train[0] + 10
+    assert float(after) == pytest.approx(history.valid[-1], abs=2)  # the same units, nats per datum
+
+
+def test_training_finds_probabilistic_pca() -> None:
+    oracle = Oracle()
+    x = oracle.data(4000).float()
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Normal(pv.networks.mlp(2, 5), scale=1.0, learn_scale=True),
+        pv.posteriors.DiagonalNormal(pv.networks.mlp(5, 4)),
+    )
+    fit(
+        vae,
+        x,
+        epochs=40,
+        learning_rate=1e-2,
+        seed=0,
+        scheduler=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9),
+    )
+    found = pv.evaluation.evaluate(vae.model, vae.guide, oracle.data(1000, seed=2).float(), 200, seed=0)
+    exact = oracle.log_likelihood(oracle.data(1000, seed=2)).mean().item()
+    assert float(found.log_likelihood.mean()) == pytest.approx(exact, abs=0.05)
+    assert vae.likelihood.log_scale.exp().item() == pytest.approx(oracle.sigma, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        None,
+        Trace_ELBO(num_particles=2),
+        Trace_ELBO(num_particles=2, vectorize_particles=True),
+        TraceMeanField_ELBO(),
+        TraceGraph_ELBO(),
+        TraceEnum_ELBO(max_plate_nesting=1),
+        RenyiELBO(alpha=0.5, num_particles=2),
+        ReweightedWakeSleep(num_particles=2, vectorize_particles=True),
+        pv.objectives.IWAE(3),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites configured for enumeration")
+def test_any_elbo(vae: pv.VAE, x: Tensor, objective: ELBO | None) -> None:
+    before = [parameter.detach().clone() for parameter in vae.parameters()]
+    history = fit(vae, x, x, objective=objective, epochs=2, batch_size=5)
+    assert all((old != new).any() for old, new in zip(before, vae.parameters(), strict=True))
+    assert history.objective == type(objective or Trace_ELBO()).__name__
+    assert all(-20 < bound < 0 for bound in history.train + history.valid)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
+def test_history_is_in_nats_per_datum_whatever_the_batch_size(batch_size: int) -> None:
+    oracle = Oracle()
+    x = oracle.data(12)
+    history = fit(oracle.vae, x, x, epochs=1, batch_size=batch_size, learning_rate=1e-300)
+    exact = oracle.log_likelihood(x).mean().item()  # with the true posterior the ELBO has no variance
+    assert history.train[0] == pytest.approx(exact, rel=1e-9)
+    assert history.valid[0] == pytest.approx(exact, rel=1e-9)
+
+
+def test_history_is_in_nats_per_datum_where_the_plate_is_larger_than_the_batch() -> None:
+    oracle = Oracle()
+
+    class Subsampled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vae = oracle.vae
+
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", 1000, subsample_size=len(x)):
+                z = pyro.sample("z", self.vae.prior())
+                pyro.sample("x", self.vae.likelihood(z), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", 1000, subsample_size=len(x)):
+                pyro.sample("z", self.vae.posterior(x))
+
+    x = oracle.data(12)
+    history = fit(Subsampled(), x, x, epochs=1, batch_size=5, learning_rate=1e-300)
+    exact = oracle.log_likelihood(x).mean().item()
+    assert (history.train[0], history.valid[0]) == pytest.approx((exact, exact), rel=1e-9)
+
+
+def test_no_datum_is_dropped(vae: pv.VAE) -> None:
+    seen: list[Tensor] = []
+
+    def watch(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x
+
+    x = torch.eye(6).repeat(2, 1)[:11]
+    fit(vae, x, epochs=1, batch_size=4, transform=watch)
+    checked, trained = torch.cat(seen[:3]), torch.cat(seen[3:])
+    assert [len(batch) for batch in seen[3:]] == [4, 4, 3]
+    assert torch.equal(checked, x)
+    assert torch.equal(trained.sum(0), x.sum(0))
+    assert not torch.equal(trained, x)  # in random order
+
+
+@pytest.mark.parametrize("objective", [None, pv.objectives.IWAE(3), RenyiELBO(num_particles=2)], ids=repr)
+def test_a_seeded_run_repeats_bit_for_bit_and_leaves_the_generator_alone(x: Tensor, objective: ELBO | None) -> None:
+    runs = []
+    for _ in range(2):
+        pyro.set_rng_seed(7)
+        vae = small_vae()
+        state = torch.get_rng_state()
+        history = fit(vae, x, x, objective=objective, epochs=3, batch_size=5, seed=0, transform=pv.data.binarize)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(len(runs))  # the second run must not depend on what came before
+        runs.append((vae.state_dict(), history.train, history.valid))
+    assert all(torch.equal(tensor, runs[1][0][name]) for name, tensor in runs[0][0].items())
+    assert runs[0][1:] == runs[1][1:]
+
+
+def test_another_seed_is_another_run(x: Tensor) -> None:
+    runs = []
+    for seed in (0, 1):
+        pyro.set_rng_seed(7)
+        runs.append(fit(small_vae(), x, epochs=2, batch_size=5, seed=seed).train)
+    assert runs[0] != runs[1]
+
+
+def test_best_weights_are_restored_and_training_stops_early(x: Tensor) -> None:
+    vae = small_vae()
+    states = []
+
+    class Record(torch.optim.lr_scheduler.LambdaLR):
+        def step(self, epoch: int | None = None) -> None:
+            super().step(epoch)
+            states.append({name: tensor.clone() for name, tensor in vae.state_dict().items()})
+
+    schedule = partial(Record, lr_lambda=lambda epoch: 1.0)
+    history = fit(vae, x[:6], 1 - x[:6], epochs=500, batch_size=3, learning_rate=0.05, patience=4, scheduler=schedule)
+    assert history.best_epoch == max(range(len(history.valid)), key=history.valid.__getitem__)
+    assert len(history.train) == history.best_epoch + 5 < 500
+    best = states[history.best_epoch + 1]  # a schedule makes a first step when it is built
+    assert all(torch.equal(tensor, best[name]) for name, tensor in vae.state_dict().items())
+
+
+def test_validation_uses_the_same_noise_every_epoch(vae: pv.VAE, x: Tensor) -> None:
+    history = fit(vae, x, x, epochs=3, learning_rate=1e-30)
+    assert history.valid[0] == history.valid[1] == history.valid[2]
+    assert history.train[0] != history.train[1]
+
+
+def test_kl_warmup(vae: pv.VAE, x: Tensor) -> None:
+    history = fit(vae, x, x, epochs=4, batch_size=6, kl_warmup=2)
+    assert history.kl_weight == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_kl_weight_multiplies_the_kl_term() -> None:
+    oracle = Oracle(scale=1.5)
+    x = oracle.data(10)
+    losses = []
+    for weight in (1.0, 0.25, 0.0):
+        torch.manual_seed(0)
+        with training._LatentWeight(weight):
+            losses.append(TraceMeanField_ELBO().loss(oracle.vae.model, oracle.vae.guide, x))
+    q = oracle.vae.posterior(x).base_dist
+    kl = 0.5 * (q.scale**2 + q.loc**2 - 1 - 2 * q.scale.log()).sum().item()
+    assert losses[0] - losses[2] == pytest.approx(kl)
+    assert losses[1] - losses[2] == pytest.approx(kl / 4)
+
+
+def test_schedules_of_torch(vae: pv.VAE, x: Tensor) -> None:
+    history = fit(vae, x, epochs=3, scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1))
+    assert history.learning_rate == pytest.approx([1e-3, 1e-4, 1e-5])
+    plateau = partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.1, threshold=1e9, threshold_mode="abs"
+    )
+    history = fit(vae, x, x, epochs=4, scheduler=plateau)
+    assert history.learning_rate == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
+
+
+def test_optimizers_of_torch(vae: pv.VAE, x: Tensor) -> None:
+    before = vae.likelihood.network[0].weight.detach().clone()
+    fit(vae, x, epochs=1, learning_rate=0.1, optimizer=torch.optim.SGD)
+    assert not torch.equal(before, vae.likelihood.network[0].weight)
+
+
+def test_ctrl_c_returns_what_was_trained(vae: pv.VAE, x: Tensor) -> None:
+    steps = 0
+
+    def interrupt(x: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 3 + 3 * 2 + 2:  # the check, two epochs, and one more step
+            raise KeyboardInterrupt
+        return x
+
+    history = fit(vae, x, x, epochs=100, batch_size=4, transform=interrupt)
+    assert history.interrupted
+    assert len(history.train) == len(history.valid) == len(history.seconds) == 2
+    assert history.best_epoch in (0, 1)
+
+
+class Script(nn.Module):
+    """A module that never heard of pyrovae, with pyro.module and pyro.param."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 4)
+
+    def model(self, x: Tensor) -> None:
+        weight = pyro.param("weight", torch.ones(2, 6))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight, scale).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+class Global(nn.Module):
+    """A program with a latent outside the data plate: no evaluation per datum, but training is fine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+
+    def model(self, x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).expand([6]).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.sample("loc", dist.Normal(self.loc, 0.1))
+
+
+def test_plain_pyro_scripts_train(x: Tensor) -> None:
+    script = Script()
+    fit(script, x, x, epochs=30, learning_rate=0.05)
+    assert pyro.param("scale") < 0.9
+    assert not torch.equal(pyro.param("weight"), torch.ones(2, 6))
+    program = Global()
+    fit(program, x + 3, epochs=100, learning_rate=0.1)
+    assert program.loc.item() == pytest.approx((x + 3).mean().item(), abs=0.3)
+
+
+def test_history_plots_itself(vae: pv.VAE, x: Tensor) -> None:
+    ax = fit(vae, x, x, epochs=3).plot()
+    assert [line.get_label() for line in ax.lines] == ["Trace_ELBO, train", "Trace_ELBO, valid"]
+
+
+class Broken(nn.Module):
+    def __init__(self, model: Callable[[Tensor], None], guide: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+        self.parameter = nn.Parameter(torch.zeros(()))
+
+
+def empty(x: Tensor) -> None: ...
+
+
+def no_plate(x: Tensor) -> None:
+    pyro.sample("x", dist.Normal(0.0, 1.0).expand(x.shape).to_event(2), obs=x)
+
+
+def only_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+X = torch.zeros(12, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"train": X[:0]}, ValueError, r"train is empty, shape \(0, 6\)"),
+        ({"train": X.long()}, TypeError, "train must be floating-point"),
+        ({"train": X.numpy()}, TypeError, "train must be a tensor"),
+        ({"train": X / 0}, ValueError, "12 of 12 data in train hold NaN or infinite"),
+        ({"valid": X / 0}, ValueError, "data in valid hold NaN or infinite"),
+        ({"train": X + 0.5}, ValueError, "site 'x': values from 0.5 to 0.5.*binariz"),
+        ({"train": torch.cat([X, X[:1] + 0.5]), "batch_size": 4}, ValueError, "binariz"),
+        ({"valid": X + 0.5}, ValueError, "binariz"),
+        ({"train": torch.zeros(12, 2, 3)}, (ValueError, RuntimeError), "shape"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"patience": 0, "valid": X}, ValueError, "patience must be at least 1, got 0"),
+        ({"patience": 3}, ValueError, "patience watches validation data"),
+        ({"kl_warmup": -1}, ValueError, "kl_warmup is a number of epochs.*got -1"),
+        ({"device": "cuda:99"}, ValueError, "device 'cuda:99' is not there.*device='cpu'"),
+        ({"device": "tpu"}, ValueError, "device 'tpu' is not there"),
+        ({"module": nn.Linear(2, 2)}, TypeError, "Linear has no model"),
+        ({"module": Broken(empty, empty)}, ValueError, "observes nothing"),
+        ({"module": Broken(no_plate, empty)}, ValueError, "no data plate"),
+        ({"module": Broken(only_model, empty)}, ValueError, "'z' is in the model but not in the guide"),
+        ({"module": Broken(only_model, only_model)}, ValueError, "no parameter .* gradient"),
+    ],
+)
+def test_bad_input_is_an_error_before_any_training(
+    vae: pv.VAE, arguments: dict[str, object], error: type[Exception], message: str
+) -> None:
+    before = [parameter.detach().clone() for parameter in vae.parameters()]
+    with pytest.raises(error, match=message):
+        fit(**{"module": vae, "train": X, **arguments})
+    assert all(torch.equal(old, new) for old, new in zip(before, vae.parameters(), strict=True))
+    assert pyro.infer.util.is_validation_enabled()
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_loss_that_is_not_finite_stops_the_run(vae: pv.VAE, x: Tensor) -> None:
+    with pytest.raises(FloatingPointError, match=r"Trace_ELBO objective became (nan|-?inf).*learning rate"):
+        fit(vae, x, epochs=50, learning_rate=1e30, optimizer=torch.optim.SGD)
