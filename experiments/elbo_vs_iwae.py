@@ -7,7 +7,7 @@ importance-sampling estimate of log p(x) on the test digits, with standard error
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,8 @@ class Options:
     """Data per step."""
     learning_rate: float = 2e-3
     """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    kl_warmup: int = 20
+    """Epochs over which the weight of the latent sites grows to 1, so that no latent dimension is given up early."""
     num_samples: int = 5000
     """Draws per test datum of the evaluation."""
     test_size: int | None = None
@@ -76,6 +78,7 @@ def main(options: Options) -> pd.DataFrame:
             scheduler=partial(
                 torch.optim.lr_scheduler.CosineAnnealingLR, T_max=options.epochs, eta_min=options.learning_rate / 100
             ),
+            kl_warmup=options.kl_warmup,
             transform=splits.transform,
             seed=options.seed,
             device=options.device,
@@ -110,13 +113,13 @@ def load(options: Options) -> pv.data.Splits:
         case _:
             splits = choose(root=options.root)
     chosen = np.random.RandomState(options.seed).permutation(len(splits.test))[: options.test_size]
-    return pv.data.Splits(splits.name, splits.train, splits.valid, splits.test[chosen], splits.binarization)
+    return replace(splits, test=splits.test[np.sort(chosen)])
 
 
 def build(options: Options, event_shape: tuple[int, ...]) -> pv.VAE:
-    """The network of the IWAE paper, with the same initial weights at every call."""
+    """The widths of the IWAE paper's network under softplus, with the same initial weights at every call."""
     pyro.set_rng_seed(options.seed)
-    mlp = partial(pv.networks.mlp, activation=torch.nn.Tanh)
+    mlp = partial(pv.networks.mlp, activation=torch.nn.Softplus)
     return pv.VAE(
         prior=pv.priors.StandardNormal(options.latent),
         likelihood=pv.likelihoods.Bernoulli(mlp(options.latent, *options.hidden[::-1], event_shape)),

@@ -1,7 +1,7 @@
 """The contract of a component, as checks to run on ours and on your own.
 
-A test of a new prior, likelihood or posterior is one line, ``check_prior(MyPrior(5), latent=5)``. A component may be any
-callable that returns a distribution; what only modules have (parameters, a state dict) is checked of them.
+A test of a new prior, likelihood or posterior is one line, ``check_prior(MyPrior(5), latent=5)``. A component is any
+callable that returns a distribution; what only modules have is checked only of modules.
 """
 
 import copy

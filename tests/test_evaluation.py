@@ -143,6 +143,15 @@ def test_psis_smooths_and_normalizes() -> None:
     assert spread[0] == pytest.approx(spread[1].item())  # what is not in the tail is only normalized
 
 
+def test_psis_of_few_draws_and_of_flat_tails() -> None:
+    assert psis(torch.randn(20, 3))[1].tolist() == [np.inf] * 3
+    assert psis(torch.zeros(1, 3))[1].tolist() == [-np.inf] * 3
+    bounded = torch.randn(1000, 2).clamp(max=0.0)  # half of the weights are the largest
+    smoothed, pareto_k = psis(bounded)
+    assert pareto_k.tolist() == [-np.inf] * 2
+    torch.testing.assert_close(smoothed, (bounded - bounded.logsumexp(0)).double())
+
+
 # --- any chunking ----------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Pareto-smoothed importance sampling, from ArviZ 0.23 or 1.x: the one place that knows which."""
 
+import math
 import warnings
 
 import numpy as np
@@ -27,8 +28,8 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The smoothed log-weights, normalized so that each datum's weights sum to one, shape ``(num_samples, N)``, and
-        k-hat, shape ``(N,)``. It is ``-inf`` where a datum's weights are all equal up to rounding, for then there is no
-        tail, and ``inf`` where there are too few draws to fit one. Both float64, on the CPU.
+        k-hat, shape ``(N,)``. It is ``-inf`` where a datum's largest weights are equal up to rounding, for then there
+        is no tail, and ``inf`` where there are too few draws to fit one, 20 or fewer. Both float64, on the CPU.
 
     Source:
         *Pareto Smoothed Importance Sampling* (Vehtari, Simpson, Gelman, Yao and Gabry, 2024), by ArviZ.
@@ -40,16 +41,20 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         (True, True)
     """
     rows = np.ascontiguousarray(log_weights.detach().cpu().double().numpy().T)
+    num_samples = rows.shape[1]
+    tail = math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))  # the draws that ArviZ fits
+    largest = np.sort(rows, axis=1)[:, -tail - 1 :]
     rounding = 64 * torch.finfo(log_weights.dtype).eps * np.abs(rows).max(1)
-    flat = rows.max(1) - rows.min(1) <= rounding
-    smoothed = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
-    pareto_k = np.full(len(rows), -np.inf)
-    if not flat.all():
+    flat = np.ptp(largest, axis=1) <= rounding
+
+    smoothed, pareto_k = rows.copy(), np.where(flat, -np.inf, np.inf)
+    if tail >= 5 and not flat.all():
         smoothed[~flat], pareto_k[~flat] = _psislw(rows[~flat])
+    smoothed -= np.logaddexp.reduce(smoothed, axis=1, keepdims=True)
     return torch.from_numpy(smoothed.T), torch.from_numpy(pareto_k)
 
 
 def _psislw(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if array_stats is None:
         return psislw(rows)
-    return array_stats.psislw(rows, axis=-1)
+    return array_stats.psislw(-rows, axis=-1)  # takes the log-likelihoods whose inverses are the weights
