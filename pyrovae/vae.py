@@ -141,8 +141,8 @@ class Model(_Program):
         """Runs the model on data ``x``, shape ``(N, *event)``."""
         _emit_parameters(self)
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", _checked("prior", self.prior(), batch_shape=torch.Size()))
-            p = _checked("likelihood", self.likelihood(z), batch_shape=z.shape[:-1], event_shape=x.shape[1:])
+            z = pyro.sample("z", _run("prior", self.prior, batch_shape=torch.Size()))
+            p = _run("likelihood", self.likelihood, z, batch_shape=z.shape[:-1], event_shape=x.shape[1:])
             pyro.sample("x", p, obs=x)
 
 
@@ -159,16 +159,23 @@ class Guide(_Program):
         """Runs the guide on data ``x``, shape ``(N, *event)``."""
         _emit_parameters(self)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", _checked("posterior", self.posterior(x), batch_shape=x.shape[:1]))
+            pyro.sample("z", _run("posterior", self.posterior, x, batch_shape=x.shape[:1]))
 
 
-def _checked(
+def _run(
     role: str,
-    p: Any,
+    component: Component,
+    *context: Tensor,
     batch_shape: torch.Size,
     event_shape: torch.Size | None = None,
 ) -> Any:
     """Returns a component's distribution, or says how it breaks the contract."""
+    try:
+        p = component(*context)
+    except Exception as error:
+        given = " and ".join(f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}" for tensor in context)
+        error.add_note(f"The {role} was called with {given or 'nothing'}; is this the shape and dtype of its network?")
+        raise
     if not isinstance(p, torch.distributions.Distribution):
         raise TypeError(
             f"the {role} returned a {type(p).__name__}, not a distribution; "

@@ -38,7 +38,7 @@ class Weights(NamedTuple):
         plate: The data plate.
         nesting: Depth of the program's own plates.
         outside: Names of the observed sites outside the data plate; their log-probability is in no datum's weight.
-        unreparameterized: Names of the guide's sites whose draws carry no gradient.
+        unreparameterized: Names of the guide's latent sites whose draws carry no gradient.
     """
 
     log_weights: Tensor
@@ -160,7 +160,9 @@ def _run(
         plate=data,
         nesting=-min(frame.dim for site in sites for frame in _frames(site)),
         outside=tuple(site["name"] for site, is_inside in zip(sites, inside, strict=True) if not is_inside),
-        unreparameterized=tuple(site["name"] for site in guide_sites if not site["fn"].has_rsample),
+        unreparameterized=tuple(
+            site["name"] for site in guide_sites if not (site["is_observed"] or site["fn"].has_rsample)
+        ),
     )
 
 

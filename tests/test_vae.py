@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 from collections.abc import Callable
 
 import pyro
@@ -248,6 +249,22 @@ def test_a_broken_component_is_named(
 
     with pytest.raises(error, match=message):
         exchange_and_run()
+
+
+@pytest.mark.parametrize(
+    ("x", "note"),
+    [
+        (torch.zeros(4, 5), r"posterior was called with a tensor of shape \(4, 5\)"),
+        (
+            torch.zeros(4, 6, dtype=torch.float64),
+            r"posterior was called with a tensor of shape \(4, 6\), torch.float64",
+        ),
+    ],
+)
+def test_data_that_do_not_fit_the_network_are_named(vae: pv.VAE, x: Tensor, note: str) -> None:
+    with pytest.raises(RuntimeError) as error:
+        pv.fit(vae, x, progress=False)
+    assert re.search(note, error.value.__notes__[0])
 
 
 def test_generate_refuses_a_negative_number(vae: pv.VAE) -> None:

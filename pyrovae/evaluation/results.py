@@ -108,7 +108,7 @@ def evaluate(
             "binarization": binarization,
             "data_sha1": _hash(as_tuple(x)),
             "seconds": time.perf_counter() - start,
-            "device": str(sampler.data[0].device),
+            "device": str(sampler.device),
             "units": "nats per datum, higher is better",
             **{f"{package}_version": version(package) for package in ("pyrovae", "torch", "pyro-ppl", "arviz")},
         },

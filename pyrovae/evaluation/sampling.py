@@ -94,8 +94,8 @@ class Sampler:
             raise ValueError(f"memory must be a positive number of bytes, got {memory}")
         data = as_tensors("x", x)
         parameters = (parameter for owner in owners(model, guide) for parameter in owner.parameters())
-        device = next((parameter.device for parameter in parameters), data[0].device)
-        self.data = tuple(tensor.to(device) for tensor in data)
+        self.device = next((parameter.device for parameter in parameters), data[0].device)
+        self.data = data
         self.size, self.num_samples = len(data[0]), num_samples
         self.model, self.guide, self.plate_name, self.vectorize = model, guide, plate, vectorize
 
@@ -132,7 +132,7 @@ class Sampler:
         elif self.plate.size == self.size:
             yield _Piece(self.data, self.size)
         else:
-            indices = torch.arange(self.plate.size, device=self.data[0].device)
+            indices = torch.arange(self.plate.size, device=self.device)
             for start in range(0, self.size, self.plate.size):
                 taken = self.plate.name, (start + indices) % self.size  # the last piece is filled up from the first
                 yield _Piece(self.data, min(self.plate.size, self.size - start), taken)
@@ -142,7 +142,7 @@ class Sampler:
             return importance_weights(
                 self.model,
                 self.guide,
-                piece.args,
+                [tensor.to(self.device) for tensor in piece.args],
                 draws,
                 nesting=self.nesting if vectorize else None,
                 plate=self.plate_name,
