@@ -172,10 +172,14 @@ def _run(
     """Returns a component's distribution, or says how it breaks the contract."""
     try:
         p = component(*context)
-    except Exception as error:
-        given = " and ".join(f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}" for tensor in context)
-        error.add_note(f"The {role} was called with {given or 'nothing'}; is this the shape and dtype of its network?")
+    except torch.OutOfMemoryError:
         raise
+    except RuntimeError as error:  # what torch raises for shapes and dtypes that do not fit
+        given = " and ".join(f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}" for tensor in context)
+        raise ValueError(
+            f"the {role} cannot take {given or 'no context'} ({str(error).splitlines()[0]}); give it data of the shape "
+            f"and dtype that its network takes, or a network that takes these"
+        ) from error
     if not isinstance(p, torch.distributions.Distribution):
         raise TypeError(
             f"the {role} returned a {type(p).__name__}, not a distribution; "

@@ -426,12 +426,12 @@ def test_active_units() -> None:
             "4 of 4 data in x hold NaN or infinite values, the first at index 0",
         ),
         (torch.full((4, 6), 0.3), ValueError, "binariz"),
-        (torch.zeros(4, 5), ValueError, r"event shape \(6,\).*\(5,\)|mat1 and mat2"),
+        (torch.zeros(4, 5), ValueError, r"posterior cannot take a tensor of shape \(4, 5\)"),
         ((torch.zeros(4, 6), torch.zeros(3)), ValueError, r"share a first dimension.*\(4, 6\), \(3,\)"),
     ],
 )
 def test_bad_data(vae: pv.VAE, x: object, error: type[Exception], message: str) -> None:
-    with pytest.raises((error, RuntimeError) if "mat1" in message else error, match=message):
+    with pytest.raises(error, match=message):
         evaluate(vae.model, vae.guide, x, 5)
 
 

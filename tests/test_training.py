@@ -323,7 +323,7 @@ X = torch.zeros(12, 6)
         ({"train": X + 0.5}, ValueError, "site 'x': values from 0.5 to 0.5.*binariz"),
         ({"train": torch.cat([X, X[:1] + 0.5]), "batch_size": 4}, ValueError, "binariz"),
         ({"valid": X + 0.5}, ValueError, "binariz"),
-        ({"train": torch.zeros(12, 2, 3)}, (ValueError, RuntimeError), "shape"),
+        ({"train": torch.zeros(12, 2, 3)}, ValueError, r"posterior cannot take a tensor of shape \(12, 2, 3\)"),
         ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"patience": 0, "valid": X}, ValueError, "patience must be at least 1, got 0"),

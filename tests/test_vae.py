@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import re
 from collections.abc import Callable
 
 import pyro
@@ -252,19 +251,18 @@ def test_a_broken_component_is_named(
 
 
 @pytest.mark.parametrize(
-    ("x", "note"),
+    ("x", "message"),
     [
-        (torch.zeros(4, 5), r"posterior was called with a tensor of shape \(4, 5\)"),
+        (torch.zeros(4, 5), r"posterior cannot take a tensor of shape \(4, 5\), torch.float32 \(.*mat1"),
         (
-            torch.zeros(4, 6, dtype=torch.float64),
-            r"posterior was called with a tensor of shape \(4, 6\), torch.float64",
+            torch.zeros(4, 6).double(),
+            r"posterior cannot take a tensor of shape \(4, 6\), torch.float64 \(.*mat1",
         ),
     ],
 )
-def test_data_that_do_not_fit_the_network_are_named(vae: pv.VAE, x: Tensor, note: str) -> None:
-    with pytest.raises(RuntimeError) as error:
+def test_data_that_do_not_fit_the_network_are_named(vae: pv.VAE, x: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         pv.fit(vae, x, progress=False)
-    assert re.search(note, error.value.__notes__[0])
 
 
 def test_generate_refuses_a_negative_number(vae: pv.VAE) -> None:
