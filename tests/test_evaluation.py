@@ -426,6 +426,7 @@ def test_active_units() -> None:
             "4 of 4 data in x hold NaN or infinite values, the first at index 0",
         ),
         (torch.full((4, 6), 0.3), ValueError, "binariz"),
+        (torch.cat([torch.zeros(50, 6), torch.full((1, 6), 0.3)]), ValueError, "values from 0 to 0.3.*binariz"),
         (torch.zeros(4, 5), ValueError, r"posterior cannot take a tensor of shape \(4, 5\)"),
         ((torch.zeros(4, 6), torch.zeros(3)), ValueError, r"share a first dimension.*\(4, 6\), \(3,\)"),
     ],

@@ -191,6 +191,20 @@ def test_kl_warmup(vae: pv.VAE, x: Tensor) -> None:
     assert history.kl_weight == [0.5, 1.0, 1.0, 1.0]
 
 
+def test_kl_warmup_weighs_the_kl_term_of_training_alone() -> None:
+    oracle = Oracle(scale=1.5)
+    x = oracle.data(10)
+    q = oracle.vae.posterior(x).base_dist
+    kl = 0.5 * (q.scale**2 + q.loc**2 - 1 - 2 * q.scale.log()).sum(-1).mean().item()
+    plain, warm = (
+        fit(oracle.vae, x, x, objective=TraceMeanField_ELBO(), epochs=1, kl_warmup=epochs, learning_rate=1e-300, seed=0)
+        for epochs in (0, 4)
+    )
+    assert warm.kl_weight == [0.25]
+    assert warm.train[0] - plain.train[0] == pytest.approx(0.75 * kl)
+    assert warm.valid == plain.valid
+
+
 def test_kl_weight_multiplies_the_kl_term() -> None:
     oracle = Oracle(scale=1.5)
     x = oracle.data(10)

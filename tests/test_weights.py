@@ -99,6 +99,21 @@ def test_masks_are_kept_and_scales_are_returned(vae: pv.VAE, x: Tensor) -> None:
     assert scaled.scale == 3
 
 
+def test_annealing_is_divided_out_unless_asked_for(vae: pv.VAE, x: Tensor) -> None:
+    def annealed(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            with poutine.scale(scale=0.1):
+                z = pyro.sample("z", vae.prior())
+            pyro.sample("x", vae.likelihood(z), obs=x)
+
+    weights = {}
+    for name, model, tempered in (("plain", vae.model, True), ("out", annealed, False), ("in", annealed, True)):
+        torch.manual_seed(0)
+        weights[name] = importance_weights(model, vae.guide, (x,), 3, nesting=1, tempered=tempered).log_weights
+    torch.testing.assert_close(weights["out"], weights["plain"])
+    assert not torch.allclose(weights["in"], weights["plain"])
+
+
 def test_a_conditioned_latent_is_given() -> None:
     def model(x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
