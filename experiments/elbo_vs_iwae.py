@@ -88,7 +88,7 @@ def main(options: Options) -> pd.DataFrame:
             vae.model, vae.guide, test, options.num_samples, seed=options.seed, binarization=splits.binarization
         )
         active[name] = int(pv.evaluation.active_units(vae.guide, test, seed=options.seed)["z"].sum())
-        seconds[name] = history.seconds[-1]
+        seconds[name] = max(history.seconds, default=0.0)
 
     table = summarize(results, active, seconds)
     print(f"\n{splits.name}, {splits.binarization} binarization, {len(splits.test)} test data, nats per datum:")

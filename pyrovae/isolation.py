@@ -1,13 +1,16 @@
 """Running a program without leaving a trace: its modules and the global generators are afterwards as they were."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from pyro import poutine
-from torch import nn
+from torch import Tensor, nn
+
+Buffers = list[tuple[nn.Module, str, Tensor, Tensor]]
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def isolated(*programs: Callable[..., Any], seed: int) -> Iterator[None]:
     """Runs programs in evaluation mode without gradients, and puts back training modes, buffers and generators."""
     modules = {module for owner in owners(*programs) for module in owner.modules()}
     training = {module: module.training for module in modules}
-    buffers = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers(recurse=False)]
+    buffers = save_buffers(modules)
     for module in modules:
         module.training = False
     try:
@@ -35,15 +38,40 @@ def isolated(*programs: Callable[..., Any], seed: int) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
-        for buffer, before in buffers:
-            buffer.data.copy_(before)
+        restore_buffers(buffers)
+
+
+def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
+    """The buffers of modules, not of their children, with copies of their values."""
+    return [
+        (module, name, buffer, buffer.detach().clone())
+        for module in modules
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+
+
+def restore_buffers(buffers: Buffers) -> None:
+    """Puts buffers back as they were, also those in whose place a module has put another tensor."""
+    for module, name, buffer, value in buffers:
+        buffer.data.copy_(value)
+        module._buffers[name] = buffer
 
 
 def owners(*programs: Callable[..., Any]) -> list[nn.Module]:
     """The modules that programs are, or are methods of, whatever handlers they are wrapped in."""
-    unwrapped = (poutine.unwrap(program) for program in programs)
-    candidates = (getattr(program, "__self__", program) for program in unwrapped)
+    candidates = []
+    for program in programs:
+        inner: Any = poutine.unwrap(program)
+        while isinstance(inner, partial):
+            inner = poutine.unwrap(inner.func)
+        candidates.append(getattr(inner, "__self__", inner))
     return [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
+
+
+def program_device(*programs: Callable[..., Any], default: torch.device) -> torch.device:
+    """The device of the first parameter that the programs' modules have."""
+    parameters = (parameter for owner in owners(*programs) for parameter in owner.parameters())
+    return next((parameter.device for parameter in parameters), default)
 
 
 def fresh_seed() -> int:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyrovae.arguments import Data, as_device, as_tensors, as_tuple
-from pyrovae.isolation import isolated, seeded
+from pyrovae.isolation import Buffers, isolated, restore_buffers, save_buffers, seeded
 from pyrovae.plots import learning_curves
 from pyrovae.weights import check_program
 
@@ -39,7 +39,7 @@ class History:
         learning_rate: Learning rate during the epoch.
         seconds: Wall time from the start of training to the end of the epoch.
         best_epoch: Index of the epoch whose weights the module has at the end: the best on the validation data, without
-            them the last; ``None`` if no epoch was completed.
+            them the last; ``None`` if that is amid an epoch that Ctrl-C ended.
         interrupted: Whether Ctrl-C ended the run.
     """
 
@@ -83,7 +83,8 @@ def fit(
     """Trains a module's Pyro ``model`` and ``guide`` by stochastic variational inference.
 
     Data, model and guide are checked once, on all data, before the first step; Pyro's validation is off from then on.
-    With validation data the best weights are restored at the end. Ctrl-C ends training, not the script: what was
+    Modules train in the mode, ``train()`` or ``eval()``, in which they are. With validation data the best weights are
+    restored at the end. Ctrl-C ends training, not the script: what was
     trained so far is in the module and in the returned history.
 
     Args:
@@ -92,14 +93,16 @@ def fit(
         train: Training data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension, which the
             programs get as several arguments. Kept on the device.
         valid: Validation data, likewise.
-        objective: Any Pyro ELBO, :class:`pyrovae.objectives.IWAE` among them; by default ``Trace_ELBO()``.
+        objective: A Pyro ELBO, :class:`pyrovae.objectives.IWAE` among them; by default ``Trace_ELBO()``. Not those that
+            Pyro compiles (``JitTrace_ELBO``), which look parameters up in the global store.
         epochs: Passes over the training data, at most.
         batch_size: Data per step; the last batch of an epoch may be shorter, and none is dropped.
         learning_rate: Given to the optimizer as ``lr``.
         optimizer: Called as ``optimizer(parameters, lr=learning_rate)``; by default one fused Adam for all parameters.
-        scheduler: Called on the optimizer; the schedule that it returns makes a step after every epoch.
+        scheduler: Called on the optimizer; the schedule that it returns makes a step after every epoch. A
+            ``ReduceLROnPlateau`` is given minus the bound, which it is to minimize.
         kl_warmup: Number of epochs over which the weight of the latent sites grows linearly to 1.
-        transform: Applied to every training batch on the device, such as :func:`pyrovae.data.binarize`.
+        transform: Applied to the tensors of every training batch on the device, such as :func:`pyrovae.data.binarize`.
         patience: Stop after so many epochs without a better bound on the validation data.
         seed: Makes a run on a CPU repeat bit for bit, and leaves the global generators alone; without one, noise and
             order come from the global generators.
@@ -126,7 +129,9 @@ def fit(
         >>> len(history.train)
         2
     """
-    _check_options(module, valid, epochs=epochs, batch_size=batch_size, patience=patience, kl_warmup=kl_warmup)
+    _check_options(
+        module, valid, objective, epochs=epochs, batch_size=batch_size, patience=patience, kl_warmup=kl_warmup
+    )
     where = as_device(device)
     train_data = tuple(tensor.to(where) for tensor in as_tensors("train", train))
     valid_data = None if valid is None else tuple(tensor.to(where) for tensor in as_tensors("valid", valid))
@@ -135,10 +140,12 @@ def fit(
     with seeded(seed):
         run = _Run(module, Trace_ELBO() if objective is None else objective, batch_size)
         parameters = run.check(train_data, transform) | ({} if valid_data is None else run.check(valid_data))
+        if not parameters:
+            raise ValueError(f"{type(module).__name__} has no parameter to train; unfreeze some with requires_grad_()")
         make_optimizer = optimizer or partial(torch.optim.Adam, fused=True)
         run.optimizer = make_optimizer(parameters.values(), lr=learning_rate)
         schedule = None if scheduler is None else scheduler(run.optimizer)
-        history, best = History(run.name), _Best([*parameters.values(), *module.buffers()])
+        history, best = History(run.name), _Best(parameters.values(), module)
         start = time.perf_counter()
         with (
             pyro.validation_enabled(False),
@@ -165,6 +172,8 @@ def fit(
                         break
             except KeyboardInterrupt:
                 history.interrupted = True
+                if valid_data is None:
+                    history.best_epoch = None  # the weights are from amid an epoch
             finally:
                 best.restore()
     return history
@@ -186,8 +195,8 @@ class _Run:
         with isolated(self.model, self.guide, seed=0), poutine.trace(param_only=True) as capture:
             for batch in self._batches(data, transform):
                 plate = check_program(self.model, self.guide, batch)
-                # A plate that does not follow the batch has the number of data that the loss is scaled to.
-                self.full_size = None if plate.full_size == len(batch[0]) else plate.full_size
+                if plate.full_size != len(batch[0]):  # the number of data that the loss is scaled to
+                    self.full_size = plate.full_size
         values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
         sites = [value.unconstrained() for value in values]
         return {id(p): p for p in (*self.module.parameters(), *sites) if p.requires_grad}
@@ -198,13 +207,7 @@ class _Run:
         for batch, kl_weight in zip(self._batches(data, transform, shuffle=True), ramp, strict=True):
             total += self._step(batch, kl_weight) * self._weight(batch)
             bar.update()
-        bound = -float(total) / len(data[0])
-        if not math.isfinite(bound):
-            raise FloatingPointError(
-                f"the {self.name} objective became {bound}; lower the learning rate, rescale the data, or bound the "
-                f"scales that the networks give"
-            )
-        return bound
+        return self._finite(-float(total) / len(data[0]))
 
     def evaluate(self, data: tuple[Tensor, ...]) -> float:
         """Returns the bound on data, with the same noise at every call."""
@@ -213,7 +216,15 @@ class _Run:
                 _first(self.objective.loss(self.model, self.guide, *batch)) * self._weight(batch)
                 for batch in self._batches(data)
             ]
-        return -math.fsum(losses) / len(data[0])
+        return self._finite(-sum(losses) / len(data[0]))
+
+    def _finite(self, bound: float) -> float:
+        if not math.isfinite(bound):
+            raise FloatingPointError(
+                f"the {self.name} objective became {bound}; lower the learning rate, rescale the data, or bound the "
+                f"scales that the networks give"
+            )
+        return bound
 
     def _step(self, batch: tuple[Tensor, ...], kl_weight: float) -> Tensor | float:
         self.optimizer.zero_grad()
@@ -263,9 +274,10 @@ class _LatentWeight(Messenger):
 class _Best:
     """The tensors at the epoch with the best bound on the validation data; without such data, at the last epoch."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors: Sequence[Tensor] = tensors
+    def __init__(self, parameters: Iterable[Tensor], module: nn.Module) -> None:
+        self.parameters, self.modules = list(parameters), list(module.modules())
         self.copies: list[Tensor] = []
+        self.buffers: Buffers = []
         self.epoch, self.bound = -1, -math.inf
 
     def offer(self, epoch: int, bound: float | None) -> int:
@@ -274,13 +286,15 @@ class _Best:
             self.epoch = epoch
         elif bound > self.bound:
             self.epoch, self.bound = epoch, bound
-            self.copies = [tensor.detach().clone() for tensor in self.tensors]
+            self.copies = [parameter.detach().clone() for parameter in self.parameters]
+            self.buffers = save_buffers(self.modules)
         return self.epoch
 
     @torch.no_grad()
     def restore(self) -> None:
-        for tensor, copy in zip(self.tensors, self.copies, strict=False):
-            tensor.copy_(copy)
+        for parameter, copy in zip(self.parameters, self.copies, strict=False):
+            parameter.copy_(copy)
+        restore_buffers(self.buffers)
 
 
 def _advance(schedule: torch.optim.lr_scheduler.LRScheduler, history: History) -> None:
@@ -295,7 +309,11 @@ def _first(loss: Any) -> float:
     return loss[0] if isinstance(loss, tuple) else loss
 
 
-def _check_options(module: nn.Module, valid: Data | None, patience: int | None, kl_warmup: int, **counts: int) -> None:
+def _check_options(
+    module: nn.Module, valid: Data | None, objective: Any, patience: int | None, kl_warmup: int, **counts: int
+) -> None:
+    if not (objective is None or isinstance(objective, ELBO)):
+        raise TypeError(f"the objective must be a Pyro ELBO such as Trace_ELBO() or IWAE(5), got {objective!r}")
     for role in ("model", "guide"):
         if not callable(getattr(module, role, None)):
             raise TypeError(

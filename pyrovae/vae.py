@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import Message, am_i_wrapped, apply_stack
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 Component = Callable[..., dist.TorchDistribution]
 
@@ -27,6 +28,10 @@ class VAE(nn.Module):
     its first dimension, the latent site ``"z"``, the observed site ``"x"``. They are modules too, so that all of these
     train every parameter: :class:`pyro.infer.SVI`, ``Trace_ELBO()(vae.model, vae.guide)`` under a torch optimizer, and
     :func:`pyrovae.fit`. A component can be exchanged at any time: ``vae.prior = my_prior``.
+
+    The parameters belong to this module and have no names in Pyro's parameter store. So of Pyro's tools those that look
+    parameters up there by name do not apply: ``JitTrace_ELBO``, per-parameter options and saved states of
+    :mod:`pyro.optim` (torch's optimizers and ``state_dict`` do both), ``poutine.lift``.
 
     Args:
         prior: ``prior()`` returns p(z), event shape ``(latent,)``.
@@ -121,6 +126,11 @@ class _Program(nn.Module):
             raise TypeError(
                 f"the {name} must be a callable that returns a distribution, got {type(component).__name__}"
             )
+        if isinstance(getattr(component, "__self__", None), nn.Module):
+            raise TypeError(
+                f"the {name} is the method {component.__qualname__} of a module, whose parameters would never train; "
+                f"make it the module's forward and pass the module"
+            )
         if hasattr(self, name):
             delattr(self, name)  # a module does not let a plain callable take the place of a submodule
         setattr(self, name, component)
@@ -213,27 +223,31 @@ def _emit_parameters(program: nn.Module) -> None:
     if not am_i_wrapped():
         return
     for name, parameter in program.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not isinstance(parameter, UninitializedParameter):
             alias: Any = parameter.detach()
             alias.unconstrained = partial(_identity, parameter)
-            apply_stack(
-                Message(
-                    type="param",
-                    name=f"{name}@{id(program):x}",
-                    fn=_identity,
-                    is_observed=False,
-                    args=(alias,),
-                    kwargs={},
-                    value=alias,
-                    infer={},
-                    scale=1.0,
-                    mask=None,
-                    cond_indep_stack=(),
-                    done=False,
-                    stop=False,
-                    continuation=None,
-                )
+            message = Message(
+                type="param",
+                name=f"{name}@{id(program):x}",
+                fn=_identity,
+                is_observed=False,
+                args=(alias,),
+                kwargs={},
+                value=alias,
+                infer={},
+                scale=1.0,
+                mask=None,
+                cond_indep_stack=(),
+                done=False,
+                stop=False,
+                continuation=None,
             )
+            apply_stack(message)
+            if message["type"] != "param" or message["value"] is not alias:
+                raise ValueError(
+                    f"a handler (lift, substitute) takes over the parameter {name!r}, but the module would go on using "
+                    f"its own; make a component whose weights are pyro.nn.PyroSample instead"
+                )
 
 
 def _identity(parameter: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
@@ -59,7 +59,7 @@ def importance_weights(
     nesting: int | None = None,
     plate: str | None = None,
     tempered: bool = False,
-    subsample: tuple[str, Tensor] | None = None,
+    subsample: Mapping[str, Tensor] | None = None,
 ) -> Weights:
     """Runs guide and model, and returns their log-weights, differentiable and open to Pyro's handlers.
 
@@ -74,7 +74,8 @@ def importance_weights(
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         tempered: Whether the scales of single sites (annealing) multiply their log-probabilities. The data plate's own
             factor, and a factor common to all sites, never do: they are the returned ``scale``.
-        subsample: Name and indices of a subsampling plate that is to take these data.
+        subsample: Indices of the data that subsampling plates are to take, by the plates' names. A plate that is not
+            named chooses once, for all draws.
 
     Raises:
         ValueError: If there is no draw to make, model and guide disagree about their latent sites, there is no data
@@ -82,8 +83,8 @@ def importance_weights(
     """
     if num_samples < 1:
         raise ValueError(f"the number of draws per datum must be at least 1, got {num_samples}")
-    if subsample is not None:
-        model, guide = _Take(*subsample)(model), _Take(*subsample)(guide)
+    same = _SameSubsample(subsample or {})
+    model, guide = same(model), same(guide)
     if nesting is None:
         runs = [_run(model, guide, args, kwargs or {}, plate, tempered) for _ in range(num_samples)]
         return runs[0]._replace(log_weights=torch.cat([run.log_weights for run in runs]))
@@ -98,15 +99,18 @@ def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIn
     Latents outside that plate, and latents that the model enumerates, are no fault of a program that is to be trained.
 
     Raises:
-        ValueError: If model and guide disagree about their latent sites, no plate holds all observed sites, or a value
+        ValueError: If model and guide disagree about their latent sites, no plate holds the observed sites, or a value
             lies outside the support of its distribution.
     """
     with pyro.validation_enabled():
         model_sites, guide_sites = _trace(model, guide, args, {})
-        _check_same_latents([site for site in model_sites if not site["infer"].get("enumerate")], guide_sites)
+        in_guide = {site["name"] for site in guide_sites}
+        enumerated = {site["name"] for site in model_sites if site["infer"].get("enumerate")} - in_guide
+        _check_same_latents([site for site in model_sites if site["name"] not in enumerated], guide_sites)
         for site in model_sites + guide_sites:
             _log_prob(site)
-    return _outermost([site for site in model_sites if site["is_observed"]])
+    observed = [site for site in model_sites if site["is_observed"]]
+    return _outermost([site for site in observed if _frames(site)] or observed)
 
 
 def latent_draws(guide: Program, args: Sequence[Any]) -> dict[str, Tensor]:
@@ -115,20 +119,25 @@ def latent_draws(guide: Program, args: Sequence[Any]) -> dict[str, Tensor]:
     for site in _sample_sites(poutine.trace(guide).get_trace(*args)):
         if not site["is_observed"] and (frames := _frames(site)):
             dim = frames[0].dim - site["fn"].event_dim
-            draws[site["name"]] = site["value"].movedim(dim, 0).flatten(1)
+            value = site["value"].movedim(dim, 0)
+            draws[site["name"]] = value.reshape(len(value), -1).double()
     return draws
 
 
-class _Take(Messenger):
-    """Tells a subsampling plate which data to take."""
+class _SameSubsample(Messenger):
+    """Makes subsampling plates take the same data in every run: those given, else those that the first run chose."""
 
-    def __init__(self, name: str, indices: Tensor) -> None:
+    def __init__(self, indices: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.name, self.indices = name, indices
+        self.indices = dict(indices)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.name:
-            msg["value"] = self.indices
+        if site_is_subsample(msg) and msg["name"] in self.indices:
+            msg["value"] = self.indices[msg["name"]]
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self.indices[msg["name"]] = msg["value"]
 
 
 def _run(
@@ -147,6 +156,8 @@ def _run(
     data = _data_plate(sites, plate)
     inside = [data in site["cond_indep_stack"] for site in sites]
     own_scales = [site["scale"] * data.size / data.full_size for site in sites]
+    if not tempered:
+        _check_complete(sites, data)
     common = _common([scale for scale, is_inside in zip(own_scales, inside, strict=True) if is_inside])
     log_weights: Any = 0.0
     for i, site in enumerate(sites):
@@ -156,7 +167,7 @@ def _run(
             log_weights = log_weights + term if i < len(model_sites) else log_weights - term
     return Weights(
         log_weights.expand(-1, data.size),
-        scale=data.full_size / data.size * (1.0 if common is None else common),
+        scale=data.full_size / data.size * (1.0 if common is None else _of_data(common, data.dim)),
         plate=data,
         nesting=-min(frame.dim for site in sites for frame in _frames(site)),
         outside=tuple(site["name"] for site, is_inside in zip(sites, inside, strict=True) if not is_inside),
@@ -217,9 +228,21 @@ def _data_plate(sites: list[Site], name: str | None) -> Any:
                 f"latent site {site['name']!r} lies outside the data plate {data.name!r}, so the data are not "
                 f"independent and no datum has a weight of its own; condition on it "
                 f"(pyro.condition(model, data={{{site['name']!r}: value}}), and leave it out of the guide), "
-                f"or name another plate with plate="
+                f"or name another plate with plate=; if it has a plate, give that the same name, size and dim in model "
+                f"and guide"
             )
     return data
+
+
+def _check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
+    """Refuses plates inside the data plate that leave something out: then log p(x) is not known."""
+    for site in sites:
+        for frame in _frames(site):
+            if frame != data and frame.size != frame.full_size:
+                raise ValueError(
+                    f"plate {frame.name!r} of site {site['name']!r} takes {frame.size} of {frame.full_size} inside the "
+                    f"data plate {data.name!r}, so a datum is scored in part; evaluate a program that takes all of it"
+                )
 
 
 def _shared(sites: list[Site]) -> list[CondIndepStackFrame]:
@@ -247,19 +270,37 @@ def _common(scales: list[Any]) -> float | Tensor | None:
     return first if same else None
 
 
+def _of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:
+    """A scale as a number, or as a tensor of shape ``(N,)`` if it depends on the datum."""
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return scale if not isinstance(scale, Tensor) else scale.reshape(())
+    if scale.ndim < -data_dim or scale.numel() != scale.shape[data_dim]:
+        raise ValueError(
+            f"a scale of shape {tuple(scale.shape)}, common to all sites, varies over more than the data, which are at "
+            f"dimension {data_dim}; scale by a number, or by one number per datum"
+        )
+    return scale.reshape(-1)
+
+
 def _log_prob(site: Site) -> Tensor:
     """Unscaled log-probability of a site, shape: its batch shape."""
     try:
         log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:
-        raise ValueError(_outside_support(site)) from error
+        raise ValueError(_outside_support(site, " ".join(str(error).split())[:200])) from error
     if is_validation_enabled():
+        event_shape = site["fn"].event_shape
+        if site["value"].shape[site["value"].ndim - len(event_shape) :] != event_shape:
+            raise ValueError(
+                f"site {site['name']!r}: a value of shape {tuple(site['value'].shape)} would be broadcast to the event "
+                f"shape {tuple(event_shape)} of its distribution; give model, guide and data the same event shape"
+            )
         checked: Any = {**site, "log_prob": log_prob}
         check_site_shape(checked, max_plate_nesting=sys.maxsize)
     return log_prob
 
 
-def _outside_support(site: Site) -> str:
+def _outside_support(site: Site, reason: str) -> str:
     """What a distribution's refusal means and how to answer it."""
     fn, value = site["fn"], site["value"]
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | torch.distributions.Independent):
@@ -268,9 +309,9 @@ def _outside_support(site: Site) -> str:
     found = f"values from {value.min():.4g} to {value.max():.4g}" if value.numel() else "no values"
     message = (
         f"site {site['name']!r}: {found}, shape {tuple(value.shape)}, cannot be scored by a {name} of batch shape "
-        f"{tuple(site['fn'].batch_shape)} and event shape {tuple(site['fn'].event_shape)} with support {fn.support}"
+        f"{tuple(site['fn'].batch_shape)} and event shape {tuple(site['fn'].event_shape)} ({reason})"
     )
-    is_grey = value.numel() and value.min() >= 0 and value.max() <= 1
+    is_grey = ((value > 0) & (value < 1)).any() and value.min() >= 0 and value.max() <= 1
     if isinstance(fn, torch.distributions.Bernoulli) and is_grey:
         message += (
             "; grey values have no Bernoulli likelihood: binarize them (pyrovae.data.binarize, or a data set with "

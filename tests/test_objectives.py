@@ -59,6 +59,20 @@ def test_all_ways_to_call_it_agree(vae: pv.VAE, x: Tensor, vectorize: bool) -> N
     assert losses == pytest.approx([losses[0]] * 4)
 
 
+def test_svi_trains_with_it(vae: pv.VAE, x: Tensor) -> None:
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), IWAE(3))
+    losses = [svi.step(x) for _ in range(200)]
+    assert sum(losses[-20:]) / 20 < sum(losses[:20]) / 20 - 2
+
+
+def test_retain_graph(vae: pv.VAE, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = []
+    monkeypatch.setattr(Tensor, "backward", lambda self, **given: options.append(given))
+    for retain_graph in (None, True):
+        IWAE(2, retain_graph=retain_graph).loss_and_grads(vae.model, vae.guide, x)
+    assert options == [{"retain_graph": None}, {"retain_graph": True}]
+
+
 def test_one_particle_is_the_elbo(vae: pv.VAE, x: Tensor) -> None:
     losses = []
     for objective in (IWAE(1, max_plate_nesting=1), Trace_ELBO()):
@@ -115,6 +129,42 @@ def test_scales_common_to_all_sites_stand_outside_the_logarithm(scale: float) ->
     torch.testing.assert_close(weights.logsumexp(0) - math.log(20_000), exact, atol=0.03, rtol=0)
     assert losses[0] == pytest.approx(scale * losses[1])
     assert -losses[1] / 100 == pytest.approx(exact.sum().item(), abs=1.5)  # 1000 / 10, the plate's scale
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_all_draws_of_a_bound_are_of_the_same_subsample(vectorize: bool) -> None:
+    data = torch.tensor([0.0, 6.0], dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 2, subsample_size=1) as i:
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x[i])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 2, subsample_size=1) as i:
+            pyro.sample("z", dist.Normal(x[i] / 2, math.sqrt(0.5)))
+
+    exact = -2 * dist.Normal(torch.zeros((), dtype=torch.float64), math.sqrt(2)).log_prob(data)
+    losses = [IWAE(10, vectorize_particles=vectorize).loss(model, guide, data) for _ in range(20)]
+    assert all(min(abs(loss - exact)) < 1e-9 for loss in losses)  # of one datum or of the other, never of both
+    assert len({round(loss, 6) for loss in losses}) == 2
+
+
+def test_a_scale_per_datum_where_the_data_plate_is_not_the_last() -> None:
+    x = torch.randn(5, 3, dtype=torch.float64)
+    scale = torch.linspace(0.5, 2.0, 5, dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 5, dim=-2), poutine.scale(scale=scale[:, None]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("pixels", 3, dim=-1):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 5, dim=-2), poutine.scale(scale=scale[:, None]):
+            pyro.sample("z", dist.Normal(x.sum(1, keepdim=True) / 4, 0.5))  # exact
+
+    exact = torch.distributions.MultivariateNormal(torch.zeros(3).double(), 1 + torch.eye(3).double()).log_prob(x)
+    assert IWAE(4).loss(model, guide, x) == pytest.approx(-(scale * exact).sum().item())
 
 
 def test_renyi_elbo_of_pyro_gets_the_scale_wrong() -> None:

@@ -124,6 +124,25 @@ def test_history_is_in_nats_per_datum_where_the_plate_is_larger_than_the_batch()
     assert (history.train[0], history.valid[0]) == pytest.approx((exact, exact), rel=1e-9)
 
 
+def test_history_is_right_where_a_batch_is_as_large_as_the_plate() -> None:
+    class Plated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", 100, subsample_size=len(x)):
+                pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
+
+        def guide(self, x: Tensor) -> None: ...
+
+    x = torch.randn(100, dtype=torch.float64)
+    exact = dist.Normal(torch.zeros((), dtype=torch.float64), 1.0).log_prob(x)
+    history = fit(Plated(), x[:50], x, epochs=1, batch_size=100, learning_rate=1e-300)
+    assert history.train[0] == pytest.approx(exact[:50].mean().item())
+    assert history.valid[0] == pytest.approx(exact.mean().item())
+
+
 def test_no_datum_is_dropped(vae: pv.VAE) -> None:
     seen: list[Tensor] = []
 
@@ -249,6 +268,27 @@ def test_ctrl_c_returns_what_was_trained(vae: pv.VAE, x: Tensor) -> None:
     assert history.interrupted
     assert len(history.train) == len(history.valid) == len(history.seconds) == 2
     assert history.best_epoch in (0, 1)
+    steps = 0
+    assert fit(vae, x, epochs=100, batch_size=4, transform=interrupt).best_epoch is None
+
+
+def test_buffers_are_those_of_the_best_epoch(x: Tensor) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 6)
+            self.register_buffer("steps", torch.zeros(()))
+
+        def forward(self, z: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                self.steps = self.steps + 1
+            return self.linear(z)
+
+    vae = small_vae()
+    vae.likelihood = pv.likelihoods.Bernoulli(Counting())
+    history = fit(vae, x[:6], 1 - x[:6], epochs=60, batch_size=3, learning_rate=0.05)
+    assert 0 < history.best_epoch < 59
+    assert vae.likelihood.network.steps == 2 * (history.best_epoch + 1)
 
 
 class Script(nn.Module):
@@ -296,6 +336,52 @@ def test_plain_pyro_scripts_train(x: Tensor) -> None:
     program = Global()
     fit(program, x + 3, epochs=100, learning_rate=0.1)
     assert program.loc.item() == pytest.approx((x + 3).mean().item(), abs=0.3)
+
+
+def test_programs_with_a_penalty_and_conditioned_programs_train(vae: pv.VAE, x: Tensor) -> None:
+    class Penalized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vae = vae
+
+        def model(self, x: Tensor) -> None:
+            weight = self.vae.likelihood.network[0].weight
+            pyro.factor("penalty", -weight.square().sum())
+            self.vae.model(x)
+
+        def guide(self, x: Tensor) -> None:
+            self.vae.guide(x)
+
+    before = vae.likelihood.network[0].weight.square().sum().item()
+    fit(Penalized(), x, epochs=50, learning_rate=0.01)
+    assert vae.likelihood.network[0].weight.square().sum().item() < before
+
+
+@pytest.mark.parametrize("enumerate_in", ["model", "guide"])
+def test_enumerated_labels_train(enumerate_in: str) -> None:
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.locs = nn.Parameter(torch.tensor([-0.1, 0.1]))
+            self.logits = nn.Parameter(torch.zeros(2))
+
+        def model(self, x: Tensor) -> None:
+            infer = {"enumerate": "parallel"} if enumerate_in == "model" else {}
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Categorical(torch.ones(2)), infer=infer)
+                pyro.sample("x", dist.Normal(self.locs[y], 1.0), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            if enumerate_in == "guide":
+                with pyro.plate("data", len(x)):
+                    logits = x[:, None] * self.logits
+                    pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+    x = torch.cat([torch.randn(50) - 3, torch.randn(50) + 3])
+    mixture = Mixture()
+    objective = TraceEnum_ELBO(max_plate_nesting=1)
+    fit(mixture, x, objective=objective, epochs=100, batch_size=50, learning_rate=0.05, seed=0)
+    torch.testing.assert_close(mixture.locs.sort().values, torch.tensor([-3.0, 3.0]), atol=0.5, rtol=0)
 
 
 def test_history_plots_itself(vae: pv.VAE, x: Tensor) -> None:
@@ -346,6 +432,8 @@ X = torch.zeros(12, 6)
         ({"device": "cuda:99"}, ValueError, "device 'cuda:99' is not there.*device='cpu'"),
         ({"device": "tpu"}, ValueError, "device 'tpu' is not there"),
         ({"module": nn.Linear(2, 2)}, TypeError, "Linear has no model"),
+        ({"module": small_vae().requires_grad_(False)}, ValueError, "VAE has no parameter to train"),
+        ({"objective": pv.objectives.IWAE}, TypeError, "a Pyro ELBO such as Trace_ELBO"),
         ({"module": Broken(empty, empty)}, ValueError, "observes nothing"),
         ({"module": Broken(no_plate, empty)}, ValueError, "no data plate"),
         ({"module": Broken(only_model, empty)}, ValueError, "'z' is in the model but not in the guide"),
@@ -366,3 +454,5 @@ def test_bad_input_is_an_error_before_any_training(
 def test_a_loss_that_is_not_finite_stops_the_run(vae: pv.VAE, x: Tensor) -> None:
     with pytest.raises(FloatingPointError, match=r"Trace_ELBO objective became (nan|-?inf).*learning rate"):
         fit(vae, x, epochs=50, learning_rate=1e30, optimizer=torch.optim.SGD)
+    with pytest.raises(FloatingPointError, match="Trace_ELBO objective became"):
+        fit(small_vae(), x, x, epochs=1, learning_rate=1e30, optimizer=torch.optim.SGD)

@@ -222,6 +222,16 @@ def test_generate_and_reconstruct(vae: pv.VAE, x: Tensor) -> None:
     assert 0 < vae.reconstruct(x, mean=True).min() < vae.reconstruct(x, mean=True).max() < 1
 
 
+def test_reconstructions_are_of_the_data() -> None:
+    oracle = Oracle()
+    x = oracle.data(500)
+    exact = oracle.vae.likelihood(oracle.vae.posterior(x).mean).mean
+    reconstruction = oracle.vae.reconstruct(x, mean=True)
+    assert not reconstruction.requires_grad
+    assert (reconstruction - exact).abs().mean() < 0.5 * (x - x.roll(1, 0)).abs().mean()
+    torch.testing.assert_close(reconstruction.mean(0), exact.mean(0), atol=0.1, rtol=0)
+
+
 def test_generate_draws_from_the_oracle() -> None:
     oracle = Oracle()
     draws = oracle.vae.generate(100_000)
@@ -235,6 +245,7 @@ def test_generate_draws_from_the_oracle() -> None:
     [
         ("prior", 3, TypeError, "the prior must be a callable that returns a distribution, got int"),
         ("prior", dist.Normal(torch.zeros(2), 1.0).to_event(1), TypeError, "the prior returned a Tensor"),
+        ("posterior", nn.Linear(6, 4).forward, TypeError, "the posterior is the method Linear.forward of a module"),
         ("prior", lambda: dist.Normal(torch.zeros(2), 1.0), ValueError, r"prior .*batch shape \(2,\).*to_event"),
         ("likelihood", lambda z: dist.Normal(z, 1.0), ValueError, r"likelihood .*\(12, 2\) .*expected .*\(12,\)"),
         ("likelihood", lambda z: dist.Normal(z, 1.0).to_event(1), ValueError, r"event shape \(2,\).*\(6,\)"),
@@ -265,6 +276,19 @@ def test_a_broken_component_is_named(
 def test_data_that_do_not_fit_the_network_are_named(vae: pv.VAE, x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pv.fit(vae, x, progress=False)
+
+
+def test_a_handler_that_replaces_parameters_is_refused(vae: pv.VAE, x: Tensor) -> None:
+    lifted = poutine.lift(vae.model, prior=lambda *_: dist.Normal(0.0, 1.0)())
+    with pytest.raises(ValueError, match=r"takes over the parameter .*PyroSample"):
+        poutine.trace(lifted).get_trace(x)
+
+
+def test_lazy_networks_train(x: Tensor) -> None:
+    vae = small_vae()
+    vae.posterior = pv.posteriors.DiagonalNormal(nn.LazyLinear(4))
+    trained_by_fit(vae, x)
+    assert vae.posterior.network.weight.shape == (4, 6)
 
 
 def test_generate_refuses_a_negative_number(vae: pv.VAE) -> None:

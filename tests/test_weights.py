@@ -230,6 +230,54 @@ def test_what_is_no_program_of_independent_data_is_refused(model: object, guide:
         importance_weights(*_sites(model, guide), (torch.zeros(4),))
 
 
+def test_a_latent_that_would_be_broadcast_is_refused(vae: pv.VAE, x: Tensor) -> None:
+    vae.prior = pv.priors.StandardNormal(5)
+    vae.posterior = lambda x: dist.Normal(x[:, :1], 1.0).to_event(1)
+    vae.likelihood = pv.likelihoods.Bernoulli(pv.networks.mlp(1, 6))
+    with pytest.raises(ValueError, match=r"site 'z': a value of shape \(12, 1\) .*event shape \(5,\)"):
+        importance_weights(vae.model, vae.guide, (x,))
+
+
+def test_data_that_would_be_broadcast_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.expand(-1, 3), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"site 'x': a value of shape \(4, 1\) .*event shape \(3,\)"):
+        importance_weights(model, guide, (torch.zeros(4, 1),))
+
+
+def test_a_datum_scored_in_part_has_no_log_likelihood() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("pixels", x.shape[1], subsample_size=4, dim=-1) as i:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, i])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.zeros(5, 8)
+    with pytest.raises(ValueError, match="plate 'pixels' of site 'x' takes 4 of 8 inside the data plate 'data'"):
+        importance_weights(model, guide, (x,))
+    assert importance_weights(model, guide, (x,), tempered=True).log_weights.shape == (1, 5)  # fine in training
+
+
+def test_plates_that_differ_are_named() -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("batch", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(ValueError, match=r"'z' lies outside the data plate 'data'.*same name, size and dim"):
+        importance_weights(_sites()[0], guide, (torch.zeros(4),))
+
+
 def test_an_unknown_plate_is_refused(vae: pv.VAE, x: Tensor) -> None:
     with pytest.raises(ValueError, match=r"no vectorized plate 'batch' in the program, which has \['data'\]"):
         importance_weights(vae.model, vae.guide, (x,), plate="batch")
@@ -257,6 +305,21 @@ def test_plate_names_the_data_where_two_are_shared() -> None:
 def test_grey_values_under_a_bernoulli_are_an_error_with_a_way_out(vae: pv.VAE) -> None:
     with pytest.raises(ValueError, match=r"site 'x': values from 0.5 to 0.5.*Bernoulli.*binariz.*likelihoods.Normal"):
         importance_weights(vae.model, vae.guide, (torch.full((4, 6), 0.5),))
+
+
+def test_binary_values_of_a_wrong_shape_are_no_grey_values() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=z[..., None] * torch.ones(5)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0], 1.0))
+
+    with pytest.raises(ValueError, match="cannot be scored by a Bernoulli") as error:
+        importance_weights(model, guide, (torch.zeros(4, 6),))
+    assert "binarize" not in str(error.value)
 
 
 def test_no_draws(vae: pv.VAE, x: Tensor) -> None:

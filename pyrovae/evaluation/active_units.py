@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.arguments import Data, as_tensors
-from pyrovae.isolation import fresh_seed, isolated
+from pyrovae.isolation import fresh_seed, isolated, program_device
 from pyrovae.weights import Program, latent_draws
 
 
@@ -43,7 +43,7 @@ def active_units(
         >>> pv.evaluation.active_units(vae.guide, 10 * torch.randn(100, 4), seed=0)["z"].shape
         torch.Size([2])
     """
-    args = as_tensors("x", x)
+    args = tuple(tensor.to(program_device(guide, default=tensor.device)) for tensor in as_tensors("x", x))
     if len(args[0]) < 2 or num_samples < 2:
         raise ValueError(f"active_units compares two or more data and draws, got {len(args[0])} and {num_samples}")
     with isolated(guide, seed=fresh_seed() if seed is None else seed):

@@ -90,13 +90,16 @@ def evaluate(
     with isolated(model, guide, seed=seed):
         sampler = Sampler(model, guide, x, num_samples, plate=plate, vectorize=vectorize, memory=memory)
         ks = _ks(num_samples, k)
-        chunks = []
+        # Written in place: small results kept between the runs' large tensors would fragment the heap without bound.
+        columns = {name: np.empty((sampler.size, len(ks))[:ndim]) for name, ndim in _COLUMNS.items()}
+        done = 0
         with tqdm(total=sampler.size, unit="datum", desc="evaluate", disable=None if progress else True) as bar:
             for log_weights in sampler:
                 _check_finite(log_weights)
-                chunks.append(_summary(log_weights, ks))
+                for name, values in _summary(log_weights, ks).items():
+                    columns[name][done : done + len(values)] = values
+                done += log_weights.shape[1]
                 bar.update(log_weights.shape[1])
-    columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     return xr.Dataset(
         {name: (("datum", "k")[: values.ndim], values) for name, values in columns.items()},
         coords={"datum": np.arange(sampler.size), "k": ks},
@@ -113,6 +116,18 @@ def evaluate(
             **{f"{package}_version": version(package) for package in ("pyrovae", "torch", "pyro-ppl", "arviz")},
         },
     )
+
+
+_COLUMNS = {
+    "elbo": 1,
+    "elbo_mcse": 1,
+    "iwae": 2,
+    "iwae_mcse": 2,
+    "log_likelihood": 1,
+    "mcse": 1,
+    "ess": 1,
+    "pareto_k": 1,
+}
 
 
 def _summary(log_weights: Tensor, ks: list[int]) -> dict[str, np.ndarray]:
@@ -166,5 +181,5 @@ def _hash(tensors: tuple[Tensor, ...]) -> str:
     digest: Any = hashlib.sha1(usedforsecurity=False)
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return str(digest.hexdigest())

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyrovae.arguments import Data, as_tensors
-from pyrovae.isolation import fresh_seed, isolated, owners
+from pyrovae.isolation import fresh_seed, isolated, program_device
 from pyrovae.weights import Program, Weights, importance_weights
 
 MEMORY = 2**26
@@ -67,7 +70,13 @@ def log_weights(
     """
     with isolated(model, guide, seed=fresh_seed() if seed is None else seed):
         sampler = Sampler(model, guide, x, num_samples, plate=plate, vectorize=vectorize, memory=memory)
-        return torch.cat(list(sampler), dim=1)
+        chunks = iter(sampler)
+        first = next(chunks)
+        log_w, done = first.new_empty(num_samples, sampler.size), 0
+        for chunk in chain([first], chunks):  # written in place: kept, the chunks would fragment the heap
+            log_w[:, done : done + chunk.shape[1]] = chunk
+            done += chunk.shape[1]
+        return log_w
 
 
 class Sampler:
@@ -93,21 +102,27 @@ class Sampler:
         if memory < 1:
             raise ValueError(f"memory must be a positive number of bytes, got {memory}")
         data = as_tensors("x", x)
-        parameters = (parameter for owner in owners(model, guide) for parameter in owner.parameters())
-        self.device = next((parameter.device for parameter in parameters), data[0].device)
+        self.device = program_device(model, guide, default=data[0].device)
         self.data = data
         self.size, self.num_samples = len(data[0]), num_samples
         self.model, self.guide, self.plate_name, self.vectorize = model, guide, plate, vectorize
 
+        if isinstance(unwrapped := poutine.unwrap(guide), AutoGuide) and unwrapped.prototype_trace is None:
+            raise ValueError(
+                "the autoguide has not seen data yet; train it, or run guide(x) once, before evaluating it"
+            )
         self.cuttable = self.size > 3 and self._follows(2) and self._follows(3)
         probe = self._run(next(self._pieces(2)) if self.cuttable else _Piece(self.data, self.size))
         self.plate, self.nesting = probe.plate, probe.nesting
+        affordable = max(1, memory // self._bytes_per_weight())
+        if self.cuttable and not self._follows(min(self.size, affordable)):
+            self.cuttable = False  # its plate takes so many data and no more
+            self.plate = self._run(_Piece(self.data, self.size)).plate
         if not self.cuttable and self.size not in (self.plate.size, self.plate.full_size):
             raise ValueError(
                 f"the data plate {self.plate.name!r} has size {self.plate.size} but x has {self.size} data; make the "
                 f"plate's size that of the data, or name another plate with plate="
             )
-        affordable = max(1, memory // self._bytes_per_weight())
         self._check_support(width=affordable)
         self.draws = min(num_samples, affordable if self.cuttable else max(1, affordable // self.plate.size))
         self.width = max(1, affordable // self.draws)
@@ -134,7 +149,7 @@ class Sampler:
         else:
             indices = torch.arange(self.plate.size, device=self.device)
             for start in range(0, self.size, self.plate.size):
-                taken = self.plate.name, (start + indices) % self.size  # the last piece is filled up from the first
+                taken = {self.plate.name: (start + indices) % self.size}  # the last piece is filled up from the first
                 yield _Piece(self.data, min(self.plate.size, self.size - start), taken)
 
     def _run(self, piece: "_Piece", draws: int = 1, vectorize: bool = False) -> Weights:
@@ -182,7 +197,7 @@ class _Piece:
 
     args: tuple[Tensor, ...]
     kept: int
-    subsample: tuple[str, Tensor] | None = None
+    subsample: dict[str, Tensor] | None = None
 
 
 class _CountBytes(TorchFunctionMode):
