@@ -40,13 +40,13 @@ class Options:
     """Widths of the hidden layers, from data to latent."""
     num_particles: int = 5
     """Draws per datum of the IWAE objective."""
-    epochs: int = 100
+    epochs: int = 80
     """Passes over the training data."""
     batch_size: int = 100
     """Data per step."""
     learning_rate: float = 2e-3
     """Learning rate of Adam, which a cosine takes to a hundredth of it."""
-    kl_warmup: int = 20
+    kl_warmup: int = 60
     """Epochs over which the weight of the latent sites grows to 1, so that no latent dimension is given up early."""
     num_samples: int = 5000
     """Draws per test datum of the evaluation."""
@@ -205,7 +205,7 @@ def draw(
         "samples": pv.plots.images({name: vae.generate(64, mean=True) for name, vae in vaes.items()}, columns=8),
     }
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=200)
+        figure.savefig(out / f"{name}.png", dpi=200, bbox_inches="tight")
         plt.close(figure)
 
 
