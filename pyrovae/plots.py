@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) -> Axes:
     """Draws the bound on training and validation data against the epoch, for each of several runs.
 
+    Where the KL weight grew, a dotted line marks the epoch that reached 1; before it the training bound is weighted.
+
     Args:
         histories: What :func:`pyrovae.fit` returned, by name.
         ax: Axes to draw on; by default those of a new figure.
@@ -35,6 +37,8 @@ def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) ->
         if history.valid:
             ax.plot(epochs, history.valid, color=f"C{i}", label=f"{name}, valid")
         best += (history.valid or history.train)[len(history.train) // 10 :] + history.train[len(history.train) // 10 :]
+    for warmup in {sum(weight < 1 for weight in history.kl_weight) for history in histories.values()} - {0}:
+        ax.axvline(warmup + 1, color="0.6", linestyle=":", linewidth=1, zorder=0, label="KL weight reaches 1")
     if best:  # the first steps would squeeze all the rest into a line
         margin = 0.05 * (max(best) - min(best)) or 1.0
         ax.set_ylim(min(best) - margin, max(best) + margin)
