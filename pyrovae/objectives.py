@@ -102,7 +102,7 @@ class IWAE(ELBO):
         if self.vectorize_particles:
             if self.max_plate_nesting == math.inf:
                 with isolated(model, guide, seed=0):  # cached, so it must not move the generator either
-                    probe = importance_weights(model, guide, args, kwargs=kwargs, plate=self.plate)
+                    probe = importance_weights(model, guide, args, kwargs=kwargs, plate=self.plate, tempered=True)
                 self.max_plate_nesting = probe.nesting + particles
             nesting = int(self.max_plate_nesting) - particles
         weights = importance_weights(

@@ -236,7 +236,7 @@ def _data_plate(sites: list[Site], name: str | None) -> Any:
 
 def _check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
     """Refuses plates inside the data plate that leave something out: then log p(x) is not known."""
-    for site in sites:
+    for site in (site for site in sites if data in site["cond_indep_stack"]):
         for frame in _frames(site):
             if frame != data and frame.size != frame.full_size:
                 raise ValueError(
@@ -272,8 +272,10 @@ def _common(scales: list[Any]) -> float | Tensor | None:
 
 def _of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:
     """A scale as a number, or as a tensor of shape ``(N,)`` if it depends on the datum."""
-    if not isinstance(scale, Tensor) or scale.numel() == 1:
-        return scale if not isinstance(scale, Tensor) else scale.reshape(())
+    if not isinstance(scale, Tensor):
+        return scale
+    if scale.numel() == 1:
+        return scale.reshape(())
     if scale.ndim < -data_dim or scale.numel() != scale.shape[data_dim]:
         raise ValueError(
             f"a scale of shape {tuple(scale.shape)}, common to all sites, varies over more than the data, which are at "

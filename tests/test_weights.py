@@ -266,7 +266,7 @@ def test_a_datum_scored_in_part_has_no_log_likelihood() -> None:
     x = torch.zeros(5, 8)
     with pytest.raises(ValueError, match="plate 'pixels' of site 'x' takes 4 of 8 inside the data plate 'data'"):
         importance_weights(model, guide, (x,))
-    assert importance_weights(model, guide, (x,), tempered=True).log_weights.shape == (1, 5)  # fine in training
+    assert pv.objectives.IWAE(3).loss(model, guide, x) > 0  # fine in training
 
 
 def test_plates_that_differ_are_named() -> None:
