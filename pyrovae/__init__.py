@@ -4,7 +4,10 @@ A VAE is three conditional distributions: a prior and a likelihood make the ``mo
 ``guide``. Objectives, training and evaluation take any ``(model, guide)``.
 """
 
-from pyrovae import data, evaluation, likelihoods, networks, objectives, plots, posteriors, priors
+from pyrovae import bayesian, data, evaluation, flows, likelihoods, networks, objectives, plots, posteriors, priors
+from pyrovae.bayesian import BayesianVAE
+from pyrovae.hierarchical import HierarchicalVAE
+from pyrovae.semi_supervised import SemiSupervisedVAE
 from pyrovae.training import History, fit
 from pyrovae.vae import VAE
 
@@ -12,10 +15,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VAE",
+    "BayesianVAE",
+    "HierarchicalVAE",
     "History",
+    "SemiSupervisedVAE",
+    "bayesian",
     "data",
     "evaluation",
     "fit",
+    "flows",
     "likelihoods",
     "networks",
     "objectives",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -103,6 +104,48 @@ def images(panels: Mapping[str, Tensor], *, columns: int, stacked: bool = False)
         ax.imshow(tile, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         ax.set_title(name, fontsize=10, loc="left" if stacked else "center")
         ax.set_axis_off()
+    return figure
+
+
+def aggregate_posteriors(draws: Mapping[str, tuple[Tensor, Tensor]], *, columns: int = 3) -> Figure:
+    """Draws the aggregate posterior against the prior, for each of several models.
+
+    Each panel shows the first two principal components of the aggregate posterior, the average of q(z | x) over data.
+    Where prior and aggregate posterior part, the prior draws latents that the likelihood has never seen.
+
+    Args:
+        draws: Draws from the aggregate posterior and from the prior, both of shape ``(n, latent)``, by name.
+        columns: Panels per row.
+
+    Returns:
+        A new figure.
+
+    Raises:
+        ValueError: If some draws do not have shape ``(n, latent)`` with at least two latent dimensions.
+    """
+    for name, pair in draws.items():
+        if any(part.ndim != 2 or part.shape[1] < 2 for part in pair):
+            shapes = [tuple(part.shape) for part in pair]
+            raise ValueError(f"draws of {name!r} must have shape (n, latent) with latent >= 2, got {shapes}")
+    columns = min(columns, len(draws))
+    rows = -(-len(draws) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.6 * columns, 2.6 * rows + 0.4), squeeze=False, layout="constrained"
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (name, (posterior, prior)) in zip(axes.flat, draws.items(), strict=False):
+        z, noise = (part.detach().cpu().double() for part in (posterior, prior))
+        directions = torch.linalg.svd(z - z.mean(0), full_matrices=False).Vh[:2].T
+        for part, label, color in ((noise, "prior", "0.6"), (z, "aggregate posterior", "C0")):
+            projected = (part - z.mean(0)) @ directions
+            ax.scatter(*projected.T, s=3, color=color, alpha=0.5, linewidths=0, label=label, rasterized=True)
+        ax.set_axis_on()
+        ax.set(title=name, xticks=[], yticks=[], aspect="equal")
+        ax.title.set_fontsize(10)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, markerscale=4
+    )
     return figure
 
 

@@ -5,20 +5,30 @@ For data :math:`x_n` and draws :math:`z_n^{(k)} \sim q(z \mid x_n)`,
 .. math:: \log w_n^{(k)} = \log p(x_n, z_n^{(k)}) - \log q(z_n^{(k)} \mid x_n),
 
 one number per draw and per datum. The draws are a plate outside all plates of the program; the log-probability of every
-site is summed over all dimensions but the draws and the data. Masks are kept. Scales are not multiplied in: a plate's
+site is summed over all dimensions but the draws and the data. Masks are kept. A discrete site that model or guide
+enumerate, :math:`y`, is summed out exactly, by Pyro's variable elimination,
+
+.. math:: \log w_n^{(k)} = \log \sum_y p(x_n, y, z_{n, y}^{(k)}) / q(z_{n, y}^{(k)} \mid x_n, y),
+
+whether its posterior is part of the guide or not: :math:`q(y \mid x)` has no influence on it. Scales are not multiplied in: a plate's
 subsampling and :func:`pyro.poutine.scale` weigh a training loss, and they are returned beside the weights.
 """
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import opt_einsum
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
+from pyro.ops import packed
+from pyro.ops.contract import contract_to_tensor
+from pyro.ops.rings import LogRing
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
@@ -104,13 +114,29 @@ def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIn
     """
     with pyro.validation_enabled():
         model_sites, guide_sites = _trace(model, guide, args, {})
-        in_guide = {site["name"] for site in guide_sites}
-        enumerated = {site["name"] for site in model_sites if site["infer"].get("enumerate")} - in_guide
-        _check_same_latents([site for site in model_sites if site["name"] not in enumerated], guide_sites)
+        _check_same_latents(model_sites, guide_sites)
         for site in model_sites + guide_sites:
             _log_prob(site)
     observed = [site for site in model_sites if site["is_observed"]]
     return _outermost([site for site in observed if _frames(site)] or observed)
+
+
+def global_draws(model: Program, guide: Program, args: Sequence[Any], *, plate: str | None = None) -> dict[str, Tensor]:
+    """Draws the latent sites that lie outside the data plate.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    model_sites, guide_sites = _trace(model, guide, args, {})
+    name = plate or _outermost([site for site in model_sites if site["is_observed"] and _frames(site)]).name
+    latents = [site for site in guide_sites if not site["is_observed"]]
+    outside = [site for site in latents if name not in {frame.name for frame in _frames(site)}]
+    if not outside:
+        raise ValueError(
+            f"all latent sites, {[site['name'] for site in latents]}, lie inside the data plate {name!r}; there is no "
+            f"global latent to average over: use pyrovae.evaluation.evaluate"
+        )
+    return {site["name"]: site["value"].detach() for site in outside}
 
 
 def latent_draws(guide: Program, args: Sequence[Any]) -> dict[str, Tensor]:
@@ -150,7 +176,10 @@ def _run(
     draws_dim: int | None = None,
 ) -> Weights:
     """Runs guide and model, and sums their sites' log-probabilities per datum."""
-    model_sites, guide_sites = _trace(model, guide, args, kwargs)
+    model_sites, guide_sites = _trace(model, guide, args, kwargs, depth=None if draws_dim is None else -draws_dim)
+    if draws_dim is None and any(map(_is_enumerated, model_sites + guide_sites)):
+        depth = -min(frame.dim for site in model_sites + guide_sites for frame in _frames(site))
+        model_sites, guide_sites = _trace(model, guide, args, kwargs, depth=depth)
     _check_same_latents(model_sites, guide_sites)
     sites = model_sites + guide_sites
     data = _data_plate(sites, plate)
@@ -159,14 +188,14 @@ def _run(
     if not tempered:
         _check_complete(sites, data)
     common = _common([scale for scale, is_inside in zip(own_scales, inside, strict=True) if is_inside])
-    log_weights: Any = 0.0
+    terms = []
     for i, site in enumerate(sites):
-        if inside[i]:
+        if inside[i] and not (i >= len(model_sites) and _is_enumerated(site)):
             temper = own_scales[i] if tempered and common is None else 1.0
-            term = _per_datum(scale_and_mask(_log_prob(site), temper, site["mask"]), draws_dim, data.dim)
-            log_weights = log_weights + term if i < len(model_sites) else log_weights - term
+            term = scale_and_mask(_log_prob(site), temper, site["mask"])
+            terms.append((site, term if i < len(model_sites) else -term))
     return Weights(
-        log_weights.expand(-1, data.size),
+        _add_up(terms, draws_dim, data.dim).expand(-1, data.size),
         scale=data.full_size / data.size * (1.0 if common is None else _of_data(common, data.dim)),
         plate=data,
         nesting=-min(frame.dim for site in sites for frame in _frames(site)),
@@ -178,9 +207,14 @@ def _run(
 
 
 def _trace(
-    model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any], depth: int | None = None
 ) -> tuple[list[Site], list[Site]]:
-    """Runs the guide, then the model on the guide's draws, and returns the sample sites of model and guide."""
+    """Runs the guide, then the model on the guide's draws, and returns the sample sites of model and guide.
+
+    With a depth, sites that ask for it are enumerated along dimensions to the left of so many plates.
+    """
+    if depth is not None:
+        guide, model = poutine.enum(guide, first_available_dim=-depth - 1), poutine.enum(model)  # left of the guide's
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return _sample_sites(model_trace), _sample_sites(guide_trace)
@@ -195,10 +229,15 @@ def _frames(site: Site) -> list[Any]:
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != "_pyrovae_draws"]
 
 
+def _is_enumerated(site: Site) -> bool:
+    return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
+
+
 def _check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    in_model = {site["name"] for site in model_sites if not site["is_observed"]}
+    in_model = {site["name"] for site in model_sites if not (site["is_observed"] or _is_enumerated(site))}
     in_guide = {site["name"] for site in guide_sites if not site["is_observed"]}
     auxiliary = {site["name"] for site in guide_sites if site["infer"].get("is_auxiliary")}
+    in_model |= in_guide & {site["name"] for site in model_sites if _is_enumerated(site)}
     if missing := sorted(in_model - in_guide):
         raise ValueError(
             f"latent site {missing[0]!r} is in the model but not in the guide, which has {sorted(in_guide)}; "
@@ -226,7 +265,8 @@ def _data_plate(sites: list[Site], name: str | None) -> Any:
         if data not in site["cond_indep_stack"]:
             raise ValueError(
                 f"latent site {site['name']!r} lies outside the data plate {data.name!r}, so the data are not "
-                f"independent and no datum has a weight of its own; condition on it "
+                f"independent and no datum has a weight of its own; average over draws of it "
+                f"(pyrovae.evaluation.evaluate_globals), condition on it "
                 f"(pyro.condition(model, data={{{site['name']!r}: value}}), and leave it out of the guide), "
                 f"or name another plate with plate=; if it has a plate, give that the same name, size and dim in model "
                 f"and guide"
@@ -298,7 +338,9 @@ def _log_prob(site: Site) -> Tensor:
                 f"shape {tuple(event_shape)} of its distribution; give model, guide and data the same event shape"
             )
         checked: Any = {**site, "log_prob": log_prob}
-        check_site_shape(checked, max_plate_nesting=sys.maxsize)
+        plates = [-frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
+        enumerated = site["infer"].get("_dim_to_id")  # dimensions to the left of all plates
+        check_site_shape(checked, max_plate_nesting=max(plates, default=0) if enumerated else sys.maxsize)
     return log_prob
 
 
@@ -320,6 +362,32 @@ def _outside_support(site: Site, reason: str) -> str:
             "binarization='dynamic'), or use a likelihood of real values such as pyrovae.likelihoods.Normal"
         )
     return message
+
+
+def _add_up(terms: list[tuple[Site, Tensor]], draws_dim: int | None, data_dim: int) -> Tensor:
+    """Adds sites' terms per datum, enumerated sites summed out, to shape ``(num_samples or 1, N or 1)``."""
+    if not any("_enumerate_dim" in site["infer"] for site, _ in terms):
+        total: Tensor = sum((_per_datum(term, draws_dim, data_dim) for _, term in terms), start=torch.zeros(()))
+        return total
+    kept = [dim for dim in (draws_dim, data_dim) if dim is not None]
+    plates = {frame.dim: frame for site, _ in terms for frame in site["cond_indep_stack"] if frame.vectorized}
+    symbols: Any = {dim: opt_einsum.get_symbol(i) for i, dim in enumerate(plates)}
+    tree: Any = OrderedDict()
+    sum_dims = set()
+    for site, term in terms:
+        ids = site["infer"]["_dim_to_id"]
+        enumerated = {dim: opt_einsum.get_symbol(len(plates) + ids[dim]) for dim in ids}
+        sum_dims |= set(enumerated.values())
+        ordinal = frozenset(symbols[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized)
+        tree.setdefault(ordinal, []).append(packed.pack(term, symbols | enumerated))
+    total = contract_to_tensor(
+        tree,
+        sum_dims,
+        target_ordinal=frozenset(symbols[dim] for dim in kept),
+        ring=LogRing(dim_to_size={symbols[dim]: plates[dim].size for dim in kept}),
+    )
+    order = [total._pyro_dims.index(symbols[dim]) for dim in kept]
+    return total.permute(order).reshape(-1, total.shape[order[-1]])
 
 
 def _per_datum(log_prob: Tensor, draws_dim: int | None, data_dim: int) -> Tensor:

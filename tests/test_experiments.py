@@ -16,11 +16,24 @@ TOYS = {
     "elbo_vs_iwae": {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
     },
+    "priors": {
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+        "components": 5,
+    },
+    "likelihoods": {
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+        "components": 2,
+    },
+    "posteriors": {
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+        "context": 3,
+    },
 }  # fmt: skip
 
 
 def test_no_experiment_is_untested() -> None:
-    assert {module.name for module in pkgutil.iter_modules(experiments.__path__)} == set(TOYS)
+    names = {module.name for module in pkgutil.iter_modules(experiments.__path__)}
+    assert {name for name in names if not name.startswith("_")} == set(TOYS)
 
 
 @pytest.mark.parametrize("name", TOYS)

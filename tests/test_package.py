@@ -9,11 +9,17 @@ import pyrovae as pv
 
 PACKAGE = Path(pv.__file__).parent
 LAYERS = {
-    "networks": set(),
-    "priors": {"networks"},
-    "likelihoods": {"networks"},
-    "posteriors": {"networks"},
-    "vae": set(),
+    "networks": {"networks"},
+    "flows": set(),
+    "distributions": set(),
+    "priors": {"networks", "flows", "distributions", "priors"},
+    "likelihoods": {"networks", "distributions", "likelihoods"},
+    "posteriors": {"networks", "flows", "distributions", "posteriors"},
+    "programs": {"priors"},
+    "vae": {"programs"},
+    "hierarchical": {"programs"},
+    "semi_supervised": {"programs"},
+    "bayesian": {"programs", "vae"},
     "weights": set(),
     "isolation": set(),
     "arguments": set(),

@@ -244,7 +244,8 @@ def test_generate_draws_from_the_oracle() -> None:
     ("role", "component", "error", "message"),
     [
         ("prior", 3, TypeError, "the prior must be a callable that returns a distribution, got int"),
-        ("prior", dist.Normal(torch.zeros(2), 1.0).to_event(1), TypeError, "the prior returned a Tensor"),
+        ("likelihood", dist.Normal(0.0, 1.0), TypeError, "the likelihood must be a callable .* got Normal"),
+        ("prior", dist.Normal(torch.zeros(2), 1.0), ValueError, r"prior .*batch shape \(2,\).*to_event"),
         ("posterior", nn.Linear(6, 4).forward, TypeError, "the posterior is the method Linear.forward of a module"),
         ("prior", lambda: dist.Normal(torch.zeros(2), 1.0), ValueError, r"prior .*batch shape \(2,\).*to_event"),
         ("likelihood", lambda z: dist.Normal(z, 1.0), ValueError, r"likelihood .*\(12, 2\) .*expected .*\(12,\)"),

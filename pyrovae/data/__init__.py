@@ -8,12 +8,13 @@ else ``~/.cache/pyrovae``; a file already there is used, gzipped or not, once it
 
 from pyrovae.data.embedded import digits, mnist5k
 from pyrovae.data.images import caltech101_silhouettes, fashion_mnist, freyfaces, mnist, omniglot, static_mnist
-from pyrovae.data.splits import Splits, binarize
+from pyrovae.data.splits import Splits, binarize, dequantize
 
 __all__ = [
     "Splits",
     "binarize",
     "caltech101_silhouettes",
+    "dequantize",
     "digits",
     "fashion_mnist",
     "freyfaces",

@@ -70,6 +70,46 @@ def binarize(x: Tensor) -> Tensor:
     return torch.bernoulli(x)
 
 
+def dequantize(x: Tensor, levels: int = 256) -> Tensor:
+    """Adds uniform noise within a level to grey values ``x = n / (levels - 1)`` in [0, 1]: ``(n + u) / levels``.
+
+    A density of grey values, which are levels, can be made as large as one likes by putting mass on the levels; that of
+    dequantized values cannot, and is a bound on the levels' probability
+    (:func:`pyrovae.evaluation.bits_per_dimension`). Give it to :func:`pyrovae.fit` as ``transform``, and apply it once
+    to validation and test data.
+
+    Args:
+        x: Grey values, multiples of ``1 / (levels - 1)`` in [0, 1].
+        levels: Number of levels, at most 512.
+
+    Returns:
+        Values strictly between 0 and 1, in the shape of ``x``; the noise is drawn on the device of ``x``.
+
+    Raises:
+        ValueError: If some value is not such a multiple, or ``levels`` is not between 2 and 512.
+
+    Source:
+        *A Note on the Evaluation of Generative Models* (Theis, van den Oord and Bethge, 2016).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> y = pv.data.dequantize(torch.tensor([0.0, 1.0]))
+        >>> bool(0 < y[0] < 1 / 256), bool(255 / 256 < y[1] < 1)
+        (True, True)
+    """
+    if not 2 <= levels <= 512:
+        raise ValueError(f"dequantize takes from 2 to 512 levels, got {levels}")
+    level = (x * (levels - 1)).round()
+    if not ((x * (levels - 1) - level).abs() < 1e-3).all() or x.min() < 0 or x.max() > 1:
+        raise ValueError(
+            f"dequantize takes multiples of 1/{levels - 1} in [0, 1], but got others, from {x.min():.4g} to "
+            f"{x.max():.4g}; pass the number of levels, and data with binarization='none'"
+        )
+    # Odd multiples of 2^-15: symmetric, never 0 or 1, and n + u is exact in float32, so that no value leaves its level.
+    noise = (torch.randint(2**14, x.shape, device=x.device).to(x.dtype) + 0.5) / 2**14
+    return (level + noise) / levels
+
+
 def make_splits(
     name: str,
     images: tuple[np.ndarray, np.ndarray, np.ndarray],

@@ -4,8 +4,11 @@ Everything takes any ``(model, guide)`` and reads only its log-weights. Nats per
 """
 
 from pyrovae.evaluation.active_units import active_units
+from pyrovae.evaluation.globals import evaluate_globals
+from pyrovae.evaluation.imputation import impute
 from pyrovae.evaluation.psis import psis
 from pyrovae.evaluation.results import evaluate
 from pyrovae.evaluation.sampling import log_weights
+from pyrovae.evaluation.units import bits_per_dimension
 
-__all__ = ["active_units", "evaluate", "log_weights", "psis"]
+__all__ = ["active_units", "bits_per_dimension", "evaluate", "evaluate_globals", "impute", "log_weights", "psis"]

@@ -1,0 +1,196 @@
+"""What the experiments share: the data, one training run, one evaluation, and the table and figures of several models.
+
+The models of a comparison have the same network widths, the same budget and the same test data, so their differences
+are paired: the standard error is that of the mean difference over the data.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from matplotlib.figure import Figure
+from pyro.infer import ELBO
+from torch import nn
+
+import pyrovae as pv
+
+mlp = partial(pv.networks.mlp, activation=nn.Softplus)
+
+
+@dataclass
+class Options:
+    """Options of every experiment."""
+
+    data: Literal["mnist5k", "digits", "mnist", "fashion_mnist", "static_mnist", "caltech101_silhouettes"] = "mnist5k"
+    """Data set; the first two need no download."""
+    binarization: Literal["none", "static", "dynamic"] = "dynamic"
+    """How grey digits become binary (none: not at all); some sets are binary already."""
+    root: Path | None = None
+    """Folder of the data [default: PYROVAE_DATA, else ~/.cache/pyrovae]."""
+    latent: int = 50
+    """Number of latent dimensions."""
+    hidden: tuple[int, ...] = (200, 200)
+    """Widths of the hidden layers, from data to latent."""
+    epochs: int = 80
+    """Passes over the training data."""
+    batch_size: int = 100
+    """Data per step."""
+    learning_rate: float = 2e-3
+    """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    kl_warmup: int = 60
+    """Epochs over which the weight of the latent sites grows to 1, so that no latent dimension is given up early."""
+    num_samples: int = 5000
+    """Draws per test datum of the evaluation."""
+    test_size: int | None = None
+    """Evaluate so many test data, drawn at random [default: all]."""
+    device: str = "auto"
+    """Where to compute; auto is a CUDA device if there is one, else the CPU."""
+    seed: int = 0
+    """Seed of the initial weights, the training and the evaluation."""
+    out: Path = Path("results")
+    """Folder for tables and figures."""
+
+
+def load(options: Options) -> pv.data.Splits:
+    """Reads the data, and draws a subset of the test data if one is asked for."""
+    choose = getattr(pv.data, options.data)
+    match options.data:
+        case "mnist5k" | "digits":
+            splits = choose(options.binarization)
+        case "mnist" | "fashion_mnist":
+            splits = choose(options.binarization, root=options.root)
+        case _:
+            splits = choose(root=options.root)
+    chosen = np.random.RandomState(options.seed).permutation(len(splits.test))[: options.test_size]
+    return replace(splits, test=splits.test[np.sort(chosen)])
+
+
+def train(
+    vae: nn.Module, splits: pv.data.Splits, options: Options, *, objective: ELBO | None = None, **others: Any
+) -> pv.History:
+    """Trains by Adam under a cosine schedule and a KL warm-up, and keeps the best weights on the validation data."""
+    return pv.fit(
+        vae,
+        splits.train,
+        splits.valid,
+        objective=objective,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        scheduler=partial(
+            torch.optim.lr_scheduler.CosineAnnealingLR, T_max=options.epochs, eta_min=options.learning_rate / 100
+        ),
+        kl_warmup=options.kl_warmup,
+        seed=options.seed,
+        device=options.device,
+        **{"transform": splits.transform, **others},
+    )
+
+
+def evaluate(vae: Any, splits: pv.data.Splits, options: Options) -> xr.Dataset:
+    """Evaluates on the test data; the number of active units stands beside, as an attribute."""
+    test = splits.test.to(next(vae.parameters()).device)
+    result = pv.evaluation.evaluate(
+        vae.model, vae.guide, test, options.num_samples, seed=options.seed, binarization=splits.binarization
+    )
+    active = pv.evaluation.active_units(vae.guide, test, seed=options.seed)
+    return result.assign_attrs(active_units=int(sum(units.sum() for units in active.values())))
+
+
+def summarize(
+    results: Mapping[str, xr.Dataset], histories: Mapping[str, pv.History], ks: Sequence[int] = ()
+) -> pd.DataFrame:
+    """One row a model: bounds, and how far the proposal is to be believed."""
+    rows = {}
+    for name, result in results.items():
+        reported = [k for k in result.k.values.tolist() if k in (*ks, result.attrs["num_samples"])]
+        rows[name] = {
+            "ELBO": cell(result.elbo, result.elbo_mcse),
+            **{f"IWAE_{k}": cell(result.iwae.sel(k=k), result.iwae_mcse.sel(k=k)) for k in reported},
+            "ESS": f"{float(result.ess.mean()):.0f}",
+            "k-hat > 0.7": f"{float((result.pareto_k > 0.7).mean()):.0%}",
+            "active units": str(result.attrs["active_units"]),
+            "seconds": f"{max(histories[name].seconds, default=0.0):.0f}",
+        }
+    return pd.DataFrame(rows).T
+
+
+def differences(results: Mapping[str, xr.Dataset]) -> list[str]:
+    """The estimates of log p(x) of all models minus that of the first, on the same data."""
+    first, *rest = results.values()
+    return [
+        "",
+        *(cell(other.log_likelihood - first.log_likelihood, np.hypot(other.mcse, first.mcse)) for other in rest),
+    ]
+
+
+def cell(values: xr.DataArray, mcse: xr.DataArray) -> str:
+    """Mean over the data ± its standard error (Monte Carlo error of the mean)."""
+    n = values.sizes["datum"]
+    error, monte_carlo = float(values.std(ddof=1)) / n**0.5, float((mcse**2).sum()) ** 0.5 / n
+    return f"{float(values.mean()):.2f} ± {error:.2f} ({monte_carlo:.2f})"
+
+
+def report(splits: pv.data.Splits, table: pd.DataFrame) -> None:
+    """Prints the table."""
+    print(f"\n{splits.name}, {splits.binarization} binarization, {len(splits.test)} test data, nats per datum:")
+    print("mean ± standard error over the data (Monte Carlo error); seconds are those of training\n")
+    print(table.to_string())
+
+
+def write(
+    options: Options,
+    table: pd.DataFrame,
+    histories: Mapping[str, pv.History],
+    results: Mapping[str, xr.Dataset],
+    figures: Mapping[str, Figure],
+) -> None:
+    """Writes the table with its histories as JSON, all results per datum as NetCDF, and the figures."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "options": asdict(options),
+        "table": table.to_dict("index"),
+        "histories": {name: asdict(history) for name, history in histories.items()},
+        "evaluation": {name: result.attrs for name, result in results.items()},
+    }
+    (options.out / "results.json").write_text(json.dumps(record, indent=2, default=str))
+    models = xr.concat(results.values(), pd.Index(results, name="model"), combine_attrs="drop_conflicts")
+    models.to_netcdf(options.out / "evaluation.nc")
+    for name, figure in figures.items():
+        figure.savefig(options.out / f"{name}.png", dpi=200, bbox_inches="tight")
+        plt.close(figure)
+    print(f"\nresults and figures are in {options.out}")
+
+
+def draw(
+    vaes: Mapping[str, pv.VAE],
+    histories: Mapping[str, pv.History],
+    results: Mapping[str, xr.Dataset],
+) -> dict[str, Figure]:
+    """Draws bounds, learning curves, and samples side by side."""
+    figures = {name: plt.figure(figsize=(5.5, 3.8), layout="constrained") for name in ("bounds", "learning_curves")}
+    pv.plots.bounds(results, ax=figures["bounds"].subplots())
+    pv.plots.learning_curves(histories, ax=figures["learning_curves"].subplots())
+    return figures | {"samples": pv.plots.images({name: samples(vae) for name, vae in vaes.items()}, columns=8)}
+
+
+@torch.no_grad()
+def samples(vae: pv.VAE, n: int = 64) -> torch.Tensor:
+    """Means of p(x | z) for draws of z from the prior, the same noise for every model."""
+    torch.manual_seed(0)
+    return vae.generate(n, mean=True)
+
+
+@torch.no_grad()
+def latent_draws(vae: pv.VAE, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One draw from the posterior of each datum, and as many from the prior, shapes ``(N, latent)``."""
+    x = x.to(next(vae.parameters()).device)
+    return vae.posterior(x).sample(), vae.prior().sample((len(x),))

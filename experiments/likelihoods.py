@@ -1,0 +1,113 @@
+"""Which likelihood describes grey digits best, when all are measured in bits per dimension?
+
+The same variational autoencoder is trained with one likelihood after another; nothing else is changed but the width of
+the decoder's last layer. Discrete likelihoods score the grey levels themselves. Continuous ones score dequantized
+values, whose density bounds the levels' probability from below; so all of them are comparable. A density of grey values
+as they are, or a Bernoulli of binarized ones, would not be, and is not in the table.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyro
+import tyro
+import xarray as xr
+from torch import nn
+
+import pyrovae as pv
+from experiments import _comparison as comparison
+from experiments._comparison import mlp
+
+
+@dataclass
+class Options(comparison.Options):
+    """Options of the experiment."""
+
+    data: Literal["mnist5k", "digits", "mnist", "fashion_mnist"] = "mnist5k"
+    """Data set of grey images; the first two need no download."""
+    latent: int = 40
+    """Number of latent dimensions."""
+    components: int = 3
+    """Components of the mixture of discretized logistics."""
+    epochs: int = 60
+    """Passes over the training data."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    kl_warmup: int = 20
+    """Epochs over which the weight of the latent sites grows to 1."""
+    num_samples: int = 1000
+    """Draws per test datum of the evaluation."""
+    out: Path = Path("results/likelihoods")
+    """Folder for tables and figures."""
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Trains and evaluates one model a likelihood; prints and writes the table and the figures."""
+    grey = comparison.load(replace(options, binarization="none"))
+    levels = 17 if options.data == "digits" else 256
+    latent, event_shape, unit = options.latent, grey.train.shape[1:], 1 / (levels - 1)
+
+    def decoder(parameters: int) -> nn.Module:
+        return mlp(latent, *options.hidden[::-1], (*event_shape[:-1], parameters * event_shape[-1]))
+
+    discrete = {
+        "Categorical": lambda: pv.likelihoods.Categorical(decoder(levels), levels, unit=unit),
+        "Binomial": lambda: pv.likelihoods.Binomial(decoder(1), levels - 1, unit=unit),
+        "DiscretizedLogistic": lambda: pv.likelihoods.DiscretizedLogistic(decoder(2), levels, unit=unit),
+        "DiscretizedLogisticMixture": lambda: pv.likelihoods.DiscretizedLogisticMixture(
+            decoder(3 * options.components), options.components, levels, unit=unit
+        ),
+    }
+    continuous = {
+        "Normal, shared scale": lambda: pv.likelihoods.Normal(decoder(1), 0.2, learn_scale=True),
+        "Normal, floor": lambda: pv.likelihoods.Normal(decoder(2), None, min_scale=unit / 4),
+        "Laplace": lambda: pv.likelihoods.Laplace(decoder(2), None, min_scale=unit / 4),
+        "StudentT": lambda: pv.likelihoods.StudentT(decoder(2), None, min_scale=unit / 4),
+        "Beta": lambda: pv.likelihoods.Beta(decoder(2)),
+        "ContinuousBernoulli": lambda: pv.likelihoods.ContinuousBernoulli(decoder(1)),
+    }
+    dequantize = partial(pv.data.dequantize, levels=levels)
+    pyro.set_rng_seed(options.seed)
+    noisy = replace(grey, valid=dequantize(grey.valid), test=dequantize(grey.test))
+
+    vaes, histories, results, bits = {}, {}, {}, {}
+    for name, likelihood in {**discrete, **continuous}.items():
+        splits, transform, width = (grey, None, 1.0) if name in discrete else (noisy, dequantize, 1 / levels)
+        pyro.set_rng_seed(options.seed)
+        vaes[name] = vae = pv.VAE(
+            prior=pv.priors.StandardNormal(latent),
+            likelihood=likelihood(),
+            posterior=pv.posteriors.DiagonalNormal(mlp(event_shape, *options.hidden, 2 * latent)),
+        )
+        histories[name] = comparison.train(vae, splits, options, transform=transform)
+        results[name] = result = comparison.evaluate(vae, splits, options)
+        bits[name] = pv.evaluation.bits_per_dimension(result.log_likelihood, event_shape, bin_width=width)
+
+    table = summarize(bits, results, histories)
+    comparison.report(grey, table)
+    figures = {"samples": pv.plots.images({name: comparison.samples(vae) for name, vae in vaes.items()}, columns=8)}
+    comparison.write(options, table, histories, results, figures)
+    return table
+
+
+def summarize(
+    bits: dict[str, xr.DataArray], results: dict[str, xr.Dataset], histories: dict[str, pv.History]
+) -> pd.DataFrame:
+    """Bits per dimension in front of the usual columns, and their paired difference from the first model."""
+    table = comparison.summarize(results, histories)
+    first = next(iter(bits.values()))
+    table.insert(0, "bits/dim", [_mean(values) for values in bits.values()])
+    table.insert(1, "difference", ["", *(_mean(values - first) for values in list(bits.values())[1:])])
+    return table
+
+
+def _mean(values: xr.DataArray) -> str:
+    return f"{float(values.mean()):.3f} ± {float(values.std(ddof=1)) / np.sqrt(values.size):.3f}"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,75 @@
+"""How much likelihood does a richer posterior buy, and how good a proposal is it?
+
+The same variational autoencoder is trained with one family of q(z | x) after another; nothing else is changed but the
+width of the encoder's last layer. A family that can follow p(z | x) makes the ELBO tighter, and the model that is
+trained under it is held back less. Effective sample size and k-hat say how well it serves importance sampling.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyro
+import torch
+import tyro
+
+import pyrovae as pv
+from experiments import _comparison as comparison
+from experiments._comparison import mlp
+
+
+@dataclass
+class Options(comparison.Options):
+    """Options of the experiment."""
+
+    latent: int = 40
+    """Number of latent dimensions."""
+    context: int = 64
+    """Features of x that the flows are told."""
+    num_samples: int = 1000
+    """Draws per test datum of the evaluation."""
+    out: Path = Path("results/posteriors")
+    """Folder for tables and figures."""
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Trains and evaluates one model a posterior; prints and writes the table and the figures."""
+    splits = comparison.load(options)
+    latent, context, event_shape = options.latent, options.context, splits.train.shape[1:]
+
+    def encoder(width: int) -> torch.nn.Module:
+        return mlp(event_shape, *options.hidden, width)
+
+    posteriors = {
+        "DiagonalNormal": lambda: pv.posteriors.DiagonalNormal(encoder(2 * latent)),
+        "Laplace": lambda: pv.posteriors.Laplace(encoder(2 * latent)),
+        "StudentT": lambda: pv.posteriors.StudentT(encoder(2 * latent)),
+        "MultivariateNormal, rank 5": lambda: pv.posteriors.MultivariateNormal(encoder(7 * latent), rank=5),
+        "MultivariateNormal, full": lambda: pv.posteriors.MultivariateNormal(encoder(latent * (latent + 3) // 2)),
+        "InverseAutoregressiveFlow": lambda: pv.posteriors.InverseAutoregressiveFlow(
+            encoder(2 * latent + context), latent, context=context, hidden=(320,)
+        ),
+    }
+    vaes, histories, results = {}, {}, {}
+    for name, posterior in posteriors.items():
+        pyro.set_rng_seed(options.seed)
+        vaes[name] = vae = pv.VAE(
+            prior=pv.priors.StandardNormal(latent),
+            likelihood=pv.likelihoods.Bernoulli(mlp(latent, *options.hidden[::-1], event_shape)),
+            posterior=posterior(),
+        )
+        histories[name] = comparison.train(vae, splits, options)
+        results[name] = comparison.evaluate(vae, splits, options)
+
+    table = comparison.summarize(results, histories)
+    table.insert(2, "difference", comparison.differences(results))
+    comparison.report(splits, table)
+    figures = comparison.draw(vaes, histories, results)
+    draws = {name: comparison.latent_draws(vae, splits.test) for name, vae in vaes.items()}
+    figures["aggregate_posteriors"] = pv.plots.aggregate_posteriors(draws)
+    comparison.write(options, table, histories, results, figures)
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,67 @@
+"""Which prior comes closest to the aggregate posterior, and what does that buy in likelihood?
+
+The same variational autoencoder is trained with one prior after another; nothing else is changed. The ELBO pulls the
+average of q(z | x) over the data, the aggregate posterior, towards the prior. A prior that can follow it leaves the
+latents freer to describe x, and its own samples look more like data.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyro
+import tyro
+
+import pyrovae as pv
+from experiments import _comparison as comparison
+from experiments._comparison import mlp
+
+
+@dataclass
+class Options(comparison.Options):
+    """Options of the experiment."""
+
+    latent: int = 40
+    """Number of latent dimensions."""
+    components: int = 200
+    """Components of the mixture and pseudo-inputs of the VampPrior."""
+    num_samples: int = 1000
+    """Draws per test datum of the evaluation."""
+    out: Path = Path("results/priors")
+    """Folder for tables and figures."""
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Trains and evaluates one model a prior; prints and writes the table and the figures."""
+    splits = comparison.load(options)
+    latent, event_shape = options.latent, splits.train.shape[1:]
+    priors = {
+        "StandardNormal": lambda: pv.priors.StandardNormal(latent),
+        "GaussianMixture": lambda: pv.priors.GaussianMixture(latent, options.components),
+        "VampPrior": lambda: pv.priors.VampPrior(options.components, data=splits.train),
+        "coupling flow": lambda: pv.priors.NormalizingFlow(latent, pv.flows.coupling(latent)),
+        "autoregressive flow": lambda: pv.priors.NormalizingFlow(latent, pv.flows.autoregressive(latent, depth=2)),
+    }
+    vaes, histories, results = {}, {}, {}
+    for name, prior in priors.items():
+        pyro.set_rng_seed(options.seed)
+        vaes[name] = vae = pv.VAE(
+            likelihood=pv.likelihoods.Bernoulli(mlp(latent, *options.hidden[::-1], event_shape)),
+            posterior=pv.posteriors.DiagonalNormal(mlp(event_shape, *options.hidden, 2 * latent)),
+            prior=prior(),
+        )
+        histories[name] = comparison.train(vae, splits, options)
+        results[name] = comparison.evaluate(vae, splits, options)
+
+    table = comparison.summarize(results, histories)
+    table.insert(2, "difference", comparison.differences(results))
+    comparison.report(splits, table)
+    figures = comparison.draw(vaes, histories, results)
+    draws = {name: comparison.latent_draws(vae, splits.test) for name, vae in vaes.items()}
+    figures["aggregate_posteriors"] = pv.plots.aggregate_posteriors(draws)
+    comparison.write(options, table, histories, results, figures)
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,234 @@
+"""Distributions that Pyro does not have: flows that keep the contract, values on a lattice, discretized logistics."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+class NormalizingFlow(TorchDistribution):
+    r"""The distribution of :math:`z = f(\epsilon)` for a base distribution of :math:`\epsilon` and an invertible f.
+
+    .. math:: \log p(z) = \log p_0(f^{-1}(z)) + \log \left| \det \frac{\partial f^{-1}(z)}{\partial z} \right|.
+
+    Pyro's ``TransformedDistribution`` under a conditional transform does not report the batch shape of its context, and
+    its flows keep their last value in the transform, where deep copies and tracers find it. Here the batch shape is
+    that of the base, and what a draw has computed is kept beside the draw, so that an inverse autoregressive flow
+    scores its own draws without being inverted.
+
+    Args:
+        base: Distribution of the noise, event shape ``(latent,)``, batch shape that of any context of the transform.
+        transform: f, from noise to draws.
+
+    Source:
+        *Variational Inference with Normalizing Flows* (Rezende and Mohamed, 2015).
+    """
+
+    support = constraints.real_vector
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # as in torch
+
+    def __init__(self, base: dist.TorchDistribution, transform: Any) -> None:
+        self.base_dist, self.transform = base, transform
+        self._last: tuple[Tensor, Tensor] | None = None
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws carry gradients, as those of the base do."""
+        return self.base_dist.has_rsample
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "NormalizingFlow":
+        """Returns the same flow with a larger batch shape."""
+        return NormalizingFlow(self.base_dist.expand(batch_shape), self.transform)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, shape ``sample_shape + batch_shape + event_shape``."""
+        noise = self.base_dist.rsample(sample_shape)
+        value, log_det = self.transform.call_and_ladj(noise)
+        self._last = value, self.base_dist.log_prob(noise) - log_det
+        return value
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws without gradient."""
+        with torch.no_grad():
+            return self.transform(self.base_dist.sample(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of ``value``, which may have more leading dimensions than the batch shape."""
+        if self._last is not None and value is self._last[0]:
+            return self._last[1]
+        if self._validate_args:
+            self._validate_sample(value)
+        value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
+        noise, log_det = self.transform.inv.call_and_ladj(value)
+        return self.base_dist.log_prob(noise) + log_det
+
+
+class Lattice(TorchDistribution):
+    r"""The distribution of :math:`x = u\, n` for counts or levels n = 0, 1, 2, ... and a unit u.
+
+    A discrete likelihood of grey values in [0, 1] scores :math:`n = x / u`: its log-probability is that of n, with no
+    Jacobian. A value that is no multiple of the unit is outside the support.
+
+    Args:
+        base: Distribution of n.
+        unit: u, the distance between neighbouring values.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    has_enumerate_support = False
+
+    def __init__(self, base: dist.TorchDistribution, unit: float = 1.0) -> None:
+        self.base_dist, self.unit = base, unit
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """The multiples of the unit that the base allows."""
+        return _OnLattice(self.base_dist.support, self.unit)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x]; that of a categorical base is the mean of its levels."""
+        if isinstance(self.base_dist, dist.Categorical):
+            probs = self.base_dist.probs
+            return self.unit * (probs * torch.arange(probs.shape[-1], device=probs.device)).sum(-1)
+        return self.unit * self.base_dist.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x]."""
+        if isinstance(self.base_dist, dist.Categorical):
+            probs = self.base_dist.probs
+            square = (probs * torch.arange(probs.shape[-1], device=probs.device) ** 2).sum(-1)
+            return self.unit**2 * square - self.mean**2
+        return self.unit**2 * self.base_dist.variance
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Lattice":
+        """Returns the same distribution with a larger batch shape."""
+        return Lattice(self.base_dist.expand(batch_shape), self.unit)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, in the default floating-point type."""
+        draw: Tensor = self.base_dist.sample(sample_shape)
+        return self.unit * (draw if draw.is_floating_point() else draw.to(torch.get_default_dtype()))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of ``value``, a multiple of the unit."""
+        if torch.distributions.Distribution._validate_args:
+            self._validate_sample(value)
+        return self.base_dist.log_prob((value / self.unit).round())
+
+
+class DiscretizedLogistic(TorchDistribution):
+    r"""Levels n = 0, ..., L - 1 with the mass of a logistic distribution between the middles of neighbours.
+
+    .. math::
+        P(n) = \sigma\Big(\frac{b_{n+1} - \mu}{s}\Big) - \sigma\Big(\frac{b_n - \mu}{s}\Big), \qquad
+        b_n = \frac{n - \frac12}{L - 1}, \quad b_0 = -\infty, \; b_L = \infty.
+
+    Location and scale are in units of the whole range, so that level L - 1 lies at 1. The difference is computed as
+    :math:`\log \sigma(a) + \log \sigma(-b) + \log(1 - e^{b - a})`, exact in the tails.
+
+    Args:
+        loc: Location of the logistic distribution.
+        scale: Its scale, positive.
+        levels: Number of levels, L.
+
+    Source:
+        *Improving Variational Inference with Inverse Autoregressive Flow* (Kingma et al., 2016), section 5.2;
+        *PixelCNN++* (Salimans et al., 2017).
+    """
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
+
+    def __init__(self, loc: Tensor, scale: Tensor, levels: int = 256) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        self.levels = levels
+        super().__init__(self.loc.shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The integers from 0 to L - 1."""
+        return constraints.integer_interval(0, self.levels - 1)
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities of all levels, shape ``(*batch_shape, levels)``."""
+        levels = torch.arange(self.levels, device=self.loc.device).to(self.loc.dtype)
+        table = DiscretizedLogistic(self.loc.unsqueeze(-1), self.scale.unsqueeze(-1), self.levels)
+        return table.log_prob(levels).exp()
+
+    @property
+    def mean(self) -> Tensor:
+        """E[n]."""
+        return (self.probs * torch.arange(self.levels, device=self.loc.device)).sum(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[n]."""
+        return (self.probs * torch.arange(self.levels, device=self.loc.device) ** 2).sum(-1) - self.mean**2
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretizedLogistic":
+        """Returns the same distribution with a larger batch shape."""
+        return DiscretizedLogistic(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.levels)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of n, floating-point, by rounding draws of the logistic distribution."""
+        with torch.no_grad():
+            noise = torch.rand(
+                self._extended_shape(torch.Size(sample_shape)), device=self.loc.device, dtype=self.loc.dtype
+            )
+            value = self.loc + self.scale * noise.clamp(torch.finfo(noise.dtype).tiny).logit()
+            return (value * (self.levels - 1)).round().clamp(0, self.levels - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of the levels ``value``."""
+        if torch.distributions.Distribution._validate_args:
+            self._validate_sample(value)
+        width = 1 / (self.levels - 1) / self.scale
+        middle = (value / (self.levels - 1) - self.loc) / self.scale
+        above, below = logsigmoid(middle + width / 2), logsigmoid(width / 2 - middle)
+        between = above + below + torch.log(-torch.expm1(-width))
+        return torch.where(value == 0, above, torch.where(value == self.levels - 1, below, between))
+
+
+class _OpenUnitInterval(constraints.Constraint):
+    def check(self, value: Tensor) -> Tensor:
+        return (value > 0) & (value < 1)
+
+
+_open_unit_interval: Any = _OpenUnitInterval()
+
+
+class OpenBeta(dist.Beta):
+    """A beta distribution whose support leaves out 0 and 1, where its density is zero or infinite."""
+
+    support = _open_unit_interval
+
+
+class _OnLattice(constraints.Constraint):
+    """Multiples of a unit that, as integers, satisfy another constraint; rounding errors of the value are allowed."""
+
+    is_discrete = True
+
+    def __init__(self, base: Any, unit: float) -> None:
+        self.base, self.unit = base, unit
+        self.event_dim = base.event_dim
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        steps = value / self.unit
+        near = (steps - steps.round()).abs() <= 1e-3
+        return _all_rightmost(near, self.event_dim) & self.base.check(steps.round())
+
+    def __repr__(self) -> str:
+        return f"multiples of {self.unit:.6g} with {self.base} multiplier"
+
+
+def _all_rightmost(value: Tensor, event_dim: int) -> Tensor:
+    return value.reshape(*value.shape[: value.ndim - event_dim], -1).all(-1) if event_dim else value

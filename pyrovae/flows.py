@@ -1,0 +1,156 @@
+r"""Invertible transforms for flows, built from the layers of `zuko`: ``flow(context)`` maps noise to draws.
+
+Each function returns a module whose call, with a context of shape ``(*batch, context)`` or without, makes the transform
+anew from the current parameters. They differ in which direction is one pass of the network:
+
+========================== ================= =================
+transform                  draw              score
+========================== ================= =================
+:func:`coupling`           2 passes          1 pass
+:func:`autoregressive`     ``latent`` passes 1 pass
+:func:`inverse_autoregressive` 1 pass        ``latent`` passes
+========================== ================= =================
+
+so the first two serve priors, which score the posterior's draws, and the last serves posteriors, which score their own
+draws with what drawing has computed. Any ``zuko`` flow serves too: ``zuko.flows.NSF(...).transform.inv``.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import AffineTransform, Distribution, Transform
+
+_validation = Distribution._validate_args
+import zuko  # noqa: E402  # switches validation off for the whole process
+
+Distribution.set_default_validate_args(_validation)
+
+Univariate = Literal["affine", "spline"]
+
+
+def coupling(
+    latent: int,
+    *,
+    context: int = 0,
+    depth: int = 4,
+    hidden: Sequence[int] = (128, 128),
+    univariate: Univariate = "affine",
+) -> nn.Module:
+    """Coupling layers: half of the dimensions transform the other half, and at the next layer the reverse.
+
+    Args:
+        latent: Number of dimensions.
+        context: Number of context features.
+        depth: Number of layers.
+        hidden: Widths of each layer's network.
+        univariate: ``"affine"`` maps (RealNVP) or monotonic rational-quadratic ``"spline"`` ones (neural spline flow).
+
+    Returns:
+        A module ``(*batch, context) -> transform``.
+
+    Raises:
+        ValueError: If ``latent`` or ``depth`` is not positive.
+
+    Source:
+        *Density Estimation using Real NVP* (Dinh et al., 2017); *Neural Spline Flows* (Durkan et al., 2019).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.flows.coupling(5)()(torch.zeros(3, 5)).shape
+        torch.Size([3, 5])
+    """
+    return _layers(latent, context, depth, hidden, passes=2, **_UNIVARIATE[univariate]).inv
+
+
+def autoregressive(
+    latent: int,
+    *,
+    context: int = 0,
+    depth: int = 4,
+    hidden: Sequence[int] = (128, 128),
+    univariate: Univariate = "affine",
+) -> nn.Module:
+    """Masked autoregressive layers: each dimension is transformed given those before it, and the order is reversed.
+
+    Args:
+        latent: Number of dimensions.
+        context: Number of context features.
+        depth: Number of layers.
+        hidden: Widths of each layer's network.
+        univariate: ``"affine"`` maps or monotonic rational-quadratic ``"spline"`` ones.
+
+    Returns:
+        A module ``(*batch, context) -> transform``.
+
+    Raises:
+        ValueError: If ``latent`` or ``depth`` is not positive.
+
+    Source:
+        *Masked Autoregressive Flow for Density Estimation* (Papamakarios, Pavlakou and Murray, 2017).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.flows.autoregressive(5, context=2)(torch.zeros(3, 2))(torch.zeros(3, 5)).shape
+        torch.Size([3, 5])
+    """
+    return _layers(latent, context, depth, hidden, **_UNIVARIATE[univariate]).inv
+
+
+def inverse_autoregressive(
+    latent: int, *, context: int = 0, depth: int = 2, hidden: Sequence[int] = (128,)
+) -> nn.Module:
+    r"""Inverse autoregressive layers in the gated form of the paper, the order reversed after each.
+
+    .. math:: z_t = \sigma_t \odot z_{t-1} + (1 - \sigma_t) \odot m_t, \qquad \sigma_t = \mathrm{sigmoid}(s_t + 2),
+
+    with :math:`(m_t, s_t)` from an autoregressive network of :math:`z_{t-1}` and the context. The gate begins nearly
+    open.
+
+    Args:
+        latent: Number of dimensions.
+        context: Number of context features.
+        depth: Number of layers.
+        hidden: Widths of each layer's network.
+
+    Returns:
+        A module ``(*batch, context) -> transform``.
+
+    Raises:
+        ValueError: If ``latent`` or ``depth`` is not positive.
+
+    Source:
+        *Improving Variational Inference with Inverse Autoregressive Flow* (Kingma et al., 2016), algorithm 1.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.flows.inverse_autoregressive(5)()(torch.zeros(3, 5)).shape
+        torch.Size([3, 5])
+    """
+    return _layers(latent, context, depth, hidden, univariate=_gate, shapes=((), ()))
+
+
+def _gate(m: Tensor, s: Tensor) -> Transform:
+    sigma = torch.sigmoid(s + 2)
+    return AffineTransform((1 - sigma) * m, sigma)
+
+
+_UNIVARIATE = {
+    "affine": {"univariate": zuko.transforms.MonotonicAffineTransform, "shapes": ((), ())},
+    "spline": {"univariate": zuko.transforms.MonotonicRQSTransform, "shapes": ((8,), (8,), (7,))},
+}
+
+
+def _layers(latent: int, context: int, depth: int, hidden: Sequence[int], **kwargs: object) -> zuko.lazy.LazyTransform:
+    if latent < 1 or depth < 1:
+        raise ValueError(f"a flow needs at least one dimension and one layer, got latent={latent} and depth={depth}")
+    ascending = torch.arange(latent)
+    return zuko.lazy.LazyComposedTransform(
+        *(
+            zuko.flows.autoregressive.MaskedAutoregressiveTransform(
+                latent, context, order=ascending if i % 2 == 0 else ascending.flip(0), hidden_features=hidden, **kwargs
+            )
+            for i in range(depth)
+        )
+    )

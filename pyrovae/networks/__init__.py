@@ -1,0 +1,23 @@
+"""Neural networks that keep leading dimensions: ``(*batch, *in) -> (*batch, *out)``.
+
+A network knows nothing of priors, likelihoods or posteriors. It maps the trailing *event* dimensions of its input and
+leaves all leading dimensions alone, because a likelihood is called with ``z`` of shape ``(num_samples, N, latent)`` as
+often as with ``(N, latent)``.
+"""
+
+from pyrovae.networks.convolutional import conv_decoder, conv_encoder, residual_decoder, residual_encoder
+from pyrovae.networks.dense import gated_mlp, mlp
+from pyrovae.networks.inputs import Batched, Joint, ZeroFilled, split
+
+__all__ = [
+    "Batched",
+    "Joint",
+    "ZeroFilled",
+    "conv_decoder",
+    "conv_encoder",
+    "gated_mlp",
+    "mlp",
+    "residual_decoder",
+    "residual_encoder",
+    "split",
+]

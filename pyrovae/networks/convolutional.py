@@ -1,0 +1,202 @@
+"""Convolutional networks for images of one or more channels, plain and residual."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from pyrovae.networks.inputs import Batched
+
+
+def conv_encoder(
+    in_shape: Sequence[int],
+    *channels: int,
+    out_shape: int,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Module:
+    """Builds a convolutional encoder that halves height and width at every layer.
+
+    Args:
+        in_shape: ``(height, width)`` or ``(channels, height, width)``; for 28 x 28 images two layers fit.
+        *channels: Output channels of each 4 x 4 convolution of stride 2.
+        out_shape: Number of outputs of the final linear layer.
+        activation: Makes the nonlinearity behind every convolution.
+
+    Returns:
+        A network ``(*batch, *in_shape) -> (*batch, out_shape)``.
+
+    Raises:
+        ValueError: If height or width cannot be halved that often.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.networks.conv_encoder((28, 28), 32, 64, out_shape=100)(torch.zeros(7, 3, 28, 28)).shape
+        torch.Size([7, 3, 100])
+    """
+    depth, height, width = _image(in_shape, len(channels))
+    layers: list[nn.Module] = [nn.Unflatten(-2, (1, -1))] if len(in_shape) == 2 else []
+    for c_in, c_out in pairwise((depth, *channels)):
+        layers += [nn.Conv2d(c_in, c_out, kernel_size=4, stride=2, padding=1), activation()]
+    layers += [nn.Flatten(-3, -1), nn.Linear(channels[-1] * height * width, out_shape)]
+    return Batched(nn.Sequential(*layers), event_dim=len(in_shape))
+
+
+def conv_decoder(
+    in_shape: int,
+    *channels: int,
+    out_shape: Sequence[int],
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Module:
+    """Builds a convolutional decoder that doubles height and width at every layer: the encoder's mirror image.
+
+    Args:
+        in_shape: Number of inputs, the latent size.
+        *channels: Input channels of each 4 x 4 transposed convolution of stride 2.
+        out_shape: ``(height, width)`` or ``(channels, height, width)`` of the output.
+        activation: Makes the nonlinearity before every transposed convolution.
+
+    Returns:
+        A network ``(*batch, in_shape) -> (*batch, *out_shape)``.
+
+    Raises:
+        ValueError: If height or width is not divisible by two that often.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.networks.conv_decoder(50, 64, 32, out_shape=(28, 28))(torch.zeros(7, 3, 50)).shape
+        torch.Size([7, 3, 28, 28])
+    """
+    depth, height, width = _image(out_shape, len(channels))
+    layers: list[nn.Module] = [
+        nn.Linear(in_shape, channels[0] * height * width),
+        nn.Unflatten(-1, (channels[0], height, width)),
+    ]
+    for c_in, c_out in pairwise((*channels, depth)):
+        layers += [activation(), nn.ConvTranspose2d(c_in, c_out, kernel_size=4, stride=2, padding=1)]
+    if len(out_shape) == 2:
+        layers.append(nn.Flatten(-3, -2))
+    return Batched(nn.Sequential(*layers), event_dim=1)
+
+
+def residual_encoder(
+    in_shape: Sequence[int], *channels: int, out_shape: int, activation: Callable[[], nn.Module] = nn.ReLU
+) -> nn.Module:
+    """Builds a residual encoder that halves height and width, rounding up, before each residual block; for any size.
+
+    Args:
+        in_shape: ``(height, width)`` or ``(channels, height, width)``.
+        *channels: Channels of each block.
+        out_shape: Number of outputs of the final linear layer.
+        activation: Makes the nonlinearities.
+
+    Returns:
+        A network ``(*batch, *in_shape) -> (*batch, out_shape)``.
+
+    Raises:
+        ValueError: If the shape is not that of an image, or there is no block.
+
+    Source:
+        *Identity Mappings in Deep Residual Networks* (He et al., 2016).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.networks.residual_encoder((28, 20), 16, 32, 64, out_shape=100)(torch.zeros(7, 3, 28, 20)).shape
+        torch.Size([7, 3, 100])
+    """
+    depth, sizes = _sizes(in_shape, len(channels))
+    layers: list[nn.Module] = [nn.Unflatten(-2, (1, -1))] if len(in_shape) == 2 else []
+    for c_in, c_out in pairwise((depth, *channels)):
+        layers += [nn.Conv2d(c_in, c_out, kernel_size=3, stride=2, padding=1), _Residual(c_out, activation)]
+    layers += [activation(), nn.Flatten(-3, -1), nn.Linear(channels[-1] * math.prod(sizes[-1]), out_shape)]
+    return Batched(nn.Sequential(*layers), event_dim=len(in_shape))
+
+
+def residual_decoder(
+    in_shape: int, *channels: int, out_shape: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU
+) -> nn.Module:
+    """Builds a residual decoder that doubles height and width behind each block: the mirror image of the encoder.
+
+    Args:
+        in_shape: Number of inputs, the latent size.
+        *channels: Channels of each block.
+        out_shape: ``(height, width)`` or ``(channels, height, width)`` of the output, of any size.
+        activation: Makes the nonlinearities.
+
+    Returns:
+        A network ``(*batch, in_shape) -> (*batch, *out_shape)``.
+
+    Raises:
+        ValueError: If the shape is not that of an image, or there is no block.
+
+    Source:
+        *Identity Mappings in Deep Residual Networks* (He et al., 2016).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.networks.residual_decoder(50, 64, 32, out_shape=(28, 20))(torch.zeros(7, 3, 50)).shape
+        torch.Size([7, 3, 28, 20])
+    """
+    depth, sizes = _sizes(out_shape, len(channels))
+    layers: list[nn.Module] = [
+        nn.Linear(in_shape, channels[0] * math.prod(sizes[-1])),
+        nn.Unflatten(-1, (channels[0], *sizes[-1])),
+    ]
+    for (c_in, c_out), (height, width) in zip(pairwise((*channels, depth)), reversed(sizes[:-1]), strict=True):
+        odd = (1 - height % 2, 1 - width % 2)  # a stride of 2 leaves open which of two sizes was halved
+        layers += [
+            _Residual(c_in, activation),
+            activation(),
+            nn.ConvTranspose2d(c_in, c_out, kernel_size=3, stride=2, padding=1, output_padding=odd),
+        ]
+    if len(out_shape) == 2:
+        layers.append(nn.Flatten(-3, -2))
+    return Batched(nn.Sequential(*layers), event_dim=1)
+
+
+class _Residual(nn.Module):
+    """A block ``x + f(x)`` of two 3 x 3 convolutions."""
+
+    def __init__(self, channels: int, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            activation(),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            activation(),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``x``, shape ``(B, channels, height, width)``, to the same shape."""
+        output: Tensor = x + self.branch(x)
+        return output
+
+
+def _sizes(shape: Sequence[int], halvings: int) -> tuple[int, list[tuple[int, int]]]:
+    """Channels of an image, and its height and width after each halving, rounded up."""
+    depth, height, width = _channels(shape, halvings)
+    sizes = [(height, width)]
+    for _ in range(halvings):
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    return depth, sizes
+
+
+def _channels(shape: Sequence[int], layers: int) -> tuple[int, int, int]:
+    """Channels, height and width of an image."""
+    if len(shape) not in (2, 3):
+        raise ValueError(f"an image has shape (height, width) or (channels, height, width), got {tuple(shape)}")
+    if not layers:
+        raise ValueError("a convolutional network needs the channels of at least one layer")
+    depth, height, width = (1, *shape) if len(shape) == 2 else tuple(shape)
+    return depth, height, width
+
+
+def _image(shape: Sequence[int], halvings: int) -> tuple[int, int, int]:
+    """Channels of an image, and its height and width after so many halvings."""
+    depth, height, width = _channels(shape, halvings)
+    if height % 2**halvings or width % 2**halvings:
+        raise ValueError(
+            f"an image of {height} x {width} cannot be halved {halvings} times; use fewer layers, pad the image, or "
+            f"take residual_encoder and residual_decoder"
+        )
+    return depth, height // 2**halvings, width // 2**halvings

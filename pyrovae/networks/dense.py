@@ -1,0 +1,78 @@
+"""Fully connected networks: a multilayer perceptron, and one whose layers are gated."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import nn
+
+Shape = int | Sequence[int]
+
+
+def mlp(*shapes: Shape, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Builds a multilayer perceptron through the given shapes: ``mlp(784, 200, 200, 100)``.
+
+    Args:
+        *shapes: Event shape of the input, widths of the hidden layers (none for a linear map), event shape of the
+            output. Input and output may be images: ``mlp(50, 200, 200, (28, 28))``.
+        activation: Makes the nonlinearity behind every hidden layer; there is none behind the output.
+
+    Returns:
+        A network ``(*batch, *shapes[0]) -> (*batch, *shapes[-1])``.
+
+    Raises:
+        ValueError: If there are fewer than two shapes, or one of them is empty or not positive.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> decoder = pv.networks.mlp(50, 200, 200, (28, 28), activation=torch.nn.Tanh)
+        >>> decoder(torch.zeros(7, 3, 50)).shape
+        torch.Size([7, 3, 28, 28])
+    """
+    return _through(shapes, lambda width_in, width_out: [nn.Linear(width_in, width_out), activation()])
+
+
+def gated_mlp(*shapes: Shape) -> nn.Sequential:
+    r"""Builds a perceptron of gated layers, :math:`h \mapsto (A h + b) \odot \sigma(C h + d)`, linear at the end.
+
+    Args:
+        *shapes: As of :func:`mlp`.
+
+    Returns:
+        A network ``(*batch, *shapes[0]) -> (*batch, *shapes[-1])``.
+
+    Raises:
+        ValueError: As :func:`mlp`.
+
+    Source:
+        *Language Modeling with Gated Convolutional Networks* (Dauphin et al., 2017); used by *VAE with a VampPrior*
+        (Tomczak and Welling, 2018).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.networks.gated_mlp((28, 28), 300, 300, 2 * 40)(torch.zeros(7, 3, 28, 28)).shape
+        torch.Size([7, 3, 80])
+    """
+    return _through(shapes, lambda width_in, width_out: [nn.Linear(width_in, 2 * width_out), nn.GLU(-1)])
+
+
+def _through(shapes: Sequence[Shape], layer: Callable[[int, int], list[nn.Module]]) -> nn.Sequential:
+    """A network through the shapes, with a linear map as the last layer: its output is parameters on the real line."""
+    if len(shapes) < 2:
+        raise ValueError(f"a perceptron needs an input and an output shape, got {shapes}")
+    events = [_event(shape) for shape in shapes]
+    widths = [math.prod(event) for event in events]
+    layers: list[nn.Module] = [nn.Flatten(-len(events[0]), -1)] if len(events[0]) > 1 else []
+    for width_in, width_out in pairwise(widths[:-1]):
+        layers += layer(width_in, width_out)
+    layers.append(nn.Linear(widths[-2], widths[-1]))
+    if len(events[-1]) > 1:
+        layers.append(nn.Unflatten(-1, events[-1]))
+    return nn.Sequential(*layers)
+
+
+def _event(shape: Shape) -> tuple[int, ...]:
+    event = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not event or min(event) < 1:
+        raise ValueError(f"an event shape or a width must be positive, got {shape}")
+    return event

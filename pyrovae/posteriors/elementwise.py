@@ -1,0 +1,96 @@
+"""Posteriors whose dimensions are independent given x: normal, and with heavier tails."""
+
+import math
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyrovae.networks import split
+
+
+class _LocationScale(nn.Module):
+    """Takes the network that maps its contexts to locations and log-scales, side by side."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def _parameters_of(self, context: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        loc, log_scale = split(self.network(*context), 2, f"posteriors.{type(self).__name__}")
+        return loc, log_scale.exp()
+
+
+class DiagonalNormal(_LocationScale):
+    r"""The mean-field normal posterior, :math:`q(z \mid x) = N(z; \mu(x), \mathrm{diag}(\sigma(x)^2))`.
+
+    Args:
+        network: ``(*batch, *event) -> (*batch, 2 * latent)``: means and log-scales side by side.
+
+    Source:
+        *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), appendix C.2.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> posterior = pv.posteriors.DiagonalNormal(pv.networks.mlp((28, 28), 16, 2 * 5))
+        >>> q = posterior(torch.zeros(3, 28, 28))
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([3]), torch.Size([5]))
+    """
+
+    def forward(self, *context: Tensor) -> dist.TorchDistribution:
+        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
+        return dist.Normal(*self._parameters_of(context)).to_event(1)
+
+
+class Laplace(_LocationScale):
+    r"""The Laplace posterior, :math:`q(z \mid x) = \prod_i \mathrm{Laplace}(z_i; \mu_i(x), b_i(x))`.
+
+    Its tails are exponential; as a proposal for importance sampling it covers more than a normal one.
+
+    Args:
+        network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations and log-scales side by side.
+
+    Source:
+        *Stochastic Backpropagation and Approximate Inference in Deep Generative Models* (Rezende et al., 2014), for
+        amortized posteriors of any reparameterized family.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.posteriors.Laplace(pv.networks.mlp(4, 2 * 5))(torch.zeros(3, 4)).event_shape
+        torch.Size([5])
+    """
+
+    def forward(self, *context: Tensor) -> dist.TorchDistribution:
+        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
+        return dist.Laplace(*self._parameters_of(context)).to_event(1)
+
+
+class StudentT(_LocationScale):
+    r"""Student's t posterior, :math:`q(z \mid x) = \prod_i t_\nu(z_i; \mu_i(x), \sigma_i(x))`, with polynomial tails.
+
+    Args:
+        network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations and log-scales side by side.
+        df: Degrees of freedom, positive; at ``df <= 2`` the variance is infinite.
+
+    Raises:
+        ValueError: If ``df`` is not positive and finite.
+
+    Source:
+        *Student-t Variational Autoencoder for Robust Density Estimation* (Takahashi et al., 2018), for Student's t in
+        VAEs.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.posteriors.StudentT(pv.networks.mlp(4, 2 * 5), df=5.0)(torch.zeros(3, 4)).event_shape
+        torch.Size([5])
+    """
+
+    def __init__(self, network: nn.Module, df: float = 5.0) -> None:
+        super().__init__(network)
+        if not 0 < df < math.inf:
+            raise ValueError(f"the degrees of freedom of a StudentT posterior must be positive and finite, got df={df}")
+        self.df = df
+
+    def forward(self, *context: Tensor) -> dist.TorchDistribution:
+        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
+        return dist.StudentT(self.df, *self._parameters_of(context)).to_event(1)

@@ -1,0 +1,89 @@
+"""Flow posteriors: inverse autoregressive, and any flow on any base."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyrovae import flows
+from pyrovae.distributions import NormalizingFlow as NormalizingFlowDistribution
+
+
+class InverseAutoregressiveFlow(nn.Module):
+    r"""The inverse autoregressive flow on a normal base, all amortized by one encoder network.
+
+    .. math:: z_0 = \mu(x) + \sigma(x) \odot \epsilon, \qquad z_t = \sigma_t \odot z_{t-1} + (1 - \sigma_t) \odot m_t,
+
+    with :math:`(m_t, s_t)` from an autoregressive network of :math:`z_{t-1}` and of :math:`h(x)`. To draw, and to score
+    the draw, takes one pass of each layer; to score any other z takes ``latent`` passes, as inside a VampPrior.
+
+    Args:
+        network: ``(*batch, *event) -> (*batch, 2 * latent + context)``: means, log-scales and h side by side.
+        latent: Number of latent dimensions.
+        context: Number of features of h, which may be 0.
+        depth: Number of layers.
+        hidden: Widths of the autoregressive networks.
+
+    Raises:
+        ValueError: If ``latent`` or ``depth`` is not positive; when called, if the network's width does not fit.
+
+    Source:
+        *Improving Variational Inference with Inverse Autoregressive Flow* (Kingma et al., 2016).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> posterior = pv.posteriors.InverseAutoregressiveFlow(pv.networks.mlp(4, 2 * 5 + 8), 5, context=8)
+        >>> posterior(torch.zeros(3, 4)).rsample().shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(
+        self, network: nn.Module, latent: int, *, context: int = 0, depth: int = 2, hidden: Sequence[int] = (128,)
+    ) -> None:
+        super().__init__()
+        self.network, self.sizes = network, (latent, latent, context)
+        self.flow = flows.inverse_autoregressive(latent, context=context, depth=depth, hidden=hidden)
+
+    def forward(self, *context: Tensor) -> dist.TorchDistribution:
+        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
+        output = self.network(*context)
+        if output.shape[-1] != sum(self.sizes):
+            raise ValueError(
+                f"posteriors.InverseAutoregressiveFlow: the network's output has shape {tuple(output.shape)}, but "
+                f"{self.sizes[0]} latent dimensions and a context of {self.sizes[2]} need a last dimension of "
+                f"{sum(self.sizes)}; give the network that width"
+            )
+        loc, log_scale, h = output.split(self.sizes, dim=-1)
+        base = dist.Normal(loc, log_scale.exp()).to_event(1)
+        return NormalizingFlowDistribution(base, self.flow(h if self.sizes[2] else None))
+
+
+class NormalizingFlow(nn.Module):
+    r"""A flow on any other posterior, :math:`z = f(\epsilon; h(x))` with :math:`\epsilon \sim q_0(\epsilon \mid x)`.
+
+    Args:
+        base: Posterior of the noise, ``x -> q_0``.
+        flow: Module ``h -> transform``: one of :mod:`pyrovae.flows`, or the inverse of a flow of the library zuko.
+        network: ``(*batch, *event) -> (*batch, context)``, the context h of the flow; without it f is the same for
+            all data.
+
+    Source:
+        *Variational Inference with Normalizing Flows* (Rezende and Mohamed, 2015).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> base = pv.posteriors.StudentT(pv.networks.mlp(4, 2 * 5))
+        >>> posterior = pv.posteriors.NormalizingFlow(base, pv.flows.coupling(5, context=8), pv.networks.mlp(4, 8))
+        >>> posterior(torch.zeros(3, 4)).batch_shape
+        torch.Size([3])
+    """
+
+    def __init__(self, base: Callable[..., Any], flow: nn.Module, network: nn.Module | None = None) -> None:
+        super().__init__()
+        self.base, self.flow, self.network = base, flow, network
+
+    def forward(self, *context: Tensor) -> dist.TorchDistribution:
+        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; base and network get all contexts."""
+        h = None if self.network is None else self.network(*context)
+        return NormalizingFlowDistribution(self.base(*context), self.flow(h))

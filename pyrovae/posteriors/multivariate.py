@@ -1,0 +1,73 @@
+"""Normal posteriors whose dimensions are correlated given x."""
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+
+class MultivariateNormal(nn.Module):
+    r"""A normal posterior with correlations, of full or of low rank.
+
+    * ``MultivariateNormal(network)``: :math:`q(z \mid x) = N(z; \mu, L L^\top)` with L lower triangular; the network's
+      output is ``latent * (latent + 3) / 2`` wide: means, logarithms of the diagonal of L, and its entries below the
+      diagonal row by row.
+    * ``MultivariateNormal(network, rank=r)``: :math:`N(z; \mu, W W^\top + \mathrm{diag}(\sigma^2))` with r columns in
+      W; the output is ``latent * (r + 2)`` wide: means, log-scales, and W row by row.
+
+    Args:
+        network: ``(*batch, *event) -> (*batch, width)``.
+        rank: Number of columns of W; ``None`` for the full covariance.
+
+    Raises:
+        ValueError: If ``rank`` is not positive; when called, if no number of latent dimensions fits the width.
+
+    Source:
+        *Stochastic Backpropagation and Approximate Inference in Deep Generative Models* (Rezende et al., 2014),
+        section 4.3.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.posteriors.MultivariateNormal(pv.networks.mlp(4, 5 * 8 // 2))(torch.zeros(3, 4)).event_shape
+        torch.Size([5])
+        >>> pv.posteriors.MultivariateNormal(pv.networks.mlp(4, 5 * 3), rank=1)(torch.zeros(3, 4)).event_shape
+        torch.Size([5])
+    """
+
+    def __init__(self, network: nn.Module, rank: int | None = None) -> None:
+        super().__init__()
+        if rank is not None and rank < 1:
+            raise ValueError(f"a MultivariateNormal posterior needs a rank of at least 1, or None for full, got {rank}")
+        self.network, self.rank = network, rank
+
+    def forward(self, *context: Tensor) -> dist.TorchDistribution:
+        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
+        output = self.network(*context)
+        latent = _latent(output.shape[-1], self.rank)
+        loc, log_scale, rest = output.split([latent, latent, output.shape[-1] - 2 * latent], dim=-1)
+        if self.rank is not None:
+            factor = rest.unflatten(-1, (latent, self.rank))
+            return dist.LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())
+        rows, columns = torch.tril_indices(latent, latent, offset=-1, device=output.device)
+        scale_tril = torch.diag_embed(log_scale.exp())
+        scale_tril[..., rows, columns] = rest
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+def _latent(width: int, rank: int | None) -> int:
+    """The number of latent dimensions for which a network gives so many parameters."""
+    if rank is None:
+        latent = (math.isqrt(9 + 8 * width) - 3) // 2
+        if latent < 1 or latent * (latent + 3) != 2 * width:
+            raise ValueError(
+                f"posteriors.MultivariateNormal: the network's output is {width} wide, but a full covariance needs "
+                f"latent * (latent + 3) / 2 parameters; give the network such a width"
+            )
+        return latent
+    if width % (rank + 2):
+        raise ValueError(
+            f"posteriors.MultivariateNormal: the network's output is {width} wide, but rank {rank} needs "
+            f"latent * {rank + 2} parameters; give the network such a width"
+        )
+    return width // (rank + 2)

@@ -1,0 +1,43 @@
+"""A normalizing flow as prior."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+from torch import nn
+
+from pyrovae import flows
+from pyrovae.distributions import NormalizingFlow as NormalizingFlowDistribution
+from pyrovae.priors.normal import StandardNormal
+
+
+class NormalizingFlow(nn.Module):
+    r"""A flow, :math:`z = f(\epsilon)` with :math:`\epsilon \sim p_0`, whose invertible f is learned.
+
+    Args:
+        latent: Number of latent dimensions.
+        flow: Module whose call returns f as a transform: one of :mod:`pyrovae.flows`, by default
+            ``pyrovae.flows.coupling(latent)``, or the inverse of a flow of the library zuko.
+        base: Prior of the noise, any; by default the standard normal.
+
+    Raises:
+        ValueError: If ``latent`` is not positive.
+
+    Source:
+        *Variational Lossy Autoencoder* (Chen et al., 2017); *Density Estimation using Real NVP* (Dinh et al., 2017).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> prior = pv.priors.NormalizingFlow(5, pv.flows.autoregressive(5), base=pv.priors.GaussianMixture(5))
+        >>> prior().log_prob(torch.zeros(7, 3, 5)).shape
+        torch.Size([7, 3])
+    """
+
+    def __init__(self, latent: int, flow: nn.Module | None = None, *, base: Callable[..., Any] | None = None) -> None:
+        super().__init__()
+        self.base = StandardNormal(latent) if base is None else base
+        self.flow = flows.coupling(latent) if flow is None else flow
+
+    def forward(self) -> dist.TorchDistribution:
+        """Returns p(z), batch shape ``()``, event shape ``(latent,)``."""
+        return NormalizingFlowDistribution(self.base(), self.flow())

@@ -1,0 +1,89 @@
+"""The standard normal prior, and priors that are any fixed distribution."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+
+class StandardNormal(nn.Module):
+    """The standard normal prior, ``p(z) = N(z; 0, I)``.
+
+    Args:
+        latent: Number of latent dimensions.
+
+    Raises:
+        ValueError: If ``latent`` is not positive.
+
+    Source:
+        *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014).
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.priors.StandardNormal(50)().event_shape
+        torch.Size([50])
+    """
+
+    loc: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        if latent < 1:
+            raise ValueError(f"StandardNormal needs at least one latent dimension, got latent={latent}")
+        # Buffers follow the module's device and dtype; they are constants, so the state dict does without them.
+        self.register_buffer("loc", torch.zeros(latent), persistent=False)
+        self.register_buffer("scale", torch.ones(latent), persistent=False)
+
+    def forward(self) -> dist.TorchDistribution:
+        """Returns p(z), batch shape ``()``, event shape ``(latent,)``."""
+        return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+class Fixed(nn.Module):
+    """A prior that is any given distribution, and moves with the module's device and dtype.
+
+    :class:`pyrovae.VAE` wraps a plain distribution in it, so ``VAE(prior=dist.Laplace(...).to_event(1), ...)`` works.
+
+    Args:
+        distribution: p(z), event shape ``(latent,)``; its tensors are constants.
+
+    Raises:
+        TypeError: If it is no distribution.
+
+    Example:
+        >>> import torch, pyro.distributions as dist, pyrovae as pv
+        >>> pv.priors.Fixed(dist.Laplace(torch.zeros(5), 1.0).to_event(1))().event_shape
+        torch.Size([5])
+    """
+
+    def __init__(self, distribution: dist.TorchDistribution) -> None:
+        super().__init__()
+        if not isinstance(distribution, torch.distributions.Distribution):
+            raise TypeError(f"Fixed takes a distribution, got {type(distribution).__name__}; pass other priors as such")
+        self.distribution = distribution
+
+    def forward(self) -> dist.TorchDistribution:
+        """Returns p(z)."""
+        return self.distribution
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Fixed":
+        super()._apply(fn, recurse)
+        self.distribution = _map_tensors(self.distribution, fn)
+        return self
+
+
+def _map_tensors(part: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A distribution, and all distributions and transforms inside it, with its tensors mapped."""
+    if isinstance(part, Tensor):
+        return fn(part)
+    if isinstance(part, list | tuple):
+        return type(part)(_map_tensors(item, fn) for item in part)
+    if isinstance(part, torch.distributions.Distribution | torch.distributions.Transform):
+        mapped = copy.copy(part)
+        mapped.__dict__ = {name: _map_tensors(value, fn) for name, value in vars(part).items()}
+        return mapped
+    return part

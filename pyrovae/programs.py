@@ -1,0 +1,163 @@
+"""Pyro programs made of components: how a component is run and checked, and how its parameters are announced.
+
+The parameters belong to the module, not to Pyro's global store. Pyro's ELBOs and SVI look for ``param`` messages, so
+each program emits one for every parameter that it owns, under a name that no other living program has. Nothing is kept
+between calls: copies, unpickled modules and exchanged components train their own parameters.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.runtime import Message, am_i_wrapped, apply_stack
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from pyrovae.priors import Fixed
+
+Component = Callable[..., dist.TorchDistribution]
+
+
+class Program(nn.Module):
+    """A Pyro program that owns its components, and their parameters with them.
+
+    Attributes:
+        names: Names of its components.
+        peers: The programs whose components its own may ask for; in a tuple, which hides modules, since they are not
+            its own.
+        data_size: Number of data that the loss is scaled to; by default that of the data given.
+    """
+
+    names: tuple[str, ...] = ()
+    data_size: int | None = None
+    peers: tuple["Program", ...] = ()
+
+    def put(self, name: str, component: Any) -> None:
+        """Sets or exchanges a component, be it a module or any other callable."""
+        if "prior" in name and isinstance(component, torch.distributions.Distribution):
+            component = Fixed(component)
+        # A Pyro distribution can be called, but then it draws.
+        if isinstance(component, torch.distributions.Distribution) or not callable(component):
+            raise TypeError(
+                f"the {name} must be a callable that returns a distribution, got {type(component).__name__}"
+            )
+        if isinstance(getattr(component, "__self__", None), nn.Module):
+            raise TypeError(
+                f"the {name} is the method {component.__qualname__} of a module, whose parameters would never train; "
+                f"make it the module's forward and pass the module"
+            )
+        if hasattr(self, name):
+            delattr(self, name)  # a module does not let a plain callable take the place of a submodule
+        setattr(self, name, component)
+        self.names = tuple(dict.fromkeys((*self.names, name)))
+
+    def get(self, name: str) -> Component:
+        """Returns a component, having told its parts that ask for them (a VampPrior) the other ones."""
+        component: Component = getattr(self, name)
+        if isinstance(component, nn.Module):
+            parts: Any = component.modules()
+            for part in parts:
+                if hasattr(part, "bind_components"):
+                    part.bind_components(**self.components())
+        return component
+
+    def data_plate(self, x: Tensor) -> Any:
+        """The plate over the first dimension of the data."""
+        if self.data_size is None:
+            return pyro.plate("data", len(x), dim=-1)
+        return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device), dim=-1)
+
+    def components(self) -> dict[str, Component]:
+        """The components of this program and of its peers, by name."""
+        return {name: getattr(program, name) for program in (self, *self.peers) for name in program.names}
+
+
+def run_component(
+    role: str,
+    component: Component,
+    *context: Tensor,
+    batch_shape: torch.Size,
+    event_shape: torch.Size | None = None,
+) -> Any:
+    """Returns a component's distribution, or says how it breaks the contract.
+
+    Raises:
+        TypeError: If it does not return a distribution.
+        ValueError: If it cannot take its contexts, or the batch or event shape is not the expected one.
+    """
+    try:
+        p = component(*context)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # what torch raises for shapes and dtypes that do not fit
+        given = " and ".join(f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}" for tensor in context)
+        raise ValueError(
+            f"the {role} cannot take {given or 'no context'} ({str(error).splitlines()[0]}); give it data of the shape "
+            f"and dtype that its network takes, or a network that takes these"
+        ) from error
+    if not isinstance(p, torch.distributions.Distribution):
+        raise TypeError(
+            f"the {role} returned a {type(p).__name__}, not a distribution; "
+            f"a component is a callable that returns one (for a fixed distribution d: lambda *context: d)"
+        )
+    if p.batch_shape != batch_shape:
+        raise ValueError(
+            f"the {role} returned a distribution of batch shape {tuple(p.batch_shape)} and event shape "
+            f"{tuple(p.event_shape)}, expected batch shape {tuple(batch_shape)}, that of its context; "
+            f"declare event dimensions with .to_event(n), and keep every leading dimension of the input"
+        )
+    if event_shape is not None and p.event_shape != event_shape:
+        raise ValueError(
+            f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but a datum of x has "
+            f"shape {tuple(event_shape)}; reshape x or the network's output"
+        )
+    return p
+
+
+def draw(p: dist.TorchDistribution, mean: bool) -> Tensor:
+    """A draw from a distribution, or its mean."""
+    value: Tensor = p.mean if mean else p.sample()
+    return value
+
+
+def emit_parameters(program: nn.Module) -> None:
+    """Sends Pyro's handlers a ``param`` message for each trainable parameter, leaving the parameter store alone.
+
+    SVI asks the value of such a message for its ``unconstrained()`` tensor, and that must be the parameter itself. The
+    value is an alias made for this call, so that no attribute is left on the parameter to break pickling.
+    """
+    if not am_i_wrapped():
+        return
+    for name, parameter in program.named_parameters():
+        if parameter.requires_grad and not isinstance(parameter, UninitializedParameter):
+            alias: Any = parameter.detach()
+            alias.unconstrained = partial(_identity, parameter)
+            message = Message(
+                type="param",
+                name=f"{name}@{id(program):x}",
+                fn=_identity,
+                is_observed=False,
+                args=(alias,),
+                kwargs={},
+                value=alias,
+                infer={},
+                scale=1.0,
+                mask=None,
+                cond_indep_stack=(),
+                done=False,
+                stop=False,
+                continuation=None,
+            )
+            apply_stack(message)
+            if message["type"] != "param" or message["value"] is not alias:
+                raise ValueError(
+                    f"a handler (lift, substitute) takes over the parameter {name!r}, but the module would go on using "
+                    f"its own; make a component whose weights are pyro.nn.PyroSample instead"
+                )
+
+
+def _identity(parameter: Tensor) -> Tensor:
+    return parameter
