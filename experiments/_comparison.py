@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +23,7 @@ from torch import nn
 import pyrovae as pv
 
 mlp = partial(pv.networks.mlp, activation=nn.Softplus)
+Model = TypeVar("Model")
 
 
 @dataclass
@@ -49,6 +50,8 @@ class Options:
     """Epochs over which the weight of the latent sites grows to 1, so that no latent dimension is given up early."""
     num_samples: int = 5000
     """Draws per test datum of the evaluation."""
+    models: tuple[str, ...] = ()
+    """Compare only those of these names [default: all]."""
     test_size: int | None = None
     """Evaluate so many test data, drawn at random [default: all]."""
     device: str = "auto"
@@ -69,8 +72,19 @@ def load(options: Options) -> pv.data.Splits:
             splits = choose(options.binarization, root=options.root)
         case _:
             splits = choose(root=options.root)
-    chosen = np.random.RandomState(options.seed).permutation(len(splits.test))[: options.test_size]
-    return replace(splits, test=splits.test[np.sort(chosen)])
+    kept = np.random.RandomState(options.seed).permutation(len(splits.test))[: options.test_size]
+    return replace(splits, test=splits.test[np.sort(kept)])
+
+
+def chosen(models: Mapping[str, Model], options: Options) -> dict[str, Model]:
+    """The models that the options ask for.
+
+    Raises:
+        ValueError: If one of them has another name.
+    """
+    if unknown := set(options.models) - set(models):
+        raise ValueError(f"there is no model {min(unknown)!r}; choose from {list(models)}")
+    return {name: model for name, model in models.items() if name in (options.models or models)}
 
 
 def train(

@@ -38,13 +38,14 @@ def main(options: Options) -> pd.DataFrame:
     splits = comparison.load(options)
     objectives = {"VAE": Trace_ELBO(), "IWAE": pv.objectives.IWAE(options.num_particles)}
     vaes, histories, results = {}, {}, {}
-    for name, objective in objectives.items():
+    for name, objective in comparison.chosen(objectives, options).items():
         vaes[name] = vae = build(options, event_shape=splits.train.shape[1:])
         histories[name] = comparison.train(vae, splits, options, objective=objective)
         results[name] = comparison.evaluate(vae, splits, options)
 
     table = comparison.summarize(results, histories, ks=(5, 50))
-    table = pd.concat([table, difference(results)]).fillna("")
+    if len(results) == 2:
+        table = pd.concat([table, difference(results)]).fillna("")
     comparison.report(splits, table)
     figures = comparison.draw(vaes, histories, results) | {"reconstructions": reconstructions(vaes, splits.test[:14])}
     comparison.write(options, table, histories, results, figures)

@@ -75,7 +75,7 @@ def main(options: Options) -> pd.DataFrame:
     noisy = replace(grey, valid=dequantize(grey.valid), test=dequantize(grey.test))
 
     vaes, histories, results, bits = {}, {}, {}, {}
-    for name, likelihood in {**discrete, **continuous}.items():
+    for name, likelihood in comparison.chosen({**discrete, **continuous}, options).items():
         splits, transform, width = (grey, None, 1.0) if name in discrete else (noisy, dequantize, 1 / levels)
         pyro.set_rng_seed(options.seed)
         vaes[name] = vae = pv.VAE(

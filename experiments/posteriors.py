@@ -51,7 +51,7 @@ def main(options: Options) -> pd.DataFrame:
         ),
     }
     vaes, histories, results = {}, {}, {}
-    for name, posterior in posteriors.items():
+    for name, posterior in comparison.chosen(posteriors, options).items():
         pyro.set_rng_seed(options.seed)
         vaes[name] = vae = pv.VAE(
             prior=pv.priors.StandardNormal(latent),

@@ -43,7 +43,7 @@ def main(options: Options) -> pd.DataFrame:
         "autoregressive flow": lambda: pv.priors.NormalizingFlow(latent, pv.flows.autoregressive(latent, depth=2)),
     }
     vaes, histories, results = {}, {}, {}
-    for name, prior in priors.items():
+    for name, prior in comparison.chosen(priors, options).items():
         pyro.set_rng_seed(options.seed)
         vaes[name] = vae = pv.VAE(
             likelihood=pv.likelihoods.Bernoulli(mlp(latent, *options.hidden[::-1], event_shape)),

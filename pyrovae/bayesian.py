@@ -105,7 +105,8 @@ class BayesianGuide(Guide):
         super().__init__(posterior)
         with poutine.block(), poutine.trace() as tape, _drawn_weights(model):
             pass
-        weights = {name: site["value"] for name, site in tape.trace.nodes.items() if site["type"] == "sample"}
+        nodes = tape.trace.nodes.items()
+        weights: dict[str, Any] = {name: site["value"] for name, site in nodes if site["type"] == "sample"}
         if not weights:
             raise ValueError(
                 "the likelihood of a BayesianVAE has no random weights; make its network with "

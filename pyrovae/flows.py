@@ -16,7 +16,7 @@ draws with what drawing has computed. Any ``zuko`` flow serves too: ``zuko.flows
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def coupling(
         A module ``(*batch, context) -> transform``.
 
     Raises:
-        ValueError: If ``latent`` or ``depth`` is not positive.
+        ValueError: If ``latent`` or ``depth`` is not positive, or ``univariate`` has another name.
 
     Source:
         *Density Estimation using Real NVP* (Dinh et al., 2017); *Neural Spline Flows* (Durkan et al., 2019).
@@ -61,7 +61,7 @@ def coupling(
         >>> pv.flows.coupling(5)()(torch.zeros(3, 5)).shape
         torch.Size([3, 5])
     """
-    return _layers(latent, context, depth, hidden, passes=2, **_UNIVARIATE[univariate]).inv
+    return _layers(latent, context, depth, hidden, passes=2, **_univariate(univariate)).inv
 
 
 def autoregressive(
@@ -95,7 +95,7 @@ def autoregressive(
         >>> pv.flows.autoregressive(5, context=2)(torch.zeros(3, 2))(torch.zeros(3, 5)).shape
         torch.Size([3, 5])
     """
-    return _layers(latent, context, depth, hidden, **_UNIVARIATE[univariate]).inv
+    return _layers(latent, context, depth, hidden, **_univariate(univariate)).inv
 
 
 def inverse_autoregressive(
@@ -136,10 +136,16 @@ def _gate(m: Tensor, s: Tensor) -> Transform:
     return AffineTransform((1 - sigma) * m, sigma)
 
 
-_UNIVARIATE = {
+_UNIVARIATE: dict[str, dict[str, Any]] = {
     "affine": {"univariate": zuko.transforms.MonotonicAffineTransform, "shapes": ((), ())},
     "spline": {"univariate": zuko.transforms.MonotonicRQSTransform, "shapes": ((8,), (8,), (7,))},
 }
+
+
+def _univariate(name: str) -> dict[str, Any]:
+    if name not in _UNIVARIATE:
+        raise ValueError(f"univariate must be one of {sorted(_UNIVARIATE)}, got {name!r}")
+    return _UNIVARIATE[name]
 
 
 def _layers(latent: int, context: int, depth: int, hidden: Sequence[int], **kwargs: object) -> zuko.lazy.LazyTransform:

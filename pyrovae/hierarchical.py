@@ -42,7 +42,7 @@ class HierarchicalVAE(nn.Module):
 
     Raises:
         TypeError: If a component is not callable or, when run, does not return a distribution.
-        ValueError: If there are not as many posteriors as priors, or none; when run, if a component's shapes do not fit.
+        ValueError: If there are not as many posteriors as priors, or none; when run, if shapes do not fit.
 
     Source:
         *Importance Weighted Autoencoders* (Burda, Grosse and Salakhutdinov, 2016); *Ladder Variational Autoencoders*
@@ -102,6 +102,10 @@ class HierarchicalVAE(nn.Module):
             self.model.put(name, value)
         elif name in ("priors", "posteriors"):
             program = self.model if name == "priors" else self.guide
+            if len(value) != len(program.layers):
+                raise ValueError(
+                    f"this HierarchicalVAE has {len(program.layers)} latent layers, got {len(value)} {name}"
+                )
             for layer, component in zip(program.layers, value, strict=True):
                 program.put(f"{name[:-1]}{layer}", component)
         else:
@@ -141,7 +145,8 @@ class HierarchicalVAE(nn.Module):
             Tensor, shape ``(N, *event)``.
         """
         latents = poutine.trace(self.guide).get_trace(x)
-        return draw(poutine.trace(poutine.replay(self.model, latents)).get_trace(x).nodes["x"]["fn"], mean)
+        likelihood: Any = poutine.trace(poutine.replay(self.model, latents)).get_trace(x).nodes["x"]["fn"]
+        return draw(likelihood, mean)
 
 
 class HierarchicalModel(Program):
@@ -189,7 +194,8 @@ class HierarchicalGuide(Program):
         """Runs the guide on data ``x``, shape ``(N, *event)``."""
         emit_parameters(self)
         with self.data_plate(x):
-            context, batch_shape = (x,), x.shape[:1]
+            batch_shape = x.shape[:1]
+            context: tuple[Tensor, ...] = (x,)
             for layer in self.layers if self.inference == "bottom-up" else reversed(self.layers):
                 posterior = self.get(f"posterior{layer}")
                 q = run_component(f"posterior of z{layer}", posterior, *context, batch_shape=batch_shape)

@@ -38,7 +38,8 @@ class Program(nn.Module):
     def put(self, name: str, component: Any) -> None:
         """Sets or exchanges a component, be it a module or any other callable."""
         if "prior" in name and isinstance(component, torch.distributions.Distribution):
-            component = Fixed(component)
+            made: Any = component
+            component = Fixed(made)
         # A Pyro distribution can be called, but then it draws.
         if isinstance(component, torch.distributions.Distribution) or not callable(component):
             raise TypeError(

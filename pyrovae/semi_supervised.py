@@ -127,7 +127,8 @@ class SemiSupervisedModel(Program):
             labels = run_component("label prior", self.get("label_prior"), batch_shape=torch.Size())
             unknown = pyro.sample("y", labels)
             observed = torch.where(known, y, torch.eye(y.shape[-1]).to(y)[0])  # any label, where there is none
-            with poutine.mask(mask=known[..., 0]):
+            mask: Any = known[..., 0]
+            with poutine.mask(mask=mask):
                 pyro.sample("label", labels, obs=observed)
                 if self.training and self.classification_weight:
                     classifier = self.peers[0].get("classifier")

@@ -10,8 +10,8 @@ enumerate, :math:`y`, is summed out exactly, by Pyro's variable elimination,
 
 .. math:: \log w_n^{(k)} = \log \sum_y p(x_n, y, z_{n, y}^{(k)}) / q(z_{n, y}^{(k)} \mid x_n, y),
 
-whether its posterior is part of the guide or not: :math:`q(y \mid x)` has no influence on it. Scales are not multiplied in: a plate's
-subsampling and :func:`pyro.poutine.scale` weigh a training loss, and they are returned beside the weights.
+whether its posterior is part of the guide or not: :math:`q(y \mid x)` has no influence on it. Scales are not multiplied
+in: a plate's subsampling and :func:`pyro.poutine.scale` weigh a training loss, and are returned beside the weights.
 """
 
 import sys
@@ -19,10 +19,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import opt_einsum
 import pyro
 import pyro.distributions as dist
 import torch
+from opt_einsum import get_symbol
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
@@ -367,20 +367,20 @@ def _outside_support(site: Site, reason: str) -> str:
 def _add_up(terms: list[tuple[Site, Tensor]], draws_dim: int | None, data_dim: int) -> Tensor:
     """Adds sites' terms per datum, enumerated sites summed out, to shape ``(num_samples or 1, N or 1)``."""
     if not any("_enumerate_dim" in site["infer"] for site, _ in terms):
-        total: Tensor = sum((_per_datum(term, draws_dim, data_dim) for _, term in terms), start=torch.zeros(()))
-        return total
+        per_datum = [_per_datum(term, draws_dim, data_dim) for _, term in terms]
+        return sum(per_datum[1:], start=per_datum[0])
     kept = [dim for dim in (draws_dim, data_dim) if dim is not None]
     plates = {frame.dim: frame for site, _ in terms for frame in site["cond_indep_stack"] if frame.vectorized}
-    symbols: Any = {dim: opt_einsum.get_symbol(i) for i, dim in enumerate(plates)}
+    symbols: Any = {dim: get_symbol(i) for i, dim in enumerate(plates)}
     tree: Any = OrderedDict()
     sum_dims = set()
     for site, term in terms:
         ids = site["infer"]["_dim_to_id"]
-        enumerated = {dim: opt_einsum.get_symbol(len(plates) + ids[dim]) for dim in ids}
+        enumerated = {dim: get_symbol(len(plates) + ids[dim]) for dim in ids}
         sum_dims |= set(enumerated.values())
         ordinal = frozenset(symbols[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized)
         tree.setdefault(ordinal, []).append(packed.pack(term, symbols | enumerated))
-    total = contract_to_tensor(
+    total: Any = contract_to_tensor(
         tree,
         sum_dims,
         target_ordinal=frozenset(symbols[dim] for dim in kept),

@@ -1,5 +1,6 @@
 """Every prior, likelihood and posterior keeps the contract; a new member joins by one line."""
 
+import copy
 import math
 
 import pyro.distributions as dist
@@ -85,6 +86,75 @@ def test_posterior(name: str) -> None:
     check_posterior(POSTERIORS[name], event_shape=(4, 6), latent=3)
 
 
+def _entropy_gap(draws: torch.Tensor, log_prob: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+    """How many standard errors the mean of -log p over draws is from the entropy."""
+    surprise = -log_prob
+    return (surprise.mean() - entropy).abs() / (surprise.std() / len(draws) ** 0.5)
+
+
+CONTINUOUS = {
+    "Normal": likelihoods.Normal(networks.mlp(2, 2), scale=None, min_scale=0.1),
+    "Laplace": likelihoods.Laplace(networks.mlp(2, 1), scale=0.3),
+    "StudentT": likelihoods.StudentT(networks.mlp(2, 1), scale=0.3, df=5.0, learn_scale=True),
+    "ContinuousBernoulli": likelihoods.ContinuousBernoulli(networks.mlp(2, 1)),
+    "Beta": likelihoods.Beta(networks.mlp(2, 2), min_concentration=1.0),
+}
+DISCRETE = {
+    "Bernoulli": (likelihoods.Bernoulli(networks.mlp(2, 1)), 2, 1.0),
+    "Binomial": (likelihoods.Binomial(networks.mlp(2, 1), 16), 17, 1.0),
+    "Binomial in a unit": (likelihoods.Binomial(networks.mlp(2, 1), 16, unit=1 / 16), 17, 1 / 16),
+    "Poisson": (likelihoods.Poisson(networks.mlp(2, 1)), 100, 1.0),
+    "NegativeBinomial": (likelihoods.NegativeBinomial(networks.mlp(2, 2)), 1000, 1.0),
+    "Categorical": (likelihoods.Categorical(networks.mlp(2, 256), unit=1 / 255), 256, 1 / 255),
+    "DiscretizedLogistic": (likelihoods.DiscretizedLogistic(networks.mlp(2, 2), unit=1 / 255), 256, 1 / 255),
+    "DiscretizedLogisticMixture": (likelihoods.DiscretizedLogisticMixture(networks.mlp(2, 12), 4), 256, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_density_integrates_to_one_and_draws_follow_it(name: str) -> None:
+    p = copy.deepcopy(CONTINUOUS[name]).double()(torch.tensor([[0.4, -0.7]]).double())
+    unit = name in ("ContinuousBernoulli", "Beta")
+    grid = torch.linspace(*((1e-9, 1 - 1e-9) if unit else (-60.0, 60.0)), 400_001, dtype=torch.float64)
+    log_density = p.log_prob(grid.reshape(-1, 1, 1)).squeeze(-1)
+    total, entropy = (torch.trapezoid(part, grid) for part in (log_density.exp(), -log_density.exp() * log_density))
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+    draws = p.sample((20_000,))
+    assert _entropy_gap(draws, p.log_prob(draws), entropy) < 4
+    mean = torch.trapezoid(log_density.exp() * grid, grid)
+    assert (draws.mean() - mean).abs() < 4 * draws.std() / len(draws) ** 0.5
+    torch.testing.assert_close(p.mean.squeeze(), mean, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_probabilities_sum_to_one_and_draws_follow_them(name: str) -> None:
+    likelihood, levels, unit = DISCRETE[name]
+    p = copy.deepcopy(likelihood).double()(torch.tensor([[0.4, -0.7]]).double())
+    values = unit * torch.arange(levels).double()
+    log_probability = p.log_prob(values.reshape(-1, 1, 1)).squeeze(-1)
+    torch.testing.assert_close(log_probability.exp().sum(), torch.ones(()).double(), atol=1e-6, rtol=0)
+    draws = p.sample((20_000,))
+    entropy = -(log_probability.exp() * log_probability).nan_to_num().sum()
+    assert _entropy_gap(draws, p.log_prob(draws), entropy) < 4
+    mean = (log_probability.exp() * values).sum()
+    torch.testing.assert_close(p.mean.squeeze(), mean, atol=1e-6, rtol=1e-6)
+    assert (draws.double().mean() - mean).abs() < 4 * draws.double().std() / len(draws) ** 0.5
+
+
+@pytest.mark.parametrize("name", [*PRIORS, *POSTERIORS])
+def test_latents_have_a_density_of_mass_one_that_their_draws_follow(name: str) -> None:
+    # For any density r, the mean of r(z) / p(z) over draws z from p is one: if p has mass one, and draws are from p.
+    component, context = (PRIORS[name], ()) if name in PRIORS else (POSTERIORS[name], (torch.rand(3, 4, 6),))
+    with torch.no_grad():
+        p = component(*context)
+        few = p.sample((200,))
+        centre = few[p.log_prob(few).argmax(0), torch.arange(3)] if context else few[p.log_prob(few).argmax()]
+        draws = p.sample((50_000,))
+        r = dist.Normal(centre, 0.3 * draws.std(0)).to_event(1)
+        ratios = (r.log_prob(draws) - p.log_prob(draws)).exp()
+    assert (ratios.mean() - 1).abs() < 4 * ratios.std() / len(ratios) ** 0.5 < 0.2
+
+
 class _Deaf(nn.Module):
     """A likelihood with a parameter that nothing reaches."""
 
@@ -159,6 +229,26 @@ def test_normal_scales() -> None:
         (
             lambda: likelihoods.Normal(networks.mlp(2, 3), scale=None)(torch.zeros(4, 2)),
             r"likelihoods.Normal.*\(4, 3\)",
+        ),
+        (lambda: likelihoods.Laplace(networks.mlp(2, 3), scale=-1.0), "a Laplace likelihood must be positive"),
+        (lambda: likelihoods.Normal(networks.mlp(2, 3), scale=0.1, min_scale=0.2), "must be above min_scale=0.2"),
+        (lambda: likelihoods.Normal(networks.mlp(2, 3), min_scale=-0.2), "min_scale .* got -0.2"),
+        (lambda: likelihoods.StudentT(networks.mlp(2, 3), df=0.0), "degrees of freedom .* got 0.0"),
+        (lambda: likelihoods.Beta(networks.mlp(2, 4), min_concentration=-1.0), "min_concentration .* got -1.0"),
+        (lambda: likelihoods.Binomial(networks.mlp(2, 3), 0), "total_count of a Binomial .* got 0"),
+        (lambda: likelihoods.Poisson(networks.mlp(2, 3), unit=0.0), "unit of a Poisson .* got 0.0"),
+        (lambda: likelihoods.DiscretizedLogistic(networks.mlp(2, 4), levels=1), "levels of a .* at least 2, got 1"),
+        (
+            lambda: likelihoods.Categorical(networks.mlp(2, 7), levels=4)(torch.zeros(3, 2)),
+            r"likelihoods.Categorical.*\(3, 7\).*divisible by 4",
+        ),
+        (lambda: posteriors.StudentT(networks.mlp(2, 4), df=-1.0), "degrees of freedom .* df=-1.0"),
+        (lambda: posteriors.MultivariateNormal(networks.mlp(2, 4), rank=0), "rank of at least 1"),
+        (lambda: posteriors.MultivariateNormal(networks.mlp(2, 4))(torch.zeros(3, 2)), r"4 wide.*latent \* \(latent"),
+        (lambda: posteriors.MultivariateNormal(networks.mlp(2, 4), 3)(torch.zeros(3, 2)), r"4 wide.*rank 3 needs"),
+        (
+            lambda: posteriors.InverseAutoregressiveFlow(networks.mlp(2, 4), 2, context=3)(torch.zeros(3, 2)),
+            r"\(3, 4\).*2 latent dimensions and a context of 3 need a last dimension of 7",
         ),
         (lambda: posteriors.DiagonalNormal(networks.mlp(2, 3))(torch.zeros(4, 2)), r"DiagonalNormal.*\(4, 3\)"),
     ],

@@ -1,7 +1,8 @@
 r"""Missing entries of data, filled in from the posterior by self-normalized importance sampling.
 
 .. math:: \mathrm{E}[x_\mathrm{mis} \mid x_\mathrm{obs}] \approx \sum_k \bar w_k\, \mathrm{E}[x_\mathrm{mis} \mid z_k],
-    \qquad \bar w_k = \frac{w_k}{\sum_j w_j}, \quad w_k = \frac{p(x_\mathrm{obs} \mid z_k)\, p(z_k)}{q(z_k \mid x_\mathrm{obs})}.
+    \qquad \bar w_k = \frac{w_k}{\sum_j w_j}, \quad
+    w_k = \frac{p(x_\mathrm{obs} \mid z_k)\, p(z_k)}{q(z_k \mid x_\mathrm{obs})}.
 """
 
 from typing import Any
@@ -37,17 +38,16 @@ def impute(
         guide: Pyro program of q(z | x, mask).
         data: ``(x, mask)``, both of shape ``(N, *event)``; the mask is true, or 1, where x was observed.
         num_samples: Draws of z per datum, K.
-        num_imputations: How many imputed copies of the data to draw (sampling importance resampling); for multiple
-            imputation.
+        num_imputations: How many imputed copies of the data to draw, by sampling importance resampling.
         site: Name of the observed site.
         seed: Seed of the draws; by default a new one from the operating system.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         memory: Bytes that the predictions of one run may take.
 
     Returns:
-        Dataset with dimensions ``datum`` and ``event_0``, ``event_1``, ...: ``mean`` and ``std``, the posterior mean and
-        standard deviation of each entry (where observed, its value and 0), and ``ess``, the effective sample size of a
-        datum's weights. With imputations also ``imputations``, over a first dimension ``imputation``.
+        Dataset with dimensions ``datum`` and ``event_0``, ``event_1``, ...: ``mean`` and ``std``, the posterior mean
+        and standard deviation of each entry (where observed, its value and 0), and ``ess``, the effective sample size
+        of a datum's weights. With imputations also ``imputations``, over a first dimension ``imputation``.
 
     Raises:
         TypeError: If the data are not floating-point tensors.
@@ -77,12 +77,12 @@ def impute(
     with isolated(model, guide, seed=seed):
         nesting = importance_weights(model, guide, [x[:1].to(device), mask[:1].to(device)], plate=plate).nesting
         for chunk in zip(x.split(width), mask.split(width), strict=True):
-            args = [tensor.to(device) for tensor in chunk]
+            args = part, observed = [tensor.to(device) for tensor in chunk]
             with _Likelihood(site) as seen:
                 weights = importance_weights(model, guide, args, num_samples, nesting=nesting, plate=plate)
             if seen.distribution is None:
                 raise ValueError(f"the model does not observe a site {site!r}; name the one that holds the data, site=")
-            parts.append(_fill(seen.distribution, weights.log_weights, *args, num_imputations))
+            parts.append(_fill(seen.distribution, weights.log_weights, part, observed, num_imputations))
     columns = {name: torch.cat([part[name] for part in parts], dim=axis).cpu().numpy() for name, axis in _AXES.items()}
     dims = ("datum", *(f"event_{i}" for i in range(x.ndim - 1)))
     dataset = xr.Dataset(
@@ -101,7 +101,8 @@ class _Likelihood(Messenger):
 
     def __init__(self, site: str) -> None:
         super().__init__()
-        self.site, self.distribution = site, None
+        self.site = site
+        self.distribution: Any = None
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] == self.site and msg["is_observed"]:

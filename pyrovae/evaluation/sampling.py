@@ -207,7 +207,7 @@ class _CountBytes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and not torch.is_grad_enabled():  # gradient steps of a guide hold on to nothing
             shared = any(isinstance(arg, Tensor) and arg.data_ptr() == result.data_ptr() for arg in args)
             self.bytes += 0 if shared else result.nbytes  # a view costs nothing
         return result

@@ -1,7 +1,7 @@
 r"""Nats per datum as bits per dimension, which makes discrete and continuous likelihoods of grey values comparable.
 
-Let x have D entries with levels n = 0, ..., L - 1. A discrete likelihood gives :math:`\log P(n)`. A continuous one gives
-a density of the *dequantized* values :math:`y = (n + u) / L` with u uniform in (0, 1), and by Jensen's inequality
+Let x have D entries with levels n = 0, ..., L - 1. A discrete likelihood gives :math:`\log P(n)`. A continuous one
+gives a density of the *dequantized* values :math:`y = (n + u) / L` with u uniform in (0, 1), and by Jensen's inequality
 
 .. math:: \log P(n) = \log \int_{[0, 1)^D} p\big(\tfrac{n + u}{L}\big) L^{-D}\, du
     \ge \mathrm{E}_u \log p(y) - D \log L,

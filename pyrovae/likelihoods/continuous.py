@@ -30,8 +30,10 @@ class _LocationScale(nn.Module):
             if learn_scale:
                 raise ValueError("learn_scale=True needs the scale to start from; with scale=None the network gives it")
             return
-        if not min_scale < scale < math.inf:
+        if not 0 < scale < math.inf:
             raise ValueError(f"the scale of a {name} likelihood must be positive and finite, got {scale}")
+        if scale <= min_scale:
+            raise ValueError(f"the scale of a {name} likelihood must be above min_scale={min_scale}, got {scale}")
         log_scale = torch.tensor(math.log(scale - min_scale))
         if learn_scale:
             self.log_scale = nn.Parameter(log_scale)

@@ -48,15 +48,15 @@ class Bernoulli(nn.Module):
 
 
 class _Discrete(nn.Module):
-    """Counts or levels in a unit; the network gives ``width`` parameters an entry, side by side."""
+    """Counts or levels in a unit."""
 
-    def __init__(self, network: nn.Module, unit: float, **positive: float) -> None:
+    def __init__(self, network: nn.Module, unit: float, *, least: int = 1, **counts: int) -> None:
         super().__init__()
-        for name, number in {"unit": unit, **positive}.items():
-            if not 0 < number < math.inf:
-                raise ValueError(
-                    f"the {name} of a {type(self).__name__} likelihood must be positive and finite, got {number}"
-                )
+        if not 0 < unit < math.inf:
+            raise ValueError(f"the unit of a {type(self).__name__} likelihood must be positive and finite, got {unit}")
+        for name, number in counts.items():
+            if number < least:
+                raise ValueError(f"the {name} of a {type(self).__name__} must be at least {least}, got {number}")
         self.network, self.unit = network, unit
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
@@ -214,7 +214,7 @@ class DiscretizedLogistic(_Discrete):
     """
 
     def __init__(self, network: nn.Module, levels: int = 256, *, unit: float = 1.0) -> None:
-        super().__init__(network, unit, levels=levels - 1)
+        super().__init__(network, unit, least=2, levels=levels)
         self.levels = levels
 
     def _distribution(self, output: Tensor) -> Any:
@@ -246,7 +246,9 @@ class DiscretizedLogisticMixture(_Discrete):
     """
 
     def __init__(self, network: nn.Module, components: int = 5, levels: int = 256, *, unit: float = 1.0) -> None:
-        super().__init__(network, unit, components=components, levels=levels - 1)
+        super().__init__(network, unit, components=components)
+        if levels < 2:
+            raise ValueError(f"the levels of a DiscretizedLogisticMixture must be at least 2, got {levels}")
         self.components, self.levels = components, levels
 
     def _distribution(self, output: Tensor) -> Any:

@@ -6,15 +6,19 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.distributions import MultivariateNormal as MultivariateNormalDistribution
+
 
 class MultivariateNormal(nn.Module):
     r"""A normal posterior with correlations, of full or of low rank.
 
-    * ``MultivariateNormal(network)``: :math:`q(z \mid x) = N(z; \mu, L L^\top)` with L lower triangular; the network's
-      output is ``latent * (latent + 3) / 2`` wide: means, logarithms of the diagonal of L, and its entries below the
-      diagonal row by row.
-    * ``MultivariateNormal(network, rank=r)``: :math:`N(z; \mu, W W^\top + \mathrm{diag}(\sigma^2))` with r columns in
-      W; the output is ``latent * (r + 2)`` wide: means, log-scales, and W row by row.
+    * ``MultivariateNormal(network)``: :math:`q(z \mid x) = N(z; \mu, S L L^\top S)` with
+      :math:`S = \mathrm{diag}(\sigma)` and L lower triangular with ones on its diagonal; the network's output is
+      ``latent * (latent + 3) / 2`` wide: means, log-scales, and L below the diagonal row by row.
+    * ``MultivariateNormal(network, rank=r)``: :math:`N(z; \mu, S (I + W W^\top) S)` with r columns in W; the output is
+      ``latent * (r + 2)`` wide: means, log-scales, and W row by row.
+
+    Correlations are relative to the scales, so that a scale that becomes small leaves the covariance well-conditioned.
 
     Args:
         network: ``(*batch, *event) -> (*batch, width)``.
@@ -46,13 +50,14 @@ class MultivariateNormal(nn.Module):
         output = self.network(*context)
         latent = _latent(output.shape[-1], self.rank)
         loc, log_scale, rest = output.split([latent, latent, output.shape[-1] - 2 * latent], dim=-1)
+        scale = log_scale.exp()
         if self.rank is not None:
             factor = rest.unflatten(-1, (latent, self.rank))
-            return dist.LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())
+            return dist.LowRankMultivariateNormal(loc, scale.unsqueeze(-1) * factor, scale**2)
         rows, columns = torch.tril_indices(latent, latent, offset=-1, device=output.device)
-        scale_tril = torch.diag_embed(log_scale.exp())
-        scale_tril[..., rows, columns] = rest
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+        unit = torch.diag_embed(torch.ones_like(scale))
+        unit[..., rows, columns] = rest
+        return MultivariateNormalDistribution(loc, scale_tril=scale.unsqueeze(-1) * unit)
 
 
 def _latent(width: int, rank: int | None) -> int:

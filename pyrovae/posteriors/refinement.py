@@ -14,15 +14,17 @@ from pyrovae.distributions import NormalizingFlow
 class SemiAmortized(nn.Module):
     r"""Refines the local parameters :math:`\lambda` of a posterior by gradient steps, from the encoder's values on.
 
-    .. math:: \lambda_0 = f(x), \qquad \lambda_{t+1} = \lambda_t + \mathrm{Adam}\big(\nabla_\lambda \mathrm{ELBO}(x; \lambda_t)\big).
+    .. math::
+        \lambda_0 = f(x), \qquad
+        \lambda_{t+1} = \lambda_t + \mathrm{Adam}\big(\nabla_\lambda \mathrm{ELBO}(x; \lambda_t)\big).
 
     Made for test time: ``vae.posterior = SemiAmortized(vae.posterior)`` after training gives evaluation a better
     proposal and leaves the model alone, also one with a VampPrior, which goes on using the encoder. It can be trained
     with too: the gradient at the refined parameters is passed to the encoder's as it is.
 
     Args:
-        posterior: ``x -> q(z | x)``, made of one of Pyro's ``Normal``, ``Laplace``, ``StudentT``, ``MultivariateNormal``
-            or ``LowRankMultivariateNormal``; of a flow the base is refined.
+        posterior: ``x -> q(z | x)``, made of Pyro's ``Normal``, ``Laplace``, ``StudentT``, ``MultivariateNormal`` or
+            ``LowRankMultivariateNormal``; of a flow the base is refined.
         steps: Number of gradient steps.
         learning_rate: Learning rate of Adam, for parameters on the real line (log-scales).
         num_particles: Draws per datum and step.
@@ -105,10 +107,14 @@ def _local_parameters(q: Any) -> list[Tensor]:
     """The parameters of a posterior on the real line."""
     if isinstance(q, torch.distributions.Independent | NormalizingFlow):
         return _local_parameters(q.base_dist)
-    if type(q) not in _FAMILIES:
+    if _family(q) is None:
         known = ", ".join(family.__name__ for family in _FAMILIES)
         raise TypeError(f"SemiAmortized refines posteriors made of {known}, got {type(q).__name__}")
-    return [transform_to(q.arg_constraints[name]).inv(getattr(q, name)) for name in _FAMILIES[type(q)]]
+    return [transform_to(q.arg_constraints[name]).inv(getattr(q, name)) for name in _FAMILIES[_family(q)]]
+
+
+def _family(q: Any) -> Any:
+    return next((family for family in _FAMILIES if isinstance(q, family)), None)
 
 
 def _rebuild(q: Any, parameters: list[Tensor]) -> Any:
@@ -117,8 +123,8 @@ def _rebuild(q: Any, parameters: list[Tensor]) -> Any:
         return _rebuild(q.base_dist, parameters).to_event(q.reinterpreted_batch_ndims)
     if isinstance(q, NormalizingFlow):
         return NormalizingFlow(_rebuild(q.base_dist, parameters), q.transform)
-    constraints = [q.arg_constraints[name] for name in _FAMILIES[type(q)]]
-    names = _FAMILIES[type(q)]
+    names = _FAMILIES[_family(q)]
+    constraints = [q.arg_constraints[name] for name in names]
     values = {
         name: transform_to(constraint)(part)
         for name, constraint, part in zip(names, constraints, parameters, strict=True)
