@@ -7,6 +7,7 @@ In a minibatch the data plate has the size of the whole data set, so that the we
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -17,6 +18,7 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
+from pyrovae.priors import Fixed
 from pyrovae.programs import Component, emit_parameters
 from pyrovae.vae import VAE, Guide, Model
 
@@ -44,7 +46,9 @@ def random_weights(network: nn.Module, prior: Callable[[Tensor], dist.TorchDistr
     to_pyro_module_(network)
     for module in list(network.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, PyroSample((prior or _standard_normal)(parameter.detach())))
+            holder = f"{name}_prior"  # moves the prior with the module's device and dtype
+            setattr(module, holder, Fixed((prior or _standard_normal)(parameter.detach())))
+            setattr(module, name, PyroSample(partial(_prior_of, holder=holder)))
     return network
 
 
@@ -88,6 +92,23 @@ class BayesianVAE(VAE):
         self.model.peers, self.guide.peers = (self.guide,), (self.model,)
         self.model.data_size = self.guide.data_size = data_size
 
+    def generate(self, n: int, *given: Tensor, mean: bool = False) -> Tensor:
+        """As :meth:`VAE.generate`, with one draw of the weights from their posterior for all data of a call."""
+        with self._posterior_weights():
+            return super().generate(n, *given, mean=mean)
+
+    def reconstruct(self, x: Tensor, *given: Tensor, mean: bool = False) -> Tensor:
+        """As :meth:`VAE.reconstruct`, with one draw of the weights from their posterior for all data of a call."""
+        with self._posterior_weights():
+            return super().reconstruct(x, *given, mean=mean)
+
+    @contextmanager
+    def _posterior_weights(self) -> Iterator[None]:
+        guide: Any = self.guide
+        draws = poutine.trace(guide.draw_weights).get_trace()
+        with torch.no_grad(), poutine.replay(trace=draws), _drawn_weights(self.model):
+            yield
+
 
 class BayesianModel(Model):
     """The Pyro model: the weights, then a VAE's model given them."""
@@ -103,6 +124,12 @@ class BayesianGuide(Guide):
 
     def __init__(self, posterior: Component, model: BayesianModel) -> None:
         super().__init__(posterior)
+        for name, module in model.named_modules():
+            if isinstance(module, PyroModule) and any(True for _ in module.parameters(recurse=False)):
+                raise ValueError(
+                    f"{name} has random weights and others that are not, which Pyro would keep in its global store; "
+                    f"make all of the network's weights random, pyrovae.bayesian.random_weights(network)"
+                )
         with poutine.block(), poutine.trace() as tape, _drawn_weights(model):
             pass
         nodes = tape.trace.nodes.items()
@@ -120,9 +147,13 @@ class BayesianGuide(Guide):
     def forward(self, x: Tensor, *given: Tensor) -> None:
         """Runs the guide on data ``x``, shape ``(N, *event)``."""
         emit_parameters(self)
+        self.draw_weights()
+        super().forward(x, *given)
+
+    def draw_weights(self) -> None:
+        """Draws the weights."""
         for site, loc, log_scale in zip(self.sites, self.loc, self.log_scale, strict=True):
             pyro.sample(site, dist.Normal(loc, log_scale.exp()).to_event(loc.ndim))
-        super().forward(x, *given)
 
 
 @contextmanager
@@ -136,6 +167,10 @@ def _drawn_weights(program: nn.Module) -> Iterator[None]:
             for name in network._pyro_samples:
                 getattr(network, name)
         yield
+
+
+def _prior_of(module: nn.Module, holder: str = "") -> Any:
+    return getattr(module, holder)()
 
 
 def _standard_normal(parameter: Tensor) -> dist.TorchDistribution:

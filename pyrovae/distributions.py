@@ -11,6 +11,19 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
+class _Scored:
+    """A draw with its log-density, as drawing has computed it."""
+
+    def __init__(self, value: Tensor, log_prob: Tensor) -> None:
+        self.value, self.log_prob = value, log_prob
+        self.version, self.with_gradient = value._version, torch.is_grad_enabled()
+
+    def is_of(self, value: Tensor) -> bool:
+        """Whether this is the very draw, not changed since, and with the gradient that is now asked for."""
+        same = value is self.value and value._version == self.version
+        return same and (self.with_gradient or not torch.is_grad_enabled())
+
+
 class NormalizingFlow(TorchDistribution):
     r"""The distribution of :math:`z = f(\epsilon)` for a base distribution of :math:`\epsilon` and an invertible f.
 
@@ -34,7 +47,7 @@ class NormalizingFlow(TorchDistribution):
 
     def __init__(self, base: dist.TorchDistribution, transform: Any) -> None:
         self.base_dist, self.transform = base, transform
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: _Scored | None = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property
@@ -50,7 +63,7 @@ class NormalizingFlow(TorchDistribution):
         """Draws, shape ``sample_shape + batch_shape + event_shape``."""
         noise = self.base_dist.rsample(sample_shape)
         value, log_det = self.transform.call_and_ladj(noise)
-        self._last = value, self.base_dist.log_prob(noise) - log_det
+        self._last = _Scored(value, self.base_dist.log_prob(noise) - log_det)
         return value
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -60,10 +73,8 @@ class NormalizingFlow(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of ``value``, which may have more leading dimensions than the batch shape."""
-        if self._last is not None and value is self._last[0]:
-            return self._last[1]
-        if self._validate_args:
-            self._validate_sample(value)
+        if self._last is not None and self._last.is_of(value):
+            return self._last.log_prob
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
         noise, log_det = self.transform.inv.call_and_ladj(value)
         return self.base_dist.log_prob(noise) + log_det
@@ -80,7 +91,7 @@ class MultivariateNormal(dist.MultivariateNormal):
     exponentially with the number of dimensions: in training, float32 then ends in NaN.
     """
 
-    _last: tuple[Tensor, Tensor] | None = None
+    _last: "_Scored | None" = None
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, shape ``sample_shape + batch_shape + event_shape``."""
@@ -88,7 +99,8 @@ class MultivariateNormal(dist.MultivariateNormal):
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         value = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         constant = -0.5 * shape[-1] * math.log(2 * math.pi) - 0.5 * noise.square().sum(-1)
-        self._last = value, constant - self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        self._last = _Scored(value, constant - log_det)
         return value
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -99,8 +111,8 @@ class MultivariateNormal(dist.MultivariateNormal):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of ``value``."""
-        if self._last is not None and value is self._last[0]:
-            return self._last[1]
+        if self._last is not None and self._last.is_of(value):
+            return self._last.log_prob
         return super().log_prob(value)
 
 
@@ -140,8 +152,7 @@ class Lattice(TorchDistribution):
         """Var[x]."""
         if isinstance(self.base_dist, dist.Categorical):
             probs = self.base_dist.probs
-            square = (probs * torch.arange(probs.shape[-1], device=probs.device) ** 2).sum(-1)
-            return self.unit**2 * square - self.mean**2
+            return self.unit**2 * _central_moment(probs, self.mean / self.unit)
         return self.unit**2 * self.base_dist.variance
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Lattice":
@@ -149,9 +160,9 @@ class Lattice(TorchDistribution):
         return Lattice(self.base_dist.expand(batch_shape), self.unit)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, in the default floating-point type."""
+        """Draws, floating-point."""
         draw: Tensor = self.base_dist.sample(sample_shape)
-        return self.unit * (draw if draw.is_floating_point() else draw.to(torch.get_default_dtype()))
+        return self.unit * (draw if draw.is_floating_point() else draw.to(self.base_dist.logits.dtype))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of ``value``, a multiple of the unit."""
@@ -207,7 +218,7 @@ class DiscretizedLogistic(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """Var[n]."""
-        return (self.probs * torch.arange(self.levels, device=self.loc.device) ** 2).sum(-1) - self.mean**2
+        return _central_moment(self.probs, self.mean)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretizedLogistic":
         """Returns the same distribution with a larger batch shape."""
@@ -264,6 +275,12 @@ class _OnLattice(constraints.Constraint):
 
     def __repr__(self) -> str:
         return f"multiples of {self.unit:.6g} with {self.base} multiplier"
+
+
+def _central_moment(probs: Tensor, mean: Tensor) -> Tensor:
+    """Variance of levels; E[n^2] - E[n]^2 would lose all digits of a small one."""
+    levels = torch.arange(probs.shape[-1], device=probs.device)
+    return (probs * (levels - mean.unsqueeze(-1)) ** 2).sum(-1)
 
 
 def _all_rightmost(value: Tensor, event_dim: int) -> Tensor:

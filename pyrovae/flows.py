@@ -15,7 +15,7 @@ so the first two serve priors, which score the posterior's draws, and the last s
 draws with what drawing has computed. Any ``zuko`` flow serves too: ``zuko.flows.NSF(...).transform.inv``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -152,11 +152,19 @@ def _layers(latent: int, context: int, depth: int, hidden: Sequence[int], **kwar
     if latent < 1 or depth < 1:
         raise ValueError(f"a flow needs at least one dimension and one layer, got latent={latent} and depth={depth}")
     ascending = torch.arange(latent)
-    return zuko.lazy.LazyComposedTransform(
-        *(
-            zuko.flows.autoregressive.MaskedAutoregressiveTransform(
-                latent, context, order=ascending if i % 2 == 0 else ascending.flip(0), hidden_features=hidden, **kwargs
-            )
-            for i in range(depth)
+    layers = [
+        zuko.flows.autoregressive.MaskedAutoregressiveTransform(
+            latent, context, order=ascending if i % 2 == 0 else ascending.flip(0), hidden_features=hidden, **kwargs
         )
-    )
+        for i in range(depth)
+    ]
+    with torch.no_grad():  # a flow that starts near the identity starts near its base
+        for parameter in (parameter for layer in layers for parameter in _last_layer(layer)):
+            parameter.mul_(0.01)
+    return zuko.lazy.LazyComposedTransform(*layers)
+
+
+def _last_layer(transform: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of the layer that gives those of the univariate transforms; of a single dimension all of them."""
+    network = getattr(transform, "hyper", None)
+    return network[-1].parameters() if isinstance(network, nn.Sequential) else transform.parameters()

@@ -149,7 +149,18 @@ class HierarchicalVAE(nn.Module):
         return draw(likelihood, mean)
 
 
-class HierarchicalModel(Program):
+class _Layered(Program):
+    """A program of several latent layers, numbered from the data up."""
+
+    layers: range
+
+    def components(self) -> dict[str, Component]:
+        """All components; what a VampPrior takes for the posterior is that of the top layer."""
+        components = super().components()
+        return components | {"posterior": components[f"posterior{len(self.layers)}"]}
+
+
+class HierarchicalModel(_Layered):
     """The Pyro model of a hierarchical VAE."""
 
     def __init__(self, priors: Sequence[Component], likelihood: Component, *, skip: bool) -> None:
@@ -158,11 +169,6 @@ class HierarchicalModel(Program):
         for layer, prior in zip(self.layers, priors, strict=True):
             self.put(f"prior{layer}", prior)
         self.put("likelihood", likelihood)
-
-    def components(self) -> dict[str, Component]:
-        """Its components and those of the guide; what a VampPrior takes for the posterior is that of the top layer."""
-        components = super().components()
-        return components | {"posterior": components[f"posterior{len(self.layers)}"]}
 
     def forward(self, x: Tensor) -> None:
         """Runs the model on data ``x``, shape ``(N, *event)``."""
@@ -181,7 +187,7 @@ class HierarchicalModel(Program):
             pyro.sample("x", p, obs=x)
 
 
-class HierarchicalGuide(Program):
+class HierarchicalGuide(_Layered):
     """The Pyro guide of a hierarchical VAE."""
 
     def __init__(self, posteriors: Sequence[Component], inference: Inference) -> None:

@@ -56,14 +56,14 @@ class Program(nn.Module):
         self.names = tuple(dict.fromkeys((*self.names, name)))
 
     def get(self, name: str) -> Component:
-        """Returns a component, having told its parts that ask for them (a VampPrior) the other ones."""
-        component: Component = getattr(self, name)
-        if isinstance(component, nn.Module):
-            parts: Any = component.modules()
+        """Returns a component, having told all that ask for them (a VampPrior) the others, which may ask in turn."""
+        components: dict[str, Any] = self.components()
+        for component in components.values():
+            parts: Any = component.modules() if isinstance(component, nn.Module) else ()
             for part in parts:
                 if hasattr(part, "bind_components"):
-                    part.bind_components(**self.components())
-        return component
+                    part.bind_components(**components)
+        return components[name]
 
     def data_plate(self, x: Tensor) -> Any:
         """The plate over the first dimension of the data."""
@@ -112,8 +112,8 @@ def run_component(
         )
     if event_shape is not None and p.event_shape != event_shape:
         raise ValueError(
-            f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but a datum of x has "
-            f"shape {tuple(event_shape)}; reshape x or the network's output"
+            f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but its data have event shape "
+            f"{tuple(event_shape)}; reshape the data or the network's output"
         )
     return p
 

@@ -21,7 +21,8 @@ class SemiSupervisedVAE(nn.Module):
     Evaluations sum it out exactly: they estimate log p(x) for a datum without label, log p(x, y) for one with.
 
     Sites: ``"y"``, the unknown label, which guide and model enumerate for every datum; ``"label"``, the known one;
-    ``"z"``; ``"x"``. Where the label is known, ``"y"`` has its prior as posterior and no influence.
+    ``"z"``; ``"x"``. Where the label is known, ``"y"`` is the first class for certain, and has no influence. The
+    ``elbo`` of an evaluation has an unknown label summed out, so it is at least the bound that TraceEnum_ELBO trains.
 
     Args:
         prior: ``prior()`` returns p(z).
@@ -31,13 +32,13 @@ class SemiSupervisedVAE(nn.Module):
         classifier: ``classifier(x)`` returns q(y | x), a ``OneHotCategorical``.
         classification_weight: Weight of log q(y | x) of the known labels, which in training mode (``train()``) is added
             to the bound, so that the classifier learns from them; the paper takes a tenth of the number of data over
-            that of labelled ones, times the latter's share.
+            that of labelled ones.
 
     Raises:
         ValueError: If ``classification_weight`` is negative; when run, if a component's shapes do not fit.
 
     Source:
-        *Semi-Supervised Learning with Deep Generative Models* (Kingma et al., 2014), section 3.2.
+        *Semi-Supervised Learning with Deep Generative Models* (Kingma et al., 2014).
 
     Example:
         >>> import torch, pyrovae as pv
@@ -99,7 +100,12 @@ class SemiSupervisedVAE(nn.Module):
 
         Returns:
             Tensor, shape ``(n, *event)``.
+
+        Raises:
+            ValueError: If ``y`` does not hold one-hot rows.
         """
+        if y.ndim != 2 or not _is_known(y).all():
+            raise ValueError(f"generate takes one-hot labels, shape (n, classes), got shape {tuple(y.shape)}")
         return draw(self.likelihood(self.prior().sample((len(y),)), y), mean)
 
     @torch.no_grad()
@@ -119,13 +125,20 @@ class SemiSupervisedModel(Program):
         self.put("likelihood", likelihood)
         self.classification_weight = weight
 
+    def labels(self, y: Tensor) -> Any:
+        """The label prior, checked against the labels."""
+        labels = run_component(
+            "label prior", self.get("label_prior"), batch_shape=torch.Size(), event_shape=y.shape[1:]
+        )
+        return _one_hot("label prior", labels)
+
     def forward(self, x: Tensor, y: Tensor) -> None:
         """Runs the model on data ``x``, shape ``(N, *event)``, and labels ``y``, shape ``(N, classes)``."""
         emit_parameters(self)
         known = _is_known(y)
         with self.data_plate(x):
-            labels = run_component("label prior", self.get("label_prior"), batch_shape=torch.Size())
-            unknown = pyro.sample("y", labels)
+            labels = self.labels(y)
+            unknown = pyro.sample("y", _certain_where(known, labels))
             observed = torch.where(known, y, torch.eye(y.shape[-1]).to(y)[0])  # any label, where there is none
             mask: Any = known[..., 0]
             with poutine.mask(mask=mask):
@@ -156,12 +169,24 @@ class SemiSupervisedGuide(Program):
         known = _is_known(y)
         with self.data_plate(x):
             q = run_component("classifier", self.get("classifier"), x, batch_shape=x.shape[:1], event_shape=y.shape[1:])
-            prior = self.peers[0].get("label_prior")()
-            logits = torch.where(known, prior.logits, q.logits)
-            unknown = pyro.sample("y", dist.OneHotCategorical(logits=logits), infer={"enumerate": "parallel"})
+            q = _certain_where(known, _one_hot("classifier", q))
+            unknown = pyro.sample("y", q, infer={"enumerate": "parallel"})
             label = torch.where(known, y, unknown)
             batch_shape = torch.broadcast_shapes(x.shape[:1], label.shape[:-1])
             pyro.sample("z", run_component("posterior", self.get("posterior"), x, label, batch_shape=batch_shape))
+
+
+def _one_hot(role: str, p: Any) -> Any:
+    if not isinstance(p, torch.distributions.OneHotCategorical):
+        raise TypeError(f"the {role} must return a OneHotCategorical, got {type(p).__name__}")
+    return p
+
+
+def _certain_where(known: Tensor, p: Any) -> Any:
+    """A distribution of labels that, where the label is known, is the first class for certain, in model and guide."""
+    first = torch.full_like(p.logits, -1e4)  # exp(-1e4) is zero, and unlike minus infinity it can be multiplied by it
+    first[..., 0] = 0
+    return dist.OneHotCategorical(logits=torch.where(known, first, p.logits))
 
 
 def _is_known(y: Tensor) -> Tensor:

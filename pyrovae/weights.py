@@ -143,7 +143,7 @@ def latent_draws(guide: Program, args: Sequence[Any]) -> dict[str, Tensor]:
     """Runs the guide once and returns the draws of each latent site in its outermost plate, shape ``(N, units)``."""
     draws = {}
     for site in _sample_sites(poutine.trace(guide).get_trace(*args)):
-        if not site["is_observed"] and (frames := _frames(site)):
+        if not (site["is_observed"] or _is_enumerated(site)) and (frames := _frames(site)):
             dim = frames[0].dim - site["fn"].event_dim
             value = site["value"].movedim(dim, 0)
             draws[site["name"]] = value.reshape(len(value), -1).double()
@@ -178,7 +178,7 @@ def _run(
     """Runs guide and model, and sums their sites' log-probabilities per datum."""
     model_sites, guide_sites = _trace(model, guide, args, kwargs, depth=None if draws_dim is None else -draws_dim)
     if draws_dim is None and any(map(_is_enumerated, model_sites + guide_sites)):
-        depth = -min(frame.dim for site in model_sites + guide_sites for frame in _frames(site))
+        depth = -min((frame.dim for site in model_sites + guide_sites for frame in _frames(site)), default=0)
         model_sites, guide_sites = _trace(model, guide, args, kwargs, depth=depth)
     _check_same_latents(model_sites, guide_sites)
     sites = model_sites + guide_sites
@@ -234,6 +234,12 @@ def _is_enumerated(site: Site) -> bool:
 
 
 def _check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None:
+    for site in filter(_is_enumerated, model_sites + guide_sites):
+        if site["infer"].get("num_samples") is not None:
+            raise ValueError(
+                f"latent site {site['name']!r} asks for {site['infer']['num_samples']} parallel samples, which is no "
+                f"sum over its values; enumerate it, infer={{'enumerate': 'parallel'}}, or draw it"
+            )
     in_model = {site["name"] for site in model_sites if not (site["is_observed"] or _is_enumerated(site))}
     in_guide = {site["name"] for site in guide_sites if not site["is_observed"]}
     auxiliary = {site["name"] for site in guide_sites if site["infer"].get("is_auxiliary")}

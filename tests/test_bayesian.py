@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule
 from pyro.optim import Adam
 from torch import Tensor
 
@@ -56,6 +57,29 @@ def test_a_minibatch_counts_the_weights_once(x: Tensor) -> None:
     whole, batch = parts(x), parts(x[:3])
     torch.testing.assert_close(whole[0], batch[0])
     assert (whole[1], batch[1]) == (1.0, 4.0)
+
+
+def test_data_are_generated_with_weights_from_their_posterior() -> None:
+    x = 5 + 0.2 * torch.randn(100, 4)
+    vae = pv.BayesianVAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Normal(pv.bayesian.random_weights(pv.networks.mlp(2, 4)), scale=0.2),
+        pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 4)),
+        data_size=100,
+    )
+    with torch.no_grad():
+        vae.guide.loc[vae.guide.sites.index("0.bias")].fill_(5.0)
+        vae.guide.loc[vae.guide.sites.index("0.weight")].zero_()
+    assert (vae.reconstruct(x, mean=True) - 5).abs().max() < 0.5
+    assert (vae.generate(200, mean=True) - 5).abs().max() < 0.5
+    assert not pyro.get_param_store().keys()
+
+
+def test_the_prior_of_the_weights_moves_with_the_module(x: Tensor) -> None:
+    vae = bayesian_vae().double()
+    results = pv.evaluation.evaluate_globals(vae.model, vae.guide, x.double(), 10, num_draws=2, seed=0)
+    assert results.log_likelihood.shape == (2, 12)
+    pv.fit(vae, x.double(), epochs=1)
 
 
 def test_every_parameter_trains_and_vaes_do_not_share(x: Tensor) -> None:
@@ -117,7 +141,13 @@ def test_bad_arguments(x: Tensor, vae: pv.VAE) -> None:
         bayesian_vae(0)
     with pytest.raises(ValueError, match="no random weights; make its network with"):
         pv.BayesianVAE(vae.prior, vae.likelihood, vae.posterior, data_size=12)
-    with pytest.raises(ValueError, match="num_draws.* got 0"):
+    half = pv.networks.mlp(2, 8, 6)
+    pv.bayesian.random_weights(half[0])
+    mixed = PyroModule[torch.nn.Linear](8, 6)
+    half[2] = mixed
+    with pytest.raises(ValueError, match=r"network.2 has random weights and others that are not"):
+        pv.BayesianVAE(vae.prior, pv.likelihoods.Bernoulli(half), vae.posterior, data_size=12)
+    with pytest.raises(ValueError, match=r"num_draws.* got 0"):
         pv.evaluation.evaluate_globals(vae.model, vae.guide, x, num_draws=0)
     with pytest.raises(ValueError, match=r"\['z'\], lie inside the data plate 'data'.*use pyrovae.evaluation.evaluate"):
         pv.evaluation.evaluate_globals(vae.model, vae.guide, x)

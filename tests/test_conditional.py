@@ -101,6 +101,48 @@ def test_trace_enum_elbo_is_the_bound_of_the_paper(x: Tensor) -> None:
     assert loss == pytest.approx(-float(expected.detach().sum()), abs=2e-3)
 
 
+def test_the_elbo_of_a_known_label_is_that_of_a_vae_given_it(x: Tensor) -> None:
+    vae, y = m2().eval(), labels(12)
+    loss = TraceEnum_ELBO(max_plate_nesting=1, num_particles=2000, vectorize_particles=True)
+    trained = -loss.loss(vae.model, vae.guide, x, y) / 12
+    result = pv.evaluation.evaluate(vae.model, vae.guide, (x, y), 2000, seed=0)
+    assert float(result.elbo.mean()) == pytest.approx(trained, abs=0.05)
+
+
+def test_a_learned_label_prior_gets_the_gradient_of_the_known_labels_alone(x: Tensor) -> None:
+    vae, y = m2(), labels(2)
+    logits = torch.zeros(3, requires_grad=True)
+    vae.label_prior = lambda: dist.OneHotCategorical(logits=logits)
+    TraceEnum_ELBO(max_plate_nesting=1).loss_and_grads(vae.model, vae.guide, x[:2], y)
+    torch.testing.assert_close(logits.grad, -torch.tensor([1 / 3, 1 / 3, -2 / 3]), atol=1e-4, rtol=0)
+
+
+def test_enumeration_that_draws_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel", "num_samples": 7})
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    with pytest.raises(ValueError, match="'y' asks for 7 parallel samples, which is no sum"):
+        pv.evaluation.log_weights(model, guide, torch.randn(4), 3)
+
+
+def test_a_likelihood_conditional_on_images() -> None:
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Normal(Joint(mlp(2 + 16, (4, 4)), event_dims=(1, 2))),
+        pv.posteriors.DiagonalNormal(Joint(mlp(32, 4), event_dims=(2, 2))),
+    )
+    x, image = torch.randn(12, 4, 4), torch.randn(12, 4, 4)
+    pv.fit(vae, (x, image), epochs=1, objective=pv.objectives.IWAE(3))
+    assert vae.generate(12, image).shape == (12, 4, 4)
+
+
 def test_training_adds_the_classification_of_the_known_labels(x: Tensor) -> None:
     y = labels(12, known=4)
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
@@ -144,6 +186,15 @@ def test_labels_that_are_not_one_hot_are_refused(x: Tensor) -> None:
     vae = m2()
     with pytest.raises(ValueError, match=r"one-hot rows.*shape \(12, 3\) with values from 0 to 2; use torch"):
         pv.fit(vae, (x, 2 * labels(12)), objective=TraceEnum_ELBO(max_plate_nesting=1), epochs=1)
+    with pytest.raises(ValueError, match=r"generate takes one-hot labels, shape \(n, classes\), got shape \(3,\)"):
+        vae.generate(torch.tensor([0, 1, 0]))
+    vae.label_prior = dist.OneHotCategorical(torch.ones(2))
+    with pytest.raises(ValueError, match=r"label prior .*event shape \(2,\), but its data have event shape \(3,\)"):
+        vae.model(x, labels(12))
+    vae.classifier = lambda x: dist.Categorical(torch.ones(12, 3))
+    with pytest.raises(ValueError, match="classifier"):
+        vae.guide(x, labels(12))
+    vae = m2()
     with pytest.raises(ValueError, match=r"classifier .*event shape \(3,\).*\(4,\)"):
         vae.guide(x, torch.zeros(12, 4))
     with pytest.raises(ValueError, match="got -1"):
@@ -242,6 +293,11 @@ def test_imputation_in_chunks_and_images() -> None:
     assert "imputations" not in imputed
     with pytest.raises(ValueError, match=r"mask of shape \(7, 3\) does not fit data of shape \(7, 3, 2\)"):
         pv.evaluation.impute(vae.model, vae.guide, (x, mask[..., 0]))
+    for options in ({"num_samples": 0}, {"num_imputations": -2}):
+        with pytest.raises(ValueError, match="impute needs num_samples of at least 1"):
+            pv.evaluation.impute(vae.model, vae.guide, (x, mask), **options)
+    with pytest.raises(TypeError, match=r"a tuple, \(x, mask\)"):
+        pv.evaluation.impute(vae.model, vae.guide, x)
     with pytest.raises(ValueError, match="does not observe a site 'image'"):
         pv.evaluation.impute(vae.model, vae.guide, (x, mask), site="image")
 

@@ -6,8 +6,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyrovae import flows
 from pyrovae.data import dequantize
-from pyrovae.distributions import DiscretizedLogistic, Lattice, MultivariateNormal, OpenBeta
+from pyrovae.distributions import DiscretizedLogistic, Lattice, MultivariateNormal, NormalizingFlow, OpenBeta
 
 
 def test_discretized_logistic_is_a_difference_of_distribution_functions() -> None:
@@ -52,6 +53,23 @@ def test_multivariate_normal_scores_its_draws_as_pyro_does_where_that_is_accurat
     torch.testing.assert_close(draws.mean(0), loc, atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["MultivariateNormal", "NormalizingFlow"])
+def test_what_drawing_has_computed_serves_only_the_very_draw(name: str) -> None:
+    scale = torch.ones(3).requires_grad_()
+    p = (
+        MultivariateNormal(torch.zeros(3), scale_tril=torch.diag(scale))
+        if name == "MultivariateNormal"
+        else NormalizingFlow(dist.Normal(torch.zeros(3), scale).to_event(1), flows.inverse_autoregressive(3)())
+    )
+    with torch.no_grad():
+        z = p.rsample()
+    assert p.log_prob(z).requires_grad
+    with torch.no_grad():
+        z = p.rsample()
+        z.mul_(3)
+        torch.testing.assert_close(p.log_prob(z), p.log_prob(z.clone()))
+
+
 def test_multivariate_normal_stays_accurate_where_the_inverse_does_not() -> None:
     scale_tril = torch.ones(40, 40).mul(-1.5).tril(-1) + torch.eye(40)
     p = MultivariateNormal(torch.zeros(40), scale_tril=1e-3 * scale_tril)
@@ -84,6 +102,15 @@ def test_lattice_scores_levels_in_their_unit(base: dist.TorchDistribution) -> No
     torch.testing.assert_close(p.variance, (probabilities * (levels / 4 - mean) ** 2).sum(0))
     assert set((p.sample((50,)) * 4).unique().tolist()) <= {0.0, 1.0, 2.0, 3.0, 4.0}
     assert p.expand((2, 3)).sample().shape == (2, 3)
+
+
+def test_small_variances_keep_their_digits() -> None:
+    loc = torch.linspace(0, 1, 2001)
+    narrow = DiscretizedLogistic(loc, torch.tensor(2e-4))
+    exact = DiscretizedLogistic(loc.double(), torch.tensor(2e-4).double())
+    torch.testing.assert_close(narrow.variance.double(), exact.variance, atol=1e-2, rtol=0)
+    certain = Lattice(dist.Categorical(logits=25 * torch.eye(256)), unit=1 / 255)
+    assert (certain.variance >= 0).all()
 
 
 @pytest.mark.parametrize("value", [0.3, -0.25, 1.25])

@@ -1,5 +1,7 @@
 """Flows: the Jacobian is that of autograd, one direction inverts the other, and importing them changes nothing."""
 
+from collections.abc import Callable
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -76,6 +78,13 @@ def test_one_latent_dimension(name: str) -> None:
     base = dist.Normal(torch.zeros(4, 1), 1.0).to_event(1)
     p = NormalizingFlow(base, flow(torch.randn(4, 2)))
     assert p.log_prob(p.sample((5,))).shape == (5, 4)
+
+
+@pytest.mark.parametrize("latent", [1, 4])
+@pytest.mark.parametrize("make", [flows.coupling, flows.autoregressive])
+def test_a_flow_starts_near_its_base(make: Callable[[int], nn.Module], latent: int) -> None:
+    noise = torch.randn(1000, latent)
+    assert (make(latent)()(noise) - noise).abs().max() < 0.3
 
 
 def test_the_gate_is_that_of_the_paper() -> None:

@@ -1,7 +1,8 @@
 r"""Several latent layers, against a linear-Gaussian chain of which everything is known.
 
-With scalars :math:`z_2 \sim N(0, 1)`, :math:`z_1 \mid z_2 \sim N(a z_2, s^2)`, 
-:math:`x \mid z_1 \sim N(b z_1, t^2)`, x is normal with variance :math:`b^2 (a^2 + s^2) + t^2`, and each conditional of the posterior is normal too.
+With scalars :math:`z_2 \sim N(0, 1)`, :math:`z_1 \mid z_2 \sim N(a z_2, s^2)`,
+:math:`x \mid z_1 \sim N(b z_1, t^2)`, x is normal with variance :math:`b^2 (a^2 + s^2) + t^2`, and each
+conditional of the posterior is normal too.
 """
 
 import copy
@@ -172,6 +173,20 @@ def test_components_are_exchanged(images: Tensor) -> None:
     pv.fit(vae, images, epochs=1)
     assert isinstance(vae.priors[1]().base_dist, dist.StudentT)
     assert len(list(vae.likelihood.parameters())) == 2
+
+
+def test_a_fixed_distribution_serves_as_a_conditional_prior(images: Tensor) -> None:
+    vae = network("bottom-up")
+    vae.priors = (dist.Normal(torch.zeros(5), 1.0).to_event(1), vae.priors[1])
+    pv.fit(vae, images, epochs=1)
+    assert vae.generate(3).shape == (3, 3, 2)
+
+
+def test_refinement_says_that_it_knows_one_layer_only(images: Tensor) -> None:
+    vae = network("bottom-up")
+    vae.posteriors = (pv.posteriors.SemiAmortized(vae.posteriors[0]), vae.posteriors[1])
+    with pytest.raises(ValueError, match="of several latent layers it refines none"):
+        vae.guide(images)
 
 
 def test_bad_components_are_named(images: Tensor) -> None:

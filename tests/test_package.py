@@ -19,7 +19,7 @@ LAYERS = {
     "vae": {"programs"},
     "hierarchical": {"programs"},
     "semi_supervised": {"programs"},
-    "bayesian": {"programs", "vae"},
+    "bayesian": {"programs", "priors", "vae"},
     "weights": set(),
     "isolation": set(),
     "arguments": set(),

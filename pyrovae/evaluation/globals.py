@@ -68,12 +68,13 @@ def evaluate_globals(
     seed = fresh_seed() if seed is None else seed
     device = program_device(model, guide, default=as_tensors("x", x)[0].device)
     args = [tensor.to(device) for tensor in as_tensors("x", x)]
-    with isolated(model, guide, seed=seed):
+    first, *others = (int(state) for state in np.random.SeedSequence(seed).generate_state(num_draws + 1))
+    with isolated(model, guide, seed=first):
         draws = [global_draws(model, guide, args, plate=plate) for _ in range(num_draws)]
     results = []
-    for i, values in enumerate(draws):
+    for values, own_seed in zip(draws, others, strict=True):
         given = pyro.condition(model, data=values), poutine.block(pyro.condition(guide, data=values), hide=list(values))
-        results.append(evaluate(*given, x, num_samples, seed=seed + i, plate=plate, **options))
+        results.append(evaluate(*given, x, num_samples, seed=own_seed, plate=plate, **options))
     together = xr.concat(results, "draw", combine_attrs="override")
     log_predictive = logsumexp(together.log_likelihood.values, axis=0) - np.log(num_draws)
-    return together.assign(log_predictive=("datum", log_predictive)).assign_attrs(num_draws=num_draws)
+    return together.assign(log_predictive=("datum", log_predictive)).assign_attrs(num_draws=num_draws, seed=seed)

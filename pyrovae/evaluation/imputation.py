@@ -50,8 +50,9 @@ def impute(
         of a datum's weights. With imputations also ``imputations``, over a first dimension ``imputation``.
 
     Raises:
-        TypeError: If the data are not floating-point tensors.
-        ValueError: If data and mask differ in shape, or the program does not observe ``site``; as :func:`evaluate`.
+        TypeError: If the data are not a pair of tensors, the first floating-point.
+        ValueError: If a number is out of range; if data and mask differ in shape, or the program does not observe
+            ``site``; as :func:`evaluate`.
 
     Source:
         *MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets* (Mattei and Frellsen, 2019).
@@ -67,6 +68,13 @@ def impute(
         >>> pv.evaluation.impute(vae.model, vae.guide, (x * mask, mask), seed=0)["mean"].shape
         (10, 4)
     """
+    if num_samples < 1 or num_imputations < 0:
+        raise ValueError(
+            f"impute needs num_samples of at least 1 and num_imputations of at least 0, got {num_samples} and "
+            f"{num_imputations}"
+        )
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise TypeError("impute takes data and mask as a tuple, (x, mask)")
     x, mask = as_tensors("data", data)
     if x.shape != mask.shape:
         raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit data of shape {tuple(x.shape)}")
@@ -82,6 +90,8 @@ def impute(
                 weights = importance_weights(model, guide, args, num_samples, nesting=nesting, plate=plate)
             if seen.distribution is None:
                 raise ValueError(f"the model does not observe a site {site!r}; name the one that holds the data, site=")
+            if len(seen.distribution.batch_shape) > nesting + 1:
+                raise ValueError("impute does not average over enumerated sites; draw them in the guide")
             parts.append(_fill(seen.distribution, weights.log_weights, part, observed, num_imputations))
     columns = {name: torch.cat([part[name] for part in parts], dim=axis).cpu().numpy() for name, axis in _AXES.items()}
     dims = ("datum", *(f"event_{i}" for i in range(x.ndim - 1)))

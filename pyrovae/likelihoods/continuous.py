@@ -48,7 +48,9 @@ class _LocationScale(nn.Module):
             if self.network_gives_scale
             else (output, self.log_scale)
         )
-        return self._distribution(loc, self.min_scale + log_scale.exp()).to_event(event_dim(loc, context))
+        return self._distribution(loc, self.min_scale + log_scale.exp()).to_event(
+            event_dim(loc.ndim, context, self.network)
+        )
 
     def _distribution(self, loc: Tensor, scale: Tensor) -> Any:
         raise NotImplementedError
@@ -181,7 +183,7 @@ class ContinuousBernoulli(nn.Module):
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(x | z) for ``z``, shape ``(*batch, latent)``; a network of several contexts gets them all."""
         logits = self.network(*context)
-        return dist.ContinuousBernoulli(logits=logits).to_event(event_dim(logits, context))
+        return dist.ContinuousBernoulli(logits=logits).to_event(event_dim(logits.ndim, context, self.network))
 
 
 class Beta(nn.Module):
@@ -216,4 +218,4 @@ class Beta(nn.Module):
         """Returns p(x | z) for ``z``, shape ``(*batch, latent)``; a network of several contexts gets them all."""
         logs = split(self.network(*context), 2, "likelihoods.Beta")
         alpha, beta = (self.min_concentration + log.exp() for log in logs)
-        return OpenBeta(alpha, beta).to_event(event_dim(alpha, context))
+        return OpenBeta(alpha, beta).to_event(event_dim(alpha.ndim, context, self.network))

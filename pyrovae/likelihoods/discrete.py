@@ -44,7 +44,7 @@ class Bernoulli(nn.Module):
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(x | z) for ``z``, shape ``(*batch, latent)``; a network of several contexts gets them all."""
         logits = self.network(*context)
-        return dist.Bernoulli(logits=logits).to_event(event_dim(logits, context))
+        return dist.Bernoulli(logits=logits).to_event(event_dim(logits.ndim, context, self.network))
 
 
 class _Discrete(nn.Module):
@@ -62,7 +62,7 @@ class _Discrete(nn.Module):
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(x | z) for ``z``, shape ``(*batch, latent)``; a network of several contexts gets them all."""
         p = Lattice(self._distribution(self.network(*context)), self.unit)
-        return p.to_event(len(p.batch_shape) - (max(tensor.ndim for tensor in context) - 1))
+        return p.to_event(event_dim(len(p.batch_shape), context, self.network))
 
     def _distribution(self, output: Tensor) -> Any:
         raise NotImplementedError

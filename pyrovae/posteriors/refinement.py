@@ -30,9 +30,9 @@ class SemiAmortized(nn.Module):
         num_particles: Draws per datum and step.
 
     Raises:
-        ValueError: If ``steps`` or ``num_particles`` is less than 1.
+        ValueError: If ``steps`` or ``num_particles`` is less than 1; when called, if it is not the posterior of a VAE,
+            whose prior and likelihood it needs.
         TypeError: When called, if the posterior is of another family.
-        RuntimeError: When called, if it is not the posterior of a VAE, whose prior and likelihood it needs.
 
     Source:
         *Semi-Amortized Variational Autoencoders* (Kim et al., 2018); *On the Challenges of Learning with Inference
@@ -62,15 +62,16 @@ class SemiAmortized(nn.Module):
         self.steps, self.learning_rate, self.num_particles = steps, learning_rate, num_particles
         self._model: tuple[Callable[..., Any], ...] = ()  # a tuple hides modules: their parameters are not ours
 
-    def bind_components(self, *, prior: Callable[..., Any], likelihood: Callable[..., Any], **_: Any) -> None:
+    def bind_components(self, prior: Any = None, likelihood: Any = None, **_: Any) -> None:
         """Tells it the prior and the likelihood of its VAE."""
-        self._model = (prior, likelihood)
+        self._model = () if prior is None or likelihood is None else (prior, likelihood)
 
     def forward(self, x: Tensor, *given: Tensor) -> dist.TorchDistribution:
         """Returns the refined q(z | x) for ``x``, shape ``(*batch, *event)``."""
         if not self._model:
-            raise RuntimeError(
-                "this SemiAmortized does not know prior and likelihood; use it as the posterior of a VAE"
+            raise ValueError(
+                "this SemiAmortized does not know its prior and likelihood; use it as the posterior of a pyrovae.VAE "
+                "(of several latent layers it refines none)"
             )
         q = self.amortized(x, *given)
         start = _local_parameters(q)

@@ -45,9 +45,9 @@ class GaussianMixture(nn.Module):
 class VampPrior(nn.Module):
     r"""The variational mixture of posteriors, :math:`p(z) = \frac{1}{C} \sum_c q(z \mid u_c)`.
 
-    The pseudo-inputs :math:`u_c` are learned with the posterior q, which is that of the VAE that the prior belongs to:
-    the VAE tells the prior its posterior before every use, and q's parameters are not held a second time here. Inside a
-    VAE there is nothing to do; alone, call :meth:`bind_components` first.
+    The pseudo-inputs :math:`u_c` are learned with the posterior q, which is that of the VAE that the prior belongs
+    to: the VAE tells the prior its posterior whenever it runs or is asked for ``vae.prior``, and q's parameters are not
+    held a second time here. Inside a VAE there is nothing to do; alone, call :meth:`bind_components` first.
 
     Args:
         components: Number of pseudo-inputs, C.
@@ -56,8 +56,9 @@ class VampPrior(nn.Module):
             pseudo-inputs start. Give either these or the shape.
 
     Raises:
-        ValueError: If not exactly one of ``event_shape`` and ``data`` is given, or there are too few data.
-        RuntimeError: When called, if no VAE has told it its posterior.
+        TypeError: If the data are not floating-point.
+        ValueError: If not exactly one of ``event_shape`` and ``data`` is given, or there are too few data; when called,
+            if no VAE has told it its posterior.
 
     Source:
         *VAE with a VampPrior* (Tomczak and Welling, 2018).
@@ -82,6 +83,8 @@ class VampPrior(nn.Module):
             raise ValueError("VampPrior needs either the shape of a datum, event_shape=, or data= to start from")
         if data is None:
             start = 0.5 + 0.05 * torch.randn(components, *(event_shape or ()))
+        elif not data.is_floating_point():
+            raise TypeError(f"VampPrior learns its pseudo-inputs, so data must be floating-point, got {data.dtype}")
         elif len(data) < components:
             raise ValueError(f"VampPrior draws {components} pseudo-inputs from data, but got {len(data)} data")
         else:
@@ -96,7 +99,7 @@ class VampPrior(nn.Module):
     def forward(self) -> dist.TorchDistribution:
         """Returns p(z), batch shape ``()``, event shape ``(latent,)``."""
         if not self._posterior:
-            raise RuntimeError(
+            raise ValueError(
                 "this VampPrior does not know its posterior; use it as the prior of a VAE, or call "
                 "bind_components(posterior=...)"
             )

@@ -66,9 +66,11 @@ class Fixed(nn.Module):
             raise TypeError(f"Fixed takes a distribution, got {type(distribution).__name__}; pass other priors as such")
         self.distribution = distribution
 
-    def forward(self) -> dist.TorchDistribution:
-        """Returns p(z)."""
-        return self.distribution
+    def forward(self, *context: Tensor) -> dist.TorchDistribution:
+        """Returns p(z), for every row of a context if there is one, as there is for a conditional prior."""
+        if not context:
+            return self.distribution
+        return self.distribution.expand(torch.broadcast_shapes(*(part.shape[:-1] for part in context)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Fixed":
         super()._apply(fn, recurse)
