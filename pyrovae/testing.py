@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -72,6 +73,7 @@ def _check(
         _check_gradients(component, contexts[-1])
         _check_copies(component, contexts[-1])
         _check_dtype(component, contexts[-1])
+        _check_device(component, contexts[-1], torch.Size(event_shape))
 
 
 def _check_shapes(component: Component, context: tuple[Any, ...], batch: torch.Size, event: torch.Size) -> None:
@@ -142,3 +144,17 @@ def _check_dtype(component: nn.Module, context: tuple[Any, ...]) -> None:
     p = clone(*(part.double() for part in context))
     log_prob = p.log_prob(p.sample())
     assert log_prob.dtype == torch.float64, f"after .double(), log_prob is {log_prob.dtype}"
+
+
+def _check_device(component: nn.Module, context: tuple[Any, ...], event: torch.Size) -> None:
+    """Moves a copy to the meta device, which every machine has; a tensor that stays behind does not fit there."""
+    clone = copy.deepcopy(component).to("meta")
+    with pyro.validation_enabled(False):  # the meta device has no values to validate
+        try:
+            p = clone(*(part.to("meta") for part in context))
+            log_prob = p.log_prob(torch.empty(*p.batch_shape, *event, device="meta"))
+        except NotImplementedError:
+            return  # it looks at values, such as torch.nonzero does, which the meta device does not have
+        except RuntimeError as error:
+            raise AssertionError(f"after .to(device), some tensor stays behind: {error}") from error
+    assert log_prob.device.type == "meta", f"after .to(device), log_prob is still on {log_prob.device}"

@@ -166,6 +166,17 @@ class _Deaf(nn.Module):
         return dist.Normal(self.network(z), 1.0).to_event(1)
 
 
+class _Stuck(nn.Module):
+    """A likelihood with a tensor that does not move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.shift = networks.mlp(3, 3), torch.ones(3)
+
+    def forward(self, z: torch.Tensor) -> dist.TorchDistribution:
+        return dist.Normal(self.network(z) + self.shift, 1.0).to_event(1)
+
+
 class _Mixing(nn.Module):
     """A likelihood that mixes data."""
 
@@ -181,6 +192,7 @@ class _Mixing(nn.Module):
         (lambda z: dist.Normal(z[..., :2], 1.0).to_event(1), r"event shape is \(2,\), expected \(3,\)"),
         (lambda z: dist.Normal(z.sum() + z, 1.0).to_event(1), "leading dimensions of the context are not independent"),
         (_Mixing(), "leading dimensions of the context are not independent"),
+        (_Stuck(), r"after .to\(device\), some tensor stays behind"),
         (_Deaf(), "no gradient of log_prob reaches the parameter unused"),
     ],
 )
