@@ -44,7 +44,10 @@ def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) ->
         margin = 0.05 * (max(best) - min(best)) or 1.0
         ax.set_ylim(min(best) - margin, max(best) + margin)
     ax.set(xlabel="epoch", ylabel="bound (nats per datum)")
-    ax.legend(frameon=False)
+    if len(histories) > 2:  # so many lines leave no room among them
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    else:
+        ax.legend(frameon=False)
     return ax
 
 
@@ -79,7 +82,8 @@ def images(panels: Mapping[str, Tensor], *, columns: int, stacked: bool = False)
     Args:
         panels: Images, shape ``(n, height, width)``, by name.
         columns: Images per row of a panel.
-        stacked: Whether the panels stand under each other, to be compared column by column, or side by side.
+        stacked: Whether the panels stand under each other, to be compared column by column, or side by
+            side, five a row.
 
     Returns:
         A new figure.
@@ -95,15 +99,16 @@ def images(panels: Mapping[str, Tensor], *, columns: int, stacked: bool = False)
         for name, batch in panels.items()
     }
     height, width = next(iter(tiles.values())).shape
-    n = len(tiles)
-    size = (7.0, n * (7.0 * height / width + 0.25)) if stacked else (3.5 * n, 3.5 * height / width + 0.3)
-    figure, axes = plt.subplots(
-        n if stacked else 1, 1 if stacked else n, figsize=size, squeeze=False, layout="constrained"
-    )
-    for ax, (name, tile) in zip(axes.flat, tiles.items(), strict=True):
+    per_row = 1 if stacked else min(len(tiles), 5)
+    rows = -(-len(tiles) // per_row)
+    panel = (7.0, 7.0 * height / width + 0.25) if stacked else (3.5, 3.5 * height / width + 0.3)
+    size = (per_row * panel[0], rows * panel[1])
+    figure, axes = plt.subplots(rows, per_row, figsize=size, squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (name, tile) in zip(axes.flat, tiles.items(), strict=False):
         ax.imshow(tile, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         ax.set_title(name, fontsize=10, loc="left" if stacked else "center")
-        ax.set_axis_off()
     return figure
 
 
@@ -137,15 +142,17 @@ def aggregate_posteriors(draws: Mapping[str, tuple[Tensor, Tensor]], *, columns:
     for ax, (name, (posterior, prior)) in zip(axes.flat, draws.items(), strict=False):
         z, noise = (part.detach().cpu().double() for part in (posterior, prior))
         directions = torch.linalg.svd(z - z.mean(0), full_matrices=False).Vh[:2].T
-        for part, label, color in ((noise, "prior", "0.6"), (z, "aggregate posterior", "C0")):
-            projected = (part - z.mean(0)) @ directions
-            ax.scatter(*projected.T, s=3, color=color, alpha=0.5, linewidths=0, label=label, rasterized=True)
+        points = (torch.cat([noise, z]) - z.mean(0)) @ directions
+        colors = np.array(["C1"] * len(noise) + ["C0"] * len(z))
+        mixed = np.random.RandomState(0).permutation(len(points))  # so that neither lies on top of the other
+        ax.scatter(*points[mixed].T, s=2, c=colors[mixed], alpha=0.4, linewidths=0, rasterized=True)
         ax.set_axis_on()
-        ax.set(title=name, xticks=[], yticks=[], aspect="equal")
+        ax.set(title=name, xticks=[], yticks=[])
+        ax.set_aspect("equal", adjustable="datalim")
         ax.title.set_fontsize(10)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, markerscale=4
-    )
+    for label, color in (("prior", "C1"), ("aggregate posterior", "C0")):
+        axes[0, 0].scatter([], [], s=20, color=color, label=label)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

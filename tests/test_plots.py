@@ -60,3 +60,31 @@ def test_images() -> None:
 def test_images_of_a_wrong_shape() -> None:
     with pytest.raises(ValueError, match=r"images of 'x' must have shape \(n, height, width\), got \(6, 20\)"):
         plots.images({"x": torch.rand(6, 20)}, columns=2)
+
+
+def test_aggregate_posteriors_shows_all_draws_of_both() -> None:
+    draws = {name: (torch.randn(50, 3), torch.randn(40, 3)) for name in "abcd"}
+    figure = plots.aggregate_posteriors(draws, columns=3)
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == list("abcd")
+    assert all(len(ax.collections[0].get_offsets()) == 90 for ax in panels)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["prior", "aggregate posterior"]
+
+
+def test_aggregate_posteriors_lie_on_their_principal_components() -> None:
+    z = torch.randn(200, 4) * torch.tensor([0.1, 5.0, 0.1, 2.0])
+    figure = plots.aggregate_posteriors({"a": (z, z[:0])})
+    spread = figure.axes[0].collections[0].get_offsets().std(axis=0)
+    assert abs(spread[0] - 5) < 0.6
+    assert abs(spread[1] - 2) < 0.3
+
+
+def test_aggregate_posteriors_of_one_dimension_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'a' must have shape \(n, latent\).*got \[\(5, 1\), \(5, 1\)\]"):
+        plots.aggregate_posteriors({"a": (torch.zeros(5, 1), torch.zeros(5, 1))})
+
+
+def test_panels_side_by_side_wrap_after_five() -> None:
+    figure = plots.images({str(i): torch.rand(4, 3, 3) for i in range(7)}, columns=2)
+    assert len(figure.axes) == 10
+    assert sum(bool(ax.images) for ax in figure.axes) == 7
