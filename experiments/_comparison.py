@@ -155,7 +155,8 @@ def cell(values: xr.DataArray, mcse: xr.DataArray) -> str:
 
 def report(splits: pv.data.Splits, table: pd.DataFrame) -> None:
     """Prints the table."""
-    print(f"\n{splits.name}, {splits.binarization} binarization, {len(splits.test)} test data, nats per datum:")
+    values = "grey values" if splits.binarization == "none" else f"{splits.binarization} binarization"
+    print(f"\n{splits.name}, {values}, {len(splits.test)} test data, nats per datum:")
     print("mean ± standard error over the data (Monte Carlo error); seconds are those of training\n")
     print(table.to_string())
 

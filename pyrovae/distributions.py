@@ -135,6 +135,14 @@ class Lattice(TorchDistribution):
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property
+    def hint(self) -> str:
+        """What to do about a value that cannot be scored."""
+        return (
+            f"it scores a {type(self.base_dist).__name__} of multiples of unit={self.unit:.6g}: pass the unit of your "
+            f"data (1/255 for 256 levels of grey in [0, 1]), and data that have neither been rescaled nor dequantized"
+        )
+
+    @property
     def support(self) -> Any:
         """The multiples of the unit that the base allows."""
         return _OnLattice(self.base_dist.support, self.unit)
@@ -245,6 +253,8 @@ class DiscretizedLogistic(TorchDistribution):
 
 
 class _OpenUnitInterval(constraints.Constraint):
+    """What torch has no name for."""
+
     def check(self, value: Tensor) -> Tensor:
         return (value > 0) & (value < 1)
 
@@ -252,10 +262,11 @@ class _OpenUnitInterval(constraints.Constraint):
 _open_unit_interval: Any = _OpenUnitInterval()
 
 
-class OpenBeta(dist.Beta):
+class Beta(dist.Beta):
     """A beta distribution whose support leaves out 0 and 1, where its density is zero or infinite."""
 
     support = _open_unit_interval
+    hint = "its values lie strictly between 0 and 1: dequantize grey levels (pyrovae.data.dequantize)"
 
 
 class _OnLattice(constraints.Constraint):
@@ -274,7 +285,7 @@ class _OnLattice(constraints.Constraint):
         return _all_rightmost(near, self.event_dim) & self.base.check(steps.round())
 
     def __repr__(self) -> str:
-        return f"multiples of {self.unit:.6g} with {self.base} multiplier"
+        return f"multiples of {self.unit:.6g}"
 
 
 def _central_moment(probs: Tensor, mean: Tensor) -> Tensor:

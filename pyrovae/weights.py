@@ -361,6 +361,8 @@ def _outside_support(site: Site, reason: str) -> str:
         f"site {site['name']!r}: {found}, shape {tuple(value.shape)}, cannot be scored by a {name} of batch shape "
         f"{tuple(site['fn'].batch_shape)} and event shape {tuple(site['fn'].event_shape)} ({reason})"
     )
+    if hasattr(fn, "hint"):
+        message += f"; {fn.hint}"
     is_grey = ((value > 0) & (value < 1)).any() and value.min() >= 0 and value.max() <= 1
     if isinstance(fn, torch.distributions.Bernoulli) and is_grey:
         message += (

@@ -9,6 +9,7 @@ import torch
 import zuko
 from torch import nn
 
+import pyrovae as pv
 from pyrovae import flows, likelihoods, networks, posteriors, priors
 from pyrovae.testing import check_likelihood, check_posterior, check_prior
 
@@ -175,6 +176,25 @@ class _Stuck(nn.Module):
 
     def forward(self, z: torch.Tensor) -> dist.TorchDistribution:
         return dist.Normal(self.network(z) + self.shift, 1.0).to_event(1)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "message"),
+    [
+        (likelihoods.Beta(networks.mlp(2, 8)), r"by a Beta .*strictly between 0 and 1: dequantize grey levels"),
+        (likelihoods.Binomial(networks.mlp(2, 4), 16, unit=1 / 16), "scores a Binomial of multiples of unit=0.0625"),
+        (
+            likelihoods.DiscretizedLogistic(networks.mlp(2, 8)),
+            "scores a DiscretizedLogistic of multiples of unit=1: pass",
+        ),
+    ],
+)
+def test_data_outside_the_support_are_refused_with_a_hint(likelihood: nn.Module, message: str) -> None:
+    x = torch.rand(50, 4)
+    x[0, 0] = 0
+    vae = pv.VAE(priors.StandardNormal(2), likelihood, posteriors.DiagonalNormal(networks.mlp(4, 4)))
+    with pytest.raises(ValueError, match=message):
+        pv.fit(vae, x, epochs=1)
 
 
 class _Mixing(nn.Module):

@@ -8,7 +8,7 @@ import torch
 
 from pyrovae import flows
 from pyrovae.data import dequantize
-from pyrovae.distributions import DiscretizedLogistic, Lattice, MultivariateNormal, NormalizingFlow, OpenBeta
+from pyrovae.distributions import Beta, DiscretizedLogistic, Lattice, MultivariateNormal, NormalizingFlow
 
 
 def test_discretized_logistic_is_a_difference_of_distribution_functions() -> None:
@@ -121,7 +121,7 @@ def test_lattice_refuses_what_is_not_on_it(value: float) -> None:
 
 
 def test_open_beta_refuses_the_ends_of_the_interval() -> None:
-    p = OpenBeta(torch.tensor(2.0), torch.tensor(3.0))
+    p = Beta(torch.tensor(2.0), torch.tensor(3.0))
     torch.testing.assert_close(p.log_prob(torch.tensor(0.3)), dist.Beta(2.0, 3.0).log_prob(torch.tensor(0.3)))
     for end in (0.0, 1.0):
         with pytest.raises(ValueError, match="support"):

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae.distributions import OpenBeta
+from pyrovae.distributions import Beta as BetaDistribution
 from pyrovae.likelihoods.events import event_dim
 from pyrovae.networks import split
 
@@ -218,4 +218,4 @@ class Beta(nn.Module):
         """Returns p(x | z) for ``z``, shape ``(*batch, latent)``; a network of several contexts gets them all."""
         logs = split(self.network(*context), 2, "likelihoods.Beta")
         alpha, beta = (self.min_concentration + log.exp() for log in logs)
-        return OpenBeta(alpha, beta).to_event(event_dim(alpha.ndim, context, self.network))
+        return BetaDistribution(alpha, beta).to_event(event_dim(alpha.ndim, context, self.network))
