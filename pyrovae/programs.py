@@ -97,12 +97,10 @@ def run_component(
         given = " and ".join(f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}" for tensor in context)
         reason = str(error).splitlines()[0]
         if not context:
-            raise ValueError(
-                f"the {role} cannot be made ({reason}); give its parts shapes and dtypes that fit"
-            ) from error
+            raise ValueError(f"the {role} cannot be made ({reason}); give its parts shapes that fit") from error
         raise ValueError(
-            f"the {role} cannot take {given} ({reason}); give it data of the shape and dtype that its network takes, or a "
-            f"network that takes these"
+            f"the {role} cannot take {given} ({reason}); give it data of the shape and dtype that its network takes, "
+            f"or a network that takes these"
         ) from error
     if not isinstance(p, torch.distributions.Distribution):
         raise TypeError(

@@ -251,6 +251,28 @@ def test_normal_scales() -> None:
     torch.testing.assert_close(given(z).stddev, given.network(z)[..., 5:].exp())
 
 
+def test_a_floor_lies_under_the_scale() -> None:
+    z, network = torch.randn(4, 3), networks.mlp(3, 10)
+    for likelihood in (likelihoods.Normal, likelihoods.Laplace, likelihoods.StudentT):
+        p = likelihood(network, scale=None, min_scale=0.25)(z).base_dist
+        torch.testing.assert_close(p.scale, 0.25 + network(z)[..., 5:].exp())
+    learned = likelihoods.Normal(networks.mlp(3, 5), scale=0.3, learn_scale=True, min_scale=0.25)
+    torch.testing.assert_close(learned(z).stddev, torch.full((4, 5), 0.3))
+    with torch.no_grad():
+        learned.log_scale.fill_(-50)
+    torch.testing.assert_close(learned(z).stddev, torch.full((4, 5), 0.25))
+
+
+def test_counts_have_the_mean_and_the_variance_that_their_network_says() -> None:
+    z, network = torch.randn(4, 3), networks.mlp(3, 10)
+    mean, dispersion = network(z).exp().chunk(2, -1)
+    p = likelihoods.NegativeBinomial(network, unit=0.5)(z)
+    torch.testing.assert_close(p.mean, 0.5 * mean)
+    torch.testing.assert_close(p.variance, 0.25 * (mean + mean**2 / dispersion))
+    torch.testing.assert_close(likelihoods.Poisson(network)(z).mean, network(z).exp())
+    torch.testing.assert_close(likelihoods.Binomial(network, 16)(z).mean, 16 * network(z).sigmoid())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
