@@ -191,7 +191,8 @@ def draw(
     results: Mapping[str, xr.Dataset],
 ) -> dict[str, Figure]:
     """Draws bounds, learning curves, and samples side by side."""
-    figures = {name: plt.figure(figsize=(5.5, 3.8), layout="constrained") for name in ("bounds", "learning_curves")}
+    sizes = {"bounds": (5.5, 3.8), "learning_curves": (5.5 if len(histories) <= 2 else 7.5, 3.8)}
+    figures = {name: plt.figure(figsize=size, layout="constrained") for name, size in sizes.items()}
     pv.plots.bounds(results, ax=figures["bounds"].subplots())
     pv.plots.learning_curves(histories, ax=figures["learning_curves"].subplots())
     return figures | {"samples": pv.plots.images({name: samples(vae) for name, vae in vaes.items()}, columns=8)}

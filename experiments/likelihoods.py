@@ -76,7 +76,7 @@ def main(options: Options) -> pd.DataFrame:
     pyro.set_rng_seed(options.seed)
     noisy = replace(grey, valid=dequantize(grey.valid), test=dequantize(grey.test))
 
-    vaes, histories, results, bits = {}, {}, {}, {}
+    vaes, histories, results, bits, draws = {}, {}, {}, {}, {}
     for name, likelihood in comparison.chosen({**discrete, **continuous}, options).items():
         splits, transform, width = (grey, None, 1.0) if name in discrete else (noisy, dequantize, 1 / levels)
         pyro.set_rng_seed(options.seed)
@@ -87,11 +87,15 @@ def main(options: Options) -> pd.DataFrame:
         )
         histories[name] = comparison.train(vae, splits, options, transform=transform)
         results[name] = result = comparison.evaluate(vae, splits, options)
+        draws[name] = comparison.latent_draws(vae, splits.test)
         bits[name] = pv.evaluation.bits_per_dimension(result.log_likelihood, event_shape, bin_width=width)
 
     table = summarize(bits, results, histories)
     comparison.report(grey, table)
-    figures = {"samples": pv.plots.images({name: comparison.samples(vae) for name, vae in vaes.items()}, columns=8)}
+    figures = {
+        "samples": pv.plots.images({name: comparison.samples(vae) for name, vae in vaes.items()}, columns=8),
+        "aggregate_posteriors": pv.plots.aggregate_posteriors(draws, columns=5),
+    }
     comparison.write(options, table, histories, results, figures)
     return table
 
