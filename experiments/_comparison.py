@@ -5,7 +5,7 @@ are paired: the standard error is that of the mean difference over the data.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyro
 import torch
 import xarray as xr
 from matplotlib.figure import Figure
@@ -85,6 +86,23 @@ def chosen(models: Mapping[str, Model], options: Options) -> dict[str, Model]:
     if unknown := set(options.models) - set(models):
         raise ValueError(f"there is no model {min(unknown)!r}; choose from {list(models)}")
     return {name: model for name, model in models.items() if name in (options.models or models)}
+
+
+def run(options: Options, splits: pv.data.Splits, models: Mapping[str, Callable[[], pv.VAE]]) -> pd.DataFrame:
+    """Trains and evaluates the models, from the same seed; prints and writes the table and the figures."""
+    vaes, histories, results, draws = {}, {}, {}, {}
+    for name, build in chosen(models, options).items():
+        pyro.set_rng_seed(options.seed)
+        vaes[name] = build()
+        histories[name] = train(vaes[name], splits, options)
+        results[name] = evaluate(vaes[name], splits, options)
+        draws[name] = latent_draws(vaes[name], splits.test)
+    table = summarize(results, histories)
+    table.insert(2, "difference", differences(results))
+    report(splits, table)
+    figures = draw(vaes, histories, results) | {"aggregate_posteriors": pv.plots.aggregate_posteriors(draws)}
+    write(options, table, histories, results, figures)
+    return table
 
 
 def train(

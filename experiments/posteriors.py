@@ -5,13 +5,14 @@ width of the encoder's last layer. A family that can follow p(z | x) makes the E
 trained under it is held back less. Effective sample size and k-hat say how well it serves importance sampling.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import pyro
-import torch
 import tyro
+from torch import nn
 
 import pyrovae as pv
 from experiments import _comparison as comparison
@@ -37,7 +38,7 @@ def main(options: Options) -> pd.DataFrame:
     splits = comparison.load(options)
     latent, context, event_shape = options.latent, options.context, splits.train.shape[1:]
 
-    def encoder(width: int) -> torch.nn.Module:
+    def encoder(width: int) -> nn.Module:
         return mlp(event_shape, *options.hidden, width)
 
     posteriors = {
@@ -50,25 +51,15 @@ def main(options: Options) -> pd.DataFrame:
             encoder(2 * latent + context), latent, context=context, hidden=(320,)
         ),
     }
-    vaes, histories, results = {}, {}, {}
-    for name, posterior in comparison.chosen(posteriors, options).items():
-        pyro.set_rng_seed(options.seed)
-        vaes[name] = vae = pv.VAE(
+
+    def build(posterior: Callable[[], nn.Module]) -> pv.VAE:
+        return pv.VAE(
             prior=pv.priors.StandardNormal(latent),
             likelihood=pv.likelihoods.Bernoulli(mlp(latent, *options.hidden[::-1], event_shape)),
             posterior=posterior(),
         )
-        histories[name] = comparison.train(vae, splits, options)
-        results[name] = comparison.evaluate(vae, splits, options)
 
-    table = comparison.summarize(results, histories)
-    table.insert(2, "difference", comparison.differences(results))
-    comparison.report(splits, table)
-    figures = comparison.draw(vaes, histories, results)
-    draws = {name: comparison.latent_draws(vae, splits.test) for name, vae in vaes.items()}
-    figures["aggregate_posteriors"] = pv.plots.aggregate_posteriors(draws)
-    comparison.write(options, table, histories, results, figures)
-    return table
+    return comparison.run(options, splits, {name: partial(build, q) for name, q in posteriors.items()})
 
 
 if __name__ == "__main__":

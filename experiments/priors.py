@@ -5,12 +5,14 @@ average of q(z | x) over the data, the aggregate posterior, towards the prior. A
 latents freer to describe x, and its own samples look more like data.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import pyro
 import tyro
+from torch import nn
 
 import pyrovae as pv
 from experiments import _comparison as comparison
@@ -42,25 +44,16 @@ def main(options: Options) -> pd.DataFrame:
         "coupling flow": lambda: pv.priors.NormalizingFlow(latent, pv.flows.coupling(latent)),
         "autoregressive flow": lambda: pv.priors.NormalizingFlow(latent, pv.flows.autoregressive(latent, depth=2)),
     }
-    vaes, histories, results = {}, {}, {}
-    for name, prior in comparison.chosen(priors, options).items():
-        pyro.set_rng_seed(options.seed)
-        vaes[name] = vae = pv.VAE(
+
+    def build(prior: Callable[[], nn.Module]) -> pv.VAE:
+        # The prior is made last, so that the networks start from the same weights under every prior.
+        return pv.VAE(
             likelihood=pv.likelihoods.Bernoulli(mlp(latent, *options.hidden[::-1], event_shape)),
             posterior=pv.posteriors.DiagonalNormal(mlp(event_shape, *options.hidden, 2 * latent)),
             prior=prior(),
         )
-        histories[name] = comparison.train(vae, splits, options)
-        results[name] = comparison.evaluate(vae, splits, options)
 
-    table = comparison.summarize(results, histories)
-    table.insert(2, "difference", comparison.differences(results))
-    comparison.report(splits, table)
-    figures = comparison.draw(vaes, histories, results)
-    draws = {name: comparison.latent_draws(vae, splits.test) for name, vae in vaes.items()}
-    figures["aggregate_posteriors"] = pv.plots.aggregate_posteriors(draws)
-    comparison.write(options, table, histories, results, figures)
-    return table
+    return comparison.run(options, splits, {name: partial(build, prior) for name, prior in priors.items()})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 import experiments
+import pyrovae as pv
 
 TOYS = {
     "elbo_vs_iwae": {
@@ -69,3 +70,29 @@ def test_elbo_vs_iwae_writes_the_table_and_the_results(tmp_path: Path, capsys: p
         assert table.loc["IWAE", "ELBO"].startswith(f"{float(results.elbo.sel(model='IWAE').mean()):.2f} ± ")
     figures = {path.stem for path in tmp_path.glob("*.png")}
     assert figures == {"bounds", "learning_curves", "reconstructions", "samples"}
+
+
+@pytest.mark.parametrize("name", ["priors", "posteriors", "likelihoods"])
+def test_differences_are_paired_and_from_the_first_of_the_chosen_models(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"experiments.{name}")
+    models = {
+        "priors": ("StandardNormal", "VampPrior"),
+        "posteriors": ("DiagonalNormal", "Laplace"),
+        "likelihoods": ("Categorical", "DiscretizedLogistic"),
+    }[name]
+    table = module.main(module.Options(**TOYS[name], models=models, out=tmp_path))
+    with xr.open_dataset(tmp_path / "evaluation.nc") as results:
+        gain = results.log_likelihood.sel(model=models[1]) - results.log_likelihood.sel(model=models[0])
+        if name == "likelihoods":
+            gain = pv.evaluation.bits_per_dimension(gain, (8, 8))
+        assert results.model.values.tolist() == list(table.index) == list(models)
+    mean, error = (float(part) for part in table.difference.iloc[1].split(" (")[0].split(" ± "))
+    assert table.difference.iloc[0] == ""
+    assert mean == pytest.approx(float(gain.mean()), abs=0.006)
+    assert error == pytest.approx(float(gain.std(ddof=1)) / 15**0.5, abs=0.006)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    module = importlib.import_module("experiments.priors")
+    with pytest.raises(ValueError, match=r"no model 'Vamp'; choose from \['StandardNormal', .*'VampPrior'"):
+        module.main(module.Options(**TOYS["priors"], models=("Vamp",), out=tmp_path))
