@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from pyrovae.arguments import Data, as_device, as_tensors, as_tuple
 from pyrovae.isolation import Buffers, isolated, restore_buffers, save_buffers, seeded
 from pyrovae.plots import learning_curves
-from pyrovae.weights import check_program
+from pyrovae.sites import check_program
 
 Transform = Callable[..., Data]
 

@@ -14,29 +14,33 @@ whether its posterior is part of the guide or not: :math:`q(y \mid x)` has no in
 in: a plate's subsampling and :func:`pyro.poutine.scale` weigh a training loss, and are returned beside the weights.
 """
 
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from opt_einsum import get_symbol
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.util import is_validation_enabled
 from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
 from pyro.ops.rings import LogRing
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
-from pyro.util import check_site_shape
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-Program = Callable[..., Any]
-Site = Any  # a Pyro message
+from pyrovae.sites import (
+    Program,
+    Site,
+    check_same_latents,
+    is_enumerated,
+    outermost_plate,
+    score,
+    shared_plates,
+    site_plates,
+    trace,
+)
 
 
 class Weights(NamedTuple):
@@ -103,53 +107,6 @@ def importance_weights(
     return weights._replace(log_weights=weights.log_weights.expand(num_samples, -1), nesting=nesting)
 
 
-def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIndepStackFrame:
-    """Runs guide and model once with validation on and returns the outermost plate of the observed sites.
-
-    Latents outside that plate, and latents that the model enumerates, are no fault of a program that is to be trained.
-
-    Raises:
-        ValueError: If model and guide disagree about their latent sites, no plate holds the observed sites, or a value
-            lies outside the support of its distribution.
-    """
-    with pyro.validation_enabled():
-        model_sites, guide_sites = _trace(model, guide, args, {})
-        _check_same_latents(model_sites, guide_sites)
-        for site in model_sites + guide_sites:
-            _log_prob(site)
-    observed = [site for site in model_sites if site["is_observed"]]
-    return _outermost([site for site in observed if _frames(site)] or observed)
-
-
-def global_draws(model: Program, guide: Program, args: Sequence[Any], *, plate: str | None = None) -> dict[str, Tensor]:
-    """Draws the latent sites that lie outside the data plate.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    model_sites, guide_sites = _trace(model, guide, args, {})
-    name = plate or _outermost([site for site in model_sites if site["is_observed"] and _frames(site)]).name
-    latents = [site for site in guide_sites if not site["is_observed"]]
-    outside = [site for site in latents if name not in {frame.name for frame in _frames(site)}]
-    if not outside:
-        raise ValueError(
-            f"all latent sites, {[site['name'] for site in latents]}, lie inside the data plate {name!r}; there is no "
-            f"global latent to average over: use pyrovae.evaluation.evaluate"
-        )
-    return {site["name"]: site["value"].detach() for site in outside}
-
-
-def latent_draws(guide: Program, args: Sequence[Any]) -> dict[str, Tensor]:
-    """Runs the guide once and returns the draws of each latent site in its outermost plate, shape ``(N, units)``."""
-    draws = {}
-    for site in _sample_sites(poutine.trace(guide).get_trace(*args)):
-        if not (site["is_observed"] or _is_enumerated(site)) and (frames := _frames(site)):
-            dim = frames[0].dim - site["fn"].event_dim
-            value = site["value"].movedim(dim, 0)
-            draws[site["name"]] = value.reshape(len(value), -1).double()
-    return draws
-
-
 class _SameSubsample(Messenger):
     """Makes subsampling plates take the same data in every run: those given, else those that the first run chose."""
 
@@ -176,11 +133,11 @@ def _run(
     draws_dim: int | None = None,
 ) -> Weights:
     """Runs guide and model, and sums their sites' log-probabilities per datum."""
-    model_sites, guide_sites = _trace(model, guide, args, kwargs, depth=None if draws_dim is None else -draws_dim)
-    if draws_dim is None and any(map(_is_enumerated, model_sites + guide_sites)):
-        depth = -min((frame.dim for site in model_sites + guide_sites for frame in _frames(site)), default=0)
-        model_sites, guide_sites = _trace(model, guide, args, kwargs, depth=depth)
-    _check_same_latents(model_sites, guide_sites)
+    model_sites, guide_sites = trace(model, guide, args, kwargs, depth=None if draws_dim is None else -draws_dim)
+    if draws_dim is None and any(map(is_enumerated, model_sites + guide_sites)):
+        depth = -min((frame.dim for site in model_sites + guide_sites for frame in site_plates(site)), default=0)
+        model_sites, guide_sites = trace(model, guide, args, kwargs, depth=depth)
+    check_same_latents(model_sites, guide_sites)
     sites = model_sites + guide_sites
     data = _data_plate(sites, plate)
     inside = [data in site["cond_indep_stack"] for site in sites]
@@ -190,15 +147,15 @@ def _run(
     common = _common([scale for scale, is_inside in zip(own_scales, inside, strict=True) if is_inside])
     terms = []
     for i, site in enumerate(sites):
-        if inside[i] and not (i >= len(model_sites) and _is_enumerated(site)):
+        if inside[i] and not (i >= len(model_sites) and is_enumerated(site)):
             temper = own_scales[i] if tempered and common is None else 1.0
-            term = scale_and_mask(_log_prob(site), temper, site["mask"])
+            term = scale_and_mask(score(site), temper, site["mask"])
             terms.append((site, term if i < len(model_sites) else -term))
     return Weights(
         _add_up(terms, draws_dim, data.dim).expand(-1, data.size),
         scale=data.full_size / data.size * (1.0 if common is None else _of_data(common, data.dim)),
         plate=data,
-        nesting=-min(frame.dim for site in sites for frame in _frames(site)),
+        nesting=-min(frame.dim for site in sites for frame in site_plates(site)),
         outside=tuple(site["name"] for site, is_inside in zip(sites, inside, strict=True) if not is_inside),
         unreparameterized=tuple(
             site["name"] for site in guide_sites if not (site["is_observed"] or site["fn"].has_rsample)
@@ -206,64 +163,14 @@ def _run(
     )
 
 
-def _trace(
-    model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any], depth: int | None = None
-) -> tuple[list[Site], list[Site]]:
-    """Runs the guide, then the model on the guide's draws, and returns the sample sites of model and guide.
-
-    With a depth, sites that ask for it are enumerated along dimensions to the left of so many plates.
-    """
-    if depth is not None:
-        guide, model = poutine.enum(guide, first_available_dim=-depth - 1), poutine.enum(model)  # left of the guide's
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return _sample_sites(model_trace), _sample_sites(guide_trace)
-
-
-def _sample_sites(trace: poutine.Trace) -> list[Site]:
-    return [site for site in prune_subsample_sites(trace).nodes.values() if site["type"] == "sample"]
-
-
-def _frames(site: Site) -> list[Any]:
-    """A site's vectorized plates, outermost first."""
-    return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != "_pyrovae_draws"]
-
-
-def _is_enumerated(site: Site) -> bool:
-    return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
-
-
-def _check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    for site in filter(_is_enumerated, model_sites + guide_sites):
-        if site["infer"].get("num_samples") is not None:
-            raise ValueError(
-                f"latent site {site['name']!r} asks for {site['infer']['num_samples']} parallel samples, which is no "
-                f"sum over its values; enumerate it, infer={{'enumerate': 'parallel'}}, or draw it"
-            )
-    in_model = {site["name"] for site in model_sites if not (site["is_observed"] or _is_enumerated(site))}
-    in_guide = {site["name"] for site in guide_sites if not site["is_observed"]}
-    auxiliary = {site["name"] for site in guide_sites if site["infer"].get("is_auxiliary")}
-    in_model |= in_guide & {site["name"] for site in model_sites if _is_enumerated(site)}
-    if missing := sorted(in_model - in_guide):
-        raise ValueError(
-            f"latent site {missing[0]!r} is in the model but not in the guide, which has {sorted(in_guide)}; "
-            f"sample it in the guide under the same name, or observe it"
-        )
-    if surplus := sorted(in_guide - in_model - auxiliary):
-        raise ValueError(
-            f"latent site {surplus[0]!r} is in the guide but not in the model, which has {sorted(in_model)}; "
-            f"sample it in the model under the same name, or mark it with infer={{'is_auxiliary': True}}"
-        )
-
-
 def _data_plate(sites: list[Site], name: str | None) -> Any:
     """The plate called so, or the outermost one that all latent sites share."""
     latents = [site for site in sites if not site["is_observed"]]
     if name is None:
-        shared = _shared(latents or sites)
-        data = shared[0] if shared else _outermost([site for site in sites if site["is_observed"]])
+        shared = shared_plates(latents or sites)
+        data = shared[0] if shared else outermost_plate([site for site in sites if site["is_observed"]])
     else:
-        plates = {frame.name: frame for site in sites for frame in _frames(site)}
+        plates = {frame.name: frame for site in sites for frame in site_plates(site)}
         if name not in plates:
             raise ValueError(f"there is no vectorized plate {name!r} in the program, which has {sorted(plates)}")
         data = plates[name]
@@ -283,27 +190,12 @@ def _data_plate(sites: list[Site], name: str | None) -> Any:
 def _check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
     """Refuses plates inside the data plate that leave something out: then log p(x) is not known."""
     for site in (site for site in sites if data in site["cond_indep_stack"]):
-        for frame in _frames(site):
+        for frame in site_plates(site):
             if frame != data and frame.size != frame.full_size:
                 raise ValueError(
                     f"plate {frame.name!r} of site {site['name']!r} takes {frame.size} of {frame.full_size} inside the "
                     f"data plate {data.name!r}, so a datum is scored in part; evaluate a program that takes all of it"
                 )
-
-
-def _shared(sites: list[Site]) -> list[CondIndepStackFrame]:
-    return [frame for frame in _frames(sites[0]) if all(frame in site["cond_indep_stack"] for site in sites)]
-
-
-def _outermost(sites: list[Site]) -> CondIndepStackFrame:
-    if not sites:
-        raise ValueError("the model observes nothing; pass the data with pyro.sample(name, distribution, obs=x)")
-    if not (shared := _shared(sites)):
-        raise ValueError(
-            f"there is no data plate around the observed sites {[site['name'] for site in sites]}; declare the data "
-            f"independent with a vectorized plate, `with pyro.plate('data', len(x)):`"
-        )
-    return shared[0]
 
 
 def _common(scales: list[Any]) -> float | Tensor | None:
@@ -328,48 +220,6 @@ def _of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:
             f"dimension {data_dim}; scale by a number, or by one number per datum"
         )
     return scale.reshape(-1)
-
-
-def _log_prob(site: Site) -> Tensor:
-    """Unscaled log-probability of a site, shape: its batch shape."""
-    try:
-        log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    except ValueError as error:
-        raise ValueError(_outside_support(site, " ".join(str(error).split())[:200])) from error
-    if is_validation_enabled():
-        event_shape = site["fn"].event_shape
-        if site["value"].shape[site["value"].ndim - len(event_shape) :] != event_shape:
-            raise ValueError(
-                f"site {site['name']!r}: a value of shape {tuple(site['value'].shape)} would be broadcast to the event "
-                f"shape {tuple(event_shape)} of its distribution; give model, guide and data the same event shape"
-            )
-        checked: Any = {**site, "log_prob": log_prob}
-        plates = [-frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
-        enumerated = site["infer"].get("_dim_to_id")  # dimensions to the left of all plates
-        check_site_shape(checked, max_plate_nesting=max(plates, default=0) if enumerated else sys.maxsize)
-    return log_prob
-
-
-def _outside_support(site: Site, reason: str) -> str:
-    """What a distribution's refusal means and how to answer it."""
-    fn, value = site["fn"], site["value"]
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | torch.distributions.Independent):
-        fn = fn.base_dist
-    name = type(fn).__name__
-    found = f"values from {value.min():.4g} to {value.max():.4g}" if value.numel() else "no values"
-    message = (
-        f"site {site['name']!r}: {found}, shape {tuple(value.shape)}, cannot be scored by a {name} of batch shape "
-        f"{tuple(site['fn'].batch_shape)} and event shape {tuple(site['fn'].event_shape)} ({reason})"
-    )
-    if hasattr(fn, "hint"):
-        message += f"; {fn.hint}"
-    is_grey = ((value > 0) & (value < 1)).any() and value.min() >= 0 and value.max() <= 1
-    if isinstance(fn, torch.distributions.Bernoulli) and is_grey:
-        message += (
-            "; grey values have no Bernoulli likelihood: binarize them (pyrovae.data.binarize, or a data set with "
-            "binarization='dynamic'), or use a likelihood of real values such as pyrovae.likelihoods.Normal"
-        )
-    return message
 
 
 def _add_up(terms: list[tuple[Site, Tensor]], draws_dim: int | None, data_dim: int) -> Tensor:

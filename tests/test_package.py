@@ -20,14 +20,15 @@ LAYERS = {
     "hierarchical": {"programs"},
     "semi_supervised": {"programs"},
     "bayesian": {"programs", "priors", "vae"},
-    "weights": set(),
+    "sites": set(),
+    "weights": {"sites"},
     "isolation": set(),
     "arguments": set(),
     "testing": set(),
     "plots": {"training"},  # for type checkers only
     "objectives": {"weights", "isolation"},
-    "training": {"weights", "isolation", "arguments", "plots"},
-    "evaluation": {"weights", "isolation", "arguments", "evaluation"},
+    "training": {"sites", "isolation", "arguments", "plots"},
+    "evaluation": {"sites", "weights", "isolation", "arguments", "evaluation"},
     "data": {"data"},
 }
 

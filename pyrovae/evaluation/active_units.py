@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae.arguments import Data, as_tensors
 from pyrovae.isolation import fresh_seed, isolated, program_device
-from pyrovae.weights import Program, latent_draws
+from pyrovae.sites import Program, latent_draws
 
 
 def active_units(

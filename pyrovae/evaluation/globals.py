@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from pyrovae.arguments import Data, as_tensors
 from pyrovae.evaluation.results import evaluate
 from pyrovae.isolation import fresh_seed, isolated, program_device
-from pyrovae.weights import Program, global_draws
+from pyrovae.sites import Program, global_draws
 
 
 def evaluate_globals(

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyrovae.arguments import as_tensors
 from pyrovae.isolation import fresh_seed, isolated, program_device
-from pyrovae.weights import Program, importance_weights
+from pyrovae.sites import Program
+from pyrovae.weights import importance_weights
 
 
 def impute(

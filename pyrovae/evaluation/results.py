@@ -17,7 +17,7 @@ from pyrovae.evaluation import statistics
 from pyrovae.evaluation.psis import psis
 from pyrovae.evaluation.sampling import MEMORY, Sampler
 from pyrovae.isolation import fresh_seed, isolated, owners
-from pyrovae.weights import Program
+from pyrovae.sites import Program
 
 
 def evaluate(

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from pyrovae.arguments import Data, as_tensors
 from pyrovae.isolation import fresh_seed, isolated, program_device
-from pyrovae.weights import Program, Weights, importance_weights
+from pyrovae.sites import Program
+from pyrovae.weights import Weights, importance_weights
 
 MEMORY = 2**26
 
