@@ -50,6 +50,6 @@ def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
             bad = (~finite).nonzero().flatten().tolist()
             raise ValueError(
                 f"{len(bad)} of {len(tensor)} data in {name} hold NaN or infinite values, the first at index {bad[0]}; "
-                f"remove or impute them"
+                f"remove them, or pass a mask of the others and fill them with zeros (pyrovae.likelihoods.Masked)"
             )
     return tensors

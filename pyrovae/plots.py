@@ -145,7 +145,14 @@ def aggregate_posteriors(draws: Mapping[str, tuple[Tensor, Tensor]], *, columns:
         points = (torch.cat([noise, z]) - z.mean(0)) @ directions
         colors = np.array(["C1"] * len(noise) + ["C0"] * len(z))
         mixed = np.random.RandomState(0).permutation(len(points))  # so that neither lies on top of the other
-        ax.scatter(*points[mixed].T, s=2, c=colors[mixed], alpha=0.4, linewidths=0, rasterized=True)
+        ax.scatter(
+            *points[mixed].T,
+            s=float(np.clip(6000 / len(points), 2, 8)),
+            c=colors[mixed],
+            alpha=0.4,
+            linewidths=0,
+            rasterized=True,
+        )
         ax.set_axis_on()
         ax.set(title=name, xticks=[], yticks=[])
         ax.set_aspect("equal", adjustable="datalim")

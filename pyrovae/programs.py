@@ -67,6 +67,10 @@ class Program(nn.Module):
 
     def data_plate(self, x: Tensor) -> Any:
         """The plate over the first dimension of the data."""
+        if self.data_size is not None and len(x) > self.data_size:
+            raise ValueError(
+                f"a batch of {len(x)} data cannot be part of data_size={self.data_size} data; correct that"
+            )
         if self.data_size is None:
             return pyro.plate("data", len(x), dim=-1)
         return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device), dim=-1)
@@ -86,13 +90,21 @@ def run_component(
     """Returns a component's distribution, or says how it breaks the contract.
 
     Raises:
-        TypeError: If it does not return a distribution.
+        TypeError: If it does not return a distribution, or takes another number of contexts.
         ValueError: If it cannot take its contexts, or the batch or event shape is not the expected one.
     """
     try:
         p = component(*context)
     except torch.OutOfMemoryError:
         raise
+    except TypeError as error:
+        if "positional argument" not in str(error):
+            raise
+        shapes = [tuple(tensor.shape) for tensor in context]
+        raise TypeError(
+            f"the {role} is called with {len(shapes)} inputs, of shapes {shapes}, and does not take them ({error}); "
+            f"give as many data as it takes, and a network of several inputs as pyrovae.networks.Joint"
+        ) from error
     except RuntimeError as error:  # what torch raises for shapes and dtypes that do not fit
         given = " and ".join(f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}" for tensor in context)
         reason = str(error).splitlines()[0]

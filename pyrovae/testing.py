@@ -26,7 +26,8 @@ def check_prior(prior: Component, *, latent: int) -> None:
         >>> from pyrovae.testing import check_prior
         >>> check_prior(pv.priors.StandardNormal(5), latent=5)
     """
-    _check(prior, [()], (latent,))
+    made: Any = prior  # a plain distribution will do, which can be called too, but then draws
+    _check((lambda: made) if isinstance(made, torch.distributions.Distribution) else prior, [()], (latent,))
 
 
 def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequence[int]) -> None:

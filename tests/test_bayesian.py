@@ -137,6 +137,8 @@ def test_the_average_is_the_marginal_of_a_closed_form() -> None:
 
 
 def test_bad_arguments(x: Tensor, vae: pv.VAE) -> None:
+    with pytest.raises(ValueError, match=r"batch of 12 data cannot be part of data_size=5"):
+        pv.fit(bayesian_vae(5), x)
     with pytest.raises(ValueError, match="data_size=0"):
         bayesian_vae(0)
     with pytest.raises(ValueError, match="no random weights; make its network with"):

@@ -77,6 +77,10 @@ def test_prior(name: str) -> None:
     check_prior(PRIORS[name], latent=3)
 
 
+def test_a_plain_distribution_keeps_the_contract_of_a_prior() -> None:
+    check_prior(dist.Normal(torch.zeros(3), 1.0).to_event(1), latent=3)
+
+
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_likelihood(name: str) -> None:
     check_likelihood(LIKELIHOODS[name], latent=3, event_shape=(4, 6 if "convolutional" in name else 5))

@@ -45,6 +45,13 @@ def test_a_given_label_reaches_likelihood_and_posterior(x: Tensor) -> None:
     assert vae.generate(12, y).shape == vae.reconstruct(x, y).shape == (12, 6)
 
 
+def test_another_number_of_inputs_names_the_component(x: Tensor) -> None:
+    vae = conditional_vae()
+    vae.likelihood = pv.likelihoods.Bernoulli(mlp(2, 6))
+    with pytest.raises(TypeError, match=r"likelihood is called with 2 inputs, of shapes .*networks.Joint"):
+        pv.fit(vae, (x, labels(12)), epochs=1)
+
+
 def m2(**options: float) -> pv.SemiSupervisedVAE:
     return pv.SemiSupervisedVAE(
         pv.priors.StandardNormal(2),

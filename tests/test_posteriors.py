@@ -26,7 +26,8 @@ def constant(parameters: Tensor) -> nn.Module:
 def test_a_full_covariance_is_made_of_scales_and_a_unit_triangle() -> None:
     parameters = torch.tensor([0.1, 0.2, 0.3, -1.0, 0.0, 1.0, 0.5, -0.7, 0.2]).double()
     q = pv.posteriors.MultivariateNormal(constant(parameters))(torch.zeros(1, 5).double())
-    unit = torch.tensor([[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [-0.7, 0.2, 1.0]]).double()
+    below = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [-0.7, 0.2, 0.0]]).double()
+    unit = torch.eye(3).double() + below / 3**0.5
     scale = parameters[3:6].exp().diag()
     torch.testing.assert_close(q.mean[0], parameters[:3])
     torch.testing.assert_close(q.covariance_matrix[0], scale @ unit @ unit.T @ scale)

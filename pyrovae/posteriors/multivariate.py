@@ -19,6 +19,8 @@ class MultivariateNormal(nn.Module):
       ``latent * (r + 2)`` wide: means, log-scales, and W row by row.
 
     Correlations are relative to the scales, so that a scale that becomes small leaves the covariance well-conditioned.
+    The network's output for L is divided by the square root of ``latent``, so that outputs of order one, as at the
+    start, do not put most of the variance into correlations.
 
     Args:
         network: ``(*batch, *event) -> (*batch, width)``.
@@ -56,7 +58,7 @@ class MultivariateNormal(nn.Module):
             return dist.LowRankMultivariateNormal(loc, scale.unsqueeze(-1) * factor, scale**2)
         rows, columns = torch.tril_indices(latent, latent, offset=-1, device=output.device)
         unit = torch.diag_embed(torch.ones_like(scale))
-        unit[..., rows, columns] = rest
+        unit[..., rows, columns] = rest / math.sqrt(latent)
         return MultivariateNormalDistribution(loc, scale_tril=scale.unsqueeze(-1) * unit)
 
 
