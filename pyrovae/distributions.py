@@ -16,12 +16,17 @@ class _Scored:
 
     def __init__(self, value: Tensor, log_prob: Tensor) -> None:
         self.value, self.log_prob = value, log_prob
-        self.version, self.with_gradient = value._version, torch.is_grad_enabled()
+        self.version, self.with_gradient = _version(value), torch.is_grad_enabled()
 
     def is_of(self, value: Tensor) -> bool:
         """Whether this is the very draw, not changed since, and with the gradient that is now asked for."""
-        same = value is self.value and value._version == self.version
+        same = value is self.value and _version(value) == self.version
         return same and (self.with_gradient or not torch.is_grad_enabled())
+
+
+def _version(value: Tensor) -> int | None:
+    """How often a tensor was changed in place, which one made under ``torch.inference_mode`` does not count."""
+    return None if value.is_inference() else value._version
 
 
 class NormalizingFlow(TorchDistribution):

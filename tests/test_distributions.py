@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrovae import flows
+from pyrovae import flows, networks, posteriors
 from pyrovae.data import dequantize
 from pyrovae.distributions import Beta, DiscretizedLogistic, Lattice, MultivariateNormal, NormalizingFlow
 
@@ -68,6 +68,20 @@ def test_what_drawing_has_computed_serves_only_the_very_draw(name: str) -> None:
         z = p.rsample()
         z.mul_(3)
         torch.testing.assert_close(p.log_prob(z), p.log_prob(z.clone()))
+
+
+@pytest.mark.parametrize("name", ["MultivariateNormal", "InverseAutoregressiveFlow"])
+def test_draws_in_inference_mode_are_scored(name: str) -> None:
+    network, x = networks.mlp(4, 9 if name == "MultivariateNormal" else 6), torch.randn(5, 4)
+    posterior = (
+        posteriors.MultivariateNormal(network)
+        if name == "MultivariateNormal"
+        else posteriors.InverseAutoregressiveFlow(network, 3)
+    )
+    with torch.inference_mode():
+        q = posterior(x)
+        z = q.rsample()
+        torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
 
 
 def test_multivariate_normal_stays_accurate_where_the_inverse_does_not() -> None:
