@@ -14,17 +14,13 @@ whether its posterior is part of the guide or not: :math:`q(y \mid x)` has no in
 in: a plate's subsampling and :func:`pyro.poutine.scale` weigh a training loss, and are returned beside the weights.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from opt_einsum import get_symbol
+from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.ops import packed
-from pyro.ops.contract import contract_to_tensor
-from pyro.ops.rings import LogRing
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -41,6 +37,21 @@ from pyrovae.sites import (
     site_plates,
     trace,
 )
+from pyrovae.summation import add_up
+
+
+class Densities(NamedTuple):
+    r"""The three terms of a log-weight, :math:`\log w = \log p(x \mid z) + \log p(z) - \log q(z \mid x)`.
+
+    Attributes:
+        likelihood: Of the observed sites, shape ``(num_samples, N)``, nats.
+        prior: Of the model's latent sites, likewise.
+        guide: Of the guide's sites, likewise.
+    """
+
+    likelihood: Tensor
+    prior: Tensor
+    guide: Tensor
 
 
 class Weights(NamedTuple):
@@ -53,6 +64,8 @@ class Weights(NamedTuple):
         nesting: Depth of the program's own plates.
         outside: Names of the observed sites outside the data plate; their log-probability is in no datum's weight.
         unreparameterized: Names of the guide's latent sites whose draws carry no gradient.
+        densities: The terms of the log-weights; ``None`` where enumerated sites are summed out of them.
+        base_measures: What the observed sites' log-probabilities are of: ``"counting"`` or ``"Lebesgue"``, by site.
     """
 
     log_weights: Tensor
@@ -61,6 +74,8 @@ class Weights(NamedTuple):
     nesting: int
     outside: tuple[str, ...]
     unreparameterized: tuple[str, ...]
+    densities: Densities | None
+    base_measures: Mapping[str, str]
 
 
 def importance_weights(
@@ -73,7 +88,7 @@ def importance_weights(
     nesting: int | None = None,
     plate: str | None = None,
     tempered: bool = False,
-    subsample: Mapping[str, Tensor] | None = None,
+    values: Mapping[str, Tensor] | None = None,
 ) -> Weights:
     """Runs guide and model, and returns their log-weights, differentiable and open to Pyro's handlers.
 
@@ -88,8 +103,8 @@ def importance_weights(
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         tempered: Whether the scales of single sites (annealing) multiply their log-probabilities. The data plate's own
             factor, and a factor common to all sites, never do: they are the returned ``scale``.
-        subsample: Indices of the data that subsampling plates are to take, by the plates' names. A plate that is not
-            named chooses once, for all draws.
+        values: What sites are to take instead of a draw, by name: a latent site a value, with its dimension of draws, a
+            subsampling plate the indices of its data. A plate that is not named chooses once, for all draws.
 
     Raises:
         ValueError: If there is no draw to make, model and guide disagree about their latent sites, there is no data
@@ -97,30 +112,60 @@ def importance_weights(
     """
     if num_samples < 1:
         raise ValueError(f"the number of draws per datum must be at least 1, got {num_samples}")
-    same = _SameSubsample(subsample or {})
-    model, guide = same(model), same(guide)
+    given = _Given(values or {})
+    model, guide = given(model), given(guide)
     if nesting is None:
         runs = [_run(model, guide, args, kwargs or {}, plate, tempered) for _ in range(num_samples)]
-        return runs[0]._replace(log_weights=torch.cat([run.log_weights for run in runs]))
+        densities = [run.densities for run in runs if run.densities is not None]
+        return runs[0]._replace(
+            log_weights=torch.cat([run.log_weights for run in runs]),
+            densities=Densities(*map(torch.cat, zip(*densities, strict=True))) if densities else None,
+        )
     draws = pyro.plate("_pyrovae_draws", num_samples, dim=-nesting - 1)
     weights = _run(draws(model), draws(guide), args, kwargs or {}, plate, tempered, draws_dim=-nesting - 1)
-    return weights._replace(log_weights=weights.log_weights.expand(num_samples, -1), nesting=nesting)
+    terms = weights.densities
+    return weights._replace(
+        log_weights=weights.log_weights.expand(num_samples, -1),
+        densities=None if terms is None else Densities(*(term.expand(num_samples, -1) for term in terms)),
+        nesting=nesting,
+    )
 
 
-class _SameSubsample(Messenger):
-    """Makes subsampling plates take the same data in every run: those given, else those that the first run chose."""
+def draw_latents(
+    guide: Program,
+    args: Sequence[Any],
+    num_samples: int = 1,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    nesting: int | None = None,
+    values: Mapping[str, Tensor] | None = None,
+) -> dict[str, Site]:
+    """Runs the guide alone and returns its latent sites by name, subsampling plates among them.
 
-    def __init__(self, indices: Mapping[str, Tensor]) -> None:
+    Their values, given to :func:`importance_weights`, are the draws that it would have made itself. Arguments as there;
+    without a nesting there is one draw.
+    """
+    guide = _Given(values or {})(guide)
+    if nesting is not None:
+        guide = pyro.plate("_pyrovae_draws", num_samples, dim=-nesting - 1)(guide)
+    nodes = poutine.trace(guide).get_trace(*args, **(kwargs or {})).nodes
+    return {name: site for name, site in nodes.items() if site["type"] == "sample" and not site["is_observed"]}
+
+
+class _Given(Messenger):
+    """Gives sites their values; a subsampling plate without one takes in every run what it chose in the first."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.indices = dict(indices)
+        self.values = dict(values)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and msg["name"] in self.indices:
-            msg["value"] = self.indices[msg["name"]]
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
-            self.indices[msg["name"]] = msg["value"]
+            self.values[msg["name"]] = msg["value"]
 
 
 def _run(
@@ -145,14 +190,24 @@ def _run(
     if not tempered:
         _check_complete(sites, data)
     common = _common([scale for scale, is_inside in zip(own_scales, inside, strict=True) if is_inside])
-    terms = []
+    terms: dict[str, list[tuple[Site, Tensor]]] = {name: [] for name in Densities._fields}
     for i, site in enumerate(sites):
-        if inside[i] and not (i >= len(model_sites) and is_enumerated(site)):
+        in_model = i < len(model_sites)
+        if inside[i] and (in_model or not is_enumerated(site)):
             temper = own_scales[i] if tempered and common is None else 1.0
             term = scale_and_mask(score(site), temper, site["mask"])
-            terms.append((site, term if i < len(model_sites) else -term))
+            role = ("likelihood" if site["is_observed"] else "prior") if in_model else "guide"
+            terms[role].append((site, term if in_model else -term))
+    densities = None
+    if any(map(is_enumerated, sites)):
+        log_weights = add_up([term for role in terms.values() for term in role], draws_dim, data.dim)
+    else:
+        likelihood, prior, minus_guide = (add_up(role, draws_dim, data.dim) for role in terms.values())
+        log_weights = prior + likelihood + minus_guide
+        shape = len(log_weights), data.size
+        densities = Densities(likelihood.expand(shape), prior.expand(shape), -minus_guide.expand(shape))
     return Weights(
-        _add_up(terms, draws_dim, data.dim).expand(-1, data.size),
+        log_weights.expand(-1, data.size),
         scale=data.full_size / data.size * (1.0 if common is None else _of_data(common, data.dim)),
         plate=data,
         nesting=-min(frame.dim for site in sites for frame in site_plates(site)),
@@ -160,7 +215,17 @@ def _run(
         unreparameterized=tuple(
             site["name"] for site in guide_sites if not (site["is_observed"] or site["fn"].has_rsample)
         ),
+        densities=densities,
+        base_measures={site["name"]: _base_measure(site["fn"]) for site in model_sites if site["is_observed"]},
     )
+
+
+def _base_measure(distribution: Any) -> str:
+    """What a log-probability is of: a probability of points, or a density."""
+    try:
+        return "counting" if distribution.support.is_discrete else "Lebesgue"
+    except NotImplementedError:  # torch's distributions need not name their support
+        return "unknown"
 
 
 def _data_plate(sites: list[Site], name: str | None) -> Any:
@@ -220,38 +285,3 @@ def _of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:
             f"dimension {data_dim}; scale by a number, or by one number per datum"
         )
     return scale.reshape(-1)
-
-
-def _add_up(terms: list[tuple[Site, Tensor]], draws_dim: int | None, data_dim: int) -> Tensor:
-    """Adds sites' terms per datum, enumerated sites summed out, to shape ``(num_samples or 1, N or 1)``."""
-    if not any("_enumerate_dim" in site["infer"] for site, _ in terms):
-        per_datum = [_per_datum(term, draws_dim, data_dim) for _, term in terms]
-        return sum(per_datum[1:], start=per_datum[0])
-    kept = [dim for dim in (draws_dim, data_dim) if dim is not None]
-    plates = {frame.dim: frame for site, _ in terms for frame in site["cond_indep_stack"] if frame.vectorized}
-    symbols: Any = {dim: get_symbol(i) for i, dim in enumerate(plates)}
-    tree: Any = OrderedDict()
-    sum_dims = set()
-    for site, term in terms:
-        ids = site["infer"]["_dim_to_id"]
-        enumerated = {dim: get_symbol(len(plates) + ids[dim]) for dim in ids}
-        sum_dims |= set(enumerated.values())
-        ordinal = frozenset(symbols[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized)
-        tree.setdefault(ordinal, []).append(packed.pack(term, symbols | enumerated))
-    total: Any = contract_to_tensor(
-        tree,
-        sum_dims,
-        target_ordinal=frozenset(symbols[dim] for dim in kept),
-        ring=LogRing(dim_to_size={symbols[dim]: plates[dim].size for dim in kept}),
-    )
-    order = [total._pyro_dims.index(symbols[dim]) for dim in kept]
-    return total.permute(order).reshape(-1, total.shape[order[-1]])
-
-
-def _per_datum(log_prob: Tensor, draws_dim: int | None, data_dim: int) -> Tensor:
-    """Sums over all dimensions but the draws and the data, to shape ``(num_samples or 1, N or 1)``."""
-    kept = [data_dim] if draws_dim is None else [draws_dim, data_dim]
-    padded = log_prob.reshape((1,) * (-min(kept) - log_prob.ndim) + log_prob.shape)
-    summed = [dim for dim in range(-padded.ndim, 0) if dim not in kept]
-    per_datum = padded.sum(summed) if summed else padded
-    return per_datum.reshape(-1, per_datum.shape[-1])

@@ -162,7 +162,7 @@ class Sampler:
                 draws,
                 nesting=self.nesting if vectorize else None,
                 plate=self.plate_name,
-                subsample=piece.subsample,
+                values=piece.subsample,
             )
         except Exception as error:
             if vectorize:
