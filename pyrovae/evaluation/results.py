@@ -1,10 +1,7 @@
 """``evaluate``: bounds and diagnostics per datum, as one labelled table."""
 
-import hashlib
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +9,13 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae.arguments import Data, as_tuple
+from pyrovae.arguments import Data
 from pyrovae.evaluation import statistics
+from pyrovae.evaluation.pieces import MEMORY
 from pyrovae.evaluation.psis import psis
-from pyrovae.evaluation.sampling import MEMORY, Sampler
-from pyrovae.isolation import fresh_seed, isolated, owners
+from pyrovae.evaluation.records import attributes, check_finite
+from pyrovae.evaluation.sampling import Sampler
+from pyrovae.isolation import fresh_seed, isolated
 from pyrovae.sites import Program
 
 
@@ -63,8 +62,8 @@ def evaluate(
         * ``ess``: effective sample size of the draws, 1 to K;
         * ``pareto_k``: k-hat of Pareto-smoothed importance sampling; above 0.7 the estimate is not to be trusted.
 
-        Its attributes name the programs, draws, seed, binarization, a hash of the data, seconds, library versions and
-        device. ``results.mean("datum")`` gives averages, ``results.to_netcdf(path)`` a file.
+        Its attributes name the programs, draws, seed, binarization, base measure, a hash of the data, seconds, library
+        versions and device. ``results.mean("datum")`` gives averages, ``results.to_netcdf(path)`` a file.
 
     Raises:
         TypeError: As :func:`log_weights`.
@@ -95,7 +94,7 @@ def evaluate(
         done = 0
         with tqdm(total=sampler.size, unit="datum", desc="evaluate", disable=None if progress else True) as bar:
             for log_weights in sampler:
-                _check_finite(log_weights)
+                check_finite(log_weights)
                 for name, values in _summary(log_weights, ks).items():
                     columns[name][done : done + len(values)] = values
                 done += log_weights.shape[1]
@@ -103,18 +102,14 @@ def evaluate(
     return xr.Dataset(
         {name: (("datum", "k")[: values.ndim], values) for name, values in columns.items()},
         coords={"datum": np.arange(sampler.size), "k": ks},
-        attrs={
-            "model": _describe(model),
-            "guide": _describe(guide),
-            "num_samples": num_samples,
-            "seed": seed,
-            "binarization": binarization,
-            "data_sha1": _hash(as_tuple(x)),
-            "seconds": time.perf_counter() - start,
-            "device": str(sampler.device),
-            "units": "nats per datum, higher is better",
-            **{f"{package}_version": version(package) for package in ("pyrovae", "torch", "pyro-ppl", "arviz")},
-        },
+        attrs=attributes(
+            sampler.pieces,
+            seed=seed,
+            binarization=binarization,
+            start=start,
+            estimator="importance sampling",
+            num_samples=num_samples,
+        ),
     )
 
 
@@ -157,29 +152,3 @@ def _ks(num_samples: int, k: Iterable[int] | None) -> list[int]:
     if not ks or not 1 <= ks[0] <= ks[-1] <= num_samples:
         raise ValueError(f"k must hold numbers from 1 to num_samples={num_samples}, got {ks}")
     return ks
-
-
-def _check_finite(log_weights: Tensor) -> None:
-    bad = (~log_weights.isfinite()).any(0)
-    if bad.any():
-        raise FloatingPointError(
-            f"{int(bad.sum())} of {len(bad)} data of a chunk have log-weights that are NaN or infinite; the model has "
-            f"diverged, or gives these data zero probability: look at its parameters and at the scales it gives"
-        )
-
-
-def _describe(program: Program) -> str:
-    """Name of a program; of a module also those of its parts."""
-    for owner in owners(program):
-        parts = ", ".join(f"{name}={type(part).__name__}" for name, part in owner.named_children())
-        return f"{type(owner).__name__}({parts})"
-    return str(getattr(program, "__qualname__", type(program).__name__))
-
-
-def _hash(tensors: tuple[Tensor, ...]) -> str:
-    """SHA-1 of the data, by which two results are known to be of the same."""
-    digest: Any = hashlib.sha1(usedforsecurity=False)
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return str(digest.hexdigest())

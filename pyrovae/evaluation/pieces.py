@@ -1,0 +1,149 @@
+"""All data of a program, cut into pieces that fit a memory bound: what every estimator walks over."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyrovae.arguments import Data, as_tensors
+from pyrovae.isolation import program_device
+from pyrovae.sites import Program
+from pyrovae.weights import Weights, importance_weights
+
+MEMORY = 2**26
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Arguments of one run, how many of its data are new, and which data its plate is to take."""
+
+    args: tuple[Tensor, ...]
+    kept: int
+    subsample: dict[str, Tensor] | None = None
+
+
+class Pieces:
+    """How a program takes its data; to be made and used in isolation.
+
+    When made, it finds out by a few small runs how the program treats its data, checks all of them against the
+    likelihood's support, and measures what a draw costs. Arguments as for :func:`pyrovae.evaluation.log_weights`.
+
+    Attributes:
+        size: Number of data.
+        plate: The data plate of a run.
+        nesting: Depth of the program's own plates.
+        affordable: How many log-weights a run can make within the memory.
+        base_measures: What the observed sites' log-probabilities are of, by site.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        x: Data,
+        *,
+        plate: str | None = None,
+        vectorize: bool = True,
+        memory: int = MEMORY,
+    ) -> None:
+        if memory < 1:
+            raise ValueError(f"memory must be a positive number of bytes, got {memory}")
+        data = as_tensors("x", x)
+        self.device = program_device(model, guide, default=data[0].device)
+        self.data = data
+        self.size = len(data[0])
+        self.model, self.guide, self.plate_name, self.vectorize = model, guide, plate, vectorize
+
+        if isinstance(unwrapped := poutine.unwrap(guide), AutoGuide) and unwrapped.prototype_trace is None:
+            raise ValueError(
+                "the autoguide has not seen data yet; train it, or run guide(x) once, before evaluating it"
+            )
+        self.cuttable = self.size > 3 and self._follows(2) and self._follows(3)
+        probe = self.run(next(self.cut(2)) if self.cuttable else Piece(self.data, self.size))
+        self.plate, self.nesting, self.base_measures = probe.plate, probe.nesting, probe.base_measures
+        self.affordable = max(1, memory // self._bytes_per_weight())
+        if self.cuttable and not self._follows(min(self.size, self.affordable)):
+            self.cuttable = False  # its plate takes so many data and no more
+            self.plate = self.run(Piece(self.data, self.size)).plate
+        if not self.cuttable and self.size not in (self.plate.size, self.plate.full_size):
+            raise ValueError(
+                f"the data plate {self.plate.name!r} has size {self.plate.size} but x has {self.size} data; make the "
+                f"plate's size that of the data, or name another plate with plate="
+            )
+        self._check_support()
+
+    def cut(self, width: int) -> Iterator[Piece]:
+        """All data, ``width`` a piece if the program lets them be cut, else as its plate wants them."""
+        if self.cuttable:
+            for start in range(0, self.size, width):
+                part = tuple(tensor[start : start + width] for tensor in self.data)
+                yield Piece(part, len(part[0]))
+        elif self.plate.size == self.size:
+            yield Piece(self.data, self.size)
+        else:
+            indices = torch.arange(self.plate.size, device=self.device)
+            for start in range(0, self.size, self.plate.size):
+                taken = {self.plate.name: (start + indices) % self.size}  # the last piece is filled up from the first
+                yield Piece(self.data, min(self.plate.size, self.size - start), taken)
+
+    def arguments(self, piece: Piece) -> list[Tensor]:
+        """What the programs are called with."""
+        return [tensor.to(self.device) for tensor in piece.args]
+
+    def run(self, piece: Piece, draws: int = 1, vectorize: bool = False) -> Weights:
+        """Draws the log-weights of a piece, all in one run or one run a draw."""
+        try:
+            return importance_weights(
+                self.model,
+                self.guide,
+                self.arguments(piece),
+                draws,
+                nesting=self.nesting if vectorize else None,
+                plate=self.plate_name,
+                values=piece.subsample,
+            )
+        except Exception as error:
+            if vectorize:
+                error.add_note(
+                    "The program ran with one draw, but not with a plate of draws to the left of its own plates; let "
+                    "its networks keep leading dimensions (pyrovae.networks.Batched), or pass vectorize=False."
+                )
+            raise
+
+    def _follows(self, size: int) -> bool:
+        """Whether the program runs on so many data, and its plate has their number."""
+        try:
+            return self.run(Piece(tuple(tensor[:size] for tensor in self.data), size)).plate.size == size
+        except Exception:  # whatever is wrong shows again, and is raised, when it runs on all data
+            return False
+
+    def _check_support(self) -> None:
+        with pyro.validation_enabled():
+            for piece in self.cut(self.affordable):
+                self.run(piece)
+
+    def _bytes_per_weight(self) -> int:
+        """Bytes of all tensors that a run makes, per draw and datum."""
+        draws, piece = 8 if self.vectorize else 1, next(self.cut(2))
+        with pyro.validation_enabled(False), _CountBytes() as counter:
+            weights = self.run(piece, draws, self.vectorize).log_weights
+        return max(1, counter.bytes // weights.numel())
+
+
+class _CountBytes(TorchFunctionMode):
+    """Adds up the sizes of all tensors made, an upper bound on what is held at a time."""
+
+    bytes: int = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not torch.is_grad_enabled():  # gradient steps of a guide hold on to nothing
+            shared = any(isinstance(arg, Tensor) and arg.data_ptr() == result.data_ptr() for arg in args)
+            self.bytes += 0 if shared else result.nbytes  # a view costs nothing
+        return result
