@@ -66,7 +66,10 @@ class NormalizingFlow(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, shape ``sample_shape + batch_shape + event_shape``."""
-        noise = self.base_dist.rsample(sample_shape)
+        return self.of_noise(self.base_dist.rsample(sample_shape))
+
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """The draws that some draws of the base make."""
         value, log_det = self.transform.call_and_ladj(noise)
         self._last = _Scored(value, self.base_dist.log_prob(noise) - log_det)
         return value
@@ -101,9 +104,12 @@ class MultivariateNormal(dist.MultivariateNormal):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, shape ``sample_shape + batch_shape + event_shape``."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.of_noise(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
+
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """The draws that some standard normal noise makes."""
         value = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
-        constant = -0.5 * shape[-1] * math.log(2 * math.pi) - 0.5 * noise.square().sum(-1)
+        constant = -0.5 * noise.shape[-1] * math.log(2 * math.pi) - 0.5 * noise.square().sum(-1)
         log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         self._last = _Scored(value, constant - log_det)
         return value

@@ -10,7 +10,8 @@ import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
@@ -182,3 +183,23 @@ def _outside_support(site: Site, reason: str) -> str:
 
 def _sample_sites(trace: poutine.Trace) -> list[Site]:
     return [site for site in prune_subsample_sites(trace).nodes.values() if site["type"] == "sample"]
+
+
+class Latents(Messenger):
+    """Keeps the messages of latent sites by name, in the order of the runs: the guide's, then the model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: dict[str, list[Site]] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not (msg["is_observed"] or site_is_subsample(msg)):
+            self.runs.setdefault(msg["name"], []).append(msg)
+
+
+def factors(distribution: Any) -> Any | None:
+    """The distribution of each latent dimension, all in the batch shape; None where they are not independent."""
+    if distribution.event_shape == ():
+        return distribution
+    independent = isinstance(distribution, torch.distributions.Independent)
+    return factors(distribution.base_dist) if independent else None

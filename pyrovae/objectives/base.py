@@ -1,0 +1,162 @@
+r"""What all objectives share: the ways in which Pyro calls them, and log-weights that are fit for a loss.
+
+.. math:: \text{loss} = -\sum_n s_n \, B\big(\log w_n^{(1)}, \dots, \log w_n^{(K)}\big)
+
+for a bound B per datum; the scale :math:`s_n` of the data plate, and one common to all sites, stand outside of it.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, TypedDict, Unpack
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor
+
+from pyrovae.isolation import isolated
+from pyrovae.weights import Densities, Weights, importance_weights
+
+Program = Callable[..., Any]
+
+
+class Options(TypedDict, total=False):
+    """How an objective runs the programs; the same for all of them.
+
+    Attributes:
+        max_plate_nesting: Depth of the program's plates, found by a run of the program where not given.
+        vectorize_particles: Whether all draws are made in one run, as they are by default. Turn it off for programs
+            that cannot take a dimension to the left of their plates.
+        plate: Name of the data plate; by default the outermost plate that all latent sites share.
+        retain_graph: Passed to ``backward``, as in Pyro's objectives.
+    """
+
+    max_plate_nesting: float
+    vectorize_particles: bool
+    plate: str | None
+    retain_graph: bool | None
+
+
+class Weighing:
+    """The log-weights of an objective's draws, refused where its loss would be wrong.
+
+    Attributes:
+        needs_paths: Whether the gradient is wrong for draws that are not reparameterized.
+    """
+
+    needs_paths = True
+    num_particles: int
+    num_draws: int
+    max_plate_nesting: float
+    vectorize_particles: bool
+    plate: str | None
+
+    def _nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int | None:
+        """Depth of the program's plates, found by a run of it the first time; None where draws are made one by one."""
+        if not self.vectorize_particles:
+            return None
+        particles = int(self.num_particles > 1)  # Pyro counts their dimension in max_plate_nesting
+        if self.max_plate_nesting == math.inf:
+            with isolated(model, guide, seed=0):  # cached, so it must not move the generator either
+                probe = importance_weights(model, guide, args, kwargs=kwargs, plate=self.plate, tempered=True)
+            self.max_plate_nesting = probe.nesting + particles
+        return int(self.max_plate_nesting) - particles
+
+    def _weights(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Weights:
+        weights = importance_weights(
+            model,
+            guide,
+            args,
+            self.num_draws,
+            kwargs=kwargs,
+            nesting=self._nesting(model, guide, args, kwargs),
+            plate=self.plate,
+            tempered=True,
+        )
+        name = type(self).__name__
+        if weights.outside:
+            raise ValueError(
+                f"site {weights.outside[0]!r} lies outside the data plate {weights.plate.name!r}, and {name} is a "
+                f"bound per datum; move the site into the plate, or train with Trace_ELBO"
+            )
+        if weights.unreparameterized and self.needs_paths:
+            raise ValueError(
+                f"latent site {weights.unreparameterized[0]!r} has no reparameterized draws, so the gradient of "
+                f"{name} would be biased; train with Trace_ELBO or, for a discrete site, TraceEnum_ELBO"
+            )
+        return weights
+
+    def _densities(self, weights: Weights) -> Densities:
+        """The terms of log-weights, where they have any."""
+        if weights.densities is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the densities of model and guide one by one, and here enumerated sites "
+                f"are summed out of their ratio; train with IWAE, or with TraceEnum_ELBO"
+            )
+        return weights.densities
+
+
+class Objective(Weighing, ELBO):
+    """A loss per datum, for any (model, guide): all but the formula.
+
+    Args:
+        num_particles: Draws per datum (and group), as Pyro counts them.
+        num_groups: Groups of that many draws.
+        **options: See :class:`Options`.
+
+    Raises:
+        ValueError: If there is no draw to make.
+    """
+
+    def __init__(self, num_particles: int = 1, num_groups: int = 1, **options: Unpack[Options]) -> None:
+        name = type(self).__name__
+        if num_particles < 1:
+            raise ValueError(f"{name} needs at least one particle, got num_particles={num_particles}")
+        if num_groups < 1:
+            raise ValueError(f"{name} needs at least one group of particles, got num_groups={num_groups}")
+        super().__init__(
+            num_particles,
+            max_plate_nesting=options.get("max_plate_nesting", math.inf),
+            vectorize_particles=options.get("vectorize_particles", True),
+            retain_graph=options.get("retain_graph"),
+        )
+        self.num_draws = num_particles * num_groups
+        self.plate = options.get("plate")
+
+    @abstractmethod
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the loss, nats summed over the data, shape ``()``, to be differentiated."""
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Returns the loss, nats summed over the data."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Returns the loss, nats summed over the data, having added its gradient to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return loss.item()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+
+class WeightObjective(Objective):
+    """Minus a bound that is a function of the log-weights alone, with the gradient of that function."""
+
+    @abstractmethod
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """The bound of each datum, shape ``(N,)``, from log-weights of all draws, shape ``(num_draws, N)``."""
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns minus the bound, nats summed over the data, shape ``()``, to be differentiated."""
+        weights = self._weights(model, guide, args, kwargs)
+        return -(weights.scale * self.bound(weights.log_weights)).sum()
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Logarithm of the mean weight over the first dimension."""
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
