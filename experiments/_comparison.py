@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import matplotlib.pyplot as plt
@@ -101,8 +102,18 @@ def run(options: Options, splits: pv.data.Splits, models: Mapping[str, Callable[
     table.insert(2, "difference", differences(results))
     report(splits, table)
     figures = draw(vaes, histories, results) | {"aggregate_posteriors": pv.plots.aggregate_posteriors(draws)}
-    write(options, table, histories, results, figures)
+    write(options, table, figures, histories, results)
     return table
+
+
+def build(options: Options, event_shape: tuple[int, ...]) -> pv.VAE:
+    """The widths of the IWAE paper's network under softplus, with the same initial weights at every call."""
+    pyro.set_rng_seed(options.seed)
+    return pv.VAE(
+        prior=pv.priors.StandardNormal(options.latent),
+        likelihood=pv.likelihoods.Bernoulli(mlp(options.latent, *options.hidden[::-1], event_shape)),
+        posterior=pv.posteriors.DiagonalNormal(mlp(event_shape, *options.hidden, 2 * options.latent)),
+    )
 
 
 def train(
@@ -157,18 +168,18 @@ def summarize(
 
 def differences(results: Mapping[str, xr.Dataset]) -> list[str]:
     """The estimates of log p(x) of all models minus that of the first, on the same data."""
-    first, *rest = results.values()
-    return [
-        "",
-        *(cell(other.log_likelihood - first.log_likelihood, np.hypot(other.mcse, first.mcse)) for other in rest),
-    ]
+    compared = pv.evaluation.compare(results)[["difference", "difference_error", "difference_mcse"]]
+    return ["", *(_with_errors(*row) for row in compared.values[1:])]
 
 
 def cell(values: xr.DataArray, mcse: xr.DataArray) -> str:
     """Mean over the data ± its standard error (Monte Carlo error of the mean)."""
     n = values.sizes["datum"]
-    error, monte_carlo = float(values.std(ddof=1)) / n**0.5, float((mcse**2).sum()) ** 0.5 / n
-    return f"{float(values.mean()):.2f} ± {error:.2f} ({monte_carlo:.2f})"
+    return _with_errors(float(values.mean()), float(values.std(ddof=1)) / n**0.5, float((mcse**2).sum()) ** 0.5 / n)
+
+
+def _with_errors(mean: float, error: float, monte_carlo: float) -> str:
+    return f"{mean:.2f} ± {error:.2f} ({monte_carlo:.2f})"
 
 
 def report(splits: pv.data.Splits, table: pd.DataFrame) -> None:
@@ -182,9 +193,9 @@ def report(splits: pv.data.Splits, table: pd.DataFrame) -> None:
 def write(
     options: Options,
     table: pd.DataFrame,
-    histories: Mapping[str, pv.History],
-    results: Mapping[str, xr.Dataset],
     figures: Mapping[str, Figure],
+    histories: Mapping[str, pv.History] = MappingProxyType({}),
+    results: Mapping[str, xr.Dataset] = MappingProxyType({}),
 ) -> None:
     """Writes the table with its histories as JSON, all results per datum as NetCDF, and the figures."""
     options.out.mkdir(parents=True, exist_ok=True)
@@ -195,8 +206,9 @@ def write(
         "evaluation": {name: result.attrs for name, result in results.items()},
     }
     (options.out / "results.json").write_text(json.dumps(record, indent=2, default=str))
-    models = xr.concat(results.values(), pd.Index(results, name="model"), combine_attrs="drop_conflicts")
-    models.to_netcdf(options.out / "evaluation.nc")
+    if results:
+        models = xr.concat(results.values(), pd.Index(results, name="model"), combine_attrs="drop_conflicts")
+        models.to_netcdf(options.out / "evaluation.nc")
     for name, figure in figures.items():
         figure.savefig(options.out / f"{name}.png", dpi=200, bbox_inches="tight")
         plt.close(figure)

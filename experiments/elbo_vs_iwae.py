@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyro
 import torch
 import tyro
 import xarray as xr
@@ -20,7 +19,7 @@ from pyro.infer import Trace_ELBO
 
 import pyrovae as pv
 from experiments import _comparison as comparison
-from experiments._comparison import cell, mlp
+from experiments._comparison import cell
 
 
 @dataclass
@@ -39,7 +38,7 @@ def main(options: Options) -> pd.DataFrame:
     objectives = {"VAE": Trace_ELBO(), "IWAE": pv.objectives.IWAE(options.num_particles)}
     vaes, histories, results = {}, {}, {}
     for name, objective in comparison.chosen(objectives, options).items():
-        vaes[name] = vae = build(options, event_shape=splits.train.shape[1:])
+        vaes[name] = vae = comparison.build(options, splits.train.shape[1:])
         histories[name] = comparison.train(vae, splits, options, objective=objective)
         results[name] = comparison.evaluate(vae, splits, options)
 
@@ -48,18 +47,8 @@ def main(options: Options) -> pd.DataFrame:
         table = pd.concat([table, difference(results)]).fillna("")
     comparison.report(splits, table)
     figures = comparison.draw(vaes, histories, results) | {"reconstructions": reconstructions(vaes, splits.test[:14])}
-    comparison.write(options, table, histories, results, figures)
+    comparison.write(options, table, figures, histories, results)
     return table
-
-
-def build(options: Options, event_shape: tuple[int, ...]) -> pv.VAE:
-    """The widths of the IWAE paper's network under softplus, with the same initial weights at every call."""
-    pyro.set_rng_seed(options.seed)
-    return pv.VAE(
-        prior=pv.priors.StandardNormal(options.latent),
-        likelihood=pv.likelihoods.Bernoulli(mlp(options.latent, *options.hidden[::-1], event_shape)),
-        posterior=pv.posteriors.DiagonalNormal(mlp(event_shape, *options.hidden, 2 * options.latent)),
-    )
 
 
 def difference(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:

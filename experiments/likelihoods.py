@@ -96,7 +96,7 @@ def main(options: Options) -> pd.DataFrame:
         "samples": pv.plots.images({name: comparison.samples(vae) for name, vae in vaes.items()}, columns=8),
         "aggregate_posteriors": pv.plots.aggregate_posteriors(draws, columns=5),
     }
-    comparison.write(options, table, histories, results, figures)
+    comparison.write(options, table, figures, histories, results)
     return table
 
 

@@ -29,6 +29,18 @@ TOYS = {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
         "context": 3,
     },
+    "evaluation": {
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "num_data": 5,
+        "draws": (32, 64), "temperatures": (3, 6), "num_chains": 4, "pca_latent": 3,
+    },
+    "gaps": {
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "num_data": 5,
+        "num_chains": 4, "num_temperatures": 4, "num_steps": 5, "context": 3,
+    },
+    "tighter_bounds": {
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "particles": (1, 3), "repeats": 9,
+        "dimensions": 3,
+    },
 }  # fmt: skip
 
 

@@ -27,9 +27,9 @@ LAYERS = {
     "arguments": set(),
     "testing": set(),
     "plots": {"training"},  # for type checkers only
-    "objectives": {"weights", "isolation"},
+    "objectives": {"sites", "weights", "isolation", "objectives"},
     "training": {"sites", "isolation", "arguments", "plots"},
-    "evaluation": {"sites", "weights", "isolation", "arguments", "evaluation"},
+    "evaluation": {"sites", "summation", "weights", "isolation", "arguments", "flows", "distributions", "evaluation"},
     "data": {"data"},
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -91,6 +91,11 @@ class Pieces:
             for start in range(0, self.size, self.plate.size):
                 taken = {self.plate.name: (start + indices) % self.size}  # the last piece is filled up from the first
                 yield Piece(self.data, min(self.plate.size, self.size - start), taken)
+
+    @property
+    def data_dim(self) -> int:
+        """Index of the data among the dimensions of a draw, the first of which is that of draws."""
+        return self.nesting + 1 + cast(int, self.plate.dim)
 
     def arguments(self, piece: Piece) -> list[Tensor]:
         """What the programs are called with."""

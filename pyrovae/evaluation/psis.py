@@ -56,5 +56,6 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _psislw(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if array_stats is None:
-        return psislw(rows)
+        with np.errstate(over="ignore"):  # of terms whose inverse is then zero, as it should be
+            return psislw(rows)
     return array_stats.psislw(-rows, axis=-1)  # takes the log-likelihoods whose inverses are the weights

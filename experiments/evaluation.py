@@ -1,0 +1,189 @@
+"""How close does an estimate of log p(x) come to the truth, and what does it cost?
+
+The ELBO, importance sampling with more and more draws (IWAE_K), the same with quasi-Monte Carlo draws, and annealed
+importance sampling with more and more temperatures close in from below; annealing backwards from exact posterior draws
+closes in from above. First for probabilistic PCA of the digits, whose log p(x) is a closed form, with a guide whose
+scales are wrong; then for a VAE, on digits that it has simulated, so that the truth is known to lie between the two
+directions. Last, importance sampling and annealing are compared on real test digits, where only they are to be had.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+import tyro
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import pyrovae as pv
+from experiments import _comparison as comparison
+
+Exact = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Options(comparison.Options):
+    """Options of the experiment."""
+
+    num_data: int = 20
+    """Data, simulated and real."""
+    draws: tuple[int, ...] = (128, 1024, 8192, 65536)
+    """Numbers of draws per datum of importance sampling, multiples of 32."""
+    temperatures: tuple[int, ...] = (10, 30, 100, 300)
+    """Numbers of densities between guide and posterior of annealing."""
+    num_chains: int = 16
+    """Chains of annealing."""
+    pca_latent: int = 20
+    """Number of principal components."""
+    pca_scale: float = 0.6
+    """Scales of the guide of probabilistic PCA, in those of the posterior."""
+    out: Path = Path("results/evaluation")
+    """Folder for tables and figures."""
+
+
+def pca(splits: pv.data.Splits, options: Options) -> tuple[pv.VAE, Exact]:
+    """Probabilistic PCA by maximum likelihood (Tipping and Bishop, 1999), and its log p(x)."""
+    event_shape = splits.train.shape[1:]
+    x = splits.train.double().flatten(1)
+    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(x.T.cov()))
+    variances, noise = values[: options.pca_latent], values[options.pca_latent :].mean()
+    weight = vectors[:, : options.pca_latent] * (variances - noise).sqrt()
+    # The columns of the weight are orthogonal, so the dimensions of the posterior are independent.
+    gain, scale = weight.T / variances[:, None], (noise / variances).sqrt()
+    log_scale = (options.pca_scale * scale).log()
+    encoder = affine(torch.cat([gain, torch.zeros_like(gain)]), torch.cat([-gain @ x.mean(0), log_scale]))
+    vae = pv.VAE(
+        pv.priors.StandardNormal(options.pca_latent),
+        pv.likelihoods.Normal(
+            nn.Sequential(affine(weight, x.mean(0)), nn.Unflatten(-1, event_shape)), scale=float(noise.sqrt())
+        ),
+        pv.posteriors.DiagonalNormal(nn.Sequential(nn.Flatten(-len(event_shape)), encoder)),
+    ).double()
+    marginal = torch.distributions.LowRankMultivariateNormal(x.mean(0), weight, noise.expand(x.shape[1]))
+    return vae, lambda x: marginal.log_prob(x.flatten(1))
+
+
+def affine(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """The map x -> weight x + bias."""
+    layer = nn.Linear(*weight.shape[::-1]).double()
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer
+
+
+def digits(splits: pv.data.Splits, options: Options) -> pv.VAE:
+    """The VAE of the other experiments, trained with the ELBO."""
+    vae = comparison.build(options, splits.train.shape[1:])
+    comparison.train(vae, splits, options)
+    return vae
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Evaluates both models at every cost; prints and writes the table and the figure."""
+    splits = comparison.load(options)
+    template = splits.test[: options.num_data]
+    oracle, exact = pca(splits, options)
+    vae = digits(splits, options)
+    place = next(vae.parameters()).device
+    truth, rows = {}, []
+    for model, program, x in (("PCA", oracle, template.double()), ("VAE", vae, template.to(place))):
+        bounds = {cost: sandwich(program, x, cost, options) for cost in options.temperatures}
+        simulated = torch.as_tensor(next(iter(bounds.values())).simulated_0.values)
+        if model == "PCA":
+            truth[model] = float(exact(simulated).mean())
+        for estimator, cost, result in lower_bounds(program, simulated.to(x.device), options):
+            rows.append(row(model, estimator, cost, result.log_likelihood, result.mcse, result.attrs["seconds"]))
+        for cost, result in bounds.items():
+            rows.append(
+                row(model, "annealing, backwards", cost, result.upper, result.upper_mcse, result.attrs["seconds"])
+            )
+    for estimator, cost, result in lower_bounds(vae, template.to(place), options):
+        rows.append(row("VAE, test data", estimator, cost, result.log_likelihood, result.mcse, result.attrs["seconds"]))
+    table = pd.DataFrame(rows)
+    table["error"] = table.estimate - table.model.map(truth)
+    print(f"\n{splits.name}, {options.num_data} data, nats per datum, seconds per datum\n")
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep=""))
+    for model, value in truth.items():
+        print(f"\nexact log p(x) of {model}: {value:.3f}")
+    comparison.write(options, table, {"evaluation": draw(table, truth)})
+    return table
+
+
+def sandwich(vae: pv.VAE, x: Tensor, num_temperatures: int, options: Options) -> xr.Dataset:
+    """Bounds on log p(x) of simulated data, the same at every cost."""
+    return pv.evaluation.bdmc(
+        vae.model, vae.guide, x, options.num_chains, num_temperatures=num_temperatures, seed=options.seed
+    )
+
+
+def lower_bounds(vae: pv.VAE, x: Tensor, options: Options) -> Iterator[tuple[str, int, xr.Dataset]]:
+    """All estimates from below, by estimator and cost."""
+    both = vae.model, vae.guide, x
+    for cost in options.draws:
+        yield "importance sampling", cost, pv.evaluation.evaluate(*both, cost, seed=options.seed)
+    for cost in options.draws:
+        yield "quasi-Monte Carlo", cost, pv.evaluation.rqmc(*both, cost, seed=options.seed)
+    for cost in options.temperatures:
+        result = pv.evaluation.ais(*both, options.num_chains, num_temperatures=cost, seed=options.seed)
+        yield "annealing", cost, result
+
+
+def row(
+    model: str, estimator: str, cost: int, estimate: xr.DataArray, mcse: xr.DataArray, seconds: float
+) -> dict[str, Any]:
+    """A row of the table: the mean over the data with its Monte Carlo error."""
+    return {
+        "model": model,
+        "estimator": estimator,
+        "cost": cost,
+        "seconds": seconds / estimate.size,
+        "estimate": float(estimate.mean()),
+        "mcse": math.sqrt(float((mcse**2).sum())) / estimate.size,
+    }
+
+
+def draw(table: pd.DataFrame, truth: dict[str, float]) -> Figure:
+    """Draws the estimates against the seconds, a panel for each model."""
+    models = table.model.unique()
+    figure, axes = plt.subplots(1, len(models), figsize=(3.6 * len(models), 3.6), layout="constrained")
+    for ax, model in zip(axes, models, strict=True):
+        panel(ax, table[table.model == model], truth.get(model))
+        ax.set_title(model, fontsize=10)
+    axes[0].set_ylabel("log p(x) (nats per datum)")
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize="small"
+    )
+    return figure
+
+
+def panel(ax: Axes, table: pd.DataFrame, truth: float | None) -> None:
+    """Draws the estimates of one model with their 95% Monte Carlo intervals."""
+    for i, estimator in enumerate(("importance sampling", "quasi-Monte Carlo", "annealing", "annealing, backwards")):
+        own = table[table.estimator == estimator]
+        if len(own):
+            ax.errorbar(
+                own.seconds,
+                own.estimate,
+                1.96 * own.mcse,
+                color=f"C{i}",
+                marker="o",
+                markersize=4,
+                capsize=3,
+                label=estimator,
+            )
+    if truth is not None:
+        ax.axhline(truth, color="0.3", linestyle="--", linewidth=1, label="exact")
+    ax.set(xscale="log", xlabel="seconds per datum")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

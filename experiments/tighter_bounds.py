@@ -1,0 +1,169 @@
+"""Do tighter bounds teach the encoder less, and do better gradients repair it?
+
+The more draws the importance-weighted bound has, the closer it is to log p(x), and the less its gradient says about the
+encoder: the signal shrinks faster than the noise (Rainforth et al., 2018). Sticking the landing (Roeder et al., 2017)
+leaves out the score of the posterior, and the doubly reparameterized gradient (Tucker et al., 2019) replaces it. Here
+the signal-to-noise ratio of the gradient, |mean| / standard deviation over many repeats, averaged over parameters, is
+measured for the linear-Gaussian model of the first paper and for a VAE of digits: for the encoder and for the decoder.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+import tyro
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import pyrovae as pv
+from experiments import _comparison as comparison
+
+Gradient = Literal["reparameterized", "sticking_the_landing", "doubly_reparameterized"]
+GRADIENTS: tuple[Gradient, ...] = ("reparameterized", "sticking_the_landing", "doubly_reparameterized")
+
+
+@dataclass
+class Options(comparison.Options):
+    """Options of the experiment."""
+
+    particles: tuple[int, ...] = (1, 3, 10, 30, 100)
+    """Numbers of draws per datum, K, of the bounds."""
+    repeats: int = 500
+    """Gradients over which mean and standard deviation are taken."""
+    dimensions: int = 20
+    """Dimensions of the linear-Gaussian model."""
+    epochs: int = 10
+    """Passes over the digits before the gradients of the VAE are measured."""
+    kl_warmup: int = 0
+    """Epochs over which the weight of the latent sites grows to 1."""
+    out: Path = Path("results/tighter_bounds")
+    """Folder for tables and figures."""
+
+
+class ShiftedNormal(nn.Module):
+    """The prior of the linear-Gaussian model, z ~ N(mu, I)."""
+
+    def __init__(self, loc: Tensor) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(loc)
+
+    def forward(self) -> dist.TorchDistribution:
+        """Returns p(z)."""
+        return dist.Normal(self.loc, 1.0).to_event(1)
+
+
+class LinearNormal(nn.Module):
+    """Its encoder, q(z | x) = N(A x + b, 2 / 3 I)."""
+
+    def __init__(self, network: nn.Linear) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        """Returns q(z | x)."""
+        return dist.Normal(self.network(x), (2 / 3) ** 0.5).to_event(1)
+
+
+def linear_gaussian(options: Options) -> tuple[pv.VAE, Tensor]:
+    """The model x ~ N(z, I) near its optimum, A = I / 2 and b = mu / 2, and one datum."""
+    pyro.set_rng_seed(options.seed)
+    size = options.dimensions
+    loc, network = torch.randn(size), nn.Linear(size, size)
+    vae = pv.VAE(ShiftedNormal(loc), pv.likelihoods.Normal(nn.Identity(), scale=1.0), LinearNormal(network))
+    with torch.no_grad():
+        network.weight.copy_(0.5 * torch.eye(size) + 0.01 * torch.randn(size, size))
+        network.bias.copy_(0.5 * loc + 0.01 * torch.randn(size))
+        loc.add_(0.01 * torch.randn(size))
+    return vae, loc + 2**0.5 * torch.randn(1, size)
+
+
+def digits(options: Options) -> tuple[pv.VAE, Tensor]:
+    """A VAE trained for a few epochs, and ten digits."""
+    splits = comparison.load(options)
+    vae = comparison.build(options, splits.train.shape[1:])
+    comparison.train(vae, splits, options)
+    return vae, splits.test[:10].to(next(vae.parameters()).device)
+
+
+def signal_to_noise(vae: pv.VAE, x: Tensor, objective: pv.objectives.IWAE, repeats: int) -> dict[str, float]:
+    """Mean over the parameters of encoder and decoder of |mean| / standard deviation of their gradients."""
+    parts = {"encoder": vae.guide.parameters(), "decoder": vae.model.parameters()}
+    parameters = {name: [p for p in part if p.requires_grad] for name, part in parts.items()}
+    moments = {name: [torch.zeros(2, *p.shape, dtype=torch.float64) for p in part] for name, part in parameters.items()}
+    for _ in range(repeats):
+        vae.zero_grad()
+        objective.loss_and_grads(vae.model, vae.guide, x)
+        for name, part in parameters.items():
+            for moment, gradient in zip(moments[name], (p.grad for p in part), strict=True):
+                if gradient is not None:
+                    moment += torch.stack([gradient, gradient**2]).double().cpu()
+    return {name: _mean_ratio(part, repeats) for name, part in moments.items()}
+
+
+def _mean_ratio(moments: list[Tensor], repeats: int) -> float:
+    mean, square = torch.cat([moment.flatten(1) for moment in moments], dim=1) / repeats
+    deviation = (square - mean**2).clamp(min=0).sqrt()
+    moving = deviation > 0  # a pixel that is always off has no gradient
+    return float((mean.abs()[moving] / deviation[moving]).mean())
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Measures the ratios; prints and writes the table and the figure."""
+    models: dict[str, Callable[[Options], tuple[pv.VAE, Tensor]]] = {
+        "linear-Gaussian": linear_gaussian,
+        f"VAE, {options.data}": digits,
+    }
+    rows = []
+    for model, build in comparison.chosen(models, options).items():
+        vae, x = build(options)
+        for gradient in GRADIENTS:
+            for particles in tqdm(options.particles, desc=f"{model}, {gradient}", disable=None):
+                torch.manual_seed(options.seed)
+                objective = pv.objectives.IWAE(particles, gradient=gradient)
+                ratios = signal_to_noise(vae, x, objective, options.repeats)
+                rows.append({"model": model, "gradient": gradient, "K": particles, **ratios})
+    table = pd.DataFrame(rows)
+    print(f"\nsignal-to-noise ratio of the gradient, {options.repeats} repeats")
+    print(f"(noise alone gives {noise_floor(options):.3f})\n")
+    print(
+        table.pivot_table(index=["model", "gradient"], columns="K", values=["encoder", "decoder"]).round(3).to_string()
+    )
+    comparison.write(options, table, {"signal_to_noise": draw(table, options)})
+    return table
+
+
+def noise_floor(options: Options) -> float:
+    """What the mean of |mean| / standard deviation is of a gradient that is zero on average."""
+    return float(np.sqrt(2 / (np.pi * options.repeats)))
+
+
+def draw(table: pd.DataFrame, options: Options) -> Figure:
+    """Draws the ratios against K, a row of panels for each model."""
+    models = table.model.unique()
+    figure, axes = plt.subplots(
+        len(models), 2, figsize=(7.5, 3.1 * len(models)), sharex=True, squeeze=False, layout="constrained"
+    )
+    for row, model in zip(axes, models, strict=True):
+        for ax, part in zip(row, ("encoder", "decoder"), strict=True):
+            for i, gradient in enumerate(GRADIENTS):
+                own = table[(table.model == model) & (table.gradient == gradient)]
+                ax.loglog(own.K, own[part], color=f"C{i}", marker="o", markersize=4, label=gradient.replace("_", " "))
+            ax.axhline(noise_floor(options), color="0.6", linestyle=":", linewidth=1, label="noise alone")
+            ax.set_title(f"{model}: {part}", fontsize=10)
+        row[0].set_ylabel("signal-to-noise ratio")
+    for ax in axes[-1]:
+        ax.set_xlabel("draws $K$")
+    axes[0, 0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,127 @@
+r"""Comparison of models on the same data, datum by datum.
+
+With :math:`d_n = \log \hat p_A(x_n) - \log \hat p_B(x_n)` and N data, the mean difference :math:`\bar d` has
+
+.. math:: \text{standard error } \frac{\mathrm{sd}(d)}{\sqrt{N}}, \qquad
+    \text{Monte Carlo error } \frac{1}{N} \sqrt{\sum_n \mathrm{mcse}_{A,n}^2 + \mathrm{mcse}_{B,n}^2}.
+
+What makes a datum hard for both models cancels in :math:`d_n`, so the standard error is far below that of either mean.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+SAME = ("data_sha1", "binarization", "base_measure")  # attributes without which log-likelihoods are not comparable
+
+
+def compare(results: Mapping[str, xr.Dataset], *, reference: str | None = None) -> pd.DataFrame:
+    """Compares the estimates of log p(x) of several models, each with one of them on the same data.
+
+    A difference is to be believed if it is large against both of its errors, the biases are alike, and few data have a
+    high k-hat. The Monte Carlo errors are taken as independent. Estimators may differ, data may not: a density of grey
+    values is no probability of binary ones, and digits that are binarized once are other data than those drawn anew.
+
+    Args:
+        results: Of :func:`evaluate` or of another estimator, by the models' names.
+        reference: Name of the model to subtract; by default the first.
+
+    Returns:
+        One row a model, with columns in nats per datum, higher is better, unless said otherwise:
+
+        * ``log_likelihood``, ``error``, ``mcse``: mean over the data, its standard error over the data, and its Monte
+          Carlo standard error;
+        * ``difference``, ``difference_error``, ``difference_mcse``: the same of the paired difference from the
+          reference, 0 of itself;
+        * ``bias``: what the logarithm of an average of weights adds in the mean, about -mcse^2 / 2 per datum, which
+          averaging over data does not remove; NaN where there is no ``pareto_k``, for other estimators' is another;
+        * ``high_pareto_k``: share of the data with k-hat above 0.7, NaN where there is no ``pareto_k``;
+        * ``num_samples``: draws per datum, NaN where the result does not say;
+        * ``estimator``: its name.
+
+    Raises:
+        ValueError: If there are no results, or none of the reference's name; if two are of different data,
+            binarization or base measure, or one does not say; if one has dimensions other than ``datum``.
+
+    Source:
+        *Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC* (Vehtari, Gelman and Gabry,
+        2017), section 5.2, on paired differences.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> def vae(latent):
+        ...     return pv.VAE(
+        ...         pv.priors.StandardNormal(latent),
+        ...         pv.likelihoods.Normal(pv.networks.mlp(latent, 4)),
+        ...         pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * latent)),
+        ...     )
+        >>> x, small, large = torch.randn(10, 4), vae(1), vae(3)
+        >>> table = pv.evaluation.compare({
+        ...     "small": pv.evaluation.evaluate(small.model, small.guide, x, num_samples=200, seed=0),
+        ...     "large": pv.evaluation.evaluate(large.model, large.guide, x, num_samples=200, seed=0),
+        ... })
+        >>> list(table.index), float(table.difference["small"])
+        (['small', 'large'], 0.0)
+    """
+    if not results:
+        raise ValueError("there are no results to compare; give at least one, by its model's name")
+    reference = next(iter(results)) if reference is None else reference
+    if reference not in results:
+        raise ValueError(f"there is no reference {reference!r}; choose from {list(results)}")
+    for name, result in results.items():
+        _check_result(name, result)
+    for name, result in results.items():
+        _check_pair((reference, name), results[reference], result)
+    rows = {name: _row(result, results[reference]) for name, result in results.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _row(result: xr.Dataset, reference: xr.Dataset) -> dict[str, float | str]:
+    values, variances = result.log_likelihood.values, result.mcse.values**2
+    difference = values - reference.log_likelihood.values
+    both = 0 * variances if result is reference else variances + reference.mcse.values**2
+    weighted = "pareto_k" in result
+    return {
+        **_mean("log_likelihood", "", values, variances),
+        **_mean("difference", "difference_", difference, both),
+        "bias": -float(variances.mean()) / 2 if weighted else np.nan,
+        "high_pareto_k": float((result.pareto_k > 0.7).mean()) if weighted else np.nan,
+        "num_samples": result.attrs.get("num_samples", np.nan),
+        "estimator": result.attrs.get("estimator", ""),
+    }
+
+
+def _mean(name: str, prefix: str, values: np.ndarray, variances: np.ndarray) -> dict[str, float]:
+    """Mean over the data, its standard error over the data (NaN of one datum) and its Monte Carlo standard error."""
+    return {
+        name: float(values.mean()),
+        f"{prefix}error": float(pd.Series(values).sem()),
+        f"{prefix}mcse": float(variances.sum()) ** 0.5 / len(values),
+    }
+
+
+def _check_result(name: str, result: xr.Dataset) -> None:
+    """Refuses a result that cannot be compared with any."""
+    if result.log_likelihood.dims != ("datum",):
+        raise ValueError(
+            f"results are compared over 'datum' alone, but those of {name!r} go over {result.log_likelihood.dims}; "
+            f"choose one by .isel"
+        )
+    if lost := [attribute for attribute in SAME if attribute not in result.attrs]:
+        raise ValueError(f"the results of {name!r} do not say their {lost[0]}; give it back by .assign_attrs")
+
+
+def _check_pair(names: tuple[str, str], first: xr.Dataset, second: xr.Dataset) -> None:
+    """Refuses two results whose log-likelihoods are of different things."""
+    pairs = {"number of data": (first.sizes["datum"], second.sizes["datum"])}
+    pairs |= {attribute: (first.attrs[attribute], second.attrs[attribute]) for attribute in SAME}
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise ValueError(
+                f"{names[0]!r} and {names[1]!r} are not comparable, their {what} is {one!r} and {other!r}; "
+                f"evaluate both on the very same data"
+            )
+    if (first.datum.values != second.datum.values).any():
+        raise ValueError(f"{names[0]!r} and {names[1]!r} hold different data along 'datum'; choose the same of both")

@@ -1,0 +1,138 @@
+"""Verdicts are right where the proposal is known to be right, too narrow, too wide or shifted; so are predictions."""
+
+import math
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from pyrovae.evaluation import diagnose, draws_needed, evaluate, verdicts
+from tests.oracle import Oracle
+
+NAMES = ["reliable", "more draws", "proposal too narrow"]
+
+
+def results_of(pareto_k: list[float], mcse: list[float], num_samples: int = 1000) -> xr.Dataset:
+    return xr.Dataset(
+        {"pareto_k": ("datum", np.array(pareto_k)), "mcse": ("datum", np.array(mcse))},
+        coords={"datum": np.arange(len(mcse))},
+        attrs={"num_samples": num_samples},
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "num_samples", "verdict", "share"),
+    [
+        (1.0, 0.0, 1000, "reliable", 1.0),
+        (0.9, 0.0, 1000, "reliable", 1.0),  # k = 1 - 0.9^2 = 0.19
+        (1.5, 0.5, 1000, "reliable", 1.0),
+        (3.0, 0.0, 1000, "reliable", 1.0),  # a wide proposal has bounded weights
+        (5.0, 0.0, 1000, "more draws", 0.8),
+        (5.0, 0.0, 4000, "reliable", 1.0),
+        (0.4, 0.0, 5000, "proposal too narrow", 0.75),  # k = 0.84; over 8 seeds 0.79 to 0.89
+        (0.2, 0.0, 5000, "proposal too narrow", 0.92),  # k = 0.96; over 8 seeds 0.95 to 0.99
+        (1.0, 2.0, 1000, "proposal too narrow", 0.9),
+        (1.5, 3.0, 1000, "proposal too narrow", 0.9),
+    ],
+)
+def test_verdicts_on_the_oracle(scale: float, shift: float, num_samples: int, verdict: str, share: float) -> None:
+    oracle = Oracle(scale, shift)
+    results = evaluate(oracle.vae.model, oracle.vae.guide, oracle.data(200), num_samples, seed=0, k=[1])
+    assert float((diagnose(results).verdict == verdict).mean()) >= share
+
+
+@pytest.mark.parametrize("scale", [0.75**0.5, 0.4**0.5])  # k = 0.25, and 0.6: infinite variance
+def test_the_predicted_draws_halve_the_error(scale: float) -> None:
+    oracle = Oracle(scale)
+    x = oracle.data(1).expand(2000, -1)  # repeats of one datum
+    exact = oracle.log_likelihood(x).numpy()
+    pilot = evaluate(oracle.vae.model, oracle.vae.guide, x, 1000, seed=0, k=[1])
+    precision = float(pilot.mcse.median()) / 2
+    predicted = int(draws_needed(pilot, precision).median())
+    after = evaluate(oracle.vae.model, oracle.vae.guide, x, predicted, seed=1, k=[1])
+    # Where the variance is infinite no mcse is the true error, but both have to fall alike.
+    assert float(after.mcse.median()) == pytest.approx(precision, rel=0.1)
+    assert spread(after.log_likelihood - exact) == pytest.approx(spread(pilot.log_likelihood - exact) / 2, rel=0.12)
+    if scale**2 > 0.5:
+        assert float((after.log_likelihood - exact).std()) == pytest.approx(precision, rel=0.1)
+
+
+def spread(errors: xr.DataArray) -> float:
+    """Half the width of the middle 68 %, a standard deviation that heavy tails do not sway."""
+    low, high = errors.quantile([0.16, 0.84]).values
+    return float(high - low) / 2
+
+
+def test_draws_needed_by_hand() -> None:
+    needed = draws_needed(
+        results_of([-np.inf, 0.3, 0.5, 0.6, 0.6, 0.9, 1.0, np.inf], [0.0] + [0.2] * 3 + [0.001] + [0.2] * 3)
+    )
+    assert needed.dims == ("datum",)
+    by_hand = [10, 4000, 4000, math.ceil(1000 * 2**2.5), math.ceil(10**2.5), 10**10, np.inf, np.inf]
+    np.testing.assert_allclose(needed, by_hand, rtol=1e-9)
+
+
+def test_just_below_one_no_float_is_large_enough() -> None:
+    assert draws_needed(results_of([0.9999], [0.2])).item() == np.inf
+
+
+def test_verdicts_by_hand() -> None:
+    results = results_of([0.6, 0.69, 0.71, 0.2, -np.inf], [0.05, 0.05, 0.01, 0.11, 0.0])
+    expected = ["reliable", "more draws", "proposal too narrow", "more draws", "reliable"]  # 0.69 needs 1680 draws
+    assert diagnose(results).verdict.values.tolist() == expected
+    assert diagnose(results, precision=0.2).verdict.values.tolist()[3] == "reliable"
+
+
+def test_a_diagnosis_is_kept_with_its_results(tmp_path: object) -> None:
+    oracle = Oracle(0.7)
+    results = evaluate(oracle.vae.model, oracle.vae.guide, oracle.data(10), 100, seed=0)
+    diagnosis = diagnose(results, precision=0.2)
+    assert diagnosis.attrs == {**results.attrs, "precision": 0.2}
+    diagnosis.to_netcdf(tmp_path / "diagnosis.nc")
+    with xr.open_dataset(tmp_path / "diagnosis.nc") as again:
+        assert again.verdict.values.tolist() == diagnosis.verdict.values.tolist()
+
+
+def test_the_summary_lists_the_worst_first() -> None:
+    results = results_of([0.1, 1.2, 0.2, 0.8, 1.5, 0.3, 0.4], [0.05, 0.1, 0.3, 0.1, 0.1, 0.5, 0.2])
+    table = verdicts(results)
+    assert list(table.index) == NAMES
+    assert table["data"].tolist() == [1, 3, 3]
+    np.testing.assert_allclose(table.share, [1 / 7, 3 / 7, 3 / 7])
+    assert table.worst.tolist() == [[0], [5, 2, 6], [4, 1, 3]]
+    np.testing.assert_allclose(table.draws_needed, [250, 25_000, np.inf])
+    assert verdicts(results, worst=2).worst.tolist() == [[0], [5, 2], [4, 1]]
+    assert verdicts(results, precision=1.0)["data"].tolist() == [4, 0, 3]
+    assert np.isnan(verdicts(results, precision=1.0).draws_needed["more draws"])
+
+
+def test_the_summary_names_data_by_their_labels() -> None:
+    chosen = results_of([0.1, 1.2, 0.9], [0.05, 0.1, 0.1]).isel(datum=[2, 1])
+    assert verdicts(chosen).worst["proposal too narrow"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("results", "precision", "message"),
+    [
+        (results_of([0.1], [0.1]), 0.0, "precision.* positive and finite, got 0.0"),
+        (results_of([0.1], [0.1]), math.nan, "precision.* positive and finite, got nan"),
+        (results_of([0.1], [0.1], num_samples=20), 0.1, "more than 20 draws.*num_samples=20"),
+        (results_of([0.1], [0.1]).drop_attrs(), 0.1, "lost their attribute 'num_samples'"),
+        (
+            results_of([0.1], [0.1]).drop_vars("pareto_k").assign_attrs(estimator="annealed importance sampling"),
+            0.1,
+            "no 'pareto_k' in these results of annealed importance sampling.*evaluate",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(results: xr.Dataset, precision: float, message: str) -> None:
+    for judge in (diagnose, verdicts):
+        with pytest.raises(ValueError, match=message):
+            judge(results, precision=precision)
+
+
+def test_the_summary_is_over_data_alone() -> None:
+    two = results_of([0.1], [0.1]).expand_dims(draw=2)
+    assert diagnose(two).verdict.sizes == {"draw": 2, "datum": 1}
+    with pytest.raises(ValueError, match=r"over 'datum' alone.*\('draw', 'datum'\)"):
+        verdicts(two)

@@ -1,0 +1,80 @@
+"""NUTS finds the posterior of a handful of data, and the bridge their log p(x)."""
+
+import numpy as np
+import pytest
+import torch
+
+import pyrovae as pv
+from pyrovae.evaluation.nuts import _bridge
+from pyrovae.evaluation.pieces import Pieces
+from pyrovae.evaluation.target import Target
+from pyrovae.isolation import isolated
+from tests.oracle import Oracle
+from tests.scripts import SCRIPTS, Chain, GammaPoisson
+
+
+def test_the_posterior_of_the_oracle() -> None:
+    oracle = Oracle(0.3, 2.0)  # a guide that is far off
+    x = oracle.data(4)
+    reference = pv.evaluation.nuts(
+        oracle.vae.model, oracle.vae.guide, x, 300, warmup_steps=100, max_tree_depth=5, seed=0, progress=False
+    )
+    exact = Oracle().vae.posterior(x)
+    draws = reference.z.stack(sample=("chain", "draw"))
+    torch.testing.assert_close(torch.as_tensor(draws.mean("sample").values), exact.mean.detach(), atol=0.1, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(draws.std("sample").values), exact.stddev.detach(), rtol=0.15, atol=0)
+    assert (reference.r_hat < 1.05).all()
+    assert (reference.ess > 200).all()
+    error = abs(reference.log_likelihood - oracle.log_likelihood(x).numpy())
+    assert (error < 4 * reference.mcse).all()
+    assert (reference.mcse < 0.05).all()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: type(script).__name__)
+def test_any_program(script: GammaPoisson) -> None:
+    x = script.data(3)
+    options = {"warmup_steps": 100, "num_chains": 1, "max_tree_depth": 5, "seed": 0, "progress": False}
+    reference = pv.evaluation.nuts(script.model, script.guide, x, 300, **options)
+    error = abs(reference.log_likelihood - script.log_likelihood(x).numpy())
+    assert (error < 4 * reference.mcse).all()
+    assert (reference.mcse < 0.1).all()
+    if isinstance(script, Chain):
+        assert reference.z1.dims == ("chain", "draw", "datum")
+        exact = 2 / 3 * x.numpy()  # E[z1 | x]
+        np.testing.assert_allclose(reference.z1.mean(("chain", "draw")), exact, atol=0.15)
+    elif isinstance(script, GammaPoisson):
+        assert (reference.z > 0).all()
+        np.testing.assert_allclose(reference.z.mean(("chain", "draw")), (3 + x) / 2, atol=0.35)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_the_error_of_the_bridge_covers(scale: float) -> None:
+    oracle = Oracle()
+    x = oracle.data(2000)
+    with isolated(oracle.vae.model, oracle.vae.guide, seed=0):
+        pieces = Pieces(oracle.vae.model, oracle.vae.guide, x)
+        target = Target(pieces, next(pieces.cut(2000)))
+        draws = torch.stack([target.draw(200)[0] for _ in range(2)])  # from the exact posterior
+        draws[:, :100] = draws[:, :100] * scale  # a normal density fitted to the wrong draws is a worse bridge
+        log_p, mcse = _bridge(target, draws, 10**6)
+    covered = ((log_p - oracle.log_likelihood(x)).abs() < 1.96 * mcse).double().mean()
+    assert 0.93 <= covered <= 0.97
+
+
+def test_it_says_what_it_is_and_repeats() -> None:
+    script = Chain()
+    options = {"num_samples": 30, "warmup_steps": 20, "seed": 1, "progress": False}
+    first, again = (
+        pv.evaluation.nuts(script.model, script.guide, torch.zeros(2).double(), **options) for _ in range(2)
+    )
+    assert first.equals(again)
+    assert first.attrs["estimator"] == "NUTS and bridge sampling"
+    assert first.attrs["divergences"] == 0
+
+
+def test_too_few_draws_are_refused() -> None:
+    script = Chain()
+    with pytest.raises(ValueError, match=r"2 chains of 8 draws are too few .* 2 dimensions; make at least 10 draws"):
+        pv.evaluation.nuts(script.model, script.guide, torch.zeros(2).double(), 8)
+    with pytest.raises(ValueError, match="num_chains must be at least 1, got 0"):
+        pv.evaluation.nuts(script.model, script.guide, torch.zeros(2).double(), num_chains=0)

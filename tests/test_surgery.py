@@ -1,0 +1,165 @@
+"""The terms of the KL divergence against closed forms and mixtures written by hand."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+from torch import Tensor
+
+import pyrovae as pv
+from tests.oracle import Oracle
+from tests.scripts import Chain, GammaPoisson, Pixels
+
+
+def posterior(oracle: Oracle, x: Tensor) -> torch.distributions.Normal:
+    with torch.no_grad():
+        return oracle.vae.posterior(x).base_dist
+
+
+def test_kl_per_dimension_is_the_closed_form() -> None:
+    oracle = Oracle(0.5, 1.0)
+    x = oracle.data(30)
+    q = posterior(oracle, x)
+    exact = 0.5 * (q.loc**2 + q.scale**2 - 1) - q.scale.log()
+    divergences = pv.evaluation.kl_per_dimension(oracle.vae.model, oracle.vae.guide, x, 1, memory=2**12)
+    np.testing.assert_allclose(divergences.z, exact, rtol=1e-10)
+
+
+def test_kl_without_a_closed_form_is_a_mean_over_draws() -> None:
+    script = GammaPoisson()
+    x = script.data(20)
+    divergences = pv.evaluation.kl_per_dimension(script.model, script.guide, x, 4000, seed=0).z[:, 0]
+    q = dist.LogNormal(((x + 2) / 2).log(), 0.6)
+    z = q.sample((40_000,))
+    expected = (q.log_prob(z) - dist.Gamma(torch.tensor(3.0).double(), 1.0).log_prob(z)).mean(0)
+    np.testing.assert_allclose(divergences, expected, atol=0.07)
+
+
+def test_kl_of_layers_and_of_inner_plates() -> None:
+    chain, pixels = Chain(), Pixels()
+    x = chain.data(10)
+    layers = pv.evaluation.kl_per_dimension(chain.model, chain.guide, x, 20_000, seed=0)
+    # q(z1 | x) = N(x / 2, 1) against p(z1 | z2) = N(z2, 1), with z2 = 0.4 z1 + 0.9 e:
+    q_var, gap = 0.4**2 + 0.9**2, 0.5 * x - 0.2 * x
+    np.testing.assert_allclose(layers.z1[:, 0], 0.5 * (gap**2 + q_var), atol=0.08)
+    assert layers.sizes == {"datum": 10, "z1_unit": 1, "z2_unit": 1}
+    x = pixels.data(4)
+    inner = pv.evaluation.kl_per_dimension(pixels.model, pixels.guide, x, 3).z
+    np.testing.assert_allclose(inner, 0.5 * ((0.4 * x) ** 2 + 0.81 - 1) - math.log(0.9), rtol=1e-10)
+
+
+def test_a_site_without_independent_dimensions_counts_as_one(x: Tensor) -> None:
+    vae = pv.VAE(
+        pv.priors.NormalizingFlow(2, pv.flows.coupling(2)),
+        pv.likelihoods.Bernoulli(pv.networks.mlp(2, 6)),
+        pv.posteriors.DiagonalNormal(pv.networks.mlp(6, 2 * 2)),
+    )
+    divergences = pv.evaluation.kl_per_dimension(vae.model, vae.guide, x, 50)
+    assert divergences.z.shape == (12, 1)
+    terms = pv.evaluation.elbo_surgery(vae.model, vae.guide, x)
+    assert "total_correlation" not in terms
+
+
+def test_collapsed_units() -> None:
+    oracle = Oracle()
+    with torch.no_grad():  # the second unit says nothing, but of one datum in a hundred
+        oracle.vae.posterior.network[0].weight[1].zero_()
+        oracle.vae.posterior.network[0].weight[3].zero_()
+        oracle.vae.posterior.network[0].bias[1] = 0
+        oracle.vae.posterior.network[0].bias[3] = 0
+    divergences = pv.evaluation.kl_per_dimension(oracle.vae.model, oracle.vae.guide, oracle.data(100))
+    assert pv.evaluation.collapsed_units(divergences).z.values.tolist() == [False, True]
+    divergences.z[0, 1] = 5.0
+    assert pv.evaluation.collapsed_units(divergences).z.values.tolist() == [False, True]
+    divergences.z[1, 1] = 5.0
+    assert pv.evaluation.collapsed_units(divergences).z.values.tolist() == [False, False]
+    assert pv.evaluation.collapsed_units(divergences, delta=0.02).z.values.tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"got epsilon=0 and delta=0.01"):
+        pv.evaluation.collapsed_units(divergences, epsilon=0)
+
+
+@pytest.mark.parametrize("memory", [2**18, 2**26])
+def test_surgery_against_the_mixture_written_by_hand(memory: int) -> None:
+    oracle = Oracle(0.7, 0.3)
+    x = oracle.data(90)
+    terms = pv.evaluation.elbo_surgery(oracle.vae.model, oracle.vae.guide, x, 400, seed=0, memory=memory)
+    q = posterior(oracle, x)
+    z = q.sample((2000,)).flatten(0, 1)  # (draws, 2)
+    each = q.log_prob(z[:, None])  # (draws, N, 2)
+    aggregate = each.sum(-1).logsumexp(1) - math.log(90)
+    units = each.logsumexp(1) - math.log(90)
+    own = q.log_prob(z.unflatten(0, (2000, 90))).sum(-1).flatten()
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z)
+    expected = {
+        "mutual_information": own - aggregate,
+        "marginal_kl": aggregate - prior.sum(-1),
+        "total_correlation": aggregate - units.sum(-1),
+        "dimension_wise_kl": (units - prior).sum(-1),
+    }
+    for name, values in expected.items():
+        assert float(terms[name].mean()) == pytest.approx(values.mean().item(), abs=0.02), name
+    exact = (0.5 * (q.loc**2 + q.scale**2 - 1) - q.scale.log()).sum(-1)
+    np.testing.assert_allclose(terms.kl, exact, atol=0.2)
+    assert float(terms.kl.mean()) == pytest.approx(exact.mean().item(), abs=0.02)
+    assert float((terms.reconstruction - terms.kl).mean()) == pytest.approx(oracle.elbo(x).mean().item(), abs=0.03)
+
+
+def test_terms_add_up() -> None:
+    oracle = Oracle(0.7, 0.3)
+    terms = pv.evaluation.elbo_surgery(oracle.vae.model, oracle.vae.guide, oracle.data(50), seed=0)
+    np.testing.assert_allclose(terms.kl, terms.mutual_information + terms.marginal_kl)
+    np.testing.assert_allclose(terms.marginal_kl, terms.total_correlation + terms.dimension_wise_kl)
+    assert float(terms.mutual_information.mean()) < math.log(50)
+
+
+def test_surgery_of_layers_has_the_joint_aggregate() -> None:
+    chain = Chain()
+    x = chain.data(40)
+    terms = pv.evaluation.elbo_surgery(chain.model, chain.guide, x, 200, seed=0)
+    assert "total_correlation" not in terms
+    z1 = 0.5 * x + torch.randn(2000, 40, dtype=torch.float64)
+    z1 = z1.flatten()  # q(z2 | z1) is the same for all data, so it says nothing more of x
+    log_q = dist.Normal(0.5 * x, 1.0).log_prob(z1[:, None])
+    information = dist.Normal(0.5 * x, 1.0).log_prob(z1.unflatten(0, (2000, 40))).flatten() - (
+        log_q.logsumexp(1) - math.log(40)
+    )
+    assert float(terms.mutual_information.mean()) == pytest.approx(information.mean().item(), abs=0.02)
+
+
+def test_a_program_that_subsamples() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=4) as i:
+            z = pyro.sample("z", dist.Normal(torch.zeros(4).double(), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[i])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=4) as i:
+            pyro.sample("z", dist.Normal(x[i] / 2, 0.6))
+
+    x = torch.randn(10, dtype=torch.float64)
+    terms = pv.evaluation.elbo_surgery(model, guide, x, 2000, seed=0)
+    q = dist.Normal(x / 2, 0.6)
+    z = q.sample((20_000,))
+    aggregate = q.log_prob(z.flatten()[:, None]).logsumexp(1).unflatten(0, (20_000, 10)) - math.log(10)
+    expected = (q.log_prob(z) - aggregate).mean(0)
+    np.testing.assert_allclose(terms.mutual_information, expected, atol=0.05)
+    divergences = pv.evaluation.kl_per_dimension(model, guide, x)
+    np.testing.assert_allclose(divergences.z[:, 0], 0.5 * (x**2 / 4 + 0.36 - 1) - math.log(0.6), rtol=1e-10)
+
+
+def test_refusals(vae: pv.VAE, x: Tensor) -> None:
+    with pytest.raises(ValueError, match="num_samples, the number of draws per datum, must be at least 1, got 0"):
+        pv.evaluation.elbo_surgery(vae.model, vae.guide, x, 0)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("e", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match="latent site 'e' is auxiliary"):
+        pv.evaluation.kl_per_dimension(vae.model, guide, x)
+    assert isinstance(pv.evaluation.kl_per_dimension(vae.model, vae.guide, x), xr.Dataset)
