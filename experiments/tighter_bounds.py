@@ -152,12 +152,13 @@ def draw(table: pd.DataFrame, options: Options) -> Figure:
         len(models), 2, figsize=(7.5, 3.1 * len(models)), sharex=True, squeeze=False, layout="constrained"
     )
     for row, model in zip(axes, models, strict=True):
-        for ax, part in zip(row, ("encoder", "decoder"), strict=True):
-            for i, gradient in enumerate(GRADIENTS):
-                own = table[(table.model == model) & (table.gradient == gradient)]
-                ax.loglog(own.K, own[part], color=f"C{i}", marker="o", markersize=4, label=gradient.replace("_", " "))
-            ax.axhline(noise_floor(options), color="0.6", linestyle=":", linewidth=1, label="noise alone")
-            ax.set_title(f"{model}: {part}", fontsize=10)
+        for i, gradient in enumerate(GRADIENTS):
+            own = table[(table.model == model) & (table.gradient == gradient)]
+            row[0].loglog(own.K, own.encoder, color=f"C{i}", marker="o", markersize=4, label=gradient.replace("_", " "))
+            row[1].loglog(own.K, own.decoder, color="0.3", marker="o", markersize=4)  # the same for all three
+        row[0].axhline(noise_floor(options), color="0.6", linestyle=":", linewidth=1, label="noise alone")
+        row[0].set_title(f"{model}: encoder", fontsize=10)
+        row[1].set_title(f"{model}: decoder, any of the three", fontsize=10)
         row[0].set_ylabel("signal-to-noise ratio")
     for ax in axes[-1]:
         ax.set_xlabel("draws $K$")

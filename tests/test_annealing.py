@@ -172,6 +172,14 @@ def test_what_cannot_be_annealed_is_refused(vae: pv.VAE, x: Tensor) -> None:
         pv.evaluation.ais(model, guide, torch.zeros(5))
 
 
+def test_a_guide_that_is_another_at_every_run_is_refused(vae: pv.VAE, x: Tensor) -> None:
+    vae.posterior = pv.posteriors.SemiAmortized(vae.posterior, steps=3)
+    with pytest.raises(ValueError, match=r"the guide has another density at every run, by .*SemiAmortized"):
+        pv.evaluation.ais(vae.model, vae.guide, x, 4, num_temperatures=3)
+    vae.posterior = vae.posterior.amortized
+    assert pv.evaluation.ais(vae.model, vae.guide, x, 4, num_temperatures=3).sizes["datum"] == 12
+
+
 def test_a_program_that_sums_out_a_site_is_refused() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tyro
 import xarray as xr
 
 import experiments
@@ -58,12 +59,20 @@ def test_experiment(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_help_lists_every_option_with_its_default(name: str) -> None:
-    command = [sys.executable, "-m", f"experiments.{name}", "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for option in importlib.import_module(f"experiments.{name}").Options.__dataclass_fields__:
+def test_help_lists_every_option_with_its_default(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = importlib.import_module(f"experiments.{name}").Options
+    with pytest.raises(SystemExit):
+        tyro.cli(options, args=["--help"])
+    text = capsys.readouterr().out
+    for option in options.__dataclass_fields__:
         assert f"--{option.replace('_', '-')}" in text
-    assert text.count("default: ") >= len(importlib.import_module(f"experiments.{name}").Options.__dataclass_fields__)
+    assert text.count("default: ") >= len(options.__dataclass_fields__)
+
+
+def test_an_experiment_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "experiments.elbo_vs_iwae", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "How far is the ELBO from log p(x)" in text
 
 
 def test_elbo_vs_iwae_writes_the_table_and_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

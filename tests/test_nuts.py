@@ -15,7 +15,7 @@ from tests.scripts import SCRIPTS, Chain, GammaPoisson
 
 def test_the_posterior_of_the_oracle() -> None:
     oracle = Oracle(0.3, 2.0)  # a guide that is far off
-    x = oracle.data(4)
+    x = oracle.data(2)
     reference = pv.evaluation.nuts(
         oracle.vae.model, oracle.vae.guide, x, 300, warmup_steps=100, max_tree_depth=5, seed=0, progress=False
     )

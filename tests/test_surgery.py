@@ -82,7 +82,7 @@ def test_collapsed_units() -> None:
         pv.evaluation.collapsed_units(divergences, epsilon=0)
 
 
-@pytest.mark.parametrize("memory", [2**18, 2**26])
+@pytest.mark.parametrize("memory", [2**20, 2**26])
 def test_surgery_against_the_mixture_written_by_hand(memory: int) -> None:
     oracle = Oracle(0.7, 0.3)
     x = oracle.data(90)

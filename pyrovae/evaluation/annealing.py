@@ -83,8 +83,8 @@ def ais(
 
     Raises:
         TypeError: As :func:`evaluate`.
-        ValueError: As :func:`evaluate`; if a number is out of range, a latent site is discrete or auxiliary, or the
-            program cannot take a dimension to the left of its plates.
+        ValueError: As :func:`evaluate`; if a number is out of range, a latent site is discrete or auxiliary, the
+            program cannot take a dimension to the left of its plates, or a density is another one at every run.
         FloatingPointError: If a log-weight is NaN or infinite.
 
     Source:
@@ -255,6 +255,7 @@ class _Path:
     def __init__(self, target: Target, num_temperatures: int, num_leapfrog: int) -> None:
         self.target, self.num_leapfrog = target, num_leapfrog
         draws, _ = target.draw(64)
+        _check_repeats(target, draws[:1])
         self.scale = draws.std(0)  # of the guide in each dimension, shape (N, D)
         # As in Wu et al.: a sigmoid, which goes slowly at both ends.
         ramp = torch.sigmoid(torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64))
@@ -304,6 +305,17 @@ class _Path:
             steps.append(step)
             step = step * (acceptance.mean(0) - ACCEPTANCE).mul(0.5).exp()
         return steps[10:]
+
+
+def _check_repeats(target: Target, u: Tensor) -> None:
+    """Refuses densities that are another function at every run, of which no transition leaves any invariant."""
+    for name, first, again in zip(("model", "guide"), target.log_densities(u), target.log_densities(u), strict=True):
+        if not torch.allclose(first, again, rtol=1e-4, atol=1e-3):
+            raise ValueError(
+                f"the {name} has another density at every run, by {float((first - again).abs().max()):.3g} nats, as it "
+                f"draws random numbers that are no sample sites; anneal from a guide that does not "
+                f"(vae.posterior.amortized in the place of pyrovae.posteriors.SemiAmortized)"
+            )
 
 
 def _check_numbers(**numbers: Any) -> None:

@@ -110,8 +110,9 @@ def simulation_based_calibration(
         attrs=attributes(
             pieces,
             seed=seed,
-            binarization="not stated",
+            binarization="simulated",
             start=start,
+            units="ranks, from 0 to num_draws",
             num_draws=num_draws,
             num_simulations=num_simulations,
         ),

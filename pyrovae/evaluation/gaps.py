@@ -107,6 +107,7 @@ def inference_gaps(
             seed=seed,
             binarization=reference.attrs.get("binarization", "not stated"),
             start=start,
+            units="nats per datum",
             family=family,
             num_steps=num_steps,
             num_samples=num_samples,

@@ -14,7 +14,15 @@ from pyrovae.isolation import owners
 from pyrovae.sites import Program
 
 
-def attributes(pieces: Pieces, *, seed: int, binarization: str, start: float, **others: Any) -> dict[str, Any]:
+def attributes(
+    pieces: Pieces,
+    *,
+    seed: int,
+    binarization: str,
+    start: float,
+    units: str = "nats per datum, higher is better",
+    **others: Any,
+) -> dict[str, Any]:
     """Attributes of a result that was begun at ``start``, by :func:`time.perf_counter`."""
     measures = set(pieces.base_measures.values())
     return {
@@ -27,7 +35,7 @@ def attributes(pieces: Pieces, *, seed: int, binarization: str, start: float, **
         "data_sha1": _hash(as_tuple(pieces.data)),
         "seconds": time.perf_counter() - start,
         "device": str(pieces.device),
-        "units": "nats per datum, higher is better",
+        "units": units,
         **{f"{package}_version": version(package) for package in ("pyrovae", "torch", "pyro-ppl", "arviz")},
     }
 

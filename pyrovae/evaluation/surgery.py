@@ -13,6 +13,7 @@ Where posterior and prior have independent dimensions, the marginal KL is the to
 """
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from torch.distributions import kl_divergence
 
 from pyrovae.arguments import Data
 from pyrovae.evaluation.pieces import MEMORY, Pieces
+from pyrovae.evaluation.records import attributes
 from pyrovae.isolation import fresh_seed, isolated
 from pyrovae.sites import Latents, Program, Site, factors, score
 from pyrovae.summation import add_up
@@ -39,6 +41,7 @@ def kl_per_dimension(
     *,
     seed: int | None = None,
     plate: str | None = None,
+    binarization: str = "not stated",
     memory: int = MEMORY,
 ) -> xr.Dataset:
     r"""Computes :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
@@ -53,6 +56,7 @@ def kl_per_dimension(
         num_samples: Draws per datum, over which also the distributions of lower layers are averaged.
         seed: Seed of the draws; by default a new one from the operating system.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
+        binarization: How the data were binarized, kept as an attribute.
         memory: Bytes that the tensors of one run may take.
 
     Returns:
@@ -76,8 +80,9 @@ def kl_per_dimension(
         ('datum', 'z_unit')
     """
     _check_num_samples(num_samples)
+    seed, start = fresh_seed() if seed is None else seed, time.perf_counter()
     parts: dict[str, list[Tensor]] = {}
-    with isolated(model, guide, seed=fresh_seed() if seed is None else seed), pyro.validation_enabled(False):
+    with isolated(model, guide, seed=seed), pyro.validation_enabled(False):
         pieces = Pieces(model, guide, x, plate=plate, memory=memory)
         for piece in pieces.cut(max(1, pieces.affordable // num_samples)):
             with Latents() as latents:
@@ -89,6 +94,9 @@ def kl_per_dimension(
     return xr.Dataset(
         {name: (("datum", f"{name}_unit"), column) for name, column in columns.items()},
         coords={"datum": np.arange(pieces.size)},
+        attrs=attributes(
+            pieces, seed=seed, binarization=binarization, start=start, units="nats", num_samples=num_samples
+        ),
     )
 
 
@@ -129,6 +137,7 @@ def elbo_surgery(
     *,
     seed: int | None = None,
     plate: str | None = None,
+    binarization: str = "not stated",
     memory: int = MEMORY,
 ) -> xr.Dataset:
     r"""Splits the ELBO into reconstruction, mutual information and marginal KL.
@@ -143,6 +152,7 @@ def elbo_surgery(
         num_samples: Draws per datum.
         seed: Seed of the draws; by default a new one from the operating system.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
+        binarization: How the data were binarized, kept as an attribute.
         memory: Bytes that the tensors of one run may take.
 
     Returns:
@@ -173,7 +183,8 @@ def elbo_surgery(
     _check_num_samples(num_samples)
     rows: dict[str, list[Tensor]] = {"reconstruction": [], "prior": [], "guide": [], "prior_units": []}
     draws: dict[str, list[Tensor]] = {}
-    with isolated(model, guide, seed=fresh_seed() if seed is None else seed), pyro.validation_enabled(False):
+    seed, start = fresh_seed() if seed is None else seed, time.perf_counter()
+    with isolated(model, guide, seed=seed), pyro.validation_enabled(False):
         pieces = Pieces(model, guide, x, plate=plate, memory=memory)
         for piece in pieces.cut(max(1, pieces.affordable // num_samples)):
             with Latents() as latents:
@@ -206,6 +217,9 @@ def elbo_surgery(
     return xr.Dataset(
         {name: ("datum", term.mean(0).cpu().numpy()) for name, term in terms.items()},
         coords={"datum": np.arange(pieces.size)},
+        attrs=attributes(
+            pieces, seed=seed, binarization=binarization, start=start, units="nats", num_samples=num_samples
+        ),
     )
 
 
