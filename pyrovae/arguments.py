@@ -38,7 +38,7 @@ def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
         found = [type(tensor).__name__ for tensor in tensors]
         raise TypeError(f"{name} must be a tensor or a tuple of tensors, got {found}; use torch.as_tensor(...)")
     if not tensors[0].is_floating_point():
-        raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}; scale the data and call .float()")
+        raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}; call .float() on them")
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
         raise ValueError(f"the tensors of {name} must share a first dimension, that of the data, got shapes {shapes}")

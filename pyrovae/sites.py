@@ -102,6 +102,7 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
                 f"latent site {site['name']!r} asks for {site['infer']['num_samples']} parallel samples, which is no "
                 f"sum over its values; enumerate it, infer={{'enumerate': 'parallel'}}, or draw it"
             )
+    _check_points(model_sites, guide_sites)
     in_model = {site["name"] for site in model_sites if not (site["is_observed"] or is_enumerated(site))}
     in_guide = {site["name"] for site in guide_sites if not site["is_observed"]}
     auxiliary = {site["name"] for site in guide_sites if site["infer"].get("is_auxiliary")}
@@ -116,6 +117,27 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
             f"latent site {surplus[0]!r} is in the guide but not in the model, which has {sorted(in_model)}; "
             f"sample it in the model under the same name, or mark it with infer={{'is_auxiliary': True}}"
         )
+
+
+def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
+    """Refuses a guide without a density: all mass on a point where the model has a density, and nothing else drawn."""
+    if any(site["infer"].get("is_auxiliary") for site in guide_sites):
+        return  # an autoguide computes such points from what it draws
+    of_model = {site["name"]: site["fn"] for site in model_sites if not site["is_observed"]}
+    for site in guide_sites:
+        given = site["is_observed"] or site["infer"].get("_pyrovae_given")
+        if not given and is_point(site["fn"]) and not is_point(of_model.get(site["name"], site["fn"])):
+            raise ValueError(
+                f"the guide puts all mass of latent site {site['name']!r} on a point, a maximum a posteriori estimate, "
+                f"so its draws have no density and no weights; sample it, or condition the model on its value"
+            )
+
+
+def is_point(distribution: Any) -> bool:
+    """Whether a distribution has all of its mass on a point."""
+    while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, dist.Delta)
 
 
 def shared_plates(sites: list[Site]) -> list[CondIndepStackFrame]:

@@ -213,7 +213,7 @@ class _Run:
         """Returns the bound on data, with the same noise at every call."""
         with isolated(self.model, self.guide, seed=0):
             losses = [
-                _first(self.objective.loss(self.model, self.guide, *batch)) * self._weight(batch)
+                float(_first(self.objective.loss(self.model, self.guide, *batch))) * self._weight(batch)
                 for batch in self._batches(data)
             ]
         return self._finite(-sum(losses) / len(data[0]))

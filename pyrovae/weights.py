@@ -184,6 +184,11 @@ def _run(
         model_sites, guide_sites = trace(model, guide, args, kwargs, depth=depth)
     check_same_latents(model_sites, guide_sites)
     sites = model_sites + guide_sites
+    if not any(site["is_observed"] for site in model_sites):
+        raise ValueError(
+            f"the model observes nothing, it samples {[site['name'] for site in model_sites]}; pass the data with "
+            f"pyro.sample(name, distribution, obs=x), and model and guide in this order"
+        )
     data = _data_plate(sites, plate)
     inside = [data in site["cond_indep_stack"] for site in sites]
     own_scales = [site["scale"] * data.size / data.full_size for site in sites]

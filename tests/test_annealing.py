@@ -94,6 +94,16 @@ def test_the_truth_lies_between_the_bounds(script: GammaPoisson) -> None:
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / 2000**0.5
 
 
+def test_the_inverse_weights_of_reverse_chains_are_unbiased() -> None:
+    oracle = Oracle(0.6, 0.8)
+    bounds = pv.evaluation.bdmc(
+        oracle.vae.model, oracle.vae.guide, oracle.data(8000), 1, num_temperatures=3, num_leapfrog=3, seed=0
+    )
+    exact = oracle.log_likelihood(torch.as_tensor(bounds.simulated_0.values)).numpy()
+    ratio = np.exp(exact - bounds.upper.values)
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / 8000**0.5
+
+
 def test_the_sandwich_closes_on_the_oracle() -> None:
     oracle = Oracle(0.5, 1.0)
     widths = []
@@ -124,6 +134,26 @@ def test_the_prior_may_be_the_guide() -> None:
     prior = poutine.block(oracle.vae.model, hide_fn=lambda site: site["is_observed"])
     result = pv.evaluation.ais(oracle.vae.model, prior, x, num_temperatures=150, seed=0)
     assert abs(result.log_likelihood - oracle.log_likelihood(x).numpy()).mean() < 0.1
+
+
+def test_a_mixture_may_be_the_start() -> None:
+    shares, locs = torch.tensor([[0.3, 0.7], [-1.0, 1.5]], dtype=torch.float64)
+    mixture = dist.MixtureSameFamily(dist.Categorical(shares), dist.Normal(locs, 1.0))
+
+    def prior(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", mixture)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", mixture)
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    x = torch.linspace(-2, 3, 30, dtype=torch.float64)
+    result = pv.evaluation.ais(model, prior, x, 64, num_temperatures=60, seed=0)
+    density = dist.Normal(locs, 1.25**0.5).log_prob(x[:, None]).exp()
+    exact = (density * shares).sum(-1).log()
+    assert abs(result.log_likelihood - exact.numpy()).max() < 0.15
 
 
 def test_step_sizes_are_fixed_before_the_chains_that_count() -> None:
@@ -174,7 +204,7 @@ def test_what_cannot_be_annealed_is_refused(vae: pv.VAE, x: Tensor) -> None:
 
 def test_a_guide_that_is_another_at_every_run_is_refused(vae: pv.VAE, x: Tensor) -> None:
     vae.posterior = pv.posteriors.SemiAmortized(vae.posterior, steps=3)
-    with pytest.raises(ValueError, match=r"the guide has another density at every run, by .*SemiAmortized"):
+    with pytest.raises(ValueError, match=r"another density at every run, by .*SemiAmortized"):
         pv.evaluation.ais(vae.model, vae.guide, x, 4, num_temperatures=3)
     vae.posterior = vae.posterior.amortized
     assert pv.evaluation.ais(vae.model, vae.guide, x, 4, num_temperatures=3).sizes["datum"] == 12
@@ -199,3 +229,48 @@ def test_the_sandwich_of_one_datum() -> None:
     oracle = Oracle(1.3)
     bounds = pv.evaluation.bdmc(oracle.vae.model, oracle.vae.guide, oracle.data(1), 8, num_temperatures=20, seed=0)
     assert math.isfinite(float(bounds.upper[0] - bounds.lower[0]))
+
+
+def test_a_support_that_depends_on_other_latents_is_refused() -> None:
+    def prior(x: Tensor) -> Tensor:
+        a = pyro.sample("a", dist.Uniform(torch.ones_like(x), 3.0))
+        return pyro.sample("z", dist.Uniform(torch.zeros_like(x), a))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(prior(x), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            prior(x)
+
+    with pytest.raises(ValueError, match="the support of latent site 'z' depends on other latents"):
+        pv.evaluation.ais(model, guide, torch.randn(5))
+
+
+def test_a_guide_of_points_is_refused() -> None:
+    script = SCRIPTS[2]
+
+    def points(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z1", dist.Delta(x / 2))
+            pyro.sample("z2", dist.Delta(x / 3))
+
+    for estimator in (pv.evaluation.ais, pv.evaluation.evaluate):
+        with pytest.raises(ValueError, match="the guide puts all mass of latent site 'z1' on a point"):
+            estimator(script.model, points, torch.randn(5))
+
+
+def test_data_that_a_plate_takes_in_part_are_not_simulated() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=4) as i:
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[i])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=4) as i:
+            pyro.sample("z", dist.Normal(x[i] / 2, 1.0))
+
+    for function in (pv.evaluation.bdmc, pv.evaluation.simulation_based_calibration):
+        with pytest.raises(ValueError, match="takes 4 of 10 data a run, so they cannot all be simulated"):
+            function(model, guide, torch.randn(10))

@@ -195,3 +195,26 @@ def test_too_few_draws_or_simulations(arguments: dict[str, int]) -> None:
     vae = hierarchical()
     with pytest.raises(ValueError, match="num_draws of at least 1 and num_simulations of at least 50"):
         simulation_based_calibration(vae.model, vae.guide, torch.zeros(3, 2, 2), **arguments)
+
+
+def test_masked_entries_are_simulated_as_they_are_in_the_data() -> None:
+    mask = (torch.arange(40).reshape(10, 4) % 3 > 0).double()
+
+    def model(x: Tensor, mask: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)).double(), 1.0))
+            loc = z.unsqueeze(-1) + torch.zeros_like(x)
+            pyro.sample("x", dist.Normal(loc, 1.0).mask(mask.bool()).to_event(1), obs=x)
+
+    def guide(x: Tensor, mask: Tensor) -> None:  # relies on zeros where nothing was observed
+        with pyro.plate("data", len(x)):
+            precision = 1 + mask.sum(-1)
+            pyro.sample("z", dist.Normal(x.sum(-1) / precision, precision**-0.5))
+
+    data = torch.zeros(10, 4, dtype=torch.float64), mask
+    ranks = pv.evaluation.simulation_based_calibration(model, guide, data, num_simulations=2000, seed=0)
+    assert float(ranks.z_p_value[0]) > 1e-3
+    with torch.no_grad():
+        _, (x, _) = simulate(model, data)
+    assert (x[mask == 0] == 0).all()
+    assert (x[mask == 1] != 0).all()

@@ -1,8 +1,11 @@
 """NUTS finds the posterior of a handful of data, and the bridge their log p(x)."""
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.evaluation.nuts import _bridge
@@ -47,8 +50,8 @@ def test_any_program(script: GammaPoisson) -> None:
         np.testing.assert_allclose(reference.z.mean(("chain", "draw")), (3 + x) / 2, atol=0.35)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.7])
-def test_the_error_of_the_bridge_covers(scale: float) -> None:
+@pytest.mark.parametrize(("scale", "repeats"), [(1.0, 1), (0.7, 1), (0.7, 5)])
+def test_the_error_of_the_bridge_covers(scale: float, repeats: int) -> None:
     oracle = Oracle()
     x = oracle.data(2000)
     with isolated(oracle.vae.model, oracle.vae.guide, seed=0):
@@ -56,6 +59,7 @@ def test_the_error_of_the_bridge_covers(scale: float) -> None:
         target = Target(pieces, next(pieces.cut(2000)))
         draws = torch.stack([target.draw(200)[0] for _ in range(2)])  # from the exact posterior
         draws[:, :100] = draws[:, :100] * scale  # a normal density fitted to the wrong draws is a worse bridge
+        draws = draws.repeat_interleave(repeats, 1)  # draws that depend on each other are worth fewer
         log_p, mcse = _bridge(target, draws, 10**6)
     covered = ((log_p - oracle.log_likelihood(x)).abs() < 1.96 * mcse).double().mean()
     assert 0.93 <= covered <= 0.97
@@ -63,7 +67,7 @@ def test_the_error_of_the_bridge_covers(scale: float) -> None:
 
 def test_it_says_what_it_is_and_repeats() -> None:
     script = Chain()
-    options = {"num_samples": 30, "warmup_steps": 20, "seed": 1, "progress": False}
+    options = {"num_samples": 60, "warmup_steps": 60, "seed": 1, "progress": False}
     first, again = (
         pv.evaluation.nuts(script.model, script.guide, torch.zeros(2).double(), **options) for _ in range(2)
     )
@@ -78,3 +82,31 @@ def test_too_few_draws_are_refused() -> None:
         pv.evaluation.nuts(script.model, script.guide, torch.zeros(2).double(), 8)
     with pytest.raises(ValueError, match="num_chains must be at least 1, got 0"):
         pv.evaluation.nuts(script.model, script.guide, torch.zeros(2).double(), num_chains=0)
+
+
+def test_chains_leave_the_support_of_the_guide() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.HalfNormal(torch.ones_like(x)))
+
+    x = torch.zeros(3, dtype=torch.float64)
+    reference = pv.evaluation.nuts(model, guide, x, 300, warmup_steps=100, num_chains=1, seed=0, progress=False)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    assert (abs(reference.log_likelihood - exact.numpy()) < 4 * reference.mcse).all()
+    assert abs((reference.z < 0).mean() - 0.5) < 0.15
+
+
+def test_chains_that_do_not_move_are_refused() -> None:
+    oracle = Oracle()
+    with isolated(oracle.vae.model, oracle.vae.guide, seed=0):
+        pieces = Pieces(oracle.vae.model, oracle.vae.guide, oracle.data(4))
+        target = Target(pieces, next(pieces.cut(4)))
+        draws = target.draw(100)[0].unsqueeze(0)
+        draws[:, :, 2] = 1.0
+        with pytest.raises(ValueError, match="the chains of 1 of 4 data did not move"):
+            _bridge(target, draws, 10**6)

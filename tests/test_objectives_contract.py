@@ -232,3 +232,9 @@ def test_a_fixed_prior_without_paths_will_do_for_mmd(x: Tensor) -> None:
     vae = vae_with(prior=pv.priors.GaussianMixture(2, 3).requires_grad_(False))
     MMD(1.0).loss_and_grads(vae.model, vae.guide, x)
     assert all(parameter.grad is not None for parameter in vae.posterior.parameters())
+
+
+@pytest.mark.parametrize("make", [IWAE, MIWAE, CIWAE, PIWAE, lambda **options: Renyi(0.5, **options)])
+def test_an_argument_that_is_not_there_is_refused(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes no argument 'K'; besides its own it has num_particles, "):
+        make(K=50)

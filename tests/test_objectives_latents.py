@@ -11,6 +11,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
+import pyrovae as pv
 from pyrovae.objectives import IWAE, MMD, BetaTC, FreeBits
 from pyrovae.objectives.beta import LatentScale
 from pyrovae.objectives.mmd import mmd_squared
@@ -351,3 +352,13 @@ def test_a_hierarchy_is_compared_as_a_whole() -> None:
         losses.append(MMD(weight).loss(program(0.1), program(1.0), x) / 2000)
     assert losses[1] - losses[0] > 0.01
     assert math.isfinite(losses[1])
+
+
+@pytest.mark.parametrize("objective", [FreeBits(0.1), BetaTC(data_size=12)], ids=["FreeBits", "BetaTC"])
+def test_scales_of_one_of_the_two_are_refused(objective: Any, vae: pv.VAE, x: Tensor) -> None:
+    def annealed(x: Tensor) -> None:
+        with LatentScale(0.5):
+            vae.model(x)
+
+    with pytest.raises(ValueError, match=r"scaled by 1.0 in the guide and by 0.5 in the model"):
+        objective.differentiable_loss(annealed, vae.guide, x)

@@ -22,14 +22,25 @@ LAYERS = {
     "bayesian": {"programs", "priors", "vae"},
     "sites": set(),
     "summation": {"sites"},
+    "divergences": {"sites"},
     "weights": {"sites", "summation"},
     "isolation": set(),
     "arguments": set(),
     "testing": set(),
     "plots": {"training"},  # for type checkers only
-    "objectives": {"sites", "weights", "isolation", "objectives"},
+    "objectives": {"sites", "divergences", "weights", "isolation", "objectives"},
     "training": {"sites", "isolation", "arguments", "plots"},
-    "evaluation": {"sites", "summation", "weights", "isolation", "arguments", "flows", "distributions", "evaluation"},
+    "evaluation": {
+        "sites",
+        "divergences",
+        "summation",
+        "weights",
+        "isolation",
+        "arguments",
+        "flows",
+        "distributions",
+        "evaluation",
+    },
     "data": {"data"},
 }
 

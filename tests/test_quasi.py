@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal, init_to_median
 from torch import Tensor, nn
 
 import pyrovae as pv
@@ -122,3 +123,13 @@ def test_networks_are_left_as_they_were(vae: pv.VAE, x: Tensor) -> None:
     pv.evaluation.rqmc(vae.model, vae.guide, x, 64)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+
+
+def test_an_autoguide_has_points_that_it_computes() -> None:
+    script = SCRIPTS[0]
+    x = script.data(6)
+    guide = AutoNormal(script.model, init_loc_fn=init_to_median)
+    guide(x)
+    quasi = pv.evaluation.rqmc(script.model, guide, x, 4096, seed=0)
+    plain = pv.evaluation.evaluate(script.model, guide, x, 20_000, seed=0)
+    assert (abs(quasi.elbo - plain.elbo) < 4 * plain.elbo_mcse).all()

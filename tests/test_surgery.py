@@ -43,9 +43,9 @@ def test_kl_of_layers_and_of_inner_plates() -> None:
     chain, pixels = Chain(), Pixels()
     x = chain.data(10)
     layers = pv.evaluation.kl_per_dimension(chain.model, chain.guide, x, 20_000, seed=0)
-    # q(z1 | x) = N(x / 2, 1) against p(z1 | z2) = N(z2, 1), with z2 = 0.4 z1 + 0.9 e:
-    q_var, gap = 0.4**2 + 0.9**2, 0.5 * x - 0.2 * x
-    np.testing.assert_allclose(layers.z1[:, 0], 0.5 * (gap**2 + q_var), atol=0.08)
+    # log q(z1 | x) - log p(z1 | z2), z1 = x / 2 + e and z2 = 0.4 z1 + 0.9 f: z1 and z2 depend on each other, so it is
+    # not the divergence of N(x / 2, 1) and N(z2, 1).
+    np.testing.assert_allclose(layers.z1[:, 0], 0.5 * ((0.6 * 0.5 * x) ** 2 + 0.6**2 + 0.9**2 - 1), atol=0.08)
     assert layers.sizes == {"datum": 10, "z1_unit": 1, "z2_unit": 1}
     x = pixels.data(4)
     inner = pv.evaluation.kl_per_dimension(pixels.model, pixels.guide, x, 3).z
@@ -163,3 +163,72 @@ def test_refusals(vae: pv.VAE, x: Tensor) -> None:
     with pytest.raises(ValueError, match="latent site 'e' is auxiliary"):
         pv.evaluation.kl_per_dimension(vae.model, guide, x)
     assert isinstance(pv.evaluation.kl_per_dimension(vae.model, vae.guide, x), xr.Dataset)
+
+
+def tight(x: Tensor) -> None:
+    """Two layers, the second almost a copy of the first."""
+    with pyro.plate("data", len(x)):
+        z2 = pyro.sample("z2", dist.Normal(torch.zeros_like(x), 1.0))
+        z1 = pyro.sample("z1", dist.Normal(z2, 0.1))
+        pyro.sample("x", dist.Normal(z1, 1.0), obs=x)
+
+
+def bottom_up(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z1 = pyro.sample("z1", dist.Normal(0.5 * x, 0.7))
+        pyro.sample("z2", dist.Normal(z1, 0.1))
+
+
+def test_divergences_add_up_to_the_term_of_the_elbo() -> None:
+    x = torch.randn(20, dtype=torch.float64)
+    divergences = pv.evaluation.kl_per_dimension(tight, bottom_up, x, 4000, seed=0)
+    total = (divergences.z1 + divergences.z2.values).sum("z1_unit")
+    terms = pv.evaluation.elbo_surgery(tight, bottom_up, x, 4000, seed=0)
+    elbo = pv.evaluation.evaluate(tight, bottom_up, x, 4000, seed=0).elbo
+    np.testing.assert_allclose(total, terms.kl, atol=0.1)
+    np.testing.assert_allclose(terms.reconstruction - terms.kl, elbo, atol=0.1)
+
+
+def test_masked_latents_have_no_divergence_and_no_aggregate() -> None:
+    x, mask = torch.randn(6, dtype=torch.float64), torch.tensor([True, True, False, True, True, True])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask[: len(x)]):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask[: len(x)]):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.8))
+
+    divergences = pv.evaluation.kl_per_dimension(model, guide, x).z[:, 0]
+    exact = 0.5 * ((0.5 * x) ** 2 + 0.64 - 1) - math.log(0.8)
+    np.testing.assert_allclose(divergences, exact * mask)
+    with pytest.raises(ValueError, match="latent site 'z' is masked"):
+        pv.evaluation.elbo_surgery(model, guide, x)
+    for estimator in (pv.evaluation.ais, pv.evaluation.nuts):
+        with pytest.raises(ValueError, match="latent site 'z' is masked"):
+            estimator(model, guide, x)
+
+
+def test_enumerated_sites_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(y, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(torch.full_like(x, 0.4)), infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal(x + y, 1.0))
+
+    for diagnostic in (pv.evaluation.kl_per_dimension, pv.evaluation.elbo_surgery):
+        with pytest.raises(ValueError, match="the program sums out a discrete latent site"):
+            diagnostic(model, guide, torch.randn(5))
+
+
+def test_a_guide_that_is_another_at_every_run_has_no_aggregate(vae: pv.VAE, x: Tensor) -> None:
+    vae.posterior = pv.posteriors.SemiAmortized(vae.posterior, steps=3)
+    with pytest.raises(ValueError, match="another density at every run"):
+        pv.evaluation.elbo_surgery(vae.model, vae.guide, x)

@@ -325,3 +325,8 @@ def test_binary_values_of_a_wrong_shape_are_no_grey_values() -> None:
 def test_no_draws(vae: pv.VAE, x: Tensor) -> None:
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         importance_weights(vae.model, vae.guide, (x,), 0)
+
+
+def test_model_and_guide_exchanged_are_refused(vae: pv.VAE, x: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"the model observes nothing, it samples \['z'\].*in this order"):
+        importance_weights(vae.guide, vae.model, [x])

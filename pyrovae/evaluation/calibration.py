@@ -93,6 +93,7 @@ def simulation_based_calibration(
     done = 0
     with isolated(model, guide, seed=seed):
         pieces = Pieces(model, guide, x, plate=plate, vectorize=vectorize, memory=memory)
+        pieces.check_whole()
         with pyro.validation_enabled(False):
             for piece in cycle(list(pieces.cut(max(1, min(pieces.affordable // num_draws, num_simulations))))):
                 if done >= num_simulations:

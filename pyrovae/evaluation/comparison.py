@@ -38,7 +38,7 @@ def compare(results: Mapping[str, xr.Dataset], *, reference: str | None = None) 
         * ``bias``: what the logarithm of an average of weights adds in the mean, about -mcse^2 / 2 per datum, which
           averaging over data does not remove; NaN where there is no ``pareto_k``, for other estimators' is another;
         * ``high_pareto_k``: share of the data with k-hat above 0.7, NaN where there is no ``pareto_k``;
-        * ``num_samples``: draws per datum, NaN where the result does not say;
+        * ``num_samples``: draws or chains per datum, NaN where the result does not say;
         * ``estimator``: its name.
 
     Raises:
@@ -88,7 +88,7 @@ def _row(result: xr.Dataset, reference: xr.Dataset) -> dict[str, float | str]:
         **_mean("difference", "difference_", difference, both),
         "bias": -float(variances.mean()) / 2 if weighted else np.nan,
         "high_pareto_k": float((result.pareto_k > 0.7).mean()) if weighted else np.nan,
-        "num_samples": result.attrs.get("num_samples", np.nan),
+        "num_samples": result.attrs.get("num_samples", result.attrs.get("num_chains", np.nan)),
         "estimator": result.attrs.get("estimator", ""),
     }
 
@@ -104,6 +104,8 @@ def _mean(name: str, prefix: str, values: np.ndarray, variances: np.ndarray) -> 
 
 def _check_result(name: str, result: xr.Dataset) -> None:
     """Refuses a result that cannot be compared with any."""
+    if "log_likelihood" not in result:
+        raise ValueError(f"the results of {name!r} hold no log_likelihood but {list(result)}; evaluate the model")
     if result.log_likelihood.dims != ("datum",):
         raise ValueError(
             f"results are compared over 'datum' alone, but those of {name!r} go over {result.log_likelihood.dims}; "
@@ -121,7 +123,7 @@ def _check_pair(names: tuple[str, str], first: xr.Dataset, second: xr.Dataset) -
         if one != other:
             raise ValueError(
                 f"{names[0]!r} and {names[1]!r} are not comparable, their {what} is {one!r} and {other!r}; "
-                f"evaluate both on the very same data"
+                f"{'pass binarization= to both' if what == 'binarization' else 'evaluate both on the very same data'}"
             )
     if (first.datum.values != second.datum.values).any():
         raise ValueError(f"{names[0]!r} and {names[1]!r} hold different data along 'datum'; choose the same of both")

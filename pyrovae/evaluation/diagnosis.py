@@ -19,7 +19,7 @@ RELIABLE, MORE_DRAWS, TOO_NARROW = "reliable", "more draws", "proposal too narro
 REMEDIES = {
     RELIABLE: "none",
     MORE_DRAWS: "evaluate with num_samples=draws_needed",
-    TOO_NARROW: "give the guide more freedom or training",
+    TOO_NARROW: "pyrovae.evaluation.ais, or a better guide",
 }
 THRESHOLD = 0.7  # of k-hat; beyond it the bias exceeds the error, and the draws needed are too many
 
@@ -76,7 +76,8 @@ def diagnose(results: xr.Dataset, *, precision: float = 0.1) -> xr.Dataset:
     """Says of each datum whether its estimate of log p(x) is reliable, and if not, why.
 
     * ``"proposal too narrow"``: k-hat is above 0.7, the weights' tail is too heavy. There is posterior mass where the
-      guide has next to none, which draws from the guide cannot show; neither estimate nor ``mcse`` is to be trusted.
+      guide has next to none, which its draws rarely show, so estimates are too low on average, and a single one may be
+      off either way by more than ``mcse``.
       A proposal in the wrong place counts as such, and one so wide that hardly a draw meets the posterior looks alike.
     * ``"more draws"``: the draws are fewer than :func:`draws_needed`, as ``mcse`` exceeds the precision, or k-hat
       exceeds 1 - 1 / log10(K).

@@ -73,8 +73,8 @@ def inference_gaps(
 
     Raises:
         TypeError: As :func:`evaluate`.
-        ValueError: As :func:`evaluate`; if the reference is of other data, a number is out of range, or a latent site
-            is discrete or auxiliary.
+        ValueError: As :func:`evaluate`; if the reference is of other data, in another order, or of another kind of
+            model; if a number is out of range, or a latent site is discrete, masked or auxiliary.
         FloatingPointError: If a log-weight is NaN or infinite.
 
     Source:
@@ -112,7 +112,7 @@ def inference_gaps(
             num_steps=num_steps,
             num_samples=num_samples,
         )
-        _check_reference(reference, attrs["data_sha1"])
+        _check_reference(reference, attrs, pieces.size)
         with tqdm(total=pieces.size * num_steps, desc=f"local {family}", disable=None if progress else True) as bar:
             for piece in pieces.cut(max(1, pieces.affordable // num_particles)):
                 target = Target(pieces, piece)
@@ -155,9 +155,15 @@ def _elbos(pieces: Pieces, piece: Piece, target: Target, local: Any, num_samples
     return columns
 
 
-def _check_reference(reference: xr.Dataset, data_sha1: str) -> None:
-    if reference.attrs.get("data_sha1") != data_sha1:
+def _check_reference(reference: xr.Dataset, attrs: dict[str, Any], size: int) -> None:
+    if reference.sizes["datum"] != size or (reference.datum.values != np.arange(size)).any():
         raise ValueError(
-            "the reference is a result for other data than x; evaluate these data, "
-            "reference=pyrovae.evaluation.ais(model, guide, x)"
+            f"the reference holds {reference.sizes['datum']} data, or holds them in another order, and x {size}; give "
+            f"the whole result as it was made"
         )
+    for attribute, what in {"data_sha1": "other data than x", "model": "another model"}.items():
+        if reference.attrs.get(attribute) != attrs[attribute]:
+            raise ValueError(
+                f"the reference is a result for {what}, {reference.attrs.get(attribute)} instead of "
+                f"{attrs[attribute]}; make one, reference=pyrovae.evaluation.ais(model, guide, x)"
+            )

@@ -74,7 +74,7 @@ def nuts(
 
     Raises:
         TypeError: As :func:`evaluate`.
-        ValueError: As :func:`evaluate`; if there are too few draws to fit a normal density, a latent site is discrete
+        ValueError: As :func:`evaluate`; if there are too few draws to fit a normal density, or chains that do not move; if a latent site is discrete
             or auxiliary, or the program cannot take a dimension to the left of its plates.
         FloatingPointError: If a log-density is NaN or infinite.
 
@@ -96,9 +96,9 @@ def nuts(
         >>> reference.log_likelihood.shape, reference.z.dims
         ((2,), ('chain', 'draw', 'datum', 'z_dim_0'))
     """
-    for name, value in {"num_samples": num_samples, "num_chains": num_chains}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, value, least in (("num_samples", num_samples, 8), ("num_chains", num_chains, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     seed, start = fresh_seed() if seed is None else seed, time.perf_counter()
     options = {"max_tree_depth": max_tree_depth}
     parts, divergences = [], 0
@@ -170,7 +170,13 @@ def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Ten
     sample = fitted.flatten(0, 1)
     deviations = (sample - sample.mean(0)).movedim(0, 1)  # (N, draws, D)
     covariance = deviations.mT @ deviations / (len(sample) - 1)
-    normal = MultivariateNormal(sample.mean(0), covariance)
+    tril, failed = torch.linalg.cholesky_ex(covariance)
+    if failed.any():
+        raise ValueError(
+            f"the chains of {int((failed > 0).sum())} of {target.size} data did not move in all dimensions, so no normal "
+            f"density can be fitted to their draws; raise warmup_steps and num_samples"
+        )
+    normal = MultivariateNormal(sample.mean(0), scale_tril=tril)
     width = max(1, affordable // target.size)
     bridges = []
     for u in (kept.flatten(0, 1), normal.sample((kept.shape[0] * kept.shape[1],))):

@@ -8,13 +8,14 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyrovae.arguments import Data, as_tensors
 from pyrovae.isolation import program_device
 from pyrovae.sites import Program
-from pyrovae.weights import Weights, importance_weights
+from pyrovae.weights import Weights, draw_latents, importance_weights
 
 MEMORY = 2**26
 
@@ -101,12 +102,14 @@ class Pieces:
         """What the programs are called with."""
         return [tensor.to(self.device) for tensor in piece.args]
 
-    def run(self, piece: Piece, draws: int = 1, vectorize: bool = False) -> Weights:
-        """Draws the log-weights of a piece, all in one run or one run a draw."""
+    def run(
+        self, piece: Piece, draws: int = 1, vectorize: bool = False, wrap: tuple[Messenger, Messenger] | None = None
+    ) -> Weights:
+        """Draws the log-weights of a piece, all in one run or one run a draw, within handlers of model and guide."""
         try:
             return importance_weights(
-                self.model,
-                self.guide,
+                self.model if wrap is None else wrap[0](self.model),
+                self.guide if wrap is None else wrap[1](self.guide),
                 self.arguments(piece),
                 draws,
                 nesting=self.nesting if vectorize else None,
@@ -114,12 +117,46 @@ class Pieces:
                 values=piece.subsample,
             )
         except Exception as error:
-            if vectorize:
+            if vectorize and (isinstance(error, RuntimeError) or "shape" in str(error).lower()):
                 error.add_note(
                     "The program ran with one draw, but not with a plate of draws to the left of its own plates; let "
-                    "its networks keep leading dimensions (pyrovae.networks.Batched), or pass vectorize=False."
+                    "its networks keep leading dimensions (pyrovae.networks.Batched), or pass vectorize=False to those "
+                    "functions that take it."
                 )
             raise
+
+    def check_repeats(self) -> None:
+        """Refuses programs that are another density at every run, so that what was drawn in one is none of the next.
+
+        Raises:
+            ValueError: If log p(x, z) or log q(z | x) at the same draws differ between two runs.
+        """
+        piece = next(self.cut(2))
+        sites = draw_latents(self.guide, self.arguments(piece), values=piece.subsample)
+        values = {name: site["value"] for name, site in sites.items()}
+        first, again = (
+            importance_weights(self.model, self.guide, self.arguments(piece), plate=self.plate_name, values=values)
+            for _ in range(2)
+        )
+        if not torch.allclose(first.log_weights, again.log_weights, rtol=1e-4, atol=1e-3):
+            raise ValueError(
+                f"model or guide is another density at every run, by "
+                f"{float((first.log_weights - again.log_weights).abs().max()):.3g} nats at the same draws, as it draws "
+                f"random numbers that are no sample sites; use one that does not (vae.posterior.amortized in the place "
+                f"of pyrovae.posteriors.SemiAmortized)"
+            )
+
+    def check_whole(self) -> None:
+        """Refuses programs whose plate takes part of the data, where all are to be simulated.
+
+        Raises:
+            ValueError: If it does.
+        """
+        if self.plate.size != self.plate.full_size:
+            raise ValueError(
+                f"the data plate {self.plate.name!r} takes {self.plate.size} of {self.plate.full_size} data a run, so "
+                f"they cannot all be simulated; give a program that takes all of its data"
+            )
 
     def _follows(self, size: int) -> bool:
         """Whether the program runs on so many data, and its plate has their number."""

@@ -30,7 +30,7 @@ from pyrovae.evaluation.pieces import MEMORY, Piece, Pieces
 from pyrovae.evaluation.psis import psis
 from pyrovae.evaluation.records import attributes, check_finite
 from pyrovae.isolation import fresh_seed, isolated
-from pyrovae.sites import Program
+from pyrovae.sites import Program, is_point
 from pyrovae.weights import draw_latents
 
 
@@ -143,7 +143,8 @@ def _log_weights(pieces: Pieces, piece: Piece, num_samples: int, num_replicates:
     """Log-weights of a piece, shape ``(num_replicates, num_samples / num_replicates, N)``."""
     sites = draw_latents(pieces.guide, pieces.arguments(piece), values=piece.subsample)
     size = pieces.plate.size if piece.subsample else piece.kept
-    dim = sum(site["value"].numel() for site in sites.values() if not site_is_subsample(site)) // size
+    random = [site for site in sites.values() if not (site_is_subsample(site) or is_point(site["fn"]))]
+    dim = sum(site["value"].numel() for site in random) // size
     runs, data_dim = [], pieces.data_dim
     for _ in range(num_replicates):
         seed = int(torch.randint(2**31, ()))
@@ -165,7 +166,7 @@ class _Quasi(Messenger):
         self.uniform, self.data_dim, self.used = uniform, data_dim, 0
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
+        if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg) or is_point(msg["fn"]):
             return
         shape = list(msg["fn"].shape())
         rest = shape[1 : self.data_dim] + shape[self.data_dim + 1 :]

@@ -23,7 +23,8 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
 
     An observed site's draw takes the place of the argument that it observes, the tensor itself or one with the same
     entries in the same order. The model is run anew after each, so that later sites may read the argument or the site.
-    Other arguments, and observed sites outside all plates (a latent that was conditioned on), are given.
+    Other arguments, masked entries of the data, and observed sites outside all plates (a latent that was conditioned
+    on), are given; a latent that was conditioned on inside a plate is drawn.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(*args)``.
@@ -161,11 +162,28 @@ def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> i
 
 
 def _as_argument(site: Site, arg: Tensor) -> Tensor:
-    """A site's draw, of the shape and type of the argument that it observes."""
+    """A site's draw, of the shape and type of the argument that it observes; masked entries stay as they are."""
     value: Tensor = site["value"]
     if value.numel() != arg.numel():
         raise ValueError(
             f"site {site['name']!r} draws a value of shape {tuple(value.shape)} but observes an argument of shape "
             f"{tuple(arg.shape)}; give its distribution the batch and event shape of the data"
         )
-    return value.reshape(arg.shape).to(arg)
+    drawn = value.reshape(arg.shape).to(arg)
+    return torch.where(_scored(site).reshape(arg.shape), drawn, arg)
+
+
+def _scored(site: Site) -> Tensor:
+    """Which entries of an observed site's value no mask leaves out, of the shape of the value."""
+    value, distribution = site["value"], site["fn"]
+    scored = torch.ones(value.shape, dtype=torch.bool, device=value.device)
+    masks = [(site["mask"], distribution)]
+    while hasattr(distribution, "base_dist"):
+        if isinstance(distribution, dist.MaskedDistribution):
+            masks.append((distribution._mask, distribution))
+        distribution = distribution.base_dist
+    for mask, of in masks:
+        if isinstance(mask, Tensor):
+            mask = mask.reshape(mask.shape + (1,) * len(of.event_shape))
+        scored = scored if mask is None else scored & mask
+    return scored

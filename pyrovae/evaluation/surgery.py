@@ -22,15 +22,15 @@ import pyro
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyrovae.arguments import Data
+from pyrovae.divergences import divergence, is_mean_field
 from pyrovae.evaluation.pieces import MEMORY, Pieces
 from pyrovae.evaluation.records import attributes
 from pyrovae.isolation import fresh_seed, isolated
 from pyrovae.sites import Latents, Program, Site, factors, score
 from pyrovae.summation import add_up
-from pyrovae.weights import draw_latents
+from pyrovae.weights import Densities, Weights, draw_latents
 
 
 def kl_per_dimension(
@@ -46,8 +46,9 @@ def kl_per_dimension(
 ) -> xr.Dataset:
     r"""Computes :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
 
-    Exact where torch knows the divergence of the two distributions, as that of two normals; else the mean over draws of
-    :math:`\log q - \log p`. A site whose posterior or prior does not have independent dimensions counts as one.
+    Exact where torch knows the divergence of the two distributions, as that of two normals, and the prior of a site
+    depends on no site that the guide draws later; else the mean over draws of :math:`\log q - \log p`. A site whose
+    posterior or prior does not have independent dimensions counts as one. The sum over all is the ELBO's KL term.
 
     Args:
         model: Pyro program of p(x, z).
@@ -85,11 +86,12 @@ def kl_per_dimension(
     with isolated(model, guide, seed=seed), pyro.validation_enabled(False):
         pieces = Pieces(model, guide, x, plate=plate, memory=memory)
         for piece in pieces.cut(max(1, pieces.affordable // num_samples)):
-            with Latents() as latents:
-                pieces.run(piece, num_samples, vectorize=True)
-            for name, (q, p) in _pairs(latents):
-                divergence = _by_datum(pieces, _divergence(q, p)).mean(0)
-                parts.setdefault(name, []).append(divergence[: piece.kept])
+            of_guide, of_model = Latents(), Latents()
+            _check_densities(pieces.run(piece, num_samples, vectorize=True, wrap=(of_model, of_guide)))
+            for name, q, p in _pairs(of_guide, of_model):
+                exact = is_mean_field(name, list(of_model.runs), list(of_guide.runs))
+                values = _by_datum(pieces, divergence(q, p, exact=exact)).mean(0)
+                parts.setdefault(name, []).append(values[: piece.kept])
     columns = {name: torch.cat(part).cpu().numpy() for name, part in parts.items()}
     return xr.Dataset(
         {name: (("datum", f"{name}_unit"), column) for name, column in columns.items()},
@@ -186,21 +188,18 @@ def elbo_surgery(
     seed, start = fresh_seed() if seed is None else seed, time.perf_counter()
     with isolated(model, guide, seed=seed), pyro.validation_enabled(False):
         pieces = Pieces(model, guide, x, plate=plate, memory=memory)
+        pieces.check_repeats()
         for piece in pieces.cut(max(1, pieces.affordable // num_samples)):
-            with Latents() as latents:
-                densities = pieces.run(piece, num_samples, vectorize=True).densities
-            if densities is None:
-                raise ValueError(
-                    "the program sums out a discrete latent site, so its draws have no density q(z | x); draw the site "
-                    "in the guide instead of enumerating it"
-                )
+            of_guide, of_model = Latents(), Latents()
+            densities = _check_densities(pieces.run(piece, num_samples, vectorize=True, wrap=(of_model, of_guide)))
             rows["reconstruction"].append(densities.likelihood[:, : piece.kept])
             rows["prior"].append(densities.prior[:, : piece.kept])
             rows["guide"].append(densities.guide[:, : piece.kept])
-            for name, (q, p) in _pairs(latents):
+            for name, q, p in _pairs(of_guide, of_model):
+                _check_unmasked(name, q, p)
                 value = q["value"].movedim(pieces.data_dim, 1)[:, : piece.kept]
                 draws.setdefault(name, []).append(value)
-                if _has_units(latents):
+                if _has_units(of_guide) and _has_units(of_model):
                     rows["prior_units"].append(_by_datum(pieces, _units(p))[:, : piece.kept])
         together = {name: torch.cat(part, 1).double() for name, part in rows.items() if part}
         z = {name: torch.cat(part, 1).flatten(0, 1) for name, part in draws.items()}
@@ -228,15 +227,32 @@ def _check_num_samples(num_samples: int) -> None:
         raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_samples}")
 
 
-def _pairs(latents: Latents) -> Iterator[tuple[str, tuple[Site, Site]]]:
+def _check_densities(weights: Weights) -> Densities:
+    if weights.densities is None:
+        raise ValueError(
+            "the program sums out a discrete latent site, so its draws have no density q(z | x); draw the site in the "
+            "guide instead of enumerating it"
+        )
+    return weights.densities
+
+
+def _check_unmasked(name: str, *sites: Site) -> None:
+    if any(site["mask"] is not None for site in sites):
+        raise ValueError(
+            f"latent site {name!r} is masked, so there is no posterior of all data to aggregate; leave out the data "
+            f"whose latent is masked, and the mask"
+        )
+
+
+def _pairs(of_guide: Latents, of_model: Latents) -> Iterator[tuple[str, Site, Site]]:
     """The messages of guide and model of each latent site."""
-    for name, messages in latents.runs.items():
-        if len(messages) < 2:
+    for name, messages in of_guide.runs.items():
+        if name not in of_model.runs:
             raise ValueError(
                 f"latent site {name!r} is auxiliary, in the guide but not in the model, so it has no KL divergence of "
                 f"its own; use pyrovae.evaluation.evaluate for the bound on log p(x)"
             )
-        yield name, (messages[0], messages[1])
+        yield name, messages[0], of_model.runs[name][0]
 
 
 def _units(site: Site) -> Tensor:
@@ -246,20 +262,9 @@ def _units(site: Site) -> Tensor:
 
 
 def _has_units(latents: Latents) -> bool:
-    """Whether there is one latent site, and its dimensions are independent in all runs."""
-    only = next(iter(latents.runs.values()))
-    return len(latents.runs) == 1 and all(factors(message["fn"]) is not None for message in only)
-
-
-def _divergence(q: Site, p: Site) -> Tensor:
-    """Of a site, per dimension where these are independent, else in the batch shape."""
-    own, prior = factors(q["fn"]), factors(p["fn"])
-    if own is None or prior is None:
-        return score(q) - score(p)
-    try:
-        return kl_divergence(own, prior)
-    except NotImplementedError:
-        return own.log_prob(q["value"]) - prior.log_prob(q["value"])
+    """Whether there is one latent site, and its dimensions are independent."""
+    (first, *_), *others = latents.runs.values()
+    return not others and factors(first["fn"]) is not None
 
 
 def _by_datum(pieces: Pieces, values: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyrovae.evaluation.pieces import Piece, Pieces
-from pyrovae.sites import score
+from pyrovae.sites import Latents, Site, is_point, score
 from pyrovae.summation import add_up
 from pyrovae.weights import draw_latents, importance_weights
 
@@ -28,27 +28,42 @@ class Target:
         dim: Length of u, D.
 
     Raises:
-        ValueError: If a latent site is discrete or auxiliary, or the program sums one out.
+        ValueError: If a latent site is discrete, masked, auxiliary or a point, its support depends on others, or the
+            program sums one out.
     """
 
     def __init__(self, pieces: Pieces, piece: Piece) -> None:
         self.pieces, self.subsample, self.args = pieces, piece.subsample or {}, pieces.arguments(piece)
-        sites = draw_latents(pieces.guide, self.args, nesting=pieces.nesting, values=self.subsample)
-        self._sites = {name: site for name, site in sites.items() if not site_is_subsample(site)}
-        for name, site in self._sites.items():
-            _check_continuous(name, site)
-        probe = self._weights({name: site["value"] for name, site in self._sites.items()}, 1)
-        if probe.densities is None:
+        self._data_dim, self.size = pieces.data_dim, pieces.plate.size
+        first, again = self._run(), self._run()
+        self._sites = {name: of_guide for name, (of_guide, _) in first.items()}
+        self._bijections = {name: biject_to(_support(of_model["fn"])) for name, (_, of_model) in first.items()}
+        for name, (_, of_model) in again.items():
+            _check_support(name, self._bijections[name], biject_to(_support(of_model["fn"])), of_model["value"])
+        real = {name: self._bijections[name].inv(site["value"]) for name, site in self._sites.items()}
+        self._shapes = {name: value.movedim(self._data_dim, 1).shape[2:] for name, value in real.items()}
+        self.dim = sum(map(math.prod, self._shapes.values()))
+
+    def _run(self) -> dict[str, tuple[Site, Site]]:
+        """The latent sites of guide and model in one run."""
+        of_guide, of_model = Latents(), Latents()
+        weights = importance_weights(
+            of_model(self.pieces.model),
+            of_guide(self.pieces.guide),
+            self.args,
+            nesting=self.pieces.nesting,
+            plate=self.pieces.plate_name,
+            values=self.subsample,
+        )
+        for name, (site, *_) in of_guide.runs.items():
+            _check_continuous(name, site, in_model=name in of_model.runs)
+        if weights.densities is None:
             raise ValueError(
                 "the program sums out a discrete latent site, so log p(x, z) and log q(z | x) are not known apart; "
                 "use pyrovae.evaluation.evaluate"
             )
-        self._data_dim = pieces.data_dim
-        self.size = probe.plate.size
-        self._bijections = {name: biject_to(site["fn"].support) for name, site in self._sites.items()}
-        real = {name: self._bijections[name].inv(site["value"]) for name, site in self._sites.items()}
-        self._shapes = {name: value.movedim(self._data_dim, 1).shape[2:] for name, value in real.items()}
-        self.dim = sum(map(math.prod, self._shapes.values()))
+        self.size = weights.plate.size
+        return {name: (site, of_model.runs[name][0]) for name, (site, *_) in of_guide.runs.items()}
 
     @torch.no_grad()
     def draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
@@ -126,16 +141,46 @@ class _PointMass(Messenger):
         if msg["name"] in self.values:
             value = self.values[msg["name"]]
             msg["fn"], msg["value"] = Delta(value, event_dim=msg["fn"].event_dim), value
+            msg["infer"] = {**msg["infer"], "_pyrovae_given": True}  # it is no guide's claim to know the latent
 
 
-def _check_continuous(name: str, site: Any) -> None:
+def _support(distribution: Any) -> Any:
+    """The support of a distribution; of a mixture, for which torch has no map to the real line, that of its members."""
+    support = distribution.support
+    while isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return support
+
+
+def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
+    """Refuses a latent that has no posterior density to move in."""
+    instead = "use pyrovae.evaluation.evaluate"
+    if is_point(site["fn"]):
+        raise ValueError(
+            f"latent site {name!r} is a point in the guide, as in Pyro's autoguides, so the guide has no density; "
+            f"write a guide that samples it, or {instead}"
+        )
     if site["fn"].support.is_discrete:
         raise ValueError(
             f"latent site {name!r} is discrete, a {type(site['fn']).__name__}, and Hamiltonian moves need continuous "
-            f"latents; use pyrovae.evaluation.evaluate"
+            f"latents; {instead}"
         )
-    if site["infer"].get("is_auxiliary"):
+    if not in_model:
         raise ValueError(
             f"latent site {name!r} is auxiliary, in the guide but not in the model, so the posterior has no such "
-            f"dimension; use pyrovae.evaluation.evaluate"
+            f"dimension; {instead}"
+        )
+    if site["mask"] is not None:
+        raise ValueError(
+            f"latent site {name!r} is masked, so its posterior has no density where the mask is false; leave out these "
+            f"data and the mask, or {instead}"
+        )
+
+
+def _check_support(name: str, first: Any, again: Any, value: Tensor) -> None:
+    """Refuses a latent whose support is another one at another draw of the others."""
+    if not torch.allclose(first.inv(value), again.inv(value), equal_nan=True):
+        raise ValueError(
+            f"the support of latent site {name!r} depends on other latents, which Hamiltonian moves cannot follow; "
+            f"rescale it to a support of its own in the model, or use pyrovae.evaluation.evaluate"
         )

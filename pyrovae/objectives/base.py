@@ -106,11 +106,15 @@ class Objective(Weighing, ELBO):
         **options: See :class:`Options`.
 
     Raises:
+        TypeError: If an option has another name.
         ValueError: If there is no draw to make.
     """
 
     def __init__(self, num_particles: int = 1, num_groups: int = 1, **options: Unpack[Options]) -> None:
         name = type(self).__name__
+        if unknown := set(options) - set(Options.__annotations__):
+            known = ", ".join(["num_particles", *Options.__annotations__])
+            raise TypeError(f"{name} takes no argument {min(unknown)!r}; besides its own it has {known}")
         if num_particles < 1:
             raise ValueError(f"{name} needs at least one particle, got num_particles={num_particles}")
         if num_groups < 1:

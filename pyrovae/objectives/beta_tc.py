@@ -110,20 +110,20 @@ class BetaTC(Objective):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Returns minus the weighted bound, nats summed over the data, shape ``()``, to be differentiated."""
-        weights, site, terms = self._terms(model, guide, args, kwargs)
+        weights, site_temper, terms = self._terms(model, guide, args, kwargs)
         penalty = (
             self.alpha * terms.mutual_information
             + self.beta * terms.total_correlation
             + self.gamma * terms.dimension_wise_kl
         )
-        return -(weights.scale * (terms.reconstruction - temper(site, weights) * penalty)).sum()
+        return -(weights.scale * (terms.reconstruction - site_temper * penalty)).sum()
 
     def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Decomposition:
         """Returns the terms that the loss weighs, of each datum, without gradient."""
         with torch.no_grad():
             return self._terms(model, guide, args, kwargs)[2]
 
-    def _terms(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Weights, Site, Decomposition]:
+    def _terms(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Weights, float, Decomposition]:
         of_model, of_guide = Latents(), Latents()
         weights = self._weights(of_model(model), of_guide(guide), args, kwargs)
         reconstruction = self._densities(weights).likelihood.squeeze(0)
@@ -142,7 +142,7 @@ class BetaTC(Objective):
         log_q_apart = (share.unsqueeze(-1) + of_pairs).logsumexp(1).sum(-1)
         log_p = p_fn.log_prob(q["value"]).reshape(n, -1).sum(-1)
         terms = Decomposition(reconstruction, log_q_of_x - log_q, log_q - log_q_apart, log_q_apart - log_p)
-        return weights, q, terms
+        return weights, temper(q, p, weights), terms
 
 
 def _shares(like: Tensor, data_size: int) -> Tensor:

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import kl_divergence
 
+from pyrovae.divergences import divergence, is_mean_field
 from pyrovae.objectives.annealing import temper
 from pyrovae.objectives.base import Objective, Options
-from pyrovae.sites import Latents, Site, factors
+from pyrovae.sites import Latents, Site
 
 
 class FreeBits(Objective):
@@ -75,34 +74,23 @@ class FreeBits(Objective):
                 raise ValueError(
                     f"latent site {name!r} is the guide's alone, so there is no prior to keep it from; train with IWAE"
                 )
-            exact = _is_mean_field(name, list(of_model.runs), list(of_guide.runs))
-            runs = zip(sites, of_model.runs[name], strict=True)
-            divergences = [_divergence(q, p, weights.plate.dim, self.vectorize_particles, exact=exact) for q, p in runs]
+            exact = is_mean_field(name, list(of_model.runs), list(of_guide.runs))
+            divergences = [
+                _groups(divergence(q, p, exact=exact), q, weights.plate.dim, self.vectorize_particles)
+                for q, p in zip(sites, of_model.runs[name], strict=True)
+            ]
             batch_mean = (torch.stack(divergences).mean(0) * scale).sum(-1) / scale.sum()
-            loss = loss + temper(sites[0], weights) * scale.sum() * batch_mean.clamp(min=self.nats).sum()
+            loss = (
+                loss
+                + temper(sites[0], of_model.runs[name][0], weights)
+                * scale.sum()
+                * batch_mean.clamp(min=self.nats).sum()
+            )
         return loss
 
 
-def _is_mean_field(name: str, model_order: list[str], guide_order: list[str]) -> bool:
-    """Whether the guide draws nothing after a site that the model has drawn before it, and may have used for it."""
-    later = guide_order[guide_order.index(name) + 1 :]
-    return not set(later) & set(model_order[: model_order.index(name)])
-
-
-def _divergence(q: Site, p: Site, data_dim: Any, vectorized: bool, *, exact: bool) -> Tensor:
-    """KL(q || p) of each group of dimensions and each datum, mean over the run's draws, shape ``(groups, N)``."""
-    q_fn, p_fn = factors(q["fn"]), factors(p["fn"])
-    if q_fn is None or p_fn is None:
-        q_fn, p_fn = q["fn"], p["fn"]
-    try:
-        if not exact:
-            raise NotImplementedError
-        kl = kl_divergence(q_fn, p_fn)
-    except NotImplementedError:
-        kl = q_fn.log_prob(q["value"]) - p_fn.log_prob(q["value"])
-    batch_shape = q["fn"].batch_shape
-    event_dim = len(q_fn.batch_shape) - len(batch_shape)
-    mask = q["mask"]
-    kl = scale_and_mask(kl, mask=mask.reshape(mask.shape + (1,) * event_dim) if isinstance(mask, Tensor) else mask)
-    kl = kl.expand(q_fn.batch_shape).movedim(data_dim - event_dim, -1)
-    return (kl.mean(0) if vectorized else kl).reshape(-1, kl.shape[-1])
+def _groups(divergence: Tensor, q: Site, data_dim: Any, vectorized: bool) -> Tensor:
+    """Divergences as ``(groups, N)``, the mean over the run's draws."""
+    units = divergence.ndim - len(q["fn"].batch_shape)
+    moved = divergence.movedim(data_dim - units, -1)
+    return (moved.mean(0) if vectorized else moved).reshape(-1, moved.shape[-1])
