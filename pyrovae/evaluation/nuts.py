@@ -74,8 +74,9 @@ def nuts(
 
     Raises:
         TypeError: As :func:`evaluate`.
-        ValueError: As :func:`evaluate`; if there are too few draws to fit a normal density, or chains that do not move; if a latent site is discrete
-            or auxiliary, or the program cannot take a dimension to the left of its plates.
+        ValueError: As :func:`evaluate`; if there are too few draws to fit a normal density, or chains that do not move;
+            if a latent site is discrete, masked or auxiliary, or the program cannot take a dimension to the left of its
+            plates.
         FloatingPointError: If a log-density is NaN or infinite.
 
     Source:
@@ -173,8 +174,8 @@ def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Ten
     tril, failed = torch.linalg.cholesky_ex(covariance)
     if failed.any():
         raise ValueError(
-            f"the chains of {int((failed > 0).sum())} of {target.size} data did not move in all dimensions, so no normal "
-            f"density can be fitted to their draws; raise warmup_steps and num_samples"
+            f"the chains of {int((failed > 0).sum())} of {target.size} data did not move in all dimensions, so no "
+            f"normal density can be fitted to their draws; raise warmup_steps and num_samples"
         )
     normal = MultivariateNormal(sample.mean(0), scale_tril=tril)
     width = max(1, affordable // target.size)
