@@ -219,6 +219,18 @@ class Latents(Messenger):
             self.runs.setdefault(msg["name"], []).append(msg)
 
 
+class LatentScale(Messenger):
+    """Multiplies the log-probabilities of latent sites in model and guide; unlike Pyro's scale, by 0 too."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.scale
+
+
 def factors(distribution: Any) -> Any | None:
     """The distribution of each latent dimension, all in the batch shape; None where they are not independent."""
     if distribution.event_shape == ():

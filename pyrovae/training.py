@@ -13,14 +13,13 @@ import torch
 from matplotlib.axes import Axes
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyrovae.arguments import Data, as_device, as_tensors, as_tuple
 from pyrovae.isolation import Buffers, isolated, restore_buffers, save_buffers, seeded
 from pyrovae.plots import learning_curves
-from pyrovae.sites import check_program
+from pyrovae.sites import LatentScale, check_program
 
 Transform = Callable[..., Data]
 
@@ -228,7 +227,7 @@ class _Run:
 
     def _step(self, batch: tuple[Tensor, ...], kl_weight: float) -> Tensor | float:
         self.optimizer.zero_grad()
-        with _LatentWeight(kl_weight) if kl_weight < 1 else nullcontext():
+        with LatentScale(kl_weight) if kl_weight < 1 else nullcontext():
             if hasattr(self.objective, "differentiable_loss"):
                 loss = self.objective.differentiable_loss(self.model, self.guide, *batch)
                 if loss.requires_grad:
@@ -257,18 +256,6 @@ class _Run:
         for indices in order.split(self.batch_size):
             batch = tuple(tensor[indices] for tensor in data)
             yield batch if transform is None else as_tuple(transform(*batch))
-
-
-class _LatentWeight(Messenger):
-    """Weighs the log-probabilities of latent sites in model and guide, and with them the KL term."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"]:
-            msg["scale"] = msg["scale"] * self.weight
 
 
 class _Best:

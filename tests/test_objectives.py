@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.objectives import IWAE
+from pyrovae.sites import LatentScale
 from tests.oracle import Oracle
 
 
@@ -181,7 +182,7 @@ def test_annealing_of_latent_sites_stays_inside(vae: pv.VAE, x: Tensor) -> None:
 
     def annealed(program: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
         def run(x: Tensor) -> None:
-            with pv.training._LatentWeight(weight):
+            with LatentScale(weight):
                 program(x)
 
         return run

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.objectives import IWAE, PIWAE
-from pyrovae.objectives.beta import LatentScale
+from pyrovae.sites import LatentScale
 from tests.oracle import Oracle
 
 normal, mlp = pv.posteriors.DiagonalNormal, pv.networks.mlp

@@ -19,7 +19,7 @@ from pyro.infer import (
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae import training
+from pyrovae.sites import LatentScale
 from tests.conftest import small_vae
 from tests.oracle import Oracle
 
@@ -230,7 +230,7 @@ def test_kl_weight_multiplies_the_kl_term() -> None:
     losses = []
     for weight in (1.0, 0.25, 0.0):
         torch.manual_seed(0)
-        with training._LatentWeight(weight):
+        with LatentScale(weight):
             losses.append(TraceMeanField_ELBO().loss(oracle.vae.model, oracle.vae.guide, x))
     q = oracle.vae.posterior(x).base_dist
     kl = 0.5 * (q.scale**2 + q.loc**2 - 1 - 2 * q.scale.log()).sum().item()

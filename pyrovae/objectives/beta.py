@@ -7,15 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO
-from pyro.poutine.scale_messenger import ScaleMessenger
 
-
-class LatentScale(ScaleMessenger):
-    """Pyro's scale, of the latent sites alone."""
-
-    def _process_message(self, msg: Any) -> None:
-        if msg["type"] == "sample" and not msg["is_observed"]:
-            super()._process_message(msg)
+from pyrovae.sites import LatentScale
 
 
 class BetaELBO(ELBO):
