@@ -1,6 +1,7 @@
 """The KL divergence of a latent site's posterior from its prior, dimension by dimension where these are independent."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
@@ -34,13 +35,18 @@ def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
     q_fn, p_fn = factors(q["fn"]), factors(p["fn"])
     if q_fn is None or p_fn is None:
         q_fn, p_fn = q["fn"], p["fn"]
-    try:
-        if not exact:
-            raise NotImplementedError
-        kl = kl_divergence(q_fn, p_fn)
-    except NotImplementedError:
+    kl = _closed_form(q_fn, p_fn) if exact else None
+    if kl is None:
         kl = q_fn.log_prob(q["value"]) - p_fn.log_prob(q["value"])
     mask, units = q["mask"], len(q_fn.batch_shape) - len(q["fn"].batch_shape)
     if isinstance(mask, Tensor):
         mask = mask.reshape(mask.shape + (1,) * units)
     return scale_and_mask(kl, mask=mask).expand(q_fn.batch_shape)
+
+
+def _closed_form(q: Any, p: Any) -> Tensor | None:
+    """KL(q || p) if torch knows it for these two distributions."""
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:  # as torch says that it has no closed form
+        return None
