@@ -222,13 +222,26 @@ class Latents(Messenger):
 class LatentScale(Messenger):
     """Multiplies the log-probabilities of latent sites in model and guide; unlike Pyro's scale, by 0 too."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float | Tensor) -> None:
         super().__init__()
         self.scale = scale
+        self.scaled: dict[float, float | Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"]:
-            msg["scale"] = msg["scale"] * self.scale
+            own = msg["scale"]
+            # Sites scaled alike get the very same tensor, so that this can be told without its value.
+            msg["scale"] = own * self.scale if isinstance(own, Tensor) else self._times(own)
+
+    def _times(self, own: float) -> float | Tensor:
+        return self.scaled.setdefault(own, own * self.scale)
+
+
+def same_scale(first: float | Tensor, second: float | Tensor) -> bool:
+    """Whether two sites are scaled alike; told without values where they have the very same tensor."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first is second or torch.equal(first, second)
+    return not (isinstance(first, Tensor) or isinstance(second, Tensor)) and first == second
 
 
 def factors(distribution: Any) -> Any | None:

@@ -32,6 +32,7 @@ from pyrovae.sites import (
     check_same_latents,
     is_enumerated,
     outermost_plate,
+    same_scale,
     score,
     shared_plates,
     site_plates,
@@ -191,15 +192,15 @@ def _run(
         )
     data = _data_plate(sites, plate)
     inside = [data in site["cond_indep_stack"] for site in sites]
-    own_scales = [site["scale"] * data.size / data.full_size for site in sites]
     if not tempered:
         _check_complete(sites, data)
-    common = _common([scale for scale, is_inside in zip(own_scales, inside, strict=True) if is_inside])
+    first, *rest = [site["scale"] for site, is_inside in zip(sites, inside, strict=True) if is_inside]
+    common = first if all(same_scale(first, other) for other in rest) else None
     terms: dict[str, list[tuple[Site, Tensor]]] = {name: [] for name in Densities._fields}
     for i, site in enumerate(sites):
         in_model = i < len(model_sites)
         if inside[i] and (in_model or not is_enumerated(site)):
-            temper = own_scales[i] if tempered and common is None else 1.0
+            temper = site["scale"] * data.size / data.full_size if tempered and common is None else 1.0
             term = scale_and_mask(score(site), temper, site["mask"])
             role = ("likelihood" if site["is_observed"] else "prior") if in_model else "guide"
             terms[role].append((site, term if in_model else -term))
@@ -213,7 +214,7 @@ def _run(
         densities = Densities(likelihood.expand(shape), prior.expand(shape), -minus_guide.expand(shape))
     return Weights(
         log_weights.expand(-1, data.size),
-        scale=data.full_size / data.size * (1.0 if common is None else _of_data(common, data.dim)),
+        scale=data.full_size / data.size if common is None else _of_data(common, data.dim),
         plate=data,
         nesting=-min(frame.dim for site in sites for frame in site_plates(site)),
         outside=tuple(site["name"] for site, is_inside in zip(sites, inside, strict=True) if not is_inside),
@@ -266,16 +267,6 @@ def _check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
                     f"plate {frame.name!r} of site {site['name']!r} takes {frame.size} of {frame.full_size} inside the "
                     f"data plate {data.name!r}, so a datum is scored in part; evaluate a program that takes all of it"
                 )
-
-
-def _common(scales: list[Any]) -> float | Tensor | None:
-    """The factor that all sites share, or None where they differ."""
-    first, *rest = scales
-    if isinstance(first, Tensor):
-        same = all(isinstance(scale, Tensor) and torch.equal(first, scale) for scale in rest)
-    else:
-        same = all(not isinstance(scale, Tensor) and scale == first for scale in rest)
-    return first if same else None
 
 
 def _of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:

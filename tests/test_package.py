@@ -29,7 +29,9 @@ LAYERS = {
     "testing": set(),
     "plots": {"training"},  # for type checkers only
     "objectives": {"sites", "divergences", "weights", "isolation", "objectives"},
-    "training": {"sites", "isolation", "arguments", "plots"},
+    "graphs": {"isolation"},
+    "precision": set(),
+    "training": {"sites", "isolation", "arguments", "plots", "graphs", "precision", "training"},
     "evaluation": {
         "sites",
         "divergences",
@@ -37,6 +39,8 @@ LAYERS = {
         "weights",
         "isolation",
         "arguments",
+        "graphs",
+        "precision",
         "flows",
         "distributions",
         "evaluation",

@@ -123,7 +123,7 @@ class BetaTC(Objective):
         with torch.no_grad():
             return self._terms(model, guide, args, kwargs)[2]
 
-    def _terms(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Weights, float, Decomposition]:
+    def _terms(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Weights, float | Tensor, Decomposition]:
         of_model, of_guide = Latents(), Latents()
         weights = self._weights(of_model(model), of_guide(guide), args, kwargs)
         reconstruction = self._densities(weights).likelihood.squeeze(0)

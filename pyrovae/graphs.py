@@ -1,0 +1,167 @@
+"""A function of tensors, Pyro programs within, run once, written down as a graph of operations, and compiled.
+
+What Pyro's handlers do, they do in Python and at every step anew, and none of it is needed once the program has run:
+which sites there are, in which plates, and how log-probabilities are added up stays as it was. So the function is run
+once under torch's tracer, which notes every operation on tensors that it makes, those of a backward pass among them.
+Inductor then fuses what lies between the matrix products and plans the memory.
+
+A graph does what the function did in that one run. Random operations draw anew, from torch's generators and in the same
+order, so that a run with and without a graph make the same draws. Tensors that were there before are read where they
+are, and may change. What Python code decided, a number, a shape, the branch of an ``if``, is decided for good; a
+decision by the value of a tensor cannot be written down.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro.util
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
+from torch.overrides import TorchFunctionMode
+
+from pyrovae.isolation import restore_buffers, save_buffers, seeded
+
+MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
+
+
+class UntraceableError(RuntimeError):
+    """A function cannot be written down as a graph; the message says why, in one line."""
+
+
+class Graph:
+    """The operations of a function, in their order.
+
+    Args:
+        function: Reads tensors wherever they are and returns tensors.
+        fixed: Tensors that it reads and that stay in their place, though their values may change: parameters, buffers.
+        varying: Tensors in whose place others are given at every call.
+        modules: Modules that it runs; their buffers are put back as they were.
+
+    Attributes:
+        module: Takes the values of ``fixed``, ``varying`` and ``found``, one after the other, and returns a list.
+        found: Tensors that the function read beside those given.
+
+    Raises:
+        UntraceableError: If the function decides by the value of a tensor, keeps anything but the values of buffers
+            from one run to the next, or makes too many operations.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], Sequence[Tensor]],
+        fixed: Sequence[Tensor],
+        varying: Sequence[Tensor],
+        modules: Iterable[nn.Module] = (),
+    ) -> None:
+        self.fixed, self.varying = list(fixed), list(varying)
+        try:
+            with seeded(0), _unchanged(modules), _without_values():
+                # The tracer knows tensors by identity, so the function need not be given those that it reads.
+                self.module = make_fx(lambda _: list(function()))([*self.fixed, *self.varying])
+        except RuntimeError as error:
+            if "get value out of a tracing tensor" not in str(error):
+                raise
+            raise UntraceableError("a decision is made by the value of a tensor") from error
+        self.found = _lift(self.module)
+        operations = len(self.module.graph.nodes)
+        if operations > MAX_OPERATIONS:
+            raise UntraceableError(
+                f"there are {operations} operations, of a loop unrolled, and {MAX_OPERATIONS} are the limit"
+            )
+
+    def compile(self) -> Callable[..., Sequence[Tensor]]:
+        """Returns the function compiled; it takes what is in the place of the varying tensors."""
+        import torch._inductor as inductor  # takes a second, and only those who compile need it
+
+        fixed, varying, found = ([x.detach() for x in group] for group in (self.fixed, self.varying, self.found))
+        with torch.no_grad():
+            compiled = inductor.compile(self.module, [*fixed, *varying, *found], {"fallback_random": True})
+
+        def run(*tensors: Tensor) -> Sequence[Tensor]:
+            with torch.no_grad():
+                return compiled(*fixed, *tensors, *found)
+
+        return _captured(run, varying) if varying[0].is_cuda else run
+
+
+def _captured(run: Callable[..., Sequence[Tensor]], examples: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """A CUDA graph of a function: one launch, without a word from Python in between."""
+    given = [example.clone() for example in examples]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what libraries set up on their first calls must not be captured
+        for _ in range(3):
+            run(*given)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run(*given)
+
+    def replay(*tensors: Tensor) -> Sequence[Tensor]:
+        for place, tensor in zip(given, tensors, strict=True):
+            place.copy_(tensor)
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def _lift(module: fx.GraphModule) -> list[Tensor]:
+    """Makes inputs of the tensors that the function found elsewhere: as constants, they would not be read again."""
+    graph, found = module.graph, []
+    graph.set_codegen(CodeGen())  # inputs and outputs one by one, not as lists
+    *_, last = (node for node in graph.nodes if node.op == "placeholder")
+    for node in graph.find_nodes(op="get_attr"):
+        literal = any(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users)
+        if not literal:  # torch.tensor(0.5) in the function's own code is no input
+            found.append(getattr(module, str(node.target)))
+            with graph.inserting_after(last):
+                last = graph.placeholder(node.name)
+            last.meta = dict(node.meta)
+            node.replace_all_uses_with(last)
+            graph.erase_node(node)
+    module.recompile()
+    return found
+
+
+@contextmanager
+def _unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Puts buffers back as they were, and refuses what would not be changed by a graph."""
+    buffers, store = save_buffers(modules), pyro.get_param_store()
+    try:
+        with store.scope(store.get_state()) as scope:
+            yield
+        before = store.get_state()["params"]
+        if any(before.get(name) is not value for name, value in scope["params"].items()):
+            raise UntraceableError("the objective keeps values of its own in Pyro's parameter store (baselines)")
+        for module, name, buffer, _ in buffers:
+            if module._buffers[name] is not buffer:
+                raise UntraceableError(
+                    f"{type(module).__name__} puts another tensor in the place of its buffer {name!r}"
+                )
+    finally:
+        restore_buffers(buffers)
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Lets Pyro's objectives run on tensors without values: their ``.item()`` gives a tensor, and nothing is NaN."""
+    checks = {name: getattr(pyro.util, name) for name in ("torch_isnan", "torch_isinf")}
+    for name in checks:
+        setattr(pyro.util, name, lambda _: False)
+    try:
+        with _Item():
+            yield
+    finally:
+        for name, check in checks.items():
+            setattr(pyro.util, name, check)
+
+
+class _Item(TorchFunctionMode):
+    """Answers ``.item()`` by the tensor itself, without its gradient."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0].detach() if func is Tensor.item else func(*args, **(kwargs or {}))

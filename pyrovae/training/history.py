@@ -1,0 +1,46 @@
+"""What a training run did, epoch by epoch."""
+
+from dataclasses import dataclass, field
+
+from matplotlib.axes import Axes
+
+from pyrovae.plots import learning_curves
+
+
+@dataclass
+class History:
+    """What a training run did, epoch by epoch; bounds in nats per datum, higher is better.
+
+    Attributes:
+        objective: Name of the objective, such as ``"Trace_ELBO"``.
+        train: The bound that was optimized, averaged over the epoch's steps. While the KL weight is below 1 it is the
+            weighted one.
+        valid: The bound on the validation data at the end of the epoch, with a KL weight of 1 and the same noise every
+            time; empty without validation data.
+        kl_weight: Weight of the latent sites at the epoch's last step.
+        learning_rate: Learning rate during the epoch.
+        seconds: Wall time from the start of training to the end of the epoch, compilation included.
+        compile_seconds: How much of it went into compilation; 0 for a run that was not compiled.
+        best_epoch: Index of the epoch whose weights the module has at the end: the best on the validation data, without
+            them the last; ``None`` if that is amid an epoch that Ctrl-C ended.
+        interrupted: Whether Ctrl-C ended the run.
+    """
+
+    objective: str
+    train: list[float] = field(default_factory=list)
+    valid: list[float] = field(default_factory=list)
+    kl_weight: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    compile_seconds: float = 0.0
+    best_epoch: int | None = None
+    interrupted: bool = False
+
+    def append(self, **row: float) -> None:
+        """Adds an epoch's values to the columns of their names."""
+        for name, value in row.items():
+            getattr(self, name).append(value)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the learning curves, on ``ax`` or on a new figure."""
+        return learning_curves({self.objective: self}, ax=ax)
