@@ -11,6 +11,7 @@ are, and may change. What Python code decided, a number, a shape, the branch of 
 decision by the value of a tensor cannot be written down.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,6 +86,23 @@ class Graph:
                 return compiled(*fixed, *tensors, *found)
 
         return _captured(run, varying) if varying[0].is_cuda else run
+
+
+def compiled_or_none(
+    function: Callable[[], Sequence[Tensor]],
+    fixed: Sequence[Tensor],
+    varying: Sequence[Tensor],
+    modules: Iterable[nn.Module],
+    *,
+    caller: str,
+) -> Callable[..., Sequence[Tensor]] | None:
+    """A function's graph compiled, arguments as for :class:`Graph`; or None, after a warning that says why."""
+    try:
+        return Graph(function, fixed, varying, modules).compile()
+    except Exception as error:  # what is wrong with the function itself, running it will say
+        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        warnings.warn(f"{caller} goes on without compilation: {reason}", stacklevel=4)
+        return None
 
 
 def _captured(run: Callable[..., Sequence[Tensor]], examples: list[Tensor]) -> Callable[..., Sequence[Tensor]]:

@@ -30,7 +30,7 @@ def trace(
         guide, model = poutine.enum(guide, first_available_dim=-depth - 1), poutine.enum(model)  # left of the guide's
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return _sample_sites(model_trace), _sample_sites(guide_trace)
+    return sample_sites(model_trace), sample_sites(guide_trace)
 
 
 def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIndepStackFrame:
@@ -72,7 +72,7 @@ def global_draws(model: Program, guide: Program, args: Sequence[Any], *, plate: 
 def latent_draws(guide: Program, args: Sequence[Any]) -> dict[str, Tensor]:
     """Runs the guide once and returns the draws of each latent site in its outermost plate, shape ``(N, units)``."""
     draws = {}
-    for site in _sample_sites(poutine.trace(guide).get_trace(*args)):
+    for site in sample_sites(poutine.trace(guide).get_trace(*args)):
         if not (site["is_observed"] or is_enumerated(site)) and (frames := site_plates(site)):
             dim = frames[0].dim - site["fn"].event_dim
             value = site["value"].movedim(dim, 0)
@@ -203,7 +203,8 @@ def _outside_support(site: Site, reason: str) -> str:
     return message
 
 
-def _sample_sites(trace: poutine.Trace) -> list[Site]:
+def sample_sites(trace: poutine.Trace) -> list[Site]:
+    """The sample sites of a run, without the choices of subsampling plates."""
     return [site for site in prune_subsample_sites(trace).nodes.values() if site["type"] == "sample"]
 
 

@@ -17,15 +17,12 @@ in: a plate's subsampling and :func:`pyro.poutine.scale` weigh a training loss, 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae.draws import Given, with_draws
 from pyrovae.sites import (
     Program,
     Site,
@@ -113,7 +110,7 @@ def importance_weights(
     """
     if num_samples < 1:
         raise ValueError(f"the number of draws per datum must be at least 1, got {num_samples}")
-    given = _Given(values or {})
+    given = Given(values or {})
     model, guide = given(model), given(guide)
     if nesting is None:
         runs = [_run(model, guide, args, kwargs or {}, plate, tempered) for _ in range(num_samples)]
@@ -122,51 +119,14 @@ def importance_weights(
             log_weights=torch.cat([run.log_weights for run in runs]),
             densities=Densities(*map(torch.cat, zip(*densities, strict=True))) if densities else None,
         )
-    draws = pyro.plate("_pyrovae_draws", num_samples, dim=-nesting - 1)
-    weights = _run(draws(model), draws(guide), args, kwargs or {}, plate, tempered, draws_dim=-nesting - 1)
+    model, guide = (with_draws(program, num_samples, nesting) for program in (model, guide))
+    weights = _run(model, guide, args, kwargs or {}, plate, tempered, draws_dim=-nesting - 1)
     terms = weights.densities
     return weights._replace(
         log_weights=weights.log_weights.expand(num_samples, -1),
         densities=None if terms is None else Densities(*(term.expand(num_samples, -1) for term in terms)),
         nesting=nesting,
     )
-
-
-def draw_latents(
-    guide: Program,
-    args: Sequence[Any],
-    num_samples: int = 1,
-    *,
-    kwargs: Mapping[str, Any] | None = None,
-    nesting: int | None = None,
-    values: Mapping[str, Tensor] | None = None,
-) -> dict[str, Site]:
-    """Runs the guide alone and returns its latent sites by name, subsampling plates among them.
-
-    Their values, given to :func:`importance_weights`, are the draws that it would have made itself. Arguments as there;
-    without a nesting there is one draw.
-    """
-    guide = _Given(values or {})(guide)
-    if nesting is not None:
-        guide = pyro.plate("_pyrovae_draws", num_samples, dim=-nesting - 1)(guide)
-    nodes = poutine.trace(guide).get_trace(*args, **(kwargs or {})).nodes
-    return {name: site for name, site in nodes.items() if site["type"] == "sample" and not site["is_observed"]}
-
-
-class _Given(Messenger):
-    """Gives sites their values; a subsampling plate without one takes in every run what it chose in the first."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = dict(values)
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            self.values[msg["name"]] = msg["value"]
 
 
 def _run(

@@ -20,13 +20,13 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from pyrovae.arguments import Data
+from pyrovae.draws import draw_latents
 from pyrovae.evaluation.pieces import MEMORY, Pieces
 from pyrovae.evaluation.predictive import arranged
 from pyrovae.evaluation.records import attributes
 from pyrovae.evaluation.simulation import simulate
 from pyrovae.isolation import fresh_seed, isolated
 from pyrovae.sites import Program
-from pyrovae.weights import draw_latents
 
 
 def simulation_based_calibration(

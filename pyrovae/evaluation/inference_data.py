@@ -19,9 +19,10 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyrovae.arguments import Data
+from pyrovae.draws import Given
 from pyrovae.evaluation.pieces import MEMORY
 from pyrovae.evaluation.predictive import Chunk, Posterior, arranged
-from pyrovae.evaluation.simulation import Given, Redrawn, check_generative, is_data
+from pyrovae.evaluation.simulation import Redrawn, check_generative, is_data
 from pyrovae.isolation import fresh_seed, isolated
 from pyrovae.sites import Program, Site, score
 

@@ -1,6 +1,7 @@
 """All data of a program, cut into pieces that fit a memory bound: what every estimator walks over."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyrovae.arguments import Data, as_tensors
+from pyrovae.draws import Draws, draw, draw_latents, log_joint
 from pyrovae.isolation import program_device
 from pyrovae.sites import Program
-from pyrovae.weights import Weights, draw_latents, importance_weights
+from pyrovae.weights import Weights, importance_weights
 
+# Larger tensors are given back to the system after every run, and to fetch their pages anew costs a third of the time.
 MEMORY = 2**26
 
 
@@ -40,6 +43,7 @@ class Pieces:
         plate: The data plate of a run.
         nesting: Depth of the program's own plates.
         affordable: How many log-weights a run can make within the memory.
+        enumerates: Whether the programs sum sites out.
         base_measures: What the observed sites' log-probabilities are of, by site.
     """
 
@@ -57,7 +61,7 @@ class Pieces:
             raise ValueError(f"memory must be a positive number of bytes, got {memory}")
         data = as_tensors("x", x)
         self.device = program_device(model, guide, default=data[0].device)
-        self.data = data
+        self.data, self.memory = data, memory
         self.size = len(data[0])
         self.model, self.guide, self.plate_name, self.vectorize = model, guide, plate, vectorize
 
@@ -68,6 +72,7 @@ class Pieces:
         self.cuttable = self.size > 3 and self._follows(2) and self._follows(3)
         probe = self.run(next(self.cut(2)) if self.cuttable else Piece(self.data, self.size))
         self.plate, self.nesting, self.base_measures = probe.plate, probe.nesting, probe.base_measures
+        self.enumerates = probe.densities is None
         self.affordable = max(1, memory // self._bytes_per_weight())
         if self.cuttable and not self._follows(min(self.size, self.affordable)):
             self.cuttable = False  # its plate takes so many data and no more
@@ -106,7 +111,7 @@ class Pieces:
         self, piece: Piece, draws: int = 1, vectorize: bool = False, wrap: tuple[Messenger, Messenger] | None = None
     ) -> Weights:
         """Draws the log-weights of a piece, all in one run or one run a draw, within handlers of model and guide."""
-        try:
+        with _explained() if vectorize else nullcontext():
             return importance_weights(
                 self.model if wrap is None else wrap[0](self.model),
                 self.guide if wrap is None else wrap[1](self.guide),
@@ -116,14 +121,37 @@ class Pieces:
                 plate=self.plate_name,
                 values=piece.subsample,
             )
-        except Exception as error:
-            if vectorize and (isinstance(error, RuntimeError) or "shape" in str(error).lower()):
-                error.add_note(
-                    "The program ran with one draw, but not with a plate of draws to the left of its own plates; let "
-                    "its networks keep leading dimensions (pyrovae.networks.Batched), or pass vectorize=False to those "
-                    "functions that take it."
-                )
-            raise
+
+    def draw(self, args: list[Tensor], num_samples: int, subsample: dict[str, Tensor] | None) -> Draws:
+        """Runs the guide alone, for many draws at once."""
+        plate = self.plate._replace(size=len(args[0]) if self.cuttable else self.plate.size)
+        with _explained():
+            return draw(self.guide, args, num_samples, nesting=self.nesting, plate=plate, values=subsample)
+
+    def log_joint(self, args: list[Tensor], values: dict[str, Tensor], num_samples: int) -> Tensor:
+        """Runs the model alone on draws of the guide, shape ``(num_samples, n)``."""
+        plate = self.plate._replace(size=len(args[0]) if self.cuttable else self.plate.size)
+        with _explained():
+            return log_joint(self.model, args, values, num_samples, nesting=self.nesting, plate=plate)
+
+    def affordable_draws(self, num_samples: int) -> tuple[int, int]:
+        """How many log-weights guide and model can each make within the memory, for so many draws of each datum."""
+        piece = next(self.cut(2))
+        args, size = self.arguments(piece), piece.kept
+
+        def cost(draws: int) -> tuple[int, int]:
+            with pyro.validation_enabled(False):
+                with _CountBytes() as of_guide:
+                    made = self.draw(args, draws, piece.subsample)
+                with _CountBytes() as of_model:
+                    self.log_joint(args, made.chosen | made.values, draws)
+            return of_guide.bytes, of_model.bytes
+
+        (few, _), (many, of_model) = cost(4), cost(8)
+        each = (many - few) / 4  # the rest is for encoding, once
+        of_guide = each + max(0.0, few - 4 * each) / num_samples
+        weights = self.memory * size
+        return max(1, int(weights / max(1.0, of_guide))), max(1, int(weights / max(1.0, of_model / 8)))
 
     def check_repeats(self) -> None:
         """Refuses programs that are another density at every run, so that what was drawn in one is none of the next.
@@ -176,6 +204,21 @@ class Pieces:
         with pyro.validation_enabled(False), _CountBytes() as counter:
             weights = self.run(piece, draws, self.vectorize).log_weights
         return max(1, counter.bytes // weights.numel())
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Adds to the errors of a run of many draws what such a run wants of a program."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RuntimeError) or "shape" in str(error).lower():
+            error.add_note(
+                "The program ran with one draw, but not with a plate of draws to the left of its own plates; let its "
+                "networks keep leading dimensions (pyrovae.networks.Batched), or pass vectorize=False to those "
+                "functions that take it."
+            )
+        raise
 
 
 class _CountBytes(TorchFunctionMode):

@@ -21,14 +21,15 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae.arguments import Data
+from pyrovae.draws import Given, draw_latents
 from pyrovae.evaluation import statistics
 from pyrovae.evaluation.pieces import MEMORY, Piece, Pieces
 from pyrovae.evaluation.psis import psis
 from pyrovae.evaluation.records import attributes, check_finite
-from pyrovae.evaluation.simulation import Given, Redrawn, observed_argument
+from pyrovae.evaluation.simulation import Redrawn, observed_argument
 from pyrovae.isolation import fresh_seed, isolated
 from pyrovae.sites import Program, Site
-from pyrovae.weights import draw_latents, importance_weights
+from pyrovae.weights import importance_weights
 
 
 def posterior_predictive_check(

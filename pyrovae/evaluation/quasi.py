@@ -25,13 +25,13 @@ from tqdm.auto import tqdm
 
 from pyrovae.arguments import Data
 from pyrovae.distributions import MultivariateNormal, NormalizingFlow
+from pyrovae.draws import draw_latents
 from pyrovae.evaluation import statistics
 from pyrovae.evaluation.pieces import MEMORY, Piece, Pieces
 from pyrovae.evaluation.psis import psis
 from pyrovae.evaluation.records import attributes, check_finite
 from pyrovae.isolation import fresh_seed, isolated
 from pyrovae.sites import Program, is_point
-from pyrovae.weights import draw_latents
 
 
 def rqmc(

@@ -16,6 +16,7 @@ from pyrovae.evaluation.psis import psis
 from pyrovae.evaluation.records import attributes, check_finite
 from pyrovae.evaluation.sampling import Sampler
 from pyrovae.isolation import fresh_seed, isolated
+from pyrovae.precision import Precision
 from pyrovae.sites import Program
 
 
@@ -31,6 +32,8 @@ def evaluate(
     binarization: str = "not stated",
     vectorize: bool = True,
     memory: int = MEMORY,
+    compile: bool = False,  # noqa: A002  # as torch calls it
+    precision: Precision | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     r"""Estimates bounds on log p(x) for each datum by importance sampling, with errors and diagnostics.
@@ -50,6 +53,8 @@ def evaluate(
             to be compared.
         vectorize: Whether many draws are made in one run; see :func:`log_weights`.
         memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
+        compile: Whether to compile the model's density; see :func:`log_weights`.
+        precision: Of the products in layers, such as ``"bfloat16"``; see :func:`log_weights`.
         progress: Whether to show a progress bar; it is quiet where the output is no terminal.
 
     Returns:
@@ -87,7 +92,17 @@ def evaluate(
     seed = fresh_seed() if seed is None else seed
     start = time.perf_counter()
     with isolated(model, guide, seed=seed):
-        sampler = Sampler(model, guide, x, num_samples, plate=plate, vectorize=vectorize, memory=memory)
+        sampler = Sampler(
+            model,
+            guide,
+            x,
+            num_samples,
+            plate=plate,
+            vectorize=vectorize,
+            memory=memory,
+            compile=compile,
+            precision=precision,
+        )
         ks = _ks(num_samples, k)
         # Written in place: small results kept between the runs' large tensors would fragment the heap without bound.
         columns = {name: np.empty((sampler.size, len(ks))[:ndim]) for name, ndim in _COLUMNS.items()}
@@ -109,6 +124,7 @@ def evaluate(
             start=start,
             estimator="importance sampling",
             num_samples=num_samples,
+            precision=precision or "as torch is set",
         ),
     )
 

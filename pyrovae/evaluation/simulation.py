@@ -11,10 +11,10 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae.draws import Given
 from pyrovae.sites import Program, Site, site_plates
 
 
@@ -57,22 +57,6 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
     if not positions:
         raise ValueError("the model observes nothing inside a plate; pass the data with pyro.sample(..., obs=x)")
     return latents, tuple(simulated)
-
-
-class Given(Messenger):
-    """Gives latent sites, and plates that subsample, their values.
-
-    Args:
-        values: By name, shaped as the program draws them.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
 
 
 class Redrawn(Given):

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from pyrovae.arguments import Data
 from pyrovae.divergences import divergence, is_mean_field
+from pyrovae.draws import draw_latents
 from pyrovae.evaluation.pieces import MEMORY, Pieces
 from pyrovae.evaluation.records import attributes
 from pyrovae.isolation import fresh_seed, isolated
 from pyrovae.sites import Latents, Program, Site, factors, score
 from pyrovae.summation import add_up
-from pyrovae.weights import Densities, Weights, draw_latents
+from pyrovae.weights import Densities, Weights
 
 
 def kl_per_dimension(

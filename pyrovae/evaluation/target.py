@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
+from pyrovae.draws import draw_latents
 from pyrovae.evaluation.pieces import Piece, Pieces
 from pyrovae.sites import Latents, Site, is_point, score
 from pyrovae.summation import add_up
-from pyrovae.weights import draw_latents, importance_weights
+from pyrovae.weights import importance_weights
 
 
 class Target:

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrovae.draws import draw_latents
 from pyrovae.objectives.annealing import common_temper
 from pyrovae.objectives.base import Objective
 from pyrovae.sites import Latents, Site
-from pyrovae.weights import draw_latents
 
 
 class MMD(Objective):

@@ -1,7 +1,6 @@
 """The loss of a batch and its gradient: by running the programs, or by graphs that were made of them."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.graphs import Graph
+from pyrovae.graphs import compiled_or_none
 from pyrovae.precision import Precision, products
 from pyrovae.sites import LatentScale
 
@@ -86,14 +85,12 @@ class CompiledGradients:
             return [torch.as_tensor(loss), *(p.grad for p in self.parameters if p.grad is not None)]
 
         try:
-            compiled = Graph(loss_and_gradients, self.tensors, inputs, self.modules).compile()
-        except Exception as error:  # what is wrong with the program itself, the eager path says
-            reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
-            warnings.warn(f"fit goes on without compilation: {reason}", stacklevel=2)
-            return lambda batch, kl_weight, _: self.eager(batch, kl_weight)
+            compiled = compiled_or_none(loss_and_gradients, self.tensors, inputs, self.modules, caller="fit")
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
+        if compiled is None:
+            return lambda batch, kl_weight, _: self.eager(batch, kl_weight)
 
         def run(_: Batch, __: float, inputs: Sequence[Tensor]) -> Tensor:
             with products(self.eager.precision):

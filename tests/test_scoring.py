@@ -1,0 +1,132 @@
+"""Log-weights from one run of the guide and many of the model, compiled or not, are those of both run together."""
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae.evaluation import evaluate, log_weights
+from tests.oracle import Oracle
+
+
+class Counting(nn.Module):
+    """Counts how many data it has encoded."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.encoded = network, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.encoded += x.shape[:-1].numel()
+        return self.network(x)
+
+
+def counting_vae() -> pv.VAE:
+    torch.manual_seed(0)
+    return pv.VAE(
+        pv.priors.StandardNormal(3),
+        pv.likelihoods.Bernoulli(pv.networks.mlp(3, 30, 40)),
+        pv.posteriors.DiagonalNormal(Counting(pv.networks.mlp(40, 30, 6))),
+    )
+
+
+def binary(size: int) -> Tensor:
+    return torch.bernoulli(torch.full((size, 40), 0.4))
+
+
+def test_each_datum_is_encoded_once_whatever_the_number_of_draws() -> None:
+    vae, x = counting_vae(), binary(50)
+    encoder = vae.posterior.network
+    encoded = []
+    for num_samples in (100, 3000):
+        encoder.encoded = 0
+        log_weights(vae.model, vae.guide, x, num_samples, seed=0, memory=2**22)
+        encoded.append(encoder.encoded)
+    assert encoded[0] == encoded[1], "as often for many draws, in many chunks, as for few"
+
+
+def test_draws_do_not_depend_on_the_chunks_of_the_model() -> None:
+    vae, x = counting_vae(), binary(8)
+    chunks = [log_weights(vae.model, vae.guide, x, 500, seed=0, memory=memory) for memory in (2**21, 2**23)]
+    torch.testing.assert_close(*chunks, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_samples", [997, 1000])
+def test_compiled_weights_are_the_eager_ones(num_samples: int) -> None:
+    vae, x = counting_vae(), binary(37)
+    eager, compiled = (
+        log_weights(vae.model, vae.guide, x, num_samples, seed=0, memory=2**21, compile=is_compiled)
+        for is_compiled in (False, True)
+    )
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-4)
+
+
+def test_compiled_weights_of_a_plate_that_takes_a_part() -> None:
+    oracle = Oracle()
+    x = oracle.data(53)
+
+    def run(sites: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        def program(x: Tensor) -> None:
+            with pyro.plate("data", len(x), subsample_size=10) as chosen:
+                sites(x[chosen])
+
+        return program
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", oracle.vae.prior())
+        pyro.sample("x", oracle.vae.likelihood(z), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", oracle.vae.posterior(x))
+
+    weights = log_weights(run(model), run(guide), x, 4, compile=True)
+    torch.testing.assert_close(weights, oracle.log_likelihood(x).expand(4, 53))
+
+
+def test_what_cannot_be_compiled_is_evaluated_all_the_same() -> None:
+    oracle = Oracle()
+    x = oracle.data(5)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", oracle.vae.prior())
+            scale = 1.0 if (z > -1e9).all() else 2.0
+            pyro.sample("x", oracle.vae.likelihood(z * scale), obs=x)
+
+    with pytest.warns(UserWarning, match="evaluation goes on without compilation: a decision is made by the value"):
+        weights = log_weights(model, oracle.vae.guide, x, 4, compile=True)
+    torch.testing.assert_close(weights, oracle.log_likelihood(x).expand(4, 5))
+
+
+def test_products_in_bfloat16_are_near_and_said_to_be_so() -> None:
+    vae, x = counting_vae(), binary(20)
+    exact, rounded = (
+        evaluate(vae.model, vae.guide, x, 200, seed=0, precision=precision) for precision in (None, "bfloat16")
+    )
+    error = abs(exact.log_likelihood - rounded.log_likelihood)
+    assert 0 < float(error.max()) < 0.1
+    assert rounded.attrs["precision"] == "bfloat16"
+    with pytest.raises(ValueError, match="TF32 is a format of CUDA devices"):
+        evaluate(vae.model, vae.guide, x, 2, precision="tf32")
+
+
+def test_a_discrete_site_is_drawn_once_for_all_chunks() -> None:
+    logits = torch.randn(6, 3, dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(3, dtype=x.dtype)))
+            pyro.sample("x", dist.Normal(y.to(x.dtype), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=logits[: len(x)]))
+
+    x = torch.randn(6, dtype=torch.float64)
+    weights = log_weights(model, guide, x, 4000, seed=0, memory=4000)
+    exact = torch.stack([dist.Normal(float(y), 1.0).log_prob(x) for y in range(3)]).exp().mean(0).log()
+    assert (weights.logsumexp(0) - torch.tensor(4000.0).log() - exact).abs().max() < 0.2
