@@ -56,6 +56,8 @@ class Options:
     """Compare only those of these names [default: all]."""
     test_size: int | None = None
     """Evaluate so many test data, drawn at random [default: all]."""
+    compile: bool = False
+    """Compile training and evaluation, which takes some seconds for each model and pays in long runs."""
     device: str = "auto"
     """Where to compute; auto is a CUDA device if there is one, else the CPU."""
     seed: int = 0
@@ -132,6 +134,7 @@ def train(
             torch.optim.lr_scheduler.CosineAnnealingLR, T_max=options.epochs, eta_min=options.learning_rate / 100
         ),
         kl_warmup=options.kl_warmup,
+        compile=options.compile,
         seed=options.seed,
         device=options.device,
         **{"transform": splits.transform, **others},
@@ -142,7 +145,13 @@ def evaluate(vae: Any, splits: pv.data.Splits, options: Options) -> xr.Dataset:
     """Evaluates on the test data; the number of active units stands beside, as an attribute."""
     test = splits.test.to(next(vae.parameters()).device)
     result = pv.evaluation.evaluate(
-        vae.model, vae.guide, test, options.num_samples, seed=options.seed, binarization=splits.binarization
+        vae.model,
+        vae.guide,
+        test,
+        options.num_samples,
+        seed=options.seed,
+        compile=options.compile,
+        binarization=splits.binarization,
     )
     active = pv.evaluation.active_units(vae.guide, test, seed=options.seed)
     return result.assign_attrs(active_units=int(sum(units.sum() for units in active.values())))

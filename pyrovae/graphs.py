@@ -57,9 +57,9 @@ class Graph:
         varying: Sequence[Tensor],
         modules: Iterable[nn.Module] = (),
     ) -> None:
-        self.fixed, self.varying = list(fixed), list(varying)
+        self.fixed, self.varying, self.modules = list(fixed), list(varying), list(modules)
         try:
-            with seeded(0), _unchanged(modules), _without_values():
+            with seeded(0), _unchanged(self.modules), _without_values():
                 # The tracer knows tensors by identity, so the function need not be given those that it reads.
                 self.module = make_fx(lambda _: list(function()))([*self.fixed, *self.varying])
         except RuntimeError as error:
@@ -85,7 +85,29 @@ class Graph:
             with torch.no_grad():
                 return compiled(*fixed, *tensors, *found)
 
-        return _captured(run, varying) if varying[0].is_cuda else run
+        return self._captured(run, varying) if varying[0].is_cuda else run
+
+    def _captured(
+        self, run: Callable[..., Sequence[Tensor]], examples: list[Tensor]
+    ) -> Callable[..., Sequence[Tensor]]:
+        """A CUDA graph of a function: one launch, without a word from Python in between."""
+        given = [example.clone() for example in examples]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with seeded(0), _unchanged(self.modules), torch.cuda.stream(stream):
+            for _ in range(3):  # what libraries set up on their first calls must not be captured
+                run(*given)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            outputs = run(*given)
+
+        def replay(*tensors: Tensor) -> Sequence[Tensor]:
+            for place, tensor in zip(given, tensors, strict=True):
+                place.copy_(tensor)
+            graph.replay()
+            return outputs
+
+        return replay
 
 
 def compiled_or_none(
@@ -103,28 +125,6 @@ def compiled_or_none(
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         warnings.warn(f"{caller} goes on without compilation: {reason}", stacklevel=4)
         return None
-
-
-def _captured(run: Callable[..., Sequence[Tensor]], examples: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """A CUDA graph of a function: one launch, without a word from Python in between."""
-    given = [example.clone() for example in examples]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what libraries set up on their first calls must not be captured
-        for _ in range(3):
-            run(*given)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run(*given)
-
-    def replay(*tensors: Tensor) -> Sequence[Tensor]:
-        for place, tensor in zip(given, tensors, strict=True):
-            place.copy_(tensor)
-        graph.replay()
-        return outputs
-
-    return replay
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:

@@ -137,9 +137,9 @@ def fit(
                     history.append(**row, seconds=time.perf_counter() - start)
                     history.compile_seconds = run.gradients.seconds
                     history.best_epoch = best.offer(epoch, row.get("valid"))
-                    bar.set_postfix_str(
-                        ", ".join(f"{name} {row[name]:.2f}" for name in ("train", "valid") if name in row)
-                    )
+                    shown = [f"{name} {row[name]:.2f}" for name in ("train", "valid") if name in row]
+                    shown += [f"compiled in {run.gradients.seconds:.0f} s"] if run.gradients.seconds else []
+                    bar.set_postfix_str(", ".join(shown))
                     if schedule is not None:
                         _advance(schedule, history)
                     if patience is not None and epoch - best.epoch >= patience:
