@@ -1,0 +1,62 @@
+"""Which further ideas make a compiled training step faster?
+
+Each is tried alone, against the step as :func:`pyrovae.fit` makes it; what they are is in ``trainers/idea.py``.
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import tyro
+
+from experiments.benchmarks import training
+from experiments.benchmarks.rounds import race
+
+PLAIN = "pyrovae, as fit does"
+NAMES = (
+    "as fit does",
+    "adam in the graph",
+    "several steps in a graph",
+    "noise at once",
+    "denormals flushed",
+    "products tuned",
+    "pages kept",
+)
+
+
+@dataclass
+class Options(training.Options):
+    """Options of the benchmark; its contenders are the ideas."""
+
+    rounds: int = 15
+    """Number of rounds, after one to warm up."""
+    contenders: tuple[str, ...] = NAMES
+    """The ideas."""
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Tries the ideas; prints and writes the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        training.make_problem(options).write(Path(folder))
+        module = "experiments.benchmarks.trainers.idea"
+        result = race(
+            {
+                f"pyrovae, {name}": [sys.executable, "-m", module, folder, name.replace(" ", "_")]
+                for name in options.contenders
+            },
+            options.rounds,
+        )
+    table = result.table(PLAIN, options.steps)
+    shown = pd.DataFrame(
+        {"ms per step": training.spreads(table, "ms"), "/ as fit does": training.spreads(table, "ratio")}, table.index
+    )
+    print(f"\n{training.describe(options)}: median [quartiles] of {options.rounds} rounds\n")
+    print(shown.to_string())
+    training.write(options, "ideas", shown, {"all": result})
+    return shown
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,304 @@
+r"""Several programs timed in turns, each in a process of its own.
+
+A contender is a process that gets ready, says so, and then does one piece of work whenever it is told to. In every
+round each contender works once while the others wait, in an order that is drawn anew. So whatever slows the machine for
+a while slows all of them, and two contenders are compared within rounds:
+
+.. math:: \text{ratio} = \operatorname{median}_i \frac{t_i}{b_i}
+
+for the seconds :math:`t_i` of a contender and :math:`b_i` of a baseline in round i, with quartiles beside it.
+
+Both sides talk in lines of JSON. The contender begins with ``{"name": ..., "facts": {...}}``, answers every ``go`` with
+``{"seconds": ...}`` and ``stop`` with ``{"peak_mb": ...}``.
+"""
+
+import json
+import math
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # contenders import this file too, and must not pay for what only the parent needs
+    import pandas as pd
+
+OURS = "pyrovae"
+PACKAGES = ("pyrovae", "torch", "pyro-ppl", "numpyro", "jax", "pythae")
+
+
+class Channel:
+    """A contender's end of the conversation.
+
+    Work that cannot be called, such as an epoch of a loop that is another's, asks for its turns itself.
+
+    Args:
+        name: Name of the contender.
+        **facts: What the parent is to know before the first turn; numbers and strings.
+    """
+
+    def __init__(self, name: str, **facts: Any) -> None:
+        sys.stdout.flush()
+        self.start: float | None = None
+        self.out = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)  # whatever libraries print from here on does not disturb the conversation
+        self._say(name=name, facts=facts)
+
+    def turn(self, seconds: float | None = None) -> bool:
+        """Ends the turn, if this is one, and waits for the next.
+
+        Args:
+            seconds: What the turn took, where not the time since it began.
+
+        Returns:
+            Whether there is another turn.
+        """
+        if self.start is not None:
+            self._say(seconds=time.perf_counter() - self.start if seconds is None else seconds)
+        more = sys.stdin.readline().strip() == "go"
+        self.start = time.perf_counter()
+        return more
+
+    def close(self) -> None:
+        """Ends the conversation."""
+        self._say(peak_mb=peak_mb())
+        self.out.close()
+
+    def _say(self, **message: Any) -> None:
+        self.out.write(json.dumps(message) + "\n")
+
+
+def serve(name: str, work: Callable[[], float | None], **facts: Any) -> None:
+    """Makes this process a contender: works once a turn, until the parent has no more turns.
+
+    Args:
+        name: Name of the contender.
+        work: Does the work once, to its end (on a GPU: synchronized). It is timed, unless it returns its seconds.
+        **facts: What the parent is to know before the first turn; numbers and strings.
+    """
+    channel = Channel(name, **facts)
+    more = channel.turn()
+    while more:
+        more = channel.turn(work())
+    channel.close()
+
+
+def peak_mb() -> float:
+    """Most memory that this process had at a time, in MiB: on the GPU if torch uses one, else of the host."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss begins with the memory of the parent
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@dataclass
+class Race:
+    """What the contenders did.
+
+    Attributes:
+        seconds: One row a round, one column a contender that was there to the end.
+        ready: Seconds from each contender's start until it was ready.
+        first: Seconds of each contender's first turn, which is a warm-up: what it compiles is in it.
+        facts: What each contender said of itself.
+        peaks: The most memory that each had at a time, in MiB.
+        missing: Contenders that failed, with the last line of their error.
+    """
+
+    seconds: "pd.DataFrame"
+    ready: dict[str, float]
+    first: dict[str, float]
+    facts: dict[str, dict[str, Any]]
+    peaks: dict[str, float]
+    missing: dict[str, str]
+
+    def table(self, baseline: str, unit_work: float = 1.0) -> "pd.DataFrame":
+        """Medians and quartiles over the rounds.
+
+        Args:
+            baseline: The contender whose time in the same round is the denominator of ratios; if it is missing, they
+                are NaN.
+            unit_work: Number of units of work (steps, data) in a turn.
+
+        Returns:
+            One row a contender: milliseconds per unit of work (``ms``, ``ms_low``, ``ms_high``: median, quartiles), the
+            ratio to the baseline (``ratio``, ``ratio_low``, ``ratio_high``), ``ready_seconds``, ``first_seconds`` and
+            ``peak_mb``.
+        """
+        import pandas as pd
+
+        times = 1000 * self.seconds / unit_work
+        ratios = times.div(times[baseline] if baseline in times else float("nan"), axis=0)
+        columns = {
+            f"{name}{suffix}": values.quantile(q)
+            for name, values in (("ms", times), ("ratio", ratios))
+            for suffix, q in (("", 0.5), ("_low", 0.25), ("_high", 0.75))
+        }
+        once = {"ready_seconds": self.ready, "first_seconds": self.first, "peak_mb": self.peaks}
+        return pd.DataFrame({**columns, **once}, index=self.seconds.columns)
+
+
+def spread(median: float, low: float, high: float) -> str:
+    """A median with its quartiles, to three digits; empty for NaN."""
+    return "" if math.isnan(median) else f"{median:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def race(commands: Mapping[str, Sequence[str]], rounds: int, warmup: int = 1) -> Race:
+    """Lets the contenders work in turns.
+
+    They start one after the other, and in a round only one works at a time.
+
+    Args:
+        commands: The contenders, by name, and the commands that start them. Those whose name begins with "pyrovae" are
+            ours.
+        rounds: Number of rounds that are counted.
+        warmup: Number of rounds before, at least 1.
+
+    Raises:
+        RuntimeError: If a contender of ours fails. Another one that fails is missing.
+    """
+    import pandas as pd
+
+    field = _Field()
+    with ExitStack() as stack:
+        for name, command in commands.items():
+            start = time.perf_counter()
+            field.add(name, stack.enter_context(closing(_Contender(command))), start)
+        table = [field.round() for _ in range(warmup + rounds)]
+        peaks = field.ask("stop", "peak_mb", list(field.contenders))
+    seconds = pd.DataFrame(table[warmup:], columns=list(peaks), dtype=float)
+    return Race(
+        seconds,
+        ready={name: field.ready[name] for name in peaks},
+        first={name: table[0][name] for name in peaks},
+        facts={name: field.facts[name] for name in peaks},
+        peaks=peaks,
+        missing=field.missing,
+    )
+
+
+class _Field:
+    """The contenders that are still there."""
+
+    def __init__(self) -> None:
+        self.contenders: dict[str, _Contender] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.ready: dict[str, float] = {}
+        self.missing: dict[str, str] = {}
+        self.order = random.Random(0)
+
+    def add(self, name: str, contender: "_Contender", start: float) -> None:
+        """Waits until a contender, which was started at that time, is ready."""
+        self.contenders[name] = contender
+        if (message := self._hear(name)) is not None:
+            self.ready[name] = time.perf_counter() - start
+            self.facts[name] = message["facts"]
+
+    def round(self) -> dict[str, float]:
+        """One turn of each, in random order."""
+        names = list(self.contenders)
+        self.order.shuffle(names)
+        return self.ask("go", "seconds", names)
+
+    def ask(self, word: str, key: str, names: Sequence[str]) -> dict[str, float]:
+        """Says a word to one contender after the other, and returns their answers."""
+        answers = {}
+        for name in names:
+            self.contenders[name].say(word)
+            if (message := self._hear(name)) is not None:
+                answers[name] = float(message[key])
+        return answers
+
+    def _hear(self, name: str) -> dict[str, Any] | None:
+        message = self.contenders[name].hear()
+        if message is None:
+            error = self.contenders.pop(name).error()
+            if name.startswith(OURS):
+                raise RuntimeError(f"the contender {name} failed:\n{error}")
+            self.missing[name] = (error.strip().splitlines() or ["it ended without a word"])[-1]
+        return message
+
+
+class _Contender:
+    """The parent's end of the conversation with one process."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.errors = Path(self.folder.name) / "errors"
+        with self.errors.open("w") as file:  # a pipe could fill up
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": self.folder.name},  # so that all is compiled anew
+            )
+
+    def close(self) -> None:
+        """Waits for the process, which ends when it has nobody to listen to."""
+        self.process.communicate()
+        self.folder.cleanup()
+
+    def say(self, word: str) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(f"{word}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:  # it has ended, which is found out by listening
+            pass
+
+    def hear(self) -> dict[str, Any] | None:
+        """The next message, or None if the process has ended."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith('{"'):  # libraries may print before the contender begins
+                message: dict[str, Any] = json.loads(line)
+                return message
+        return None
+
+    def error(self) -> str:
+        """What the process, which has ended, wrote to its standard error."""
+        self.process.wait()
+        return self.errors.read_text()
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the times were taken on: processor, cores, versions, and the GPU if that is the device."""
+    facts: dict[str, Any] = {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+    }
+    if device == "cuda":
+        import torch
+
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,155 @@
+"""A compiled training step with one thing done otherwise than :func:`pyrovae.fit` does it; names are in ``IDEAS``."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from unittest import mock
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+import pyrovae as pv
+from experiments.benchmarks.networks import make, to_device
+from experiments.benchmarks.problem import Problem
+from experiments.benchmarks.rounds import serve
+from pyrovae.graphs import Graph
+
+Epoch = Callable[[], None]
+DRAW = "torch.distributions.normal._standard_normal"  # by which Pyro's normal distribution draws its noise
+STEPS = 10  # of a graph that makes several
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
+
+
+class Steps:
+    """What all ideas have in common: a VAE, its loss, Adam, and batches in random order."""
+
+    def __init__(self, problem: Problem) -> None:
+        sizes = self.sizes = problem.sizes
+        self.x = to_device(problem, problem.x)
+        self.vae = pv.VAE(
+            pv.priors.StandardNormal(sizes.latent),
+            pv.likelihoods.Bernoulli(make(problem, "decoder")),
+            pv.posteriors.DiagonalNormal(make(problem, "encoder")),
+        )
+        self.objective = Trace_ELBO() if sizes.k == 1 else pv.objectives.IWAE(sizes.k)
+        self.parameters = list(self.vae.parameters())
+        self.objective.loss(self.vae.model, self.vae.guide, self.x[: sizes.batch_size])  # finds out the plates
+
+    def gradients(self, batch: Tensor) -> list[Tensor]:
+        """The gradients of the loss."""
+        loss = self.objective.differentiable_loss(self.vae.model, self.vae.guide, batch)
+        return list(torch.autograd.grad(loss, self.parameters))
+
+    def batches(self) -> Sequence[Tensor]:
+        """Indices of an epoch's batches."""
+        return torch.randperm(len(self.x)).split(self.sizes.batch_size)
+
+    def fused(self, compiled: Callable[..., Sequence[Tensor]], *given: Tensor) -> Epoch:
+        """An epoch of compiled gradients and torch's fused Adam, as in ``fit``."""
+        optimizer = torch.optim.Adam(self.parameters, lr=self.sizes.learning_rate, fused=True)
+
+        def epoch() -> None:
+            for tensor in given:
+                tensor.normal_()
+            for i, indices in enumerate(self.batches()):
+                gradients = compiled(self.x[indices], *(tensor[i] for tensor in given))
+                for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+
+        return epoch
+
+
+def as_fit_does(steps: Steps) -> Epoch:
+    """Gradients by a graph, Adam after it."""
+    batch = steps.x[: steps.sizes.batch_size].clone()
+    return steps.fused(Graph(lambda: steps.gradients(batch), steps.parameters, [batch]).compile())
+
+
+def denormals_flushed(steps: Steps) -> Epoch:
+    """Numbers too small for a normal float count as zero."""
+    torch.set_flush_denormal(True)
+    return as_fit_does(steps)
+
+
+def noise_at_once(steps: Steps) -> Epoch:
+    """The noise of an epoch's draws is drawn before it."""
+    sizes = steps.sizes
+    batch = steps.x[: sizes.batch_size].clone()
+    noise = torch.randn(sizes.steps, *([sizes.k] if sizes.k > 1 else []), sizes.batch_size, sizes.latent)
+    first = noise[0].clone()
+
+    def gradients() -> list[Tensor]:
+        with mock.patch(DRAW, return_value=first):
+            return steps.gradients(batch)
+
+    return steps.fused(Graph(gradients, steps.parameters, [batch, first]).compile(), noise)
+
+
+def products_tuned(steps: Steps) -> Epoch:
+    """Inductor looks for the fastest code of each matrix product, packing its weights where that helps."""
+    with torch._inductor.config.patch(max_autotune=True, max_autotune_gemm_backends="CPP,ATEN"):
+        return as_fit_does(steps)
+
+
+def adam_in_the_graph(steps: Steps, number: int = 1) -> Epoch:
+    """The optimizer's update is a part of the graph."""
+    size = steps.sizes.batch_size
+    batches = steps.x[: number * size].clone()
+    first, second = ([torch.zeros_like(parameter) for parameter in steps.parameters] for _ in range(2))
+    count = torch.zeros(())
+
+    def update() -> list[Tensor]:
+        for batch in batches.split(size):
+            gradients = steps.gradients(batch)
+            with torch.no_grad():
+                count.add_(1)
+                rate = steps.sizes.learning_rate * (1 - 0.999**count).sqrt() / (1 - 0.9**count)
+                for parameter, m, v, gradient in zip(steps.parameters, first, second, gradients, strict=True):
+                    m.lerp_(gradient, 0.1)
+                    v.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+                    parameter.sub_(rate * m / (v.sqrt() + 1e-8))
+        return [count]
+
+    fixed = [*(parameter.detach() for parameter in steps.parameters), *first, *second, count]
+    before = [tensor.clone() for tensor in fixed]
+    compiled = Graph(update, [*steps.parameters, *first, *second, count], [batches]).compile()
+    for tensor, value in zip(fixed, before, strict=True):
+        tensor.copy_(value)  # the run that was written down has trained
+
+    def epoch() -> None:
+        for indices in torch.randperm(len(steps.x)).split(number * size):
+            compiled(steps.x[indices])
+
+    return epoch
+
+
+def several_steps_in_a_graph(steps: Steps) -> Epoch:
+    """Ten steps, optimizer included, are one graph."""
+    return adam_in_the_graph(steps, number=STEPS)
+
+
+IDEAS = {
+    idea.__name__: idea
+    for idea in (
+        as_fit_does,
+        adam_in_the_graph,
+        several_steps_in_a_graph,
+        noise_at_once,
+        denormals_flushed,
+        products_tuned,
+    )
+}
+
+if __name__ == "__main__":
+    if sys.argv[2] == "pages_kept" and not os.environ.keys() >= MALLOC.keys():  # read when a process starts
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "experiments.benchmarks.trainers.idea", *sys.argv[1:]],
+            {**os.environ, **MALLOC},
+        )
+    pyro.enable_validation(False)
+    serve(sys.argv[2], IDEAS.get(sys.argv[2], as_fit_does)(Steps(Problem.read(Path(sys.argv[1])))))

@@ -1,0 +1,71 @@
+"""pyrovae, by :func:`pyrovae.fit`; with ``--compile``, compiled.
+
+``fit`` trains for as many epochs as it is told to, so here it asks for its turns itself: by its schedule, which makes a
+step after every epoch, and which is left by the KeyboardInterrupt that ends training.
+"""
+
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+
+import pyrovae as pv
+from experiments.benchmarks.networks import finish, make, state, to_device
+from experiments.benchmarks.problem import Problem
+from experiments.benchmarks.rounds import Channel
+
+
+class Gate:
+    """A schedule that keeps the learning rate, and the next epoch waiting for its turn."""
+
+    def __init__(self, channel: Channel, problem: Problem, _: torch.optim.Optimizer) -> None:
+        self.channel, self.problem = channel, problem
+        self.step()
+
+    def step(self) -> None:
+        """Ends the turn of an epoch, if there was one, and waits for that of the next."""
+        finish(self.problem)
+        if not self.channel.turn():
+            raise KeyboardInterrupt
+
+
+def main(problem: Problem, compiled: bool) -> None:
+    """Trains, an epoch a turn."""
+    sizes = problem.sizes
+    vae = pv.VAE(
+        pv.priors.StandardNormal(sizes.latent),
+        pv.likelihoods.Bernoulli(make(problem, "decoder")),
+        pv.posteriors.DiagonalNormal(make(problem, "encoder")),
+    )
+    objective = Trace_ELBO() if sizes.k == 1 else pv.objectives.IWAE(sizes.k)
+    facts = state(
+        problem,
+        vae,
+        lambda x: objective.differentiable_loss(vae.model, vae.guide, x) / len(x),
+        "torch.distributions.normal._standard_normal",
+    )
+    channel = Channel("pyrovae", **facts)
+    gate: Any = partial(Gate, channel, problem)
+    if compiled:
+        warnings.filterwarnings("error", message="fit goes on without compilation")
+    pv.fit(
+        vae,
+        to_device(problem, problem.x),
+        objective=objective,
+        epochs=10**6,
+        batch_size=sizes.batch_size,
+        learning_rate=sizes.learning_rate,
+        scheduler=gate,
+        device=sizes.device,
+        progress=False,
+        compile=compiled,
+    )
+    channel.close()
+
+
+if __name__ == "__main__":
+    main(Problem.read(Path(sys.argv[1])), compiled="--compile" in sys.argv)

@@ -1,0 +1,137 @@
+"""What does a training step cost, next to stock Pyro, NumPyro, pythae and PyTorch without a library?
+
+All of them train the same VAE, from the same weights and on the same binary digits, by Adam in random order. Each takes
+its turns in a process of its own, an epoch a turn; times are those of an epoch divided by its steps, and ratios are
+taken within rounds. Before that, all state the loss and the norm of its gradient for the same data and noise, and must
+agree. Tools that are not installed are left out; ``uv run --group benchmarks`` installs them.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from torch import nn
+
+import pyrovae as pv
+from experiments.benchmarks.networks import perceptron
+from experiments.benchmarks.problem import Problem, Sizes, check_agreement, checked_noise
+from experiments.benchmarks.rounds import Race, machine, race, spread
+
+TRAINERS = {
+    "Pyro": ("stock_pyro",),
+    "Pyro, unvalidated": ("stock_pyro", "--unvalidated"),
+    "PyTorch": ("pytorch",),
+    "PyTorch, compiled": ("pytorch", "--compile"),
+    "pyrovae": ("ours",),
+    "pyrovae, compiled": ("ours", "--compile"),
+    "NumPyro": ("numpyro_",),
+    "pythae": ("pythae_",),
+}
+BASELINES = ("Pyro", "PyTorch")
+
+
+@dataclass
+class Options(Sizes):
+    """Options of the benchmark."""
+
+    rounds: int = 7
+    """Number of rounds, after one to warm up."""
+    contenders: tuple[str, ...] = tuple(TRAINERS)
+    """Names of those who compete."""
+    out: Path = Path("results/benchmarks")
+    """Folder for the results."""
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Lets the contenders compete; prints and writes the table."""
+    result = compete(options, options.contenders, options.rounds)
+    table = summarize(result, options)
+    print(f"\n{describe(options)}: median [quartiles] of {options.rounds} rounds\n")
+    print(table.to_string())
+    write(options, "training", table, {"all": result})
+    return table
+
+
+def compete(sizes: Sizes, names: Sequence[str], rounds: int) -> Race:
+    """Lets the contenders of these names train in turns, having checked that they do the same.
+
+    Raises:
+        ValueError: If a contender has another name, or does other work than the others.
+    """
+    if unknown := set(names) - set(TRAINERS):
+        raise ValueError(f"there is no contender {min(unknown)!r}; choose from {list(TRAINERS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        make_problem(sizes).write(Path(folder))
+        commands = {}
+        for name in names:
+            module, *flags = TRAINERS[name]
+            commands[name] = [sys.executable, "-m", f"experiments.benchmarks.trainers.{module}", folder, *flags]
+        result = race(commands, rounds)
+    check_agreement(result.facts)
+    return result
+
+
+def make_problem(sizes: Sizes) -> Problem:
+    """Makes the problem: binary digits, repeated where there are too few, and torch's usual initial weights."""
+    x = torch.cat(list(pv.data.mnist5k("static"))).flatten(1).numpy()
+    pixels = x.shape[1]
+    torch.manual_seed(sizes.seed)
+    networks = nn.ModuleDict(
+        {
+            "encoder": perceptron(pixels, sizes.hidden, 2 * sizes.latent),
+            "decoder": perceptron(sizes.latent, sizes.hidden, pixels),
+        }
+    )
+    weights = {name: value.numpy() for name, value in networks.state_dict().items()}
+    return Problem(sizes, np.resize(x, (sizes.num_data, pixels)), checked_noise(sizes), weights)
+
+
+def summarize(result: Race, options: Options) -> pd.DataFrame:
+    """One row a contender: time and memory."""
+    tables = {name: result.table(name, options.steps) for name in BASELINES}
+    table = tables[BASELINES[0]]
+    columns = {"ms per step": spreads(table, "ms")}
+    columns |= {f"/ {name}": spreads(tables[name], "ratio") for name in BASELINES}
+    columns["start and first epoch, s"] = [f"{seconds:.1f}" for seconds in table.ready_seconds + table.first_seconds]
+    columns["peak memory, MiB"] = [f"{peak:.0f}" for peak in table.peak_mb]
+    return pd.DataFrame(columns, index=table.index)
+
+
+def spreads(table: pd.DataFrame, name: str) -> list[str]:
+    """The column of that name with its quartiles, as text."""
+    return [spread(*row) for row in table[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+
+
+def describe(sizes: Sizes) -> str:
+    """The problem, in words."""
+    bound = "ELBO" if sizes.k == 1 else f"IWAE_{sizes.k}"
+    return (
+        f"{bound}, {sizes.hidden} hidden units, {sizes.latent} latent, batches of {sizes.batch_size} on {sizes.device}"
+    )
+
+
+def write(options: Any, name: str, table: pd.DataFrame, races: Mapping[Any, Race]) -> None:
+    """Writes the table of a benchmark with such options, and all that was measured, as JSON; prints who is missing."""
+    for contender, reason in {item for result in races.values() for item in result.missing.items()}:
+        print(f"\n{contender} is missing: {reason}")
+    record = {
+        "options": asdict(options),
+        "machine": machine(options.device),
+        "table": table.to_dict("index"),
+        "races": {key: {**vars(result), "seconds": result.seconds.to_dict("list")} for key, result in races.items()},
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{name}.json").write_text(json.dumps(record, indent=2, default=str))
+    print(f"\nresults are in {options.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
