@@ -19,7 +19,7 @@ from experiments.benchmarks.rounds import Race, race
 from experiments.benchmarks.trainers import ours, pytorch, stock_pyro
 
 TOY = {"hidden": 8, "latent": 2, "batch_size": 20, "num_data": 40, "rounds": 1}
-COLUMNS = ["ms per step", "/ Pyro", "/ PyTorch", "start and first epoch, s", "peak memory, MiB"]
+COLUMNS = ["ms per step", "/ Pyro", "/ PyTorch", "/ NumPyro", "start and first epoch, s", "peak memory, MiB"]
 
 CONTENDER = """
 import sys
