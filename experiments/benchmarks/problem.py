@@ -39,7 +39,7 @@ class Sizes:
     """Draws per datum: 1 is the ELBO, more the importance-weighted bound."""
     batch_size: int = 100
     """Data per step, a divisor of the number of data."""
-    num_data: int = 5000
+    num_data: int = 50_000
     """Data per epoch, which is what a contender works through in one turn."""
     learning_rate: float = 1e-3
     """Learning rate of Adam."""

@@ -20,7 +20,7 @@ from pyrovae.sites import Program
 from pyrovae.weights import Weights, importance_weights
 
 # Larger tensors are given back to the system after every run, and to fetch their pages anew costs a third of the time.
-MEMORY = 2**26
+MEMORY = 2**25
 
 
 @dataclass(frozen=True)
