@@ -18,17 +18,20 @@ from typing import Any
 
 import pyro.util
 import torch
+from pyro.infer.util import Dice
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from pyrovae.isolation import restore_buffers, save_buffers, seeded
 
 MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
 
 
-class UntraceableError(RuntimeError):
+class UntraceableError(Exception):
     """A function cannot be written down as a graph; the message says why, in one line."""
 
 
@@ -61,8 +64,9 @@ class Graph:
         try:
             with seeded(0), _unchanged(self.modules), _without_values():
                 # The tracer knows tensors by identity, so the function need not be given those that it reads.
-                self.module = make_fx(lambda _: list(function()))([*self.fixed, *self.varying])
-        except RuntimeError as error:
+                trace = make_fx(lambda _: list(function()), {torch.ops.aten.bernoulli.default: _bernoulli})
+                self.module = trace([*self.fixed, *self.varying])
+        except (RuntimeError, ValueError) as error:  # a component's error is said to be one of values
             if "get value out of a tracing tensor" not in str(error):
                 raise
             raise UntraceableError("a decision is made by the value of a tensor") from error
@@ -78,8 +82,13 @@ class Graph:
         import torch._inductor as inductor  # takes a second, and only those who compile need it
 
         fixed, varying, found = ([x.detach() for x in group] for group in (self.fixed, self.varying, self.found))
-        with torch.no_grad():
-            compiled = inductor.compile(self.module, [*fixed, *varying, *found], {"fallback_random": True})
+        with torch.no_grad(), warnings.catch_warnings():
+            # Inductor of torch 2.15 calls it itself.
+            warnings.filterwarnings("ignore", "`torch._prims_common.check` is deprecated", FutureWarning)
+            try:
+                compiled = inductor.compile(self.module, [*fixed, *varying, *found], {"fallback_random": True})
+            except DynamicOutputShapeException as error:
+                raise UntraceableError(f"the shape of a result depends on values, in {error}") from error
 
         def run(*tensors: Tensor) -> Sequence[Tensor]:
             with torch.no_grad():
@@ -127,6 +136,11 @@ def compiled_or_none(
         return None
 
 
+def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
+    """Draws as torch does; inductor's own decomposition takes other uniform numbers for them."""
+    return torch.empty_like(p).bernoulli_(p, generator=generator)
+
+
 def _lift(module: fx.GraphModule) -> list[Tensor]:
     """Makes inputs of the tensors that the function found elsewhere: as constants, they would not be read again."""
     graph, found = module.graph, []
@@ -135,7 +149,9 @@ def _lift(module: fx.GraphModule) -> list[Tensor]:
     for node in graph.find_nodes(op="get_attr"):
         literal = any(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users)
         if not literal:  # torch.tensor(0.5) in the function's own code is no input
-            found.append(getattr(module, str(node.target)))
+            if not isinstance(value := getattr(module, str(node.target)), Tensor):
+                raise UntraceableError(f"the programs hold a {type(value).__name__} of their own")
+            found.append(value)
             with graph.inserting_after(last):
                 last = graph.placeholder(node.name)
             last.meta = dict(node.meta)
@@ -166,20 +182,56 @@ def _unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _without_values() -> Iterator[None]:
-    """Lets Pyro's objectives run on tensors without values: their ``.item()`` gives a tensor, and nothing is NaN."""
-    checks = {name: getattr(pyro.util, name) for name in ("torch_isnan", "torch_isinf")}
-    for name in checks:
-        setattr(pyro.util, name, lambda _: False)
+    """Lets Pyro's objectives run on tensors without values, and refuses what a graph would take for constants.
+
+    Nothing is NaN, and no enumerated value is impossible.
+    """
+    expectation = Dice.compute_expectation
+
+    def with_zeros(dice: Dice, costs: Any) -> Any:
+        with _Zeros():
+            return expectation(dice, costs)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UntraceableError("the programs set the state of a random generator, as checkpoints do")
+
+    replacements: list[tuple[Any, str, Any]] = [
+        (pyro.util, "torch_isnan", lambda _: False),
+        (pyro.util, "torch_isinf", lambda _: False),
+        (Dice, "compute_expectation", with_zeros),
+        (torch, "manual_seed", refuse),
+        (torch, "set_rng_state", refuse),
+    ]
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
+    for owner, name, replacement in replacements:
+        setattr(owner, name, replacement)
     try:
-        with _Item():
+        with _Values():
             yield
     finally:
-        for name, check in checks.items():
-            setattr(pyro.util, name, check)
+        for owner, name, original in originals:
+            setattr(owner, name, original)
 
 
-class _Item(TorchFunctionMode):
-    """Answers ``.item()`` by the tensor itself, without its gradient."""
+class _Values(TorchFunctionMode):
+    """Answers ``.item()`` by the tensor itself, without its gradient, and refuses to give values to others."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0].detach() if func is Tensor.item else func(*args, **(kwargs or {}))
+        if func is Tensor.item:
+            return args[0].detach()
+        of_tensors = func is torch.tensor and any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0]))
+        if func in _LEAVING or (of_tensors and not isinstance(args[0], Tensor)):
+            raise UntraceableError(f"values of a tensor are taken out of it, by {func.__name__}()")
+        return func(*args, **(kwargs or {}))
+
+
+_LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
+
+
+class _Zeros(TorchFunctionMode):
+    """Puts zeros in the place of what Pyro would leave out of a sum if there is any: values of probability zero."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.all:
+            return False
+        return args[0].where(args[1], 0) if func is Tensor.masked_select else func(*args, **(kwargs or {}))

@@ -43,7 +43,9 @@ class Gradients:
 
 
 class CompiledGradients:
-    """The same by a graph for each shape of batch; what cannot be compiled is run as it is, after a warning.
+    """The same by a graph for each shape of batch, from the second call on.
+
+    What cannot be compiled is run as it is, after a warning.
 
     Args:
         eager: What to compile.
@@ -64,11 +66,14 @@ class CompiledGradients:
         self.eager, self.parameters, self.weighted, self.modules = eager, parameters, weighted, list(modules)
         self.tensors = list({id(tensor): tensor for tensor in (*parameters, *others)}.values())
         self.graphs: dict[Any, Callable[..., Tensor | float]] = {}
-        self.seconds = 0.0
+        self.seconds, self.is_first = 0.0, True
 
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor | float:
         """Returns the loss, with the latent sites weighted; the parameters are to have no gradient yet."""
-        inputs = (*batch, torch.full((), kl_weight, device=batch[0].device)) if self.weighted else batch
+        if self.is_first:  # a run in which objectives find out what they ask a program once, such as its plates' depth
+            self.is_first = False
+            return self.eager(batch, kl_weight)
+        inputs = (*batch, batch[0].new_full((), kl_weight)) if self.weighted else batch
         key = tuple((tensor.shape, tensor.dtype) for tensor in batch)
         if key not in self.graphs:
             start = time.perf_counter()
