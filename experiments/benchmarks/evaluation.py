@@ -1,0 +1,293 @@
+r"""What does an estimate of log p(x) cost, next to pythae, NumPyro and PyTorch without a library?
+
+All of them estimate log p(x) of the same test digits from 5,000 draws each, by the same VAE, trained for some epochs.
+Each takes its turns in a process of its own, all images a turn, and ratios are taken within rounds. Before that, all
+must agree on the estimates. The sum of the parts is what noise, matrix products, activation and density take alone.
+Tools that are not installed are left out; ``uv run --group benchmarks`` installs them.
+
+A second table says what is reached in equal seconds: the Monte Carlo errors of importance sampling, plain, compiled and
+rounded, and of randomized quasi-Monte Carlo, by the power laws through errors and seconds for several numbers of draws.
+
+With ``--peak 50 200 800`` nothing of that is done, but so many images are evaluated in one call each, and the most
+memory that it takes is printed.
+"""
+
+import math
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import tyro
+
+import pyrovae as pv
+from experiments.benchmarks import errors, training
+from experiments.benchmarks.estimates import check_estimates, given_noise
+from experiments.benchmarks.evaluators.ours import build
+from experiments.benchmarks.networks import to_device
+from experiments.benchmarks.problem import Problem, Sizes, check_agreement
+from experiments.benchmarks.rounds import Race, race
+
+OURS, PYTHAE, PARTS, QUASI = "pyrovae", "pythae", "sum of parts", "pyrovae, quasi-Monte Carlo"
+EVALUATORS = {
+    PYTHAE: ("pythae_", "100"),  # its default
+    "pythae, larger batches": ("pythae_", "{rows}"),
+    "NumPyro": ("numpyro_", "--rows", "{rows}"),
+    "PyTorch": ("pytorch", "--rows", "{rows}"),
+    "PyTorch, compiled": ("pytorch", "--rows", "{rows}", "--compile"),
+    OURS: ("ours",),
+    "pyrovae, compiled": ("ours", "--compile"),
+    "pyrovae, bfloat16": ("ours", "--precision", "bfloat16"),
+    "pyrovae, compiled, bfloat16": ("ours", "--compile", "--precision", "bfloat16"),
+    PARTS: ("parts", "--rows", "{rows}"),
+}
+ROWS = {"cpu": 1000, "cuda": 100_000}
+WHOLE = {OURS: ("ours", "--whole"), "pyrovae, compiled": ("ours", "--whole", "--compile")}
+
+
+@dataclass
+class Options:
+    """Options of the benchmark."""
+
+    data: int = 16
+    """Images that are evaluated in a turn."""
+    draws: int = 5000
+    """Draws per image."""
+    hidden: int = 400
+    """Number of hidden units of either network."""
+    latent: int = 20
+    """Number of latent dimensions."""
+    epochs: int = 20
+    """Epochs of training."""
+    rows: int | None = None
+    """Draws, of one or more images, that NumPyro, PyTorch and the parts take at once, and pythae of one [default: what
+    is fastest, 1000 on a CPU and 100000 on a GPU]."""
+    rounds: int = 7
+    """Number of rounds, after one to warm up."""
+    contenders: tuple[str, ...] = tuple(EVALUATORS)
+    """Names of those who compete."""
+    error_draws: tuple[int, ...] = (1024, 4096, 16384)
+    """Numbers of draws for which errors are measured, multiples of 32; with none the second table is left out."""
+    error_data: int = 64
+    """Images whose errors are measured."""
+    peak: tuple[int, ...] = ()
+    """Numbers of images whose evaluation's memory is measured, and nothing else."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute."""
+    seed: int = 0
+    """Seed of initial weights, training and draws."""
+    out: Path = Path("results/benchmarks")
+    """Folder for the results."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.contenders) - set(EVALUATORS):
+            raise ValueError(f"there is no contender {min(unknown)!r}; choose from {list(EVALUATORS)}")
+        if len(self.error_draws) == 1:
+            raise ValueError(
+                f"a power law goes through two numbers of draws or more, got error_draws={self.error_draws}; add "
+                f"another, or give none"
+            )
+        if self.error_draws and OURS not in self.contenders:
+            raise ValueError(f"errors are compared in the seconds of {OURS!r}; let it compete, or give no error_draws")
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Lets the contenders compete, or measures memory alone; prints and writes the tables and the figure."""
+    return measure_memory(options) if options.peak else measure_time(options)
+
+
+def measure_time(options: Options) -> pd.DataFrame:
+    """Lets the contenders compete; prints and writes the tables and the figure."""
+    weights = train(options)
+    problem = make_problem(options, options.data, weights)
+    commands = {name: EVALUATORS[name] for name in options.contenders}
+    commands |= {quasi(draws): ("quasi", str(draws)) for draws in options.error_draws}
+    result = run(problem, commands, options)
+    check(problem, result)
+    table = summarize(result, options)
+    print(f"\n{describe(options)}: median [quartiles] of {options.rounds} rounds\n")
+    print(table.to_string())
+    tell_facts(result, options)
+    training.write(options, "evaluation", table, {"all": result})
+    if options.error_draws:
+        compare_errors(result, make_problem(options, options.error_data, weights), options)
+    return table
+
+
+def compare_errors(result: Race, problem: Problem, options: Options) -> None:
+    """Prints and writes the table of errors and the figure."""
+    measured = errors.measure(build(problem), to_device(problem, problem.x), options.error_draws, options.seed)
+    points = points_of(result, measured, options)
+    table = summarize_errors(result, points, options)
+    print(
+        f"\nMonte Carlo error of {len(problem.x)} images in the seconds that pyrovae takes for its evaluation, nats\n"
+    )
+    print(table.to_string())
+    poor = measured.poor.iloc[-1]
+    print(f"\nfrom {measured.index[-1]} draws k-hat is above 0.7 for {poor:.0%} of them: so many errors are too small")
+    training.write(options, "evaluation_error", table, {})
+    figure = errors.draw(points)
+    figure.savefig(options.out / "evaluation_error.png", dpi=200, bbox_inches="tight")
+    plt.close(figure)
+
+
+def measure_memory(options: Options) -> pd.DataFrame:
+    """Evaluates more and more images in one call each; prints and writes seconds and memory."""
+    weights, races, rows = train(options), {}, []
+    for size in options.peak:
+        races[size] = run(make_problem(options, size, weights), WHOLE, options, rounds=0)
+        rows += [
+            {
+                "contender": name,
+                "images": size,
+                "ms per image": round(1000 * races[size].first[name] / size, 2),
+                "memory before, MiB": round(races[size].facts[name]["before_mb"]),
+                "peak memory, MiB": round(races[size].peaks[name]),
+            }
+            for name in WHOLE
+        ]
+    table = pd.DataFrame(rows).set_index(["contender", "images"]).sort_index()
+    print(f"\n{describe(options)}: one evaluation, all that comes before it included\n")
+    print(table.to_string())
+    flat = table.set_axis([f"{name}, {size} images" for name, size in table.index])
+    training.write(options, "evaluation_memory", flat, races)
+    return table
+
+
+def quasi(draws: int) -> str:
+    """Name of the contender that makes so many quasi-Monte Carlo draws."""
+    return f"{QUASI}, {draws} draws"
+
+
+def train(options: Options) -> dict[str, np.ndarray]:
+    """Trains the VAE on binary digits, from the initial weights of the benchmark of training."""
+    vae = build(training.make_problem(sizes_of(options, 100)))
+    x = digits().train.flatten(1)
+    pv.fit(vae, x, epochs=options.epochs, seed=options.seed, device=options.device, progress=False)
+    return {
+        f"{name}.{key.partition('network.')[2]}": value.cpu().numpy()
+        for name, program in {"encoder": vae.guide, "decoder": vae.model}.items()
+        for key, value in program.state_dict().items()
+    }
+
+
+def make_problem(options: Options, size: int, weights: dict[str, np.ndarray]) -> Problem:
+    """Makes the problem of so many test digits, repeated where there are too few."""
+    sizes, x = sizes_of(options, size), digits().test.flatten(1).numpy()
+    return Problem(sizes, np.resize(x, (size, x.shape[1])), given_noise(sizes), weights)
+
+
+@cache
+def digits() -> pv.data.Splits:
+    """Binary digits, which take seconds to read."""
+    return pv.data.mnist5k("static")
+
+
+def sizes_of(options: Options, size: int) -> Sizes:
+    """The sizes of a problem of so many images."""
+    return Sizes(
+        hidden=options.hidden,
+        latent=options.latent,
+        k=options.draws,
+        batch_size=size,
+        num_data=size,
+        device=options.device,
+        seed=options.seed,
+    )
+
+
+def run(problem: Problem, contenders: Mapping[str, Sequence[str]], options: Options, rounds: int | None = None) -> Race:
+    """Lets contenders, each a module and its arguments, solve the problem in turns."""
+    rows = ROWS[options.device] if options.rows is None else options.rows
+    with tempfile.TemporaryDirectory() as folder:
+        problem.write(Path(folder))
+        commands = {}
+        for name, (module, *arguments) in contenders.items():
+            given = [argument.format(rows=rows) for argument in arguments]
+            commands[name] = [sys.executable, "-m", f"experiments.benchmarks.evaluators.{module}", folder, *given]
+        return race(commands, options.rounds if rounds is None else rounds)
+
+
+def check(problem: Problem, result: Race) -> None:
+    """Checks that all estimate the same, and the same as another evaluation."""
+    check_agreement(result.facts)
+    vae, x = build(problem), to_device(problem, problem.x)
+    seed = problem.sizes.seed + 1
+    reference = pv.evaluation.evaluate(vae.model, vae.guide, x, problem.sizes.k, seed=seed, progress=False)
+    facts = {"another evaluation": {"log_likelihood": float(reference.log_likelihood.mean())}, **result.facts}
+    check_estimates(facts, mcse=math.sqrt(float((reference.mcse**2).sum())) / len(x))
+
+
+def summarize(result: Race, options: Options) -> pd.DataFrame:
+    """One row a contender: time and memory."""
+    tables = {name: result.table(name, options.data) for name in (PYTHAE, PARTS)}
+    table = tables[PYTHAE]
+    turn = table.ms * options.data / 1000
+    cold = pd.Series({name: facts.get("cold_seconds") for name, facts in result.facts.items()}, dtype=float)
+    columns = {"ms per image": training.spreads(table, "ms")}
+    columns |= {f"/ {name}": training.spreads(tables[name], "ratio") for name in tables}
+    columns["set-up, s"] = in_seconds(cold - turn)
+    columns["once more, s"] = in_seconds((pd.Series(result.first) - turn).where(cold.notna()))
+    columns["peak memory, MiB"] = [f"{peak:.0f}" for peak in table.peak_mb]
+    rows = pd.DataFrame(columns, index=table.index)
+    return rows[[not name.startswith(QUASI) for name in rows.index]]
+
+
+def in_seconds(values: pd.Series) -> list[str]:
+    """Seconds as text; empty for NaN, and none is negative."""
+    return ["" if math.isnan(value) else f"{max(0.0, value):.1f}" for value in values]
+
+
+def tell_facts(result: Race, options: Options) -> None:
+    """Prints what the parts are, and how far rounding moves an estimate."""
+    for name, facts in result.facts.items():
+        if "mean_rounding_error" in facts:
+            print(
+                f"\n{name}: from the same draws an estimate is another by {facts['mean_rounding_error']:.2g} nats on "
+                f"average, at most by {facts['largest_rounding_error']:.2g}"
+            )
+        parts = {key: value for key, value in facts.items() if name == PARTS and key.endswith("_seconds")}
+        if parts:
+            told = [f"{key.removesuffix('_seconds')} {1000 * value / options.data:.3g}" for key, value in parts.items()]
+            print(f"\n{name}, ms per image: {', '.join(told)}")
+
+
+def points_of(result: Race, measured: pd.DataFrame, options: Options) -> pd.DataFrame:
+    """Seconds per image and errors of all ways of evaluating, as :func:`errors.at_equal_time` takes them."""
+    times = result.table(OURS, options.data)
+    seconds = times.ratio * times.ms[OURS] / 1000
+    ways = [name for name in options.contenders if name.startswith(OURS)]
+    rows = [(name, k, seconds[name] * k / options.draws, measured.evaluate[k]) for name in ways for k in measured.index]
+    rows += [(QUASI, k, seconds[quasi(k)], measured.rqmc[k]) for k in measured.index]
+    return pd.DataFrame(rows, columns=["name", "draws", "seconds", "mcse"])
+
+
+def summarize_errors(result: Race, points: pd.DataFrame, options: Options) -> pd.DataFrame:
+    """One row a way of evaluating: what it reaches in the seconds of the plain one."""
+    reached = errors.at_equal_time(points, result.table(OURS, options.data).ms[OURS] / 1000)
+    rounding = pd.Series({name: facts.get("mean_rounding_error") for name, facts in result.facts.items()}, dtype=float)
+    columns = {
+        "draws": [f"{draws:.0f}" for draws in reached.draws],
+        "Monte Carlo error": [f"{mcse:.3g}" for mcse in reached.mcse],
+        f"/ {OURS}": [f"{ratio:.3g}" for ratio in reached.mcse / reached.mcse[OURS]],
+        "rounding error": ["" if math.isnan(error) else f"{error:.2g}" for error in rounding.reindex(reached.index)],
+    }
+    return pd.DataFrame(columns, index=reached.index)
+
+
+def describe(options: Options) -> str:
+    """The problem, in words."""
+    return (
+        f"log p(x) from {options.draws} draws, {options.hidden} hidden units, {options.latent} latent, on "
+        f"{options.device}"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,205 @@
+"""The contenders of the evaluation benchmark estimate the same, and what is reported of them is what was measured."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.benchmarks import errors, estimates, evaluation, rounds
+from experiments.benchmarks.evaluators import ours, parts, pytorch, quasi
+from experiments.benchmarks.problem import Problem, check_agreement
+from experiments.benchmarks.rounds import Race
+
+TOY = {"hidden": 8, "latent": 2, "epochs": 1, "data": 6, "draws": 200, "rows": 50, "rounds": 1}
+
+
+class Turns:
+    """A channel to nobody, which gives two turns."""
+
+    facts: ClassVar[dict[str, float]] = {}
+    seconds: ClassVar[list[float | None]] = []
+
+    def __init__(self, name: str, **facts: float) -> None:
+        self.turns, self.start = 2, 0.0
+        Turns.facts, Turns.seconds = facts, []
+
+    def turn(self, seconds: float | None = None) -> bool:
+        Turns.seconds.append(seconds)
+        self.turns -= 1
+        return self.turns >= 0
+
+    def close(self) -> None:
+        assert self.turns < 0
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    return evaluation.train(evaluation.Options(**TOY))
+
+
+@pytest.fixture
+def problem(weights: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> Problem:
+    for module in (rounds, ours):
+        monkeypatch.setattr(module, "Channel", Turns)
+    return evaluation.make_problem(evaluation.Options(**TOY), 6, weights)
+
+
+def test_contenders_estimate_the_same(problem: Problem) -> None:
+    facts = {}
+    for name, main in {
+        "PyTorch": partial(pytorch.main, rows=50),
+        "PyTorch, several images at once": partial(pytorch.main, rows=400),
+        "pyrovae": ours.main,
+        "pyrovae, bfloat16": partial(ours.main, precision="bfloat16"),
+    }.items():
+        main(problem)
+        facts[name] = Turns.facts
+    result = Race(pd.DataFrame(), {}, {}, facts, {}, {})
+    evaluation.check(problem, result)
+    assert facts["PyTorch"]["loss"] == pytest.approx(facts["pyrovae"]["loss"], rel=1e-5)
+    assert "loss" not in facts["pyrovae, bfloat16"]
+    assert 0 < facts["pyrovae, bfloat16"]["mean_rounding_error"] <= facts["pyrovae, bfloat16"]["largest_rounding_error"]
+    facts["PyTorch"]["log_likelihood"] += 10
+    with pytest.raises(ValueError, match=r"the contenders do not estimate the same: .* by PyTorch, and 4 Monte Carlo"):
+        evaluation.check(problem, result)
+    facts["PyTorch"]["loss"] += 1
+    with pytest.raises(ValueError, match="do not do the same work"):
+        check_agreement(facts)
+
+
+def test_turns_of_one_evaluation_are_of_as_many_data(problem: Problem) -> None:
+    ours.main(problem)
+    first, *turns = Turns.seconds
+    assert first is None
+    assert len(turns) == 2
+    assert min(turns) > 0
+
+
+def test_an_evaluation_in_one_call(problem: Problem) -> None:
+    ours.main(problem, whole=True)
+    assert Turns.facts["before_mb"] > 0
+    assert Turns.seconds[1] > 0
+
+
+def test_quasi_monte_carlo_takes_turns(problem: Problem) -> None:
+    quasi.main(problem, 64)
+    assert len(Turns.seconds) == 3
+
+
+def test_parts_are_timed_alone(problem: Problem) -> None:
+    parts.main(problem, rows=90)  # does not divide 6 * 200
+    assert set(Turns.facts) == {"noise_seconds", "products_seconds", "density_seconds"}
+    assert min(*Turns.facts.values(), *Turns.seconds[1:]) > 0
+
+
+def test_evaluation(
+    weights: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(evaluation, "train", lambda _: weights)
+    names = ("PyTorch", "sum of parts")
+    table = evaluation.main(evaluation.Options(**TOY, contenders=names, error_draws=(), out=tmp_path))
+    assert list(table.index) == list(names)
+    assert list(table.columns) == [
+        "ms per image", "/ pythae", "/ sum of parts", "set-up, s", "once more, s", "peak memory, MiB"
+    ]  # fmt: skip
+    assert table["/ pythae"].tolist() == ["", ""]
+    assert table.loc["sum of parts", "/ sum of parts"] == "1 [1, 1]"
+    assert table.loc["sum of parts", "set-up, s"] == ""
+    printed = capsys.readouterr().out
+    assert table.to_string() in printed
+    assert "sum of parts, ms per image: noise " in printed
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    facts = record["races"]["all"]["facts"]["PyTorch"]
+    assert facts["loss"] == pytest.approx(-facts["log_likelihood"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_evaluation_of_all(
+    weights: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(evaluation, "train", lambda _: weights)
+    table = evaluation.main(evaluation.Options(**TOY, error_draws=(64, 128), out=tmp_path))
+    printed = capsys.readouterr().out
+    missing = [name for name in evaluation.EVALUATORS if f"{name} is missing: ModuleNotFoundError" in printed]
+    assert sorted([*table.index, *missing]) == sorted(evaluation.EVALUATORS)
+    assert "k-hat is above 0.7" in printed
+
+
+def faked(options: evaluation.Options) -> Race:
+    """A race in which compiling halves the time, and quasi-Monte Carlo takes as long per draw as the plain way."""
+    seconds = {"pyrovae": 1.0, "pyrovae, compiled, bfloat16": 0.5}
+    seconds |= {evaluation.quasi(k): k / options.draws for k in options.error_draws}
+    once = dict.fromkeys(seconds, 2.0)
+    facts = {name: {"cold_seconds": 3.0} for name in seconds}
+    facts["pyrovae, compiled, bfloat16"]["mean_rounding_error"] = 0.01
+    return Race(pd.DataFrame({name: [value] * 2 for name, value in seconds.items()}), once, once, facts, once, {})
+
+
+def test_errors_are_compared_at_equal_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contenders = ("pyrovae", "pyrovae, compiled, bfloat16")
+    options = evaluation.Options(data=10, draws=1000, contenders=contenders, error_draws=(500, 2000), out=tmp_path)
+    measured = pd.DataFrame({"evaluate": [0.2, 0.1], "rqmc": [0.04, 0.01], "poor": [0.1, 0.2]}, index=[500, 2000])
+    points = evaluation.points_of(faked(options), measured, options)
+    reached = errors.at_equal_time(points, 0.1)
+    assert reached.draws.tolist() == pytest.approx([1000, 2000, 1000])
+    assert reached.mcse.tolist() == pytest.approx([0.2 / 2**0.5, 0.1, 0.02])
+    table = evaluation.summarize_errors(faked(options), points, options)
+    assert table["rounding error"].tolist() == ["", "0.01", ""]
+    assert table["/ pyrovae"].tolist() == ["1", "0.707", "0.141"]
+    monkeypatch.setattr(errors, "measure", lambda *_: measured)
+    monkeypatch.setattr(evaluation, "build", lambda _: None)
+    evaluation.compare_errors(
+        faked(options), Problem(evaluation.sizes_of(options, 2), np.eye(2), np.eye(2), {}), options
+    )
+    record = json.loads((tmp_path / "evaluation_error.json").read_text())
+    assert record["table"] == table.to_dict("index")
+    assert (tmp_path / "evaluation_error.png").stat().st_size
+
+
+def test_errors_are_measured(problem: Problem) -> None:
+    measured = errors.measure(ours.build(problem), evaluation.to_device(problem, problem.x), (64, 1024), seed=0)
+    assert (measured.loc[1024, ["evaluate", "rqmc"]] < measured.loc[64, ["evaluate", "rqmc"]]).all()
+
+
+def test_memory(
+    weights: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(problem: Problem, contenders: dict[str, tuple[str, ...]], *_: object, rounds: int) -> Race:
+        once = dict.fromkeys(contenders, 100.0 + problem.sizes.num_data)
+        return Race(pd.DataFrame(), once, once, {name: {"before_mb": 90.0} for name in contenders}, once, {})
+
+    monkeypatch.setattr(evaluation, "train", lambda _: weights)
+    monkeypatch.setattr(evaluation, "run", run)
+    table = evaluation.main(evaluation.Options(**TOY, peak=(3, 600), out=tmp_path))
+    assert table["peak memory, MiB"].to_dict() == {
+        (name, size): 100 + size for name in evaluation.WHOLE for size in (3, 600)
+    }
+    assert table.to_string() in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "evaluation_memory.json").read_text())["races"]) == {"3", "600"}
+
+
+def test_options_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="there is no contender 'Pyrovae'; choose from"):
+        evaluation.Options(contenders=("Pyrovae",))
+    with pytest.raises(ValueError, match=r"a power law goes through two numbers of draws or more"):
+        evaluation.Options(error_draws=(1024,))
+    with pytest.raises(ValueError, match="let it compete, or give no error_draws"):
+        evaluation.Options(contenders=("PyTorch",))
+
+
+def test_estimates_that_are_nan_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"0.000 by a and nan by b"):
+        estimates.check_estimates({"a": {"log_likelihood": 0.0}, "b": {"log_likelihood": float("nan")}}, 1.0)
