@@ -1,14 +1,17 @@
 """What several test modules need."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import pyro
 import pytest
 import torch
+from torch import Tensor
 
 import pyrovae as pv
+from pyrovae.graphs import Graph
 
 mpl.use("agg")
 
@@ -20,7 +23,7 @@ def _seed() -> None:
 
 
 @pytest.fixture
-def x() -> torch.Tensor:
+def x() -> Tensor:
     """Binary data, shape ``(12, 6)``."""
     return torch.bernoulli(torch.full((12, 6), 0.4))
 
@@ -44,3 +47,19 @@ def data_root() -> Path:
     if not (root := os.environ.get("PYROVAE_DATA")):
         pytest.skip("PYROVAE_DATA names no folder with data sets")
     return Path(root)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs graphs as they are, operation by operation."""
+
+    def interpret(graph: Graph) -> Callable[..., Sequence[Tensor]]:
+        fixed, found = ([tensor.detach() for tensor in group] for group in (graph.fixed, graph.found))
+
+        def run(*tensors: Tensor) -> Sequence[Tensor]:
+            with torch.no_grad():
+                return graph.module(*fixed, *tensors, *found)
+
+        return run
+
+    monkeypatch.setattr(Graph, "compile", interpret)

@@ -128,7 +128,7 @@ def test_evaluation_of_all(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(evaluation, "train", lambda _: weights)
-    table = evaluation.main(evaluation.Options(**TOY, error_draws=(64, 128), out=tmp_path))
+    table = evaluation.main(evaluation.Options(**TOY, error_draws=(64, 128), error_reference=1024, out=tmp_path))
     printed = capsys.readouterr().out
     missing = [name for name in evaluation.EVALUATORS if f"{name} is missing: ModuleNotFoundError" in printed]
     assert sorted([*table.index, *missing]) == sorted(evaluation.EVALUATORS)
@@ -152,7 +152,7 @@ def test_errors_are_compared_at_equal_time(tmp_path: Path, monkeypatch: pytest.M
     points = evaluation.points_of(faked(options), measured, options)
     reached = errors.at_equal_time(points, 0.1)
     assert reached.draws.tolist() == pytest.approx([1000, 2000, 1000])
-    assert reached.mcse.tolist() == pytest.approx([0.2 / 2**0.5, 0.1, 0.02])
+    assert reached.error.tolist() == pytest.approx([0.2 / 2**0.5, 0.1, 0.02])
     table = evaluation.summarize_errors(faked(options), points, options)
     assert table["rounding error"].tolist() == ["", "0.01", ""]
     assert table["/ pyrovae"].tolist() == ["1", "0.707", "0.141"]
@@ -167,7 +167,7 @@ def test_errors_are_compared_at_equal_time(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_errors_are_measured(problem: Problem) -> None:
-    measured = errors.measure(ours.build(problem), evaluation.to_device(problem, problem.x), (64, 1024), seed=0)
+    measured = errors.measure(ours.build(problem), evaluation.to_device(problem, problem.x), (64, 1024), 2**14, seed=0)
     assert (measured.loc[1024, ["evaluate", "rqmc"]] < measured.loc[64, ["evaluate", "rqmc"]]).all()
 
 

@@ -1,0 +1,90 @@
+"""Compiled training by ``fit``: the run is the run."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae.training.history import History
+from tests.conftest import small_vae
+from tests.examples import binary, example
+from tests.test_compilation import paths
+
+
+def regularized_vae() -> pv.VAE:
+    vae = small_vae()
+    layers = nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 4)
+    vae.posterior = pv.posteriors.DiagonalNormal(nn.Sequential(*layers))
+    return vae.double()
+
+
+class Run(NamedTuple):
+    history: History
+    state: dict[str, Tensor]
+
+
+def fitted(make: Callable[[], nn.Module], train: Any, **options: Any) -> Run:
+    """Trains from the same start with the same noise."""
+    pyro.set_rng_seed(7)
+    pyro.clear_param_store()
+    module = make()
+    history = pv.fit(module, train, seed=1, progress=False, learning_rate=0.02, **options)
+    stored = {f"stored {name}": value.detach() for name, value in pyro.get_param_store().named_parameters()}
+    return Run(history, module.state_dict() | stored)
+
+
+def assert_same_run(found: Run, expected: Run, tolerance: float) -> None:
+    for column in ("train", "valid", "kl_weight", "learning_rate", "best_epoch"):
+        assert getattr(found.history, column) == pytest.approx(getattr(expected.history, column), rel=tolerance)
+    torch.testing.assert_close(found.state, expected.state, rtol=tolerance, atol=tolerance)
+
+
+def test_a_compiled_run_is_the_run(x: Tensor) -> None:
+    """Two shapes of batch, annealing, new binary data at every step, a schedule and validation data."""
+    options = {
+        "train": 0.2 + 0.6 * x.double(),
+        "valid": x.double(),
+        "epochs": 4,
+        "batch_size": 5,
+        "kl_warmup": 2,
+        "transform": pv.data.binarize,
+        "scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.8),
+    }
+    plain, compiled = (fitted(regularized_vae, compile=is_compiled, **options) for is_compiled in (False, True))
+    assert plain.history.compile_seconds == 0 < compiled.history.compile_seconds < compiled.history.seconds[-1]
+    assert_same_run(compiled, plain, tolerance=1e-9)
+
+
+def test_a_compiled_run_in_single_precision_is_the_run_but_for_rounding(x: Tensor) -> None:
+    options = {"objective": pv.objectives.IWAE(3), "epochs": 4, "batch_size": 6, "kl_warmup": 2}
+    plain, compiled = (fitted(small_vae, x, valid=x, compile=is_compiled, **options) for is_compiled in (False, True))
+    assert compiled.history.compile_seconds > 0
+    assert_same_run(compiled, plain, tolerance=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device to synchronize with")
+def test_a_compiled_step_does_not_wait_for_the_device() -> None:
+    made = example(small_vae().cuda(), binary(12, 6).cuda())
+    (batch, _), module = made.batches, made.module
+    _, compiled, parameters = paths(made)
+    optimizer = torch.optim.Adam(parameters, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        compiled(batch, 1.0)
+        optimizer.step()
+
+    with pyro.validation_enabled(False):
+        for _ in range(3):
+            step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
