@@ -36,7 +36,8 @@ from pyrovae.graphs import Graph
 from pyrovae.isolation import restore_buffers, save_buffers
 from pyrovae.precision import products
 from pyrovae.sites import check_program
-from pyrovae.training.gradients import CompiledGradients, Gradients
+from pyrovae.training.criteria import Bound
+from pyrovae.training.gradients import CompiledGradients
 from pyrovae.training.history import History
 from tests.conftest import small_vae
 from tests.scripts import SCRIPTS
@@ -314,10 +315,10 @@ def parameters_of(module: Any, batch: Batch) -> list[Tensor]:
     return list({id(p): p for p in (*module.parameters(), *(value.unconstrained() for value in values))}.values())
 
 
-def paths(made: Example, weighted: bool = False) -> tuple[Gradients, CompiledGradients, list[Tensor]]:
+def paths(made: Example, weighted: bool = False) -> tuple[Bound, CompiledGradients, list[Tensor]]:
     module, objective, batches, _ = made
     parameters = parameters_of(module, batches[0])
-    eager = Gradients(module, objective, None)
+    eager = Bound(module, objective, None)
     others = [*module.parameters(), *module.buffers()]
     return eager, CompiledGradients(eager, parameters, others, module.modules(), weighted), parameters
 
@@ -406,7 +407,7 @@ def test_the_weight_has_the_precision_of_the_data() -> None:
 def test_to_trace_leaves_everything_as_it_was(name: str) -> None:
     module, objective, (batch, _), _ = PROGRAMS[name]()
     parameters = parameters_of(module, batch)
-    gradients = Gradients(module, objective, None)
+    gradients = Bound(module, objective, None)
     with pyro.validation_enabled(False):
         gradients(batch, 1.0)  # in which the objective finds the depth of the plates
         for parameter in parameters:
@@ -657,7 +658,7 @@ def vae_of_layers(name: str) -> pv.VAE:
 def slopes_of(vae: pv.VAE, x: Tensor, precision: Any) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     vae.zero_grad()
-    loss = Gradients(vae, Trace_ELBO(), precision)((x,), 1.0)
+    loss = Bound(vae, Trace_ELBO(), precision)((x,), 1.0)
     assert isinstance(loss, Tensor)
     return loss, torch.cat([parameter.grad.flatten() for parameter in vae.parameters() if parameter.grad is not None])
 

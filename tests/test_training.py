@@ -431,7 +431,7 @@ X = torch.zeros(12, 6)
         ({"kl_warmup": -1}, ValueError, "kl_warmup is a number of epochs.*got -1"),
         ({"device": "cuda:99"}, ValueError, "device 'cuda:99' is not there.*device='cpu'"),
         ({"device": "tpu"}, ValueError, "device 'tpu' is not there"),
-        ({"module": nn.Linear(2, 2)}, TypeError, "Linear has no model"),
+        ({"module": nn.Linear(2, 2)}, TypeError, "Linear has none of them"),
         ({"module": small_vae().requires_grad_(False)}, ValueError, "VAE has no parameter to train"),
         ({"objective": pv.objectives.IWAE}, TypeError, "a Pyro ELBO such as Trace_ELBO"),
         ({"module": Broken(empty, empty)}, ValueError, "observes nothing"),
