@@ -7,7 +7,7 @@ from pyrovae.autoencoders.models import (
     DenoisingAutoencoder,
     SparseAutoencoder,
 )
-from pyrovae.autoencoders.penalties import L1, Contraction, KLSparsity, jacobian_norm
+from pyrovae.autoencoders.penalties import L1, Contraction, KLSparsity, squared_jacobian_norm
 
 __all__ = [
     "L1",
@@ -19,5 +19,5 @@ __all__ = [
     "KLSparsity",
     "Masking",
     "SparseAutoencoder",
-    "jacobian_norm",
+    "squared_jacobian_norm",
 ]

@@ -43,7 +43,7 @@ def fit(
     device: str | torch.device = "auto",
     progress: bool = True,
 ) -> History:
-    """Trains a module's Pyro ``model`` and ``guide`` by stochastic variational inference.
+    """Trains a module's Pyro ``model`` and ``guide`` by stochastic variational inference, or its ``loss`` as it is.
 
     Data, model and guide are checked once, on all data, before the first step; Pyro's validation is off from then on.
     Modules train in the mode, ``train()`` or ``eval()``, in which they are. With validation data the best weights are
@@ -86,7 +86,8 @@ def fit(
     Raises:
         TypeError: If the module has neither model and guide nor a loss, or data are not floating-point tensors.
         ValueError: If data are empty, not finite, of different lengths or outside the likelihood's support; if model
-            and guide disagree; if an option is out of range; if the device is not there.
+            and guide disagree; if an option is out of range; if the device is not there; if a module with a loss of its
+            own is given an objective or a KL warm-up.
         FloatingPointError: If the loss is no longer finite.
 
     Example:
@@ -139,7 +140,7 @@ def fit(
                     history.compile_seconds = run.compile_seconds
                     history.best_epoch = best.offer(epoch, row.get("valid"))
                     shown = [f"{name} {row[name]:.2f}" for name in ("train", "valid") if name in row]
-                    shown += [f"compiled in {run.compile_seconds:.0f} s"] if compile else []
+                    shown += [f"compiled in {run.compile_seconds:.0f} s"] if run.compile_seconds else []
                     bar.set_postfix_str(", ".join(shown))
                     if schedule is not None:
                         _advance(schedule, history)
@@ -210,8 +211,8 @@ class _Run:
         if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             raise ValueError(
                 f"no parameter of {type(self.module).__name__} gets a gradient from {self.criterion.name}; use the "
-                f"module's parameters in its model or guide, and announce them with pyro.module where the objective "
-                f"is not differentiable by itself"
+                f"module's parameters in its model, guide or loss, and announce them with pyro.module where the "
+                f"objective is not differentiable by itself"
             )
         self.optimizer.step()
         return loss
