@@ -151,7 +151,8 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
         tensor([3., 3.])
     """
     _check_unmixed(encoder)
-    code, pull_back = vjp(encoder, x)
+    outcome: Any = vjp(encoder, x)
+    code, pull_back = outcome
     units = torch.eye(code.shape[1]).to(code).unsqueeze(1).expand(-1, *code.shape)
     (jacobian,) = vmap(pull_back)(units)  # (code, N, *event)
     return jacobian.reshape(*units.shape[:2], -1).square().sum((0, 2))
