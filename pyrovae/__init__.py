@@ -4,7 +4,19 @@ A VAE is three conditional distributions: a prior and a likelihood make the ``mo
 ``guide``. Objectives, training and evaluation take any ``(model, guide)``.
 """
 
-from pyrovae import bayesian, data, evaluation, flows, likelihoods, networks, objectives, plots, posteriors, priors
+from pyrovae import (
+    autoencoders,
+    bayesian,
+    data,
+    evaluation,
+    flows,
+    likelihoods,
+    networks,
+    objectives,
+    plots,
+    posteriors,
+    priors,
+)
 from pyrovae.bayesian import BayesianVAE
 from pyrovae.hierarchical import HierarchicalVAE
 from pyrovae.semi_supervised import SemiSupervisedVAE
@@ -19,6 +31,7 @@ __all__ = [
     "HierarchicalVAE",
     "History",
     "SemiSupervisedVAE",
+    "autoencoders",
     "bayesian",
     "data",
     "evaluation",

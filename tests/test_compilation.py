@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pyrovae.graphs import Graph
 from pyrovae.isolation import restore_buffers, save_buffers
 from pyrovae.sites import check_program
-from pyrovae.training.gradients import CompiledGradients, Gradients
+from pyrovae.training.criteria import Bound
+from pyrovae.training.gradients import CompiledGradients
 from tests.conftest import small_vae
 from tests.examples import BY_COMPONENT, OBJECTIVES, PROGRAMS, Batch, Example, binary, example
 from tests.test_objectives_contract import MAKERS
@@ -38,10 +39,10 @@ def parameters_of(module: Any, batch: Batch) -> list[Tensor]:
     return list({id(p): p for p in (*module.parameters(), *(value.unconstrained() for value in values))}.values())
 
 
-def paths(made: Example, weighted: bool = False) -> tuple[Gradients, CompiledGradients, list[Tensor]]:
+def paths(made: Example, weighted: bool = False) -> tuple[Bound, CompiledGradients, list[Tensor]]:
     module, objective, batches, _ = made
     parameters = parameters_of(module, batches[0])
-    eager = Gradients(module, objective, None)
+    eager = Bound(module, objective, None)
     others = [*module.parameters(), *module.buffers()]
     return eager, CompiledGradients(eager, parameters, others, module.modules(), weighted), parameters
 
@@ -114,7 +115,7 @@ def test_the_weight_has_the_precision_of_the_data() -> None:
 def test_to_trace_leaves_everything_as_it_was(name: str) -> None:
     module, objective, (batch, _), _ = PROGRAMS[name]()
     parameters = parameters_of(module, batch)
-    gradients = Gradients(module, objective, None)
+    gradients = Bound(module, objective, None)
     with pyro.validation_enabled(False):
         gradients(batch, 1.0)  # in which the objective finds the depth of the plates
         for parameter in parameters:

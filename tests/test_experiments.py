@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
 import xarray as xr
 
 import experiments
 import pyrovae as pv
+from experiments._codes import distances_to_nearest, hoyer_sparsity, precision_and_recall
+from experiments._letters import letters
+from tests.conftest import small_vae
 
 TOYS = {
     "elbo_vs_iwae": {
@@ -41,6 +45,9 @@ TOYS = {
     "tighter_bounds": {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "particles": (1, 3), "repeats": 9,
         "dimensions": 3,
+    },
+    "autoencoders": {
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
     },
 }  # fmt: skip
 
@@ -117,3 +124,63 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     module = importlib.import_module("experiments.priors")
     with pytest.raises(ValueError, match=r"no model 'Vamp'; choose from \['StandardNormal', .*'VampPrior'"):
         module.main(module.Options(**TOYS["priors"], models=("Vamp",), out=tmp_path))
+
+
+def test_autoencoders_measure_codes_and_random_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module("experiments.autoencoders")
+    table = module.main(module.Options(**TOYS["autoencoders"], models=("Autoencoder", "VAE"), out=tmp_path))
+    assert list(table.index) == ["Autoencoder", "VAE", "Autoencoder of letters", "no code"]
+    printed = capsys.readouterr().out
+    assert all(column in printed for column in table.columns)
+    with xr.open_dataset(tmp_path / "evaluation.nc") as results:
+        assert results.model.values.tolist() == list(table.index)[:-1]
+        assert results.sizes["datum"] == results.sizes["other_datum"] == 15
+        assert table.loc["VAE", "masked digits"].startswith(f"{float(results.masked.sel(model='VAE').mean()):.1f} ± ")
+    assert (table.loc[["Autoencoder", "VAE"], "farther"] != "").all()
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"reconstructions", "samples", "distances"}
+
+
+def test_a_vae_measured_as_an_autoencoder_is_the_vae_at_its_posterior_mean() -> None:
+    module = importlib.import_module("experiments.autoencoders")
+    vae, x = small_vae(), torch.bernoulli(torch.full((12, 6), 0.4))
+    autoencoder = module.as_autoencoder(vae)
+    expected = vae.likelihood(vae.posterior(x).mean).log_prob(x)
+    torch.testing.assert_close(-autoencoder.errors(x), expected)
+
+
+def test_sparsity_is_that_of_one_unit_or_of_all() -> None:
+    codes = torch.tensor([[0.0, -3.0, 0.0, 0.0], [2.0, -2.0, 2.0, 2.0], [1.0, 1.0, 0.0, 0.0]])
+    torch.testing.assert_close(hoyer_sparsity(codes), torch.tensor([1.0, 0.0, 2 - 2**0.5]))
+    torch.testing.assert_close(hoyer_sparsity(100 * codes), hoyer_sparsity(codes))
+
+
+def test_precision_and_recall_know_images_of_nothing_and_images_of_one_kind() -> None:
+    real, far = torch.randn(500, 3, 3), 50 + torch.randn(500, 3, 3)
+    assert precision_and_recall(far, real) == (0.0, 0.0)
+    assert min(precision_and_recall(torch.randn(500, 3, 3), real)) > 0.8
+    one_kind = real[:1] + 1e-3 * torch.randn(500, 3, 3)
+    precision, recall = precision_and_recall(one_kind, real)
+    assert (precision, recall) == (1.0, pytest.approx(0.0, abs=0.01))
+    half = torch.cat([torch.randn(250, 3, 3), far[:250]])
+    assert precision_and_recall(half, real)[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_distances_are_in_standard_deviations_of_each_unit() -> None:
+    known = torch.tensor([[-1.0, -10.0], [1.0, 10.0]])
+    deviation = 2**0.5
+    found = distances_to_nearest(torch.tensor([[1.0, 10.0], [1.0, 20.0]]), known)
+    torch.testing.assert_close(found, torch.tensor([0.0, 1 / deviation]))
+
+
+def test_letters_are_ink_in_the_middle_of_the_paper() -> None:
+    splits = letters((40, 10, 5), 28, seed=1)
+    assert [tuple(split.shape) for split in splits] == [(40, 28, 28), (10, 28, 28), (5, 28, 28)]
+    assert 0.05 < splits.train.mean() < 0.3
+    assert splits.train.max() == 1
+    assert not splits.train[:, [0, 1, -2, -1]].any()
+    assert set(splits.test.flatten().tolist()) == {0.0, 1.0}
+    assert len(splits.train.flatten(1).unique(dim=0)) == 40
+    again, others = letters((40, 10, 5), 28, seed=1), letters((40, 10, 5), 28, seed=2)
+    assert torch.equal(again.train, splits.train)
+    assert torch.equal(again.test, splits.test)
+    assert not torch.equal(others.train, splits.train)

@@ -20,6 +20,7 @@ LAYERS = {
     "hierarchical": {"programs"},
     "semi_supervised": {"programs"},
     "bayesian": {"programs", "priors", "vae"},
+    "autoencoders": {"autoencoders"},
     "sites": set(),
     "summation": {"sites"},
     "divergences": {"sites"},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.precision import products
-from pyrovae.training.gradients import Gradients
+from pyrovae.training.criteria import Bound
 from tests.conftest import small_vae
 from tests.test_compiled_runs import assert_same_run, fitted
 
@@ -35,7 +35,7 @@ def vae_of_layers(name: str) -> pv.VAE:
 def slopes_of(vae: pv.VAE, x: Tensor, precision: Any) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     vae.zero_grad()
-    loss = Gradients(vae, Trace_ELBO(), precision)((x,), 1.0)
+    loss = Bound(vae, Trace_ELBO(), precision)((x,), 1.0)
     assert isinstance(loss, Tensor)
     return loss, torch.cat([parameter.grad.flatten() for parameter in vae.parameters() if parameter.grad is not None])
 

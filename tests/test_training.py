@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -384,6 +385,35 @@ def test_enumerated_labels_train(enumerate_in: str) -> None:
     torch.testing.assert_close(mixture.locs.sort().values, torch.tensor([-3.0, 3.0]), atol=0.5, rtol=0)
 
 
+class Regression(nn.Module):
+    """A module with a loss of its own, of several tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return (y - self.slope * x).square().mean()
+
+
+def test_a_module_trains_by_a_loss_of_its_own() -> None:
+    x = torch.randn(21, dtype=torch.float64)
+    data, regression = (x, 3 * x), Regression()
+    history = fit(regression, data, data, epochs=1, batch_size=8, learning_rate=1e-300)
+    mean = -(9 * x.square()).mean().item()
+    assert (history.objective, *history.train, *history.valid) == ("Regression", *(pytest.approx(mean, rel=1e-12),) * 2)
+    fit(regression, data, epochs=200, learning_rate=0.1)
+    assert regression.slope.item() == pytest.approx(3, abs=1e-3)
+
+
+def test_a_module_with_a_bound_and_a_loss_trains_by_the_bound(vae: pv.VAE, x: Tensor) -> None:
+    class Both(Broken):
+        def loss(self, x: Tensor) -> Tensor:
+            raise AssertionError
+
+    assert fit(Both(vae.model, vae.guide), x, epochs=1).objective == "Trace_ELBO"
+
+
 def test_history_plots_itself(vae: pv.VAE, x: Tensor) -> None:
     ax = fit(vae, x, x, epochs=3).plot()
     assert [line.get_label() for line in ax.lines] == ["Trace_ELBO, train", "Trace_ELBO, valid"]
@@ -397,6 +427,12 @@ class Broken(nn.Module):
 
 
 def empty(x: Tensor) -> None: ...
+
+
+class BrokenLoss(nn.Module):
+    def __init__(self, loss: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.loss, self.parameter = loss, nn.Parameter(torch.zeros(()))
 
 
 def no_plate(x: Tensor) -> None:
@@ -431,7 +467,13 @@ X = torch.zeros(12, 6)
         ({"kl_warmup": -1}, ValueError, "kl_warmup is a number of epochs.*got -1"),
         ({"device": "cuda:99"}, ValueError, "device 'cuda:99' is not there.*device='cpu'"),
         ({"device": "tpu"}, ValueError, "device 'tpu' is not there"),
-        ({"module": nn.Linear(2, 2)}, TypeError, "Linear has no model"),
+        ({"module": nn.Linear(2, 2)}, TypeError, "Linear has none of them"),
+        ({"module": nn.ModuleDict({"model": nn.Linear(2, 2)})}, TypeError, "ModuleDict has only model"),
+        ({"module": BrokenLoss(lambda x: x.sum(1))}, TypeError, r"loss of BrokenLoss must be .* got shape \(12,\)"),
+        ({"module": BrokenLoss(lambda x: 0.0)}, TypeError, r"shape \(\), a mean over the data, got float"),
+        ({"module": BrokenLoss(torch.mean)}, ValueError, "no parameter of BrokenLoss gets a gradient from BrokenLoss"),
+        ({"module": BrokenLoss(torch.mean), "objective": Trace_ELBO()}, ValueError, "leave out objective= and kl_war"),
+        ({"module": BrokenLoss(torch.mean), "kl_warmup": 2}, ValueError, "BrokenLoss has a loss of its own"),
         ({"module": small_vae().requires_grad_(False)}, ValueError, "VAE has no parameter to train"),
         ({"objective": pv.objectives.IWAE}, TypeError, "a Pyro ELBO such as Trace_ELBO"),
         ({"module": Broken(empty, empty)}, ValueError, "observes nothing"),

@@ -1,54 +1,24 @@
-"""The loss of a batch and its gradient: by running the programs, or by graphs that were made of them."""
+"""The gradient of a loss by graphs that were made of it."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyrovae.graphs import compiled_or_none
-from pyrovae.precision import Precision, products
-from pyrovae.sites import LatentScale
-
-Batch = tuple[Tensor, ...]
-
-
-class Gradients:
-    """Leaves the gradient of an objective's loss in ``.grad`` of the parameters.
-
-    Args:
-        module: Has ``model`` and ``guide``.
-        objective: A Pyro ELBO.
-        precision: Of the matrix products.
-    """
-
-    seconds = 0.0  # for compilation
-
-    def __init__(self, module: Any, objective: Any, precision: Precision | None) -> None:
-        self.module, self.objective, self.precision = module, objective, precision
-
-    def __call__(self, batch: Batch, kl_weight: float | Tensor) -> Tensor | float:
-        """Returns the loss, with the latent sites weighted; the parameters are to have no gradient yet."""
-        untouched = not isinstance(kl_weight, Tensor) and kl_weight == 1
-        model, guide = self.module.model, self.module.guide
-        with nullcontext() if untouched else LatentScale(kl_weight), products(self.precision):
-            if not hasattr(self.objective, "differentiable_loss"):
-                return first(self.objective.loss_and_grads(model, guide, *batch))
-            loss = self.objective.differentiable_loss(model, guide, *batch)
-            if loss.requires_grad:
-                loss.backward()
-            return loss.detach()
+from pyrovae.precision import products
+from pyrovae.training.criteria import Batch, Criterion
 
 
 class CompiledGradients:
-    """The same by a graph for each shape of batch, from the second call on.
+    """A criterion's gradient by a graph for each shape of batch, from the second call on.
 
     What cannot be compiled is run as it is, after a warning.
 
     Args:
-        eager: What to compile.
+        eager: The criterion.
         parameters: Those that get a gradient.
         others: Further tensors that the programs read: frozen parameters, buffers.
         modules: Modules that they run.
@@ -57,7 +27,7 @@ class CompiledGradients:
 
     def __init__(
         self,
-        eager: Gradients,
+        eager: Criterion,
         parameters: Sequence[Tensor],
         others: Iterable[Tensor],
         modules: Iterable[nn.Module],
@@ -105,8 +75,3 @@ class CompiledGradients:
             return loss
 
         return run
-
-
-def first(loss: Any) -> Any:
-    """A loss; of several (reweighted wake-sleep) the model's."""
-    return loss[0] if isinstance(loss, tuple) else loss

@@ -12,7 +12,7 @@ class History:
     """What a training run did, epoch by epoch; bounds in nats per datum, higher is better.
 
     Attributes:
-        objective: Name of the objective, such as ``"Trace_ELBO"``.
+        objective: Name of the objective, such as ``"Trace_ELBO"``, or of the module that was trained by its own loss.
         train: The bound that was optimized, averaged over the epoch's steps. While the KL weight is below 1 it is the
             weighted one.
         valid: The bound on the validation data at the end of the epoch, with a KL weight of 1 and the same noise every

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 from pyrovae.arguments import Data, as_device, as_tensors, as_tuple
 from pyrovae.isolation import Buffers, isolated, restore_buffers, save_buffers, seeded
-from pyrovae.precision import Precision, check_precision, products
-from pyrovae.sites import check_program
-from pyrovae.training.gradients import Batch, CompiledGradients, Gradients, first
+from pyrovae.precision import Precision, check_precision
+from pyrovae.training.criteria import Batch, Bound, Criterion, OwnLoss
+from pyrovae.training.gradients import CompiledGradients
 from pyrovae.training.history import History
 
 Transform = Callable[..., Data]
@@ -43,16 +43,17 @@ def fit(
     device: str | torch.device = "auto",
     progress: bool = True,
 ) -> History:
-    """Trains a module's Pyro ``model`` and ``guide`` by stochastic variational inference.
+    """Trains a module's Pyro ``model`` and ``guide`` by stochastic variational inference, or its ``loss`` as it is.
 
     Data, model and guide are checked once, on all data, before the first step; Pyro's validation is off from then on.
     Modules train in the mode, ``train()`` or ``eval()``, in which they are. With validation data the best weights are
-    restored at the end. Ctrl-C ends training, not the script: what was
-    trained so far is in the module and in the returned history.
+    restored at the end. Ctrl-C ends training, not the script: what was trained so far is in the module and in the
+    returned history.
 
     Args:
         module: Has ``model(*data)`` and ``guide(*data)``: a :class:`pyrovae.VAE`, or any module of your own. Parameters
-            that the programs make with ``pyro.param`` are trained too.
+            that the programs make with ``pyro.param`` are trained too. Or has ``loss(*data)``, a mean over the data, as
+            :class:`pyrovae.autoencoders.Autoencoder`; what is said of bounds is then true of minus the loss.
         train: Training data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension, which the
             programs get as several arguments. Kept on the device.
         valid: Validation data, likewise.
@@ -83,9 +84,10 @@ def fit(
         The history, in nats per datum.
 
     Raises:
-        TypeError: If the module has no model and guide, or data are not floating-point tensors.
+        TypeError: If the module has neither model and guide nor a loss, or data are not floating-point tensors.
         ValueError: If data are empty, not finite, of different lengths or outside the likelihood's support; if model
-            and guide disagree; if an option is out of range; if the device is not there.
+            and guide disagree; if an option is out of range; if the device is not there; if a module with a loss of its
+            own is given an objective or a KL warm-up.
         FloatingPointError: If the loss is no longer finite.
 
     Example:
@@ -109,7 +111,7 @@ def fit(
     steps = math.ceil(len(train_data[0]) / batch_size)
     check_precision(precision, where)
     with seeded(seed):
-        run = _Run(module, Trace_ELBO() if objective is None else objective, batch_size, precision)
+        run = _Run(module, _criterion(module, objective, precision), batch_size)
         parameters = run.check(train_data, transform) | ({} if valid_data is None else run.check(valid_data))
         if not parameters:
             raise ValueError(f"{type(module).__name__} has no parameter to train; unfreeze some with requires_grad_()")
@@ -118,11 +120,11 @@ def fit(
         schedule = None if scheduler is None else scheduler(run.optimizer)
         if compile:
             run.compile(list(parameters.values()), weighted=kl_warmup > 0)
-        history, best = History(run.name), _Best(parameters.values(), module)
+        history, best = History(run.criterion.name), _Best(parameters.values(), module)
         start = time.perf_counter()
         with (
             pyro.validation_enabled(False),
-            tqdm(total=epochs * steps, unit="step", desc=run.name, disable=None if progress else True) as bar,
+            tqdm(total=epochs * steps, unit="step", desc=run.criterion.name, disable=None if progress else True) as bar,
         ):
             try:
                 for epoch in range(epochs):
@@ -135,10 +137,10 @@ def fit(
                     if valid_data is not None:
                         row["valid"] = run.evaluate(valid_data)
                     history.append(**row, seconds=time.perf_counter() - start)
-                    history.compile_seconds = run.gradients.seconds
+                    history.compile_seconds = run.compile_seconds
                     history.best_epoch = best.offer(epoch, row.get("valid"))
                     shown = [f"{name} {row[name]:.2f}" for name in ("train", "valid") if name in row]
-                    shown += [f"compiled in {run.gradients.seconds:.0f} s"] if run.gradients.seconds else []
+                    shown += [f"compiled in {run.compile_seconds:.0f} s"] if run.compile_seconds else []
                     bar.set_postfix_str(", ".join(shown))
                     if schedule is not None:
                         _advance(schedule, history)
@@ -154,24 +156,19 @@ def fit(
 
 
 class _Run:
-    """One module under one objective: steps of the optimizer, and bounds in nats per datum."""
+    """One module under one criterion: steps of the optimizer, and bounds per datum."""
 
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, module: Any, objective: Any, batch_size: int, precision: Precision | None) -> None:
-        self.module, self.model, self.guide = module, module.model, module.guide
-        self.objective, self.batch_size, self.precision = objective, batch_size, precision
-        self.gradients: Gradients | CompiledGradients = Gradients(module, objective, precision)
-        self.name = type(objective).__name__
-        self.full_size: int | None = None
+    def __init__(self, module: nn.Module, criterion: Criterion, batch_size: int) -> None:
+        self.module, self.criterion, self.batch_size = module, criterion, batch_size
+        self.gradients: Criterion | CompiledGradients = criterion
 
     def check(self, data: Batch, transform: Transform | None = None) -> dict[int, Tensor]:
-        """Runs the programs once on all data with validation on, and returns the trainable parameters by identity."""
-        with isolated(self.model, self.guide, seed=0), poutine.trace(param_only=True) as capture:
+        """Runs all data once with validation on, and returns the trainable parameters by identity."""
+        with isolated(*self.criterion.programs, seed=0), poutine.trace(param_only=True) as capture:
             for batch in self._batches(data, transform):
-                plate = check_program(self.model, self.guide, batch)
-                if plate.full_size != len(batch[0]):  # the number of data that the loss is scaled to
-                    self.full_size = plate.full_size
+                self.criterion.check(batch)
         values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
         sites = [value.unconstrained() for value in values]
         return {id(p): p for p in (*self.module.parameters(), *sites) if p.requires_grad}
@@ -179,31 +176,32 @@ class _Run:
     def compile(self, parameters: Sequence[Tensor], weighted: bool) -> None:
         """Compiles the gradients of such parameters, when the first batch is there."""
         others, modules = (*self.module.parameters(), *self.module.buffers()), self.module.modules()
-        eager = Gradients(self.module, self.objective, self.precision)
-        self.gradients = CompiledGradients(eager, parameters, others, modules, weighted)
+        self.gradients = CompiledGradients(self.criterion, parameters, others, modules, weighted)
+
+    @property
+    def compile_seconds(self) -> float:
+        """What compilation has taken so far."""
+        return self.gradients.seconds if isinstance(self.gradients, CompiledGradients) else 0.0
 
     def train(self, data: Batch, transform: Transform | None, ramp: Sequence[float], bar: Any) -> float:
         """Makes one pass over the data in random order and returns the mean bound of its steps."""
         total: Any = 0.0
         for batch, kl_weight in zip(self._batches(data, transform, shuffle=True), ramp, strict=True):
-            total += self._step(batch, kl_weight) * self._weight(batch)
+            total += self._step(batch, kl_weight) * self.criterion.share(batch)
             bar.update()
         return self._finite(-float(total) / len(data[0]))
 
     def evaluate(self, data: Batch) -> float:
         """Returns the bound on data, with the same noise at every call."""
-        with isolated(self.model, self.guide, seed=0), products(self.precision):
-            losses = [
-                float(first(self.objective.loss(self.model, self.guide, *batch))) * self._weight(batch)
-                for batch in self._batches(data)
-            ]
+        with isolated(*self.criterion.programs, seed=0):
+            losses = [self.criterion.value(batch) * self.criterion.share(batch) for batch in self._batches(data)]
         return self._finite(-sum(losses) / len(data[0]))
 
     def _finite(self, bound: float) -> float:
         if not math.isfinite(bound):
             raise FloatingPointError(
-                f"the {self.name} objective became {bound}; lower the learning rate, rescale the data, or bound the "
-                f"scales that the networks give"
+                f"the {self.criterion.name} objective became {bound}; lower the learning rate, rescale the data, or "
+                f"bound the scales that the networks give"
             )
         return bound
 
@@ -212,16 +210,12 @@ class _Run:
         loss = self.gradients(batch, kl_weight)
         if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             raise ValueError(
-                f"no parameter of {type(self.module).__name__} gets a gradient from {self.name}; use the module's "
-                f"parameters in its model or guide, and announce them with pyro.module where the objective is not "
-                f"differentiable by itself"
+                f"no parameter of {type(self.module).__name__} gets a gradient from {self.criterion.name}; use the "
+                f"module's parameters in its model, guide or loss, and announce them with pyro.module where the "
+                f"objective is not differentiable by itself"
             )
         self.optimizer.step()
         return loss
-
-    def _weight(self, batch: Batch) -> float:
-        """What turns a batch's loss into nats, summed over the batch."""
-        return 1.0 if self.full_size is None else len(batch[0]) / self.full_size
 
     def _batches(self, data: Batch, transform: Transform | None = None, shuffle: bool = False) -> Iterator[Batch]:
         size, device = len(data[0]), data[0].device
@@ -264,16 +258,31 @@ def _advance(schedule: torch.optim.lr_scheduler.LRScheduler, history: History) -
         schedule.step()
 
 
+def _criterion(module: Any, objective: ELBO | None, precision: Precision | None) -> Criterion:
+    if hasattr(module, "model"):
+        return Bound(module, Trace_ELBO() if objective is None else objective, precision)
+    return OwnLoss(module, precision)
+
+
+def _check_trainable(module: Any, objective: ELBO | None, kl_warmup: int) -> None:
+    name = type(module).__name__
+    roles = [role for role in ("model", "guide", "loss") if callable(getattr(module, role, None))]
+    if roles not in (["model", "guide"], ["model", "guide", "loss"], ["loss"]):
+        has = f"only {' and '.join(roles)}" if roles else "none of them"
+        raise TypeError(f"fit trains a module that has a Pyro model and guide, or a loss; {name} has {has}")
+    if roles == ["loss"] and (objective is not None or kl_warmup):
+        raise ValueError(
+            f"{name} has a loss of its own and no density, so there is no bound and no KL term to weight; leave out "
+            f"objective= and kl_warmup="
+        )
+
+
 def _check_options(
     module: nn.Module, valid: Data | None, objective: Any, patience: int | None, kl_warmup: int, **counts: int
 ) -> None:
     if not (objective is None or isinstance(objective, ELBO)):
         raise TypeError(f"the objective must be a Pyro ELBO such as Trace_ELBO() or IWAE(5), got {objective!r}")
-    for role in ("model", "guide"):
-        if not callable(getattr(module, role, None)):
-            raise TypeError(
-                f"fit trains a module that has a Pyro model and guide; {type(module).__name__} has no {role}"
-            )
+    _check_trainable(module, objective, kl_warmup)
     for name, count in {**counts, "patience": 1 if patience is None else patience}.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")

@@ -1,0 +1,168 @@
+r"""What an autoencoder pays for its code :math:`h = f(x)`: R of ``penalty(encoder, x, code)``, shape ``(N,)``.
+
+.. math::
+    \lambda \lVert h \rVert_1, \qquad \lambda \sum_j \mathrm{KL}(\rho \,\|\, \hat\rho_j), \qquad
+    \lambda \lVert \partial f / \partial x \rVert_F^2.
+
+The first and the last depend on the scale of the code, which a decoder can undo: what they find is to be judged
+by measures that do not.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, kl_divergence
+from torch.func import vjp, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Encoder = Callable[[Tensor], Tensor]
+Penalty = Callable[[Encoder, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Weighted:
+    """A penalty with a weight."""
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ValueError(f"the weight of a penalty is at least 0, got weight={self.weight}")
+
+
+@dataclass(frozen=True)
+class L1(_Weighted):
+    r"""The penalty :math:`\lambda \lVert h \rVert_1`.
+
+    Args:
+        weight: :math:`\lambda`.
+
+    Raises:
+        ValueError: If it is negative.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.autoencoders.L1(0.5)(None, None, torch.tensor([[1.0, -3.0], [0.0, 0.0]]))
+        tensor([2., 0.])
+    """
+
+    def __call__(self, _encoder: Any, _x: Any, code: Tensor) -> Tensor:
+        """The penalty of each code, shape ``(N, code)`` to ``(N,)``."""
+        return self.weight * code.abs().sum(1)
+
+
+@dataclass(frozen=True)
+class KLSparsity(_Weighted):
+    r"""How far the mean activity of each unit is from a target.
+
+    .. math:: \lambda \sum_j \rho \log \frac{\rho}{\hat\rho_j} + (1 - \rho) \log \frac{1 - \rho}{1 - \hat\rho_j},
+        \qquad \hat\rho_j = \frac{1}{N} \sum_n h_{nj}
+
+    for codes between 0 and 1. The mean is over the batch: a unit may be fully active for few data, or a little for all.
+
+    Args:
+        weight: :math:`\lambda`.
+        target: :math:`\rho`, strictly between 0 and 1.
+
+    Raises:
+        ValueError: If either is out of range; when run, if codes are.
+
+    Source:
+        *Sparse Autoencoder* (Ng, 2011), lecture notes, for the squared difference of *Sparse Deep Belief Net Model for
+        Visual Area V2* (Lee, Ekanadham and Ng, 2007).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.autoencoders.KLSparsity(1.0, target=0.5)(None, None, torch.tensor([[0.0], [1.0]]))
+        tensor([0., 0.])
+    """
+
+    target: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.target < 1:
+            raise ValueError(f"the target of a unit's activity lies strictly between 0 and 1, got target={self.target}")
+
+    def __call__(self, _encoder: Any, _x: Any, code: Tensor) -> Tensor:
+        """The penalty of codes, shape ``(N, code)``: the same for each of them, shape ``(N,)``."""
+        if is_validation_enabled() and not ((code >= 0) & (code <= 1)).all():
+            raise ValueError(
+                f"the activity of a unit lies between 0 and 1, got codes from {code.min():.4g} to {code.max():.4g}; "
+                f"let the encoder end in torch.nn.Sigmoid()"
+            )
+        activity = code.mean(0)
+        target = torch.full_like(activity, self.target)
+        divergence = kl_divergence(Bernoulli(target), Bernoulli(activity)).sum()
+        return self.weight * divergence.expand(len(code))
+
+
+@dataclass(frozen=True)
+class Contraction(_Weighted):
+    r"""The penalty :math:`\lambda \lVert \partial f / \partial x \rVert_F^2`, exact for any encoder.
+
+    A step costs as many backward passes through the encoder as the code has units.
+
+    Args:
+        weight: :math:`\lambda`.
+
+    Raises:
+        ValueError: If it is negative; when run, as :func:`squared_jacobian_norm`.
+
+    Source:
+        *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> encoder = torch.nn.Linear(3, 2)
+        >>> penalty = pv.autoencoders.Contraction(0.1)(encoder, torch.zeros(4, 3), None)
+        >>> torch.allclose(penalty, 0.1 * encoder.weight.square().sum())
+        True
+    """
+
+    def __call__(self, encoder: Encoder, x: Tensor, _code: Any) -> Tensor:
+        """The penalty at each x, shape ``(N, *event)`` to ``(N,)``."""
+        return self.weight * squared_jacobian_norm(encoder, x)
+
+
+def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
+    r"""The squared Frobenius norm of an encoder's Jacobian, :math:`\sum_{jk} (\partial f_j / \partial x_k)^2`.
+
+    The encoder is run once on all data, and each unit of the code is then differentiated with respect to them; so it
+    must map each datum by itself. Dropout is drawn as in any other run.
+
+    Args:
+        encoder: f, ``(N, *event)`` to ``(N, code)``.
+        x: Data, shape ``(N, *event)``.
+
+    Returns:
+        Tensor, shape ``(N,)``.
+
+    Raises:
+        ValueError: If the encoder has batch normalization that mixes the data, as it does in training mode.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.autoencoders.squared_jacobian_norm(torch.sin, torch.zeros(2, 3))  # three slopes of 1
+        tensor([3., 3.])
+    """
+    _check_unmixed(encoder)
+    outcome: Any = vjp(encoder, x)
+    code, pull_back = outcome
+    units = torch.eye(code.shape[1]).to(code).unsqueeze(1).expand(-1, *code.shape)
+    (jacobian,) = vmap(pull_back)(units)  # (code, N, *event)
+    return jacobian.reshape(*units.shape[:2], -1).square().sum((0, 2))
+
+
+def _check_unmixed(encoder: Any) -> None:
+    """Refuses batch statistics, through which the code of a datum depends on all others."""
+    for layer in encoder.modules() if isinstance(encoder, nn.Module) else ():
+        if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
+            raise ValueError(
+                f"{type(layer).__name__} makes the code of a datum depend on all others of the batch, so that it has "
+                f"no Jacobian of its own; take torch.nn.LayerNorm in the encoder, or none"
+            )
