@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
@@ -168,6 +167,7 @@ def test_runs_are_averaged_datum_by_datum() -> None:
     np.testing.assert_allclose(result.log_likelihood, (runs[0].log_likelihood + runs[1].log_likelihood) / 2)
     np.testing.assert_allclose(result.mcse, np.hypot(runs[0].mcse, runs[1].mcse) / 2)
     np.testing.assert_allclose(result.run_means, [run.log_likelihood.mean() for run in runs])
-    table = alternating.summarize({"a": result, "b": alternating.average(runs[:1])})
-    assert isinstance(table, pd.DataFrame)
-    assert table.difference["a"] == ""
+    table = alternating.summarize({"a": result, "b": alternating.average([runs[0], runs[0]])})
+    assert table.difference["a"] == table["of the runs"]["a"] == ""
+    gain = (runs[0].log_likelihood - runs[1].log_likelihood).mean()
+    assert table["of the runs"]["b"] == f"0.00, {float(gain):.2f}"

@@ -25,7 +25,7 @@ import tyro
 import xarray as xr
 from matplotlib.figure import Figure
 from pyro import poutine
-from pyro.infer import MCMC, NUTS, Predictive, TraceEnum_ELBO
+from pyro.infer import MCMC, NUTS, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.ops.stats import effective_sample_size
@@ -136,7 +136,7 @@ def variational(x: Tensor, point: Parameters, options: Options) -> Parameters:
     pv.fit(
         module,
         x,
-        objective=TraceEnum_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+        objective=TraceEnum_ELBO(max_plate_nesting=1),
         epochs=options.steps,
         batch_size=len(x),
         learning_rate=options.learning_rate,
@@ -144,9 +144,9 @@ def variational(x: Tensor, point: Parameters, options: Options) -> Parameters:
         seed=options.seed,
         device="cpu",
     )
-    names = ["weights", "means", "scales", "factors"]
     with torch.no_grad():
-        return as_parameters(Predictive(module.guide, num_samples=options.num_draws, return_sites=names)(x))
+        draws = [module.guide(x) for _ in range(options.num_draws)]
+    return as_parameters({name: torch.stack([values[name] for values in draws]) for name in draws[0]})
 
 
 def sampled(x: Tensor, point: Parameters, options: Options) -> Parameters:

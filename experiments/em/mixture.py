@@ -6,9 +6,8 @@ With p(z = k) = pi_k and p(x | z = k) = N(mu_k, Sigma_k), for any q(z),
 
 The E step sets q to the posterior, here by Pyro's enumeration of z: the KL is 0 and the bound touches log p(x). The M
 step moves theta to the bound's maximum, in closed form: log p(x) rises by as much as the bound or more, and the
-difference is the new KL. The three terms come by three ways (the density of a mixture, an enumerated
-``TraceEnum_ELBO``, a KL of categoricals), so that their identity is a check; scikit-learn's EM from the same start is
-another.
+difference is the new KL. The three terms come by three ways (torch's density of a mixture, an enumerated
+``TraceEnum_ELBO``, Bayes' rule), so that their identity is a check; scikit-learn's EM from the same start is another.
 """
 
 import warnings
@@ -116,8 +115,9 @@ def elbo(x: Tensor, theta: Parameters, q: dist.Categorical) -> float:
 
 
 def gap(x: Tensor, theta: Parameters, q: dist.Categorical) -> float:
-    """KL(q || p(z | x, theta)), nats summed over the data."""
-    return float(kl_divergence(q, e_step(x, theta)).sum())
+    """KL(q || p(z | x, theta)), nats summed over the data, with the posterior by Bayes' rule."""
+    of_component = dist.MultivariateNormal(theta.means, theta.covariances).log_prob(x[:, None])
+    return float(kl_divergence(q, dist.Categorical(logits=theta.weights.log() + of_component)).sum())
 
 
 def start(x: Tensor, components: int, seed: int) -> HalfStep:
@@ -221,19 +221,19 @@ def draw_bound(x: Tensor, path: list[HalfStep], table: pd.DataFrame, iterations:
     first = table[table.iteration <= iterations]
     names = ["start", *(f"{row.step}$_{{{row.iteration}}}$" for row in first.itertuples() if row.iteration)]
     floor = first.ELBO.iloc[0] - 0.05 * (first["log p(x)"].iloc[-1] - first.ELBO.iloc[0])
-    bars.bar(names, first.ELBO - floor, bottom=floor, color="C0", label=r"ELBO$(q, \theta)$")
+    bars.bar(names, first.ELBO - floor, bottom=floor, color="C0", alpha=0.8, label=r"ELBO$(q, \theta)$")
     bars.bar(names, first.KL, bottom=first.ELBO, color="C1", label=r"KL$(q \,\|\, p(z \mid x, \theta))$")
-    bars.plot(names, first["log p(x)"], color="black", marker="_", label=r"$\log p(x \mid \theta)$")
+    bars.scatter(names, first["log p(x)"], color="black", marker="_", s=250, label=r"$\log p(x \mid \theta)$")
     bars.set(ylabel="nats per datum", ylim=(floor, None), xlabel="half-step")
-    bars.legend(frameon=False, loc="lower right", fontsize="small")
+    bars.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize="small")
     _curves(curves, x, path)
     return figure
 
 
 def _curves(ax: Axes, x: Tensor, path: list[HalfStep]) -> None:
-    """The curve of log p(x) on the line from the start through the first M step, and the bounds of two E steps."""
+    """Draws log p(x) along a curve from the start through the first M step, and the bounds of two E steps."""
     first, second = path[1], path[3]
-    places = np.linspace(-0.4, 2.2, 80)
+    places = np.linspace(-0.3, 1.4, 80)
     thetas = [along(first.theta, second.theta, float(place)) for place in places]
     ax.plot(places, [log_likelihood(x, theta) / len(x) for theta in thetas], color="black")
     for i, (place, state) in enumerate(((0.0, first), (1.0, second))):
@@ -243,26 +243,35 @@ def _curves(ax: Axes, x: Tensor, path: list[HalfStep]) -> None:
     ax.axvline(1.0, color="0.7", linestyle=":", linewidth=1, zorder=0)
     ax.set(xlabel=r"$\theta$, from $\theta_0$ (0) through $\theta_1$ (1)", ylabel="nats per datum")
     ax.plot([], [], color="black", label=r"$\log p(x \mid \theta)$")
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize="small")
 
 
 def along(begin: Parameters, end: Parameters, place: float) -> Parameters:
-    """A point on the line through two parameters."""
-    return Parameters(*(a + place * (b - a) for a, b in zip(begin, end, strict=True)))
+    """A point on the curve through two parameters, straight in log-weights, means and Cholesky factors."""
+
+    def between(a: Tensor, b: Tensor) -> Tensor:
+        return a + place * (b - a)
+
+    factors = between(*map(torch.linalg.cholesky, (begin.covariances, end.covariances)))
+    weights = between(begin.weights.log(), end.weights.log()).softmax(-1)
+    return Parameters(weights, between(begin.means, end.means), factors @ factors.mT)
 
 
 def draw_mixture(x: Tensor, path: list[HalfStep]) -> Figure:
     """The data, coloured by q, and the components' two-sigma ellipses: at the start, on the way, and at the end."""
     last = path[-1].iteration
     shown = [state for state in path if state.step != "E" and state.iteration in {0, 1, min(5, last), last}]
-    figure, axes = plt.subplots(1, len(shown), figsize=(2.9 * len(shown), 3.0), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.9 * len(shown), 3.0), layout="constrained")
+    low, high = x.numpy().min(0), x.numpy().max(0)
+    limits = np.array([low, high]) + 0.1 * np.array([low - high, high - low])
     colors = plt.get_cmap("Set2")(np.arange(len(path[0].theta.weights)))
     for ax, state in zip(np.atleast_1d(axes), shown, strict=True):
         ax.scatter(*x.T, s=5, c=np.clip(state.q.probs.numpy() @ colors, 0, 1))
         for mean, covariance in zip(state.theta.means, state.theta.covariances, strict=True):
             ellipse(ax, mean, covariance, "black")
-        ax.set(title="start" if state.iteration == 0 else f"after {state.iteration} iterations", xticks=[], yticks=[])
-        ax.set_aspect("equal", adjustable="datalim")
+        plural = "" if state.iteration == 1 else "s"
+        title = "start" if state.iteration == 0 else f"after {state.iteration} iteration{plural}"
+        ax.set(title=title, xticks=[], yticks=[], xlim=limits[:, 0], ylim=limits[:, 1], aspect="equal")
     return figure
 
 

@@ -42,13 +42,13 @@ class Options(comparison.Options):
     """Number of latent dimensions."""
     hidden: tuple[int, ...] = (100,)
     """Widths of the hidden layers, from data to latent."""
-    epochs: int = 10
+    epochs: int = 30
     """Passes over the digits before the gradients of the VAE are measured."""
     kl_warmup: int = 0
     """Epochs over which the weight of the latent sites grows to 1."""
     draws: tuple[int, ...] = (1, 10, 100)
     """Draws of a gradient, L."""
-    repeats: int = 1000
+    repeats: int = 400
     """Gradients over which mean and variance are taken."""
     num_data: int = 10
     """Data of a gradient."""
