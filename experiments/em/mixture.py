@@ -41,7 +41,7 @@ from experiments import _comparison as comparison
 class Options:
     """Options of the experiment."""
 
-    classes: tuple[int, ...] = (0, 3, 6)
+    classes: tuple[int, ...] = (2, 3, 8)
     """Digits that are mixed, each given by its first two principal components."""
     components: int = 3
     """Components of the mixture."""
