@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -64,6 +64,13 @@ class Options:
     """Seed of the initial weights, the training and the evaluation."""
     out: Path = Path("results")
     """Folder for tables and figures."""
+
+
+class Written(Protocol):
+    """Options, whatever they are, that name the folder of the results."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    out: Path
 
 
 def load(options: Options) -> pv.data.Splits:
@@ -181,14 +188,15 @@ def differences(results: Mapping[str, xr.Dataset]) -> list[str]:
     return ["", *(_with_errors(*row) for row in compared.values[1:])]
 
 
-def cell(values: xr.DataArray, mcse: xr.DataArray) -> str:
+def cell(values: xr.DataArray, mcse: xr.DataArray, digits: int = 2) -> str:
     """Mean over the data ± its standard error (Monte Carlo error of the mean)."""
     n = values.sizes["datum"]
-    return _with_errors(float(values.mean()), float(values.std(ddof=1)) / n**0.5, float((mcse**2).sum()) ** 0.5 / n)
+    errors = float(values.std(ddof=1)) / n**0.5, float((mcse**2).sum()) ** 0.5 / n
+    return _with_errors(float(values.mean()), *errors, digits=digits)
 
 
-def _with_errors(mean: float, error: float, monte_carlo: float) -> str:
-    return f"{mean:.2f} ± {error:.2f} ({monte_carlo:.2f})"
+def _with_errors(mean: float, error: float, monte_carlo: float, digits: int = 2) -> str:
+    return f"{mean:.{digits}f} ± {error:.{digits}f} ({monte_carlo:.{digits}f})"
 
 
 def report(splits: pv.data.Splits, table: pd.DataFrame) -> None:
@@ -200,7 +208,7 @@ def report(splits: pv.data.Splits, table: pd.DataFrame) -> None:
 
 
 def write(
-    options: Options,
+    options: Written,
     table: pd.DataFrame,
     figures: Mapping[str, Figure],
     histories: Mapping[str, pv.History] = MappingProxyType({}),

@@ -5,6 +5,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,39 @@ TOYS = {
     "autoencoders": {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
     },
+    "em.mixture": {"max_iterations": 4},
+    "em.bayesian": {"num_data": 40, "steps": 3, "num_draws": 5},
+    "em.alternating": {
+        "hidden": (16,), "latent": 2, "steps": 8, "record": 4, "turns": (1, 4), "runs": 2, "num_samples": 60,
+        "test_size": 15,
+    },
+    "gradient_estimators.moments": {
+        "hidden": (16,), "latent": 2, "epochs": 1, "draws": (1, 3), "repeats": 5, "num_data": 4, "dimensions": 3,
+    },
+    "gradient_estimators.learning": {
+        "hidden": (16,), "latent": 2, "epochs": 1, "draws": (1, 3), "num_samples": 60, "test_size": 15,
+    },
 }  # fmt: skip
 
 
 def test_no_experiment_is_untested() -> None:
-    names = {module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.ispkg}
-    assert {name for name in names if not name.startswith("_")} == set(TOYS)
+    names = [
+        module.name.removeprefix("experiments.")
+        for module in pkgutil.walk_packages(experiments.__path__, "experiments.")
+    ]
+    scripts = [name for name in names if not name.startswith(("_", "benchmarks")) and not name.endswith("__main__")]
+    assert {name for name in scripts if hasattr(importlib.import_module(f"experiments.{name}"), "main")} == set(TOYS)
+
+
+@pytest.mark.parametrize("package", ["em", "gradient_estimators"])
+def test_a_package_runs_its_scripts_with_their_options(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, ran = importlib.import_module(f"experiments.{package}.__main__"), {}
+    names = [name.split(".")[1] for name in TOYS if name.startswith(f"{package}.")]
+    for name in names:
+        monkeypatch.setattr(f"experiments.{package}.{name}.main", partial(ran.__setitem__, name))
+    arguments = [part for name in names for part in (f"--{name}.seed", "7")]
+    module.main(tyro.cli(module.Options, args=arguments))
+    assert {name: options.seed for name, options in ran.items()} == dict.fromkeys(names, 7)
 
 
 @pytest.mark.parametrize("name", TOYS)

@@ -1,0 +1,29 @@
+"""The three scripts on maximum likelihood by turns, one after the other."""
+
+from dataclasses import dataclass, field
+
+import tyro
+
+from experiments.em import alternating, bayesian, mixture
+
+Mixture, Bayesian, Alternating = mixture.Options, bayesian.Options, alternating.Options
+
+
+@dataclass
+class Options:
+    """Options of the three scripts."""
+
+    mixture: Mixture = field(default_factory=Mixture)
+    bayesian: Bayesian = field(default_factory=Bayesian)
+    alternating: Alternating = field(default_factory=Alternating)
+
+
+def main(options: Options) -> None:
+    """Runs the three."""
+    mixture.main(options.mixture)
+    bayesian.main(options.bayesian)
+    alternating.main(options.alternating)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,198 @@
+"""Does a VAE gain from being trained by turns, as EM would?
+
+An E step of EM moves q alone, an M step theta alone. Of a VAE, q(z | x) is an encoder, so an E step is some steps of
+gradient ascent on the guide with the model frozen, and an M step the reverse; neither is exact. The same network, from
+the same weights and on the same batches, is trained with turns of 1, 10, 100 and more steps, and jointly. A step of
+joint training moves all parameters and a step of a turn one half of them, so joint training stands beside with as many
+steps, and with half of them, when each parameter has made as many as by turns.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+import tyro
+import xarray as xr
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import pyrovae as pv
+from experiments import _comparison as comparison
+from experiments._comparison import cell
+
+
+@dataclass
+class Options(comparison.Options):
+    """Options of the experiment."""
+
+    data: Literal["digits", "mnist5k", "mnist", "fashion_mnist"] = "digits"
+    """Data set; the first two need no download."""
+    latent: int = 10
+    """Number of latent dimensions."""
+    hidden: tuple[int, ...] = (100,)
+    """Widths of the hidden layers, from data to latent."""
+    turns: tuple[int, ...] = (1, 10, 100, 500)
+    """Steps of a turn."""
+    steps: int = 2000
+    """Steps of the optimizer in all."""
+    runs: int = 3
+    """Runs of each schedule, from different weights."""
+    record: int = 100
+    """Measure on the validation data after so many steps."""
+    learning_rate: float = 2e-3
+    """Learning rate of Adam."""
+    num_samples: int = 1000
+    """Draws per test datum of the evaluation."""
+    out: Path = Path("results/em/alternating")
+    """Folder for tables and figures."""
+
+
+class Schedule(NamedTuple):
+    """Which programs train in turns of how many steps, and for how many in all."""
+
+    turns: Sequence[str]
+    length: int
+    steps: int
+
+
+def schedules(options: Options) -> dict[str, Schedule]:
+    """Joint training, and turns."""
+    joint = {"joint": options.steps, "joint, half the steps": options.steps // 2}
+    return {
+        **{name: Schedule(("all",), options.record, steps) for name, steps in joint.items()},
+        **{f"turns of {n}": Schedule(("guide", "model"), n, options.steps) for n in options.turns},
+    }
+
+
+class Turn:
+    """One part of a VAE, with an optimizer that keeps its moments from turn to turn."""
+
+    def __init__(self, vae: pv.VAE, part: str, learning_rate: float) -> None:
+        self.vae, self.moving = vae, vae if part == "all" else getattr(vae, part)
+        self.optimizer = torch.optim.Adam(self.moving.parameters(), lr=learning_rate, fused=True)
+
+    def fit(self, x: Tensor, options: Options, transform: Any) -> None:
+        """Makes a step a batch, all else frozen."""
+        self.vae.requires_grad_(False)
+        self.moving.requires_grad_(True)
+        pv.fit(
+            self.vae,
+            x,
+            epochs=1,
+            batch_size=options.batch_size,
+            optimizer=self._kept,
+            transform=transform,
+            device=options.device,
+            progress=False,
+        )
+
+    def _kept(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
+        return self.optimizer
+
+
+def batches(train: Tensor, size: int) -> Iterator[Tensor]:
+    """Data of the next batches without end, each datum once a pass; leftovers go into the next one."""
+    rest = train[:0]
+    while True:
+        rest = torch.cat([rest, train[torch.randperm(len(train))]])
+        while len(rest) >= size:
+            yield rest[:size]
+            rest = rest[size:]
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Trains by all schedules; prints and writes the table and the figure."""
+    splits = comparison.load(options)
+    curves: dict[str, pd.DataFrame] = {}
+    results: dict[str, xr.Dataset] = {}
+    for name, schedule in comparison.chosen(schedules(options), options).items():
+        runs = []
+        for run in tqdm(range(options.runs), desc=name, disable=None):
+            own = replace(options, seed=options.seed + run)
+            vae = comparison.build(own, splits.train.shape[1:])
+            curve = train(vae, splits, schedule, own)
+            curves.setdefault(name, curve)
+            runs.append(comparison.evaluate(vae, splits, options))
+        results[name] = average(runs)
+    table = summarize(results)
+    comparison.report(splits, table)
+    record = pd.concat(curves, names=["schedule", "record"]).reset_index()
+    comparison.write(options, table, {"alternating": draw(curves, options)}, results=results)
+    record.to_csv(options.out / "curves.csv", index=False)
+    return table
+
+
+def train(vae: pv.VAE, splits: pv.data.Splits, schedule: Schedule, options: Options) -> pd.DataFrame:
+    """Trains by a schedule; returns bounds on the validation data by the step after which they were measured."""
+    parts = [Turn(vae, part, options.learning_rate) for part in schedule.turns]
+    stream, records = batches(splits.train, options.batch_size), []
+    for turn in range(schedule.steps // schedule.length):
+        x = torch.cat([next(stream) for _ in range(schedule.length)])
+        parts[turn % len(parts)].fit(x, options, splits.transform)
+        done = (turn + 1) * schedule.length
+        if done % max(options.record, schedule.length) == 0:
+            bounds = pv.evaluation.evaluate(vae.model, vae.guide, splits.valid, 100, seed=options.seed, progress=False)
+            records.append(
+                {"step": done, "ELBO": float(bounds.elbo.mean()), "IWAE": float(bounds.log_likelihood.mean())}
+            )
+    vae.requires_grad_(True)
+    return pd.DataFrame(records)
+
+
+def average(runs: Sequence[xr.Dataset]) -> xr.Dataset:
+    """The mean over runs, datum by datum; ``run_means`` keeps the mean over the data of each run."""
+    every = xr.concat(runs, "run", combine_attrs="drop_conflicts")
+    result = every[["elbo", "log_likelihood"]].mean("run", keep_attrs=True)
+    for error in ("elbo_mcse", "mcse"):
+        result[error] = (every[error] ** 2).sum("run") ** 0.5 / len(runs)
+    return result.assign(run_means=every.log_likelihood.mean("datum"))
+
+
+def summarize(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """One row a schedule: bounds, and the difference from the first, paired over the data and over the runs."""
+    compared = pv.evaluation.compare(results)
+    first = next(iter(results.values()))
+    rows = {}
+    for name, result in results.items():
+        gaps = result.log_likelihood - result.elbo
+        difference = compared.loc[name, ["difference", "difference_error", "difference_mcse"]]
+        of_runs = (result.run_means - first.run_means).values
+        rows[name] = {
+            "ELBO": cell(result.elbo, result.elbo_mcse),
+            "log p(x)": cell(result.log_likelihood, result.mcse),
+            "gap": f"{float(gaps.mean()):.2f}",
+            "difference": "" if result is first else "{:.2f} ± {:.2f} ({:.2f})".format(*difference),
+            "of the runs": "" if result is first else ", ".join(f"{value:.2f}" for value in of_runs),
+        }
+    return pd.DataFrame(rows).T
+
+
+def draw(curves: Mapping[str, pd.DataFrame], options: Options) -> Figure:
+    """Draws the ELBO of the validation data by schedule, and the half-steps of one of them."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    for i, (name, curve) in enumerate(curves.items()):
+        dashes = ":" if "half" in name else "-"
+        left.plot(curve.step, curve.ELBO, color=f"C{i}", linestyle=dashes, marker=".", markersize=4, label=name)
+    best = max(curve.ELBO.max() for curve in curves.values())
+    middle = max(curve.ELBO[len(curve) // 4] for curve in curves.values())
+    left.set(xlabel="step", ylabel="ELBO (nats per datum)", ylim=(best - 3 * (best - middle), best + 0.5))
+    left.legend(frameon=False, fontsize="small")
+    by_turns = [name for name in curves if name.startswith("turns")]
+    shown = curves[min(by_turns, key=lambda name: abs(int(name.split()[-1]) - options.record))] if by_turns else None
+    if shown is not None:
+        steps = range(1, len(shown) + 1)
+        right.fill_between(steps, shown.ELBO, shown.IWAE, color="C1", alpha=0.3, linewidth=0, label="gap")
+        right.plot(steps, shown.IWAE, color="black", marker="_", label=r"log $p(x)$, estimate")
+        right.plot(steps, shown.ELBO, color="C0", marker=".", label="ELBO")
+        right.legend(frameon=False, fontsize="small", loc="lower right")
+    right.set(xlabel=f"turn of {options.record} steps: encoder, decoder, ...", ylabel="nats per datum")
+    return figure
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

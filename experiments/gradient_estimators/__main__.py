@@ -1,0 +1,27 @@
+"""The two scripts on estimators of the gradient, one after the other."""
+
+from dataclasses import dataclass, field
+
+import tyro
+
+from experiments.gradient_estimators import learning, moments
+
+Moments, Learning = moments.Options, learning.Options
+
+
+@dataclass
+class Options:
+    """Options of the two scripts."""
+
+    moments: Moments = field(default_factory=Moments)
+    learning: Learning = field(default_factory=Learning)
+
+
+def main(options: Options) -> None:
+    """Runs the two."""
+    moments.main(options.moments)
+    learning.main(options.learning)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

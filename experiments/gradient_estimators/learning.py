@@ -1,0 +1,85 @@
+"""What does a gradient's variance do to learning?
+
+The same small VAE, from the same weights, is trained for as many steps with one estimator of the gradient after
+another: reparameterized, and by the score function with 1, 10 and 100 draws and with Pyro's baselines. Learning rate
+and data are the same for all.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pyro
+import tyro
+from matplotlib.figure import Figure
+
+import pyrovae as pv
+from experiments import _comparison as comparison
+from experiments.gradient_estimators.estimators import ESTIMATORS, Estimated
+
+
+@dataclass
+class Options(comparison.Options):
+    """Options of the experiment."""
+
+    data: Literal["digits", "mnist5k", "mnist", "fashion_mnist"] = "digits"
+    """Data set; the first two need no download."""
+    latent: int = 10
+    """Number of latent dimensions."""
+    hidden: tuple[int, ...] = (100,)
+    """Widths of the hidden layers, from data to latent."""
+    epochs: int = 60
+    """Passes over the training data."""
+    kl_warmup: int = 0
+    """Epochs over which the weight of the latent sites grows to 1."""
+    draws: tuple[int, ...] = (1, 10, 100)
+    """Draws of a gradient, L; baselines are given one."""
+    num_samples: int = 1000
+    """Draws per test datum of the evaluation."""
+    out: Path = Path("results/gradient_estimators/learning")
+    """Folder for tables and figures."""
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Trains with each estimator; prints and writes the table and the figures."""
+    splits = comparison.load(options)
+    whole = len(splits.train) // options.batch_size * options.batch_size
+    splits = replace(splits, train=splits.train[:whole])  # Pyro's average baseline is for batches of one size
+    cells = {
+        **{f"{name}, L = {n}": (name, n) for name in ("reparameterized", "score function") for n in options.draws},
+        **{name: (name, 1) for name in ("average baseline", "network baseline")},
+    }
+    histories, results = {}, {}
+    for label, (name, draws) in comparison.chosen(cells, options).items():
+        vae = comparison.build(options, splits.train.shape[1:])
+        objective = ESTIMATORS[name].objective(num_particles=draws, vectorize_particles=True, max_plate_nesting=1)
+        with pyro.get_param_store().scope():  # where Pyro keeps its averages
+            estimated = Estimated(vae, ESTIMATORS[name], splits.train.shape[1:])
+            histories[label] = comparison.train(estimated, splits, options, objective=objective)
+        results[label] = comparison.evaluate(vae, splits, options)
+    table = comparison.summarize(results, histories)
+    table.insert(2, "difference", comparison.differences(results))
+    comparison.report(splits, table)
+    comparison.write(options, table, {"learning": draw(histories)}, histories, results)
+    return table
+
+
+def draw(histories: dict[str, pv.History]) -> Figure:
+    """Draws the ELBO of the validation data against the epoch and against the time."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
+    finals = [history.valid[-1] for history in histories.values()]
+    for i, (name, history) in enumerate(histories.items()):
+        style = "-" if name.startswith("reparameterized") else "--" if "L = " in name else ":"
+        for ax, along in zip(axes, (range(1, len(history.valid) + 1), history.seconds), strict=True):
+            ax.plot(along, history.valid, color=f"C{i}", linestyle=style, label=name)
+    margin = max(finals) - min(finals)
+    axes[0].set(xlabel="epoch", ylabel="validation ELBO (nats per datum)", ylim=(min(finals) - margin, max(finals) + 1))
+    axes[1].set(xlabel="seconds", xscale="log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
+    return figure
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,194 @@
+r"""Is a gradient estimator biased, and how much does it vary?
+
+For the linear-Gaussian VAE, x | z ~ N(W z + b, sigma^2 I) and q = N(m(x), diag(s(x)^2)), the ELBO is a closed form,
+
+    -|x - W m - b|^2 / (2 sigma^2) - sum_j s_j^2 |W_j|^2 / (2 sigma^2) - D/2 log(2 pi sigma^2) - KL(q || p(z)),
+
+so its gradient is exact. The mean of many estimates is compared with it, in standard errors: z-scores whose root mean
+square is near 1 where there is no bias. For a VAE of digits, half trained, the closed-form KL at the most draws stands
+in. Noise is the root of the summed variance of the encoder's gradient over the norm of the gradient.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pyro
+import torch
+import tyro
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.distributions import kl_divergence
+from tqdm.auto import tqdm
+
+import pyrovae as pv
+from experiments import _comparison as comparison
+from experiments.gradient_estimators.estimators import ESTIMATORS, Estimated
+
+BURN_IN = 50  # gradients that are thrown away, over which an average baseline forgets that it began at 0
+
+
+@dataclass
+class Options(comparison.Options):
+    """Options of the experiment."""
+
+    data: Literal["digits", "mnist5k", "mnist", "fashion_mnist"] = "digits"
+    """Data set; the first two need no download."""
+    latent: int = 10
+    """Number of latent dimensions."""
+    hidden: tuple[int, ...] = (100,)
+    """Widths of the hidden layers, from data to latent."""
+    epochs: int = 30
+    """Passes over the digits before the gradients of the VAE are measured."""
+    kl_warmup: int = 0
+    """Epochs over which the weight of the latent sites grows to 1."""
+    draws: tuple[int, ...] = (1, 10, 100)
+    """Draws of a gradient, L."""
+    repeats: int = 400
+    """Gradients over which mean and variance are taken."""
+    num_data: int = 10
+    """Data of a gradient."""
+    dimensions: int = 20
+    """Observed dimensions of the linear-Gaussian VAE."""
+    out: Path = Path("results/gradient_estimators/moments")
+    """Folder for tables and figures."""
+
+
+class Problem(NamedTuple):
+    """A VAE and its data, and the gradient where it is known."""
+
+    vae: pv.VAE
+    x: Tensor
+    exact: Tensor | None = None
+
+
+class Moments(NamedTuple):
+    """Mean and variance of a gradient, shape ``(parameters,)``, over repeats that took some milliseconds each."""
+
+    mean: Tensor
+    variance: Tensor
+    repeats: int
+    milliseconds: float
+
+
+def linear_gaussian(options: Options) -> Problem:
+    """A linear-Gaussian VAE in float64 away from its optimum, with its exact gradient."""
+    pyro.set_rng_seed(options.seed)
+    size, latent = options.dimensions, options.latent
+    vae = pv.VAE(
+        pv.priors.StandardNormal(latent),
+        pv.likelihoods.Normal(pv.networks.mlp(latent, size), scale=1.0),
+        pv.posteriors.DiagonalNormal(pv.networks.mlp(size, 2 * latent)),
+    ).double()
+    x = 2 * torch.randn(options.num_data, size, dtype=torch.float64)
+    (-exact_elbo(vae, x)).backward()
+    return Problem(vae, x, encoder_gradient(vae.guide))
+
+
+def exact_elbo(vae: pv.VAE, x: Tensor) -> Tensor:
+    """The ELBO of a linear-Gaussian VAE, nats summed over the data, shape ``()``."""
+    q, decoder = vae.posterior(x), vae.likelihood.network[0]
+    at_mean = vae.likelihood(q.mean).log_prob(x).sum()
+    spread = (q.variance * (decoder.weight**2).sum(0)).sum() / (2 * vae.likelihood(q.mean).variance[0, 0])
+    return at_mean - spread - kl_divergence(q, vae.prior()).sum()
+
+
+def digits(options: Options) -> Problem:
+    """A VAE after a few epochs, and some digits."""
+    splits = comparison.load(options)
+    vae = comparison.build(options, splits.train.shape[1:])
+    comparison.train(vae, splits, options)
+    return Problem(vae, splits.test[: options.num_data].to(next(vae.parameters()).device))
+
+
+def encoder_gradient(guide: torch.nn.Module) -> Tensor:
+    """The gradient that a loss has left in an encoder, shape ``(parameters,)``, float64."""
+    return torch.cat([p.grad.flatten() for p in guide.parameters() if p.grad is not None]).double().cpu()
+
+
+def measure(problem: Problem, name: str, draws: int, options: Options) -> Moments:
+    """Mean and variance of an estimator's gradient."""
+    torch.manual_seed(options.seed)
+    estimated = Estimated(problem.vae, ESTIMATORS[name], problem.x.shape[1:])
+    objective = ESTIMATORS[name].objective(num_particles=draws, vectorize_particles=True, max_plate_nesting=1)
+    gradients = []
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        for repeat in range(BURN_IN + options.repeats):
+            if repeat == BURN_IN:
+                start = time.perf_counter()
+            estimated.zero_grad()
+            objective.loss_and_grads(estimated.model, estimated.guide, problem.x)
+            gradients.append(encoder_gradient(estimated.encoder))
+    seconds = time.perf_counter() - start
+    kept = torch.stack(gradients[BURN_IN:])
+    return Moments(kept.mean(0), kept.var(0), options.repeats, 1000 * seconds / options.repeats)
+
+
+def z_scores(moments: Moments, exact: Tensor | Moments) -> Tensor:
+    """Differences of the mean from the exact gradient, or from another mean, in standard errors."""
+    squared = moments.variance / moments.repeats
+    if isinstance(exact, Moments):
+        exact, squared = exact.mean, squared + exact.variance / exact.repeats
+    moving = squared > 0  # a pixel that is always off has no gradient
+    return (moments.mean - exact)[moving] / squared[moving].sqrt()
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Measures the moments; prints and writes the table and the figure."""
+    problems: dict[str, Callable[[Options], Problem]] = {
+        "linear-Gaussian": linear_gaussian,
+        f"VAE, {options.data}": digits,
+    }
+    tables = []
+    for name, build in comparison.chosen(problems, options).items():
+        tables.append(table_of(build(options), options).assign(model=name))
+    table = pd.concat(tables, ignore_index=True).set_index(["model", "estimator", "L"])
+    print(f"\n{options.repeats} gradients each; z: difference of their mean from the gradient, in standard errors;")
+    print("noise: standard deviation of the gradient over its norm; ratio: of the variance to the first estimator's\n")
+    print(table.to_string(float_format="{:.3g}".format))
+    rows = table.reset_index()
+    comparison.write(options, rows, {"moments": draw(rows)})
+    return table
+
+
+def table_of(problem: Problem, options: Options) -> pd.DataFrame:
+    """One row an estimator and number of draws."""
+    names = [name for name, estimator in ESTIMATORS.items() if estimator.baseline != "network"]  # it is untrained
+    cells = [(name, draws) for name in names for draws in options.draws]
+    moments = {(name, draws): measure(problem, name, draws, options) for name, draws in tqdm(cells, disable=None)}
+    stand_in = moments["closed-form KL", max(options.draws)]
+    norm = float((stand_in.mean if problem.exact is None else problem.exact).norm())
+    rows = []
+    for (name, draws), own in moments.items():
+        row: dict[str, str | float] = {"estimator": name, "L": draws}
+        if own is not stand_in or problem.exact is not None:
+            scores = z_scores(own, stand_in if problem.exact is None else problem.exact)
+            row |= {"rms z": float((scores**2).mean()) ** 0.5, "max |z|": float(scores.abs().max())}
+        variance, first = float(own.variance.sum()), float(moments[names[0], draws].variance.sum())
+        row |= {"noise": variance**0.5 / norm, "ratio": variance / first, "ms": own.milliseconds}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draws the noise against the number of draws, a panel for each model."""
+    models = table.model.unique()
+    figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models), 3.8), squeeze=False, layout="constrained")
+    for ax, model in zip(axes[0], models, strict=True):
+        for i, name in enumerate(name for name in ESTIMATORS if name in set(table.estimator)):
+            own = table[(table.model == model) & (table.estimator == name)]
+            style = ":" if name == "density alone" else "-"
+            ax.loglog(own.L, own.noise, color=f"C{i}", linestyle=style, marker="o", markersize=4, label=name)
+        ax.axhline(1.0, color="0.6", linestyle="--", linewidth=1, zorder=0)
+        ax.set_title(model, fontsize=10)
+        ax.set(xlabel="draws $L$", ylabel="standard deviation of the gradient / its norm")
+    axes[0, 0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
