@@ -108,8 +108,8 @@ CAPTIONS = {
     "random moves as long",
     "classes": "one class exchanged for another by the difference of their mean codes; correlations of the images' "
     "attributes before and after",
-    "paths": "from digit to digit of another class; norm of the code halfway, as a share of that of the ends; way of the "
-    "images,\nthe sum over ten steps of the root of squared differences",
+    "paths": "from digit to digit of another class; norm of the code halfway, as a share of that of the ends; way of "
+    "the images,\nthe sum over ten steps of the root of squared differences",
     "neighbours": "share of the test digits whose five nearest neighbours vote for their class, in codes and in maps",
 }
 

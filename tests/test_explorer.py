@@ -273,7 +273,7 @@ class NoMean(nn.Module):
         (
             with_likelihood(Noisy()),
             {},
-            "the page draws no random numbers, but the mean of the likelihood does, by rand",
+            "the page draws no random numbers, but the mean of the likelihood does",
         ),
         (with_likelihood(NoMean()), {}, "a Independent has none; give it the property mean"),
     ],

@@ -59,7 +59,7 @@ def strips(rows: Mapping[str, Tensor], *, marks: Mapping[int, str] | None = None
         expected = next(iter(rows.values())).shape
         if batch.ndim != 3 or batch.shape != expected:
             raise ValueError(
-                f"images of {name!r} must have shape (n, height, width), the same for all rows, got {tuple(batch.shape)}"
+                f"images of {name!r} must have shape (n, height, width), the same in all rows, got {tuple(batch.shape)}"
             )
     n, height, width = next(iter(rows.values())).shape
     cell = 7.0 / n
