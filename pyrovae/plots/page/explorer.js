@@ -40,6 +40,7 @@ let showDots = false;
 
 const toCode = (dimension, share) => ranges[dimension][0] + share * (ranges[dimension][1] - ranges[dimension][0]);
 const toShare = (dimension, value) => (value - ranges[dimension][0]) / (ranges[dimension][1] - ranges[dimension][0]);
+const written = (number) => String(number).replace("-", "\u2212");
 const clip = (share) => Math.min(1, Math.max(0, share));
 
 function restartMap() {
@@ -83,30 +84,12 @@ function drawPlane() {
       context.fill();
     }
   }
-  context.fillStyle = style("--soft");
-  context.font = `${12 * scale}px system-ui, sans-serif`;
-  const pad = 7 * scale;
-  const label = (text, x, y, align, baseline) => {
-    [context.textAlign, context.textBaseline] = [align, baseline];
-    context.lineWidth = 3 * scale;
-    context.strokeStyle = style("--paper");
-    context.strokeText(text, x, y);
-    context.fillText(text, x, y);
-  };
-  const [least, most] = ranges[across];
-  const [lowest, highest] = ranges[up];
-  label(least, 5 * pad, size - pad, "left", "bottom");
-  label(most, size - pad, size - pad, "right", "bottom");
-  label(lowest, pad, size - 3 * pad, "left", "bottom");
-  label(highest, pad, pad, "left", "top");
-  context.lineWidth = 5 * scale;
-  context.strokeStyle = style("--paper");
-  circle(z, 9);
-  context.stroke();
-  context.lineWidth = 3 * scale;
-  context.strokeStyle = style("--accent");
-  circle(z, 9);
-  context.stroke();
+  for (const [line, color] of [[6, "--paper"], [3, "--accent"]]) {
+    context.lineWidth = line * scale;
+    context.strokeStyle = style(color);
+    circle(z, 9);
+    context.stroke();
+  }
 }
 
 // All of it ---------------------------------------------------------------------------------------------------------
@@ -124,7 +107,7 @@ function show() {
   z.forEach((value, dimension) => {
     const row = find("code").children[dimension];
     row.querySelector("input").value = value;
-    row.querySelector("output").textContent = value.toFixed(2).replace("-", "\u2212");
+    row.querySelector("output").textContent = written(value.toFixed(2));
     row.firstChild.classList.toggle("shown", z.length > 1 && (dimension === across || dimension === up));
   });
   if (z.length < 2) return;
@@ -142,6 +125,10 @@ function setCode(values) {
 
 function setPlane() {
   [across, up] = [Number(find("across").value), Number(find("up").value)];
+  for (const id of ["across", "up"]) {
+    const [least, most] = ranges[find(id).value];
+    find(id).nextElementSibling.textContent = `${written(least)} to ${written(most)}`;
+  }
   restartMap();
 }
 
@@ -172,10 +159,10 @@ function step(event) {
   setCode(values);
 }
 
-function toggle(id, pressed, change) {
-  find(id).setAttribute("aria-pressed", pressed);
+function onPress(id, change) {
   find(id).addEventListener("click", () => {
-    find(id).setAttribute("aria-pressed", change());
+    find(id).setAttribute("aria-pressed", find(id).getAttribute("aria-pressed") === "false");
+    change();
     restartMap();
   });
 }
@@ -195,8 +182,8 @@ for (const id of ["across", "up"]) find(id).addEventListener("change", setPlane)
 find("planar").hidden = z.length < 2;
 find("invert").hidden = channels === 3;
 find("image").style.aspectRatio = `${width} / ${height}`;
-toggle("invert", inverted, () => (inverted = !inverted));
-toggle("dots", showDots, () => (showDots = !showDots));
+onPress("invert", () => (inverted = !inverted));
+onPress("dots", () => (showDots = !showDots));
 find("draw").addEventListener("click", () => setCode(draws[(taken = (taken + 1) % draws.length)]));
 find("plane").addEventListener("pointerdown", (event) => {
   event.currentTarget.setPointerCapture(event.pointerId);
@@ -208,7 +195,7 @@ find("plane").addEventListener("pointermove", (event) => {
 find("plane").addEventListener("keydown", step);
 dark.addEventListener("change", requestFrame);
 new ResizeObserver(fit).observe(find("plane"));
-requestFrame();
+setPlane();
 
 // For those who script the page: the code, the image of a code, and the way to another code.
 window.explorer = { decode: (code) => [...decode(code)], code: () => [...z], setCode };
