@@ -60,7 +60,7 @@ class Options(comparison.Options):
     """Folder for tables, figures and pages."""
 
 
-def main(options: Options) -> pd.DataFrame:
+def main(options: Options) -> dict[str, pd.DataFrame]:
     """Trains the models and moves their codes; prints and writes the tables, the figures and the pages."""
     splits = comparison.load(options)
     train, test = digits(options, splits)
@@ -93,23 +93,22 @@ def main(options: Options) -> pd.DataFrame:
         print(f"\ndimensions of the model of {name}, by their KL, and their correlation with the attributes\n")
         print(tables[f"traversals, {name}"].to_string())
     figures = draw(spaces, moves, options)
-    table = pd.concat({name: table for name, table in tables.items() if name != "models"})
     comparison.write(options, tables["models"], figures, histories, results)
     for name, rows in tables.items():
         rows.to_csv(options.out / f"{name.replace(', ', '_').replace(' ', '_')}.csv")
     for name, space in spaces.items():
         pv.plots.explorer(space.vae, options.out / f"explorer_{name.split()[0]}.html", title=f"{splits.name}, {name}")
-    return table
+    return tables
 
 
 CAPTIONS = {
-    "attributes": "codes moved along an attribute's direction, by 1 and 2 standard deviations either way; the slope is "
-    "the change\nof the images for each unit asked for, ± its standard error over the digits; random: mean |slope| of "
-    "random moves as long",
-    "classes": "one class exchanged for another by the difference of their mean codes; correlations of the images' "
-    "attributes before and after",
+    "attributes": "codes moved along an attribute's direction, by 1 and 2 standard deviations either way; slope: the "
+    "change of\nthe images for each unit asked for, ± its standard error over the digits; random: mean |slope| of "
+    "moves as long",
+    "classes": "one class exchanged for another by the difference of their mean codes; kept: correlation of the "
+    "attributes\nof the images before and after",
     "paths": "from digit to digit of another class; norm of the code halfway, as a share of that of the ends; way of "
-    "the images,\nthe sum over ten steps of the root of squared differences",
+    "the\nimages, the sum over ten steps of the root of squared differences",
     "neighbours": "share of the test digits whose five nearest neighbours vote for their class, in codes and in maps",
 }
 

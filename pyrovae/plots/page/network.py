@@ -76,11 +76,13 @@ _MOVES = {
     "permute", "repeat", "roll", "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "t", "transpose",
     "unbind", "unsqueeze", "upsample_nearest2d", "view",
 }  # fmt: skip
+_SHAPED = {"empty_like", "full_like", "ones_like", "zeros_like"}  # of what they are given, the shape alone counts
 _REDUCTIONS = {"amax": "max", "mean": "sum", "sum": "sum"}
 _aten = torch.ops.aten
 _NOT_CORE = [
     _aten._log_softmax, _aten._softmax, _aten.celu, _aten.elu, _aten.gelu, _aten.hardswish, _aten.hardtanh,
-    _aten.index_put, _aten.leaky_relu, _aten.native_group_norm, _aten.native_layer_norm, _aten.var_mean,
+    _aten.index_put, _aten.leaky_relu, _aten.native_batch_norm, _aten.native_group_norm, _aten.native_layer_norm,
+    _aten.upsample_bilinear2d, _aten.var_mean,
 ]  # fmt: skip
 
 
@@ -117,8 +119,9 @@ def write_down(function: Callable[[Tensor], Tensor], example: Tensor) -> Network
     Raises:
         ValueError: If the function makes an operation that there is no kernel for, or a random one.
     """
-    decompositions = core_aten_decompositions() | get_decompositions(_NOT_CORE)
-    pure = torch.func.functionalize(function, remove="mutations_and_views")
+    decompositions = core_aten_decompositions()
+    decompositions.update(get_decompositions(_NOT_CORE))
+    pure = make_fx(torch.func.functionalize(function))(example)  # nothing is changed in its place
     writer = _Writer(make_fx(pure, decompositions)(example))
     result = writer.run(example)
     writer.network.output = writer.place(result)
@@ -138,7 +141,7 @@ class _Writer(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.network = Network()
+        self.network, self.extra_traceback = Network(), False
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The input has the first place."""
@@ -146,7 +149,7 @@ class _Writer(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Writes down one operation; an operation on constants is computed."""
-        name = str(getattr(target, "overloadpacket", target)).removeprefix("aten.").removesuffix("_copy")
+        name = str(getattr(target, "overloadpacket", target)).split(".")[-1]
         if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
             raise ValueError(f"the page draws no random numbers, but the mean of the likelihood does, by {name}")
         if target is operator.getitem:
@@ -155,6 +158,8 @@ class _Writer(fx.Interpreter):
             return super().call_function(target, args, kwargs)
         examples = tree_map(_example, (args, kwargs))
         value = target(*examples[0], **examples[1])
+        if name in _SHAPED:
+            return value
         if name in _MOVES:
             return self.moved(target, args, kwargs, value)
         if name in FUNCTIONS and not kwargs:
@@ -240,6 +245,14 @@ class _Writer(fx.Interpreter):
     def write_addmm(self, value: Tensor, bias: Any, a: Any, b: Any) -> _Value:
         """A matrix product and what is added to it."""
         return self.mapped("add", (self.write_mm(value, a, b), bias), value)
+
+    def write_var(self, value: Tensor, x: _Value, dims: Sequence[int], correction: float = 1.0) -> _Value:
+        """The variance over some dimensions."""
+        mean = self.reduced("mean", x.example.mean(dims, keepdim=True), x, dims)
+        deviation = self.mapped("sub", (x, mean), x.example)
+        squares = self.mapped("mul", (deviation, deviation), x.example)
+        count = x.example.numel() // value.numel() - correction
+        return self.mapped("div", (self.reduced("sum", value, squares, dims), count), value)
 
     def write_clamp(self, value: Tensor, x: _Value, least: Any = None, most: Any = None) -> _Value:
         """Bounds from below and above, either of which may be left out."""
