@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import tyro
@@ -42,6 +43,10 @@ TOYS = {
     "gaps": {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "num_data": 5,
         "num_chains": 4, "num_temperatures": 4, "num_steps": 5, "context": 3,
+    },
+    "latent_space": {
+        "data": "digits", "hidden": (16,), "latent": 3, "epochs": 1, "num_samples": 60, "test_size": 40, "pairs": 7,
+        "cells": 3,
     },
     "tighter_bounds": {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "particles": (1, 3), "repeats": 9,
@@ -212,3 +217,13 @@ def test_letters_are_ink_in_the_middle_of_the_paper() -> None:
     assert torch.equal(again.train, splits.train)
     assert torch.equal(again.test, splits.test)
     assert not torch.equal(others.train, splits.train)
+
+
+def test_latent_space_moves_codes_and_writes_what_the_images_show(tmp_path: Path) -> None:
+    module = importlib.import_module("experiments.latent_space")
+    module.main(module.Options(**TOYS["latent_space"], models=("3 dimensions",), out=tmp_path))
+    attributes = pd.read_csv(tmp_path / "attributes.csv", index_col=[0, 1])
+    assert list(attributes.index) == [("3 dimensions", "thickness"), ("3 dimensions", "slant")]
+    assert {"traversals_3_dimensions.csv", "classes.csv", "paths.csv", "neighbours.csv", "explorer_3.html"} <= {
+        path.name for path in tmp_path.iterdir()
+    }

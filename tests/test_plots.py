@@ -88,3 +88,55 @@ def test_panels_side_by_side_wrap_after_five() -> None:
     figure = plots.images({str(i): torch.rand(4, 3, 3) for i in range(7)}, columns=2)
     assert len(figure.axes) == 10
     assert sum(bool(ax.images) for ax in figure.axes) == 7
+
+
+def test_manifold_sets_the_images_of_a_grid_side_by_side() -> None:
+    images = torch.rand(2, 3, 4, 5)
+    figure = plots.manifold(images, x=torch.tensor([-1.0, 0.0, 1.0]), y=torch.tensor([0.5, -0.5]))
+    (ax,) = figure.axes
+    picture = ax.images[0].get_array()
+    assert picture.shape == (8, 15)
+    np.testing.assert_allclose(picture[4:8, 10:15], images[1, 2])
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert (labels[0], labels[-1]) == ("-1.0", "1.0")
+    assert ax.get_yticks()[0] == 0.5
+    assert ax.get_yticklabels()[0].get_text() == "0.5"  # the first row, on top
+    assert ax.get_ylim() == (2, 0)
+
+
+def test_manifold_of_a_wrong_shape() -> None:
+    with pytest.raises(ValueError, match=r"shape \(rows, columns, height, width\), got \(6, 4, 5\)"):
+        plots.manifold(torch.rand(6, 4, 5))
+
+
+def test_strips() -> None:
+    rows = {name: torch.rand(3, 4, 5) for name in ("one", "two")}
+    figure = plots.strips(rows, marks={2: "end"})
+    assert [ax.get_ylabel() for ax in figure.axes] == ["one", "two"]
+    for ax, batch in zip(figure.axes, rows.values(), strict=True):
+        np.testing.assert_allclose(ax.images[0].get_array()[:, 10:15], batch[2])
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["end"]
+    assert figure.axes[0].get_xticks() == [12]  # the middle of the third image
+
+
+def test_strips_of_different_shapes() -> None:
+    with pytest.raises(ValueError, match=r"images of 'two' must have shape \(n, height, width\).*got \(2, 4, 5\)"):
+        plots.strips({"one": torch.rand(3, 4, 5), "two": torch.rand(2, 4, 5)})
+
+
+def test_codes_have_the_colours_of_their_classes() -> None:
+    labels = torch.tensor([0, 2, 2, 0, 5])
+    figure = plots.codes({"a": (torch.randn(5, 2), labels), "b": (torch.randn(3, 2), labels[:3])})
+    first, second = figure.axes
+    sizes = [len(collection.get_offsets()) for collection in first.collections[:3]]
+    assert sizes == [2, 2, 1]
+    assert [len(collection.get_offsets()) for collection in second.collections] == [1, 2]
+    legend = figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["0", "2", "5"]
+    colours = [handle.get_facecolor()[0, :3].tolist() for handle in legend.legend_handles]
+    assert colours == [collection.get_facecolor()[0, :3].tolist() for collection in first.collections[:3]]
+
+
+def test_codes_that_do_not_lie_in_a_plane_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"of 'a' must have shapes \(n, 2\) and \(n,\), got \[\(5, 3\), \(5,\)\]"):
+        plots.codes({"a": (torch.zeros(5, 3), torch.zeros(5))})

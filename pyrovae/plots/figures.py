@@ -1,4 +1,4 @@
-"""Figures from results: each function takes what training or evaluation returned, and neither trains nor evaluates."""
+"""Figures of training and evaluation: learning curves, bounds, images, aggregate posteriors."""
 
 from __future__ import annotations
 

@@ -1,0 +1,149 @@
+r"""Moving codes, and measuring what becomes of the images.
+
+An attribute a is moved by :math:`\delta` along the line on which codes lie, on average, at each value of it:
+
+.. math:: z \mapsto z + \delta\, d, \qquad d = \frac{\mathrm{Cov}(z, a)}{\mathrm{Var}(a)}.
+
+A class is exchanged for another by the difference of the mean codes. Both directions are those of the training data,
+the codes that are moved those of the test data. The measurements know pixels only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from sklearn.linear_model import LinearRegression
+from torch import Tensor
+
+import pyrovae as pv
+from experiments._strokes import ATTRIBUTES, measure
+
+STEPS = (-2, -1, 1, 2)  # standard deviations of an attribute
+Classifier = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Digits as a model sees them, and as they were before binarization."""
+
+    x: Tensor
+    grey: Tensor
+    labels: Tensor
+
+    @cached_property
+    def attributes(self) -> dict[str, Tensor]:
+        """Thickness and slant of the grey digits."""
+        return measure(self.grey)
+
+
+@dataclass(frozen=True)
+class Space:
+    """A trained model, and the data that span its latent space."""
+
+    vae: pv.VAE
+    train: Digits
+    test: Digits
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """Means of q(z | x), shape ``(n, latent)``."""
+        codes: Tensor = self.vae.posterior(x.to(self._device)).mean
+        return codes.cpu()
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Means of p(x | z), shape ``(*batch, height, width)``."""
+        images: Tensor = self.vae.likelihood(z.float().to(self._device)).mean
+        return images.cpu()
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """Codes of the test data."""
+        return self.encode(self.test.x)
+
+    @cached_property
+    def train_codes(self) -> Tensor:
+        """Codes of the training data."""
+        return self.encode(self.train.x)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.vae.parameters()).device
+
+
+def attribute_direction(space: Space, name: str) -> Tensor:
+    """Change of the code for each unit of an attribute, shape ``(latent,)``."""
+    z, a = space.train_codes.double(), space.train.attributes[name]
+    return (z - z.mean(0)).T @ (a - a.mean()) / ((a - a.mean()) ** 2).sum()
+
+
+def move_attribute(space: Space, name: str, classify: Classifier, seed: int) -> dict[str, np.ndarray | float]:
+    """Moves the codes of the test data along an attribute's direction, and as far along random ones.
+
+    Returns:
+        What was asked for and what the images show, in standard deviations of the attributes over the test data:
+        ``asked``, shape ``(steps,)``; ``shown``, ``other`` (the other attribute) and ``random``, shapes ``(steps, n)``.
+        ``kept``: share of the images that are still of their class. ``readout``: how much of the attribute's variance a
+        linear function of the code predicts, R^2.
+    """
+    direction, scale = attribute_direction(space, name), float(space.test.attributes[name].std())
+    (other,) = set(ATTRIBUTES) - {name}
+    noise = torch.randn(space.codes.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    spread = torch.linalg.cholesky(torch.cov(space.train_codes.double().T).reshape(noise.shape[1], -1))
+    random = noise @ spread.T
+    random *= direction.norm() / random.norm(dim=1, keepdim=True)
+
+    before = measure(space.decode(space.codes))
+    shown, others, randomly, kept = [], [], [], []
+    for step in STEPS:
+        images = space.decode(space.codes + step * scale * direction)
+        after, after_random = measure(images), measure(space.decode(space.codes + step * scale * random))
+        shown.append((after[name] - before[name]) / scale)
+        others.append((after[other] - before[other]) / space.test.attributes[other].std())
+        randomly.append((after_random[name] - before[name]) / scale)
+        kept.append((classify(images) == space.test.labels).double().mean())
+    readout = LinearRegression().fit(space.train_codes, space.train.attributes[name])
+    return {
+        "asked": np.array(STEPS, float),
+        "shown": torch.stack(shown).numpy(),
+        "other": torch.stack(others).numpy(),
+        "random": torch.stack(randomly).numpy(),
+        "kept": float(np.mean(kept)),
+        "readout": float(readout.score(space.codes, space.test.attributes[name])),
+    }
+
+
+def slopes(asked: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Change shown for each unit asked for, by least squares through the origin for each datum, shape ``(n,)``."""
+    fitted: np.ndarray = asked @ shown / (asked @ asked)
+    return fitted
+
+
+def exchange_class(space: Space, seed: int) -> tuple[Tensor, Tensor]:
+    """Codes of the test data with their class exchanged for another one, drawn at random; and these classes."""
+    classes = space.train.labels.unique()
+    means = torch.stack([space.train_codes[space.train.labels == label].mean(0) for label in classes])
+    own = torch.searchsorted(classes, space.test.labels)
+    shift = torch.randint(1, len(classes), own.shape, generator=torch.Generator().manual_seed(seed))
+    new = (own + shift) % len(classes)
+    return space.codes + means[new] - means[own], classes[new]
+
+
+def interpolate(start: Tensor, end: Tensor, steps: int, *, spherical: bool) -> Tensor:
+    r"""Codes on the way from one to another, shape ``(steps, *batch, latent)``.
+
+    Straight: :math:`(1 - t) z_0 + t z_1`. Spherical, about the origin, with the angle :math:`\omega` between the codes:
+    :math:`[\sin((1 - t) \omega)\, z_0 + \sin(t \omega)\, z_1] / \sin \omega`.
+
+    Source:
+        *Animating Rotation with Quaternion Curves* (Shoemake, 1985); for latent codes *Sampling Generative Networks*
+        (White, 2016).
+    """
+    t = torch.linspace(0, 1, steps).reshape(-1, *[1] * start.ndim)
+    if not spherical:
+        return (1 - t) * start + t * end
+    cosine = torch.cosine_similarity(start, end, dim=-1).clamp(-1, 1).unsqueeze(-1)
+    angle = cosine.acos().clamp(1e-4, torch.pi - 1e-4)
+    return (((1 - t) * angle).sin() * start + (t * angle).sin() * end) / angle.sin()

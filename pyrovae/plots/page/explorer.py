@@ -1,0 +1,161 @@
+"""The latent space as a page: a person drags through it, and the browser decodes."""
+
+import html
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyrovae.isolation import isolated
+from pyrovae.plots.page.network import FUNCTIONS, write_down
+
+_RANGE_DRAWS, _PAGE_DRAWS = 2000, 200
+
+
+def explorer(
+    vae: Any,
+    path: str | os.PathLike[str],
+    *,
+    shape: Sequence[int] | None = None,
+    plane: tuple[int, int] | None = None,
+    title: str = "Latent space",
+    seed: int = 0,
+) -> Path:
+    r"""Writes a page in which one drags through the latent space and sees the mean of :math:`p(x \mid z)` at once.
+
+    The page is one file that holds everything, the weights of the likelihood among them: it opens by a double click,
+    needs no network, and can be sent to somebody. It computes in double precision with float32 weights. Images are grey
+    or coloured values in [0, 1]; others are clipped.
+
+    The likelihood may be any, one of your own too: what its mean computes is written down as it runs. There are kernels
+    for dense layers, 2-d convolutions, sums and functions of single numbers, and for what is made of these.
+
+    Args:
+        vae: A VAE, or what else has a ``prior`` and a ``likelihood`` of one vector z; it is left as it was.
+        path: The file to write, such as ``"explorer.html"``.
+        shape: The shape of an image, where a datum is a vector: ``(28, 28)`` for 784 pixels.
+        plane: The two dimensions that the plane starts with, counted from 0; by default those whose change alters the
+            image most.
+        title: Heading of the page.
+        seed: Seed of the 200 draws from the prior that the page holds; it starts at the first.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: If there is no ``prior`` or no ``likelihood``.
+        ValueError: If z is no vector of real numbers, a datum is no image, the mean makes an operation that there is no
+            kernel for, or ``plane`` does not name two dimensions.
+
+    Source:
+        *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), whose learned manifolds it lets one walk.
+
+    Example:
+        >>> import pyrovae as pv, tempfile
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Bernoulli(pv.networks.mlp(2, 16, (8, 8))),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp((8, 8), 16, 2 * 2)),
+        ... )
+        >>> page = pv.plots.explorer(vae, tempfile.mkdtemp() + "/explorer.html")
+        >>> page.stat().st_size < 1e5
+        True
+    """
+    for role in ("prior", "likelihood"):
+        if not callable(getattr(vae, role, None)):
+            name = type(vae).__name__
+            raise TypeError(f"explorer needs a model with one prior and one likelihood; a {name} has no {role}")
+    with isolated(vae, seed=seed), pyro.validation_enabled(False):
+        draws = _draws(vae.prior())
+        mean = _mean(vae.likelihood)
+        image = _image_shape(mean(draws[:1]).shape[1:], shape)
+        ranges = [_range(column) for column in draws.T.tolist()]
+        if plane is None:
+            plane = _most_visible(mean, draws[:16], ranges)
+        elif len(set(plane)) != 2 or not set(plane) <= set(range(len(ranges))):
+            raise ValueError(f"plane must name two of the {len(ranges)} latent dimensions, from 0 on, got {plane}")
+        network = write_down(mean, draws[:1])
+    latents = {"draws": draws[:_PAGE_DRAWS].tolist(), "ranges": ranges, "plane": plane, "shape": image}
+    path = Path(path)
+    path.write_text(_page(title, network.written(), latents), encoding="utf-8")
+    return path
+
+
+def _draws(prior: Any) -> Tensor:
+    """Draws from the prior, shape ``(n, latent)``."""
+    if len(prior.event_shape) != 1 or prior.batch_shape or prior.support.is_discrete:
+        raise ValueError(
+            f"explorer needs a prior of a vector of real numbers, but a {type(prior).__name__} has batch shape "
+            f"{tuple(prior.batch_shape)}, event shape {tuple(prior.event_shape)} and support {prior.support}"
+        )
+    draws: Tensor = prior.sample((_RANGE_DRAWS,))
+    return draws
+
+
+def _mean(likelihood: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    def mean(z: Tensor) -> Tensor:
+        p = likelihood(z)
+        try:
+            value: Tensor = p.mean
+        except NotImplementedError as error:
+            raise ValueError(
+                f"explorer shows the mean of p(x | z), and a {type(p).__name__} has none; give it the property mean"
+            ) from error
+        return value
+
+    return mean
+
+
+def _image_shape(event: Sequence[int], shape: Sequence[int] | None) -> tuple[int, int, int]:
+    """Channels, height and width of a datum."""
+    found = tuple(event if shape is None else shape)
+    image = (1, *found) if len(found) == 2 else found
+    if torch.Size(found).numel() != torch.Size(event).numel():
+        raise ValueError(f"a datum of shape {tuple(event)} is no image of shape={found}: their sizes differ")
+    if len(image) != 3 or image[0] not in (1, 3):
+        hint = "; if it is an image, flattened, say shape=(height, width)" if len(found) == 1 else ""
+        raise ValueError(
+            f"explorer shows images of shape (height, width), (1, height, width) or (3, height, width), but a datum "
+            f"has shape {found}{hint}"
+        )
+    return image[0], image[1], image[2]
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    """From the 0.5% to the 99.5% quantile, rounded outwards: from -3 to 3 for a standard normal."""
+    low, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.005, 0.995], dtype=torch.float64))
+    unit = 10.0 ** (torch.log10((high - low).clamp(min=1e-6) / 4).floor())
+    return round(float((low / unit).floor() * unit), 9), round(float((high / unit).ceil() * unit), 9)
+
+
+def _most_visible(
+    mean: Callable[[Tensor], Tensor], codes: Tensor, ranges: Sequence[tuple[float, float]]
+) -> tuple[int, ...]:
+    """The two dimensions that alter the images of some codes most, from end to end of their range."""
+    changes = []
+    for dimension, ends in enumerate(ranges):
+        low, high = (codes.index_fill(1, torch.tensor(dimension, device=codes.device), end) for end in ends)
+        changes.append(float((mean(high) - mean(low)).square().mean()))
+    return tuple(sorted(sorted(range(len(changes)), key=changes.__getitem__, reverse=True)[:2]))
+
+
+def _page(title: str, network: dict[str, Any], latents: dict[str, Any]) -> str:
+    used = sorted({step["function"] for step in network["steps"] if step["kernel"] == "map"})
+    functions = ", ".join(f"{name}: (a, b, c) => {FUNCTIONS[name]}" for name in used)
+    folder = resources.files(__package__)
+    script, page = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("network.js", "explorer.html"))
+    parts = {
+        "title": html.escape(title),
+        "network": json.dumps(network, separators=(",", ":")),
+        "latents": json.dumps(latents, separators=(",", ":")),
+        "network.js": script.replace("/* functions */", f" {functions} "),
+        "explorer.js": folder.joinpath("explorer.js").read_text(encoding="utf-8"),
+    }
+    return re.sub(r"{{([a-z.]+)}}", lambda place: parts[place[1]], page)

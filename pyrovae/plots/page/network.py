@@ -1,0 +1,304 @@
+"""A function of one tensor, written down for another machine: a list of steps that five kernels run.
+
+The function runs once under torch's tracer, as in :mod:`pyrovae.graphs`, and each operation that it made becomes a step
+of one of these kinds. Shapes are settled then, so the kernels know flat arrays only.
+
+- ``gather``: what moves numbers and computes none (views, transposes, slices, padding, upsampling by repetition). The
+  operation itself, run on positions in the place of numbers, says where each entry comes from.
+- ``map``: a function of one number, or of some at the same place.
+- ``reduce``: sums and maxima over the last dimension.
+- ``matmul`` and ``convolution``.
+
+What does not depend on the input is computed here and is a constant there.
+"""
+
+import base64
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+FUNCTIONS = {
+    "abs": "Math.abs(a)",
+    "acos": "Math.acos(a)",
+    "add": "a + b",
+    "asin": "Math.asin(a)",
+    "atan": "Math.atan(a)",
+    "bitwise_and": "a & b",
+    "bitwise_not": "a ? 0 : 1",
+    "bitwise_or": "a | b",
+    "ceil": "Math.ceil(a)",
+    "cos": "Math.cos(a)",
+    "cosh": "Math.cosh(a)",
+    "div": "a / b",
+    "eq": "a === b ? 1 : 0",
+    "erf": "erf(a)",
+    "exp": "Math.exp(a)",
+    "expm1": "Math.expm1(a)",
+    "floor": "Math.floor(a)",
+    "ge": "a >= b ? 1 : 0",
+    "gt": "a > b ? 1 : 0",
+    "le": "a <= b ? 1 : 0",
+    "log": "Math.log(a)",
+    "log1p": "Math.log1p(a)",
+    "logical_and": "a && b ? 1 : 0",
+    "logical_not": "a ? 0 : 1",
+    "logical_or": "a || b ? 1 : 0",
+    "lt": "a < b ? 1 : 0",
+    "maximum": "Math.max(a, b)",
+    "minimum": "Math.min(a, b)",
+    "mul": "a * b",
+    "ne": "a !== b ? 1 : 0",
+    "neg": "-a",
+    "pow": "Math.pow(a, b)",
+    "reciprocal": "1 / a",
+    "relu": "Math.max(a, 0)",
+    "rsqrt": "1 / Math.sqrt(a)",
+    "sigmoid": "1 / (1 + Math.exp(-a))",
+    "sign": "Math.sign(a)",
+    "sin": "Math.sin(a)",
+    "sinh": "Math.sinh(a)",
+    "sqrt": "Math.sqrt(a)",
+    "sub": "a - b",
+    "tanh": "Math.tanh(a)",
+    "where": "a ? b : c",
+}
+"""JavaScript of the functions of numbers a, b and c, by the names of torch's operations."""
+
+_MOVES = {
+    "_unsafe_view", "alias", "cat", "clone", "detach", "expand", "flip", "index", "index_select", "lift_fresh",
+    "permute", "repeat", "roll", "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "t", "transpose",
+    "unbind", "unsqueeze", "upsample_nearest2d", "view",
+}  # fmt: skip
+_SHAPED = {"empty_like", "full_like", "ones_like", "zeros_like"}  # of what they are given, the shape alone counts
+_REDUCTIONS = {"amax": "max", "mean": "sum", "sum": "sum"}
+_aten = torch.ops.aten
+_NOT_CORE = [
+    _aten._log_softmax, _aten._softmax, _aten.celu, _aten.elu, _aten.gelu, _aten.hardswish, _aten.hardtanh,
+    _aten.index_put, _aten.leaky_relu, _aten.native_batch_norm, _aten.native_group_norm, _aten.native_layer_norm,
+    _aten.upsample_bilinear2d, _aten.var_mean,
+]  # fmt: skip
+
+
+@dataclass
+class Network:
+    """The steps of a function, and the numbers that they hold.
+
+    Attributes:
+        steps: For each its kernel, the places of what it takes, and the kernel's own arguments. Places count the input,
+            which is 0, and the results of the steps; negative ones, from -1 on, count the constants.
+        output: Place of the result.
+        constants: Arrays of numbers.
+        tables: Arrays of positions, which ``gather`` steps name by number.
+    """
+
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    output: int = 0
+    constants: list[Tensor] = field(default_factory=list)
+    tables: list[Tensor] = field(default_factory=list)
+
+    def written(self) -> dict[str, Any]:
+        """What a page holds of it: the arrays are base64 of their bytes, float32 and int32, least byte first."""
+        return {
+            "steps": self.steps,
+            "output": self.output,
+            "constants": [_base64(constant, "<f4") for constant in self.constants],
+            "tables": [_base64(table, "<i4") for table in self.tables],
+        }
+
+
+def write_down(function: Callable[[Tensor], Tensor], example: Tensor) -> Network:
+    """Writes down a function of a tensor, for inputs of the example's shape.
+
+    Raises:
+        ValueError: If the function makes an operation that there is no kernel for, or a random one.
+    """
+    decompositions = core_aten_decompositions()
+    decompositions.update(get_decompositions(_NOT_CORE))
+    pure = make_fx(torch.func.functionalize(function))(example)  # nothing is changed in its place
+    writer = _Writer(make_fx(pure, decompositions)(example))
+    result = writer.run(example)
+    writer.network.output = writer.place(result)
+    return writer.network
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What depends on the input: the place where it is found, and what it is for the example."""
+
+    place: int
+    example: Tensor
+
+
+class _Writer(fx.Interpreter):
+    """Runs a graph on the example, and writes down each operation on what depends on the input."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.network, self.extra_traceback = Network(), False
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The input has the first place."""
+        return _Value(0, super().placeholder(target, args, kwargs))
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Writes down one operation; an operation on constants is computed."""
+        name = str(getattr(target, "overloadpacket", target)).split(".")[-1]
+        if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+            raise ValueError(f"the page draws no random numbers, but the mean of the likelihood does, by {name}")
+        if target is operator.getitem:
+            return args[0][args[1]]
+        if not any(isinstance(leaf, _Value) for leaf in tree_leaves((args, kwargs))):
+            return super().call_function(target, args, kwargs)
+        examples = tree_map(_example, (args, kwargs))
+        value = target(*examples[0], **examples[1])
+        if name in _SHAPED:
+            return value
+        if name in _MOVES:
+            return self.moved(target, args, kwargs, value)
+        if name in FUNCTIONS and not kwargs:
+            return self.mapped(name, args, value)
+        if name in _REDUCTIONS and "dtype" not in kwargs:
+            return self.reduced(name, value, *args)
+        write = getattr(self, f"write_{name}", None)
+        if write is None:
+            raise ValueError(
+                f"the page has no kernel for {target}, an operation of the likelihood's mean; it has dense layers, 2-d "
+                f"convolutions, sums, and functions of single numbers"
+            )
+        return write(value, *args, **kwargs)
+
+    def place(self, value: Any, shape: Sequence[int] | None = None) -> int:
+        """Where a value, a constant or a number is found, expanded to a shape unless it is a single number."""
+        example = _example(value)
+        if isinstance(example, Tensor) and shape is not None and example.numel() > 1 and example.shape != shape:
+            value = self.moved(torch.broadcast_to, (value, shape), {}, example.expand(shape))
+        if isinstance(value, _Value):
+            return value.place
+        self.network.constants.append(torch.as_tensor(value).detach())
+        return -len(self.network.constants)
+
+    def step(self, value: Tensor, kernel: str, inputs: Sequence[int], **arguments: Any) -> _Value:
+        """Adds a step, whose result is the value."""
+        self.network.steps.append({"kernel": kernel, "inputs": list(inputs), **arguments})
+        return _Value(len(self.network.steps), value)
+
+    def moved(self, target: Any, args: Any, kwargs: Any, value: Any) -> Any:
+        """Runs an operation on positions, those of all its sources one after the other."""
+        leaves, structure = tree_flatten((args, kwargs))
+        sources, size = [], 0
+        for i, leaf in enumerate(leaves):
+            example = _example(leaf)
+            if isinstance(leaf, _Value) or (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+                leaves[i] = torch.arange(size, size + example.numel(), dtype=torch.float64).reshape(example.shape)
+                size += example.numel()
+                sources.append(leaf)
+        args, kwargs = tree_unflatten(leaves, structure)
+        tables = target(*args, **kwargs)
+        if isinstance(tables, Tensor):
+            return self.gathered(tables, sources, value)
+        return [self.gathered(table, sources, part) for table, part in zip(tables, value, strict=True)]
+
+    def gathered(self, table: Tensor, sources: Sequence[Any], value: Tensor) -> _Value | Tensor:
+        """What stands at some positions of the sources; there is no step if it is all, in its order."""
+        if not any(isinstance(source, _Value) for source in sources):
+            return value
+        inputs, table = [self.place(source) for source in sources], table.flatten().int()
+        if len(inputs) == 1 and torch.equal(table, torch.arange(_example(sources[0]).numel(), dtype=torch.int32)):
+            return _Value(inputs[0], value)
+        self.network.tables.append(table)
+        return self.step(value, "gather", inputs, table=len(self.network.tables) - 1)
+
+    def mapped(self, name: str, operands: Sequence[Any], value: Tensor) -> _Value:
+        """Computes a function of numbers at every place."""
+        inputs = [self.place(operand, value.shape) for operand in operands]
+        return self.step(value, "map", inputs, function=name, size=value.numel())
+
+    def reduced(self, name: str, value: Tensor, x: _Value, dims: Sequence[int] = (), *_: Any) -> _Value:
+        """Sums, averages or takes the maximum over some dimensions, which are put last."""
+        ndim = x.example.ndim
+        last = [dim % ndim for dim in dims] or list(range(ndim))
+        order = [dim for dim in range(ndim) if dim not in last] + last
+        x = self.moved(torch.permute, (x, order), {}, x.example.permute(order))
+        length = x.example.numel() // value.numel()
+        result = self.step(value, "reduce", [x.place], function=_REDUCTIONS[name], length=length)
+        return self.mapped("div", (result, length), value) if name == "mean" else result
+
+    def write_mm(self, value: Tensor, a: Any, b: Any) -> _Value:
+        """A matrix product."""
+        return self.write_bmm(value, a, b)
+
+    def write_bmm(self, value: Tensor, a: Any, b: Any) -> _Value:
+        """Matrix products, of as many pairs as there are."""
+        *_, rows, inner = _example(a).shape
+        columns = _example(b).shape[-1]
+        return self.step(
+            value, "matmul", [self.place(a), self.place(b)], rows=rows, inner=inner, columns=columns, size=value.numel()
+        )
+
+    def write_addmm(self, value: Tensor, bias: Any, a: Any, b: Any) -> _Value:
+        """A matrix product and what is added to it."""
+        return self.mapped("add", (self.write_mm(value, a, b), bias), value)
+
+    def write_var(self, value: Tensor, x: _Value, dims: Sequence[int], correction: float = 1.0) -> _Value:
+        """The variance over some dimensions."""
+        mean = self.reduced("mean", x.example.mean(dims, keepdim=True), x, dims)
+        deviation = self.mapped("sub", (x, mean), x.example)
+        squares = self.mapped("mul", (deviation, deviation), x.example)
+        count = x.example.numel() // value.numel() - correction
+        return self.mapped("div", (self.reduced("sum", value, squares, dims), count), value)
+
+    def write_clamp(self, value: Tensor, x: _Value, least: Any = None, most: Any = None) -> _Value:
+        """Bounds from below and above, either of which may be left out."""
+        for name, bound in (("maximum", least), ("minimum", most)):
+            if bound is not None:
+                x = self.mapped(name, (x, bound), value)
+        return x
+
+    def write_constant_pad_nd(self, value: Tensor, x: _Value, pad: Sequence[int], fill: float = 0.0) -> _Value | Tensor:
+        """A border of one number, which stands behind those of x."""
+        positions = torch.arange(x.example.numel(), dtype=torch.float64).reshape(x.example.shape)
+        table = _aten.constant_pad_nd(positions, pad, float(x.example.numel()))
+        return self.gathered(table, [x, float(fill)], value)
+
+    def write_convolution(self, value: Tensor, x: Any, weight: Any, bias: Any, *settings: Any) -> _Value:
+        """A convolution or a transposed one; the small side is the one whose places the kernel is put at."""
+        stride, padding, dilation, transposed, _, groups = settings
+        if value.ndim != 4 or len(value) != 1:
+            raise ValueError(f"the page convolves one image at a time, but the likelihood makes {tuple(value.shape)}")
+        shapes = [list(part.shape[1:]) for part in (_example(x), value)]
+        small, large = shapes if transposed else reversed(shapes)
+        result = self.step(
+            value,
+            "convolution",
+            [self.place(x), self.place(weight)],
+            small=small,
+            large=large,
+            window=list(_example(weight).shape[2:]),
+            stride=list(stride),
+            padding=list(padding),
+            dilation=list(dilation),
+            groups=groups,
+            transposed=transposed,
+        )
+        return result if bias is None else self.mapped("add", (result, bias.reshape(-1, 1, 1)), value)
+
+    def write__to(self, value: Tensor, x: _Value, **_: Any) -> _Value:
+        """Another type of number, which is none to the page; truncation would be an operation."""
+        if x.example.is_floating_point() and not value.is_floating_point():
+            raise ValueError("the page truncates no numbers, but the mean of the likelihood does")
+        return _Value(x.place, value)
+
+
+def _example(value: Any) -> Any:
+    return value.example if isinstance(value, _Value) else value
+
+
+def _base64(tensor: Tensor, kind: str) -> str:
+    return base64.b64encode(tensor.cpu().numpy().astype(kind).tobytes()).decode()
