@@ -9,7 +9,3 @@ criteria that are no bound on log p(x), and :mod:`.known_densities` what the div
 Sharpness is measured (:mod:`.measures`), of means E[x | z], which are what is shown of a VAE, and of draws of x, which
 are what the model says.
 """
-
-from experiments.blurriness.experiment import Options, main
-
-__all__ = ["Options", "main"]

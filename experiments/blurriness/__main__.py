@@ -2,7 +2,8 @@
 
 import tyro
 
-import experiments.blurriness as experiment
+import experiments.blurriness
+from experiments.blurriness.experiment import Options, main
 
 if __name__ == "__main__":
-    experiment.main(tyro.cli(experiment.Options, description=experiment.__doc__))
+    main(tyro.cli(Options, description=experiments.blurriness.__doc__))

@@ -22,7 +22,7 @@ def ways(setting: Setting) -> dict[str, Callable[[], Trained]]:
         return Trained(vae, setting.train(vae, objective=pv.objectives.MMD(options.mmd_weight), kl_warmup=0))
 
     def feature_consistent() -> Trained:
-        classifier = train_classifier(setting.grey, options, options.classifier_epochs, seed=options.seed + 1)
+        classifier, _ = train_classifier(setting.grey, options, options.classifier_epochs, seed=options.seed + 1)
         module = FeatureConsistent(setting.vae(), classifier)
         history = setting.train(module)
         return Trained(module.vae, history, density=False)

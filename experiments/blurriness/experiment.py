@@ -43,7 +43,7 @@ def main(options: Options) -> pd.DataFrame:
     test, names = setting.grey.test, explanations(setting)
     ways = {name: way for group in names.values() for name, way in group.items()}
     groups = {name: explanation for explanation, group in names.items() for name in group}
-    classifier = train_classifier(setting.grey, options, options.classifier_epochs, seed=options.seed)
+    classifier, accuracy = train_classifier(setting.grey, options, options.classifier_epochs, seed=options.seed)
     made = {report.REAL: report.real_images(setting, options.seed)}
     rows = {report.REAL: {"explanation": "", **report.measure(made[report.REAL], test, classifier)}}
     histories, results = {}, {}
@@ -58,13 +58,10 @@ def main(options: Options) -> pd.DataFrame:
     measured = pd.DataFrame(rows).T
     measured[measured.columns[1:]] = measured[measured.columns[1:]].astype(float)
     table, toy = report.summarize(measured), known_densities.compare(options.toy_steps, options.seed)
-    accuracy = classifier.accuracy(test, setting.grey.labels[2])
     print("\na normal density for a mixture of two, nats\n")
     print(toy.round(3).to_string())
     print(f"\n{setting.grey.name}, grey values, {len(test)} images a row, ± standard error over images")
-    print(
-        f"features of a classifier with {accuracy:.1%} of the test data right; bits from {options.num_samples} draws\n"
-    )
+    print(f"features of a classifier, right for {accuracy:.1%} of the validation data; {options.num_samples} draws\n")
     print(table.to_string())
     figures = {
         "divergences": known_densities.draw(toy),

@@ -65,8 +65,10 @@ def _layer(*modules: nn.Module, event_dim: int) -> nn.Module:
     return pv.networks.Batched(nn.Sequential(*modules, nn.ReLU()), event_dim)
 
 
-def train_classifier(splits: pv.data.Splits, options: comparison.Options, epochs: int, seed: int) -> Classifier:
-    """A classifier of the data, frozen."""
+def train_classifier(
+    splits: pv.data.Splits, options: comparison.Options, epochs: int, seed: int
+) -> tuple[Classifier, float]:
+    """A classifier of the data, frozen, and its accuracy on the validation data."""
     if splits.labels is None:
         raise ValueError(f"{splits.name} has no labels to train a classifier with; choose a data set that has")
     pyro.set_rng_seed(seed)
@@ -76,7 +78,8 @@ def train_classifier(splits: pv.data.Splits, options: comparison.Options, epochs
     train, valid = ((x, one_hot(labels, classes).float()) for x, labels in zip(splits, splits.labels[:2], strict=False))
     settings = replace(options, epochs=epochs, kl_warmup=0, seed=seed)
     comparison.train(classifier, replace(splits, train=train, valid=valid), settings)  # type: ignore[arg-type]
-    return classifier.requires_grad_(False).cpu()
+    classifier.requires_grad_(False).cpu()
+    return classifier, classifier.accuracy(splits.valid, splits.labels[1])
 
 
 class FeatureConsistent(nn.Module):

@@ -10,7 +10,6 @@ Cseke and Tomioka, 2016) does the same.
 """
 
 import math
-from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,12 +40,16 @@ def integral(divergence: Divergence, p: dist.TorchDistribution, q: dist.TorchDis
     return float(torch.trapezoid(log_q.exp() * divergence.f((p.log_prob(GRID) - log_q).exp()), GRID))
 
 
+def normal(loc: float, scale: float) -> dist.Normal:
+    """The model's density Q."""
+    return dist.Normal(*torch.tensor((loc, scale), dtype=torch.float64))
+
+
 def optimum(divergence: Divergence) -> tuple[float, float]:
     """Mean and scale of the normal density that minimizes the integral."""
 
     def objective(parameters: np.ndarray) -> float:
-        loc, log_scale = torch.from_numpy(parameters)
-        return integral(divergence, mixture(), dist.Normal(loc, log_scale.exp()))
+        return integral(divergence, mixture(), normal(parameters[0], np.exp(parameters[1])))
 
     loc, log_scale = minimize(objective, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10}).x
     return float(loc), math.exp(log_scale)
@@ -67,7 +70,7 @@ def fit(divergence: Divergence, steps: int, seed: int, batch_size: int = 512) ->
         draws,
         [loc, log_scale],
         critic,
-        Schedule(steps, model_rate=1e-2, critic_rate=5e-3, max_norm=10.0),
+        Schedule(steps, model_rate=1e-2, critic_rate=1e-2, max_norm=10.0),
     )
     return loc.item(), log_scale.exp().item(), float(np.mean(bounds[-len(bounds) // 10 :]))
 
@@ -82,10 +85,8 @@ def compare(steps: int, seed: int) -> pd.DataFrame:
             "loc, f-GAN": loc,
             "scale": best[1],
             "scale, f-GAN": scale,
-            "divergence": integral(divergence, mixture(), dist.Normal(*torch.tensor(best, dtype=torch.float64))),
-            "of f-GAN's fit": integral(
-                divergence, mixture(), dist.Normal(*torch.tensor((loc, scale), dtype=torch.float64))
-            ),
+            "divergence": integral(divergence, mixture(), normal(*best)),
+            "of f-GAN's fit": integral(divergence, mixture(), normal(loc, scale)),
             "bound": bound,
         }
     return pd.DataFrame(rows).T
@@ -97,15 +98,12 @@ def draw(table: pd.DataFrame) -> Figure:
     shown = GRID[(GRID > -4.5) & (GRID < 6.5)]
     ax.fill_between(shown, mixture().log_prob(shown).exp(), color="0.85", label="data")
     for i, (name, row) in enumerate(table.iterrows()):
-        for suffix, style, label in (("", "-", name), (", f-GAN", "--", None)):
-            ax.plot(shown, _density(shown, [row[f"loc{suffix}"], row[f"scale{suffix}"]]), f"C{i}{style}", label=label)
+        best = normal(row["loc"], row["scale"]).log_prob(shown).exp()
+        found = normal(row["loc, f-GAN"], row["scale, f-GAN"]).log_prob(shown).exp()
+        ax.plot(shown, best, f"C{i}", label=name)
+        ax.plot(shown, found, f"C{i}o", markersize=4, markevery=(30 * i, 90))
     ax.plot([], [], "k-", label="numerical optimum")
-    ax.plot([], [], "k--", label="f-GAN, from draws")
+    ax.plot([], [], "ko", markersize=4, label="f-GAN, from draws")
     ax.set(xlabel="x", ylabel="density", ylim=(0, None))
     ax.legend(frameon=False, fontsize="small")
     return figure
-
-
-def _density(x: Tensor, parameters: Sequence[float]) -> Tensor:
-    density: Tensor = dist.Normal(*torch.tensor(parameters, dtype=torch.float64)).log_prob(x).exp()
-    return density

@@ -9,7 +9,8 @@ Images, shape ``(n, height, width)``, are measured as they are displayed, clippe
 * Grey ink: :math:`\sum_i x_i (1 - x_i) / \sum_i x_i`, what is grey of the ink; 0 for black and white.
 * Power spectrum: squared Fourier coefficients against spatial frequency. It shows at which scale detail is lost.
 * Kernel distance: squared maximum mean discrepancy of features a, b of dimension d under
-  :math:`k(a, b) = (a^\top b / d + 1)^3`; unbiased, so that it is about 0 for a second sample of real data.
+  :math:`k(a, b) = (a^\top b / d + 1)^3`, in units in which real features have a mean square of 1. It is unbiased, so
+  that it is about 0 for a second sample of real data.
 * Coverage: the share of real images among whose neighbours, within the distance of the k-th nearest real one, there is
   a generated one. Modes that are missing lower it; for a second sample of real data it is about :math:`1 - 2^{-k}`.
 
@@ -52,9 +53,10 @@ def power_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
     return rings / size, torch.stack([power[ring == r].mean() for r in rings])
 
 
-def kernel_distance(a: Tensor, b: Tensor) -> float:
+def kernel_distance(real: Tensor, generated: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of two samples of features, shapes ``(n, d)`` and ``(m, d)``."""
-    a, b = a.double(), b.double()
+    unit = real.double().square().mean().sqrt()
+    a, b = real.double() / unit, generated.double() / unit
 
     def kernel(first: Tensor, second: Tensor) -> Tensor:
         return (first @ second.T / first.shape[1] + 1) ** 3

@@ -69,7 +69,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """The table that is printed; what a model does not have is left empty."""
     columns = {f"sharpness: {kind}": (f"sharpness, {kind}", 2) for kind in KINDS}
     columns |= {f"{name}: {kind}": (f"{name}, {kind}", 2) for name in ("grey ink", "coverage") for kind in KINDS[:2]}
-    columns |= {f"distance: {kind}": (f"kernel distance, {kind}", 2) for kind in KINDS[:2]}
+    columns |= {f"distance: {kind}": (f"kernel distance, {kind}", 3) for kind in KINDS[:2]}
     columns |= {"bits/dim": ("bits", 3), "ELBO gap": ("gap", 1), "active units": ("active units", 0)}
     columns |= {"seconds": ("seconds", 0)}
     table = pd.DataFrame(index=rows.index)
@@ -117,14 +117,8 @@ def draw_summary(rows: pd.DataFrame) -> Figure:
     axes[0].set_yticks(heights, rows.index)
     axes[0].invert_yaxis()
     _separate(axes, rows["explanation"])
-    axes[0].legend(
-        *axes[0].get_legend_handles_labels(),
-        frameon=False,
-        fontsize="small",
-        ncols=3,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-    )
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize="small")
     return figure
 
 
@@ -144,7 +138,8 @@ def draw_spectra(images: Mapping[str, Images], test: Tensor, names: list[str]) -
     for ax, kind in zip(axes, KINDS[:2], strict=True):
         for i, name in enumerate(names):
             if kind in images.get(name, {}):
-                ax.semilogy(frequency, power_spectrum(images[name][kind])[1] / real, color=f"C{i}", label=name)
+                color = "0.3" if name == REAL else f"C{i}"
+                ax.semilogy(frequency, power_spectrum(images[name][kind])[1] / real, color=color, label=name)
         ax.axhline(1, color="0.6", linewidth=1, linestyle=":")
         ax.set(xlabel="spatial frequency (cycles per pixel)", title=f"samples: {'E[x | z]' if kind == 'mean' else 'x'}")
     axes[0].set_ylabel("power, relative to test data")
