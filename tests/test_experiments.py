@@ -67,6 +67,10 @@ TOYS = {
     "gradient_estimators.learning": {
         "hidden": (16,), "latent": 2, "epochs": 1, "draws": (1, 3), "num_samples": 60, "test_size": 15,
     },
+    "blurriness.experiment": {
+        "batch_size": 1000, "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 4,
+        "test_size": 40, "classifier_epochs": 1, "toy_steps": 5, "models": ("VAE",),
+    },
 }  # fmt: skip
 
 

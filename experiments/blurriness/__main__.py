@@ -1,0 +1,9 @@
+"""Runs the experiment from the command line."""
+
+import tyro
+
+import experiments.blurriness
+from experiments.blurriness.experiment import Options, main
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=experiments.blurriness.__doc__))

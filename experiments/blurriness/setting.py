@@ -1,0 +1,141 @@
+"""What all ways of training share: options, data, networks, and what is kept of a trained model.
+
+Each model is the base VAE with one thing exchanged. The base has normal pixels of a learned common scale, a standard
+normal prior and a mean-field posterior, and is trained with the ELBO. Means of pixels pass a sigmoid, so that they are
+grey values in all models. Densities score dequantized images, so that all rows can be put in bits per dimension.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+import pyrovae as pv
+from experiments import _comparison as comparison
+from experiments._comparison import mlp
+
+LEVELS = 256
+
+
+@dataclass
+class Options(comparison.Options):
+    """Options of the experiment."""
+
+    data: Literal["mnist5k", "mnist", "fashion_mnist"] = "mnist5k"
+    """Data set of grey images with labels; the first needs no download."""
+    latent: int = 20
+    """Number of latent dimensions."""
+    epochs: int = 40
+    """Passes over the training data."""
+    kl_warmup: int = 10
+    """Epochs over which the weight of the latent sites grows to 1."""
+    num_particles: int = 5
+    """Draws per datum of the importance-weighted bound, and gradient steps of the semi-amortized posterior."""
+    mmd_weight: float = 1000.0
+    """Weight of the discrepancy between aggregate posterior and prior."""
+    components: int = 200
+    """Pseudo-inputs of the VampPrior."""
+    context: int = 32
+    """Features that the encoder gives to the flow."""
+    adversarial_epochs: int = 20
+    """Passes over the training data with a critic, and again to fit an encoder to the decoder."""
+    classifier_epochs: int = 8
+    """Passes over the training data of each classifier."""
+    toy_steps: int = 1500
+    """Gradient steps of each fit of the univariate illustration."""
+    num_samples: int = 100
+    """Draws per test datum of the evaluation."""
+    out: Path = Path("results/blurriness")
+    """Folder for tables and figures."""
+
+
+@dataclass
+class Trained:
+    """A trained model.
+
+    Attributes:
+        vae: The model.
+        history: Of its training.
+        discrete: Whether it scores the grey levels themselves.
+        density: Whether it has a density of x, and draws of it.
+        mean: Whether E[x | z] is a closed form.
+    """
+
+    vae: pv.VAE
+    history: pv.History
+    discrete: bool = False
+    density: bool = True
+    mean: bool = True
+
+
+class Setting:
+    """Data and networks.
+
+    Args:
+        options: Options of the experiment.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.grey = comparison.load(replace(options, binarization="none"))
+        pyro.set_rng_seed(options.seed)
+        self.noisy = replace(self.grey, valid=self.dequantize(self.grey.valid), test=self.dequantize(self.grey.test))
+        self.height, self.width = self.grey.train.shape[1:]
+
+    dequantize = staticmethod(partial(pv.data.dequantize, levels=LEVELS))
+
+    def decoder(self, parameters: int = 1) -> nn.Module:
+        """From latents to so many parameters of each pixel, side by side."""
+        widths = self.options.hidden[::-1]
+        return mlp(self.options.latent, *widths, (self.height, parameters * self.width))
+
+    def encoder(self, outputs: int) -> nn.Module:
+        """From an image to so many outputs."""
+        return mlp((self.height, self.width), *self.options.hidden, outputs)
+
+    def vae(self, **exchanged: Any) -> pv.VAE:
+        """The base VAE, or one with other components."""
+        pyro.set_rng_seed(self.options.seed)
+        components = {
+            "prior": lambda: pv.priors.StandardNormal(self.options.latent),
+            "likelihood": lambda: self.normal(0.2, learn_scale=True),
+            "posterior": lambda: pv.posteriors.DiagonalNormal(self.encoder(2 * self.options.latent)),
+        }
+        return pv.VAE(**{role: make() for role, make in (components | exchanged).items()})
+
+    def normal(self, scale: float, *, learn_scale: bool = False) -> nn.Module:
+        """Normal pixels around means in (0, 1)."""
+        network = nn.Sequential(self.decoder(), nn.Sigmoid())
+        return pv.likelihoods.Normal(network, scale, learn_scale=learn_scale)
+
+    def train(
+        self, module: nn.Module, *, discrete: bool = False, objective: ELBO | None = None, **changes: Any
+    ) -> pv.History:
+        """Trains on grey levels, or on dequantized ones, with some of the options changed."""
+        splits, transform = (self.grey, None) if discrete else (self.noisy, self.dequantize)
+        options = replace(self.options, **changes)
+        return comparison.train(module, splits, options, objective=objective, transform=transform)
+
+
+def images(trained: Trained, test: Tensor, seed: int) -> dict[str, Tensor]:
+    """As many images as there are test data, clipped to [0, 1]: means and draws of samples, means of reconstructions.
+
+    The same noise is given to every model.
+    """
+    vae, device = trained.vae, next(trained.vae.parameters()).device
+    makers = {}
+    if trained.mean:
+        makers["mean"] = lambda x: vae.generate(len(x), mean=True)
+        makers["reconstruction"] = lambda x: vae.reconstruct(x, mean=True)
+    if trained.density:
+        makers["draw"] = lambda x: vae.generate(len(x))
+    made = {}
+    for kind, make in makers.items():
+        torch.manual_seed(seed)  # a table of all levels of all pixels, of which a mean is taken, is large
+        made[kind] = torch.cat([make(x).cpu() for x in test.to(device).split(100)]).clamp(0, 1)
+    return made
