@@ -28,11 +28,10 @@ from pyrovae.autoencoders import (
     squared_jacobian_norm,
 )
 from pyrovae.precision import products
-from tests import test_compilation as compilation
+from tests.test_compiled_runs import assert_same_run, fitted
 
 fit = partial(pv.fit, progress=False)
 mlp = partial(pv.networks.mlp, activation=nn.Tanh)
-interpreted = compilation.interpreted
 
 
 def encoder(code: int = 3) -> nn.Module:
@@ -301,8 +300,8 @@ def test_validation_is_corrupted_by_the_same_noise_every_epoch() -> None:
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_a_seeded_run_repeats_bit_for_bit(make: Callable[[], Autoencoder]) -> None:
     x = bits()
-    runs = [compilation.fitted(make, x, epochs=3, batch_size=10) for _ in range(2)]
-    compilation.assert_same_run(*runs, tolerance=0)
+    runs = [fitted(make, x, epochs=3, batch_size=10) for _ in range(2)]
+    assert_same_run(*runs, tolerance=0)
     autoencoder = make()
     torch.manual_seed(0)
     first = autoencoder.loss(x)
@@ -323,9 +322,9 @@ def test_a_compiled_run_is_the_run() -> None:
 
 def assert_compiled_is_the_run(make: Callable[[], Autoencoder]) -> None:
     options = {"train": 0.8 * bits(20).double() + 0.1, "epochs": 3, "batch_size": 10, "transform": pv.data.binarize}
-    plain, compiled = (compilation.fitted(make, compile=is_compiled, **options) for is_compiled in (False, True))
+    plain, compiled = (fitted(make, compile=is_compiled, **options) for is_compiled in (False, True))
     assert compiled.history.compile_seconds > 0
-    compilation.assert_same_run(compiled, plain, tolerance=1e-9)
+    assert_same_run(compiled, plain, tolerance=1e-9)
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)

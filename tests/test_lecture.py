@@ -139,7 +139,7 @@ def denoising() -> None:
     corrupted = pv.autoencoders.Masking(0.25)(x)
     torch.manual_seed(3)
     denoising = pv.autoencoders.DenoisingAutoencoder(autoencoder.encoder, autoencoder.decoder)
-    close(denoising.loss(x), autoencoder.errors(x, of=corrupted).mean())
+    close(denoising.loss(x), autoencoder.errors(x, seen=corrupted).mean())
     assert (corrupted <= x).all()
 
 
