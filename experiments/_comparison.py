@@ -76,8 +76,9 @@ def load(options: Options) -> pv.data.Splits:
             splits = choose(options.binarization, root=options.root)
         case _:
             splits = choose(root=options.root)
-    kept = np.random.RandomState(options.seed).permutation(len(splits.test))[: options.test_size]
-    return replace(splits, test=splits.test[np.sort(kept)])
+    kept = np.sort(np.random.RandomState(options.seed).permutation(len(splits.test))[: options.test_size])
+    labels = splits.labels and (*splits.labels[:2], splits.labels[2][kept])
+    return replace(splits, test=splits.test[kept], labels=labels)
 
 
 def chosen(models: Mapping[str, Model], options: Options) -> dict[str, Model]:
