@@ -177,7 +177,9 @@ def table_of(problem: Problem, options: Options) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> Figure:
     """Draws the noise against the number of draws, a panel for each model."""
     models = table.model.unique()
-    figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models), 3.8), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(3.6 * len(models) + 1.8, 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
     for ax, model in zip(axes[0], models, strict=True):
         for i, name in enumerate(name for name in ESTIMATORS if name in set(table.estimator)):
             own = table[(table.model == model) & (table.estimator == name)]
@@ -185,8 +187,9 @@ def draw(table: pd.DataFrame) -> Figure:
             ax.loglog(own.L, own.noise, color=f"C{i}", linestyle=style, marker="o", markersize=4, label=name)
         ax.axhline(1.0, color="0.6", linestyle="--", linewidth=1, zorder=0)
         ax.set_title(model, fontsize=10)
-        ax.set(xlabel="draws $L$", ylabel="standard deviation of the gradient / its norm")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+        ax.set_xlabel("draws $L$")
+    axes[0, 0].set_ylabel("deviation of the gradient / its norm")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
     return figure
 
 
