@@ -40,7 +40,7 @@ class Options(comparison.Options):
     """Steps of a turn."""
     steps: int = 2000
     """Steps of the optimizer in all."""
-    runs: int = 3
+    runs: int = 2
     """Runs of each schedule, from different weights."""
     record: int = 100
     """Measure on the validation data after so many steps."""
@@ -189,7 +189,9 @@ def draw(curves: Mapping[str, pd.DataFrame], options: Options) -> Figure:
         right.fill_between(steps, shown.ELBO, shown.IWAE, color="C1", alpha=0.3, linewidth=0, label="gap")
         right.plot(steps, shown.IWAE, color="black", marker="_", label=r"log $p(x)$, estimate")
         right.plot(steps, shown.ELBO, color="C0", marker=".", label="ELBO")
-        right.set_ylim(shown.ELBO[2:].min() - 0.5, shown.IWAE.max() + 0.5)  # the first turns would squeeze the others
+        right.set_ylim(
+            shown.ELBO[len(shown) // 4 :].min() - 0.5, shown.IWAE.max() + 0.5
+        )  # the first turns would squeeze the others
         right.legend(frameon=False, fontsize="small", loc="lower right")
     right.set(xlabel=f"turn of {options.record} steps: encoder, decoder, ...", ylabel="nats per datum")
     return figure
