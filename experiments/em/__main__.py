@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import tyro
 
 from experiments.em import alternating, bayesian, mixture
-
-Mixture, Bayesian, Alternating = mixture.Options, bayesian.Options, alternating.Options
+from experiments.em.alternating import Options as Alternating
+from experiments.em.bayesian import Options as Bayesian
+from experiments.em.mixture import Options as Mixture
 
 
 @dataclass

@@ -40,7 +40,7 @@ class Options(comparison.Options):
     """Steps of a turn."""
     steps: int = 2000
     """Steps of the optimizer in all."""
-    runs: int = 3
+    runs: int = 2
     """Runs of each schedule, from different weights."""
     record: int = 100
     """Measure on the validation data after so many steps."""
@@ -185,12 +185,14 @@ def draw(curves: Mapping[str, pd.DataFrame], options: Options) -> Figure:
     by_turns = [name for name in curves if name.startswith("turns")]
     shown = curves[min(by_turns, key=lambda name: abs(int(name.split()[-1]) - options.record))] if by_turns else None
     if shown is not None:
-        steps = range(1, len(shown) + 1)
-        right.fill_between(steps, shown.ELBO, shown.IWAE, color="C1", alpha=0.3, linewidth=0, label="gap")
-        right.plot(steps, shown.IWAE, color="black", marker="_", label=r"log $p(x)$, estimate")
-        right.plot(steps, shown.ELBO, color="C0", marker=".", label="ELBO")
+        for turn in shown.step[::2]:
+            right.axvspan(turn - shown.step[0], turn, color="0.93", linewidth=0)
+        right.fill_between(shown.step, shown.ELBO, shown.IWAE, color="C1", alpha=0.4, linewidth=0, label="gap")
+        right.plot(shown.step, shown.IWAE, color="black", marker="_", label="log $p(x)$, IWAE$_{100}$")
+        right.plot(shown.step, shown.ELBO, color="C0", marker=".", label="ELBO")
+        right.set_ylim(shown.ELBO[len(shown) // 4 :].min() - 0.5, shown.IWAE.max() + 0.5)  # without the first turns
         right.legend(frameon=False, fontsize="small", loc="lower right")
-    right.set(xlabel=f"turn of {options.record} steps: encoder, decoder, ...", ylabel="nats per datum")
+    right.set(xlabel=f"step, in turns of {options.record}: encoder (grey), decoder", ylabel="nats per datum")
     return figure
 
 

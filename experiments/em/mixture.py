@@ -162,7 +162,8 @@ def main(options: Options) -> pd.DataFrame:
     check(table)
     print(f"\n{len(x)} digits, {options.components} components, {path[-1].iteration} iterations of EM")
     print("nats per datum; the identity's error, log p(x) - ELBO - KL, is that of the sum over the data\n")
-    print(table[table.iteration.isin({0, 1, 2, 3, 5, 10, 20, path[-1].iteration})].to_string(index=False))
+    shown = table[table.iteration.isin({0, 1, 2, 3, 5, 10, 20, path[-1].iteration})]
+    print(shown.to_string(index=False, float_format="{:.6g}".format))
     print(f"\nlargest error of the identity: {table.error.abs().max():.1e} nats")
     print(f"largest difference from scikit-learn's parameters: {distance_to_sklearn(x, begin.theta, path[-1]):.1e}")
     comparison.write(options, table, {"bound": draw_bound(x, path, table), "mixture": draw_mixture(x, path)})
@@ -280,7 +281,9 @@ def ellipse(ax: Axes, mean: Tensor, covariance: Tensor, color: str, label: str |
     variances, axes = np.linalg.eigh(covariance.numpy())
     angle = float(np.degrees(np.arctan2(*axes[::-1, 1])))
     width, height = 4 * np.sqrt(variances[::-1])
-    ax.add_patch(Ellipse(mean.tolist(), width, height, angle=angle, fill=False, edgecolor=color, label=label))
+    ax.add_patch(
+        Ellipse((float(mean[0]), float(mean[1])), width, height, angle=angle, fill=False, edgecolor=color, label=label)
+    )
     ax.plot(*mean.tolist(), color=color, marker="+", markersize=7)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import tyro
 
 from experiments.gradient_estimators import learning, moments
-
-Moments, Learning = moments.Options, learning.Options
+from experiments.gradient_estimators.learning import Options as Learning
+from experiments.gradient_estimators.moments import Options as Moments
 
 
 @dataclass

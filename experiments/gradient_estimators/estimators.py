@@ -36,9 +36,9 @@ class UnreparameterizedNormal(dist.Normal):
 class ConstantNormal(dist.Normal):
     """A normal distribution that passes constants for reparameterized draws."""
 
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008  # as torch has it
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns a draw."""
-        return super().rsample(sample_shape).detach()
+        return super().rsample(Size(sample_shape)).detach()
 
 
 class Estimator(NamedTuple):
@@ -96,4 +96,5 @@ class Estimated(nn.Module):
         options: dict[str, Any] = {"use_decaying_avg_baseline": self.baseline is not None}
         if self.baseline == "network":
             options |= {"nn_baseline": self.network, "nn_baseline_input": x}
-        return poutine.infer_config(self.encoder, lambda _: {"baseline": options})(x)
+        infer: Any = {"baseline": options}
+        return poutine.infer_config(self.encoder, lambda _: infer)(x)

@@ -30,7 +30,7 @@ class Options(comparison.Options):
     """Number of latent dimensions."""
     hidden: tuple[int, ...] = (100,)
     """Widths of the hidden layers, from data to latent."""
-    epochs: int = 60
+    epochs: int = 120
     """Passes over the training data."""
     kl_warmup: int = 0
     """Epochs over which the weight of the latent sites grows to 1."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -91,10 +91,11 @@ def linear_gaussian(options: Options) -> Problem:
 
 def exact_elbo(vae: pv.VAE, x: Tensor) -> Tensor:
     """The ELBO of a linear-Gaussian VAE, nats summed over the data, shape ``()``."""
-    q, decoder = vae.posterior(x), vae.likelihood.network[0]
-    at_mean = vae.likelihood(q.mean).log_prob(x).sum()
-    spread = (q.variance * (decoder.weight**2).sum(0)).sum() / (2 * vae.likelihood(q.mean).variance[0, 0])
-    return at_mean - spread - kl_divergence(q, vae.prior()).sum()
+    likelihood: Any = vae.likelihood
+    q = vae.posterior(x)
+    p = likelihood(q.mean)
+    spread = (q.variance * (likelihood.network[0].weight ** 2).sum(0)).sum() / (2 * p.variance[0, 0])
+    return p.log_prob(x).sum() - spread - kl_divergence(q, vae.prior()).sum()
 
 
 def digits(options: Options) -> Problem:
@@ -114,14 +115,15 @@ def measure(problem: Problem, name: str, draws: int, options: Options) -> Moment
     """Mean and variance of an estimator's gradient."""
     torch.manual_seed(options.seed)
     estimated = Estimated(problem.vae, ESTIMATORS[name], problem.x.shape[1:])
-    objective = ESTIMATORS[name].objective(num_particles=draws, vectorize_particles=True, max_plate_nesting=1)
+    objective: Any = ESTIMATORS[name].objective(num_particles=draws, vectorize_particles=True, max_plate_nesting=1)
     gradients = []
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         for repeat in range(BURN_IN + options.repeats):
             if repeat == BURN_IN:
                 start = time.perf_counter()
             estimated.zero_grad()
-            objective.loss_and_grads(estimated.model, estimated.guide, problem.x)
+            shuffled = problem.x[torch.randperm(len(problem.x))]  # an average is of other data, as it is in training
+            objective.loss_and_grads(estimated.model, estimated.guide, shuffled)
             gradients.append(encoder_gradient(estimated.encoder))
     seconds = time.perf_counter() - start
     kept = torch.stack(gradients[BURN_IN:])
@@ -130,11 +132,13 @@ def measure(problem: Problem, name: str, draws: int, options: Options) -> Moment
 
 def z_scores(moments: Moments, exact: Tensor | Moments) -> Tensor:
     """Differences of the mean from the exact gradient, or from another mean, in standard errors."""
-    squared = moments.variance / moments.repeats
+    difference, squared = moments.mean, moments.variance / moments.repeats
     if isinstance(exact, Moments):
-        exact, squared = exact.mean, squared + exact.variance / exact.repeats
+        difference, squared = difference - exact.mean, squared + exact.variance / exact.repeats
+    else:
+        difference = difference - exact
     moving = squared > 0  # a pixel that is always off has no gradient
-    return (moments.mean - exact)[moving] / squared[moving].sqrt()
+    return difference[moving] / squared[moving].sqrt()
 
 
 def main(options: Options) -> pd.DataFrame:
@@ -177,7 +181,9 @@ def table_of(problem: Problem, options: Options) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> Figure:
     """Draws the noise against the number of draws, a panel for each model."""
     models = table.model.unique()
-    figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models), 3.8), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(3.6 * len(models) + 1.8, 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
     for ax, model in zip(axes[0], models, strict=True):
         for i, name in enumerate(name for name in ESTIMATORS if name in set(table.estimator)):
             own = table[(table.model == model) & (table.estimator == name)]
@@ -185,8 +191,9 @@ def draw(table: pd.DataFrame) -> Figure:
             ax.loglog(own.L, own.noise, color=f"C{i}", linestyle=style, marker="o", markersize=4, label=name)
         ax.axhline(1.0, color="0.6", linestyle="--", linewidth=1, zorder=0)
         ax.set_title(model, fontsize=10)
-        ax.set(xlabel="draws $L$", ylabel="standard deviation of the gradient / its norm")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+        ax.set_xlabel("draws $L$")
+    axes[0, 0].set_ylabel("deviation of the gradient / its norm")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
     return figure
 
 
