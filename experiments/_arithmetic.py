@@ -136,6 +136,14 @@ def exchange_class(space: Space, seed: int) -> tuple[Tensor, Tensor]:
     return space.codes + means[new] - means[own], classes[new]
 
 
+def pairs(space: Space, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Codes of so many pairs of test data of different classes, drawn at random."""
+    drawn = np.random.RandomState(seed).randint(len(space.codes), size=(2, 20 * count))
+    differ = (space.test.labels[drawn[0]] != space.test.labels[drawn[1]]).numpy()
+    first, second = drawn[:, differ][:, :count]
+    return space.codes[first], space.codes[second]
+
+
 def interpolate(start: Tensor, end: Tensor, steps: int, *, spherical: bool) -> Tensor:
     r"""Codes on the way from one to another, shape ``(steps, *batch, latent)``.
 
