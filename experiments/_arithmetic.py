@@ -121,21 +121,35 @@ def slopes(asked: np.ndarray, shown: np.ndarray) -> np.ndarray:
     return fitted
 
 
+def class_means(space: Space) -> dict[int, Tensor]:
+    """Mean code of each class of the training data, shape ``(latent,)``."""
+    labels = space.train.labels
+    return {label: space.train_codes[labels == label].mean(0) for label in labels.unique().tolist()}
+
+
 def exchange_class(space: Space, seed: int) -> tuple[Tensor, Tensor]:
     """Codes of the test data with their class exchanged for another one, drawn at random; and these classes."""
-    classes = space.train.labels.unique()
-    means = torch.stack([space.train_codes[space.train.labels == label].mean(0) for label in classes])
+    classes, means = space.train.labels.unique(), torch.stack(list(class_means(space).values()))
     own = torch.searchsorted(classes, space.test.labels)
     shift = torch.randint(1, len(classes), own.shape, generator=torch.Generator().manual_seed(seed))
     new = (own + shift) % len(classes)
     return space.codes + means[new] - means[own], classes[new]
 
 
+def pairs(space: Space, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Codes of so many pairs of test data of different classes, drawn at random."""
+    drawn = np.random.RandomState(seed).randint(len(space.codes), size=(2, 20 * count))
+    differ = (space.test.labels[drawn[0]] != space.test.labels[drawn[1]]).numpy()
+    first, second = drawn[:, differ][:, :count]
+    return space.codes[first], space.codes[second]
+
+
 def interpolate(start: Tensor, end: Tensor, steps: int, *, spherical: bool) -> Tensor:
     r"""Codes on the way from one to another, shape ``(steps, *batch, latent)``.
 
     Straight: :math:`(1 - t) z_0 + t z_1`. Spherical, about the origin, with the angle :math:`\omega` between the codes:
-    :math:`[\sin((1 - t) \omega)\, z_0 + \sin(t \omega)\, z_1] / \sin \omega`.
+    the direction is that of :math:`\sin((1 - t) \omega)\, z_0 / \|z_0\| + \sin(t \omega)\, z_1 / \|z_1\|`, the norm
+    :math:`(1 - t) \|z_0\| + t \|z_1\|`.
 
     Source:
         *Animating Rotation with Quaternion Curves* (Shoemake, 1985); for latent codes *Sampling Generative Networks*
@@ -144,6 +158,7 @@ def interpolate(start: Tensor, end: Tensor, steps: int, *, spherical: bool) -> T
     t = torch.linspace(0, 1, steps).reshape(-1, *[1] * start.ndim)
     if not spherical:
         return (1 - t) * start + t * end
-    cosine = torch.cosine_similarity(start, end, dim=-1).clamp(-1, 1).unsqueeze(-1)
-    angle = cosine.acos().clamp(1e-4, torch.pi - 1e-4)
-    return (((1 - t) * angle).sin() * start + (t * angle).sin() * end) / angle.sin()
+    lengths = [z.norm(dim=-1, keepdim=True) for z in (start, end)]
+    angle = torch.cosine_similarity(start, end, dim=-1).clamp(-1, 1).acos().unsqueeze(-1)
+    direction = ((1 - t) * angle).sin() * start / lengths[0] + (t * angle).sin() * end / lengths[1]
+    return torch.nn.functional.normalize(direction, dim=-1) * ((1 - t) * lengths[0] + t * lengths[1])

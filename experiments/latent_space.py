@@ -11,17 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pyro.distributions as dist
 import torch
 import tyro
-from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from sklearn.model_selection import LeaveOneOut, cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 from torch import Tensor
 
@@ -31,12 +26,13 @@ from experiments._arithmetic import (
     Classifier,
     Digits,
     Space,
-    attribute_direction,
     exchange_class,
     interpolate,
     move_attribute,
+    pairs,
     slopes,
 )
+from experiments._latent_figures import draw, tsne
 from experiments._strokes import ATTRIBUTES, measure
 
 
@@ -54,7 +50,7 @@ class Options(comparison.Options):
     """Draws per test datum of the evaluation."""
     pairs: int = 200
     """Pairs of test digits of different classes to go between."""
-    cells: int = 20
+    cells: int = 21
     """Images in each direction of the manifold's grid."""
     out: Path = Path("results/latent_space")
     """Folder for tables, figures and pages."""
@@ -92,7 +88,8 @@ def main(options: Options) -> dict[str, pd.DataFrame]:
     for name in spaces:
         print(f"\ndimensions of the model of {name}, by their KL, and their correlation with the attributes\n")
         print(tables[f"traversals, {name}"].to_string())
-    figures = draw(spaces, moves, options)
+    traversals = {name: tables[f"traversals, {name}"] for name in spaces}
+    figures = draw(spaces, moves, traversals, cells=options.cells, seed=options.seed)
     comparison.write(options, tables["models"], figures, histories, results)
     for name, rows in tables.items():
         rows.to_csv(options.out / f"{name.replace(', ', '_').replace(' ', '_')}.csv")
@@ -107,8 +104,8 @@ CAPTIONS = {
     "moves as long",
     "classes": "one class exchanged for another by the difference of their mean codes; kept: correlation of the "
     "attributes\nof the images before and after",
-    "paths": "from digit to digit of another class; norm of the code halfway, as a share of that of the ends; way of "
-    "the\nimages, the sum over ten steps of the root of squared differences",
+    "paths": "from digit to digit of another class; halfway, as a share of the mean of the ends: norm of the code, and "
+    "variance\nof p(x | z), summed over pixels; way of the images, the sum over ten steps of the norms of differences",
     "neighbours": "share of the test digits whose five nearest neighbours vote for their class, in codes and in maps",
 }
 
@@ -162,42 +159,29 @@ def path_table(spaces: Mapping[str, Space], options: Options) -> pd.DataFrame:
     """Straight and spherical ways between digits."""
     rows = {}
     for name, space in spaces.items():
-        start, end = pairs(space, options)
+        start, end = pairs(space, options.pairs, options.seed)
         for kind in ("straight", "spherical"):
             path = interpolate(start, end, 11, spherical=kind == "spherical")
-            ways = space.decode(path).diff(dim=0).flatten(2).norm(dim=2)  # steps, pairs
-            norms = path[5].norm(dim=1) / ((start.norm(dim=1) + end.norm(dim=1)) / 2)
+            images = space.decode(path)
+            norms, variances = path.norm(dim=2), (images * (1 - images)).sum((2, 3))  # steps, pairs
             rows[name, kind] = {
-                "norm halfway": _with_error(norms.numpy()),
-                "way": _with_error(ways.sum(0).numpy()),
-                "longest of ten steps": _with_error((ways.amax(0) / ways.sum(0)).numpy()),
+                "norm halfway": _halfway(norms),
+                "variance halfway": _halfway(variances),
+                "way": _with_error(images.diff(dim=0).flatten(2).norm(dim=2).sum(0).numpy()),
             }
     return pd.DataFrame(rows).T
-
-
-def pairs(space: Space, options: Options) -> tuple[Tensor, Tensor]:
-    """Codes of pairs of test digits of different classes."""
-    drawn = np.random.RandomState(options.seed).randint(len(space.codes), size=(2, 20 * options.pairs))
-    first, second = drawn[:, (space.test.labels[drawn[0]] != space.test.labels[drawn[1]]).numpy()][:, : options.pairs]
-    return space.codes[first], space.codes[second]
 
 
 def neighbour_row(space: Space) -> dict[str, str]:
     """How well classes are told apart in the codes, their first two principal components, and their t-SNE map."""
     pca = PCA(2).fit(space.codes)
     maps = {"codes": space.codes, "PCA": pca.transform(space.codes), "t-SNE": tsne(space)}
-    accuracies = {
-        name: cross_val_score(KNeighborsClassifier(5), points, space.test.labels, cv=LeaveOneOut())
-        for name, points in maps.items()
-    }
-    row = {name: _with_error(accuracy) for name, accuracy in accuracies.items()}
+    row = {}
+    for name, points in maps.items():
+        neighbours = NearestNeighbors(n_neighbors=5).fit(points).kneighbors(return_distance=False)  # but not itself
+        votes = space.test.labels[neighbours].mode(1).values
+        row[name] = _with_error((votes == space.test.labels).double().numpy())
     return {**row, "variance in PCA": f"{pca.explained_variance_ratio_.sum():.0%}"}
-
-
-def tsne(space: Space) -> np.ndarray:
-    """The t-SNE map of the codes of the test data."""
-    points: np.ndarray = TSNE(2, perplexity=min(30, len(space.codes) / 4), random_state=0).fit_transform(space.codes)
-    return points
 
 
 def traversal_table(space: Space, options: Options) -> pd.DataFrame:
@@ -211,77 +195,9 @@ def traversal_table(space: Space, options: Options) -> pd.DataFrame:
     return pd.DataFrame({"KL": kl.round(2), **correlations}, index=index).sort_values("KL", ascending=False)
 
 
-def draw(
-    spaces: Mapping[str, Space], moves: Mapping[tuple[str, str], Mapping[str, Any]], options: Options
-) -> dict[str, Figure]:
-    """Draws the walks, the moves and the codes."""
-    figures = {"response": draw_response(moves)}
-    panels = {}
-    for name, space in spaces.items():
-        short, labels = name.replace(" ", "_"), space.test.labels
-        if space.codes.shape[1] == 2:
-            z = dist.Normal(0.0, 1.0).icdf((torch.arange(options.cells) + 0.5) / options.cells)
-            grid = torch.stack(torch.meshgrid(z, z.flip(0), indexing="xy"), dim=-1)
-            figures["manifold"] = pv.plots.manifold(space.decode(grid), x=z, y=z.flip(0))
-            panels[f"{name}: codes"] = (space.codes, labels)
-        else:
-            panels[f"{name}: PCA"] = (torch.as_tensor(PCA(2).fit_transform(space.codes)), labels)
-            panels[f"{name}: t-SNE"] = (torch.as_tensor(tsne(space)), labels)
-        figures[f"interpolation_{short}"] = draw_interpolation(space, options)
-        figures[f"traversals_{short}"] = draw_traversals(space, options)
-        figures[f"arithmetic_{short}"] = draw_arithmetic(space)
-    return {**figures, "codes": pv.plots.codes(panels)}
-
-
-def draw_interpolation(space: Space, options: Options) -> Figure:
-    """Three pairs of digits, straight and spherical."""
-    start, end = (codes[:3] for codes in pairs(space, options))
-    rows = {}
-    for kind in ("straight", "spherical"):
-        images = space.decode(interpolate(start, end, 11, spherical=kind == "spherical"))
-        rows |= {f"pair {i + 1}, {kind}": images[:, i] for i in range(len(start))}
-    return pv.plots.strips(dict(sorted(rows.items(), key=lambda row: row[0].split(",")[0])))
-
-
-def draw_traversals(space: Space, options: Options, most: int = 10) -> Figure:
-    """One test digit, each of its latent dimensions taken from -3 to 3, the most informative first."""
-    table = traversal_table(space, options)[:most]
-    values = torch.linspace(-3, 3, 11)
-    rows = {}
-    for label, kl in table["KL"].items():
-        j = int(str(label).removeprefix("z_")) - 1
-        z = space.codes[0].repeat(len(values), 1)
-        z[:, j] = values
-        rows[f"$z_{{{j + 1}}}$, {kl:.2f} nats"] = space.decode(z)
-    return pv.plots.strips(rows, marks={0: "$-3$", 5: "0", 10: "3"})
-
-
-def draw_arithmetic(space: Space) -> Figure:
-    """Digits moved along the attributes' directions, and one digit turned into each class."""
-    steps, rows = torch.linspace(-2, 2, 9), {}
-    for attribute in ATTRIBUTES:
-        shift = steps[:, None] * attribute_direction(space, attribute) * space.test.attributes[attribute].std()
-        rows |= {f"{attribute}, digit {i + 1}": space.decode(space.codes[i] + shift) for i in range(3)}
-    return pv.plots.strips(rows, marks={0: "$-2$ sd", 4: "reconstruction", 8: "$+2$ sd"})
-
-
-def draw_response(moves: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
-    """What was asked for, and what the images show: mean and standard deviation over the digits."""
-    figure, axes = plt.subplots(1, len(ATTRIBUTES), figsize=(7.5, 3.6), sharey=True, layout="constrained")
-    names = list(dict.fromkeys(name for name, _ in moves))
-    for ax, attribute in zip(axes, ATTRIBUTES, strict=True):
-        ax.axline((0, 0), slope=1, color="0.7", linestyle=":", linewidth=1, label="as asked for")
-        for i, name in enumerate(names):
-            move = moves[name, attribute]
-            order = np.argsort([*move["asked"], 0])
-            asked, shown = (np.array([*values, 0])[order] for values in (move["asked"], move["shown"].mean(1)))
-            spread = np.array([*move["shown"].std(1), 0])[order]
-            ax.errorbar(asked, shown, spread, color=f"C{i}", marker="o", markersize=4, capsize=3, label=name)
-        ax.set_title(attribute, fontsize=10)
-        ax.set_xlabel("change asked for (standard deviations)")
-    axes[0].set_ylabel("change of the images")
-    axes[0].legend(frameon=False)
-    return figure
+def _halfway(values: Tensor) -> str:
+    """What stands in the middle of some ways, shape ``(steps, n)``, as a share of the mean of the ends."""
+    return _with_error((values[len(values) // 2] / ((values[0] + values[-1]) / 2)).numpy())
 
 
 def _share(hits: Tensor) -> float:

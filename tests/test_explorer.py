@@ -295,5 +295,19 @@ def test_a_prior_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_of_several_latents_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="one prior and one likelihood; a Linear has no prior"):
-        pv.plots.explorer(nn.Linear(2, 2), tmp_path / "explorer.html")
+    layers = [mlp(2, 2 * 2), mlp(2, (4, 4)), mlp((4, 4), 2 * 2), mlp(2, 2 * 2)]
+    normals = [pv.posteriors.DiagonalNormal(layer) for layer in layers]
+    vae = pv.HierarchicalVAE(
+        [pv.priors.StandardNormal(2), normals[0]], pv.likelihoods.Bernoulli(layers[1]), normals[2:]
+    )
+    with pytest.raises(TypeError, match="one prior and one likelihood; a HierarchicalVAE has no prior"):
+        pv.plots.explorer(vae, tmp_path / "explorer.html")
+
+
+def test_a_likelihood_of_something_beside_z_is_refused(tmp_path: Path) -> None:
+    joint = pv.networks.Joint(mlp(5, (4, 4)), event_dims=(1, 1))
+    with pytest.raises(ValueError, match="joins 2 inputs"):
+        pv.plots.explorer(with_likelihood(pv.likelihoods.Bernoulli(joint)), tmp_path / "explorer.html")
+    masked = pv.likelihoods.Masked(pv.likelihoods.Bernoulli(mlp(LATENT, (4, 4))))
+    with pytest.raises(TypeError, match="the likelihood is called with 1 inputs"):
+        pv.plots.explorer(with_likelihood(masked), tmp_path / "explorer.html")

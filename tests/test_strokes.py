@@ -33,7 +33,7 @@ def test_thickness(width: float, degrees: float) -> None:
 
 def test_measures_do_not_depend_on_brightness_or_place() -> None:
     image = stroke(3.3, 17.0)[None]
-    moved = image.roll((2, -3), (1, 2)) / 3
+    moved = image.roll((1, -3), (1, 2)) / 4
     torch.testing.assert_close(slant(moved), slant(image))
     torch.testing.assert_close(thickness(moved), thickness(image), atol=1e-6, rtol=0)
 
@@ -54,3 +54,6 @@ def test_spherical_interpolation_keeps_the_norm_and_the_straight_one_the_line() 
     angles = torch.cosine_similarity(arc[1:], arc[:-1], dim=-1).acos()
     torch.testing.assert_close(angles, angles.mean(0).expand_as(angles), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(line.diff(dim=0), ((end - start) / 8).expand(8, -1, -1))
+    longer = interpolate(start, 3 * end, 9, spherical=True)
+    torch.testing.assert_close(longer.norm(dim=-1), torch.linspace(1, 3, 9)[:, None].expand(-1, 7))
+    torch.testing.assert_close(torch.nn.functional.normalize(longer, dim=-1), arc)

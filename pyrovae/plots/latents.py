@@ -70,6 +70,7 @@ def strips(rows: Mapping[str, Tensor], *, marks: Mapping[int, str] | None = None
         ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_color("0.8")
     top = axes[0, 0]
     top.xaxis.tick_top()
     top.set_xticks([(i + 0.5) * width - 0.5 for i in marks or {}], list((marks or {}).values()), fontsize=8)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrovae.isolation import isolated
 from pyrovae.plots.page.network import FUNCTIONS, write_down
+from pyrovae.programs import run_component
 
 _RANGE_DRAWS, _PAGE_DRAWS = 2000, 200
 
@@ -73,7 +74,7 @@ def explorer(
             name = type(vae).__name__
             raise TypeError(f"explorer needs a model with one prior and one likelihood; a {name} has no {role}")
     with isolated(vae, seed=seed), pyro.validation_enabled(False):
-        draws = _draws(vae.prior())
+        draws = _draws(run_component("prior", vae.prior, batch_shape=torch.Size()))
         mean = _mean(vae.likelihood)
         image = _image_shape(mean(draws[:1]).shape[1:], shape)
         ranges = [_range(column) for column in draws.T.tolist()]
@@ -90,10 +91,10 @@ def explorer(
 
 def _draws(prior: Any) -> Tensor:
     """Draws from the prior, shape ``(n, latent)``."""
-    if len(prior.event_shape) != 1 or prior.batch_shape or prior.support.is_discrete:
+    if len(prior.event_shape) != 1 or prior.support.is_discrete:
         raise ValueError(
-            f"explorer needs a prior of a vector of real numbers, but a {type(prior).__name__} has batch shape "
-            f"{tuple(prior.batch_shape)}, event shape {tuple(prior.event_shape)} and support {prior.support}"
+            f"explorer needs a prior of a vector of real numbers, but a {type(prior).__name__} has event shape "
+            f"{tuple(prior.event_shape)} and support {prior.support}"
         )
     draws: Tensor = prior.sample((_RANGE_DRAWS,))
     return draws
@@ -101,7 +102,7 @@ def _draws(prior: Any) -> Tensor:
 
 def _mean(likelihood: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
     def mean(z: Tensor) -> Tensor:
-        p = likelihood(z)
+        p = run_component("likelihood", likelihood, z, batch_shape=z.shape[:-1])
         try:
             value: Tensor = p.mean
         except NotImplementedError as error:

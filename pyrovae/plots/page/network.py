@@ -72,9 +72,9 @@ FUNCTIONS = {
 """JavaScript of the functions of numbers a, b and c, by the names of torch's operations."""
 
 _MOVES = {
-    "_unsafe_view", "alias", "cat", "clone", "detach", "expand", "flip", "index", "index_select", "lift_fresh",
-    "permute", "repeat", "roll", "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "t", "transpose",
-    "unbind", "unsqueeze", "upsample_nearest2d", "view",
+    "_unsafe_view", "alias", "broadcast_in_dim", "cat", "clone", "detach", "expand", "flip", "index", "index_select",
+    "lift_fresh", "permute", "repeat", "roll", "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "t",
+    "transpose", "unbind", "unsqueeze", "upsample_nearest2d", "view",
 }  # fmt: skip
 _SHAPED = {"empty_like", "full_like", "ones_like", "zeros_like"}  # of what they are given, the shape alone counts
 _REDUCTIONS = {"amax": "max", "mean": "sum", "sum": "sum"}
