@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from pyrovae.distributions import DiscretizedLogistic, Lattice
 
-REACH = 3
+REACH = 2
 WINDOW = (REACH + 1, 2 * REACH + 1)
 BEFORE = REACH * (2 * REACH + 1) + REACH  # pixels of the window that come before its own
 
@@ -100,7 +100,7 @@ class Autoregressive(nn.Module):
         hidden: Width of the hidden layer that sees the pixels before.
     """
 
-    def __init__(self, network: nn.Module, levels: int = 256, hidden: int = 32) -> None:
+    def __init__(self, network: nn.Module, levels: int = 256, hidden: int = 16) -> None:
         super().__init__()
         self.network, self.neighbours, self.levels = network, Neighbours(hidden), levels
 

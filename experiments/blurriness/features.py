@@ -22,7 +22,7 @@ from experiments import _comparison as comparison
 
 
 class Classifier(nn.Module):
-    """Two convolutions and a hidden layer, whose outputs are the features.
+    """Two 3 x 3 convolutions with pooling between and a hidden layer, whose outputs are the features.
 
     Args:
         image: Shape of an image, height and width divisible by 4.
@@ -36,9 +36,9 @@ class Classifier(nn.Module):
         flat = 2 * channels * image[0] * image[1] // 16
         self.layers = nn.ModuleList(
             [
-                _layer(nn.Unflatten(-2, (1, -1)), nn.Conv2d(1, channels, 4, 2, 1), event_dim=2),
-                _layer(nn.Conv2d(channels, 2 * channels, 4, 2, 1), event_dim=3),
-                _layer(nn.Flatten(), nn.Linear(flat, hidden), event_dim=3),
+                _layer(nn.Unflatten(-2, (1, -1)), nn.Conv2d(1, channels, 3, padding=1), event_dim=2),
+                _layer(nn.MaxPool2d(2), nn.Conv2d(channels, 2 * channels, 3, padding=1), event_dim=3),
+                _layer(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(flat, hidden), event_dim=3),
             ]
         )
         self.output = nn.Linear(hidden, classes)

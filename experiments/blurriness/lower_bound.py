@@ -17,6 +17,7 @@ Perspective on Posterior Collapse* (Lucas, Tucker, Grosse and Norouzi, 2019).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def ways(setting: Setting) -> dict[str, Callable[[], Trained]]:
 
     def linear_elbo() -> Trained:
         vae = linear_vae(setting)
-        return Trained(vae, setting.train(vae))
+        return Trained(vae, setting.train(vae, learning_rate=1e-2))
 
     def linear_exact() -> Trained:
         vae = linear_vae(setting)
@@ -71,8 +72,11 @@ def linear_vae(setting: Setting) -> pv.VAE:
 def maximize_likelihood(vae: pv.VAE, x: Tensor) -> None:
     """Sets a linear VAE to its maximum likelihood estimate from data, ``(N, *event)``, and its exact posterior."""
     flat = x.flatten(1).double()
-    decoder = next(part for part in vae.likelihood.network if isinstance(part, nn.Linear))
-    encoder = next(part for part in vae.posterior.network if isinstance(part, nn.Linear))
+    likelihood: Any = vae.likelihood
+    posterior: Any = vae.posterior
+    decoder, encoder = (
+        next(part for part in component.network if isinstance(part, nn.Linear)) for component in (likelihood, posterior)
+    )
     latent, mean = decoder.in_features, flat.mean(0)
     values, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
     variance, values, vectors = values[:-latent].mean(), values[-latent:], vectors[:, -latent:]
@@ -82,4 +86,4 @@ def maximize_likelihood(vae: pv.VAE, x: Tensor) -> None:
     decoder.bias.copy_(mean)
     encoder.weight.copy_(torch.cat([gain, torch.zeros_like(gain)]))
     encoder.bias.copy_(torch.cat([-gain @ mean, (variance / values).log() / 2]))
-    vae.likelihood.log_scale.copy_(variance.log() / 2)
+    likelihood.log_scale.copy_(variance.log() / 2)

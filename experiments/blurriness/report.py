@@ -14,7 +14,14 @@ from torch import Tensor
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments.blurriness.features import Classifier
-from experiments.blurriness.measures import coverage, grey_ink, kernel_distance, laplacian_variance, power_spectrum
+from experiments.blurriness.measures import (
+    coverage,
+    detail,
+    grey_ink,
+    kernel_distance,
+    laplacian_variance,
+    power_spectrum,
+)
 from experiments.blurriness.setting import LEVELS, Setting, Trained
 
 REAL = "real, training data"
@@ -36,6 +43,7 @@ def measure(images: Images, test: Tensor, classifier: Classifier) -> dict[str, f
     for kind, batch in images.items():
         sharp = laplacian_variance(batch) / scale
         row[f"sharpness, {kind}"], row[f"sharpness, {kind}, error"] = float(sharp.mean()), float(sharp.std()) / n**0.5
+        row[f"detail, {kind}"] = detail(batch, test)
         if kind == "reconstruction":
             continue
         grey = grey_ink(batch)
@@ -68,6 +76,7 @@ def likelihood(result: xr.Dataset) -> dict[str, float]:
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """The table that is printed; what a model does not have is left empty."""
     columns = {f"sharpness: {kind}": (f"sharpness, {kind}", 2) for kind in KINDS}
+    columns |= {f"detail: {kind}": (f"detail, {kind}", 2) for kind in KINDS}
     columns |= {f"{name}: {kind}": (f"{name}, {kind}", 2) for name in ("grey ink", "coverage") for kind in KINDS[:2]}
     columns |= {f"distance: {kind}": (f"kernel distance, {kind}", 3) for kind in KINDS[:2]}
     columns |= {"bits/dim": ("bits", 3), "ELBO gap": ("gap", 1), "active units": ("active units", 0)}
@@ -75,9 +84,14 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(index=rows.index)
     table["explanation"] = rows["explanation"]
     for title, (column, digits) in columns.items():
-        errors = rows.get(f"{column}, error", pd.Series(np.nan, rows.index))
-        table[title] = [_cell(*pair, digits) for pair in zip(rows[column], errors, strict=True)]
+        errors = _column(rows, f"{column}, error")
+        table[title] = [_cell(*pair, digits) for pair in zip(_column(rows, column), errors, strict=True)]
     return table
+
+
+def _column(rows: pd.DataFrame, name: str) -> pd.Series:
+    """A column, empty if no model has it."""
+    return rows[name] if name in rows else pd.Series(np.nan, rows.index)
 
 
 def _cell(value: float, error: float, digits: int) -> str:
@@ -95,25 +109,24 @@ def draw_samples(images: Mapping[str, Images], test: Tensor, kind: str) -> Figur
 def draw_summary(rows: pd.DataFrame) -> Figure:
     """Draws sharpness, coverage and likelihood of all models, one under the other."""
     figure, axes = plt.subplots(
-        1, 3, figsize=(9.5, 0.3 * len(rows) + 1.2), sharey=True, layout="constrained", width_ratios=(2, 1, 1)
+        1, 4, figsize=(10.5, 0.28 * len(rows) + 1.2), sharey=True, layout="constrained", width_ratios=(3, 2, 2, 2)
     )
     heights = np.arange(len(rows))
     styles = {"mean": ("o", "C0", "C0"), "reconstruction": ("o", "C0", "white"), "draw": ("x", "C1", "C1")}
     labels = {"mean": "samples, E[x | z]", "reconstruction": "reconstructions, E[x | z]", "draw": "samples, draws of x"}
     for kind, (marker, color, face) in styles.items():
         style = {"marker": marker, "color": color, "markerfacecolor": face, "linestyle": "", "markersize": 5}
-        for ax, name in zip(axes, ("sharpness", "coverage"), strict=False):
-            column = f"{name}, {kind}"
-            if column in rows:
-                ax.errorbar(rows[column], heights, xerr=rows[f"{column}, error"], label=labels[kind], **style)
-    axes[2].errorbar(
-        rows["bits"], heights, xerr=rows["bits, error"], marker="s", color="0.3", linestyle="", markersize=4
-    )
-    axes[0].axvline(1, color="0.6", linewidth=1, linestyle=":")
-    axes[0].set_xscale("log")
-    axes[0].set_xlabel("sharpness, relative to test data")
-    axes[1].set(xlabel="coverage", xlim=(0, 1))
-    axes[2].set_xlabel("bits per dimension")
+        for ax, name in zip(axes, ("sharpness", "detail", "coverage"), strict=False):
+            values, errors = _column(rows, f"{name}, {kind}"), _column(rows, f"{name}, {kind}, error")
+            ax.errorbar(values, heights, xerr=errors, label=labels[kind], **style)
+    style = {"marker": "s", "color": "0.3", "linestyle": "", "markersize": 4}
+    axes[3].errorbar(_column(rows, "bits"), heights, xerr=_column(rows, "bits, error"), **style)
+    for ax in axes[:2]:
+        ax.axvline(1, color="0.6", linewidth=1, linestyle=":")
+    axes[0].set(xlabel="sharpness, relative to test data", xscale="log")
+    axes[1].set(xlabel="detail, relative", xlim=(0, None))
+    axes[2].set(xlabel="coverage", xlim=(0, 1.03))
+    axes[3].set(xlabel="bits per dimension")
     axes[0].set_yticks(heights, rows.index)
     axes[0].invert_yaxis()
     _separate(axes, rows["explanation"])

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from experiments import _comparison as comparison
-from experiments._comparison import mlp
 
 LEVELS = 256
 
@@ -92,11 +91,11 @@ class Setting:
     def decoder(self, parameters: int = 1) -> nn.Module:
         """From latents to so many parameters of each pixel, side by side."""
         widths = self.options.hidden[::-1]
-        return mlp(self.options.latent, *widths, (self.height, parameters * self.width))
+        return pv.networks.mlp(self.options.latent, *widths, (self.height, parameters * self.width))
 
     def encoder(self, outputs: int) -> nn.Module:
         """From an image to so many outputs."""
-        return mlp((self.height, self.width), *self.options.hidden, outputs)
+        return pv.networks.mlp((self.height, self.width), *self.options.hidden, outputs)
 
     def vae(self, **exchanged: Any) -> pv.VAE:
         """The base VAE, or one with other components."""
