@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from pyrovae.isolation import restore_buffers, save_buffers, seeded
 
 MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
+_REORDERING = "reorder_for_locality", "reorder_for_peak_memory"
 
 
 class UntraceableError(Exception):
@@ -67,9 +68,11 @@ class Graph:
                 trace = make_fx(lambda _: list(function()), {torch.ops.aten.bernoulli.default: _bernoulli})
                 self.module = trace([*self.fixed, *self.varying])
         except (RuntimeError, ValueError) as error:  # a component's error is said to be one of values
-            if "get value out of a tracing tensor" not in str(error):
-                raise
-            raise UntraceableError("a decision is made by the value of a tensor") from error
+            if "get value out of a tracing tensor" in str(error):
+                raise UntraceableError("a decision is made by the value of a tensor") from error
+            if "argument of type: <class 'torch._C.Generator'>" in str(error):  # torch 2.11
+                raise UntraceableError("the programs hold a Generator of their own") from error
+            raise
         self.found = _lift(self.module)
         operations = len(self.module.graph.nodes)
         if operations > MAX_OPERATIONS:
@@ -82,9 +85,12 @@ class Graph:
         import torch._inductor as inductor  # takes a second, and only those who compile need it
 
         fixed, varying, found = ([x.detach() for x in group] for group in (self.fixed, self.varying, self.found))
-        with torch.no_grad(), warnings.catch_warnings():
-            # Inductor of torch 2.15 calls it itself.
+        # Before torch 2.15 inductor moved draws of noise past each other, by these two passes.
+        in_order = {} if torch.__version__ >= "2.15" else dict.fromkeys(_REORDERING, False)
+        with torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(in_order):
+            # Inductor of torch 2.15 calls the one itself, that of torch 2.11 the other.
             warnings.filterwarnings("ignore", "`torch._prims_common.check` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
             try:
                 compiled = inductor.compile(self.module, [*fixed, *varying, *found], {"fallback_random": True})
             except DynamicOutputShapeException as error:
