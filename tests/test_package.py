@@ -29,7 +29,7 @@ LAYERS = {
     "isolation": set(),
     "arguments": set(),
     "testing": set(),
-    "plots": {"training"},  # for type checkers only
+    "plots": {"programs", "isolation", "plots", "training"},  # training for type checkers only
     "objectives": {"sites", "divergences", "draws", "weights", "isolation", "objectives"},
     "graphs": {"isolation"},
     "precision": set(),
