@@ -78,12 +78,11 @@ def explorer(
         mean = _mean(vae.likelihood)
         image = _image_shape(mean(draws[:1]).shape[1:], shape)
         ranges = [_range(column) for column in draws.T.tolist()]
-        if plane is None:
-            plane = _most_visible(mean, draws[:16], ranges)
-        elif len(set(plane)) != 2 or not set(plane) <= set(range(len(ranges))):
+        if plane is not None and (len(set(plane)) != 2 or not set(plane) <= set(range(len(ranges)))):
             raise ValueError(f"plane must name two of the {len(ranges)} latent dimensions, from 0 on, got {plane}")
         network = write_down(mean, draws[:1])
-    latents = {"draws": draws[:_PAGE_DRAWS].tolist(), "ranges": ranges, "plane": plane, "shape": image}
+        shown = plane or _most_visible(mean, draws[:16], ranges)
+    latents = {"draws": draws[:_PAGE_DRAWS].tolist(), "ranges": ranges, "plane": shown, "shape": image}
     path = Path(path)
     path.write_text(_page(title, network.written(), latents), encoding="utf-8")
     return path

@@ -72,9 +72,10 @@ FUNCTIONS = {
 """JavaScript of the functions of numbers a, b and c, by the names of torch's operations."""
 
 _MOVES = {
-    "_unsafe_view", "alias", "broadcast_in_dim", "cat", "clone", "detach", "expand", "flip", "index", "index_select",
-    "lift_fresh", "permute", "repeat", "roll", "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "t",
-    "transpose", "unbind", "unsqueeze", "upsample_nearest2d", "view",
+    "_unsafe_view", "alias", "broadcast_in_dim", "cat", "clone", "copy", "detach", "expand", "flip", "index",
+    "index_select", "lift_fresh", "permute", "repeat", "roll", "select", "select_scatter", "slice", "slice_scatter",
+    "split", "split_with_sizes", "squeeze", "stack", "t", "transpose", "unbind", "unsqueeze", "upsample_nearest2d",
+    "view",
 }  # fmt: skip
 _SHAPED = {"empty_like", "full_like", "ones_like", "zeros_like"}  # of what they are given, the shape alone counts
 _REDUCTIONS = {"amax": "max", "mean": "sum", "sum": "sum"}
@@ -119,7 +120,7 @@ def write_down(function: Callable[[Tensor], Tensor], example: Tensor) -> Network
     Raises:
         ValueError: If the function makes an operation that there is no kernel for, or a random one.
     """
-    decompositions = core_aten_decompositions()
+    decompositions: Any = core_aten_decompositions()
     decompositions.update(get_decompositions(_NOT_CORE))
     pure = make_fx(torch.func.functionalize(function))(example)  # nothing is changed in its place
     writer = _Writer(make_fx(pure, decompositions)(example))
@@ -248,7 +249,7 @@ class _Writer(fx.Interpreter):
 
     def write_var(self, value: Tensor, x: _Value, dims: Sequence[int], correction: float = 1.0) -> _Value:
         """The variance over some dimensions."""
-        mean = self.reduced("mean", x.example.mean(dims, keepdim=True), x, dims)
+        mean = self.reduced("mean", x.example.mean(list(dims), keepdim=True), x, dims)
         deviation = self.mapped("sub", (x, mean), x.example)
         squares = self.mapped("mul", (deviation, deviation), x.example)
         count = x.example.numel() // value.numel() - correction
@@ -260,6 +261,12 @@ class _Writer(fx.Interpreter):
             if bound is not None:
                 x = self.mapped(name, (x, bound), value)
         return x
+
+    def write_as_strided(self, value: Tensor, x: _Value, *args: Any) -> Any:
+        """A view by strides, of what lies in order."""
+        if not x.example.is_contiguous() or x.example.storage_offset():
+            raise ValueError("the page knows no strides, but the mean of the likelihood takes a view by them")
+        return self.moved(_aten.as_strided.default, (x, *args), {}, value)
 
     def write_constant_pad_nd(self, value: Tensor, x: _Value, pad: Sequence[int], fill: float = 0.0) -> _Value | Tensor:
         """A border of one number, which stands behind those of x."""
