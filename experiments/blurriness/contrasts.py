@@ -23,7 +23,7 @@ def ways(setting: Setting) -> dict[str, Callable[[], Trained]]:
 
     def feature_consistent() -> Trained:
         classifier, _ = train_classifier(setting.grey, options, options.classifier_epochs, seed=options.seed + 1)
-        module = FeatureConsistent(setting.vae(), classifier)
+        module = FeatureConsistent(setting.vae(), classifier, options.feature_scale)
         history = setting.train(module)
         return Trained(module.vae, history, density=False)
 

@@ -31,7 +31,7 @@ class Classifier(nn.Module):
         hidden: Width of the hidden layer.
     """
 
-    def __init__(self, image: tuple[int, int], classes: int, channels: int = 8, hidden: int = 64) -> None:
+    def __init__(self, image: tuple[int, int], classes: int, channels: int = 4, hidden: int = 64) -> None:
         super().__init__()
         flat = 2 * channels * image[0] * image[1] // 16
         self.layers = nn.ModuleList(
@@ -88,20 +88,21 @@ class FeatureConsistent(nn.Module):
     Args:
         vae: Its likelihood's mean is the decoded image.
         classifier: Has the features; frozen.
+        scale: Of the normal distributions: the weight of the squared distance of features against the KL term.
     """
 
-    def __init__(self, vae: pv.VAE, classifier: Classifier) -> None:
+    def __init__(self, vae: pv.VAE, classifier: Classifier, scale: float) -> None:
         super().__init__()
-        self.vae, self.classifier = vae, classifier
-        self.log_scales = nn.Parameter(torch.full((len(classifier.layers) - 1,), -1.0))
+        self.vae, self.classifier, self.scale = vae, classifier, scale
 
     def model(self, x: Tensor) -> None:
         """The Pyro model of the features of images ``x``, shape ``(N, height, width)``."""
         with pyro.plate("data", len(x)):
             decoded = self.vae.likelihood(pyro.sample("z", self.vae.prior())).mean
-            layers = zip(self.classifier.features(decoded), self.classifier.features(x), self.log_scales, strict=False)
-            for i, (loc, value, log_scale) in enumerate(layers):
-                pyro.sample(f"features_{i}", dist.Normal(loc, log_scale.exp()).to_event(3), obs=value)
+            *locs, _ = self.classifier.features(decoded)
+            *values, _ = self.classifier.features(x)
+            for i, (loc, value) in enumerate(zip(locs, values, strict=True)):
+                pyro.sample(f"features_{i}", dist.Normal(loc, self.scale).to_event(3), obs=value)
 
     def guide(self, x: Tensor) -> None:
         """The VAE's guide."""

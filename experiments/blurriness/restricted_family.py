@@ -1,8 +1,7 @@
 """Second explanation: the families. Is it likelihood, prior or posterior that is too simple?
 
-One of the three is exchanged at a time, and at last likelihood and prior together. The likelihoods go from less to more
-than the base's: a scale of 1, which is least squares; discretized logistics, each pixel with a scale of its own; pixels
-that depend on those before them.
+One of the three is exchanged at a time. The likelihoods go from less to more than the base's: a scale of 1, which is
+least squares; discretized logistics, each pixel with a scale of its own; pixels that depend on those before them.
 """
 
 from collections.abc import Callable
@@ -31,16 +30,9 @@ def ways(setting: Setting) -> dict[str, Callable[[], Trained]]:
     def autoregressive() -> object:
         return Autoregressive(setting.decoder(2), LEVELS)
 
-    def vamp_prior() -> pv.priors.VampPrior:
-        return pv.priors.VampPrior(options.components, data=setting.noisy.train)
-
     def prior() -> Trained:
-        vae = setting.vae(prior=vamp_prior)
+        vae = setting.vae(prior=lambda: pv.priors.VampPrior(options.components, data=setting.noisy.train))
         return Trained(vae, setting.train(vae))
-
-    def likelihood_and_prior() -> Trained:
-        vae = setting.vae(prior=vamp_prior, likelihood=autoregressive)
-        return Trained(vae, setting.train(vae, discrete=True), discrete=True, mean=False)
 
     def posterior() -> Trained:
         vae = setting.vae(
@@ -56,5 +48,4 @@ def ways(setting: Setting) -> dict[str, Callable[[], Trained]]:
         "autoregressive": partial(likelihood, autoregressive, discrete=True, mean=False),
         "VampPrior": prior,
         "inverse autoregressive flow": posterior,
-        "autoregressive, VampPrior": likelihood_and_prior,
     }
