@@ -204,7 +204,7 @@ def test_the_exact_likelihood_of_a_linear_vae_is_a_maximum_and_its_elbo() -> Non
 
 
 def test_feature_consistency_is_the_density_of_features_and_trains_the_vae_alone() -> None:
-    classifier = Classifier((8, 8), 3, channels=2, hidden=4).requires_grad_(False)
+    classifier = Classifier((8, 8), 3, channels=4, hidden=16).requires_grad_(False)
     vae = pv.VAE(
         pv.priors.StandardNormal(2),
         pv.likelihoods.Normal(nn.Sequential(pv.networks.mlp(2, (8, 8)), nn.Sigmoid())),
