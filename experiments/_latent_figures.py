@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from torch import Tensor
 
 import pyrovae as pv
 from experiments._arithmetic import Space, attribute_direction, class_means, interpolate, pairs
@@ -48,7 +49,7 @@ def draw(
 def draw_interpolation(space: Space, seed: int) -> Figure:
     """Three pairs of digits, straight and spherical."""
     start, end = pairs(space, 3, seed)
-    rows = {}
+    rows: dict[str, Tensor] = {}
     for kind in ("straight", "spherical"):
         images = space.decode(interpolate(start, end, 11, spherical=kind == "spherical"))
         rows |= {f"pair {i + 1}, {kind}": images[:, i] for i in range(len(start))}
@@ -58,7 +59,7 @@ def draw_interpolation(space: Space, seed: int) -> Figure:
 def draw_traversals(space: Space, table: pd.DataFrame, most: int = 10) -> Figure:
     """One test digit, each of its latent dimensions taken from -3 to 3, the most informative first."""
     values = torch.linspace(-3, 3, 11)
-    rows = {}
+    rows: dict[str, Tensor] = {}
     for label, kl in table["KL"][:most].items():
         j = int(str(label).removeprefix("z_")) - 1
         z = space.codes[0].repeat(len(values), 1)
@@ -69,7 +70,8 @@ def draw_traversals(space: Space, table: pd.DataFrame, most: int = 10) -> Figure
 
 def draw_attributes(space: Space) -> Figure:
     """Three test digits moved along the attributes' directions."""
-    steps, rows = torch.linspace(-2, 2, 9), {}
+    steps = torch.linspace(-2, 2, 9)
+    rows: dict[str, Tensor] = {}
     for attribute in ATTRIBUTES:
         shift = steps[:, None] * attribute_direction(space, attribute) * space.test.attributes[attribute].std()
         rows |= {f"{attribute}, digit {i + 1}": space.decode(space.codes[i] + shift) for i in range(3)}
