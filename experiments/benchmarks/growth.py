@@ -31,6 +31,8 @@ class Options(training.Options):
 
     quantity: Literal["batch_size", "latent", "k", "num_data"] = "batch_size"
     """What grows; with the batch the data do, so that an epoch has as many steps."""
+    num_data: int = 5000
+    """Data per epoch, of which there are several to be run at every value."""
     values: tuple[int, ...] = ()
     """Its values [default: a handful of each]."""
     contenders: tuple[str, ...] = ("Pyro", "PyTorch", "pyrovae", "pyrovae, compiled")
