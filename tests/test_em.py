@@ -1,17 +1,21 @@
 """EM against algebra, scikit-learn and itself; turns of a VAE that move what they are to move."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments.em import alternating, bayesian, mixture
-from experiments.em.mixture import HalfStep, Parameters
+from experiments.em import expectation_maximization as em
+from experiments.em.expectation_maximization import HalfStep, Parameters
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +27,13 @@ def points() -> Tensor:
 
 @pytest.fixture(scope="module")
 def path(points: Tensor) -> list[HalfStep]:
-    return list(mixture.climb(points, mixture.start(points, 3, 0), 0.0, 15))
+    return list(em.climb(points, em.start(points, 3, 0), 0.0, 15))
 
 
 def test_the_e_step_is_bayes_rule(points: Tensor, path: list[HalfStep]) -> None:
     theta = path[2].theta
     joint = theta.weights.log() + dist.MultivariateNormal(theta.means, theta.covariances).log_prob(points[:, None])
-    torch.testing.assert_close(mixture.e_step(points, theta).probs, joint.softmax(-1))
+    torch.testing.assert_close(em.e_step(points, theta).probs, joint.softmax(-1))
 
 
 def test_the_identity_holds_at_every_half_step(points: Tensor, path: list[HalfStep]) -> None:
@@ -51,8 +55,8 @@ def test_the_m_step_is_the_maximum_of_the_bound(points: Tensor, path: list[HalfS
     theta, q = path[2].theta, path[2].q
     leaves = [part.clone().requires_grad_() for part in theta]
     moved = Parameters(leaves[0] / leaves[0].sum(), *leaves[1:])
-    bound = -mixture.TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
-        mixture.partial(mixture.model, theta=moved), mixture.partial(mixture.guide, q=q), points
+    bound = -TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+        partial(em.model, theta=moved), partial(em.guide, q=q), points
     )
     bound.backward()
     for leaf in leaves:
@@ -63,11 +67,7 @@ def test_the_m_step_is_the_maximum_of_the_bound(points: Tensor, path: list[HalfS
 def test_em_takes_the_steps_of_sklearn(points: Tensor, path: list[HalfStep]) -> None:
     for end in (path[2], path[6], path[-1]):
         assert mixture.distance_to_sklearn(points, path[0].theta, end) < 1e-9
-    assert mixture.distance_to_sklearn(points, path[0].theta, replace_theta(path[-1], path[-3].theta)) > 1e-6
-
-
-def replace_theta(state: HalfStep, theta: Parameters) -> HalfStep:
-    return state._replace(theta=theta)
+    assert mixture.distance_to_sklearn(points, path[0].theta, path[-1]._replace(theta=path[-3].theta)) > 1e-6
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ def test_a_point_and_its_sites_are_the_same(path: list[HalfStep]) -> None:
 def test_the_bayesian_mixture_has_the_mixtures_density(points: Tensor, path: list[HalfStep]) -> None:
     """Given its parameters, and with z summed out by Pyro."""
     theta = path[-1].theta
-    program = mixture.pyro.condition(bayesian.BayesianMixture(theta).model, data=bayesian.as_values(theta))
-    results = pv.evaluation.evaluate(program, mixture.no_guide, points, 2, seed=0, progress=False)
+    program = pyro.condition(bayesian.BayesianMixture(theta).model, data=bayesian.as_values(theta))
+    results = pv.evaluation.evaluate(program, em.no_guide, points, 2, seed=0, progress=False)
     expected = bayesian.predict(points, Parameters(*(part[None] for part in theta)))
     np.testing.assert_allclose(results.log_likelihood, expected.log_likelihood)
-    assert float(expected.log_likelihood.sum()) == pytest.approx(mixture.log_likelihood(points, theta))
+    assert float(expected.log_likelihood.sum()) == pytest.approx(em.log_likelihood(points, theta))
 
 
 def test_a_prediction_averages_probabilities(points: Tensor, path: list[HalfStep]) -> None:

@@ -35,8 +35,9 @@ from torch import Tensor, nn
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments._comparison import cell
-from experiments.em import mixture
-from experiments.em.mixture import Parameters
+from experiments.em import expectation_maximization as em
+from experiments.em.expectation_maximization import Parameters
+from experiments.em.pictures import ellipse
 
 
 @dataclass
@@ -102,7 +103,7 @@ def as_parameters(draws: Mapping[str, Tensor]) -> Parameters:
 
 def main(options: Options) -> pd.DataFrame:
     """Fits the three; prints and writes the tables and the figure."""
-    x = mixture.load(options.classes)
+    x = em.load(options.classes)
     x = x / x.std(0)
     order = torch.from_numpy(np.random.RandomState(options.seed).permutation(len(x)))
     train, test = x[order[: options.num_data]], x[order[options.num_data :]]
@@ -122,7 +123,7 @@ def main(options: Options) -> pd.DataFrame:
 
 def maximum_likelihood(x: Tensor, options: Options) -> Parameters:
     """The end of EM."""
-    *_, end = mixture.climb(x, mixture.start(x, options.components, options.seed), 1e-10, 1000)
+    *_, end = em.climb(x, em.start(x, options.components, options.seed), 1e-10, 1000)
     return end.theta
 
 
@@ -218,7 +219,7 @@ def draw(x: Tensor, point: Parameters, draws: Mapping[str, Parameters]) -> Figur
     for (name, theta), color in zip(draws.items(), ("C1", "C0"), strict=True):
         for k in range(len(point.weights)):
             mean, covariance = theta.means[:, k].mean(0), theta.means[:, k].T.cov()
-            mixture.ellipse(plane, mean, covariance, color, label=name if k == 0 else None)
+            ellipse(plane, mean, covariance, color, label=name if k == 0 else None)
             line.plot(
                 grid, gaussian_kde(theta.weights[:, k].numpy())(grid), color=color, label=name if k == 0 else None
             )
