@@ -161,6 +161,13 @@ def test_distance_and_coverage_tell_a_missing_mode_from_a_second_sample() -> Non
     assert measures.coverage(real, collapsed) == pytest.approx(0.5, abs=0.1)
 
 
+def test_coverage_counts_the_balls_of_the_kth_neighbour() -> None:
+    real, generated = torch.arange(10.0)[:, None], torch.tensor([[1.5]])
+    assert measures.coverage(real, generated, k=1) == 0.2  # 1 and 2, within 1
+    assert measures.coverage(real, generated, k=2) == pytest.approx(0.3)  # and 0, whose second neighbour is at 2
+    assert measures.coverage(real, generated, k=3) == pytest.approx(0.4)  # and 3; further neighbours of these are at 2
+
+
 def test_the_kernel_distance_is_unbiased() -> None:
     a, b = torch.randn(200, 40, 3, dtype=torch.float64), torch.randn(200, 40, 3, dtype=torch.float64)
     distances = [measures.kernel_distance(*pair) for pair in zip(a, b, strict=True)]
@@ -217,6 +224,7 @@ def test_feature_consistency_is_the_density_of_features_and_trains_the_vae_alone
         error = (classifier.features(x)[i] - classifier.features(vae.likelihood(z).mean)[i]).flatten(1)
         expected = -(error**2).sum(-1) / (2 * 0.5**2) - error.shape[1] * math.log(0.5 * (2 * math.pi) ** 0.5)
         torch.testing.assert_close(trace.nodes[f"features_{i}"]["log_prob"], expected)
+    assert all(float(layer.detach().std()) > 0 for layer in classifier.features(x))
     before = [parameter.clone() for parameter in classifier.parameters()]
     bias = vae.likelihood.network[0][0].bias.clone()
     pv.fit(module, x, epochs=1)
