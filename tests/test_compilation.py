@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 import pyrovae as pv
 from pyrovae import graphs
 from pyrovae.graphs import Graph
-from pyrovae.isolation import restore_buffers, save_buffers
+from pyrovae.isolation import isolated, restore_buffers, save_buffers
 from pyrovae.precision import products
 from pyrovae.sites import check_program
 from pyrovae.training.criteria import Bound
@@ -319,6 +319,8 @@ def paths(made: Example, weighted: bool = False) -> tuple[Bound, CompiledGradien
     module, objective, batches, _ = made
     parameters = parameters_of(module, batches[0])
     eager = Bound(module, objective, None)
+    with isolated(module.model, module.guide, seed=0):
+        eager.check(batches[0])
     others = [*module.parameters(), *module.buffers()]
     return eager, CompiledGradients(eager, parameters, others, module.modules(), weighted), parameters
 
