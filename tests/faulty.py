@@ -3,7 +3,6 @@
 torch has run nothing in the server when it forks, so no thread of its pools is missing in the children.
 """
 
-import builtins
 import multiprocessing
 import os
 import random
@@ -47,21 +46,17 @@ def train(folder: Path | None, epochs: int, **options: Any) -> tuple[dict[str, T
     pyro.set_rng_seed(0)
     vae = regularized_vae()
     splits = data()
-    history = pv.fit(
-        vae,
-        *splits,
-        objective=pv.objectives.IWAE(2),
-        epochs=epochs,
-        batch_size=11,
-        learning_rate=0.01,
-        kl_warmup=5,
-        transform=pv.data.binarize,
-        scheduler=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99),
-        checkpoint=folder,
-        seed=3,
-        progress=False,
-        **options,
-    )
+    usual = {
+        "objective": pv.objectives.IWAE(2),
+        "batch_size": 11,
+        "learning_rate": 0.01,
+        "kl_warmup": 5,
+        "transform": pv.data.binarize,
+        "scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99),
+        "seed": 3,
+        "progress": False,
+    }
+    history = pv.fit(vae, *splits, epochs=epochs, checkpoint=folder, **{**usual, **options})
     return vae.state_dict(), history
 
 
@@ -89,8 +84,7 @@ def make_slow(told: Connection) -> None:
         return slow
 
     def slow_open(*args: Any, **kwargs: Any) -> Any:
-        file = builtins.open(*args, **kwargs)
-        return Halting(file, told)
+        return Halting(Path(args[0]).open(*args[1:], **kwargs), told)
 
     archives.open = slow_open  # type: ignore[attr-defined]
     os.fsync = paused("fsync", os.fsync)

@@ -68,7 +68,7 @@ class Run:
         self.started, self.compiled_before = time.perf_counter(), 0.0
         self.saved: tuple[int, int] | None = None
         self.memory: dict[str, Any] | None = None
-        self.remembered = 0
+        self.remembered, self.failed = 0, -1
 
     def __call__(self) -> None:
         """Trains to the end, or until told to stop; the module then has the best weights.
@@ -107,17 +107,17 @@ class Run:
         except NotFiniteError as error:
             if str(error) or self.memory is None:
                 raise self._diverged(error) from None
-            failed = self.progress.epoch
+            self.failed = self.progress.epoch
             self._restore(self.memory)
             self.steps.watched = True
             try:
-                self._epochs(until=failed + 1)
+                self._epochs()
             except NotFiniteError as found:
                 error = found
             raise self._diverged(error) from None
 
-    def _epochs(self, until: int | None = None) -> None:
-        while self.progress.epoch < (until or self.plan.epochs) and not self._is_patience_over():
+    def _epochs(self) -> None:
+        while self.progress.epoch < self.plan.epochs and not self._is_patience_over():
             if self.signals.received is not None:
                 self.history.interrupted = True
                 break
@@ -156,7 +156,8 @@ class Run:
             "kl_weight": self.plan.ramp(now.epoch)[-1],
             "train": -float(now.total) / now.seen,
         }
-        if not (math.isfinite(row["train"]) and are_finite(steps.parameters.values())):
+        is_finite = math.isfinite(row["train"]) and are_finite(steps.parameters.values())
+        if not is_finite or now.epoch == self.failed:  # steps that are made again should not have got so far
             raise NotFiniteError
         if self.plan.valid is not None:
             row["valid"] = steps.bound(self.plan.valid)
