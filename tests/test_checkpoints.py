@@ -97,7 +97,6 @@ def assert_same(found: Result, expected: Result) -> None:
     assert [name for name, tensor in found[0].items() if not torch.equal(tensor, expected[0][name])] == []
 
 
-@pytest.mark.filterwarnings("ignore:TraceGraph|ignore:fit goes on without compilation")
 @pytest.mark.parametrize(("make", "options"), RUNS.values(), ids=RUNS)
 def test_a_run_that_goes_on_is_the_run(make: Callable[[], nn.Module], options: dict[str, Any], tmp_path: Path) -> None:
     whole = fitted(make, 7, None, 0, **options)
@@ -339,10 +338,11 @@ def test_a_checkpoint_says_what_was_trained(tmp_path: Path) -> None:
     assert content["changeable"]["epochs"] == 2
 
 
-def test_a_state_that_cannot_be_kept_is_an_error_before_the_first_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("odd", [Path(), lambda: None], ids=["object", "function"])
+def test_a_state_that_cannot_be_kept_is_an_error_before_the_first_step(odd: Any, tmp_path: Path) -> None:
     class Odd(lr_scheduler.LambdaLR):
         def state_dict(self) -> dict[str, Any]:
-            return {**super().state_dict(), "odd": Path()}
+            return {**super().state_dict(), "odd": odd}
 
     with pytest.raises(TypeError, match="the state of the optimizer or of its schedule holds something else"):
         fitted(small_vae, 2, tmp_path, 0, scheduler=partial(Odd, lr_lambda=lambda epoch: 1.0))

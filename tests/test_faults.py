@@ -226,8 +226,6 @@ def test_a_disk_that_can_no_longer_be_written_to(small_disk: Path) -> None:
 def test_a_folder_that_cannot_be_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     steps: list[int] = []
-    with pytest.raises(
-        pv.CheckpointError, match=r"there can be no checkpoints in .*file/run.*a folder that can be"
-    ):
+    with pytest.raises(pv.CheckpointError, match=r"there can be no checkpoints in .*file/run.*a folder that can be"):
         faulty.train(tmp_path / "file" / "run", 5, transform=Breaking(1, lambda: steps.append(1)))
     assert not steps

@@ -1,6 +1,7 @@
 """A folder with the last two checkpoints of a run, and which of them a run goes on from."""
 
 import logging
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -98,8 +99,8 @@ class Checkpoints:
             archives.write(path, content)
             if is_first:  # so that a state that cannot be read is known before it costs anything
                 archives.read(path)
-        except archives.ArchiveError as error:
-            path.unlink()
+        except (archives.ArchiveError, pickle.PicklingError, AttributeError) as error:
+            path.unlink(missing_ok=True)
             raise TypeError(
                 "the state of the optimizer or of its schedule holds something else than tensors, numbers, strings, "
                 "lists and dictionaries, which a checkpoint cannot keep; use one without, or no checkpoint"

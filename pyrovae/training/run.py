@@ -118,7 +118,8 @@ class Run:
 
     def _epochs(self) -> None:
         while self.progress.epoch < self.plan.epochs and not self._is_patience_over():
-            if self.signals.received is not None:
+            if self._is_told_to_stop():
+                self._check_finite()  # no checkpoint is made of what is lost
                 self.history.interrupted = True
                 break
             self._remember()
@@ -126,6 +127,13 @@ class Run:
             if self.progress.step == self.plan.steps:
                 self._close_epoch()
         self._save()
+
+    def _is_told_to_stop(self) -> bool:
+        return self.signals.received is not None and not self.steps.watched
+
+    def _check_finite(self) -> None:
+        if not (math.isfinite(self.progress.total) and are_finite(self.steps.parameters.values())):
+            raise NotFiniteError
 
     def _steps(self) -> None:
         """Makes the steps that are left of an epoch."""
@@ -143,7 +151,7 @@ class Run:
                 now.seen += len(batch[0])
             now.step += 1
             self.bar.update()
-            if self.signals.received is not None:
+            if self._is_told_to_stop():
                 break
 
     def _close_epoch(self) -> None:
@@ -151,13 +159,13 @@ class Run:
         now, steps = self.progress, self.steps
         if now.seen == 0:
             raise NotFiniteError("no step of the epoch had a finite loss and gradient, so that all were skipped")
+        self._check_finite()
         row = {
             "learning_rate": float(steps.optimizer.param_groups[0]["lr"]),
             "kl_weight": self.plan.ramp(now.epoch)[-1],
             "train": -float(now.total) / now.seen,
         }
-        is_finite = math.isfinite(row["train"]) and are_finite(steps.parameters.values())
-        if not is_finite or now.epoch == self.failed:  # steps that are made again should not have got so far
+        if now.epoch == self.failed:  # steps that are made again should not have got so far
             raise NotFiniteError
         if self.plan.valid is not None:
             row["valid"] = steps.bound(self.plan.valid)

@@ -67,15 +67,16 @@ class Tensors:
     def restore(self, copies: dict[str, Tensor]) -> None:
         """Gives them the values of copies."""
         named = self.named()
-        device = next(iter(named.values())).device
         for name, value in copies.items():
             if name not in named:  # an average that a new process has not begun
-                pyro.get_param_store()[name.removeprefix(STORED)] = value.to(device, copy=True)
+                pyro.get_param_store()[name.removeprefix(STORED)] = value.to(
+                    next(iter(named.values())).device, copy=True
+                )
             elif named[name].shape == value.shape:
                 named[name].copy_(value)
             else:  # a module may put a buffer of another shape in the place of one
                 owner, _, leaf = name.rpartition(".")
-                self.module.get_submodule(owner)._buffers[leaf] = value.to(device, copy=True)
+                self.module.get_submodule(owner)._buffers[leaf] = value.to(named[name].device, copy=True)
 
 
 def generator_states() -> dict[str, Any]:
