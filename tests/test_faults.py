@@ -43,6 +43,8 @@ def kill_until_it_ends(folder: Path, kills: int, chance: random.Random, **option
         found[f"amid {phase}"] += 1
         found["resumed"] += known > (0, 0)
         assert newest(folder) >= known  # whatever is lost, it is not what was there
+        for path in folder.glob("checkpoint-*.pt"):
+            archives.read(path)  # all that has a name is whole
     process, _ = faulty.start(folder, EPOCHS, **options)
     process.join()
     assert process.exitcode == 0

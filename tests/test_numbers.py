@@ -1,5 +1,6 @@
 """Numbers that go wrong: where for the first time, what is left as it was, and what may be skipped."""
 
+import pickle
 import re
 import signal
 from functools import partial
@@ -27,7 +28,9 @@ def normal_vae() -> pv.VAE:
     return pv.VAE(
         pv.priors.StandardNormal(2),
         pv.likelihoods.Normal(pv.networks.mlp(2, 8, 6)),
-        pv.posteriors.DiagonalNormal(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))),
+        pv.posteriors.DiagonalNormal(
+            nn.Sequential(nn.Hardtanh(-9, 9), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+        ),
     )
 
 
@@ -74,6 +77,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_that_step(compiled: bool
     assert (error.value.epoch, error.value.step, error.value.history.train) == (0, step, [])
     assert error.value.checkpoint == tmp_path / "checkpoint-000000-000000.pt"
     assert str(error.value.checkpoint) in str(error.value)
+    assert vars(pickle.loads(pickle.dumps(error.value))) == vars(error.value)
     assert_same_tensors(pv.load(error.value.checkpoint, into=small_like(vae)), normal_vae())
     expected = normal_vae()
     fit(expected, poisoned_data(), transform=Poisoned(interrupt=True), **options)

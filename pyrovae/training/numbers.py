@@ -31,8 +31,11 @@ class DivergenceError(FloatingPointError):
     """
 
     def __init__(self, message: str, history: "History", epoch: int, step: int | None, checkpoint: Path | None) -> None:
-        super().__init__(message)
+        super().__init__(message, history, epoch, step, checkpoint)  # all of it, for a process that unpickles the error
         self.history, self.epoch, self.step, self.checkpoint = history, epoch, step, checkpoint
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class NotFiniteError(Exception):
