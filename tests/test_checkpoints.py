@@ -60,7 +60,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     ),
     "decaying baselines": (
         lambda: Discrete(baseline={"use_decaying_avg_baseline": True}),
-        {"objective": TraceGraph_ELBO()},
+        {"objective": TraceGraph_ELBO(), "batch_size": 7},  # they are of batches of one size
     ),
     "pyro.param": (Script, {}),
     "autoencoder": (autoencoder, {}),
@@ -229,7 +229,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes, Path], bytes], str]] = {
     "malicious": (lambda content, folder: malicious(folder / "run by it"), "something else than tensors and plain"),
     "another architecture": (
         lambda content, folder: of_another_architecture(folder),
-        r"of another run: module tensors likelihood.network.0.weight is .*\(8, 2\)' here and was .*\(8, 3\)",
+        r"of another run: module tensors model.likelihood.network.0.weight is .*\(8, 2\)' here and was .*\(8, 3\)",
     ),
     "a module": (lambda content, folder: saved_module(folder), "is not a checkpoint of a run"),
 }
@@ -328,7 +328,7 @@ def test_a_checkpoint_says_what_was_trained(tmp_path: Path) -> None:
     fitted(small_vae, 2, tmp_path, 0, transform=pv.data.binarize)
     content = archives.read(tmp_path / "checkpoint-000002-000000.pt")
     description = content["description"]
-    assert description["module"]["tensors"]["likelihood.network.0.weight"] == "torch.float32 (8, 2)"
+    assert description["module"]["tensors"]["model.likelihood.network.0.weight"] == "torch.float32 (8, 2)"
     assert any("Bernoulli" in line for line in description["module"]["structure"].values())
     assert description["transform"] == "binarize"
     assert description["seed"] == 1

@@ -20,7 +20,7 @@ import pyrovae as pv
 from pyrovae import archives
 from tests import faulty
 
-EPOCHS = 150
+EPOCHS = 80
 
 
 def kill_until_it_ends(folder: Path, kills: int, chance: random.Random, **options: Any) -> Counter[str]:
@@ -34,7 +34,9 @@ def kill_until_it_ends(folder: Path, kills: int, chance: random.Random, **option
         if slow:
             phase = faulty.wait_amid_writing(told, chance)
         else:
-            phase = None if process.join(chance.uniform(0.0, 0.4)) or process.exitcode is not None else "anywhere"
+            wait_for(folder, known[0] + chance.randrange(9))
+            time.sleep(chance.uniform(0, 0.03))
+            phase = "anywhere"
         process.kill()
         process.join()
         if phase is None or process.exitcode != -signal.SIGKILL:
@@ -70,10 +72,7 @@ def differing(folder: Path, expected: tuple[dict[str, Tensor], pv.History]) -> i
 def kill_runs(
     folder: Path, runs: int, kills: int, seed: int, capsys: pytest.CaptureFixture[str], **options: Any
 ) -> None:
-    process, _ = faulty.start(whole := folder / "whole", EPOCHS, **options)
-    process.join()
-    expected = archives.read(whole / "result")
-    expected = expected["state"], pv.History(**expected["history"])
+    expected = uninterrupted(folder / "whole", EPOCHS, **options)
     found, differences = Counter[str](), 0
     for i in range(runs):
         place = folder / str(i)
@@ -109,37 +108,37 @@ def wait_for(folder: Path, epoch: int) -> None:
         time.sleep(0.005)
 
 
-def uninterrupted(folder: Path, epochs: int = EPOCHS) -> tuple[dict[str, Tensor], pv.History]:
-    process, _ = faulty.start(folder, epochs)
+def uninterrupted(folder: Path, epochs: int, **options: Any) -> tuple[dict[str, Tensor], pv.History]:
+    process, _ = faulty.start(folder, epochs, **options)
     process.join()
     found = archives.read(folder / "result")
     return found["state"], pv.History(**found["history"])
 
 
 def test_a_sigterm_saves_and_ends_the_process(tmp_path: Path) -> None:
-    process, _ = faulty.start(tmp_path / "run", EPOCHS)
+    process, _ = faulty.start(tmp_path / "run", 30)
     wait_for(tmp_path / "run", 2)
     process.terminate()
     process.join()
     assert process.exitcode == -signal.SIGTERM  # as of any program
     assert not (tmp_path / "run" / "result").exists()
-    process, _ = faulty.start(tmp_path / "run", EPOCHS)
+    process, _ = faulty.start(tmp_path / "run", 30)
     process.join()
-    assert differing(tmp_path / "run", uninterrupted(tmp_path / "whole")) == 0
+    assert differing(tmp_path / "run", uninterrupted(tmp_path / "whole", 30)) == 0
 
 
 def test_ctrl_c_saves_and_ends_training_but_not_the_script(tmp_path: Path) -> None:
-    process, _ = faulty.start(tmp_path / "run", EPOCHS)
+    process, _ = faulty.start(tmp_path / "run", 30)
     wait_for(tmp_path / "run", 2)
     os.kill(process.pid, signal.SIGINT)
     process.join()
     history = archives.read(tmp_path / "run" / "result")["history"]
     assert history["interrupted"]
-    assert len(history["train"]) == newest(tmp_path / "run")[0] < EPOCHS
-    process, _ = faulty.start(tmp_path / "run", EPOCHS)
+    assert len(history["train"]) == newest(tmp_path / "run")[0] < 30
+    process, _ = faulty.start(tmp_path / "run", 30)
     process.join()
     assert not archives.read(tmp_path / "run" / "result")["history"]["interrupted"]
-    assert differing(tmp_path / "run", uninterrupted(tmp_path / "whole")) == 0
+    assert differing(tmp_path / "run", uninterrupted(tmp_path / "whole", 30)) == 0
 
 
 class Breaking:

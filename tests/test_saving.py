@@ -73,7 +73,7 @@ def other_activation() -> pv.VAE:
     [
         (
             lambda: small_vae(latent=3),
-            r"likelihood.network.0.weight is 'torch.float32 \(8, 3\)' here and was .*\(8, 2\)",
+            r"model.likelihood.network.0.weight is 'torch.float32 \(8, 3\)' here and was .*\(8, 2\)",
         ),
         (lambda: small_vae().double(), r"is 'torch.float64 \(8, 2\)' here and was 'torch.float32 \(8, 2\)'"),
         (regularized_vae, r"posterior.network.1.weight is .* here and was not there"),

@@ -96,7 +96,9 @@ class Steps:
             if self.skip:
                 return None
             restore_generators(generators)
-            raise NotFiniteError(self._reason(batch, kl_weight, loss, slopes))
+            reason = self._reason(batch, kl_weight, loss, slopes)
+            restore_buffers(buffers)  # once more: to find the reason, the programs may have been run
+            raise NotFiniteError(reason)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip_norm)
         self.optimizer.step()
