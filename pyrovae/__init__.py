@@ -20,7 +20,7 @@ from pyrovae import (
 from pyrovae.bayesian import BayesianVAE
 from pyrovae.hierarchical import HierarchicalVAE
 from pyrovae.semi_supervised import SemiSupervisedVAE
-from pyrovae.training import History, fit
+from pyrovae.training import CheckpointError, DivergenceError, History, fit, load, save
 from pyrovae.vae import VAE
 
 __version__ = "0.1.0"
@@ -28,6 +28,8 @@ __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "BayesianVAE",
+    "CheckpointError",
+    "DivergenceError",
     "HierarchicalVAE",
     "History",
     "SemiSupervisedVAE",
@@ -38,9 +40,11 @@ __all__ = [
     "fit",
     "flows",
     "likelihoods",
+    "load",
     "networks",
     "objectives",
     "plots",
     "posteriors",
     "priors",
+    "save",
 ]

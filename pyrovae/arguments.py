@@ -1,5 +1,8 @@
 """What users pass in: data as finite tensors on a device that is there, or an error that says what is wrong."""
 
+import hashlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,3 +56,12 @@ def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
                 f"remove them, or pass a mask of the others and fill them with zeros (pyrovae.likelihoods.Masked)"
             )
     return tensors
+
+
+def fingerprint(tensors: tuple[Tensor, ...]) -> str:
+    """SHA-1 of the data, by which two results are known to be of the same."""
+    digest: Any = hashlib.sha1(usedforsecurity=False)
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return str(digest.hexdigest())

@@ -1,7 +1,9 @@
 """Sample sites of a model and its guide: run together, checked against each other, scored one by one."""
 
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -28,9 +30,30 @@ def trace(
     """
     if depth is not None:
         guide, model = poutine.enum(guide, first_available_dim=-depth - 1), poutine.enum(model)  # left of the guide's
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    with _told_of_divergence():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return sample_sites(model_trace), sample_sites(guide_trace)
+
+
+@contextmanager
+def _told_of_divergence() -> Iterator[None]:
+    """Says what it means that a distribution refuses parameters which are no numbers.
+
+    Raises:
+        FloatingPointError: Instead of the distribution's error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        pattern = r"Expected parameter (\w+) .*? of distribution (\w+)\(.* found invalid values:(.*)"
+        refused = re.search(pattern, str(error), flags=re.DOTALL)
+        if not (refused and re.search(r"\b(nan|inf)\b", refused[3])):
+            raise
+        raise FloatingPointError(
+            f"the model has diverged: {refused[1]} of a {refused[2]} is NaN or infinite; look at the parameters of the "
+            f"module and at its history, and go back to weights from before that, such as a checkpoint's"
+        ) from error
 
 
 def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIndepStackFrame:

@@ -11,7 +11,7 @@ from pyro.infer.util import Dice
 from torch import Tensor, nn
 
 from pyrovae.graphs import Graph
-from pyrovae.isolation import restore_buffers, save_buffers
+from pyrovae.isolation import isolated, restore_buffers, save_buffers
 from pyrovae.sites import check_program
 from pyrovae.training.criteria import Bound
 from pyrovae.training.gradients import CompiledGradients
@@ -43,6 +43,8 @@ def paths(made: Example, weighted: bool = False) -> tuple[Bound, CompiledGradien
     module, objective, batches, _ = made
     parameters = parameters_of(module, batches[0])
     eager = Bound(module, objective, None)
+    with isolated(module.model, module.guide, seed=0):
+        eager.check(batches[0])
     others = [*module.parameters(), *module.buffers()]
     return eager, CompiledGradients(eager, parameters, others, module.modules(), weighted), parameters
 

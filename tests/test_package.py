@@ -28,12 +28,13 @@ LAYERS = {
     "weights": {"sites", "summation", "draws"},
     "isolation": set(),
     "arguments": set(),
+    "archives": set(),
     "testing": set(),
     "plots": {"programs", "isolation", "plots", "training"},  # training for type checkers only
     "objectives": {"sites", "divergences", "draws", "weights", "isolation", "objectives"},
     "graphs": {"isolation"},
     "precision": set(),
-    "training": {"sites", "isolation", "arguments", "plots", "graphs", "precision", "training"},
+    "training": {"sites", "isolation", "arguments", "plots", "graphs", "precision", "archives", "training"},
     "evaluation": {
         "sites",
         "divergences",

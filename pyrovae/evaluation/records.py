@@ -1,14 +1,12 @@
 """What every result says of itself: programs, data, seed, versions; and that no number of it is NaN or infinite."""
 
-import hashlib
 import time
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyrovae.arguments import as_tuple
+from pyrovae.arguments import as_tuple, fingerprint
 from pyrovae.evaluation.pieces import Pieces
 from pyrovae.isolation import owners
 from pyrovae.sites import Program
@@ -32,7 +30,7 @@ def attributes(
         "seed": seed,
         "binarization": binarization,
         "base_measure": measures.pop() if len(measures) == 1 else str(dict(pieces.base_measures)),
-        "data_sha1": _hash(as_tuple(pieces.data)),
+        "data_sha1": fingerprint(as_tuple(pieces.data)),
         "seconds": time.perf_counter() - start,
         "device": str(pieces.device),
         "units": units,
@@ -60,12 +58,3 @@ def _describe(program: Program) -> str:
         parts = ", ".join(f"{name}={type(part).__name__}" for name, part in owner.named_children())
         return f"{type(owner).__name__}({parts})"
     return str(getattr(program, "__qualname__", type(program).__name__))
-
-
-def _hash(tensors: tuple[Tensor, ...]) -> str:
-    """SHA-1 of the data, by which two results are known to be of the same."""
-    digest: Any = hashlib.sha1(usedforsecurity=False)
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return str(digest.hexdigest())

@@ -52,12 +52,17 @@ class Bound:
         self.programs = (self.model, self.guide)
         self.name = type(objective).__name__
         self.full_size: int | None = None
+        self.has_run = False
 
     def check(self, batch: Batch) -> None:
         """Checks model and guide against each other and the data, and finds out what the loss is scaled to."""
         plate = check_program(self.model, self.guide, batch)
         if plate.full_size != len(batch[0]):
             self.full_size = plate.full_size
+        if not self.has_run:  # what objectives find out by a run, such as the plates' depth, must not move the noise
+            with pyro.validation_enabled(False):
+                self.value(batch)
+            self.has_run = True
 
     def __call__(self, batch: Batch, kl_weight: float | Tensor) -> Tensor | float:
         """Returns the loss, with the latent sites weighted, and leaves its gradient."""

@@ -13,7 +13,7 @@ from pyrovae.training.criteria import Batch, Criterion
 
 
 class CompiledGradients:
-    """A criterion's gradient by a graph for each shape of batch, from the second call on.
+    """A criterion's gradient by a graph for each shape of batch; the criterion has checked one before.
 
     What cannot be compiled is run as it is, after a warning.
 
@@ -36,13 +36,10 @@ class CompiledGradients:
         self.eager, self.parameters, self.weighted, self.modules = eager, parameters, weighted, list(modules)
         self.tensors = list({id(tensor): tensor for tensor in (*parameters, *others)}.values())
         self.graphs: dict[Any, Callable[..., Tensor | float]] = {}
-        self.seconds, self.is_first = 0.0, True
+        self.seconds = 0.0
 
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor | float:
         """Returns the loss, with the latent sites weighted; the parameters are to have no gradient yet."""
-        if self.is_first:  # a run in which objectives find out what they ask a program once, such as its plates' depth
-            self.is_first = False
-            return self.eager(batch, kl_weight)
         inputs = (*batch, batch[0].new_full((), kl_weight)) if self.weighted else batch
         key = tuple((tensor.shape, tensor.dtype) for tensor in batch)
         if key not in self.graphs:

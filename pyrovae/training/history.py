@@ -19,11 +19,13 @@ class History:
             time; empty without validation data.
         kl_weight: Weight of the latent sites at the epoch's last step.
         learning_rate: Learning rate during the epoch.
-        seconds: Wall time from the start of training to the end of the epoch, compilation included.
+        seconds: Wall time from the start of training to the end of the epoch, compilation included; time between a
+            checkpoint and the run that goes on from it is left out.
+        skipped: Steps of the epoch that were left out, since their loss or gradient was not finite.
         compile_seconds: How much of it went into compilation; 0 for a run that was not compiled.
         best_epoch: Index of the epoch whose weights the module has at the end: the best on the validation data, without
-            them the last; ``None`` if that is amid an epoch that Ctrl-C ended.
-        interrupted: Whether Ctrl-C ended the run.
+            them the last; ``None`` if that is amid an epoch that was not finished.
+        interrupted: Whether Ctrl-C, or a signal, ended the run.
     """
 
     objective: str
@@ -32,6 +34,7 @@ class History:
     kl_weight: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
     compile_seconds: float = 0.0
     best_epoch: int | None = None
     interrupted: bool = False

@@ -1,26 +1,26 @@
-"""``fit``: the loop over epochs and batches."""
+"""``fit``: trains a module."""
 
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from pyrovae.arguments import Data, as_device, as_tensors, as_tuple
-from pyrovae.isolation import Buffers, isolated, restore_buffers, save_buffers, seeded
+from pyrovae.arguments import Data, as_device, as_tensors, fingerprint
+from pyrovae.isolation import seeded
 from pyrovae.precision import Precision, check_precision
-from pyrovae.training.criteria import Batch, Bound, Criterion, OwnLoss
-from pyrovae.training.gradients import CompiledGradients
+from pyrovae.training.checkpoints import Checkpoints
+from pyrovae.training.criteria import Bound, Criterion, OwnLoss
+from pyrovae.training.description import Description, of_module, of_object, plain
 from pyrovae.training.history import History
-
-Transform = Callable[..., Data]
+from pyrovae.training.options import check_options
+from pyrovae.training.run import Plan, Run
+from pyrovae.training.steps import NonFinite, Steps, Transform
 
 
 def fit(
@@ -39,6 +39,10 @@ def fit(
     patience: int | None = None,
     compile: bool = False,  # noqa: A002  # as torch calls it
     precision: Precision | None = None,
+    clip_norm: float | None = None,
+    on_nonfinite: NonFinite = "raise",
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1,
     seed: int | None = None,
     device: str | torch.device = "auto",
     progress: bool = True,
@@ -49,6 +53,11 @@ def fit(
     Modules train in the mode, ``train()`` or ``eval()``, in which they are. With validation data the best weights are
     restored at the end. Ctrl-C ends training, not the script: what was trained so far is in the module and in the
     returned history.
+
+    With a folder for checkpoints, the same call goes on from the last one, after whatever ended the run, and with more
+    epochs than it had, beyond its end. On a CPU the parameters are then, bit for bit, those of a run that was never
+    interrupted. Ctrl-C and SIGTERM let the step in progress end and save before they stop the run; a SIGTERM then takes
+    its usual course, the end of the process.
 
     Args:
         module: Has ``model(*data)`` and ``guide(*data)``: a :class:`pyrovae.VAE`, or any module of your own. Parameters
@@ -75,6 +84,15 @@ def fit(
             is trained without, after a warning that says why.
         precision: Of the products in linear and convolutional layers: ``"bfloat16"``, or on CUDA ``"tf32"``; everything
             else, and parameters, stay as they are. By default torch's own setting.
+        clip_norm: Scale gradients whose norm, over all parameters, is larger than that down to it.
+        on_nonfinite: What to do if a loss or gradient is NaN or infinite. ``"raise"``: stop, leaving the module as it
+            was before that step. ``"skip"``: leave such steps out and count them in the history, for which all steps
+            are looked at; on CUDA the host then waits for each.
+        checkpoint: Folder in which to keep the last two checkpoints, of this run alone: parameters, those made by
+            ``pyro.param`` too, optimizer, schedule, generators (torch, NumPy, Python), history, best weights, and what
+            is trained on what, with checksums. A file that is damaged is set aside with a warning, and the one before
+            is taken. What Python objects keep beside tensors is not held, nor are generators of your own.
+        checkpoint_every: Epochs between two checkpoints; one is written at the end in any case.
         seed: Makes a run on a CPU repeat bit for bit, and leaves the global generators alone; without one, noise and
             order come from the global generators.
         device: ``"auto"`` is a CUDA device if there is one, else the CPU.
@@ -87,8 +105,13 @@ def fit(
         TypeError: If the module has neither model and guide nor a loss, or data are not floating-point tensors.
         ValueError: If data are empty, not finite, of different lengths or outside the likelihood's support; if model
             and guide disagree; if an option is out of range; if the device is not there; if a module with a loss of its
-            own is given an objective or a KL warm-up.
-        FloatingPointError: If the loss is no longer finite.
+            own is given an objective or a KL warm-up; if the checkpoints are of another run (module, data, objective or
+            options, but for ``epochs``, ``patience``, ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``
+            and ``progress``), or none of them can be read.
+        DivergenceError: A FloatingPointError, if the loss, its gradient, a parameter or the bound on the validation
+            data is not finite. It says where for the first time, and has the ``history`` until then.
+        CheckpointError: An OSError, if a checkpoint cannot be written. The weights are in the module then, the error
+            has the ``history``, and the previous checkpoint is whole.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -101,161 +124,51 @@ def fit(
         >>> len(history.train)
         2
     """
-    _check_options(
-        module, valid, objective, epochs=epochs, batch_size=batch_size, patience=patience, kl_warmup=kl_warmup
+    check_options(
+        module,
+        valid,
+        objective,
+        patience=patience,
+        kl_warmup=kl_warmup,
+        clip_norm=clip_norm,
+        on_nonfinite=on_nonfinite,
+        epochs=epochs,
+        batch_size=batch_size,
+        checkpoint_every=checkpoint_every,
     )
     where = as_device(device)
     train_data = tuple(tensor.to(where) for tensor in as_tensors("train", train))
     valid_data = None if valid is None else tuple(tensor.to(where) for tensor in as_tensors("valid", valid))
     module.to(where)
-    steps = math.ceil(len(train_data[0]) / batch_size)
     check_precision(precision, where)
+    plan = Plan(train_data, valid_data, transform, epochs, batch_size, kl_warmup, patience)
+    criterion = _criterion(module, objective, precision)
     with seeded(seed):
-        run = _Run(module, _criterion(module, objective, precision), batch_size)
-        parameters = run.check(train_data, transform) | ({} if valid_data is None else run.check(valid_data))
-        if not parameters:
+        steps = Steps(module, criterion, batch_size, clip_norm, skip=on_nonfinite == "skip")
+        steps.check(train_data, transform)
+        if valid_data is not None:
+            steps.check(valid_data)
+        if not steps.parameters:
             raise ValueError(f"{type(module).__name__} has no parameter to train; unfreeze some with requires_grad_()")
         make_optimizer = optimizer or partial(torch.optim.Adam, fused=True)
-        run.optimizer = make_optimizer(parameters.values(), lr=learning_rate)
-        schedule = None if scheduler is None else scheduler(run.optimizer)
+        steps.optimizer = make_optimizer(steps.parameters.values(), lr=learning_rate)
+        schedule = None if scheduler is None else scheduler(steps.optimizer)
         if compile:
-            run.compile(list(parameters.values()), weighted=kl_warmup > 0)
-        history, best = History(run.criterion.name), _Best(parameters.values(), module)
-        start = time.perf_counter()
+            steps.compile(weighted=kl_warmup > 0)
+        checkpoints = None
+        if checkpoint is not None:
+            options = {"learning_rate": learning_rate, "precision": precision, "clip_norm": clip_norm, "seed": seed}
+            changeable = {"epochs": epochs, "patience": patience, "compile": compile, "device": str(where)}
+            description = _describe(steps, plan, schedule, options)
+            checkpoints = Checkpoints(checkpoint, checkpoint_every, description, changeable)
+        hidden = None if progress else True  # None: where the output is no terminal
         with (
             pyro.validation_enabled(False),
-            tqdm(total=epochs * steps, unit="step", desc=run.criterion.name, disable=None if progress else True) as bar,
+            tqdm(total=epochs * plan.steps, unit="step", desc=criterion.name, disable=hidden) as bar,
         ):
-            try:
-                for epoch in range(epochs):
-                    ramp = [min(1.0, (epoch * steps + i + 1) / (kl_warmup * steps or 1)) for i in range(steps)]
-                    row = {
-                        "learning_rate": run.optimizer.param_groups[0]["lr"],
-                        "kl_weight": ramp[-1],
-                        "train": run.train(train_data, transform, ramp, bar),
-                    }
-                    if valid_data is not None:
-                        row["valid"] = run.evaluate(valid_data)
-                    history.append(**row, seconds=time.perf_counter() - start)
-                    history.compile_seconds = run.compile_seconds
-                    history.best_epoch = best.offer(epoch, row.get("valid"))
-                    shown = [f"{name} {row[name]:.2f}" for name in ("train", "valid") if name in row]
-                    shown += [f"compiled in {run.compile_seconds:.0f} s"] if run.compile_seconds else []
-                    bar.set_postfix_str(", ".join(shown))
-                    if schedule is not None:
-                        _advance(schedule, history)
-                    if patience is not None and epoch - best.epoch >= patience:
-                        break
-            except KeyboardInterrupt:
-                history.interrupted = True
-                if valid_data is None:
-                    history.best_epoch = None  # the weights are from amid an epoch
-            finally:
-                best.restore()
-    return history
-
-
-class _Run:
-    """One module under one criterion: steps of the optimizer, and bounds per datum."""
-
-    optimizer: torch.optim.Optimizer
-
-    def __init__(self, module: nn.Module, criterion: Criterion, batch_size: int) -> None:
-        self.module, self.criterion, self.batch_size = module, criterion, batch_size
-        self.gradients: Criterion | CompiledGradients = criterion
-
-    def check(self, data: Batch, transform: Transform | None = None) -> dict[int, Tensor]:
-        """Runs all data once with validation on, and returns the trainable parameters by identity."""
-        with isolated(*self.criterion.programs, seed=0), poutine.trace(param_only=True) as capture:
-            for batch in self._batches(data, transform):
-                self.criterion.check(batch)
-        values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
-        sites = [value.unconstrained() for value in values]
-        return {id(p): p for p in (*self.module.parameters(), *sites) if p.requires_grad}
-
-    def compile(self, parameters: Sequence[Tensor], weighted: bool) -> None:
-        """Compiles the gradients of such parameters, when the first batch is there."""
-        others, modules = (*self.module.parameters(), *self.module.buffers()), self.module.modules()
-        self.gradients = CompiledGradients(self.criterion, parameters, others, modules, weighted)
-
-    @property
-    def compile_seconds(self) -> float:
-        """What compilation has taken so far."""
-        return self.gradients.seconds if isinstance(self.gradients, CompiledGradients) else 0.0
-
-    def train(self, data: Batch, transform: Transform | None, ramp: Sequence[float], bar: Any) -> float:
-        """Makes one pass over the data in random order and returns the mean bound of its steps."""
-        total: Any = 0.0
-        for batch, kl_weight in zip(self._batches(data, transform, shuffle=True), ramp, strict=True):
-            total += self._step(batch, kl_weight) * self.criterion.share(batch)
-            bar.update()
-        return self._finite(-float(total) / len(data[0]))
-
-    def evaluate(self, data: Batch) -> float:
-        """Returns the bound on data, with the same noise at every call."""
-        with isolated(*self.criterion.programs, seed=0):
-            losses = [self.criterion.value(batch) * self.criterion.share(batch) for batch in self._batches(data)]
-        return self._finite(-sum(losses) / len(data[0]))
-
-    def _finite(self, bound: float) -> float:
-        if not math.isfinite(bound):
-            raise FloatingPointError(
-                f"the {self.criterion.name} objective became {bound}; lower the learning rate, rescale the data, or "
-                f"bound the scales that the networks give"
-            )
-        return bound
-
-    def _step(self, batch: Batch, kl_weight: float) -> Tensor | float:
-        self.optimizer.zero_grad()
-        loss = self.gradients(batch, kl_weight)
-        if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
-            raise ValueError(
-                f"no parameter of {type(self.module).__name__} gets a gradient from {self.criterion.name}; use the "
-                f"module's parameters in its model, guide or loss, and announce them with pyro.module where the "
-                f"objective is not differentiable by itself"
-            )
-        self.optimizer.step()
-        return loss
-
-    def _batches(self, data: Batch, transform: Transform | None = None, shuffle: bool = False) -> Iterator[Batch]:
-        size, device = len(data[0]), data[0].device
-        order = torch.randperm(size, device=device) if shuffle else torch.arange(size, device=device)
-        for indices in order.split(self.batch_size):
-            batch = tuple(tensor[indices] for tensor in data)
-            yield batch if transform is None else as_tuple(transform(*batch))
-
-
-class _Best:
-    """The tensors at the epoch with the best bound on the validation data; without such data, at the last epoch."""
-
-    def __init__(self, parameters: Iterable[Tensor], module: nn.Module) -> None:
-        self.parameters, self.modules = list(parameters), list(module.modules())
-        self.copies: list[Tensor] = []
-        self.buffers: Buffers = []
-        self.epoch, self.bound = -1, -math.inf
-
-    def offer(self, epoch: int, bound: float | None) -> int:
-        """Copies the tensors if the bound is the best so far; returns the epoch that :meth:`restore` would restore."""
-        if bound is None:
-            self.epoch = epoch
-        elif bound > self.bound:
-            self.epoch, self.bound = epoch, bound
-            self.copies = [parameter.detach().clone() for parameter in self.parameters]
-            self.buffers = save_buffers(self.modules)
-        return self.epoch
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for parameter, copy in zip(self.parameters, self.copies, strict=False):
-            parameter.copy_(copy)
-        restore_buffers(self.buffers)
-
-
-def _advance(schedule: torch.optim.lr_scheduler.LRScheduler, history: History) -> None:
-    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        schedule.step(-(history.valid or history.train)[-1])
-    else:
-        schedule.step()
+            run = Run(plan, steps, schedule, checkpoints, bar)
+            run()
+    return run.history
 
 
 def _criterion(module: Any, objective: ELBO | None, precision: Precision | None) -> Criterion:
@@ -264,29 +177,22 @@ def _criterion(module: Any, objective: ELBO | None, precision: Precision | None)
     return OwnLoss(module, precision)
 
 
-def _check_trainable(module: Any, objective: ELBO | None, kl_warmup: int) -> None:
-    name = type(module).__name__
-    roles = [role for role in ("model", "guide", "loss") if callable(getattr(module, role, None))]
-    if roles not in (["model", "guide"], ["model", "guide", "loss"], ["loss"]):
-        has = f"only {' and '.join(roles)}" if roles else "none of them"
-        raise TypeError(f"fit trains a module that has a Pyro model and guide, or a loss; {name} has {has}")
-    if roles == ["loss"] and (objective is not None or kl_warmup):
-        raise ValueError(
-            f"{name} has a loss of its own and no density, so there is no bound and no KL term to weight; leave out "
-            f"objective= and kl_warmup="
-        )
-
-
-def _check_options(
-    module: nn.Module, valid: Data | None, objective: Any, patience: int | None, kl_warmup: int, **counts: int
-) -> None:
-    if not (objective is None or isinstance(objective, ELBO)):
-        raise TypeError(f"the objective must be a Pyro ELBO such as Trace_ELBO() or IWAE(5), got {objective!r}")
-    _check_trainable(module, objective, kl_warmup)
-    for name, count in {**counts, "patience": 1 if patience is None else patience}.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    if kl_warmup < 0:
-        raise ValueError(f"kl_warmup is a number of epochs, at least 0, got {kl_warmup}")
-    if patience is not None and valid is None:
-        raise ValueError("patience watches validation data; give valid=, or no patience")
+def _describe(steps: Steps, plan: Plan, schedule: Any, options: Description) -> Description:
+    """What a checkpoint must be of for a run to go on from it."""
+    data = {"train": plan.train} | ({} if plan.valid is None else {"valid": plan.valid})
+    stored = {name: str(tuple(tensor.shape)) for name, tensor in steps.tensors.stored.items()}
+    return {
+        "module": of_module(steps.module),
+        **stored,
+        "loss": of_object(getattr(steps.criterion, "objective", steps.criterion)),
+        "optimizer": {"type": type(steps.optimizer).__name__, **plain(steps.optimizer.defaults)},
+        "schedule": None if schedule is None else {"type": type(schedule).__name__, **plain(schedule.state_dict())},
+        "batch_size": plan.batch_size,
+        "kl_warmup": plan.kl_warmup,
+        "transform": plain(plan.transform),
+        **options,
+        **{
+            f"{name} data": {"shapes": plain([tensor.shape for tensor in tensors]), "SHA-1": fingerprint(tensors)}
+            for name, tensors in data.items()
+        },
+    }

@@ -1,0 +1,138 @@
+"""Runs that are killed, in processes of their own; imported by a fork server, so that a process starts in no time.
+
+torch has run nothing in the server when it forks, so no thread of its pools is missing in the children.
+"""
+
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae import archives
+from tests.conftest import small_vae
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.faulty"])
+PAUSE = 0.02
+
+
+def regularized_vae() -> pv.VAE:
+    """Dropout, and batch normalization with its buffers."""
+    vae = small_vae()
+    layers = nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 4)
+    vae.posterior = pv.posteriors.DiagonalNormal(nn.Sequential(*layers))
+    return vae
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    grey = torch.rand(60, 6, generator=generator)
+    return grey[:40], grey[40:].round()
+
+
+def train(folder: Path | None, epochs: int, **options: Any) -> tuple[dict[str, Tensor], pv.History]:
+    """A run with all that has a state: annealing, schedule, new noise in the data, dropout, buffers, best weights."""
+    pyro.set_rng_seed(0)
+    vae = regularized_vae()
+    splits = data()
+    usual = {
+        "objective": pv.objectives.IWAE(2),
+        "batch_size": 11,
+        "learning_rate": 0.01,
+        "kl_warmup": 5,
+        "transform": pv.data.binarize,
+        "scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99),
+        "seed": 3,
+        "progress": False,
+    }
+    history = pv.fit(vae, *splits, epochs=epochs, checkpoint=folder, **{**usual, **options})
+    return vae.state_dict(), history
+
+
+def record(path: Path, state: dict[str, Tensor], history: pv.History) -> None:
+    archives.write(path, {"state": state, "history": asdict(history)})
+
+
+def run(folder: Path, epochs: int, told: Connection, slow: bool, options: dict[str, Any]) -> None:
+    """Trains to the end and leaves the result in ``result``; tells of each phase of writing, if it is to be slow."""
+    if slow:
+        make_slow(told)
+    told.send("started")
+    record(folder / "result", *train(folder, epochs, **options))
+
+
+def make_slow(told: Connection) -> None:
+    """Makes writing a checkpoint take its time, within each of its phases."""
+
+    def paused(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any) -> Any:
+            told.send(phase)
+            time.sleep(PAUSE)
+            return function(*args)
+
+        return slow
+
+    def slow_open(*args: Any, **kwargs: Any) -> Any:
+        return Halting(Path(args[0]).open(*args[1:], **kwargs), told)
+
+    archives.open = slow_open  # type: ignore[attr-defined]
+    os.fsync = paused("fsync", os.fsync)
+    os.replace = paused("rename", os.replace)
+
+
+class Halting:
+    """A file that halts in the middle of whatever is written to it."""
+
+    def __init__(self, file: Any, told: Connection) -> None:
+        self.file, self.told = file, told
+
+    def __enter__(self) -> "Halting":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.file.close()
+
+    def write(self, content: Any) -> None:
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
+        self.told.send("write")
+        time.sleep(PAUSE)
+        self.file.write(content[len(content) // 2 :])
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def fileno(self) -> int:
+        return int(self.file.fileno())
+
+
+def start(folder: Path, epochs: int, *, slow: bool = False, **options: Any) -> tuple[Any, Connection]:
+    """Starts a run in a process of its own; what it tells can be received."""
+    told, tells = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=run, args=(folder, epochs, tells, slow, options), daemon=True)
+    process.start()
+    tells.close()
+    return process, told
+
+
+def wait_amid_writing(told: Connection, chance: random.Random) -> str | None:
+    """Waits for some phase of some write; returns which it is, or None if the run has ended meanwhile."""
+    phase = None
+    try:
+        for _ in range(chance.randrange(1, 40)):
+            phase = told.recv()
+        time.sleep(chance.uniform(0, PAUSE))
+    except EOFError:
+        return None
+    return phase

@@ -1,0 +1,232 @@
+"""Faults that are made to happen: processes killed, told to stop, disks full, folders that cannot be written to."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pyrovae as pv
+from pyrovae import archives
+from tests import faulty
+
+EPOCHS = 80
+
+
+def kill_until_it_ends(folder: Path, kills: int, chance: random.Random, **options: Any) -> Counter[str]:
+    """Kills one run again and again, amid its steps and amid its writing in turns; then lets it end."""
+    found: Counter[str] = Counter()
+    while found["killed"] < kills:
+        slow = found["killed"] % 2 == 1
+        process, told = faulty.start(folder, EPOCHS, slow=slow, **options)
+        told.recv()
+        known = newest(folder)
+        if slow:
+            phase = faulty.wait_amid_writing(told, chance)
+        else:
+            wait_for(folder, known[0] + chance.randrange(9))
+            time.sleep(chance.uniform(0, 0.03))
+            phase = "anywhere"
+        process.kill()
+        process.join()
+        if phase is None or process.exitcode != -signal.SIGKILL:
+            raise AssertionError("the run ended before it was killed; make it longer")
+        found["killed"] += 1
+        found[f"amid {phase}"] += 1
+        found["resumed"] += known > (0, 0)
+        assert newest(folder) >= known  # whatever is lost, it is not what was there
+        for path in folder.glob("checkpoint-*.pt"):
+            archives.read(path)  # all that has a name is whole
+    process, _ = faulty.start(folder, EPOCHS, **options)
+    process.join()
+    assert process.exitcode == 0
+    return found
+
+
+def newest(folder: Path) -> tuple[int, int]:
+    """How far the newest checkpoint has come."""
+    names = [path.stem.split("-")[1:] for path in folder.glob("checkpoint-*.pt")]
+    return max(((int(epoch), int(step)) for epoch, step in names), default=(0, 0))
+
+
+def differing(folder: Path, expected: tuple[dict[str, Tensor], pv.History]) -> int:
+    """How many tensors of a run in a process of its own are not what they are to be; its history must be the same."""
+    state, history = expected
+    found = archives.read(folder / "result")
+    for column in ("train", "valid", "kl_weight", "learning_rate", "best_epoch", "skipped"):
+        assert found["history"][column] == getattr(history, column), column
+    assert found["state"].keys() == state.keys()
+    return sum(not torch.equal(found["state"][name], tensor) for name, tensor in state.items())
+
+
+def kill_runs(
+    folder: Path, runs: int, kills: int, seed: int, capsys: pytest.CaptureFixture[str], **options: Any
+) -> None:
+    expected = uninterrupted(folder / "whole", EPOCHS, **options)
+    found, differences = Counter[str](), 0
+    for i in range(runs):
+        place = folder / str(i)
+        found += kill_until_it_ends(place, kills, random.Random(seed + i), **options)
+        differences += differing(place, expected)
+        assert not list(place.glob(".*"))  # nothing half written is left
+    with capsys.disabled():
+        phases = ", ".join(f"{count} {phase}" for phase, count in sorted(found.items()) if phase.startswith("amid"))
+        print(
+            f"\nkilled {found['killed']} times ({phases}), {found['resumed']} resumed from a checkpoint, "
+            f"{differences} differing parameters"
+        )
+    assert differences == 0
+    assert found["killed"] == runs * kills
+
+
+def test_a_killed_run_is_resumed_to_the_same_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kill_runs(tmp_path, runs=1, kills=6, seed=0, capsys=capsys)
+
+
+@pytest.mark.slow
+def test_many_killed_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kill_runs(tmp_path, runs=5, kills=8, seed=100, capsys=capsys)
+
+
+@pytest.mark.slow
+def test_killed_runs_that_are_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kill_runs(tmp_path, runs=1, kills=4, seed=200, capsys=capsys, compile=True)
+
+
+def wait_for(folder: Path, epoch: int) -> None:
+    while newest(folder) < (epoch, 0):
+        time.sleep(0.005)
+
+
+def uninterrupted(folder: Path, epochs: int, **options: Any) -> tuple[dict[str, Tensor], pv.History]:
+    process, _ = faulty.start(folder, epochs, **options)
+    process.join()
+    found = archives.read(folder / "result")
+    return found["state"], pv.History(**found["history"])
+
+
+def test_a_sigterm_saves_and_ends_the_process(tmp_path: Path) -> None:
+    process, _ = faulty.start(tmp_path / "run", 30)
+    wait_for(tmp_path / "run", 2)
+    process.terminate()
+    process.join()
+    assert process.exitcode == -signal.SIGTERM  # as of any program
+    assert not (tmp_path / "run" / "result").exists()
+    process, _ = faulty.start(tmp_path / "run", 30)
+    process.join()
+    assert differing(tmp_path / "run", uninterrupted(tmp_path / "whole", 30)) == 0
+
+
+def test_ctrl_c_saves_and_ends_training_but_not_the_script(tmp_path: Path) -> None:
+    process, _ = faulty.start(tmp_path / "run", 30)
+    wait_for(tmp_path / "run", 2)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    history = archives.read(tmp_path / "run" / "result")["history"]
+    assert history["interrupted"]
+    assert len(history["train"]) == newest(tmp_path / "run")[0] < 30
+    process, _ = faulty.start(tmp_path / "run", 30)
+    process.join()
+    assert not archives.read(tmp_path / "run" / "result")["history"]["interrupted"]
+    assert differing(tmp_path / "run", uninterrupted(tmp_path / "whole", 30)) == 0
+
+
+class Breaking:
+    """Binarizes, and breaks something at a call; what it is called on before the training is not counted."""
+
+    def __init__(self, at: int, how: Any = None) -> None:
+        self.left, self.how = at, how
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self.left -= 1
+            if self.left == 0:
+                self.how()
+        return pv.data.binarize(x)
+
+
+STEPS = 4  # of an epoch
+
+
+def check_that_a_broken_disk_costs_nothing(folder: Path, breaking: Any, mend: Any, reason: str) -> None:
+    """A run breaks amid its third epoch, at whose end a checkpoint is due."""
+    expected = faulty.train(None, 5, transform=Breaking(-1))
+    with pytest.raises(
+        pv.CheckpointError, match=f"checkpoint-000003-000000.pt' could not be written .*{reason}"
+    ) as error:
+        faulty.train(folder, 5, transform=Breaking(2 * STEPS + 1, breaking))
+    assert len(error.value.history.train) == 3
+    assert error.value.history.train == expected[1].train[:3]
+    assert "checkpoint-000002-000000.pt is whole" in str(error.value)
+    mend()
+    assert sorted(path.name for path in folder.iterdir() if "checkpoint" in path.name) == [
+        "checkpoint-000001-000000.pt",
+        "checkpoint-000002-000000.pt",
+    ]
+    state, history = faulty.train(folder, 5, transform=Breaking(-1))
+    assert history.train == expected[1].train
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected[0].items())
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+def test_a_write_that_fails_leaves_the_state_in_memory_and_the_previous_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        check_that_a_broken_disk_costs_nothing(
+            tmp_path, lambda: patch.setattr(os, call, fail), patch.undo, os.strerror(number)
+        )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB, for which one must be allowed to mount."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "pyrovae-test", str(place)]
+    if os.name != "posix" or os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+
+    def fill() -> None:
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    check_that_a_broken_disk_costs_nothing(small_disk / "run", fill, ballast.unlink, "No space left on device")
+
+
+def test_a_disk_that_can_no_longer_be_written_to(small_disk: Path) -> None:
+    def remount(mode: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(small_disk)], check=True)
+
+    check_that_a_broken_disk_costs_nothing(
+        small_disk / "run", lambda: remount("ro"), lambda: remount("rw"), "Read-only file system"
+    )
+
+
+def test_a_folder_that_cannot_be_is_an_error_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    steps: list[int] = []
+    with pytest.raises(pv.CheckpointError, match=r"there can be no checkpoints in .*file/run.*a folder that can be"):
+        faulty.train(tmp_path / "file" / "run", 5, transform=Breaking(1, lambda: steps.append(1)))
+    assert not steps
