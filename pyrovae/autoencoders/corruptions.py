@@ -1,5 +1,6 @@
 r"""How a denoising autoencoder spoils what it is given: x to :math:`\tilde x`, of the same shape."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,13 +37,13 @@ class GaussianNoise(nn.Module):
         scale: Its standard deviation.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If it is negative or infinite.
     """
 
     def __init__(self, scale: float = 0.5) -> None:
         super().__init__()
-        if not scale >= 0:
-            raise ValueError(f"the standard deviation of noise is not negative, got scale={scale}")
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"the standard deviation of noise is finite and not negative, got scale={scale}")
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:

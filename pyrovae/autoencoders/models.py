@@ -19,6 +19,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
+from pyrovae.arguments import explained
 from pyrovae.autoencoders.corruptions import Corruption, Masking
 from pyrovae.autoencoders.penalties import L1, Contraction, KLSparsity, Penalty
 
@@ -73,12 +74,13 @@ class Autoencoder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """The code of x, shape ``(N, code)``."""
-        code: Tensor = self.encoder(x)
+        with explained("encoder", x):
+            code: Tensor = self.encoder(x)
         return code
 
     def decode(self, code: Tensor) -> Tensor:
         """What a code is decoded to, shape ``(N, *event)``: probabilities of binary data, means of real ones."""
-        output: Tensor = self.decoder(code)
+        output = self._output(code)
         return output.sigmoid() if self.error == "cross_entropy" else output
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -113,7 +115,9 @@ class Autoencoder(nn.Module):
                 f"the cross-entropy is of data between 0 and 1, got values from {x.min():.4g} to {x.max():.4g}; "
                 f"rescale or binarize them, or take error='squared'"
             )
-        output = self.decoder(code)
+        if x.ndim < 2:
+            raise ValueError(f"data have shape (N, *event), got {tuple(x.shape)}; give numbers as data of shape (N, 1)")
+        output = self._output(code)
         if output.shape != x.shape:
             raise ValueError(
                 f"the decoder gives shape {tuple(output.shape)} for data of shape {tuple(x.shape)}; let it end in the "
@@ -122,6 +126,11 @@ class Autoencoder(nn.Module):
         if self.error == "squared":
             return mse_loss(output, x, reduction="none").flatten(1).sum(1)
         return binary_cross_entropy_with_logits(output, x, reduction="none").flatten(1).sum(1)
+
+    def _output(self, code: Tensor) -> Tensor:
+        with explained("decoder", code):
+            output: Tensor = self.decoder(code)
+        return output
 
     def __getattr__(self, name: str) -> Any:
         if name in ("model", "guide"):

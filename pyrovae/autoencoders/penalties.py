@@ -1,5 +1,6 @@
 r"""What an autoencoder pays for its code: R of ``penalty(encoder, x, code)``, shape ``(N,)``."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,7 @@ class L1(nn.Module):
         weight: :math:`\lambda`.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If it is negative or infinite.
     """
 
     def __init__(self, weight: float) -> None:
@@ -77,7 +78,7 @@ class Contraction(nn.Module):
         weight: :math:`\lambda`.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If it is negative or infinite.
 
     Source:
         *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).
@@ -109,5 +110,5 @@ def jacobian_norm(encoder: nn.Module, x: Tensor) -> Tensor:
 
 
 def _check(weight: float) -> None:
-    if not weight >= 0:
-        raise ValueError(f"the weight of a penalty is not negative, got weight={weight}")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"the weight of a penalty is finite and not negative, got weight={weight}")

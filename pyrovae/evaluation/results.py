@@ -9,7 +9,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae.arguments import Data
+from pyrovae.arguments import Data, check_whole
 from pyrovae.evaluation import statistics
 from pyrovae.evaluation.pieces import MEMORY
 from pyrovae.evaluation.psis import psis
@@ -164,7 +164,10 @@ def _ks(num_samples: int, k: Iterable[int] | None) -> list[int]:
     if k is None:
         usual = [1, *(5 * 10**i for i in range(9))]
         return [*(n for n in usual if n < num_samples), num_samples]
-    ks = sorted(set(k))
+    ks = list(k) if isinstance(k, Iterable) else [k]
+    for n in ks:
+        check_whole(k=n)
+    ks = sorted(set(map(int, ks)))
     if not ks or not 1 <= ks[0] <= ks[-1] <= num_samples:
         raise ValueError(f"k must hold numbers from 1 to num_samples={num_samples}, got {ks}")
     return ks

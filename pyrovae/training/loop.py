@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import pyro
@@ -13,7 +14,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyrovae.arguments import Data, as_device, as_tensors, as_tuple
+from pyrovae.arguments import Data, as_device, as_tensors, as_tuple, check_whole
 from pyrovae.isolation import Buffers, isolated, restore_buffers, save_buffers, seeded
 from pyrovae.precision import Precision, check_precision
 from pyrovae.training.criteria import Batch, Bound, Criterion, OwnLoss
@@ -101,7 +102,14 @@ def fit(
         2
     """
     _check_options(
-        module, valid, objective, epochs=epochs, batch_size=batch_size, patience=patience, kl_warmup=kl_warmup
+        module,
+        valid,
+        objective,
+        learning_rate,
+        epochs=epochs,
+        batch_size=batch_size,
+        patience=patience,
+        kl_warmup=kl_warmup,
     )
     where = as_device(device)
     train_data = tuple(tensor.to(where) for tensor in as_tensors("train", train))
@@ -277,11 +285,20 @@ def _check_trainable(module: Any, objective: ELBO | None, kl_warmup: int) -> Non
 
 
 def _check_options(
-    module: nn.Module, valid: Data | None, objective: Any, patience: int | None, kl_warmup: int, **counts: int
+    module: nn.Module,
+    valid: Data | None,
+    objective: Any,
+    learning_rate: float,
+    patience: int | None,
+    kl_warmup: int,
+    **counts: int,
 ) -> None:
     if not (objective is None or isinstance(objective, ELBO)):
         raise TypeError(f"the objective must be a Pyro ELBO such as Trace_ELBO() or IWAE(5), got {objective!r}")
     _check_trainable(module, objective, kl_warmup)
+    if not isinstance(learning_rate, Real) or not 0 <= learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a finite number, at least 0, got {learning_rate!r}")
+    check_whole(**counts, kl_warmup=kl_warmup, patience=1 if patience is None else patience)
     for name, count in {**counts, "patience": 1 if patience is None else patience}.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
