@@ -95,6 +95,7 @@ def is_binary(x: Any) -> bool:
     return dense and x.ndim == 2 and len(x) > 0 and x.shape[1] == SIZE and bool(((x == 0) | (x == 1)).all())
 
 
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's word, before ours
 @pytest.mark.parametrize("name", READERS)
 @given(x=tensors())
 @example(x=torch.zeros(4, 0))  # failed in a reshape to look for NaN
@@ -116,12 +117,14 @@ def test_data_are_read_or_refused(name: str, x: Tensor) -> None:
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("x", NO_DATA, ids=lambda x: type(x).__name__)
 def test_what_is_no_data_is_refused(name: str, x: Any) -> None:
+    if name == "fit, validation" and x is None:
+        return  # that is none
     reader, make = READERS[name]
     with refused():
         reader(make())(x)
 
 
-not_whole = st.sampled_from([1.0, 2.5, math.nan, math.inf, "3", None, [3], torch.tensor(3.0)])
+not_whole = st.sampled_from([1.0, 2.5, math.nan, math.inf, "3", None, True, torch.tensor(3)])
 too_small = st.integers(-3, 0)
 X = torch.zeros(3, SIZE)
 BINARY = pv.likelihoods.Bernoulli(pv.networks.mlp(2, SIZE))
