@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ def as_tuple(data: Data) -> tuple[Tensor, ...]:
     return data if isinstance(data, tuple) else (data,)
 
 
-def check_whole(**numbers: int) -> None:
+def check_whole(**numbers: Any) -> None:
     """Checks counts and other whole numbers, which torch would round, or fail at somewhere deep.
 
     Raises:

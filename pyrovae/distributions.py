@@ -263,7 +263,7 @@ class DiscretizedLogistic(TorchDistribution):
         return torch.where(value == 0, above, torch.where(value == self.levels - 1, below, between))
 
 
-class ContinuousBernoulli(dist.ContinuousBernoulli):
+class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Pyro makes its class when imported
     r"""Pyro's distribution, exact for any logit s.
 
     .. math::
@@ -315,7 +315,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return torch.where(self.logits > 0, 1 - quantile, quantile)
 
 
-class NegativeBinomial(dist.NegativeBinomial):
+class NegativeBinomial(dist.NegativeBinomial):  # type: ignore[misc]
     r"""Pyro's distribution, exact for any dispersion r.
 
     .. math::

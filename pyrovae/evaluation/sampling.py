@@ -56,7 +56,7 @@ def log_weights(
         Log-weights, shape ``(num_samples, N)``, nats.
 
     Raises:
-        TypeError: If ``x`` is not of floating-point tensors.
+        TypeError: If ``x`` is not of floating-point tensors, or a count or the seed is no integer.
         ValueError: If ``x`` is empty or not finite, or lies outside the likelihood's support; if ``num_samples`` is
             less than 1; if model and guide disagree about their latent sites, there is no data plate, or a latent site
             lies outside it.

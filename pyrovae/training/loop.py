@@ -85,7 +85,8 @@ def fit(
         The history, in nats per datum.
 
     Raises:
-        TypeError: If the module has neither model and guide nor a loss, or data are not floating-point tensors.
+        TypeError: If the module has neither model and guide nor a loss, data are not floating-point tensors, or a count
+            is no integer.
         ValueError: If data are empty, not finite, of different lengths or outside the likelihood's support; if model
             and guide disagree; if an option is out of range; if the device is not there.
         FloatingPointError: If the loss is no longer finite.
@@ -288,7 +289,7 @@ def _check_options(
     module: nn.Module,
     valid: Data | None,
     objective: Any,
-    learning_rate: float,
+    learning_rate: Any,
     patience: int | None,
     kl_warmup: int,
     **counts: int,
