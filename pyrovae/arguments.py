@@ -23,7 +23,7 @@ def check_whole(**numbers: Any) -> None:
         TypeError: If one is no integer.
     """
     for name, number in numbers.items():
-        if not isinstance(number, Integral) or isinstance(number, bool):
+        if isinstance(number, bool) or not isinstance(number, Integral):
             raise TypeError(f"{name} must be a whole number, got {number!r}")
 
 

@@ -14,7 +14,7 @@ import pyrovae as pv
 mpl.use("agg")
 
 # The same examples in every run; pytest --hypothesis-profile=thorough looks for new ones.
-settings.register_profile("repeatable", max_examples=20, derandomize=True, deadline=None, database=None)
+settings.register_profile("repeatable", max_examples=12, derandomize=True, deadline=None, database=None)
 settings.register_profile("thorough", max_examples=400, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
 

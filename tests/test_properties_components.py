@@ -15,6 +15,7 @@ import pyrovae as pv
 from pyrovae import likelihoods, networks, posteriors, priors
 from pyrovae.data.splits import make_splits, shuffled
 from pyrovae.testing import check_likelihood, check_posterior, check_prior
+from tests.refusals import refused
 
 sizes = st.integers(1, 5)
 
@@ -84,9 +85,19 @@ counts, logits = st.integers(0, 300), st.floats(-80, 80, width=32)
 units = st.floats(0, 1, width=32)
 
 
+class Laplace:
+    """As SciPy's, whose logarithm of a density is minus infinity from 745 scales on."""
+
+    def __init__(self, loc: float, scale: float) -> None:
+        self.loc, self.scale = loc, scale
+
+    def logpdf(self, x: float) -> float:
+        return -abs(x - self.loc) / self.scale - math.log(2 * self.scale)
+
+
 def scored(likelihood: nn.Module, x: float) -> float:
     """The log-density of one number, as float32 gives it."""
-    return likelihood(torch.zeros(1)).log_prob(torch.tensor([x])).item()
+    return likelihood(torch.zeros(1)).log_prob(torch.tensor([float(x)])).item()
 
 
 @given(logit=logits, n=counts)
@@ -144,7 +155,7 @@ def test_densities_of_location_and_scale(loc: float, log_scale: float, x: float)
     scale = math.exp(np.float32(log_scale))
     for likelihood, reference in (
         (likelihoods.Normal, scipy.stats.norm),
-        (likelihoods.Laplace, scipy.stats.laplace),
+        (likelihoods.Laplace, Laplace),
         (likelihoods.StudentT, lambda loc, scale: scipy.stats.t(4.0, loc, scale)),
     ):
         density = scored(likelihood(Given(loc, log_scale), scale=None), x)
@@ -162,7 +173,6 @@ def test_perceptrons_of_any_shape(batch: list[int], shapes: list[int | list[int]
     event_in, event_out = (tuple(np.atleast_1d(shape)) for shape in (shapes[0], shapes[-1]))
     x = torch.randn(*batch, *event_in)
     assert network(x).shape == (*batch, *event_out)
-    _check_rows(network, x)
 
 
 @given(
@@ -182,13 +192,12 @@ def test_residual_networks_of_any_image(
     code = encoder(x)
     assert code.shape == (*batch, features)
     assert decoder(code).shape == x.shape
-    _check_rows(encoder, x)
-    _check_rows(decoder, code)
-
-
-def _check_rows(network: nn.Module, x: Tensor) -> None:
-    if len(x) and x.ndim > 1 and isinstance(network, networks.Batched):
-        torch.testing.assert_close(network(x)[0], network(x[0]), atol=1e-5, rtol=1e-4)
+    if batch:
+        torch.testing.assert_close(encoder(x)[0], encoder(x[0]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(decoder(code)[0], decoder(code[0]), atol=1e-5, rtol=1e-4)
+    for network, datum in ((encoder, x[(0,) * len(batch)]), (decoder, code[(0,) * len(batch)])):
+        with refused():
+            network(datum[0])
 
 
 @given(

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import pyro
@@ -289,7 +288,7 @@ def _check_options(
     module: nn.Module,
     valid: Data | None,
     objective: Any,
-    learning_rate: Any,
+    learning_rate: float,
     patience: int | None,
     kl_warmup: int,
     **counts: int,
@@ -297,8 +296,8 @@ def _check_options(
     if not (objective is None or isinstance(objective, ELBO)):
         raise TypeError(f"the objective must be a Pyro ELBO such as Trace_ELBO() or IWAE(5), got {objective!r}")
     _check_trainable(module, objective, kl_warmup)
-    if not isinstance(learning_rate, Real) or not 0 <= learning_rate < math.inf:
-        raise ValueError(f"learning_rate must be a finite number, at least 0, got {learning_rate!r}")
+    if not 0 <= learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a finite number, at least 0, got {learning_rate}")
     check_whole(**counts, kl_warmup=kl_warmup, patience=1 if patience is None else patience)
     for name, count in {**counts, "patience": 1 if patience is None else patience}.items():
         if count < 1:
