@@ -82,8 +82,6 @@ def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
         raise ValueError(f"the tensors of {name} must share a first dimension, that of the data, got shapes {shapes}")
     if not shapes[0][0]:
         raise ValueError(f"{name} is empty, shape {shapes[0]}; give at least one datum")
-    if not all(tensor.numel() for tensor in tensors):
-        raise ValueError(f"the data of {name} have no entries, shapes {shapes}; give each datum at least one")
     if any(tensor.layout != torch.strided for tensor in tensors):
         raise TypeError(f"{name} must be dense, got {[str(tensor.layout) for tensor in tensors]}; call .to_dense()")
     for tensor in filter(torch.is_floating_point, tensors):

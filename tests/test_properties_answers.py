@@ -191,8 +191,9 @@ def test_k_hat_does_not_depend_on_the_size_of_the_weights(offset: float, scale: 
     _, pareto_k = pv.evaluation.psis(weights)
     _, expected = pv.evaluation.psis(shifted)
     if pareto_k == -math.inf:  # equal weights, for what float32 can tell
+        tail = weights[:, 0].topk(96).values  # as many of 1000 draws as are fitted, and where they begin
         assert expected < 0.5
-        assert weights.max() - weights.median() < 1
+        assert tail[0] - tail[-1] <= 1
     else:
         np.testing.assert_allclose(pareto_k, expected, atol=1e-3)
 
