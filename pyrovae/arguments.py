@@ -1,6 +1,9 @@
-"""What users pass in: data as finite tensors on a device that is there, or an error that says what is wrong."""
+"""What users pass in: whole numbers, and data as finite tensors on a device that is there; or an error that says so."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,6 +15,39 @@ Data = Tensor | tuple[Tensor, ...]
 def as_tuple(data: Data) -> tuple[Tensor, ...]:
     """The tensors that a program gets as its arguments."""
     return data if isinstance(data, tuple) else (data,)
+
+
+def check_whole(**numbers: Any) -> None:
+    """Checks counts and other whole numbers, which torch would round, or fail at somewhere deep.
+
+    Raises:
+        TypeError: If one is no integer.
+    """
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise TypeError(f"{name} must be a whole number, got {number!r}")
+
+
+@contextmanager
+def explained(role: str, *context: Tensor) -> Iterator[None]:
+    """Says of an error that torch raises in a component, or a part of one, which it is and what it was given.
+
+    Raises:
+        ValueError: In the place of torch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:  # what torch raises for shapes and dtypes that do not fit
+        given = " and ".join(f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}" for tensor in context)
+        reason = str(error).splitlines()[0]
+        if not context:
+            raise ValueError(f"the {role} cannot be made ({reason}); give its parts shapes that fit") from error
+        raise ValueError(
+            f"the {role} cannot take {given} ({reason}); give it data of the shape and dtype that its network takes, "
+            f"or a network that takes these"
+        ) from error
 
 
 def as_device(name: str | torch.device) -> torch.device:
@@ -47,6 +83,8 @@ def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
         raise ValueError(f"the tensors of {name} must share a first dimension, that of the data, got shapes {shapes}")
     if not shapes[0][0]:
         raise ValueError(f"{name} is empty, shape {shapes[0]}; give at least one datum")
+    if any(tensor.layout != torch.strided for tensor in tensors):
+        raise TypeError(f"{name} must be dense, got {[str(tensor.layout) for tensor in tensors]}; call .to_dense()")
     for tensor in filter(torch.is_floating_point, tensors):
         finite = tensor.isfinite().reshape(len(tensor), -1).all(1)
         if not finite.all():

@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyrovae.arguments import as_tensors, check_whole
 from pyrovae.programs import Component, Program, draw, emit_parameters, run_component
 
 Inference = Literal["bottom-up", "top-down"]
@@ -123,8 +124,10 @@ class HierarchicalVAE(nn.Module):
             Tensor, shape ``(n, *event)``.
 
         Raises:
+            TypeError: If ``n`` is no integer.
             ValueError: If ``n`` is negative.
         """
+        check_whole(n=n)
         if n < 0:
             raise ValueError(f"generate draws n >= 0 data, got n={n}")
         *conditionals, top = self.priors
@@ -144,6 +147,7 @@ class HierarchicalVAE(nn.Module):
         Returns:
             Tensor, shape ``(N, *event)``.
         """
+        as_tensors("x", x)
         latents = poutine.trace(self.guide).get_trace(x)
         likelihood: Any = poutine.trace(poutine.replay(self.model, latents)).get_trace(x).nodes["x"]["fn"]
         return draw(likelihood, mean)

@@ -10,15 +10,25 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyrovae.arguments import check_whole
+
 Buffers = list[tuple[nn.Module, str, Tensor, Tensor]]
 
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draws from generators of its own, seeded with ``seed``; without a seed, from the global ones."""
+    """Draws from generators of its own, seeded with ``seed``; without a seed, from the global ones.
+
+    Raises:
+        TypeError: If the seed is no integer.
+        ValueError: If it is negative or too large.
+    """
     if seed is None:
         yield
         return
+    check_whole(seed=seed)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"a seed lies between 0 and 2^64 - 1, got {seed}")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

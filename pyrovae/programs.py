@@ -16,6 +16,7 @@ from pyro.poutine.runtime import Message, am_i_wrapped, apply_stack
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from pyrovae.arguments import explained
 from pyrovae.priors import Fixed
 
 Component = Callable[..., dist.TorchDistribution]
@@ -91,12 +92,12 @@ def run_component(
 
     Raises:
         TypeError: If it does not return a distribution, or takes another number of contexts.
-        ValueError: If it cannot take its contexts, or the batch or event shape is not the expected one.
+        ValueError: If it cannot take its contexts, or gives parameters that no distribution has, or the batch or event
+            shape is not the expected one.
     """
     try:
-        p = component(*context)
-    except torch.OutOfMemoryError:
-        raise
+        with explained(role, *context):
+            p = component(*context)
     except TypeError as error:
         if "positional argument" not in str(error):
             raise
@@ -105,14 +106,13 @@ def run_component(
             f"the {role} is called with {len(shapes)} inputs, of shapes {shapes}, and does not take them ({error}); "
             f"give as many data as it takes, and a network of several inputs as pyrovae.networks.Joint"
         ) from error
-    except RuntimeError as error:  # what torch raises for shapes and dtypes that do not fit
-        given = " and ".join(f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}" for tensor in context)
-        reason = str(error).splitlines()[0]
-        if not context:
-            raise ValueError(f"the {role} cannot be made ({reason}); give its parts shapes that fit") from error
+    except ValueError as error:
+        if not str(error).startswith("Expected parameter"):  # torch's word for parameters that no distribution has
+            raise
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"the {role} cannot take {given} ({reason}); give it data of the shape and dtype that its network takes, "
-            f"or a network that takes these"
+            f"the {role} gives a distribution that there is not ({reason}); the model has diverged or its data are too "
+            f"large: look at its parameters, rescale the data, or bound the scales that the networks give"
         ) from error
     if not isinstance(p, torch.distributions.Distribution):
         raise TypeError(

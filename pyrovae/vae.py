@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyrovae.arguments import as_tensors, check_whole
 from pyrovae.programs import Component, Program, draw, emit_parameters, run_component
 
 
@@ -93,8 +94,10 @@ class VAE(nn.Module):
             Tensor, shape ``(n, *event)``.
 
         Raises:
+            TypeError: If ``n`` is no integer.
             ValueError: If ``n`` is negative.
         """
+        check_whole(n=n)
         if n < 0:
             raise ValueError(f"generate draws n >= 0 data, got n={n}")
         return draw(self.likelihood(self.prior().sample((n,)), *given), mean)
@@ -110,8 +113,14 @@ class VAE(nn.Module):
 
         Returns:
             Tensor, shape ``(N, *event)``.
+
+        Raises:
+            TypeError: If the data are not floating-point tensors.
+            ValueError: If they are empty, not finite, or of a shape or dtype that the components do not take.
         """
-        return draw(self.likelihood(self.posterior(x, *given).sample(), *given), mean)
+        data = as_tensors("x", (x, *given))
+        z = run_component("posterior", self.posterior, *data, batch_shape=x.shape[:1]).sample()
+        return draw(run_component("likelihood", self.likelihood, z, *given, batch_shape=x.shape[:1]), mean)
 
 
 class Model(Program):

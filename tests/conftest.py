@@ -8,12 +8,18 @@ import matplotlib as mpl
 import pyro
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.graphs import Graph
 
 mpl.use("agg")
+
+# The same examples in every run; pytest --hypothesis-profile=thorough looks for new ones.
+settings.register_profile("repeatable", max_examples=12, derandomize=True, deadline=None, database=None)
+settings.register_profile("thorough", max_examples=400, deadline=None, print_blob=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,9 @@
 """Data sets: whole, split as documented, binarized as named, and clear about what is missing."""
 
 import gzip
+import io
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,7 +188,6 @@ def test_a_missing_set_says_what_to_put_where(
     load: Callable[..., data.Splits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "download_url", no_network)
-    monkeypatch.setattr(images.Omniglot, "download", no_network)
     with pytest.raises(FileNotFoundError, match=rf"is not in {tmp_path} .*no network.*put .*root= or PYROVAE_DATA"):
         load(root=tmp_path)
 
@@ -205,17 +206,26 @@ def test_a_missing_file_is_downloaded(tiny_mnist: Path, monkeypatch: pytest.Monk
     assert (tiny_mnist / "MNIST/raw/train-labels-idx1-ubyte.gz").exists()
 
 
+def drawing_of_a_square() -> bytes:
+    pixels = np.full((105, 105), 255, np.uint8)
+    pixels[30:60, 30:60] = 0
+    content = io.BytesIO()
+    Image.fromarray(pixels).convert("1").save(content, "png")
+    return content.getvalue()
+
+
 def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing, md5 = drawing_of_a_square(), {}
     for part, n in (("images_background", 2100), ("images_evaluation", 5)):
-        folder = tmp_path / "omniglot-py" / part / "Alphabet" / "character01"
-        folder.mkdir(parents=True)
-        drawing = np.full((105, 105), 255, np.uint8)
-        drawing[30:60, 30:60] = 0
-        Image.fromarray(drawing).convert("1").save(folder / "0.png")
-        for i in range(1, n):
-            shutil.copy(folder / "0.png", folder / f"{i}.png")
-    monkeypatch.setattr(images.Omniglot, "download", lambda self: None)
-    monkeypatch.setattr(images.Omniglot, "_check_integrity", lambda self: True)
+        path = tmp_path / "omniglot-py" / f"{part}.zip"
+        path.parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(f"__MACOSX/{part}/Alphabet/._0.png", b"no image")
+            archive.writestr(f"{part}/Alphabet/character01/._0.png", b"no image")
+            for i in range(n):
+                archive.writestr(f"{part}/Alphabet/character01/{i}.png", drawing)
+        md5[part] = files.hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(images.Omniglot, "zips_md5", md5)
     splits = data.omniglot(root=tmp_path)
     assert [tuple(part.shape) for part in splits] == [(100, 28, 28), (2000, 28, 28), (5, 28, 28)]
     image = splits.test[0]

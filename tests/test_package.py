@@ -1,14 +1,16 @@
 """Importing the package changes nothing for others, and its layers know only what the design lets them know."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pyrovae as pv
 
 PACKAGE = Path(pv.__file__).parent
-LAYERS = {
+LAYERS = {  # beside the checks of arguments, which all may know
     "networks": {"networks"},
     "flows": set(),
     "distributions": set(),
@@ -34,7 +36,7 @@ LAYERS = {
     "objectives": {"sites", "divergences", "draws", "weights", "isolation", "objectives"},
     "graphs": {"isolation"},
     "precision": set(),
-    "training": {"sites", "isolation", "arguments", "plots", "graphs", "precision", "archives", "training"},
+    "training": {"sites", "isolation", "plots", "graphs", "precision", "archives", "training"},
     "evaluation": {
         "sites",
         "divergences",
@@ -42,7 +44,6 @@ LAYERS = {
         "draws",
         "weights",
         "isolation",
-        "arguments",
         "graphs",
         "precision",
         "flows",
@@ -67,7 +68,7 @@ def test_imports_follow_the_data() -> None:
                 found[parts[0]] |= set(names)
     assert set(found) == set(LAYERS)
     for layer, names in found.items():
-        assert names <= LAYERS[layer], layer
+        assert names - {"arguments"} <= LAYERS[layer], layer
 
 
 def test_importing_changes_no_global_setting() -> None:
@@ -91,3 +92,10 @@ assert pyrovae.__version__
 def test_public_names() -> None:
     for name in pv.__all__:
         assert hasattr(pv, name)
+
+
+def test_dependencies_are_bounded() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    for dependency in [*project["dependencies"], *project["optional-dependencies"]["embedded"]]:
+        open_above = re.match("pillow|xarray", dependency)  # for reasons given there
+        assert re.fullmatch(r"[\w-]+>=[\d.]+" + ("" if open_above else r",<\d+"), dependency), dependency

@@ -1,5 +1,6 @@
 r"""How a denoising autoencoder spoils what it is given: x to :math:`\tilde x`, of the same shape."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class GaussianNoise:
         scale: Its standard deviation.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If it is negative or infinite.
 
     Source:
         *Stacked Denoising Autoencoders: Learning Useful Representations in a Deep Network with a Local Denoising
@@ -62,8 +63,8 @@ class GaussianNoise:
     scale: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.scale >= 0:
-            raise ValueError(f"the standard deviation of noise is at least 0, got scale={self.scale}")
+        if not 0 <= self.scale < math.inf:
+            raise ValueError(f"the standard deviation of noise is finite and not negative, got scale={self.scale}")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Corrupts x, shape ``(N, *event)``."""

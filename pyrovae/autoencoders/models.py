@@ -21,6 +21,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
+from pyrovae.arguments import explained
 from pyrovae.autoencoders.corruptions import Corruption, Masking
 from pyrovae.autoencoders.penalties import L1, Contraction, KLSparsity, Penalty
 
@@ -130,6 +131,8 @@ class Autoencoder(nn.Module):
                 f"the cross-entropy is one of data between 0 and 1, got values from {x.min():.4g} to {x.max():.4g}; "
                 f"rescale or binarize them, or take error='squared'"
             )
+        if x.ndim < 2:
+            raise ValueError(f"data have shape (N, *event), got {tuple(x.shape)}; give numbers as data of shape (N, 1)")
         output = _run("decoder", self.decoder, code)
         if output.shape != x.shape:
             raise ValueError(
@@ -251,15 +254,8 @@ class ContractiveAutoencoder(Autoencoder):
 
 def _run(role: str, network: Network, given: Tensor) -> Tensor:
     """Runs a network, or says what it cannot take."""
-    try:
+    with explained(role, given):
         output = network(given)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # what torch raises for shapes and dtypes that do not fit
-        raise ValueError(
-            f"the {role} cannot take a tensor of shape {tuple(given.shape)}, {given.dtype} "
-            f"({str(error).splitlines()[0]}); give it what its first layer takes"
-        ) from error
     if not isinstance(output, Tensor):
         raise TypeError(
             f"the {role} returned a {type(output).__name__}, not a tensor; an autoencoder is made of networks, not of "

@@ -8,6 +8,7 @@ The first and the last depend on the scale of the code, which a decoder can undo
 by measures that do not.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,8 @@ class _Weighted:
     weight: float
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ValueError(f"the weight of a penalty is at least 0, got weight={self.weight}")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"the weight of a penalty is finite and not negative, got weight={self.weight}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class L1(_Weighted):
         weight: :math:`\lambda`.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If it is negative or infinite.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -111,7 +112,7 @@ class Contraction(_Weighted):
         weight: :math:`\lambda`.
 
     Raises:
-        ValueError: If it is negative; when run, as :func:`squared_jacobian_norm`.
+        ValueError: If it is negative or infinite; when run, as :func:`squared_jacobian_norm`.
 
     Source:
         *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).

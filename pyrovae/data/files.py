@@ -1,13 +1,22 @@
-"""Files of a data set: where they lie, whether they are whole, and how to get them."""
+"""Files of a data set: where they lie, whether they are whole, and how to get them.
+
+Nothing in a file is run: no pickle is loaded, and archives are read in memory, never unpacked to disk.
+"""
 
 import gzip
 import hashlib
+import io
 import os
+import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import scipy.io
 from torchvision.datasets.utils import download_url
+
+LARGEST = 2**28  # bytes; no file of a data set holds more, so a crafted archive cannot fill the memory
 
 
 def data_root(root: str | os.PathLike[str] | None) -> Path:
@@ -47,24 +56,70 @@ def read(path: Path) -> bytes:
     """The uncompressed bytes of a file.
 
     Raises:
-        ValueError: If a gzipped file is torn or is none.
+        ValueError: If a gzipped file is torn or is none, or there are more bytes than any data set has.
     """
     content = path.read_bytes()
-    try:
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is torn or not gzipped ({error}); delete it to have it downloaded again") from error
+    if path.suffix == ".gz":
+        try:
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(LARGEST + 1)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(
+                f"{path} is torn or not gzipped ({error}); delete it to have it downloaded again"
+            ) from error
+    _check_size(len(content), path)
+    return content
 
 
-def check(content: bytes, sha1: str, path: Path) -> None:
-    """Compares the checksum of uncompressed content.
+def check(content: bytes, expected: str, path: Path, algorithm: str = "SHA-1") -> None:
+    """Compares the checksum of uncompressed content; ``algorithm`` is ``"SHA-1"`` or ``"MD5"``.
 
     Raises:
         ValueError: If it is not the known one.
     """
-    found = hashlib.sha1(content, usedforsecurity=False).hexdigest()
-    if found != sha1:
+    found = hashlib.new(algorithm.replace("-", ""), content, usedforsecurity=False).hexdigest()
+    if found != expected:
         raise ValueError(
-            f"{path} is not the file that it should be: its content has SHA-1 {found}, expected {sha1}; delete it to "
-            f"have it downloaded again, or put the right file in its place"
+            f"{path} is not the file that it should be: its content has {algorithm} {found}, expected "
+            f"{expected}; delete it to have it downloaded again, or put the right file in its place"
         )
+
+
+def array_of_npz(content: bytes, name: str, row: tuple[int, ...], path: Path) -> np.ndarray:
+    """An array of bytes, shape ``(N, *row)``, out of NumPy's archive of arrays.
+
+    Raises:
+        ValueError: If it is no such archive, is torn, or holds no array of bytes of that name and shape.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            _check_size(sum(member.file_size for member in archive.infolist()), path)
+            member = io.BytesIO(archive.read(f"{name}.npy"))
+        array = np.lib.format.read_array(member, allow_pickle=False)
+    except Exception as error:  # a torn archive fails in many ways
+        raise ValueError(f"{path} is torn, or no npz file with an array {name!r} ({error})") from error
+    if array.dtype != np.uint8 or array.shape[1:] != row:
+        raise ValueError(
+            f"the array {name!r} of {path} is of {array.dtype}, shape {array.shape}; it should be of uint8, with rows "
+            f"of shape {row}"
+        )
+    return array
+
+
+def array_of_mat(content: bytes, name: str, path: Path) -> np.ndarray:
+    """An array of bytes out of a MATLAB file.
+
+    Raises:
+        ValueError: If it is no such file, is torn, or holds no array of bytes of that name.
+    """
+    try:
+        array = scipy.io.loadmat(io.BytesIO(content), variable_names=[name])[name]
+    except Exception as error:  # a torn file fails in many ways
+        raise ValueError(f"{path} is torn, or no MATLAB file with an array {name!r} ({error})") from error
+    if array.dtype != np.uint8:
+        raise ValueError(f"the array {name!r} of {path} is of {array.dtype}, and should be of uint8")
+    return array
+
+
+def _check_size(size: int, path: Path) -> None:
+    if size > LARGEST:
+        raise ValueError(f"{path} holds more than {LARGEST >> 20} MiB, as no file of a data set does; delete it")

@@ -2,13 +2,15 @@
 
 import io
 import os
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import scipy.io
+from PIL import Image
 from torchvision.datasets import MNIST, FashionMNIST, Omniglot
 
-from pyrovae.data.files import check, data_root, fetch, find, read
+from pyrovae.data.files import array_of_mat, array_of_npz, check, data_root, fetch, find, read
 from pyrovae.data.splits import Binarization, Splits, make_splits, shuffled
 
 Root = str | os.PathLike[str] | None
@@ -83,16 +85,17 @@ def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, see
 
 
 def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Omniglot characters from torchvision, scaled to 28 x 28, strokes bright.
+    """Omniglot characters, scaled to 28 x 28, strokes bright.
 
     Source: *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The background
-    set is split at random into 17,280 for training and 2,000 for validation; the 13,180 of the evaluation set are for
-    testing, alphabets never seen in training. The literature's 28 x 28 file (Burda et al., 2016), which mixes the
-    alphabets, is another data set: numbers are not comparable.
+    set, in the order of its files' names, is split at random into 17,280 for training and 2,000 for validation; the
+    13,180 of the evaluation set are for testing, alphabets never seen in training. The literature's 28 x 28 file (Burda
+    et al., 2016), which mixes the alphabets, is another data set: numbers are not comparable.
 
     Args:
         binarization: See :class:`Splits`.
-        root: Folder that holds torchvision's ``omniglot-py``.
+        root: Folder that holds ``images_background.zip`` and ``images_evaluation.zip``, directly or in torchvision's
+            ``omniglot-py``. They are read where they lie, not unpacked.
         seed: Seed of the split and of the static draws.
 
     Returns:
@@ -100,9 +103,9 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
 
     Raises:
         FileNotFoundError: If the files are neither there nor to be downloaded.
-        ValueError: If the binarization has an unknown name.
+        ValueError: If a file's content is not Omniglot, or the binarization has an unknown name.
     """
-    background, evaluation = (_omniglot_part(data_root(root), part) for part in (True, False))
+    background, evaluation = (_drawings(data_root(root), part) for part in ("images_background", "images_evaluation"))
     train, valid = shuffled(len(background), (len(background) - 2000,), seed)
     return make_splits("omniglot", (background[train], background[valid], evaluation), binarization, seed)
 
@@ -130,15 +133,14 @@ def static_mnist(*, root: Root = None) -> Splits:
     splits = []
     for split, sha1 in _STATIC_MNIST_SHA1.items():
         if packed is not None:
-            path = packed
-            pixels = np.unpackbits(np.load(io.BytesIO(read(path)))[split], axis=1)
+            pixels = np.unpackbits(array_of_npz(read(packed), split, (98,), packed), axis=1)
+            check(_as_text(pixels), sha1, packed)
         else:
             name = f"binarized_mnist_{split}.amat"
             path = fetch(folder, folders, name, [_STATIC_MNIST_URL.format(split)])
-            pixels = np.frombuffer(read(path).replace(b" ", b"").replace(b"\n", b""), np.uint8).reshape(-1, 784) - ord(
-                "0"
-            )
-        check(_as_text(pixels), sha1, path)
+            content = read(path)
+            check(content, sha1, path)
+            pixels = np.frombuffer(content.replace(b" ", b"").replace(b"\n", b""), np.uint8) - ord("0")
         splits.append(pixels.reshape(-1, 28, 28))
     return make_splits("static_mnist", _three(splits), "static", seed=0)
 
@@ -164,12 +166,12 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
     """
     folder, folders = data_root(root), ("freyfaces", ".")
     path = find(folder, folders, "freyfaces.npz") or fetch(folder, folders, "frey_rawface.mat", [_FREYFACES_URL])
-    content = io.BytesIO(read(path))
     if "npz" in path.name:
-        pixels = np.load(content)["images"]
+        pixels = array_of_npz(read(path), "images", (28, 20), path)
     else:
-        pixels = np.ascontiguousarray(scipy.io.loadmat(content)["ff"].T.reshape(-1, 28, 20))
+        pixels = array_of_mat(read(path), "ff", path).T
     check(pixels.tobytes(), _FREYFACES_SHA1, path)
+    pixels = pixels.reshape(-1, 28, 20)
     train, valid, test = (pixels[part] / 255 for part in shuffled(len(pixels), (1565, 1765), seed))
     return make_splits("freyfaces", (train, valid, test), binarization, seed)
 
@@ -224,15 +226,25 @@ def _mnist_like(
     return make_splits(name, images, binarization, seed, labels)
 
 
-def _omniglot_part(folder: Path, background: bool) -> np.ndarray:
-    try:
-        images = Omniglot(str(folder), background=background, download=True)
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"Omniglot is not in {folder} and could not be downloaded ({error}); put images_background.zip and "
-            f"images_evaluation.zip into {folder / Omniglot.folder}, or name another folder with root= or PYROVAE_DATA"
-        ) from error
-    return np.stack([1 - np.asarray(image.convert("L").resize((28, 28), resample=4)) / 255 for image, _ in images])
+def _drawings(folder: Path, part: str) -> np.ndarray:
+    """The drawings in one of Omniglot's archives, in the order of their names, shape ``(N, 28, 28)``."""
+    url = f"{Omniglot.download_url_prefix}/{part}.zip"
+    path = fetch(folder, (Omniglot.folder, "."), f"{part}.zip", [url])
+    content = read(path)
+    check(content, Omniglot.zips_md5[part], path, "MD5")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = sorted(name for name in archive.namelist() if _is_drawing(PurePosixPath(name), part))
+        return np.stack([_small(archive.read(name)) for name in names])
+
+
+def _is_drawing(name: PurePosixPath, part: str) -> bool:
+    """Whether a member is ``part/alphabet/character/drawing.png``, not one of macOS's files beside it."""
+    return len(name.parts) == 4 and name.parts[0] == part and name.suffix == ".png" and not name.name.startswith(".")
+
+
+def _small(drawing: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(drawing), formats=["PNG"]) as image:
+        return 1 - np.asarray(image.convert("L").resize((28, 28), resample=Image.Resampling.BOX)) / 255
 
 
 def _as_text(pixels: np.ndarray) -> bytes:

@@ -10,7 +10,10 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
+
+from pyrovae.arguments import check_whole
 
 Binarization = Literal["none", "static", "dynamic"]
 
@@ -62,12 +65,28 @@ def binarize(x: Tensor) -> Tensor:
     Source:
         *On the Quantitative Analysis of Deep Belief Networks* (Salakhutdinov and Murray, 2008).
 
+    Raises:
+        TypeError: If they are not floating-point.
+        ValueError: If some value is outside [0, 1]; looked for unless Pyro's validation is off, as it is in
+            :func:`pyrovae.fit` after a first pass over the data.
+
     Example:
         >>> import torch, pyrovae as pv
         >>> pv.data.binarize(torch.tensor([0.0, 1.0]))
         tensor([0., 1.])
     """
+    _check_grey("binarize", x)
     return torch.bernoulli(x)
+
+
+def _check_grey(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+        found = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} takes a dense floating-point tensor of grey values, got {found}; call .float() on it")
+    if is_validation_enabled() and not ((x >= 0) & (x <= 1)).all():
+        raise ValueError(
+            f"{name} takes grey values in [0, 1], but got values from {x.min():.4g} to {x.max():.4g}; rescale them"
+        )
 
 
 def dequantize(x: Tensor, levels: int = 256) -> Tensor:
@@ -86,6 +105,7 @@ def dequantize(x: Tensor, levels: int = 256) -> Tensor:
         Values strictly between 0 and 1, in the shape of ``x``; the noise is drawn on the device of ``x``.
 
     Raises:
+        TypeError: If the values are not of float32 or float64.
         ValueError: If some value is not such a multiple, or ``levels`` is not between 2 and 512.
 
     Source:
@@ -97,10 +117,16 @@ def dequantize(x: Tensor, levels: int = 256) -> Tensor:
         >>> bool(0 < y[0] < 1 / 256), bool(255 / 256 < y[1] < 1)
         (True, True)
     """
+    check_whole(levels=levels)
     if not 2 <= levels <= 512:
         raise ValueError(f"dequantize takes from 2 to 512 levels, got {levels}")
+    _check_grey("dequantize", x)
+    if torch.finfo(x.dtype).eps > torch.finfo(torch.float32).eps:
+        raise TypeError(
+            f"dequantize takes float32 or float64, in {x.dtype} values would leave their level; call .float()"
+        )
     level = (x * (levels - 1)).round()
-    if not ((x * (levels - 1) - level).abs() < 1e-3).all() or x.min() < 0 or x.max() > 1:
+    if not ((x * (levels - 1) - level).abs() < 1e-3).all():
         raise ValueError(
             f"dequantize takes multiples of 1/{levels - 1} in [0, 1], but got others, from {x.min():.4g} to "
             f"{x.max():.4g}; pass the number of levels, and data with binarization='none'"
@@ -124,7 +150,7 @@ def make_splits(
     """
     if binarization not in get_args(Binarization):
         raise ValueError(f"binarization must be one of {get_args(Binarization)}, got {binarization!r}")
-    random = np.random.RandomState(seed)
+    random = _generator(seed)
     drawn = {"none": (), "static": (0, 1, 2), "dynamic": (1, 2)}[binarization]
     train, valid, test = (
         torch.from_numpy(np.float32(random.uniform(size=x.shape) < x) if i in drawn else np.float32(x))
@@ -138,4 +164,11 @@ def make_splits(
 
 def shuffled(size: int, cuts: tuple[int, ...], seed: int) -> list[np.ndarray]:
     """Indices of a random split of ``size`` data, cut at two places."""
-    return np.split(np.random.RandomState(seed).permutation(size), cuts)
+    return np.split(_generator(seed).permutation(size), cuts)
+
+
+def _generator(seed: int) -> np.random.RandomState:
+    check_whole(seed=seed)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"the seed of a split lies between 0 and 2^32 - 1, got {seed}")
+    return np.random.RandomState(seed)

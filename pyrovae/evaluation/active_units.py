@@ -9,7 +9,7 @@ The mean of S draws varies by more than the posterior mean does, by the posterio
 import torch
 from torch import Tensor
 
-from pyrovae.arguments import Data, as_tensors
+from pyrovae.arguments import Data, as_tensors, check_whole
 from pyrovae.isolation import fresh_seed, isolated, program_device
 from pyrovae.sites import Program, latent_draws
 
@@ -44,6 +44,7 @@ def active_units(
         torch.Size([2])
     """
     args = tuple(tensor.to(program_device(guide, default=tensor.device)) for tensor in as_tensors("x", x))
+    check_whole(num_samples=num_samples)
     if len(args[0]) < 2 or num_samples < 2:
         raise ValueError(f"active_units compares two or more data and draws, got {len(args[0])} and {num_samples}")
     with isolated(guide, seed=fresh_seed() if seed is None else seed):

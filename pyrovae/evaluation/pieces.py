@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyrovae.arguments import Data, as_tensors
+from pyrovae.arguments import Data, as_tensors, check_whole
 from pyrovae.draws import Draws, draw, draw_latents, log_joint
 from pyrovae.isolation import program_device
 from pyrovae.sites import Program
@@ -57,6 +57,7 @@ class Pieces:
         vectorize: bool = True,
         memory: int = MEMORY,
     ) -> None:
+        check_whole(memory=memory)
         if memory < 1:
             raise ValueError(f"memory must be a positive number of bytes, got {memory}")
         data = as_tensors("x", x)

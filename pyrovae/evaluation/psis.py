@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae.evaluation.records import check_finite
+
 with warnings.catch_warnings():
     # ArviZ 0.23 announces 1.0 at every import; this module is what will need no change then.
     warnings.simplefilter("ignore", FutureWarning)
@@ -31,6 +33,10 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         k-hat, shape ``(N,)``. It is ``-inf`` where a datum's largest weights are equal up to rounding, for then there
         is no tail, and ``inf`` where there are too few draws to fit one, 20 or fewer. Both float64, on the CPU.
 
+    Raises:
+        ValueError: If the log-weights do not have that shape, or are not floating-point.
+        FloatingPointError: If one is NaN or infinite.
+
     Source:
         *Pareto Smoothed Importance Sampling* (Vehtari, Simpson, Gelman, Yao and Gabry, 2024), by ArviZ.
 
@@ -40,11 +46,18 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         >>> bool((pareto_k < 0.7).all()), torch.allclose(smoothed.exp().sum(0), torch.ones(3, dtype=torch.float64))
         (True, True)
     """
+    if log_weights.ndim != 2 or not log_weights.numel() or not log_weights.is_floating_point():
+        raise ValueError(
+            f"psis takes floating-point log-weights of shape (num_samples, N), at least one of each, got "
+            f"{tuple(log_weights.shape)} of {log_weights.dtype}"
+        )
+    check_finite(log_weights)
     rows = np.ascontiguousarray(log_weights.detach().cpu().double().numpy().T)
     num_samples = rows.shape[1]
     tail = math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))  # the draws that ArviZ fits
     largest = np.sort(rows, axis=1)[:, -tail - 1 :]
-    rounding = 64 * torch.finfo(log_weights.dtype).eps * np.abs(rows).max(1)
+    # Weights that differ by a factor of e are not equal, however coarse their dtype is at such magnitudes.
+    rounding = np.minimum(64 * torch.finfo(log_weights.dtype).eps * np.abs(rows).max(1), 1.0)
     flat = np.ptp(largest, axis=1) <= rounding
 
     smoothed, pareto_k = rows.copy(), np.where(flat, -np.inf, np.inf)

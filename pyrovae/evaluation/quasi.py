@@ -23,7 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae.arguments import Data
+from pyrovae.arguments import Data, check_whole
 from pyrovae.distributions import MultivariateNormal, NormalizingFlow
 from pyrovae.draws import draw_latents
 from pyrovae.evaluation import statistics
@@ -90,6 +90,7 @@ def rqmc(
         >>> bool(quasi.mcse.mean() < plain.mcse.mean())
         True
     """
+    check_whole(num_samples=num_samples, num_replicates=num_replicates)
     if num_replicates < 2 or num_samples < num_replicates or num_samples % num_replicates:
         raise ValueError(
             f"num_replicates must be at least 2 and divide num_samples, got num_replicates={num_replicates} and "

@@ -9,7 +9,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae.arguments import Data
+from pyrovae.arguments import Data, check_whole
 from pyrovae.evaluation import statistics
 from pyrovae.evaluation.pieces import MEMORY
 from pyrovae.evaluation.psis import psis
@@ -71,7 +71,7 @@ def evaluate(
         versions and device. ``results.mean("datum")`` gives averages, ``results.to_netcdf(path)`` a file.
 
     Raises:
-        TypeError: As :func:`log_weights`.
+        TypeError: As :func:`log_weights`; if ``k`` does not hold integers.
         ValueError: As :func:`log_weights`; if a ``k`` is not between 1 and K.
         FloatingPointError: If a log-weight is NaN or infinite: the model has diverged.
 
@@ -164,7 +164,13 @@ def _ks(num_samples: int, k: Iterable[int] | None) -> list[int]:
     if k is None:
         usual = [1, *(5 * 10**i for i in range(9))]
         return [*(n for n in usual if n < num_samples), num_samples]
-    ks = sorted(set(k))
+    if not isinstance(k, Iterable):
+        raise TypeError(f"k must hold numbers of draws, such as k=[1, 5, 50], got {k!r}")
+    ks = []
+    for n in k:
+        check_whole(k=n)
+        ks.append(int(n))
+    ks = sorted(set(ks))
     if not ks or not 1 <= ks[0] <= ks[-1] <= num_samples:
         raise ValueError(f"k must hold numbers from 1 to num_samples={num_samples}, got {ks}")
     return ks

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.arguments import Data
+from pyrovae.arguments import Data, check_whole
 from pyrovae.evaluation.pieces import MEMORY, Piece, Pieces
 from pyrovae.evaluation.scoring import Scorer
 from pyrovae.isolation import fresh_seed, isolated
@@ -56,7 +56,7 @@ def log_weights(
         Log-weights, shape ``(num_samples, N)``, nats.
 
     Raises:
-        TypeError: If ``x`` is not of floating-point tensors.
+        TypeError: If ``x`` is not of floating-point tensors, or a count or the seed is no integer.
         ValueError: If ``x`` is empty or not finite, or lies outside the likelihood's support; if ``num_samples`` is
             less than 1; if model and guide disagree about their latent sites, there is no data plate, or a latent site
             lies outside it.
@@ -113,6 +113,7 @@ class Sampler:
         compile: bool = False,  # noqa: A002  # as torch calls it
         precision: Precision | None = None,
     ) -> None:
+        check_whole(num_samples=num_samples)
         if num_samples < 1:
             raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_samples}")
         self.pieces = Pieces(model, guide, x, plate=plate, vectorize=vectorize, memory=memory)

@@ -32,7 +32,7 @@ def bits_per_dimension(log_likelihood: Nats, event_shape: Sequence[int], *, bin_
         Bits per dimension, as many as there were log-likelihoods. For a density an upper bound on those of the levels.
 
     Raises:
-        ValueError: If the event shape is empty or ``bin_width`` is not positive.
+        ValueError: If the event shape is empty or ``bin_width`` is not positive and finite.
 
     Source:
         *A Note on the Evaluation of Generative Models* (Theis, van den Oord and Bethge, 2016), section 3.1.
@@ -42,9 +42,9 @@ def bits_per_dimension(log_likelihood: Nats, event_shape: Sequence[int], *, bin_
         >>> round(pv.evaluation.bits_per_dimension(-784 * 0.693147, (28, 28)), 4)
         1.0
     """
+    if not isinstance(event_shape, Sequence) or not event_shape or min(event_shape) < 1:
+        raise ValueError(f"bits per dimension need the shape of a datum, got event_shape={event_shape}")
     dimensions = math.prod(event_shape)
-    if not event_shape or dimensions < 1:
-        raise ValueError(f"bits per dimension need the shape of a datum, got event_shape={tuple(event_shape)}")
-    if bin_width <= 0:
-        raise ValueError(f"bin_width must be positive, got {bin_width}")
+    if not 0 < bin_width < math.inf:
+        raise ValueError(f"bin_width must be positive and finite, got {bin_width}")
     return -(log_likelihood / dimensions + math.log(bin_width)) / math.log(2)

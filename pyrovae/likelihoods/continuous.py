@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.distributions import Beta as BetaDistribution
+from pyrovae.distributions import ContinuousBernoulli as ContinuousBernoulliDistribution
 from pyrovae.likelihoods.events import event_dim
 from pyrovae.networks import split
 
@@ -183,7 +184,7 @@ class ContinuousBernoulli(nn.Module):
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(x | z) for ``z``, shape ``(*batch, latent)``; a network of several contexts gets them all."""
         logits = self.network(*context)
-        return dist.ContinuousBernoulli(logits=logits).to_event(event_dim(logits.ndim, context, self.network))
+        return ContinuousBernoulliDistribution(logits=logits).to_event(event_dim(logits.ndim, context, self.network))
 
 
 class Beta(nn.Module):

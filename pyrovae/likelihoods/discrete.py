@@ -12,8 +12,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.arguments import check_whole
 from pyrovae.distributions import DiscretizedLogistic as DiscretizedLogisticDistribution
 from pyrovae.distributions import Lattice
+from pyrovae.distributions import NegativeBinomial as NegativeBinomialDistribution
 from pyrovae.likelihoods.events import event_dim
 from pyrovae.networks import split
 
@@ -54,6 +56,7 @@ class _Discrete(nn.Module):
         super().__init__()
         if not 0 < unit < math.inf:
             raise ValueError(f"the unit of a {type(self).__name__} likelihood must be positive and finite, got {unit}")
+        check_whole(**counts)
         for name, number in counts.items():
             if number < least:
                 raise ValueError(f"the {name} of a {type(self).__name__} must be at least {least}, got {number}")
@@ -156,7 +159,7 @@ class NegativeBinomial(_Discrete):
 
     def _distribution(self, output: Tensor) -> Any:
         log_mean, log_dispersion = self._split(output, 2)
-        return dist.NegativeBinomial(log_dispersion.exp(), logits=log_mean - log_dispersion)
+        return NegativeBinomialDistribution(log_dispersion.exp(), logits=log_mean - log_dispersion)
 
 
 class Categorical(_Discrete):
@@ -247,6 +250,7 @@ class DiscretizedLogisticMixture(_Discrete):
 
     def __init__(self, network: nn.Module, components: int = 5, levels: int = 256, *, unit: float = 1.0) -> None:
         super().__init__(network, unit, components=components)
+        check_whole(levels=levels)
         if levels < 2:
             raise ValueError(f"the levels of a DiscretizedLogisticMixture must be at least 2, got {levels}")
         self.components, self.levels = components, levels

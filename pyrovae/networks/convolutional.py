@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from pyrovae.arguments import check_whole
 from pyrovae.networks.inputs import Batched
 
 
@@ -27,14 +28,15 @@ def conv_encoder(
         A network ``(*batch, *in_shape) -> (*batch, out_shape)``.
 
     Raises:
-        ValueError: If height or width cannot be halved that often.
+        TypeError: If a size is no integer.
+        ValueError: If a size is not positive, or height or width cannot be halved that often.
 
     Example:
         >>> import torch, pyrovae as pv
         >>> pv.networks.conv_encoder((28, 28), 32, 64, out_shape=100)(torch.zeros(7, 3, 28, 28)).shape
         torch.Size([7, 3, 100])
     """
-    depth, height, width = _image(in_shape, len(channels))
+    depth, height, width = _image(in_shape, channels, out_shape)
     layers: list[nn.Module] = [nn.Unflatten(-2, (1, -1))] if len(in_shape) == 2 else []
     for c_in, c_out in pairwise((depth, *channels)):
         layers += [nn.Conv2d(c_in, c_out, kernel_size=4, stride=2, padding=1), activation()]
@@ -60,17 +62,18 @@ def conv_decoder(
         A network ``(*batch, in_shape) -> (*batch, *out_shape)``.
 
     Raises:
-        ValueError: If height or width is not divisible by two that often.
+        TypeError: If a size is no integer.
+        ValueError: If a size is not positive, or height or width is not divisible by two that often.
 
     Example:
         >>> import torch, pyrovae as pv
         >>> pv.networks.conv_decoder(50, 64, 32, out_shape=(28, 28))(torch.zeros(7, 3, 50)).shape
         torch.Size([7, 3, 28, 28])
     """
-    depth, height, width = _image(out_shape, len(channels))
+    depth, height, width = _image(out_shape, channels, in_shape)
     layers: list[nn.Module] = [
         nn.Linear(in_shape, channels[0] * height * width),
-        nn.Unflatten(-1, (channels[0], height, width)),
+        nn.Unflatten(-1, (int(channels[0]), height, width)),
     ]
     for c_in, c_out in pairwise((*channels, depth)):
         layers += [activation(), nn.ConvTranspose2d(c_in, c_out, kernel_size=4, stride=2, padding=1)]
@@ -94,7 +97,8 @@ def residual_encoder(
         A network ``(*batch, *in_shape) -> (*batch, out_shape)``.
 
     Raises:
-        ValueError: If the shape is not that of an image, or there is no block.
+        TypeError: If a size is no integer.
+        ValueError: If the shape is not that of an image, a size is not positive, or there is no block.
 
     Source:
         *Identity Mappings in Deep Residual Networks* (He et al., 2016).
@@ -104,7 +108,7 @@ def residual_encoder(
         >>> pv.networks.residual_encoder((28, 20), 16, 32, 64, out_shape=100)(torch.zeros(7, 3, 28, 20)).shape
         torch.Size([7, 3, 100])
     """
-    depth, sizes = _sizes(in_shape, len(channels))
+    depth, sizes = _sizes(in_shape, channels, out_shape)
     layers: list[nn.Module] = [nn.Unflatten(-2, (1, -1))] if len(in_shape) == 2 else []
     for c_in, c_out in pairwise((depth, *channels)):
         layers += [nn.Conv2d(c_in, c_out, kernel_size=3, stride=2, padding=1), _Residual(c_out, activation)]
@@ -127,7 +131,8 @@ def residual_decoder(
         A network ``(*batch, in_shape) -> (*batch, *out_shape)``.
 
     Raises:
-        ValueError: If the shape is not that of an image, or there is no block.
+        TypeError: If a size is no integer.
+        ValueError: If the shape is not that of an image, a size is not positive, or there is no block.
 
     Source:
         *Identity Mappings in Deep Residual Networks* (He et al., 2016).
@@ -137,10 +142,10 @@ def residual_decoder(
         >>> pv.networks.residual_decoder(50, 64, 32, out_shape=(28, 20))(torch.zeros(7, 3, 50)).shape
         torch.Size([7, 3, 28, 20])
     """
-    depth, sizes = _sizes(out_shape, len(channels))
+    depth, sizes = _sizes(out_shape, channels, in_shape)
     layers: list[nn.Module] = [
         nn.Linear(in_shape, channels[0] * math.prod(sizes[-1])),
-        nn.Unflatten(-1, (channels[0], *sizes[-1])),
+        nn.Unflatten(-1, (int(channels[0]), *sizes[-1])),
     ]
     for (c_in, c_out), (height, width) in zip(pairwise((*channels, depth)), reversed(sizes[:-1]), strict=True):
         odd = (1 - height % 2, 1 - width % 2)  # a stride of 2 leaves open which of two sizes was halved
@@ -172,28 +177,33 @@ class _Residual(nn.Module):
         return output
 
 
-def _sizes(shape: Sequence[int], halvings: int) -> tuple[int, list[tuple[int, int]]]:
+def _sizes(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, list[tuple[int, int]]]:
     """Channels of an image, and its height and width after each halving, rounded up."""
-    depth, height, width = _channels(shape, halvings)
+    depth, height, width = _channels(shape, channels, features)
     sizes = [(height, width)]
-    for _ in range(halvings):
+    for _ in channels:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
     return depth, sizes
 
 
-def _channels(shape: Sequence[int], layers: int) -> tuple[int, int, int]:
-    """Channels, height and width of an image."""
-    if len(shape) not in (2, 3):
-        raise ValueError(f"an image has shape (height, width) or (channels, height, width), got {tuple(shape)}")
-    if not layers:
+def _channels(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, int, int]:
+    """Channels, height and width of an image, having checked all sizes of its network."""
+    if not isinstance(shape, Sequence) or len(shape) not in (2, 3):
+        raise ValueError(f"an image has shape (height, width) or (channels, height, width), got {shape}")
+    if not channels:
         raise ValueError("a convolutional network needs the channels of at least one layer")
+    for size in (*shape, *channels, features):
+        check_whole(size=size)
+        if size < 1:
+            raise ValueError(f"sizes of a convolutional network must be positive, got {size}")
     depth, height, width = (1, *shape) if len(shape) == 2 else tuple(shape)
-    return depth, height, width
+    return int(depth), int(height), int(width)
 
 
-def _image(shape: Sequence[int], halvings: int) -> tuple[int, int, int]:
-    """Channels of an image, and its height and width after so many halvings."""
-    depth, height, width = _channels(shape, halvings)
+def _image(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, int, int]:
+    """Channels of an image, and its height and width after a halving for each layer."""
+    depth, height, width = _channels(shape, channels, features)
+    halvings = len(channels)
     if height % 2**halvings or width % 2**halvings:
         raise ValueError(
             f"an image of {height} x {width} cannot be halved {halvings} times; use fewer layers, pad the image, or "

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from pyrovae.arguments import check_whole
+
 Shape = int | Sequence[int]
 
 
@@ -21,6 +23,7 @@ def mlp(*shapes: Shape, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Seq
         A network ``(*batch, *shapes[0]) -> (*batch, *shapes[-1])``.
 
     Raises:
+        TypeError: If a width is no integer.
         ValueError: If there are fewer than two shapes, or one of them is empty or not positive.
 
     Example:
@@ -72,7 +75,9 @@ def _through(shapes: Sequence[Shape], layer: Callable[[int, int], list[nn.Module
 
 
 def _event(shape: Shape) -> tuple[int, ...]:
-    event = (shape,) if isinstance(shape, int) else tuple(shape)
+    event = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    for width in event:
+        check_whole(width=width)
     if not event or min(event) < 1:
         raise ValueError(f"an event shape or a width must be positive, got {shape}")
-    return event
+    return tuple(map(int, event))  # NumPy's integers are not all that torch takes

@@ -14,6 +14,9 @@ class Batched(nn.Module):
         network: Maps ``(B, *in) -> (B, *out)``; convolutions are of this kind.
         event_dim: Number of dimensions of ``in``.
 
+    Raises:
+        ValueError: When called, if the input has fewer dimensions.
+
     Example:
         >>> import torch, pyrovae as pv
         >>> blur = pv.networks.Batched(torch.nn.Conv2d(1, 1, 3, padding=1), event_dim=3)
@@ -28,6 +31,10 @@ class Batched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``x``, shape ``(*batch, *in)``, to shape ``(*batch, *out)``."""
+        if x.ndim < self.event_dim:
+            raise ValueError(
+                f"networks.Batched: a datum has {self.event_dim} dimensions, but the input has shape {tuple(x.shape)}"
+            )
         batch, event = x.shape[: x.ndim - self.event_dim], x.shape[x.ndim - self.event_dim :]
         y: Tensor = self.network(x.reshape(math.prod(batch), *event))
         return y.reshape(*batch, *y.shape[1:])

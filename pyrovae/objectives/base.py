@@ -15,6 +15,7 @@ from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
+from pyrovae.arguments import check_whole
 from pyrovae.isolation import isolated
 from pyrovae.weights import Densities, Weights, importance_weights
 
@@ -106,7 +107,7 @@ class Objective(Weighing, ELBO):
         **options: See :class:`Options`.
 
     Raises:
-        TypeError: If an option has another name.
+        TypeError: If an option has another name, or a count is no integer.
         ValueError: If there is no draw to make.
     """
 
@@ -115,6 +116,7 @@ class Objective(Weighing, ELBO):
         if unknown := set(options) - set(Options.__annotations__):
             known = ", ".join(["num_particles", *Options.__annotations__])
             raise TypeError(f"{name} takes no argument {min(unknown)!r}; besides its own it has {known}")
+        check_whole(num_particles=num_particles, num_groups=num_groups)
         if num_particles < 1:
             raise ValueError(f"{name} needs at least one particle, got num_particles={num_particles}")
         if num_groups < 1:

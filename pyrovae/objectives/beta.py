@@ -3,6 +3,7 @@ r"""The beta-VAE: any objective with its latent sites weighed.
 .. math:: E_q[\log p(x \mid z)] - \beta\, \mathrm{KL}\big(q(z \mid x) \,\|\, p(z)\big).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ class BetaELBO(ELBO):
         objective: A Pyro ELBO; by default ``Trace_ELBO()``.
 
     Raises:
-        ValueError: If ``beta`` is not positive.
+        ValueError: If ``beta`` is not positive and finite.
         TypeError: If the objective is no ELBO.
 
     Source:
@@ -41,8 +42,8 @@ class BetaELBO(ELBO):
     """
 
     def __init__(self, beta: float, objective: ELBO | None = None) -> None:
-        if not beta > 0:
-            raise ValueError(f"beta weighs the latent sites by a positive number, got beta={beta}")
+        if not 0 < beta < math.inf:
+            raise ValueError(f"beta weighs the latent sites by a positive, finite number, got beta={beta}")
         if not (objective is None or isinstance(objective, ELBO)):
             raise TypeError(f"the objective must be a Pyro ELBO such as Trace_ELBO() or IWAE(5), got {objective!r}")
         super().__init__()

@@ -4,6 +4,7 @@ r"""Free bits: a floor under the KL divergence of each latent dimension, so that
     \sum_n E_q[\log p(x_n \mid z)] - N \sum_j \max\Big(\lambda, \frac{1}{N} \sum_n \mathrm{KL}_{n, j}\Big).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -36,9 +37,9 @@ class FreeBits(Objective):
         **options: As of :class:`IWAE`.
 
     Raises:
-        ValueError: If ``nats`` is negative or ``num_particles`` is less than 1; when called, if a latent site is not
-            reparameterized or is the guide's alone, or the program has a site outside its data plate or enumerates
-            sites.
+        ValueError: If ``nats`` is negative or infinite, or ``num_particles`` is less than 1; when called, if a latent
+            site is not reparameterized or is the guide's alone, or the program has a site outside its data plate or
+            enumerates sites.
 
     Source:
         *Improving Variational Inference with Inverse Autoregressive Flow* (Kingma et al., 2016), appendix C.8.
@@ -54,8 +55,8 @@ class FreeBits(Objective):
     """
 
     def __init__(self, nats: float, num_particles: int = 1, **options: Unpack[Options]) -> None:
-        if not nats >= 0:
-            raise ValueError(f"the floor under a KL divergence is at least 0 nats, got nats={nats}")
+        if not 0 <= nats < math.inf:
+            raise ValueError(f"the floor under a KL divergence is at least 0 nats and finite, got nats={nats}")
         super().__init__(num_particles, **options)
         self.nats = nats
 

@@ -15,6 +15,7 @@ times d dimensions; and it counts the pairs i = j, which are 1 whatever the draw
 distance.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,12 +76,12 @@ class MMD(Objective):
         plate: str | None = None,
         retain_graph: bool | None = None,
     ) -> None:
-        if not weight >= 0:
-            raise ValueError(f"the weight of the discrepancy is at least 0, got weight={weight}")
-        if not alpha <= 1:
-            raise ValueError(f"alpha leaves out at most all of the KL term, 1, got alpha={alpha}")
-        if not kernel_scale > 0:
-            raise ValueError(f"the kernel's scale is positive, got kernel_scale={kernel_scale}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"the weight of the discrepancy is at least 0 and finite, got weight={weight}")
+        if not -math.inf < alpha <= 1:
+            raise ValueError(f"alpha leaves out at most all of the KL term, 1, and is finite, got alpha={alpha}")
+        if not 0 < kernel_scale < math.inf:
+            raise ValueError(f"the kernel's scale is positive and finite, got kernel_scale={kernel_scale}")
         super().__init__(vectorize_particles=False, plate=plate, retain_graph=retain_graph)
         self.weight, self.alpha, self.kernel_scale = weight, alpha, kernel_scale
 

@@ -7,6 +7,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.arguments import check_whole
+
 
 class GaussianMixture(nn.Module):
     r"""A mixture of Gaussians, :math:`p(z) = \sum_c \pi_c N(z; \mu_c, \mathrm{diag}(\sigma_c^2))`, all learned.
@@ -109,6 +111,7 @@ class VampPrior(nn.Module):
 
 
 def _check_positive(name: str, **numbers: int) -> None:
+    check_whole(**numbers)
     for argument, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} needs {argument} to be at least 1, got {argument}={number}")

@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.arguments import check_whole
+
 
 class StandardNormal(nn.Module):
     """The standard normal prior, ``p(z) = N(z; 0, I)``.
@@ -32,6 +34,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, latent: int) -> None:
         super().__init__()
+        check_whole(latent=latent)
         if latent < 1:
             raise ValueError(f"StandardNormal needs at least one latent dimension, got latent={latent}")
         # Buffers follow the module's device and dtype; they are constants, so the state dict does without them.

@@ -102,7 +102,8 @@ def fit(
         The history, in nats per datum.
 
     Raises:
-        TypeError: If the module has neither model and guide nor a loss, or data are not floating-point tensors.
+        TypeError: If the module has neither model and guide nor a loss, data are not floating-point tensors, or a count
+            is no integer.
         ValueError: If data are empty, not finite, of different lengths or outside the likelihood's support; if model
             and guide disagree; if an option is out of range; if the device is not there; if a module with a loss of its
             own is given an objective or a KL warm-up; if the checkpoints are of another run (module, data, objective or
@@ -128,6 +129,7 @@ def fit(
         module,
         valid,
         objective,
+        learning_rate=learning_rate,
         patience=patience,
         kl_warmup=kl_warmup,
         clip_norm=clip_norm,

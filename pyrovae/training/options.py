@@ -1,11 +1,12 @@
 """The options of ``fit``: which there are, and which go together."""
 
+import math
 from typing import Any, get_args
 
 from pyro.infer import ELBO
 from torch import nn
 
-from pyrovae.arguments import Data
+from pyrovae.arguments import Data, check_whole
 from pyrovae.training.steps import NonFinite
 
 
@@ -14,6 +15,7 @@ def check_options(
     valid: Data | None,
     objective: Any,
     *,
+    learning_rate: float,
     patience: int | None,
     kl_warmup: int,
     clip_norm: float | None,
@@ -23,12 +25,15 @@ def check_options(
     """Refuses what cannot be trained so.
 
     Raises:
-        TypeError: If the module or the objective is none.
+        TypeError: If the module or the objective is none, or a count is no whole number.
         ValueError: If an option is out of range, or useless without another.
     """
     if not (objective is None or isinstance(objective, ELBO)):
         raise TypeError(f"the objective must be a Pyro ELBO such as Trace_ELBO() or IWAE(5), got {objective!r}")
     _check_trainable(module, objective, kl_warmup)
+    if not 0 <= learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a finite number, at least 0, got {learning_rate}")
+    check_whole(**counts, kl_warmup=kl_warmup, patience=1 if patience is None else patience)
     for name, count in {**counts, "patience": 1 if patience is None else patience}.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
