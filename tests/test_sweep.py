@@ -3,7 +3,7 @@
 import importlib
 import json
 import os
-import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,11 +23,17 @@ from experiments import _seeds as seeds_module
 from experiments import sweep
 from experiments._cells import Executor, fill, in_order, path_of
 from experiments._ray import is_installed, on_ray
+from tests.cells import compute
 
 TOY: dict[str, Any] = {
     "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15, "components": 5,
     "priors": ("StandardNormal", "VampPrior"), "objectives": ("ELBO",), "repeats": 2,
 }  # fmt: skip
+SMALLEST = [
+    *("--data", "digits", "--hidden", "16", "--latent", "2", "--epochs", "1", "--num-samples", "60"),
+    *("--test-size", "15", "--repeats", "1"),
+    *("--priors", "StandardNormal", "--likelihoods", "Bernoulli", "--objectives", "ELBO"),
+]
 needs_ray = pytest.mark.skipif(not is_installed(), reason="Ray is not installed; uv sync --group sweep installs it")
 
 
@@ -44,19 +50,6 @@ def execute(request: pytest.FixtureRequest) -> Executor:
         return in_order
     request.getfixturevalue("local_ray")
     return on_ray()
-
-
-def compute(settings: Any, shared: Any) -> xr.Dataset:
-    """A square, after the failures that the settings ask for; every attempt leaves a line in a file."""
-    log = Path(settings["log"])
-    with log.open("a") as file:
-        file.write("attempt\n")
-    attempts = len(log.read_text().splitlines())
-    if attempts <= settings.get("failures", 0):
-        raise ValueError(f"no luck with {settings['x']}\nthis time")
-    if attempts <= settings.get("kills", 0):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return xr.Dataset({"square": ("datum", shared * settings["x"] ** 2)})
 
 
 def squares(folder: Path, **others: dict[str, int]) -> dict[str, dict[str, Any]]:
@@ -157,7 +150,15 @@ def test_a_cell_is_told_by_all_of_its_settings(tmp_path: Path) -> None:
     def path(options: sweep.Options, model: tuple[str, str, str] = model, seed: int = 0) -> Path:
         return path_of(tmp_path, "cell", sweep.settings(options, model, seed))
 
-    same = {"priors": ("VampPrior",), "repeats": 7, "retries": 0, "cores": 1, "parallel": False, "out": tmp_path, "seed": 5}
+    same = {
+        "priors": ("VampPrior",),
+        "repeats": 7,
+        "retries": 0,
+        "cores": 1,
+        "parallel": False,
+        "out": tmp_path,
+        "seed": 5,
+    }
     assert path(sweep.Options(**{**TOY, **same})) == path(options)
     others = {"epochs": 2, "hidden": (17,), "learning_rate": 1e-3, "num_samples": 61, "threads": 2, "test_size": None}
     paths = {path(sweep.Options(**{**TOY, name: value})) for name, value in others.items()}
@@ -265,9 +266,29 @@ def test_a_combination_that_is_not_there_is_named() -> None:
 
 @needs_ray
 def test_as_a_module_it_starts_a_ray_of_its_own_and_is_quiet(tmp_path: Path) -> None:
-    flags = "--data digits --hidden 16 --latent 2 --epochs 1 --num-samples 60 --test-size 15 --repeats 1 --cores 1"
-    axes = "--priors StandardNormal --likelihoods Bernoulli --objectives ELBO"
-    command = [sys.executable, "-m", "experiments.sweep", *flags.split(), *axes.split(), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments.sweep", *SMALLEST, "--cores", "1", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "1 cells: 0 kept from before, 1 computed" in done.stdout
     assert not done.stderr
+
+
+@needs_ray
+@pytest.mark.slow
+def test_on_a_cluster_by_its_address(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start = f"start --head --block --node-ip-address 127.0.0.1 --port {address.split(':')[1]} --num-cpus 1"
+    command = [sys.executable, "-m", "ray.scripts.scripts", *start.split(), "--include-dashboard", "false"]
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as node:
+        try:
+            assert node.stdout is not None
+            assert any("Ray runtime started" in line for line in node.stdout)
+            sweep_command = [sys.executable, "-m", "experiments.sweep", *SMALLEST, "--out", str(tmp_path)]
+            there = [*sweep_command, "--address", address]
+            done = subprocess.run(there, capture_output=True, text=True, env=environment)
+            assert "1 cells: 0 kept from before, 1 computed" in done.stdout, done.stderr
+            assert node.poll() is None  # a sweep leaves the cluster as it was
+        finally:
+            node.terminate()
