@@ -98,8 +98,8 @@ OBJECTIVES: dict[str, Callable[[Options], ELBO]] = {
 }
 
 INHERITED = {field.name for field in fields(comparison.Options)} - {"models", "root", "out"}
-OF_A_CELL = sorted(INHERITED | {"components", "num_particles", "threads"})  # options that a cell's numbers depend on
-PACKAGES = ("pyrovae", "torch", "pyro-ppl", "zuko", "numpy")  # and packages
+OF_A_CELL = sorted(INHERITED | {"components", "num_particles", "threads"})  # what a cell's numbers depend on
+PACKAGES = ("pyrovae", "torch", "pyro-ppl", "zuko", "numpy")  # and the versions of these
 
 
 def main(options: Options) -> pd.DataFrame:
@@ -137,9 +137,11 @@ def main(options: Options) -> pd.DataFrame:
 
 def grid(options: Options) -> dict[str, Model]:
     """The combinations that the options ask for, by name."""
-    axes = [(PRIORS, options.priors), (LIKELIHOODS, options.likelihoods), (OBJECTIVES, options.objectives)]
-    names = [list(comparison.chosen(axis, replace(options, models=chosen))) for axis, chosen in axes]
-    return comparison.chosen({", ".join(model): model for model in product(*names)}, options)
+    priors = comparison.chosen(PRIORS, replace(options, models=options.priors))
+    likelihoods = comparison.chosen(LIKELIHOODS, replace(options, models=options.likelihoods))
+    objectives = comparison.chosen(OBJECTIVES, replace(options, models=options.objectives))
+    models = {", ".join(model): model for model in product(priors, likelihoods, objectives)}
+    return comparison.chosen(models, options)
 
 
 def settings(options: Options, model: Model, seed: int) -> Settings:
