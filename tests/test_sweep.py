@@ -119,14 +119,18 @@ def test_a_sweep_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> Non
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    amid_writing = []
+
     def torn(result: xr.Dataset, path: Path, **others: Any) -> None:
         path.write_bytes(b"the first half")
+        amid_writing.extend(tmp_path.glob("cells/*.nc"))  # what a killed process would leave
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(xr.Dataset, "to_netcdf", torn)
         with pytest.raises(OSError, match="no space left"):
             fill(tmp_path / "cells", squares(tmp_path), compute, shared=np.ones(3))
+    assert not amid_writing
     assert not list((tmp_path / "cells").iterdir())
 
 
@@ -172,6 +176,21 @@ def test_versions_tell_cells_apart_and_must_agree_among_nodes(tmp_path: Path, mo
     assert path_of(tmp_path, "cell", cell) != path_of(tmp_path, "cell", other)
     with pytest.raises(RuntimeError, match=r"this node has \{'pyrovae': 'another', .* started with \{'pyrovae': '\d"):
         sweep.compute(cell, {})
+
+
+def test_a_cell_has_the_threads_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def prior(options: sweep.Options, train: torch.Tensor) -> pv.priors.StandardNormal:
+        seen.append(torch.get_num_threads())
+        return pv.priors.StandardNormal(options.latent)
+
+    monkeypatch.setitem(sweep.PRIORS, "StandardNormal", prior)
+    options = sweep.Options(**TOY, threads=before + 1)
+    cell = sweep.settings(options, ("StandardNormal", "Bernoulli", "ELBO"), 0)
+    sweep.compute(cell, sweep.load(options, {"Bernoulli"}))
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
 
 
 @needs_ray
