@@ -149,7 +149,7 @@ def train(
     )
 
 
-def evaluate(vae: Any, splits: pv.data.Splits, options: Options) -> xr.Dataset:
+def evaluate(vae: Any, splits: pv.data.Splits, options: Options, **others: Any) -> xr.Dataset:
     """Evaluates on the test data; the number of active units stands beside, as an attribute."""
     test = splits.test.to(next(vae.parameters()).device)
     result = pv.evaluation.evaluate(
@@ -160,6 +160,7 @@ def evaluate(vae: Any, splits: pv.data.Splits, options: Options) -> xr.Dataset:
         seed=options.seed,
         compile=options.compile,
         binarization=splits.binarization,
+        **others,
     )
     active = pv.evaluation.active_units(vae.guide, test, seed=options.seed)
     return result.assign_attrs(active_units=int(sum(units.sum() for units in active.values())))

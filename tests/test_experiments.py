@@ -48,6 +48,10 @@ TOYS = {
         "data": "digits", "hidden": (16,), "latent": 3, "epochs": 1, "num_samples": 60, "test_size": 40, "pairs": 7,
         "cells": 3,
     },
+    "sweep": {
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+        "components": 5, "repeats": 2, "parallel": False,
+    },
     "tighter_bounds": {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "particles": (1, 3), "repeats": 9,
         "dimensions": 3,

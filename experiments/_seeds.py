@@ -1,0 +1,93 @@
+"""Table and figure of a grid of models that were trained from several seeds each.
+
+A difference is paired over the seeds and over the test data, and has both errors: that over the seeds says whether
+another training would give it again, that over the data whether other data would.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+import pyrovae as pv
+
+Model = tuple[str, str, str]  # prior, likelihood, objective
+Runs = dict[int, xr.Dataset]  # by seed
+
+
+def summarize(models: Mapping[str, Model], runs: Mapping[str, Runs]) -> pd.DataFrame:
+    """One row a combination: estimates over the seeds, and what it gains."""
+    references: dict[str, str] = {}
+    for name in runs:
+        references.setdefault(models[name][1], name)
+    rows = {}
+    for name, by_seed in runs.items():
+        results = list(by_seed.values())
+        draws = results[0].attrs["num_samples"]
+        reference = references[models[name][1]]
+        rows[name] = {
+            "seeds": str(len(results)),
+            "ELBO": over_seeds([float(result.elbo.mean()) for result in results]),
+            f"IWAE_{draws}": over_seeds([float(result.log_likelihood.mean()) for result in results]),
+            **gain(by_seed, runs[reference], is_reference=name == reference),
+            "k-hat > 0.7": f"{np.mean([(result.pareto_k > 0.7).mean() for result in results]):.0%}",
+            "active units": f"{np.mean([result.attrs['active_units'] for result in results]):.0f}",
+            "seconds": f"{np.mean([json.loads(result.attrs['history'])['seconds'][-1] for result in results]):.0f}",
+        }
+    return pd.DataFrame(rows).T
+
+
+def gain(runs: Runs, reference: Runs, *, is_reference: bool) -> dict[str, str]:
+    """The paired difference from the reference: its errors over the seeds, and over the test data."""
+    seeds = [seed for seed in runs if seed in reference]
+    if is_reference or not seeds:
+        return {"difference": "", "error over data": ""}
+    pairs = [pv.evaluation.compare({"a": reference[seed], "b": runs[seed]}).difference["b"] for seed in seeds]
+    means = {name: mean_over_seeds([of[seed] for seed in seeds]) for name, of in {"a": reference, "b": runs}.items()}
+    row = pv.evaluation.compare(means).loc["b"]
+    return {
+        "difference": over_seeds(pairs),
+        "error over data": f"{row.difference_error:.2f} ({row.difference_mcse:.2f})",
+    }
+
+
+def mean_over_seeds(results: Sequence[xr.Dataset]) -> xr.Dataset:
+    """The estimates of log p(x) of each datum, averaged over models that differ by their seed."""
+    seeds = xr.concat([result[["log_likelihood", "mcse"]] for result in results], "seed", combine_attrs="override")
+    mcse = (seeds.mcse**2).sum("seed") ** 0.5 / len(results)
+    return seeds.mean("seed", keep_attrs=True).assign(mcse=mcse)
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean ± standard error, of one value itself."""
+    error = f" ± {pd.Series(values).sem():.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{error}"
+
+
+def draw(models: Mapping[str, Model], runs: Mapping[str, Runs]) -> Figure:
+    """Draws log p(x) for each prior and objective, with its error over the seeds, a panel for each likelihood."""
+    priors, likelihoods, objectives = (list(dict.fromkeys(models[name][i] for name in runs)) for i in range(3))
+    figure, axes = plt.subplots(
+        1, len(likelihoods), figsize=(1 + 3.2 * len(likelihoods), 3.4), squeeze=False, layout="constrained"
+    )
+    for ax, likelihood in zip(axes[0], likelihoods, strict=True):
+        for i, objective in enumerate(objectives):
+            for j, prior in enumerate(priors):
+                by_seed = runs.get(", ".join((prior, likelihood, objective)), {})
+                values = pd.Series([float(result.log_likelihood.mean()) for result in by_seed.values()], dtype=float)
+                x = j + 0.2 * (i - (len(objectives) - 1) / 2)
+                ax.plot([x] * len(values), values, ".", color=f"C{i}", alpha=0.35, markersize=5)
+                ax.errorbar(
+                    x, values.mean(), values.sem(), color=f"C{i}", marker="o", markersize=5, capsize=4,
+                    label=objective if j == 0 else None,
+                )  # fmt: skip
+        ax.set_xticks(range(len(priors)), priors, rotation=20)
+        ax.set_title(likelihood, fontsize=10)
+        ax.margins(x=0.15)
+    axes[0, 0].set_ylabel(r"$\log p(x)$ (nats per datum)")
+    axes[0, -1].legend(frameon=False, title="objective", loc="best", fontsize="small")
+    return figure
