@@ -2,8 +2,8 @@
 
 One latent layer: 50 dimensions, two hidden layers of 200 tanh units in either network. Two layers: 100 and 50
 dimensions, with 200 and 100 units. All 60,000 digits are for training, each drawn anew as zeros and ones in every
-epoch; the test digits are drawn once. The paper trains for 3,280 epochs in batches of 20, with learning rates that fall in
-eight stages; ``--schedule paper`` does the same, ``--schedule cosine`` is a shorter one of ours.
+epoch; the test digits are drawn once. The paper trains for 3,280 epochs in batches of 20, with learning rates that fall
+in eight stages; ``--schedule paper`` does the same, ``--schedule cosine`` is a shorter one of ours.
 """
 
 from collections.abc import Callable
