@@ -1,8 +1,8 @@
 """*VAE with a VampPrior* (Tomczak and Welling, 2018), table 1: static MNIST, standard prior and VampPrior.
 
 Gated networks with two hidden layers of 300 units, 40 latent dimensions, 500 pseudo-inputs, batches of 100, a KL
-warm-up of 100 epochs. The two-level model (HVAE) has 40 dimensions in either level. The weights are those that are best on the
-validation data.
+warm-up of 100 epochs. The two-level model (HVAE) has 40 dimensions in either level. The weights are those that are best
+on the validation data.
 """
 
 from collections.abc import Callable
