@@ -9,10 +9,9 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import pandas as pd
@@ -90,7 +89,7 @@ class Paper:
     test: Tensor
     binarization: str
     rows: Mapping[str, Row]
-    fit_options: Mapping[str, Any] = MappingProxyType({})
+    fit_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(paper: Paper, options: Options) -> pd.DataFrame:
