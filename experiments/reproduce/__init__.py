@@ -1,0 +1,1 @@
+"""Published tables, reproduced: a script a paper, ``python -m experiments.reproduce.iwae`` and so on."""

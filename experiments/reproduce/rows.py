@@ -1,0 +1,220 @@
+"""What the reproductions share: a row of a published table is trained, evaluated on the full test set, and kept.
+
+A row is trained by ``fit`` with checkpoints, so that a run that was stopped goes on when the same command is given
+again. What it reached is kept as a small JSON file with all that it took. A row that has not been run is empty in the
+table: no number comes from the paper but the target.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyro
+import torch
+import xarray as xr
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+import pyrovae as pv
+from experiments.benchmarks.rounds import machine
+
+
+@dataclass
+class Options:
+    """Options of every reproduction."""
+
+    rows: tuple[str, ...] = ()
+    """Names of the rows to run; with none, the table of those that have been run is printed."""
+    epochs: int = 500
+    """Passes over the training data."""
+    batch_size: int = 100
+    """Data per step."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    num_samples: int = 5000
+    """Draws per test datum of the evaluation."""
+    compile: bool = True
+    """Compile training and evaluation."""
+    precision: Literal["tf32", "bfloat16"] | None = None
+    """Of the matrix products in training; the evaluation has torch's own."""
+    root: Path | None = None
+    """Folder of the data [default: PYROVAE_DATA, else ~/.cache/pyrovae]."""
+    device: str = "auto"
+    """Where to compute; auto is a CUDA device if there is one, else the CPU."""
+    seed: int = 0
+    """Seed of the initial weights, the training and the evaluation."""
+    out: Path = Path("docs/reproduction")
+    """Folder for the results of a row, which are to be committed."""
+    checkpoints: Path = Path("results/reproduce")
+    """Folder for checkpoints and results per datum."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a published table.
+
+    Attributes:
+        target: The published test NLL, nats.
+        build: Makes the VAE, before training.
+        objective: Makes what it is trained with.
+    """
+
+    target: float
+    build: Callable[[], Any]
+    objective: Callable[[], ELBO] = Trace_ELBO
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A published table.
+
+    Attributes:
+        name: Short name, of folders and files.
+        train: Training data.
+        test: Test data.
+        binarization: How the test data were binarized, in words.
+        rows: Its rows by name.
+        fit_options: Further options of ``fit``, such as validation data.
+    """
+
+    name: str
+    train: Tensor
+    test: Tensor
+    binarization: str
+    rows: Mapping[str, Row]
+    fit_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run(paper: Paper, options: Options) -> pd.DataFrame:
+    """Trains, evaluates and keeps the rows that the options name; prints the table of all that were ever run.
+
+    Raises:
+        ValueError: If there is no row of that name.
+    """
+    if unknown := set(options.rows) - set(paper.rows):
+        raise ValueError(f"there is no row {min(unknown)!r}; choose from {list(paper.rows)}")
+    for name in options.rows:
+        run_row(paper, name, options)
+    table = tabulate(paper, options)
+    print(f"\n{paper.name}, {paper.binarization}: test NLL, nats, lower is better\n")
+    print(table.to_string())
+    return table
+
+
+def run_row(paper: Paper, name: str, options: Options) -> None:
+    """Trains and evaluates a row, and writes what it reached."""
+    row, folder = paper.rows[name], options.checkpoints / paper.name / slug(name)
+    pyro.set_rng_seed(options.seed)
+    vae = row.build()
+    history = pv.fit(
+        vae,
+        paper.train,
+        objective=row.objective(),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        compile=options.compile,
+        precision=options.precision,
+        checkpoint=folder,
+        seed=options.seed,
+        device=options.device,
+        **{"scheduler": partial(cosine, options=options), **paper.fit_options},
+    )
+    if history.interrupted:
+        raise SystemExit(f"{name} stopped after {len(history.train)} epochs; give the same command to go on")
+    result = evaluate(vae, paper, options)
+    result.to_netcdf(folder / "evaluation.nc")
+    path = options.out / paper.name / f"{slug(name)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record(name, row, history, result, options), indent=2) + "\n")
+
+
+def cosine(optimizer: torch.optim.Optimizer, options: Options) -> LRScheduler:
+    """A learning rate that falls to a hundredth of its first value, along a cosine."""
+    return torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, T_max=options.epochs, eta_min=options.learning_rate / 100
+    )
+
+
+def evaluate(vae: Any, paper: Paper, options: Options) -> xr.Dataset:
+    """Evaluates on all test data."""
+    test = paper.test.to(next(vae.parameters()).device)
+    result = pv.evaluation.evaluate(
+        vae.model,
+        vae.guide,
+        test,
+        options.num_samples,
+        seed=options.seed,
+        compile=options.compile,
+        binarization=paper.binarization,
+    )
+    active = pv.evaluation.active_units(vae.guide, test, seed=options.seed)
+    return result.assign_attrs(active_units=[int(units.sum()) for units in active.values()])
+
+
+def record(name: str, row: Row, history: pv.History, result: xr.Dataset, options: Options) -> dict[str, Any]:
+    """What is kept of a row."""
+    size = result.sizes["datum"]
+    return {
+        "row": name,
+        "target": row.target,
+        "nll": -float(result.log_likelihood.mean()),
+        "standard_error": float(result.log_likelihood.std(ddof=1)) / size**0.5,
+        "monte_carlo_error": float((result.mcse**2).sum()) ** 0.5 / size,
+        "elbo": float(result.elbo.mean()),
+        "k_hat_above_0.7": float((result.pareto_k > 0.7).mean()),
+        "active_units": result.attrs["active_units"],
+        "test_data": size,
+        "num_samples": result.attrs["num_samples"],
+        "binarization": result.attrs["binarization"],
+        "objective": history.objective,
+        "epochs": len(history.train),
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "seed": options.seed,
+        "train_seconds": history.seconds[-1],
+        "machine": machine(result.attrs["device"]),
+        "command": shlex.join(["python", "-m", f"experiments.reproduce.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+    }
+
+
+def tabulate(paper: Paper, options: Options) -> pd.DataFrame:
+    """One row a row of the paper; empty where it has not been run."""
+    return pd.DataFrame({name: _line(paper, name, row.target, options) for name, row in paper.rows.items()}).T.fillna(
+        ""
+    )
+
+
+def _line(paper: Paper, name: str, target: float, options: Options) -> dict[str, str]:
+    line = {"published": f"{target:.2f}"}
+    path = options.out / paper.name / f"{slug(name)}.json"
+    if not path.exists():
+        return line
+    kept = json.loads(path.read_text())
+    return line | {
+        "pyrovae": f"{kept['nll']:.2f} ± {kept['standard_error']:.2f} ({kept['monte_carlo_error']:.2f})",
+        "ELBO": f"{kept['elbo']:.2f}",
+        "k-hat > 0.7": f"{kept['k_hat_above_0.7']:.0%}",
+        "active units": " + ".join(str(units) for units in kept["active_units"]),
+        "epochs": str(kept["epochs"]),
+        "hours": f"{kept['train_seconds'] / 3600:.1f}",
+    }
+
+
+def slug(name: str) -> str:
+    """A row's name as the name of a file."""
+    return name.lower().replace(" = ", "_").replace(", ", "-").replace(" ", "_")
+
+
+def set_bias(network: nn.Module, x: Tensor) -> None:
+    """Starts a decoder's last bias at the logits of the data's mean, as the published code does."""
+    *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        last.bias.copy_(torch.logit(x.mean(0).flatten(), eps=1e-3))
