@@ -23,7 +23,7 @@ import pyrovae as pv
 from pyrovae import archives
 from tests import faulty
 from tests.conftest import small_vae
-from tests.test_compilation import Discrete
+from tests.examples import Discrete
 from tests.test_training import Script
 
 Result = tuple[dict[str, Tensor], pv.History]

@@ -15,6 +15,7 @@ def test_code_is_found() -> None:
         "README.md": 3,
         "components.md": 7,
         "evaluation.md": 5,
+        "index.md": 1,
         "lecture.md": 21,
         "long_runs.md": 3,
         "objectives.md": 1,

@@ -39,10 +39,12 @@ def main(options: Options) -> pd.DataFrame:
 
 def with_flow(event: tuple[int, ...]) -> pv.VAE:
     """The same VAE with an inverse autoregressive flow."""
-    vae = vampprior.one_level(event, partial(pv.priors.StandardNormal, LATENT))
     encoder = gated(event, HIDDEN, HIDDEN, 2 * LATENT + CONTEXT)
-    vae.posterior = pv.posteriors.InverseAutoregressiveFlow(encoder, LATENT, context=CONTEXT)
-    return vae
+    return pv.VAE(
+        likelihood=pv.likelihoods.Bernoulli(gated(LATENT, HIDDEN, HIDDEN, event)),
+        posterior=pv.posteriors.InverseAutoregressiveFlow(encoder, LATENT, context=CONTEXT),
+        prior=pv.priors.StandardNormal(LATENT),
+    )
 
 
 if __name__ == "__main__":
