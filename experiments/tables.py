@@ -103,10 +103,9 @@ def results(name: str, docs: Path, *, columns: Mapping[str, str] | Iterable[str]
     return table[list(names)].rename(columns=names)
 
 
-def growth(docs: Path) -> pd.DataFrame:
-    """Milliseconds per step with the draws and with the latent dimensions."""
-    parts = {"draws": "growth_k", "dimensions": "growth_latent"}
-    tables = {unit: results(f"benchmarks/{name}", docs) for unit, name in parts.items()}
+def growth(docs: Path, **units: str) -> pd.DataFrame:
+    """Milliseconds per step against what grows, which is named by its unit."""
+    tables = {unit: results(f"benchmarks/growth_{quantity}", docs) for unit, quantity in units.items()}
     return pd.concat([table.rename(index=lambda value, unit=unit: f"{value} {unit}") for unit, table in tables.items()])
 
 
@@ -146,7 +145,8 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
     "gaps": gaps,
     "training": partial(results, "benchmarks/training", columns=STEP),
     "training, IWAE_50": partial(results, "benchmarks/training_iwae_50", columns=STEP),
-    "growth": growth,
+    "growth": partial(growth, draws="k", dimensions="latent"),
+    "growth, data": partial(growth, data="num_data"),
     "ideas": partial(results, "benchmarks/ideas"),
     "evaluation": partial(results, "benchmarks/evaluation", columns=IMAGE),
     "evaluation, error": partial(results, "benchmarks/evaluation_error", columns=ERROR),

@@ -190,11 +190,11 @@ def record(name: str, row: Row, history: pv.History, result: xr.Dataset, options
 def tabulate(paper: str, targets: Mapping[str, float], folder: Path) -> pd.DataFrame:
     """One row a row of the paper of that name; empty, but for the target, where the folder has no result of it."""
     lines = {name: _line(folder / paper / f"{slug(name)}.json", target) for name, target in targets.items()}
-    return pd.DataFrame(lines).T.reindex(columns=COLUMNS).fillna("")
+    return pd.DataFrame(lines).T
 
 
 def _line(path: Path, target: float) -> dict[str, str]:
-    line = {"published": f"{target:.2f}"}
+    line = dict.fromkeys(COLUMNS, "") | {"published": f"{target:.2f}"}
     if not path.exists():
         return line
     kept = json.loads(path.read_text())
