@@ -27,6 +27,8 @@ import zuko  # noqa: E402  # switches validation off for the whole process
 
 Distribution.set_default_validate_args(_validation)
 
+__all__ = ["autoregressive", "coupling", "inverse_autoregressive"]
+
 Univariate = Literal["affine", "spline"]
 
 
