@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 import pyrovae as pv
@@ -52,7 +53,14 @@ def test_a_row_is_trained_evaluated_and_kept(
     assert (kept["row"], kept["target"]) == (name, paper.ROWS[name].target)
     assert (kept["epochs"], kept["test_data"], kept["num_samples"]) == (1, 300, 60)
     assert kept["binarization"] == ("dynamic" if paper is iwae else "static")
-    assert kept["nll"] < -kept["elbo"]
+    [evaluation] = (tmp_path / "checkpoints").rglob("evaluation.nc")
+    with xr.open_dataset(evaluation) as results:
+        per_datum = results.log_likelihood.values
+        assert kept["elbo"] == pytest.approx(float(results.elbo.mean()))
+    assert kept["nll"] == pytest.approx(-per_datum.mean())
+    assert kept["standard_error"] == pytest.approx(per_datum.std(ddof=1) / 300**0.5)
+    assert 0 < kept["monte_carlo_error"] < kept["standard_error"]
+    assert 0 < kept["nll"] < -kept["elbo"]
     assert {"seed", "machine", "command", "train_seconds", "active_units"} <= set(kept)
     assert table.loc[name, "pyrovae"].startswith(f"{kept['nll']:.2f} ± {kept['standard_error']:.2f} (")
     assert set(table.drop(index=name)["pyrovae"]) == {""}
