@@ -5,6 +5,7 @@ and gradients, and pictures. The step of TensorBoard is the index of the epoch, 
 """
 
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -75,7 +76,11 @@ class Board:
         """
         self.pictures = Pictures(module, train, valid)
         try:
-            self.writer = self.summary_writer(str(self.place), purge_step=epoch) if self.is_own else self.place
+            if self.is_own:
+                _wait_for_a_later_name(Path(self.place))
+                self.writer = self.summary_writer(str(self.place), purge_step=epoch)
+            else:
+                self.writer = self.place
         except OSError as error:
             raise OSError(
                 f"TensorBoard's files cannot be written to {str(self.place)!r} ({error.strerror or error}); give a "
@@ -117,6 +122,12 @@ class Board:
                     writer.add_histogram(f"{kind}/{name}", tensor, epoch)
         for name, picture in self.pictures().items():
             writer.add_image(name, picture, epoch)
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Event files are read in the order of their names, which begin with the second, and then the process."""
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
 
 
 def _summary_writer() -> Any:
