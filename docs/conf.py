@@ -1,4 +1,4 @@
-"""Sphinx builds the documentation: ``uv run --group docs sphinx-build -W docs docs/_build``."""
+"""Sphinx builds the documentation: ``uv run --group docs sphinx-build -W --keep-going docs docs/_build/html``."""
 
 from importlib import metadata
 
@@ -11,12 +11,14 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "pyrovae"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "cache"
+nb_execution_mode = "force"  # a cache knows the page, not the code of pyrovae that it runs
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600
+nb_execution_timeout = 300
 nb_output_stderr = "remove"  # a progress bar that has no widgets here says so
 
 autodoc_member_order = "bysource"

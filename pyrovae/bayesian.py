@@ -22,6 +22,8 @@ from pyrovae.priors import Fixed
 from pyrovae.programs import Component, emit_parameters
 from pyrovae.vae import VAE, Guide, Model
 
+__all__ = ["BayesianVAE", "random_weights"]
+
 
 def random_weights(network: nn.Module, prior: Callable[[Tensor], dist.TorchDistribution] | None = None) -> nn.Module:
     """Turns all parameters of a network into random variables, ``pyro.nn.PyroSample``, in place.

@@ -3,13 +3,13 @@ r"""Invertible transforms for flows, built from the layers of `zuko`: ``flow(con
 Each function returns a module whose call, with a context of shape ``(*batch, context)`` or without, makes the transform
 anew from the current parameters. They differ in which direction is one pass of the network:
 
-========================== ================= =================
-transform                  draw              score
-========================== ================= =================
-:func:`coupling`           2 passes          1 pass
-:func:`autoregressive`     ``latent`` passes 1 pass
-:func:`inverse_autoregressive` 1 pass        ``latent`` passes
-========================== ================= =================
+============================== ================= =================
+transform                      draw              score
+============================== ================= =================
+:func:`coupling`               2 passes          1 pass
+:func:`autoregressive`         ``latent`` passes 1 pass
+:func:`inverse_autoregressive` 1 pass            ``latent`` passes
+============================== ================= =================
 
 so the first two serve priors, which score the posterior's draws, and the last serves posteriors, which score their own
 draws with what drawing has computed. Any ``zuko`` flow serves too: ``zuko.flows.NSF(...).transform.inv``.
@@ -26,6 +26,8 @@ _validation = Distribution._validate_args
 import zuko  # noqa: E402  # switches validation off for the whole process
 
 Distribution.set_default_validate_args(_validation)
+
+__all__ = ["autoregressive", "coupling", "inverse_autoregressive"]
 
 Univariate = Literal["affine", "spline"]
 

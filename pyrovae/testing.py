@@ -12,11 +12,17 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+__all__ = ["check_likelihood", "check_posterior", "check_prior"]
+
 Component = Callable[..., Any]
 
 
 def check_prior(prior: Component, *, latent: int) -> None:
     """Checks that ``prior()`` has batch shape ``()`` and event shape ``(latent,)``, scores its draws, and so on.
+
+    Args:
+        prior: ``() -> p(z)``, or a distribution.
+        latent: Number of latent dimensions.
 
     Raises:
         AssertionError: If the prior breaks the contract; the message says how.
@@ -33,6 +39,11 @@ def check_prior(prior: Component, *, latent: int) -> None:
 def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequence[int]) -> None:
     """Checks that ``likelihood(z)`` keeps the leading dimensions of ``z``, has the event shape given, and so on.
 
+    Args:
+        likelihood: ``z -> p(x | z)``.
+        latent: Number of latent dimensions.
+        event_shape: Shape of a datum.
+
     Raises:
         AssertionError: If the likelihood breaks the contract; the message says how.
 
@@ -46,6 +57,11 @@ def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequenc
 
 def check_posterior(posterior: Component, *, event_shape: Sequence[int], latent: int) -> None:
     """Checks that ``posterior(x)`` keeps the leading dimensions of ``x``, has event shape ``(latent,)``, and so on.
+
+    Args:
+        posterior: ``x -> q(z | x)``.
+        event_shape: Shape of a datum.
+        latent: Number of latent dimensions.
 
     Raises:
         AssertionError: If the posterior breaks the contract; the message says how.

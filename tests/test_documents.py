@@ -6,20 +6,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = {page: re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL) for page in PAGES}
 
 
 def test_code_is_found() -> None:
     assert {page.name: len(blocks) for page, blocks in BLOCKS.items() if blocks} == {
+        "contributing.md": 1,
         "README.md": 3,
         "components.md": 7,
         "evaluation.md": 5,
+        "from_pyro.md": 2,
+        "from_pythae.md": 1,
+        "gpu.md": 1,
         "index.md": 1,
         "lecture.md": 21,
         "long_runs.md": 5,
         "objectives.md": 1,
+        "own_likelihood.md": 2,
+        "own_prior.md": 2,
+        "own_program.md": 1,
         "performance.md": 1,
+        "resume.md": 1,
+        "save_and_share.md": 2,
+        "sweep.md": 1,
     }
 
 

@@ -77,13 +77,15 @@ TOYS = {
     },
 }  # fmt: skip
 
+SEPARATE = ("_", "benchmarks", "reproduce", "tables")  # not experiments, or tested in files of their own
+
 
 def test_no_experiment_is_untested() -> None:
     names = [
         module.name.removeprefix("experiments.")
         for module in pkgutil.walk_packages(experiments.__path__, "experiments.")
     ]
-    scripts = [name for name in names if not name.startswith(("_", "benchmarks")) and not name.endswith("__main__")]
+    scripts = [name for name in names if not name.startswith(SEPARATE) and not name.endswith("__main__")]
     assert {name for name in scripts if hasattr(importlib.import_module(f"experiments.{name}"), "main")} == set(TOYS)
 
 

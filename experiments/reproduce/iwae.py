@@ -51,20 +51,12 @@ def main(options: Options) -> pd.DataFrame:
     """Runs the rows that the options name; prints the table."""
     grey, binary = (pv.data.mnist(binarization, root=options.root) for binarization in ("none", "dynamic"))
     train = torch.cat([grey.train, grey.valid])
-    table = {
-        f"{layers} layer{'s' * (layers > 1)}, {objective}, k = {k}": Row(
-            target, partial(build, layers, train), partial(OBJECTIVES[objective], num_particles=k)
-        )
-        for layers, by_objective in TARGETS.items()
-        for objective, by_k in by_objective.items()
-        for k, target in by_k.items()
-    }
     schedule = {"scheduler": stages} if options.schedule == "paper" else {}
     fit_options = {"transform": pv.data.binarize, **schedule}
-    return rows.run(Paper("iwae", train, binary.test, "dynamic", table, fit_options), options)
+    return rows.run(Paper("iwae", train, binary.test, "dynamic", ROWS, fit_options), options)
 
 
-def build(layers: int, train: Tensor) -> nn.Module:
+def build(train: Tensor, *, layers: int) -> nn.Module:
     """The paper's network with one or two latent layers."""
     event = train.shape[1:]
     if layers == 1:
@@ -88,6 +80,16 @@ def stages(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRSched
     """The paper's learning rates: 3^i epochs at 10^(-i/7) of the first, for i = 0, ..., 7."""
     factors = [factor for epochs, factor in STAGES for _ in range(epochs)]
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: factors[min(epoch, len(factors) - 1)])
+
+
+ROWS = {
+    f"{layers} layer{'s' * (layers > 1)}, {objective}, k = {k}": Row(
+        target, partial(build, layers=layers), partial(OBJECTIVES[objective], num_particles=k)
+    )
+    for layers, by_objective in TARGETS.items()
+    for objective, by_k in by_objective.items()
+    for k, target in by_k.items()
+}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from torch.optim.lr_scheduler import LRScheduler
 import pyrovae as pv
 from experiments.benchmarks.rounds import machine
 
+COLUMNS = ("published", "pyrovae", "ELBO", "k-hat > 0.7", "active units", "epochs", "hours")
+
 
 @dataclass
 class Options:
@@ -62,12 +64,12 @@ class Row:
 
     Attributes:
         target: The published test NLL, nats.
-        build: Makes the VAE, before training.
+        build: Makes the VAE for training data, before training.
         objective: Makes what it is trained with.
     """
 
     target: float
-    build: Callable[[], Any]
+    build: Callable[[Tensor], Any]
     objective: Callable[[], ELBO] = Trace_ELBO
 
 
@@ -102,7 +104,7 @@ def run(paper: Paper, options: Options) -> pd.DataFrame:
         raise ValueError(f"there is no row {min(unknown)!r}; choose from {list(paper.rows)}")
     for name in options.rows:
         run_row(paper, name, options)
-    table = tabulate(paper, options)
+    table = tabulate(paper.name, {name: row.target for name, row in paper.rows.items()}, options.out)
     print(f"\n{paper.name}, {paper.binarization}: test NLL, nats, lower is better\n")
     print(table.to_string())
     return table
@@ -112,7 +114,7 @@ def run_row(paper: Paper, name: str, options: Options) -> None:
     """Trains and evaluates a row, and writes what it reached."""
     row, folder = paper.rows[name], options.checkpoints / paper.name / slug(name)
     pyro.set_rng_seed(options.seed)
-    vae = row.build()
+    vae = row.build(paper.train)
     history = pv.fit(
         vae,
         paper.train,
@@ -185,16 +187,14 @@ def record(name: str, row: Row, history: pv.History, result: xr.Dataset, options
     }
 
 
-def tabulate(paper: Paper, options: Options) -> pd.DataFrame:
-    """One row a row of the paper; empty where it has not been run."""
-    return pd.DataFrame({name: _line(paper, name, row.target, options) for name, row in paper.rows.items()}).T.fillna(
-        ""
-    )
+def tabulate(paper: str, targets: Mapping[str, float], folder: Path) -> pd.DataFrame:
+    """One row a row of the paper of that name; empty, but for the target, where the folder has no result of it."""
+    lines = {name: _line(folder / paper / f"{slug(name)}.json", target) for name, target in targets.items()}
+    return pd.DataFrame(lines).T
 
 
-def _line(paper: Paper, name: str, target: float, options: Options) -> dict[str, str]:
-    line = {"published": f"{target:.2f}"}
-    path = options.out / paper.name / f"{slug(name)}.json"
+def _line(path: Path, target: float) -> dict[str, str]:
+    line = dict.fromkeys(COLUMNS, "") | {"published": f"{target:.2f}"}
     if not path.exists():
         return line
     kept = json.loads(path.read_text())

@@ -11,7 +11,7 @@ from functools import partial
 
 import pandas as pd
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 import pyrovae as pv
 from experiments.reproduce import rows
@@ -20,7 +20,7 @@ from experiments.reproduce.rows import Paper, Row
 LATENT, HIDDEN, COMPONENTS = 40, 300, 500
 
 gated, joint, normal = pv.networks.gated_mlp, pv.networks.Joint, pv.posteriors.DiagonalNormal
-Prior = Callable[[], nn.Module]
+Prior = Callable[[Tensor], nn.Module]
 
 
 @dataclass
@@ -36,40 +36,51 @@ class Options(rows.Options):
 def main(options: Options) -> pd.DataFrame:
     """Runs the rows that the options name; prints the table."""
     splits = pv.data.static_mnist(root=options.root)
-    event, standard = splits.train.shape[1:], partial(pv.priors.StandardNormal, LATENT)
-    vamp = partial(pv.priors.VampPrior, COMPONENTS, data=splits.train)
-    table = {
-        "VAE, standard": Row(88.56, partial(one_level, event, standard)),
-        "VAE, VampPrior": Row(85.57, partial(one_level, event, vamp)),
-        "HVAE, standard": Row(86.05, partial(two_levels, event, standard)),
-        "HVAE, VampPrior": Row(83.19, partial(two_levels, event, vamp)),
-    }
     fit_options = {"valid": splits.valid, "kl_warmup": options.kl_warmup}
-    return rows.run(Paper("vampprior", splits.train, splits.test, "static", table, fit_options), options)
+    return rows.run(Paper("vampprior", splits.train, splits.test, "static", ROWS, fit_options), options)
 
 
-def one_level(event: tuple[int, ...], prior: Prior) -> pv.VAE:
+def standard(_: Tensor) -> nn.Module:
+    """The standard normal prior."""
+    return pv.priors.StandardNormal(LATENT)
+
+
+def vamp(train: Tensor) -> nn.Module:
+    """The VampPrior, whose pseudo-inputs start from training data."""
+    return pv.priors.VampPrior(COMPONENTS, data=train)
+
+
+def one_level(train: Tensor, *, prior: Prior) -> pv.VAE:
     """One latent layer."""
+    event = train.shape[1:]
     return pv.VAE(
         likelihood=pv.likelihoods.Bernoulli(gated(LATENT, HIDDEN, HIDDEN, event)),
         posterior=normal(gated(event, HIDDEN, HIDDEN, 2 * LATENT)),
-        prior=prior(),
+        prior=prior(train),
     )
 
 
-def two_levels(event: tuple[int, ...], prior: Prior) -> pv.HierarchicalVAE:
+def two_levels(train: Tensor, *, prior: Prior) -> pv.HierarchicalVAE:
     """Two latent layers, of which the likelihood and the posterior of the lower see both others."""
-    pixels, dims = event[0] * event[1], (1, 1)
+    event, dims = train.shape[1:], (1, 1)
     return pv.HierarchicalVAE(
         likelihood=pv.likelihoods.Bernoulli(joint(gated(2 * LATENT, HIDDEN, HIDDEN, event), event_dims=dims)),
         posteriors=(
-            normal(joint(gated(pixels + LATENT, HIDDEN, HIDDEN, 2 * LATENT), event_dims=(len(event), 1))),
+            normal(joint(gated(event.numel() + LATENT, HIDDEN, HIDDEN, 2 * LATENT), event_dims=(len(event), 1))),
             normal(gated(event, HIDDEN, HIDDEN, 2 * LATENT)),
         ),
-        priors=(normal(gated(LATENT, HIDDEN, HIDDEN, 2 * LATENT)), prior()),
+        priors=(normal(gated(LATENT, HIDDEN, HIDDEN, 2 * LATENT)), prior(train)),
         inference="top-down",
         skip=True,
     )
+
+
+ROWS = {
+    "VAE, standard": Row(88.56, partial(one_level, prior=standard)),
+    "VAE, VampPrior": Row(85.57, partial(one_level, prior=vamp)),
+    "HVAE, standard": Row(86.05, partial(two_levels, prior=standard)),
+    "HVAE, VampPrior": Row(83.19, partial(two_levels, prior=vamp)),
+}
 
 
 if __name__ == "__main__":

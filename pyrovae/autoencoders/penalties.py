@@ -146,6 +146,9 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
     Raises:
         ValueError: If the encoder has batch normalization that mixes the data, as it does in training mode.
 
+    Source:
+        *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).
+
     Example:
         >>> import torch, pyrovae as pv
         >>> pv.autoencoders.squared_jacobian_norm(torch.sin, torch.zeros(2, 3))  # three slopes of 1

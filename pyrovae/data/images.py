@@ -42,10 +42,6 @@ _FASHION_MNIST_SHA1 = {
 def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
     """MNIST: 50,000 digits of 28 x 28 for training, the next 10,000 for validation, 10,000 for testing.
 
-    Source: *Gradient-based learning applied to document recognition* (LeCun et al., 1998). The split is that of
-    Larochelle and Murray (2011). ``"static"`` draws from ``seed`` and is not the literature's fixed binarization, which
-    is :func:`static_mnist`; ``"dynamic"`` is that of Burda et al. (2016).
-
     Args:
         binarization: See :class:`Splits`.
         root: Folder of the data, in torchvision's layout (``MNIST/raw``) or with the four files directly in it.
@@ -57,15 +53,22 @@ def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int =
     Raises:
         FileNotFoundError: If a file is neither there nor to be downloaded.
         ValueError: If a file's content is not MNIST, or the binarization has an unknown name.
+
+    Source:
+        *Gradient-based learning applied to document recognition* (LeCun et al., 1998). The split is that of
+        Larochelle and Murray (2011). ``"static"`` draws from ``seed`` and is not the literature's fixed
+        binarization, which is :func:`static_mnist`; ``"dynamic"`` is that of Burda et al. (2016).
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.data.mnist("dynamic")  # doctest: +SKIP
+        Splits('mnist', train=(50000, 28, 28), valid=(10000, 28, 28), test=(10000, 28, 28), binarization='dynamic')
     """
     return _mnist_like("mnist", MNIST, _MNIST_SHA1, ("MNIST/raw", "."), binarization, root, seed)
 
 
 def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
     """Fashion-MNIST: 50,000 articles of clothing of 28 x 28, 10,000 for validation, 10,000 for testing.
-
-    Source: *Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms* (Xiao et al., 2017); the
-    last 10,000 training images are for validation, as for MNIST.
 
     Args:
         binarization: See :class:`Splits`.
@@ -79,6 +82,15 @@ def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, see
     Raises:
         FileNotFoundError: If a file is neither there nor to be downloaded.
         ValueError: If a file's content is not Fashion-MNIST, or the binarization has an unknown name.
+
+    Source:
+        *Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms* (Xiao et al., 2017);
+        the last 10,000 training images are for validation, as for MNIST.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.data.fashion_mnist()  # doctest: +SKIP
+        Splits('fashion_mnist', train=(50000, 28, 28), valid=(10000, 28, 28), test=(10000, 28, 28), binarization='none')
     """
     folders = ("FashionMNIST/raw", "fashion-mnist", ".")
     return _mnist_like("fashion_mnist", FashionMNIST, _FASHION_MNIST_SHA1, folders, binarization, root, seed)
@@ -86,11 +98,6 @@ def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, see
 
 def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
     """Omniglot characters, scaled to 28 x 28, strokes bright.
-
-    Source: *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The background
-    set, in the order of its files' names, is split at random into 17,280 for training and 2,000 for validation; the
-    13,180 of the evaluation set are for testing, alphabets never seen in training. The literature's 28 x 28 file (Burda
-    et al., 2016), which mixes the alphabets, is another data set: numbers are not comparable.
 
     Args:
         binarization: See :class:`Splits`.
@@ -104,6 +111,18 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
     Raises:
         FileNotFoundError: If the files are neither there nor to be downloaded.
         ValueError: If a file's content is not Omniglot, or the binarization has an unknown name.
+
+    Source:
+        *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The
+        background set, in the order of its files' names, is split at random into 17,280 for training and 2,000
+        for validation; the 13,180 of the evaluation set are for testing, alphabets never seen in training. The
+        literature's 28 x 28 file (Burda et al., 2016), which mixes the alphabets, is another data set: numbers
+        are not comparable.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.data.omniglot("dynamic")  # doctest: +SKIP
+        Splits('omniglot', train=(17280, 28, 28), valid=(2000, 28, 28), test=(13180, 28, 28), binarization='dynamic')
     """
     background, evaluation = (_drawings(data_root(root), part) for part in ("images_background", "images_evaluation"))
     train, valid = shuffled(len(background), (len(background) - 2000,), seed)
@@ -112,9 +131,6 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
 
 def static_mnist(*, root: Root = None) -> Splits:
     """MNIST as binarized once by Larochelle: 50,000, 10,000 and 10,000 digits of 28 x 28, the literature's fixed set.
-
-    Source: *The Neural Autoregressive Distribution Estimator* (Larochelle and Murray, 2011). The rows are in no random
-    order: draw subsets at random.
 
     Args:
         root: Folder that holds, directly or in ``static_mnist``, the original files
@@ -127,6 +143,15 @@ def static_mnist(*, root: Root = None) -> Splits:
     Raises:
         FileNotFoundError: If the files are neither there nor to be downloaded.
         ValueError: If a file's content is not the published one.
+
+    Source:
+        *The Neural Autoregressive Distribution Estimator* (Larochelle and Murray, 2011). The rows are in no
+        random order: draw subsets at random.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.data.static_mnist().train.shape  # doctest: +SKIP
+        torch.Size([50000, 28, 28])
     """
     folder, folders = data_root(root), ("static_mnist", ".")
     packed = find(folder, folders, "binarized_mnist.npz")
@@ -148,9 +173,6 @@ def static_mnist(*, root: Root = None) -> Splits:
 def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
     """Frey Faces: 1,965 video frames of one face, 28 x 20, grey; 1,565 for training, 200, and 200 for testing.
 
-    Source: images of Brendan Frey, distributed by Sam Roweis. Split sizes as in *VAE with a VampPrior* (Tomczak and
-    Welling, 2018), drawn at random as there, but not the same draw.
-
     Args:
         binarization: See :class:`Splits`.
         root: Folder that holds, directly or in ``freyfaces``, the original ``frey_rawface.mat`` or a ``freyfaces.npz``
@@ -163,6 +185,15 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
     Raises:
         FileNotFoundError: If the file is neither there nor to be downloaded.
         ValueError: If a file's content is not Frey Faces, or the binarization has an unknown name.
+
+    Source:
+        Images of Brendan Frey, distributed by Sam Roweis. Split sizes as in *VAE with a VampPrior* (Tomczak and
+        Welling, 2018), drawn at random as there, but not the same draw.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.data.freyfaces()  # doctest: +SKIP
+        Splits('freyfaces', train=(1565, 28, 20), valid=(200, 28, 20), test=(200, 28, 20), binarization='none')
     """
     folder, folders = data_root(root), ("freyfaces", ".")
     path = find(folder, folders, "freyfaces.npz") or fetch(folder, folders, "frey_rawface.mat", [_FREYFACES_URL])
@@ -179,9 +210,6 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
 def caltech101_silhouettes(*, root: Root = None) -> Splits:
     """Caltech 101 Silhouettes, 28 x 28, split 1: 4,100 for training, 2,264 for validation, 2,307 for testing.
 
-    Source: *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The object is 1 and
-    the background 0, as in most papers; in the file it is the other way round.
-
     Args:
         root: Folder that holds ``caltech101_silhouettes_28_split1.mat``, directly or in ``caltech101_silhouettes``.
 
@@ -191,6 +219,15 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
     Raises:
         FileNotFoundError: If the file is neither there nor to be downloaded.
         ValueError: If the file's content is not the published one.
+
+    Source:
+        *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The object is 1
+        and the background 0, as in most papers; in the file it is the other way round.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.data.caltech101_silhouettes().train.shape  # doctest: +SKIP
+        torch.Size([4100, 28, 28])
     """
     folders = ("caltech101_silhouettes", ".")
     path = fetch(data_root(root), folders, "caltech101_silhouettes_28_split1.mat", [_CALTECH_URL])

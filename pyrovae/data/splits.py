@@ -25,12 +25,12 @@ class Splits:
     Attributes:
         name: Name of the data set.
         train: Training data, shape ``(N, *event)``, in [0, 1].
-        valid: Validation data, likewise.
-        test: Test data, likewise.
+        valid: Validation data, shape ``(M, *event)``.
+        test: Test data, shape ``(L, *event)``.
         binarization: ``"none"``: grey values. ``"static"``: zeros and ones, drawn once with the grey values as
             probabilities. ``"dynamic"``: validation and test data are drawn once, training data stay grey and are to
             be drawn anew for every batch by ``transform``.
-        labels: Class labels of the three splits, where the data set has them.
+        labels: Class labels of the three splits, shapes ``(N,)``, ``(M,)``, ``(L,)``, where the data set has them.
 
     Example:
         >>> import pyrovae as pv
@@ -60,15 +60,21 @@ class Splits:
 
 
 def binarize(x: Tensor) -> Tensor:
-    """Draws zeros and ones with the grey values ``x`` in [0, 1] as probabilities, on the device of ``x``.
+    """Draws zeros and ones with grey values as probabilities.
 
-    Source:
-        *On the Quantitative Analysis of Deep Belief Networks* (Salakhutdinov and Murray, 2008).
+    Args:
+        x: Grey values in [0, 1], of any shape.
+
+    Returns:
+        Zeros and ones, in the shape and on the device of ``x``.
 
     Raises:
         TypeError: If they are not floating-point.
         ValueError: If some value is outside [0, 1]; looked for unless Pyro's validation is off, as it is in
             :func:`pyrovae.fit` after a first pass over the data.
+
+    Source:
+        *On the Quantitative Analysis of Deep Belief Networks* (Salakhutdinov and Murray, 2008).
 
     Example:
         >>> import torch, pyrovae as pv
@@ -98,7 +104,7 @@ def dequantize(x: Tensor, levels: int = 256) -> Tensor:
     to validation and test data.
 
     Args:
-        x: Grey values, multiples of ``1 / (levels - 1)`` in [0, 1].
+        x: Grey values of any shape, multiples of ``1 / (levels - 1)`` in [0, 1].
         levels: Number of levels, at most 512.
 
     Returns:

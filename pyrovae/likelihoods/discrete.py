@@ -236,6 +236,7 @@ class DiscretizedLogisticMixture(_Discrete):
         unit: The value of one level in the data; 1/255 for grey images in [0, 1].
 
     Raises:
+        TypeError: If ``components`` or ``levels`` is no integer.
         ValueError: If ``components`` or ``unit`` is not positive, or ``levels`` is less than 2.
 
     Source:

@@ -123,10 +123,24 @@ class ZeroFilled(nn.Module):
 
 
 def split(parameters: Tensor, count: int, owner: str) -> tuple[Tensor, ...]:
-    """Cuts a network's output, shape ``(*batch, count * size)``, into ``count`` tensors ``(*batch, size)``.
+    """Cuts a network's output into parameters that stand side by side on its last dimension.
+
+    Args:
+        parameters: The output, shape ``(*batch, count * size)``.
+        count: Number of parameters.
+        owner: Name of the component, for the error.
+
+    Returns:
+        ``count`` tensors, shape ``(*batch, size)``.
 
     Raises:
-        ValueError: If the last dimension cannot be cut into equal parts; ``owner`` names the component.
+        ValueError: If the last dimension cannot be cut into equal parts.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> loc, log_scale = pv.networks.split(torch.zeros(3, 2 * 5), 2, "MyPosterior")
+        >>> loc.shape
+        torch.Size([3, 5])
     """
     if parameters.shape[-1] % count:
         raise ValueError(

@@ -29,6 +29,13 @@ def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) ->
 
     Returns:
         The axes.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> history = pv.History("Trace_ELBO", train=[-44.0, -30.5], valid=[-36.0, -29.0])
+        >>> ax = pv.plots.learning_curves({"VAE": history})
+        >>> [line.get_label() for line in ax.lines]
+        ['VAE, train', 'VAE, valid']
     """
     ax = _axes(ax)
     best = []
@@ -63,6 +70,17 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
 
     Returns:
         The axes.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ... )
+        >>> results = pv.evaluation.evaluate(vae.model, vae.guide, torch.zeros(10, 4), num_samples=50, seed=0)
+        >>> pv.plots.bounds({"VAE": results}).get_xlabel()
+        'draws $k$'
     """
     ax = _axes(ax)
     for i, (name, result) in enumerate(results.items()):
@@ -90,6 +108,12 @@ def images(panels: Mapping[str, Tensor], *, columns: int, stacked: bool = False)
 
     Raises:
         ValueError: If some images do not have shape ``(n, height, width)``.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> figure = pv.plots.images({"noise": torch.rand(10, 8, 8), "paper": torch.zeros(10, 8, 8)}, columns=5)
+        >>> [ax.get_title() for ax in figure.axes]
+        ['noise', 'paper']
     """
     for name, batch in panels.items():
         if batch.ndim != 3:
@@ -127,6 +151,16 @@ def aggregate_posteriors(draws: Mapping[str, tuple[Tensor, Tensor]], *, columns:
 
     Raises:
         ValueError: If some draws do not have shape ``(n, latent)`` with at least two latent dimensions.
+
+    Source:
+        *ELBO Surgery: Yet Another Way to Carve Up the Variational Evidence Lower Bound* (Hoffman and Johnson, 2016), on
+        what it means that the two differ.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> figure = pv.plots.aggregate_posteriors({"VAE": (0.5 * torch.randn(100, 3), torch.randn(100, 3))})
+        >>> figure.axes[0].get_title()
+        'VAE'
     """
     for name, pair in draws.items():
         if any(part.ndim != 2 or part.shape[1] < 2 for part in pair):

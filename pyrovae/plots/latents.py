@@ -26,6 +26,12 @@ def manifold(images: Tensor, *, x: Tensor | None = None, y: Tensor | None = None
 
     Source:
         *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), figure 4.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> figure = pv.plots.manifold(torch.rand(5, 5, 8, 8), x=torch.linspace(-2, 2, 5))
+        >>> figure.axes[0].get_xlabel()
+        '$z_1$'
     """
     if images.ndim != 4:
         raise ValueError(f"images must have shape (rows, columns, height, width), got {tuple(images.shape)}")
@@ -54,6 +60,12 @@ def strips(rows: Mapping[str, Tensor], *, marks: Mapping[int, str] | None = None
 
     Raises:
         ValueError: If some images do not have shape ``(n, height, width)``, or not that of the other rows.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> figure = pv.plots.strips({"from 0 to 1": torch.rand(7, 8, 8)}, marks={0: "0", 6: "1"})
+        >>> figure.axes[0].get_ylabel()
+        'from 0 to 1'
     """
     for name, batch in rows.items():
         expected = next(iter(rows.values())).shape
@@ -90,6 +102,12 @@ def codes(panels: Mapping[str, tuple[Tensor, Tensor]], *, columns: int = 3) -> F
 
     Raises:
         ValueError: If some points do not have shape ``(n, 2)``, or some classes not ``(n,)``.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> figure = pv.plots.codes({"VAE": (torch.randn(50, 2), torch.arange(50) % 10)})
+        >>> figure.axes[0].get_title()
+        'VAE'
     """
     for name, (points, labels) in panels.items():
         if points.ndim != 2 or points.shape[1] != 2 or labels.shape != points.shape[:1]:

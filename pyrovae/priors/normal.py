@@ -18,6 +18,7 @@ class StandardNormal(nn.Module):
         latent: Number of latent dimensions.
 
     Raises:
+        TypeError: If ``latent`` is no integer.
         ValueError: If ``latent`` is not positive.
 
     Source:

@@ -26,6 +26,14 @@ class History:
         best_epoch: Index of the epoch whose weights the module has at the end: the best on the validation data, without
             them the last; ``None`` if that is amid an epoch that was not finished.
         interrupted: Whether Ctrl-C, or a signal, ended the run.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> history = pv.History("Trace_ELBO", train=[-44.0, -30.5], valid=[-36.0, -29.0])
+        >>> max(history.valid)
+        -29.0
+        >>> history.plot().get_ylabel()
+        'bound (nats per datum)'
     """
 
     objective: str

@@ -59,7 +59,11 @@ def load(path: str | Path, into: Module) -> Module:
             it was.
 
     Example:
-        See :func:`save`.
+        >>> import tempfile, pathlib, pyrovae as pv
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> pv.save(pv.priors.GaussianMixture(3, 2), folder / "prior.pt")
+        >>> pv.load(folder / "prior.pt", into=pv.priors.GaussianMixture(3, 2)).loc.shape
+        torch.Size([2, 3])
     """
     content = archives.read(Path(path))
     kind = content.get("kind") if isinstance(content, dict) else None

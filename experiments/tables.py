@@ -1,0 +1,160 @@
+"""Writes the tables of the documentation from the committed JSON, so that no number in them is a copy by hand.
+
+A page says where a table goes, ``<!-- table: training -->``, and where it ends, ``<!-- end of table -->``; what stands
+between is written by ``python -m experiments.tables``. A test compares the pages with the JSON.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.reproduce import iaf, iwae, vampprior
+from experiments.reproduce.rows import slug, tabulate
+
+ROOT = Path(__file__).parent.parent
+MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+PAPERS = {"iwae": iwae.ROWS, "vampprior": vampprior.ROWS, "iaf": iaf.ROWS}
+FIRST_ROWS = {
+    "iwae": {"1 layer, VAE, k = 1": "Burda et al., VAE", "1 layer, IWAE, k = 5": "Burda et al., IWAE, k = 5"},
+    "vampprior": {
+        "VAE, standard": "Tomczak and Welling, standard prior",
+        "VAE, VampPrior": "Tomczak and Welling, VampPrior",
+    },
+}
+
+
+def main(root: Path = ROOT) -> None:
+    """Writes the tables of all pages anew."""
+    for page in pages(root):
+        page.write_text(rewritten(page.read_text(), root / "docs"))
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages that may have tables."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def rewritten(text: str, docs: Path) -> str:
+    """A page with its tables as the JSON under that folder has them.
+
+    Raises:
+        KeyError: If the page asks for a table that there is none of.
+    """
+    return MARKED.sub(lambda match: f"{match[1]}{markdown(TABLES[match[2]](docs))}{match[3]}", text)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, its columns aligned to the right."""
+    lines = [("", *table.columns), ("---", *["---:"] * table.shape[1]), *table.itertuples()]
+    return "".join(f"|{'|'.join(f' {cell} '.replace('  ', ' ') for cell in line)}|\n" for line in lines)
+
+
+def reproduction(paper: str, docs: Path) -> pd.DataFrame:
+    """The table of a paper; the cells of rows that have not been run are empty."""
+    targets = {name: row.target for name, row in PAPERS[paper].items()}
+    return tabulate(paper, targets, docs / "reproduction")
+
+
+def runs(docs: Path) -> pd.DataFrame:
+    """How the rows that have been run were, and on what."""
+    kept = {}
+    for paper, rows in PAPERS.items():
+        for path in (docs / "reproduction" / paper / f"{slug(name)}.json" for name in rows):
+            if path.exists():
+                record = json.loads(path.read_text())
+                machine, versions = record["machine"], record["machine"]["versions"]
+                kept[record["row"]] = {
+                    "seed": record["seed"],
+                    "device": machine.get("gpu", f"{machine['cores']} cores, {machine['cpu']}"),
+                    "torch, Pyro": f"{versions['torch']}, {versions['pyro-ppl']}",
+                    "command": f"`{record['command']}`",
+                }
+    return pd.DataFrame.from_dict(kept, orient="index", columns=["seed", "device", "torch, Pyro", "command"])
+
+
+def first_rows(docs: Path) -> pd.DataFrame:
+    """The first rows of the papers' tables."""
+    tables = [reproduction(paper, docs).loc[list(names)].rename(index=names) for paper, names in FIRST_ROWS.items()]
+    return pd.concat(tables)[["published", "pyrovae", "k-hat > 0.7", "epochs", "hours"]]
+
+
+def speed(docs: Path) -> pd.DataFrame:
+    """A training step and the evaluation of an image, by all who took part in both or in one."""
+    step, image = (results(f"benchmarks/{name}", docs) for name in ("training", "evaluation"))
+    columns = {"ms per training step": step["ms per step"], "ms per evaluated image": image["ms per image"]}
+    contenders = ["Pyro", "PyTorch, compiled", "NumPyro", "pythae", "pyrovae", "pyrovae, compiled"]
+    return pd.DataFrame(columns).fillna("").loc[contenders]
+
+
+def results(name: str, docs: Path, *, columns: Mapping[str, str] | Iterable[str] = ()) -> pd.DataFrame:
+    """The table of an experiment or a benchmark.
+
+    Args:
+        name: Its file under the folder, without the suffix.
+        docs: The folder of the documentation.
+        columns: Those to show [default: all], or what to call them.
+    """
+    table = pd.DataFrame.from_dict(json.loads((docs / f"{name}.json").read_text())["table"], orient="index")
+    names = dict(columns) if isinstance(columns, Mapping) else {column: column for column in columns or table.columns}
+    return table[list(names)].rename(columns=names)
+
+
+def growth(docs: Path, **units: str) -> pd.DataFrame:
+    """Milliseconds per step against what grows, which is named by its unit."""
+    tables = {unit: results(f"benchmarks/growth_{quantity}", docs) for unit, quantity in units.items()}
+    return pd.concat([table.rename(index=lambda value, unit=unit: f"{value} {unit}") for unit, table in tables.items()])
+
+
+def gaps(docs: Path) -> pd.DataFrame:
+    """Bounds and gaps of both data sets, the gaps in the model's own family."""
+    parts = {}
+    for data, name in {"MNIST": "gaps_mnist", "Fashion": "gaps_fashion"}.items():
+        table = results(f"results/{name}", docs)
+        for model, family in {"mean field": "normal", "flow": "flow"}.items():
+            own = {f"{gap}, {family}": f"{gap} gap" for gap in ("approximation", "amortization")}
+            columns = {name: name for name in ("log p(x), AIS", "best flow", "best normal", "ELBO")} | own
+            part = table.loc[[f"{model}, train", f"{model}, test"], list(columns)].rename(columns=columns)
+            parts[f"{data}, {model}"] = part.rename(index=lambda row, data=data: f"{data}, {row}")
+    return pd.concat(list(parts.values()))
+
+
+STEP = ("ms per step", "/ Pyro", "/ PyTorch", "/ NumPyro")
+IMAGE = ("ms per image", "/ pythae", "/ sum of parts", "set-up, s", "peak memory, MiB")
+ERROR = {"draws": "draws", "error": "error, nats", "/ pyrovae": "/ pyrovae"}
+CODES = {name: name for name in ("digits", "masked digits", "letters")} | {
+    "probe": "linear probe",
+    "matched": "decoded random codes: precision / recall",
+}
+BITS = {"bits/dim": "bits per dimension", "difference": "difference"}
+MODELS = ("ELBO", "IWAE_1000", "difference", "ESS", "k-hat > 0.7", "active units", "seconds")
+
+TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
+    **{paper: partial(reproduction, paper) for paper in PAPERS},
+    "runs": runs,
+    "first rows": first_rows,
+    "speed": speed,
+    "elbo_vs_iwae": partial(results, "results/elbo_vs_iwae"),
+    "priors": partial(results, "results/priors", columns=MODELS),
+    "posteriors": partial(results, "results/posteriors", columns=MODELS),
+    "likelihoods": partial(results, "results/likelihoods", columns=BITS),
+    "autoencoders": partial(results, "results/autoencoders", columns=CODES),
+    "gaps": gaps,
+    "training": partial(results, "benchmarks/training", columns=STEP),
+    "training, IWAE_50": partial(results, "benchmarks/training_iwae_50", columns=STEP),
+    "growth": partial(growth, draws="k", dimensions="latent"),
+    "growth, data": partial(growth, data="num_data"),
+    "ideas": partial(results, "benchmarks/ideas"),
+    "evaluation": partial(results, "benchmarks/evaluation", columns=IMAGE),
+    "evaluation, error": partial(results, "benchmarks/evaluation_error", columns=ERROR),
+    "evaluation, memory": partial(
+        results, "benchmarks/evaluation_memory", columns=("memory before, MiB", "peak memory, MiB")
+    ),
+}
+
+
+if __name__ == "__main__":
+    main()
