@@ -4,6 +4,8 @@ A VAE is three conditional distributions: a prior and a likelihood make the ``mo
 ``guide``. Objectives, training and evaluation take any ``(model, guide)``.
 """
 
+import logging
+
 from pyrovae import (
     autoencoders,
     bayesian,
@@ -24,6 +26,8 @@ from pyrovae.training import CheckpointError, DivergenceError, History, fit, loa
 from pyrovae.vae import VAE
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged is seen where someone asks for it
 
 __all__ = [
     "VAE",

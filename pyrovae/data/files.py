@@ -6,6 +6,7 @@ Nothing in a file is run: no pickle is loaded, and archives are read in memory, 
 import gzip
 import hashlib
 import io
+import logging
 import os
 import zipfile
 import zlib
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 from torchvision.datasets.utils import download_url
+
+logger = logging.getLogger(__name__)
 
 LARGEST = 2**28  # bytes; no file of a data set holds more, so a crafted archive cannot fill the memory
 
@@ -40,6 +43,7 @@ def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str]) ->
         return path
     failures = []
     for url in urls:
+        logger.info("downloading %s into %s", url, root / folders[0])
         try:
             download_url(url, str(root / folders[0]), filename=Path(url).name)
         except (OSError, RuntimeError) as error:  # no network, no such address, an unwritable folder

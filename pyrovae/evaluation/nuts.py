@@ -14,6 +14,7 @@ the two sums.
 """
 
 import math
+import sys
 import time
 from typing import Any
 
@@ -143,7 +144,7 @@ def _chain(target: Target, num_samples: int, warmup_steps: int, progress: bool, 
             num_samples,
             warmup_steps,
             initial_params=start,
-            disable_progbar=not progress,
+            disable_progbar=not (progress and sys.stderr.isatty()),  # Pyro's own bar is not quiet elsewhere
         )
         mcmc.run()
     return mcmc.get_samples()["u"].detach(), sum(map(len, mcmc.diagnostics()["divergences"].values()))

@@ -111,6 +111,7 @@ class Checkpoints:
                 + ("there is none yet" if is_first else f"{self.newest} is whole, and the run can go on from it")
             ) from error
         self.newest = path
+        logger.debug("wrote %s", path)
         for old in sorted(self._paths(), key=_position)[:-_KEPT]:
             old.unlink(missing_ok=True)
 

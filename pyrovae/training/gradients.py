@@ -1,5 +1,6 @@
 """The gradient of a loss by graphs that were made of it."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from pyrovae.graphs import compiled_or_none
 from pyrovae.precision import products
 from pyrovae.training.criteria import Batch, Criterion
+
+logger = logging.getLogger(__name__)
 
 
 class CompiledGradients:
@@ -50,6 +53,7 @@ class CompiledGradients:
 
     def _graph(self, batch: Batch, inputs: Sequence[Tensor]) -> Callable[..., Tensor | float]:
         receivers: list[Tensor] = []
+        start = time.perf_counter()
 
         def loss_and_gradients() -> list[Tensor]:
             loss = self.eager(batch, inputs[-1] if self.weighted else 1.0)
@@ -63,6 +67,7 @@ class CompiledGradients:
                 parameter.grad = None
         if compiled is None:
             return lambda batch, kl_weight, _: self.eager(batch, kl_weight)
+        logger.info("compiled for a batch of %d in %.1f s", len(batch[0]), time.perf_counter() - start)
 
         def run(_: Batch, __: float, inputs: Sequence[Tensor]) -> Tensor:
             with products(self.eager.precision):

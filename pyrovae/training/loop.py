@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from pyrovae.arguments import Data, as_device, as_tensors, fingerprint
 from pyrovae.isolation import seeded
 from pyrovae.precision import Precision, check_precision
+from pyrovae.training.board import Board, Writer
 from pyrovae.training.checkpoints import Checkpoints
 from pyrovae.training.criteria import Bound, Criterion, OwnLoss
 from pyrovae.training.description import Description, of_module, of_object, plain
@@ -21,6 +22,7 @@ from pyrovae.training.history import History
 from pyrovae.training.options import check_options
 from pyrovae.training.run import Plan, Run
 from pyrovae.training.steps import NonFinite, Steps, Transform
+from pyrovae.training.watching import Watching
 
 
 def fit(
@@ -46,6 +48,8 @@ def fit(
     seed: int | None = None,
     device: str | torch.device = "auto",
     progress: bool = True,
+    tensorboard: str | Path | Writer | None = None,
+    tensorboard_every: int = 10,
 ) -> History:
     """Trains a module's Pyro ``model`` and ``guide`` by stochastic variational inference, or its ``loss`` as it is.
 
@@ -97,6 +101,11 @@ def fit(
             order come from the global generators.
         device: ``"auto"`` is a CUDA device if there is one, else the CPU.
         progress: Whether to show a progress bar; it is quiet where the output is no terminal.
+        tensorboard: Folder in which to write for TensorBoard (``pip install 'pyrovae[tensorboard]'``), of this run
+            alone, or a ``torch.utils.tensorboard.SummaryWriter``. Every epoch's history and the norm of its last
+            gradient; histograms of parameters and gradients; where data are images, those of the validation data above
+            their reconstructions, and draws from the prior. The run has the same numbers with and without.
+        tensorboard_every: Epochs between two sets of histograms and images.
 
     Returns:
         The history, in nats per datum.
@@ -107,10 +116,12 @@ def fit(
         ValueError: If data are empty, not finite, of different lengths or outside the likelihood's support; if model
             and guide disagree; if an option is out of range; if the device is not there; if a module with a loss of its
             own is given an objective or a KL warm-up; if the checkpoints are of another run (module, data, objective or
-            options, but for ``epochs``, ``patience``, ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``
-            and ``progress``), or none of them can be read.
+            options, but for ``epochs``, ``patience``, ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``,
+            ``progress``, ``tensorboard`` and ``tensorboard_every``), or none of them can be read.
         DivergenceError: A FloatingPointError, if the loss, its gradient, a parameter or the bound on the validation
             data is not finite. It says where for the first time, and has the ``history`` until then.
+        ModuleNotFoundError: If TensorBoard is to be written for and is not installed.
+        OSError: If TensorBoard's folder cannot be written to at the beginning; later that is a warning.
         CheckpointError: An OSError, if a checkpoint cannot be written. The weights are in the module then, the error
             has the ``history``, and the previous checkpoint is whole.
 
@@ -137,7 +148,9 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         checkpoint_every=checkpoint_every,
+        tensorboard_every=tensorboard_every,
     )
+    board = None if tensorboard is None else Board(tensorboard, tensorboard_every)
     where = as_device(device)
     train_data = tuple(tensor.to(where) for tensor in as_tensors("train", train))
     valid_data = None if valid is None else tuple(tensor.to(where) for tensor in as_tensors("valid", valid))
@@ -168,7 +181,7 @@ def fit(
             pyro.validation_enabled(False),
             tqdm(total=epochs * plan.steps, unit="step", desc=criterion.name, disable=hidden) as bar,
         ):
-            run = Run(plan, steps, schedule, checkpoints, bar)
+            run = Run(plan, steps, schedule, checkpoints, Watching(bar, board))
             run()
     return run.history
 

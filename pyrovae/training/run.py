@@ -17,6 +17,7 @@ from pyrovae.training.numbers import DivergenceError, NotFiniteError, are_finite
 from pyrovae.training.signals import StopSignals
 from pyrovae.training.state import Progress, generator_states, restore_generators
 from pyrovae.training.steps import Steps, Transform, batches
+from pyrovae.training.watching import Watching
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 MEMORY_STEPS = 100  # how many steps lie at least between two copies of the state, which take a step's time
@@ -53,16 +54,22 @@ class Run:
         steps: How it makes a step.
         schedule: Of the learning rate.
         checkpoints: Where it is kept.
-        bar: Shows the progress; ``tqdm``.
+        watching: Tells of it.
 
     Attributes:
         history: What it did.
     """
 
     def __init__(
-        self, plan: Plan, steps: Steps, schedule: Schedule | None, checkpoints: Checkpoints | None, bar: Any
+        self,
+        plan: Plan,
+        steps: Steps,
+        schedule: Schedule | None,
+        checkpoints: Checkpoints | None,
+        watching: Watching,
     ) -> None:
-        self.plan, self.steps, self.schedule, self.checkpoints, self.bar = plan, steps, schedule, checkpoints, bar
+        self.plan, self.steps, self.schedule, self.checkpoints = plan, steps, schedule, checkpoints
+        self.watching = watching
         self.history, self.best, self.progress = History(steps.criterion.name), Best(steps.tensors), Progress()
         self.signals = StopSignals(active=checkpoints is not None)
         self.started, self.compiled_before = time.perf_counter(), 0.0
@@ -88,6 +95,9 @@ class Run:
                     if self.progress.step and self.plan.valid is None:
                         self.history.best_epoch = None  # the weights are from amid an epoch
                     self.best.restore()
+                    self.watching.close()
+                received = self.signals.received
+                self.watching.end(self.history, self.progress, received, self._is_patience_over())
         except CheckpointError as error:
             error.history = self.history
             raise
@@ -99,6 +109,7 @@ class Run:
                 self.saved = self.progress.epoch, self.progress.step
             else:
                 self._save()
+        self.watching.begin(self.plan, self.steps, self.progress)
 
     def _train(self) -> None:
         """Trains; where something is not finite, and it is too late to say what, makes the last steps again."""
@@ -150,7 +161,7 @@ class Run:
                 now.total = now.total + loss * criterion.share(batch)
                 now.seen += len(batch[0])
             now.step += 1
-            self.bar.update()
+            self.watching.step()
             if self._is_told_to_stop():
                 break
 
@@ -172,10 +183,10 @@ class Run:
         self.history.append(**row, skipped=now.skipped, seconds=time.perf_counter() - self.started)
         self.history.compile_seconds = self.compiled_before + steps.compile_seconds
         self.history.best_epoch = self.best.offer(now.epoch, row.get("valid"))
-        self._show(row)
         if self.schedule is not None:
             _advance(self.schedule, self.history)
         self.progress = Progress(now.epoch + 1)
+        self.watching.epoch(self.history, steps)
         if self.checkpoints is not None and self.progress.epoch % self.checkpoints.every == 0:
             self._save()
 
@@ -216,11 +227,6 @@ class Run:
         patience = self.plan.patience
         return patience is not None and self.progress.epoch - 1 - self.best.epoch >= patience
 
-    def _show(self, row: dict[str, float]) -> None:
-        shown = [f"{name} {row[name]:.2f}" for name in ("train", "valid") if name in row]
-        shown += [f"compiled in {seconds:.0f} s"] if (seconds := self.steps.compile_seconds) else []
-        self.bar.set_postfix_str(", ".join(shown))
-
     def _state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and plain values, not copied."""
         return {
@@ -247,8 +253,7 @@ class Run:
         self.progress = Progress(**tree_map_only(Tensor, lambda tensor: tensor.to(device), state["progress"]))
         self.started = time.perf_counter() - state["seconds"]
         self.compiled_before = state["compile_seconds"] - self.steps.compile_seconds
-        self.bar.n = self.progress.epoch * self.plan.steps + self.progress.step
-        self.bar.refresh()
+        self.watching.go_on(self.progress.epoch * self.plan.steps + self.progress.step)
 
 
 def _advance(schedule: Schedule, history: History) -> None:

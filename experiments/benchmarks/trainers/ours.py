@@ -32,6 +32,10 @@ class Gate:
         if not self.channel.turn():
             raise KeyboardInterrupt
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing that a run would have to go back to."""
+        return {}
+
 
 def main(problem: Problem, compiled: bool) -> None:
     """Trains, an epoch a turn."""

@@ -1,0 +1,82 @@
+"""Pictures of what a module has learned: held-out images beside their reconstructions, and draws from the prior."""
+
+import inspect
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from pyrovae.isolation import isolated
+from pyrovae.training.criteria import Batch
+from pyrovae.training.state import generator_states, restore_generators
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS, _NUMBER = 8, 32
+
+
+class Pictures:
+    """Draws the pictures of one module, each time with the same data and the same noise.
+
+    Args:
+        module: Has ``reconstruct(x, *given)`` or ``generate(n, *given)``, or both; they are asked for means where they
+            take ``mean``.
+        train: Training data; images if a datum has shape ``(height, width)`` or ``(1 or 3, height, width)``.
+        valid: Validation data, of which some are reconstructed.
+    """
+
+    def __init__(self, module: nn.Module, train: Batch, valid: Batch | None) -> None:
+        self.module, self.drawers = module, dict[str, Callable[[], Tensor]]()
+        self.data = tuple(tensor[:_NUMBER] for tensor in (train if valid is None else valid))
+        self.event = self.data[0].shape[1:]
+        if len(self.event) == 2 or (len(self.event) == 3 and self.event[0] in (1, 3)):
+            if valid is not None and hasattr(module, "reconstruct"):
+                self.drawers["reconstructions"] = self._reconstructions
+            if hasattr(module, "generate"):
+                self.drawers["prior draws"] = self._prior_draws
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Returns the pictures, shape ``(3, height, width)``, values in [0, 1], by name, and moves no generator.
+
+        One that cannot be drawn is left out, now and later, which is logged.
+        """
+        pictures = {}
+        for name, draw in list(self.drawers.items()):
+            states = generator_states()
+            try:
+                with isolated(self.module, seed=0):
+                    pictures[name] = draw()
+            except Exception as error:  # whatever a method of the user's may raise
+                del self.drawers[name]
+                logger.warning("there are no pictures of %s: %s: %s", name, type(error).__name__, error)
+            finally:
+                restore_generators(states)
+        return pictures
+
+    def _reconstructions(self) -> Tensor:
+        """Rows of data, each above its reconstruction."""
+        number = len(self.data[0])
+        number -= number % _COLUMNS if number > _COLUMNS else 0
+        x, *given = (tensor[:number] for tensor in self.data)
+        rows = zip(x.split(_COLUMNS), _means(self.module, "reconstruct")(x, *given).split(_COLUMNS), strict=True)
+        return self._grid([row for pair in rows for row in pair])
+
+    def _prior_draws(self) -> Tensor:
+        x, *given = self.data
+        return self._grid([_means(self.module, "generate")(len(x), *given)])
+
+    def _grid(self, parts: list[Tensor]) -> Tensor:
+        low, high = (float(bound) for bound in self.data[0].aminmax())
+        images = torch.cat(parts).reshape(-1, *(self.event if len(self.event) == 3 else (1, *self.event)))
+        columns = min(_COLUMNS, len(parts[0]))
+        span = min(low, 0.0), max(high, 1.0)
+        return make_grid(images.float(), nrow=columns, padding=1, pad_value=0.5, normalize=True, value_range=span)
+
+
+def _means(module: Any, name: str) -> Callable[..., Tensor]:
+    method = getattr(module, name)
+    return partial(method, mean=True) if "mean" in inspect.signature(method).parameters else method
