@@ -142,6 +142,7 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
     "posteriors": partial(results, "results/posteriors", columns=MODELS),
     "likelihoods": partial(results, "results/likelihoods", columns=BITS),
     "autoencoders": partial(results, "results/autoencoders", columns=CODES),
+    "sweep": partial(results, "results/sweep", columns=("ELBO", "IWAE_200", "difference", "error over data")),
     "gaps": gaps,
     "training": partial(results, "benchmarks/training", columns=STEP),
     "training, IWAE_50": partial(results, "benchmarks/training_iwae_50", columns=STEP),
