@@ -148,13 +148,13 @@ def test_enumerated_sites_are_refused(name: str) -> None:
         (lambda: PIWAE(2, 0), "PIWAE needs at least one group of particles, got num_groups=0"),
         (lambda: CIWAE(2, 1.1), r"from 0 to 1, got beta=1\.1"),
         (lambda: Renyi(float("inf")), "a finite number, got alpha=inf"),
-        (lambda: BetaELBO(0.0), r"a positive number, got beta=0\.0"),
-        (lambda: FreeBits(-0.1), r"at least 0 nats, got nats=-0\.1"),
+        (lambda: BetaELBO(0.0), r"a positive, finite number, got beta=0\.0"),
+        (lambda: FreeBits(-0.1), r"at least 0 nats and finite, got nats=-0\.1"),
         (lambda: BetaTC(beta=-1.0, data_size=9), r"at least 0, got beta=-1\.0"),
         (lambda: BetaTC(data_size=1), "at least 2, got data_size=1"),
-        (lambda: MMD(-1.0), r"at least 0, got weight=-1\.0"),
-        (lambda: MMD(1.0, alpha=1.5), r"at most all of the KL term, 1, got alpha=1\.5"),
-        (lambda: MMD(1.0, kernel_scale=0.0), r"positive, got kernel_scale=0\.0"),
+        (lambda: MMD(-1.0), r"at least 0 and finite, got weight=-1\.0"),
+        (lambda: MMD(1.0, alpha=1.5), r"at most all of the KL term, 1, and is finite, got alpha=1\.5"),
+        (lambda: MMD(1.0, kernel_scale=0.0), r"positive and finite, got kernel_scale=0\.0"),
     ],
 )
 def test_bad_arguments(make: Callable[[], ELBO], message: str) -> None:

@@ -157,5 +157,5 @@ def test_what_is_wrong_with_a_program_is_said_as_without_compilation(x: Tensor) 
             raise KeyError("no such layer")
         return h
 
-    with pytest.raises(KeyError, match="no such layer"):
+    with pytest.warns(UserWarning, match="no such layer"), pytest.raises(KeyError, match="no such layer"):
         fitted(calling(broken), x, compile=True, epochs=2)

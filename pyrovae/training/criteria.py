@@ -1,6 +1,6 @@
 """What training minimizes: minus a Pyro objective's bound, or the loss that a module has of its own."""
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 import pyro
@@ -60,7 +60,7 @@ class Bound:
         if plate.full_size != len(batch[0]):
             self.full_size = plate.full_size
         if not self.has_run:  # what objectives find out by a run, such as the plates' depth, must not move the noise
-            with pyro.validation_enabled(False):
+            with pyro.validation_enabled(False), suppress(NotImplementedError):  # of one that has a gradient alone
                 self.value(batch)
             self.has_run = True
 
