@@ -89,7 +89,7 @@ class Noise:
         """Makes the draws of an operation."""
         if self.is_common or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
-        shape = next(getattr(arg, "shape", arg) for arg in args if isinstance(arg, Tensor | list | tuple))
+        shape = next((getattr(arg, "shape", arg) for arg in args if isinstance(arg, Tensor | list | tuple)), ())
         axis = self._axis(shape) if func.overloadpacket in _ELEMENTWISE else None
         if axis is None:
             with seeded(int(torch.randint(2**62, ())) + rank()):

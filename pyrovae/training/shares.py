@@ -51,7 +51,8 @@ class Shares:
                 _check_outside(criterion, batch)
             self.criterion = criterion.within(Sites(self.noise, criterion.plate))
         self.module = tensors.module
-        self.loss = DistributedDataParallel(_Loss(self.module, self.criterion), find_unused_parameters=True)
+        unused = self._leaves_some_out(batch)
+        self.loss = DistributedDataParallel(_Loss(self.module, self.criterion), find_unused_parameters=unused)
 
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor:
         """Returns the loss of a batch, and leaves its gradient."""
@@ -80,6 +81,16 @@ class Shares:
         """Gives buffers the values that they have in the first process; as happens before every step, too."""
         for buffer in self.module.buffers():
             dist.broadcast(buffer, src=0)
+
+    def _leaves_some_out(self, batch: Batch) -> bool:
+        """Whether parameters are not in the loss, which DistributedDataParallel would have to look for at each step."""
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        share, part, _ = self._mine(batch)
+        with isolated(*self.criterion.programs, seed=0), torch.enable_grad(), self.noise.of(share):
+            loss = self.criterion.differentiable(part)
+        if not loss.requires_grad:
+            return True
+        return any(slope is None for slope in torch.autograd.grad(loss, parameters, allow_unused=True))
 
     def _mine(self, batch: Batch) -> tuple[Share, Batch, float]:
         """This process's share, its data, and what their loss counts."""
