@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from pyrovae.arguments import as_device
+from pyrovae.arguments import as_device, fingerprint
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -104,6 +105,23 @@ def largest(number: int) -> int:
     tensor = torch.tensor(number)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return int(tensor)
+
+
+def check_same(what: str, tensors: Iterable[Tensor]) -> None:
+    """Refuses tensors that are not the same in all processes.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if size() == 1:
+        return
+    found: list[Any] = [None] * size()
+    dist.all_gather_object(found, fingerprint(tuple(tensor.reshape(-1) for tensor in tensors)))
+    if others := [rank for rank, other in enumerate(found) if other != found[0]]:
+        raise ValueError(
+            f"{what} are not in process {others[0]} what they are in the first; make them from the same seed in all, "
+            f"or in the first for all (pyrovae.parallel.in_first)"
+        )
 
 
 def share_generators() -> None:

@@ -13,7 +13,7 @@ from pyrovae import parallel
 from pyrovae.arguments import Data, check_whole
 from pyrovae.evaluation.pieces import MEMORY, Piece, Pieces
 from pyrovae.evaluation.scoring import Scorer
-from pyrovae.isolation import fresh_seed, isolated
+from pyrovae.isolation import fresh_seed, isolated, owners
 from pyrovae.precision import Precision, check_precision, products
 from pyrovae.sites import Program
 
@@ -157,6 +157,9 @@ class Sampler:
             torch.manual_seed(first + number)
             return function(self.run(piece)[:, : piece.kept])
 
+        modules = owners(self.pieces.model, self.pieces.guide)
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        parallel.check_same("data or parameters of an evaluation", (*self.pieces.data, *tensors))
         first = int(torch.randint(2**62, ()))
         with pyro.validation_enabled(False), products(self.precision):
             yield from parallel.by_turns(compute, enumerate(self.pieces.cut(self.width)))

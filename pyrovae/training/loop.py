@@ -143,6 +143,7 @@ def fit(
     where = as_device(device)
     train_data = tuple(tensor.to(where) for tensor in as_tensors("train", train))
     valid_data = None if valid is None else tuple(tensor.to(where) for tensor in as_tensors("valid", valid))
+    parallel.check_same("data of a training", (*train_data, *(valid_data or ())))
     module.to(where)
     check_precision(precision, where)
     plan = Plan(train_data, valid_data, transform, epochs, batch_size, kl_warmup, patience)
