@@ -15,7 +15,7 @@ from tests.faulty import PROCESSES
 
 
 def in_each(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """Calls a function in so many processes that have joined, and returns what each returns or raises."""
+    """Calls a function in so many processes that have joined, and returns what each returns; an error is an error."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -31,11 +31,13 @@ def in_each(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     outcomes = [pickle.loads(pipe.recv_bytes()) for pipe in pipes]
     for process in started:
         process.join()
+    for error in outcomes:
+        if isinstance(error, Exception):
+            raise error
     return outcomes
 
 
 def _run(tells: Connection, place: dict[str, Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-
     os.environ |= {name: str(value) for name, value in place.items()}
     torch.set_num_threads(1)
     pyro.set_rng_seed(place["RANK"])  # what is to be the same is not so by accident

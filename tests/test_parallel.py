@@ -124,6 +124,11 @@ class Unused(nn.Module):
         return self.network(x)  # type: ignore[no-any-return]
 
 
+def checkpointed(reentrant: bool) -> pv.VAE:
+    first, *others = layers()
+    return vae_with(nn.Sequential(first, Checkpointed(*others, reentrant=reentrant)))
+
+
 def vae_with(encoder: nn.Module) -> pv.VAE:
     vae = small_vae()
     vae.posterior = pv.posteriors.DiagonalNormal(encoder)
@@ -157,7 +162,8 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "scaled, in batches": (Whole, {"batch_size": 10}),
     "binary anew": (small_vae, {"transform": pv.data.binarize}),
     "several draws, dropout": (lambda: vae_with(nn.Sequential(*layers())), {"objective": pv.objectives.IWAE(3)}),
-    "checkpointed": (lambda: vae_with(Checkpointed(*layers(), reentrant=False)), {}),
+    "checkpointed": (lambda: checkpointed(reentrant=False), {}),
+    "checkpointed, reentrant": (lambda: checkpointed(reentrant=True), {}),
     "a part unused": (lambda: vae_with(Unused(pv.networks.mlp(6, 8, 4))), {}),
     "autoencoder": (noisy_autoencoder, {}),
     "AdamW, patience": (small_vae, {"optimizer": torch.optim.AdamW, "patience": 1, "learning_rate": 0.1}),

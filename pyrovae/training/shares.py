@@ -60,9 +60,7 @@ class Shares:
         with self.criterion.around(kl_weight):
             with self.noise.of(share):
                 loss = self.loss(part, weight * parallel.size())
-            if loss.requires_grad:
-                with self.noise.again():
-                    torch.autograd.backward(loss)
+            self._backward(loss)
         total: Tensor = loss.detach() / parallel.size()
         dist.all_reduce(total)
         parallel.share_generators()
@@ -86,11 +84,19 @@ class Shares:
         """Whether parameters are not in the loss, which DistributedDataParallel would have to look for at each step."""
         parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         share, part, _ = self._mine(batch)
-        with isolated(*self.criterion.programs, seed=0), torch.enable_grad(), self.noise.of(share):
-            loss = self.criterion.differentiable(part)
-        if not loss.requires_grad:
-            return True
-        return any(slope is None for slope in torch.autograd.grad(loss, parameters, allow_unused=True))
+        with isolated(*self.criterion.programs, seed=0), torch.enable_grad():
+            with self.noise.of(share):
+                loss = self.criterion.differentiable(part)
+            self._backward(loss)
+        unused = any(parameter.grad is None for parameter in parameters)
+        for parameter in parameters:
+            parameter.grad = None
+        return unused
+
+    def _backward(self, loss: Tensor) -> None:
+        if loss.requires_grad:
+            with self.noise.again():
+                torch.autograd.backward(loss)
 
     def _mine(self, batch: Batch) -> tuple[Share, Batch, float]:
         """This process's share, its data, and what their loss counts."""

@@ -1,0 +1,138 @@
+"""What several processes evaluate, refuse, write, and do when something goes wrong."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae import archives, parallel
+from pyrovae.evaluation import evaluate, log_weights
+from tests.conftest import small_vae
+from tests.processes import in_each
+from tests.test_parallel import Outcome, layers, noisy_autoencoder, vae_with
+
+
+def refused(make: Callable[[], nn.Module], x: Tensor, **options: Any) -> str:
+    with pytest.raises(ValueError, match="process") as error:
+        pv.fit(make(), x, epochs=1, progress=False, **options)
+    return str(error.value)
+
+
+def run_refused() -> list[str]:
+    same = torch.ones(8, 6)
+    sparse = pv.autoencoders.KLSparsity(1.0)
+    model = small_vae()
+    with pytest.raises(ValueError, match=r"data or parameters of an evaluation are not in process 1 what .* in_first"):
+        log_weights(model.model, model.guide, same, 5, seed=0)
+    return [
+        refused(small_vae, torch.rand(8, 6).round()),
+        refused(lambda: noisy_autoencoder(penalty=sparse).float(), same),
+    ]
+
+
+def test_what_would_be_another_number_is_refused_in_all_processes() -> None:
+    first, second = in_each(2, run_refused)
+    assert first == second
+    assert "data of a training are not in process 1 what they are in the first; make them from the same" in first[0]
+    assert "the loss of Autoencoder is not known to be a sum over the data" in first[1]
+
+
+def evaluate_in_pieces() -> list[Any]:
+    """Results of data in many pieces, of programs that are run in all ways."""
+    torch.manual_seed(7)
+    vae, x = small_vae(), torch.rand(23, 6).round()
+    results = [
+        log_weights(vae.model, vae.guide, x, 20, seed=1, memory=2**17),
+        log_weights(vae.model, vae.guide, x, 20, seed=1, memory=2**17, vectorize=False),
+        log_weights(vae.model, vae.guide, x[:1], 20, seed=1),
+    ]
+    table = evaluate(vae.model, vae.guide, x, 40, seed=1, memory=2**17, progress=False)
+    unseeded = evaluate(vae.model, vae.guide, x, 10, progress=False)
+    with torch.no_grad():
+        vae.likelihood.network[2].bias[:] = torch.inf
+    with pytest.raises(FloatingPointError, match="log-weights that are NaN or infinite"):
+        evaluate(vae.model, vae.guide, x, 10, progress=False)
+    return [*results, table.to_array().values, unseeded.attrs["seed"]]
+
+
+def test_an_evaluation_is_that_of_one_process_bit_for_bit() -> None:
+    ((*alone, _),), (first, second), thirds = (in_each(size, evaluate_in_pieces) for size in (1, 2, 3))
+    assert first[-1] == second[-1]
+    for found in (first, second, *thirds):
+        for one, other in zip(alone, found[:-1], strict=True):
+            assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+def diverge(folder: Path) -> tuple[Any, ...]:
+    torch.manual_seed(7)
+    vae, x = small_vae(), torch.rand(40, 6).round()
+    objective, options = pv.objectives.IWAE(5), {"batch_size": 10, "learning_rate": 1e9, "seed": 0, "progress": False}
+    with pytest.raises(pv.DivergenceError) as error:
+        pv.fit(vae, x, objective=objective, epochs=20, checkpoint=folder, **options)
+    return str(error.value), error.value.epoch, error.value.step, error.value.history.train
+
+
+def test_a_divergence_is_the_same_error_in_all_processes(tmp_path: Path) -> None:
+    (alone,), (first, second) = (in_each(size, diverge, tmp_path / str(size)) for size in (1, 2))
+    assert first == second
+    assert first[1:3] == alone[1:3]
+    assert first[0] == alone[0].replace(str(tmp_path / "1"), str(tmp_path / "2"))
+    assert "the first site to go wrong is" in first[0]
+
+
+class Signalled:
+    """Binarizes, and in one process sends itself a signal at a step of the training."""
+
+    def __init__(self, rank: int, at: int) -> None:
+        self.rank, self.left = rank, at
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and parallel.rank() == self.rank:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+        return pv.data.binarize(x)
+
+
+def train(folder: Path | None, epochs: int = 4, at: int = -1) -> Outcome:
+    torch.manual_seed(7 + parallel.rank())  # weights and noise are the first's, for all
+    vae = vae_with(nn.Sequential(*layers()))
+    x = torch.rand(23, 6, generator=torch.Generator().manual_seed(1)).double()
+    options = {"epochs": epochs, "batch_size": 5, "transform": Signalled(1, at), "progress": False}
+    history = pv.fit(vae, x, x.round(), checkpoint=folder, learning_rate=0.01, **options)
+    assert history.interrupted == (at > 0)
+    return vae.state_dict(), {"train": history.train, "valid": history.valid}
+
+
+def train_in_parts(folder: Path) -> list[Any]:
+    write = archives.write
+    if not parallel.is_first():
+        archives.write = None  # type: ignore[assignment]  # which nobody is to call
+    torch.manual_seed(7)
+    whole = train(None)
+    train(folder, at=8)  # amid the second epoch
+    names = sorted(path.name for path in folder.iterdir())
+    resumed = train(folder)
+    if parallel.is_first():
+        archives.write = fail
+    with pytest.raises(pv.CheckpointError, match=r"could not be written \(No space left on device\); .* is whole"):
+        train(folder, epochs=5)
+    archives.write = write
+    return [whole, names, resumed]
+
+
+def fail(*_: Any) -> None:
+    raise OSError(28, os.strerror(28))
+
+
+def test_the_first_process_writes_and_all_stop_and_go_on_together(tmp_path: Path) -> None:
+    (whole, names, resumed), second = in_each(2, train_in_parts, tmp_path)
+    torch.testing.assert_close([whole, names, resumed], second, rtol=0, atol=0)
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+    assert names[-1] == "checkpoint-000001-000003.pt"
