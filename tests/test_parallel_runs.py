@@ -1,20 +1,27 @@
 """What several processes evaluate, refuse, write, and do when something goes wrong."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae import archives, parallel
 from pyrovae.evaluation import evaluate, log_weights
+from experiments import elbo_vs_iwae
 from tests.conftest import small_vae
 from tests.processes import in_each
+from tests.test_faults import newest
 from tests.test_parallel import Outcome, layers, noisy_autoencoder, vae_with
 
 
@@ -28,7 +35,7 @@ def run_refused() -> list[str]:
     same = torch.ones(8, 6)
     sparse = pv.autoencoders.KLSparsity(1.0)
     model = small_vae()
-    with pytest.raises(ValueError, match=r"data or parameters of an evaluation are not in process 1 what .* in_first"):
+    with pytest.raises(ValueError, match=r"data or parameters of an evaluation are not in process 1 what .*in_first"):
         log_weights(model.model, model.guide, same, 5, seed=0)
     return [
         refused(small_vae, torch.rand(8, 6).round()),
@@ -132,7 +139,34 @@ def fail(*_: Any) -> None:
 
 
 def test_the_first_process_writes_and_all_stop_and_go_on_together(tmp_path: Path) -> None:
-    (whole, names, resumed), second = in_each(2, train_in_parts, tmp_path)
-    torch.testing.assert_close([whole, names, resumed], second, rtol=0, atol=0)
-    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+    first, second = in_each(2, train_in_parts, tmp_path)
+    whole, names, resumed = first
+    for other in (resumed, second[0], second[2]):
+        torch.testing.assert_close(other, whole, rtol=0, atol=0)
     assert names[-1] == "checkpoint-000001-000003.pt"
+
+
+def test_torchrun_restarts_an_experiment_one_of_whose_processes_is_killed(tmp_path: Path) -> None:
+    """The results are those of one process that nothing has happened to; only the first process prints."""
+    options: dict[str, Any] = {
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 8, "num_samples": 60, "test_size": 15
+    }  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if name != "hidden"]
+    places = [f"--out={tmp_path / 'two'}", f"--checkpoint={tmp_path / 'kept'}", "--hidden", "16", "--device=cpu"]
+    command = [*torchrun, "-m", "experiments.elbo_vs_iwae", *arguments, *places]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while newest(tmp_path / "kept" / "IWAE") < (2, 0):
+            assert run.poll() is None
+            time.sleep(0.01)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        os.kill(int(children[1]), signal.SIGKILL)
+        printed, told = run.communicate()
+    assert run.returncode == 0, told
+    assert "failed (exitcode: -9)" in told
+    assert printed.count("nats per datum") == 1
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["options"]["epochs"] == 8
+    elbo_vs_iwae.main(elbo_vs_iwae.Options(**options, device="cpu", out=tmp_path / "one"))
+    with xr.open_dataset(tmp_path / "one/evaluation.nc") as one, xr.open_dataset(tmp_path / "two/evaluation.nc") as two:
+        for bound in ("elbo", "log_likelihood"):
+            torch.testing.assert_close(*(torch.tensor(of[bound].values) for of in (two, one)), rtol=1e-4, atol=1e-3)
