@@ -135,10 +135,9 @@ def vae_with(encoder: nn.Module) -> pv.VAE:
     return vae.double()
 
 
-def noisy_autoencoder(**options: Any) -> nn.Module:
-    return pv.autoencoders.Autoencoder(
-        pv.networks.mlp(6, 4), pv.networks.mlp(4, 6), corruption=pv.autoencoders.Masking(0.3), **options
-    ).double()
+def noisy_autoencoder() -> nn.Module:
+    encoder, decoder = pv.networks.mlp(6, 4), pv.networks.mlp(4, 6)
+    return pv.autoencoders.Autoencoder(encoder, decoder, corruption=pv.autoencoders.Masking(0.3)).double()
 
 
 class Whole(pv.VAE):

@@ -16,13 +16,13 @@ import xarray as xr
 from torch import Tensor, nn
 
 import pyrovae as pv
+from experiments import elbo_vs_iwae
 from pyrovae import archives, parallel
 from pyrovae.evaluation import evaluate, log_weights
-from experiments import elbo_vs_iwae
 from tests.conftest import small_vae
 from tests.processes import in_each
 from tests.test_faults import newest
-from tests.test_parallel import Outcome, layers, noisy_autoencoder, vae_with
+from tests.test_parallel import Outcome, layers, vae_with
 
 
 def refused(make: Callable[[], nn.Module], x: Tensor, **options: Any) -> str:
@@ -33,13 +33,14 @@ def refused(make: Callable[[], nn.Module], x: Tensor, **options: Any) -> str:
 
 def run_refused() -> list[str]:
     same = torch.ones(8, 6)
-    sparse = pv.autoencoders.KLSparsity(1.0)
+    encoder, decoder = nn.Sequential(nn.Linear(6, 4), nn.Sigmoid()), nn.Linear(4, 6)
+    sparse = pv.autoencoders.Autoencoder(encoder, decoder, penalty=pv.autoencoders.KLSparsity(1.0))
     model = small_vae()
     with pytest.raises(ValueError, match=r"data or parameters of an evaluation are not in process 1 what .*in_first"):
         log_weights(model.model, model.guide, same, 5, seed=0)
     return [
         refused(small_vae, torch.rand(8, 6).round()),
-        refused(lambda: noisy_autoencoder(penalty=sparse).float(), same),
+        refused(lambda: sparse, same),
     ]
 
 
