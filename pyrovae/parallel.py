@@ -53,7 +53,8 @@ def join(device: str | torch.device = "auto") -> Iterator[None]:
                 f"device (torchrun --nproc-per-node={devices}), or compute on the CPU (device='cpu')"
             )
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
+    place = {"store": _store(), "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", **place)
     yield
     dist.destroy_process_group()  # not after an error, when the others would have to be waited for
 
@@ -135,6 +136,19 @@ def share_generators() -> None:
         state = torch.cuda.get_rng_state()
         dist.broadcast(state, src=0)
         torch.cuda.set_rng_state(state)
+
+
+def _store() -> dist.Store:
+    """Where the processes find each other.
+
+    torchrun keeps one store for all restarts, where the addresses of the processes that are gone would be found; torch
+    issue 167288. Unless it is told to make a new one each time, each restart has names of its own here.
+    """
+    is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    host, port, number = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])
+    is_master = os.environ["RANK"] == "0" and not is_kept
+    store = dist.TCPStore(host, port, number, is_master)
+    return dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if is_kept else store
 
 
 def _is_joined() -> bool:
