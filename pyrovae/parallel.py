@@ -141,8 +141,8 @@ def share_generators() -> None:
 def _store() -> dist.Store:
     """Where the processes find each other.
 
-    torchrun keeps one store for all restarts, where the addresses of the processes that are gone would be found; torch
-    issue 167288. Unless it is told to make a new one each time, each restart has names of its own here.
+    As of torch 2.15, torchrun keeps one store for all restarts, unless it is told to make a new one each time, and the
+    addresses of the processes that are gone would be found in it; so here each restart has names of its own.
     """
     is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port, number = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])

@@ -19,6 +19,7 @@ def test_code_is_found() -> None:
         "lecture.md": 21,
         "long_runs.md": 3,
         "objectives.md": 1,
+        "parallel.md": 1,
         "performance.md": 1,
     }
 

@@ -97,22 +97,22 @@ def test_a_divergence_is_the_same_error_in_all_processes(tmp_path: Path) -> None
 class Signalled:
     """Binarizes, and in one process sends itself a signal at a step of the training."""
 
-    def __init__(self, rank: int, at: int) -> None:
-        self.rank, self.left = rank, at
+    def __init__(self, rank: int, at: int, number: int) -> None:
+        self.rank, self.left, self.number = rank, at, number
 
     def __call__(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and parallel.rank() == self.rank:
             self.left -= 1
             if self.left == 0:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.number)
         return pv.data.binarize(x)
 
 
-def train(folder: Path | None, epochs: int = 4, at: int = -1) -> Outcome:
+def train(folder: Path | None, epochs: int = 4, at: int = -1, number: int = signal.SIGINT) -> Outcome:
     torch.manual_seed(7 + parallel.rank())  # weights and noise are the first's, for all
     vae = vae_with(nn.Sequential(*layers()))
     x = torch.rand(23, 6, generator=torch.Generator().manual_seed(1)).double()
-    options = {"epochs": epochs, "batch_size": 5, "transform": Signalled(1, at), "progress": False}
+    options = {"epochs": epochs, "batch_size": 5, "transform": Signalled(1, at, number), "progress": False}
     history = pv.fit(vae, x, x.round(), checkpoint=folder, learning_rate=0.01, **options)
     assert history.interrupted == (at > 0)
     return vae.state_dict(), {"train": history.train, "valid": history.valid}
@@ -126,6 +126,10 @@ def train_in_parts(folder: Path) -> list[Any]:
     whole = train(None)
     train(folder, at=8)  # amid the second epoch
     names = sorted(path.name for path in folder.iterdir())
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))  # by which each would end
+    train(folder, at=5, number=signal.SIGTERM)
+    assert ended == [signal.SIGTERM]
     resumed = train(folder)
     if parallel.is_first():
         archives.write = fail
