@@ -138,7 +138,7 @@ def share_generators() -> None:
         torch.cuda.set_rng_state(state)
 
 
-def _store() -> dist.Store:
+def _store() -> Any:
     """Where the processes find each other.
 
     As of torch 2.15, torchrun keeps one store for all restarts, unless it is told to make a new one each time, and the
@@ -147,8 +147,11 @@ def _store() -> dist.Store:
     is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port, number = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])
     is_master = os.environ["RANK"] == "0" and not is_kept
-    store = dist.TCPStore(host, port, number, is_master)
-    return dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if is_kept else store
+    store = dist.TCPStore(host, port, number, is_master)  # type: ignore[attr-defined]
+    if not is_kept:
+        return store
+    restart = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    return dist.PrefixStore(f"restart {restart}", store)  # type: ignore[attr-defined]
 
 
 def _is_joined() -> bool:

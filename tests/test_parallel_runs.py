@@ -51,6 +51,33 @@ def test_what_would_be_another_number_is_refused_in_all_processes() -> None:
     assert "the loss of Autoencoder is not known to be a sum over the data" in first[1]
 
 
+class Wayward(nn.Module):
+    """Draws more in one process than in another, and has a buffer that follows its data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(6))
+        self.register_buffer("seen", torch.zeros(6))
+
+    def loss(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.seen.copy_(x.mean(0))  # type: ignore[operator]
+            for _ in range(parallel.rank()):
+                torch.rand(len(x), 6)
+        return (x - self.weight).square().mean()
+
+
+def train_wayward() -> tuple[Any, ...]:
+    module, x = Wayward(), torch.rand(20, 6, generator=torch.Generator().manual_seed(1))
+    history = pv.fit(module, x, batch_size=4, epochs=2, progress=False)
+    return module.state_dict(), torch.get_rng_state(), history.train
+
+
+def test_processes_stay_in_step_whatever_a_module_does() -> None:
+    first, second = in_each(2, train_wayward)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
 def evaluate_in_pieces() -> list[Any]:
     """Results of data in many pieces, of programs that are run in all ways."""
     torch.manual_seed(7)
