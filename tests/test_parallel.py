@@ -157,7 +157,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "fewer data than processes": (small_vae, {"batch_size": 11}),  # the last of 23
     "one by one": (small_vae, {"batch_size": 1, "epochs": 1}),
     "all at once": (small_vae, {"batch_size": 23}),
-    "scaled": (Whole, {"batch_size": 23}),
+    "scaled": (Whole, {"batch_size": 23, "valid": None}),  # in which each share is scaled, and the whole is not
     "scaled, in batches": (Whole, {"batch_size": 10}),
     "binary anew": (small_vae, {"transform": pv.data.binarize}),
     "several draws, dropout": (lambda: vae_with(nn.Sequential(*layers())), {"objective": pv.objectives.IWAE(3)}),
@@ -177,7 +177,7 @@ def run_modules(names: list[str]) -> list[Outcome]:
         x = torch.rand(23, 6, dtype=torch.float64)
         x = x if "transform" in options else x.round()
         usual = {"epochs": 2, "batch_size": 10, "learning_rate": 0.01, "seed": 3, "progress": False}
-        history = pv.fit(module, x, x[:9].round(), **{**usual, **options})
+        history = pv.fit(module, x, **{"valid": x[:9].round(), **usual, **options})
         outcomes.append((module.state_dict(), {"train": history.train, "valid": history.valid}))
     return outcomes
 
