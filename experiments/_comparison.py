@@ -74,7 +74,11 @@ class Written(Protocol):
 
 
 def load(options: Options) -> pv.data.Splits:
-    """Reads the data, and draws a subset of the test data if one is asked for."""
+    """Reads the data, of several processes in the first, and draws a subset of the test data if one is asked for."""
+    return pv.parallel.in_first(partial(_load, options))
+
+
+def _load(options: Options) -> pv.data.Splits:
     choose = getattr(pv.data, options.data)
     match options.data:
         case "mnist5k" | "digits":
@@ -202,7 +206,9 @@ def _with_errors(mean: float, error: float, monte_carlo: float, digits: int = 2)
 
 
 def report(splits: pv.data.Splits, table: pd.DataFrame) -> None:
-    """Prints the table."""
+    """Prints the table, of several processes in the first."""
+    if not pv.parallel.is_first():
+        return
     values = "grey values" if splits.binarization == "none" else f"{splits.binarization} binarization"
     print(f"\n{splits.name}, {values}, {len(splits.test)} test data, nats per datum:")
     print("mean ± standard error over the data (Monte Carlo error); seconds are those of training\n")
@@ -216,7 +222,9 @@ def write(
     histories: Mapping[str, pv.History] = MappingProxyType({}),
     results: Mapping[str, xr.Dataset] = MappingProxyType({}),
 ) -> None:
-    """Writes the table with its histories as JSON, all results per datum as NetCDF, and the figures."""
+    """Writes the table with its histories as JSON, all results per datum as NetCDF, and the figures; in one process."""
+    if not pv.parallel.is_first():
+        return
     options.out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "options": asdict(options),

@@ -3,6 +3,8 @@
 The same variational autoencoder, from the same initial weights and on the same digits, is trained twice by Pyro's SVI:
 once with the ELBO and once with the importance-weighted bound. Both are then judged alike: ELBO, IWAE_k and the
 importance-sampling estimate of log p(x) on the test digits, with standard errors, effective sample size and k-hat.
+
+Under torchrun --nproc-per-node=2 -m experiments.elbo_vs_iwae, two processes share the work.
 """
 
 from collections.abc import Mapping
@@ -28,18 +30,27 @@ class Options(comparison.Options):
 
     num_particles: int = 5
     """Draws per datum of the IWAE objective."""
+    checkpoint: Path | None = None
+    """Folder of the trainings' checkpoints, from which the same command goes on [default: none are kept]."""
     out: Path = Path("results/elbo_vs_iwae")
     """Folder for tables and figures."""
 
 
 def main(options: Options) -> pd.DataFrame:
     """Trains and evaluates the two models; prints and writes the table and the figures."""
+    with pv.parallel.join(options.device):
+        return compare(options)
+
+
+def compare(options: Options) -> pd.DataFrame:
+    """Does so in however many processes there are."""
     splits = comparison.load(options)
     objectives = {"VAE": Trace_ELBO(), "IWAE": pv.objectives.IWAE(options.num_particles)}
     vaes, histories, results = {}, {}, {}
     for name, objective in comparison.chosen(objectives, options).items():
         vaes[name] = vae = comparison.build(options, splits.train.shape[1:])
-        histories[name] = comparison.train(vae, splits, options, objective=objective)
+        folder = None if options.checkpoint is None else options.checkpoint / name
+        histories[name] = comparison.train(vae, splits, options, objective=objective, checkpoint=folder)
         results[name] = comparison.evaluate(vae, splits, options)
 
     table = comparison.summarize(results, histories, ks=(5, 50))

@@ -26,6 +26,7 @@ def test_code_is_found() -> None:
         "own_likelihood.md": 2,
         "own_prior.md": 2,
         "own_program.md": 1,
+        "parallel.md": 1,
         "performance.md": 1,
         "resume.md": 1,
         "save_and_share.md": 2,

@@ -37,7 +37,8 @@ LAYERS = {  # beside the checks of arguments, which all may know
     "objectives": {"sites", "divergences", "draws", "weights", "isolation", "objectives"},
     "graphs": {"isolation"},
     "precision": set(),
-    "training": {"sites", "isolation", "plots", "graphs", "precision", "archives", "training"},
+    "parallel": set(),
+    "training": {"sites", "isolation", "plots", "graphs", "precision", "parallel", "archives", "training"},
     "evaluation": {
         "sites",
         "divergences",
@@ -47,6 +48,7 @@ LAYERS = {  # beside the checks of arguments, which all may know
         "isolation",
         "graphs",
         "precision",
+        "parallel",
         "flows",
         "distributions",
         "evaluation",

@@ -83,6 +83,7 @@ class KLSparsity(_Weighted):
     """
 
     target: float = 0.05
+    is_of_batch = True  # and no mean over its data
 
     def __post_init__(self) -> None:
         super().__post_init__()

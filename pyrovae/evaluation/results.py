@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyrovae import parallel
 from pyrovae.arguments import Data, check_whole
 from pyrovae.evaluation import statistics
 from pyrovae.evaluation.pieces import MEMORY
@@ -89,7 +91,7 @@ def evaluate(
         >>> results.iwae.sizes["k"], bool((results.elbo <= results.log_likelihood).all())
         (4, True)
     """
-    seed = fresh_seed() if seed is None else seed
+    seed = parallel.in_first(fresh_seed) if seed is None else seed
     start = time.perf_counter()
     with isolated(model, guide, seed=seed):
         sampler = Sampler(
@@ -107,13 +109,13 @@ def evaluate(
         # Written in place: small results kept between the runs' large tensors would fragment the heap without bound.
         columns = {name: np.empty((sampler.size, len(ks))[:ndim]) for name, ndim in _COLUMNS.items()}
         done = 0
-        with tqdm(total=sampler.size, unit="datum", desc="evaluate", disable=None if progress else True) as bar:
-            for log_weights in sampler:
-                check_finite(log_weights)
-                for name, values in _summary(log_weights, ks).items():
+        hidden = None if progress and parallel.is_first() else True  # None: where the output is no terminal
+        with tqdm(total=sampler.size, unit="datum", desc="evaluate", disable=hidden) as bar:
+            for summary in sampler.map(partial(_summary, ks=ks)):
+                for name, values in summary.items():
                     columns[name][done : done + len(values)] = values
-                done += log_weights.shape[1]
-                bar.update(log_weights.shape[1])
+                done += len(summary["elbo"])
+                bar.update(len(summary["elbo"]))
     return xr.Dataset(
         {name: (("datum", "k")[: values.ndim], values) for name, values in columns.items()},
         coords={"datum": np.arange(sampler.size), "k": ks},
@@ -143,6 +145,7 @@ _COLUMNS = {
 
 def _summary(log_weights: Tensor, ks: list[int]) -> dict[str, np.ndarray]:
     """Everything that is reported of some data, by name, shape ``(n,)`` or ``(n, len(ks))``."""
+    check_finite(log_weights)
     exact = log_weights.double()
     elbo, elbo_mcse = statistics.elbo(exact)
     log_likelihood, mcse = statistics.log_likelihood(exact)

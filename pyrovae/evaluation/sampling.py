@@ -3,17 +3,21 @@
 import math
 from collections.abc import Callable, Iterator
 from itertools import chain
+from typing import TypeVar
 
 import pyro
 import torch
 from torch import Tensor
 
+from pyrovae import parallel
 from pyrovae.arguments import Data, check_whole
 from pyrovae.evaluation.pieces import MEMORY, Piece, Pieces
 from pyrovae.evaluation.scoring import Scorer
-from pyrovae.isolation import fresh_seed, isolated
+from pyrovae.isolation import fresh_seed, isolated, owners
 from pyrovae.precision import Precision, check_precision, products
 from pyrovae.sites import Program
+
+Result = TypeVar("Result")
 
 
 def log_weights(
@@ -71,7 +75,7 @@ def log_weights(
         >>> pv.evaluation.log_weights(vae.model, vae.guide, torch.zeros(10, 4), num_samples=7).shape
         torch.Size([7, 10])
     """
-    with isolated(model, guide, seed=fresh_seed() if seed is None else seed):
+    with isolated(model, guide, seed=parallel.in_first(fresh_seed) if seed is None else seed):
         sampler = Sampler(
             model,
             guide,
@@ -83,9 +87,10 @@ def log_weights(
             compile=compile,
             precision=precision,
         )
-        chunks = iter(sampler)
+        chunks = sampler.map(lambda chunk: chunk)
         first = next(chunks)
-        log_w, done = first.new_empty(num_samples, sampler.size), 0
+        log_w = torch.empty(num_samples, sampler.size, dtype=first.dtype, device=sampler.pieces.device)
+        done = 0
         for chunk in chain([first], chunks):  # written in place: kept, the chunks would fragment the heap
             log_w[:, done : done + chunk.shape[1]] = chunk
             done += chunk.shape[1]
@@ -93,7 +98,9 @@ def log_weights(
 
 
 class Sampler:
-    """Yields the log-weights of consecutive data, shape ``(num_samples, n)``; to be made and iterated in isolation.
+    """Log-weights of consecutive data, shape ``(num_samples, n)``, piece by piece; to be made and used in isolation.
+
+    Each piece has a seed of its own, so that it has the same draws in whichever process it is computed.
 
     The guide runs once for some data and all of their draws, the model for a chunk of the draws at a time, small enough
     for its tensors to stay near the processor. Programs that enumerate sites run the two together, and those that take
@@ -142,10 +149,20 @@ class Sampler:
         self.block = min(self.num_samples, max(1, of_guide // self.width))
         self.draws = _even(self.block, max(1, of_model // self.width))
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def map(self, function: Callable[[Tensor], Result]) -> Iterator[Result]:
+        """A function of the log-weights of each piece, shared out among the processes that this one has joined."""
+
+        def compute(numbered: tuple[int, Piece]) -> Result:
+            number, piece = numbered
+            torch.manual_seed(first + number)
+            return function(self.run(piece)[:, : piece.kept])
+
+        modules = owners(self.pieces.model, self.pieces.guide)
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        parallel.check_same("data or parameters of an evaluation", (*self.pieces.data, *tensors))
+        first = int(torch.randint(2**62, ()))
         with pyro.validation_enabled(False), products(self.precision):
-            for piece in self.pieces.cut(self.width):
-                yield self.run(piece)[:, : piece.kept]
+            yield from parallel.by_turns(compute, enumerate(self.pieces.cut(self.width)))
 
     def _one_by_one(self, piece: Piece) -> Tensor:
         return self.pieces.run(piece, self.num_samples).log_weights

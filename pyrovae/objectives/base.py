@@ -44,9 +44,11 @@ class Weighing:
 
     Attributes:
         needs_paths: Whether the gradient is wrong for draws that are not reparameterized.
+        is_of_batch: Whether the loss is of the batch as a whole, and no sum over its data.
     """
 
     needs_paths = True
+    is_of_batch = False
     num_particles: int
     num_draws: int
     max_plate_nesting: float

@@ -88,6 +88,8 @@ class BetaTC(Objective):
         torch.Size([50])
     """
 
+    is_of_batch = True
+
     def __init__(
         self,
         alpha: float = 1.0,

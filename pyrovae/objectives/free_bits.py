@@ -54,6 +54,8 @@ class FreeBits(Objective):
         >>> history = pv.fit(vae, torch.randn(50, 4), objective=pv.objectives.FreeBits(0.25), epochs=1)
     """
 
+    is_of_batch = True
+
     def __init__(self, nats: float, num_particles: int = 1, **options: Unpack[Options]) -> None:
         if not 0 <= nats < math.inf:
             raise ValueError(f"the floor under a KL divergence is at least 0 nats and finite, got nats={nats}")

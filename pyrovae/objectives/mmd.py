@@ -67,6 +67,8 @@ class MMD(Objective):
         >>> history = pv.fit(vae, torch.randn(50, 4), objective=pv.objectives.MMD(weight=10.0), epochs=1)
     """
 
+    is_of_batch = True
+
     def __init__(
         self,
         weight: float,

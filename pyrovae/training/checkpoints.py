@@ -71,7 +71,7 @@ class Checkpoints:
             for other, reason in refused.items():
                 aside = other.with_name(f"{other.name}.refused")
                 other.rename(aside)
-                warnings.warn(f"{reason}; going on from {path.name!r}, the last good one", stacklevel=4)
+                warnings.warn(f"{reason}; going on from {path.name!r}, the last good one", stacklevel=5)
             self.newest = path
             logger.info("going on from %s", path)
             return state
@@ -131,7 +131,7 @@ class Checkpoints:
             warnings.warn(
                 f"{str(path)!r} goes on with other versions, so that numbers may differ by rounding: "
                 f"{', '.join(other)}",
-                stacklevel=5,
+                stacklevel=6,
             )
         state: dict[str, Any] = content["state"]
         return state

@@ -1,9 +1,12 @@
 """What training minimizes: minus a Pyro objective's bound, or the loss that a module has of its own."""
 
-from contextlib import nullcontext, suppress
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import pyro
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrovae.precision import Precision, products
@@ -31,11 +34,20 @@ class Criterion(Protocol):
     def __call__(self, batch: Batch, kl_weight: float | Tensor, /) -> Tensor | float:
         """Returns the loss and leaves its gradient in ``.grad`` of the parameters, which are to have none yet."""
 
+    def around(self, kl_weight: float | Tensor, /) -> AbstractContextManager[None]:
+        """What a loss and its backward pass are computed within."""
+
+    def differentiable(self, batch: Batch) -> Tensor:
+        """Returns the loss, to be differentiated."""
+
     def value(self, batch: Batch) -> float:
         """Returns the loss alone."""
 
     def share(self, batch: Batch) -> float:
         """What turns a batch's loss into a sum over its data."""
+
+    def within(self, handler: Messenger) -> "Criterion":
+        """The same loss with a handler next to its programs, if it has any."""
 
 
 class Bound:
@@ -45,6 +57,10 @@ class Bound:
         module: Has ``model`` and ``guide``.
         objective: A Pyro ELBO.
         precision: Of the matrix products.
+
+    Attributes:
+        full_size: How many data the loss is scaled to, if not to those of its batch.
+        plate: Name of the data plate, once data have been checked.
     """
 
     def __init__(self, module: Any, objective: Any, precision: Precision | None) -> None:
@@ -52,28 +68,44 @@ class Bound:
         self.programs = (self.model, self.guide)
         self.name = type(objective).__name__
         self.full_size: int | None = None
+        self.plate = ""
         self.has_run = False
 
     def check(self, batch: Batch) -> None:
         """Checks model and guide against each other and the data, and finds out what the loss is scaled to."""
         plate = check_program(self.model, self.guide, batch)
+        self.plate = plate.name
         if plate.full_size != len(batch[0]):
             self.full_size = plate.full_size
         if not self.has_run:  # what objectives find out by a run, such as the plates' depth, must not move the noise
-            with pyro.validation_enabled(False), suppress(NotImplementedError):  # of one that has a gradient alone
-                self.value(batch)
+            with pyro.validation_enabled(False):
+                try:
+                    self.value(batch)
+                except NotImplementedError:  # of one that has a gradient alone
+                    self.differentiable(batch)
             self.has_run = True
 
     def __call__(self, batch: Batch, kl_weight: float | Tensor) -> Tensor | float:
         """Returns the loss, with the latent sites weighted, and leaves its gradient."""
-        untouched = not isinstance(kl_weight, Tensor) and kl_weight == 1
-        with nullcontext() if untouched else LatentScale(kl_weight), products(self.precision):
+        with self.around(kl_weight):
             if not hasattr(self.objective, "differentiable_loss"):
                 return _first(self.objective.loss_and_grads(self.model, self.guide, *batch))
-            loss = self.objective.differentiable_loss(self.model, self.guide, *batch)
+            loss = self.differentiable(batch)
             if loss.requires_grad:
                 loss.backward()
             return loss.detach()
+
+    @contextmanager
+    def around(self, kl_weight: float | Tensor) -> Iterator[None]:
+        """Weighs the latent sites."""
+        untouched = not isinstance(kl_weight, Tensor) and kl_weight == 1
+        with nullcontext() if untouched else LatentScale(kl_weight), products(self.precision):
+            yield
+
+    def differentiable(self, batch: Batch) -> Tensor:
+        """Returns the loss, to be differentiated."""
+        loss: Tensor = self.objective.differentiable_loss(self.model, self.guide, *batch)
+        return loss
 
     def value(self, batch: Batch) -> float:
         """Returns the loss alone."""
@@ -83,6 +115,12 @@ class Bound:
     def share(self, batch: Batch) -> float:
         """The loss is a sum, over as many data as the plate stands for."""
         return 1.0 if self.full_size is None else len(batch[0]) / self.full_size
+
+    def within(self, handler: Messenger) -> "Bound":
+        """The same loss with a handler next to model and guide."""
+        other = copy.copy(self)
+        other.model, other.guide = handler(self.model), handler(self.guide)
+        return other
 
 
 class OwnLoss:
@@ -112,11 +150,20 @@ class OwnLoss:
 
     def __call__(self, batch: Batch, _kl_weight: float | Tensor) -> Tensor:
         """Returns the loss and leaves its gradient; there is no latent site to weight."""
-        with products(self.precision):
-            loss: Tensor = self.module.loss(*batch)
+        with self.around(1.0):
+            loss = self.differentiable(batch)
             if loss.requires_grad:
                 loss.backward()
         return loss.detach()
+
+    def around(self, _kl_weight: float | Tensor) -> AbstractContextManager[None]:
+        """Sets the precision."""
+        return products(self.precision)
+
+    def differentiable(self, batch: Batch) -> Tensor:
+        """Returns the loss, to be differentiated."""
+        loss: Tensor = self.module.loss(*batch)
+        return loss
 
     def value(self, batch: Batch) -> float:
         """Returns the loss alone."""
@@ -126,6 +173,10 @@ class OwnLoss:
     def share(self, batch: Batch) -> float:
         """The loss is a mean."""
         return float(len(batch[0]))
+
+    def within(self, _: Messenger) -> "OwnLoss":
+        """The same; there is no program."""
+        return self
 
 
 def _first(loss: Any) -> Any:

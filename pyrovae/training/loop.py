@@ -1,5 +1,6 @@
 """``fit``: trains a module."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import nn
 from tqdm.auto import tqdm
 
+from pyrovae import parallel
 from pyrovae.arguments import Data, as_device, as_tensors, fingerprint
 from pyrovae.isolation import seeded
 from pyrovae.precision import Precision, check_precision
@@ -150,10 +152,11 @@ def fit(
         checkpoint_every=checkpoint_every,
         tensorboard_every=tensorboard_every,
     )
-    board = None if tensorboard is None else Board(tensorboard, tensorboard_every)
+    board = None if tensorboard is None or not parallel.is_first() else Board(tensorboard, tensorboard_every)
     where = as_device(device)
     train_data = tuple(tensor.to(where) for tensor in as_tensors("train", train))
     valid_data = None if valid is None else tuple(tensor.to(where) for tensor in as_tensors("valid", valid))
+    parallel.check_same("data of a training", (*train_data, *(valid_data or ())))
     module.to(where)
     check_precision(precision, where)
     plan = Plan(train_data, valid_data, transform, epochs, batch_size, kl_warmup, patience)
@@ -168,21 +171,27 @@ def fit(
         make_optimizer = optimizer or partial(torch.optim.Adam, fused=True)
         steps.optimizer = make_optimizer(steps.parameters.values(), lr=learning_rate)
         schedule = None if scheduler is None else scheduler(steps.optimizer)
-        if compile:
+        if parallel.size() > 1:
+            steps.share_out(train_data, transform)
+            if compile and parallel.is_first():
+                warnings.warn("several processes train without compilation, which is for one alone", stacklevel=2)
+        elif compile:
             steps.compile(weighted=kl_warmup > 0)
         checkpoints = None
         if checkpoint is not None:
             options = {"learning_rate": learning_rate, "precision": precision, "clip_norm": clip_norm, "seed": seed}
             changeable = {"epochs": epochs, "patience": patience, "compile": compile, "device": str(where)}
+            changeable["processes"] = parallel.size()
             description = _describe(steps, plan, schedule, options)
-            checkpoints = Checkpoints(checkpoint, checkpoint_every, description, changeable)
-        hidden = None if progress else True  # None: where the output is no terminal
+            checkpoints = parallel.in_first(partial(Checkpoints, checkpoint, checkpoint_every, description, changeable))
+        hidden = None if progress and parallel.is_first() else True  # None: where the output is no terminal
         with (
             pyro.validation_enabled(False),
             tqdm(total=epochs * plan.steps, unit="step", desc=criterion.name, disable=hidden) as bar,
         ):
             run = Run(plan, steps, schedule, checkpoints, Watching(bar, board))
             run()
+        steps.settle()
     return run.history
 
 

@@ -3,12 +3,14 @@
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from pyrovae import parallel
 from pyrovae.training.best import Best
 from pyrovae.training.checkpoints import CheckpointError, Checkpoints
 from pyrovae.training.criteria import Batch
@@ -71,7 +73,7 @@ class Run:
         self.plan, self.steps, self.schedule, self.checkpoints = plan, steps, schedule, checkpoints
         self.watching = watching
         self.history, self.best, self.progress = History(steps.criterion.name), Best(steps.tensors), Progress()
-        self.signals = StopSignals(active=checkpoints is not None)
+        self.signals = StopSignals(active=checkpoints is not None or parallel.size() > 1)
         self.started, self.compiled_before = time.perf_counter(), 0.0
         self.saved: tuple[int, int] | None = None
         self.memory: dict[str, Any] | None = None
@@ -103,12 +105,14 @@ class Run:
             raise
 
     def _begin(self) -> None:
+        restore_generators(parallel.in_first(generator_states))
         if self.checkpoints is not None:
-            if state := self.checkpoints.latest():
+            if state := parallel.in_first(self.checkpoints.latest):
                 self._restore(state)
                 self.saved = self.progress.epoch, self.progress.step
             else:
                 self._save()
+        parallel.share_generators()
         self.watching.begin(self.plan, self.steps, self.progress)
 
     def _train(self) -> None:
@@ -140,7 +144,11 @@ class Run:
         self._save()
 
     def _is_told_to_stop(self) -> bool:
-        return self.signals.received is not None and not self.steps.watched
+        if self.steps.watched:
+            return False
+        if agreed := parallel.largest(self.signals.received or 0):  # all processes stop at the same step
+            self.signals.received = agreed
+        return agreed > 0
 
     def _check_finite(self) -> None:
         if not (math.isfinite(self.progress.total) and are_finite(self.steps.parameters.values())):
@@ -193,7 +201,7 @@ class Run:
     def _save(self) -> None:
         place = self.progress.epoch, self.progress.step
         if self.checkpoints is not None and self.saved != place and not self.steps.watched:
-            self.checkpoints.save(self._state())
+            parallel.in_first(partial(self.checkpoints.save, self._state()))
             self.saved = place
 
     def _remember(self) -> None:
@@ -212,7 +220,7 @@ class Run:
             f"were repeated, so that something in them does not follow from the seed,"
         )
         place = f"at the end of epoch {now.epoch}" if step is None else f"in epoch {now.epoch}, step {step}"
-        newest = None if self.checkpoints is None else self.checkpoints.newest
+        newest = None if self.checkpoints is None else parallel.in_first(partial(getattr, self.checkpoints, "newest"))
         back = f", from {str(newest)!r} (pyrovae.load)" if newest else ""
         return DivergenceError(
             f"{what} {place}, counted from 0; lower the learning rate, clip the gradient (clip_norm=), rescale the "

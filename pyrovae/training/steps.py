@@ -13,6 +13,7 @@ from pyrovae.isolation import isolated, restore_buffers, save_buffers
 from pyrovae.training.criteria import Batch, Criterion
 from pyrovae.training.gradients import CompiledGradients
 from pyrovae.training.numbers import NotFiniteError, Watch, are_finite, first_not_finite
+from pyrovae.training.shares import Shares
 from pyrovae.training.state import Tensors, generator_states, restore_generators
 
 Transform = Callable[..., Data]
@@ -43,7 +44,7 @@ class Steps:
     ) -> None:
         self.module, self.criterion, self.batch_size = module, criterion, batch_size
         self.clip_norm, self.skip, self.watched = clip_norm, skip, False
-        self.gradients: Criterion | CompiledGradients = criterion
+        self.gradients: Criterion | CompiledGradients | Shares = criterion
         self.tensors = Tensors(module, {})
         self.parameters: dict[str, Tensor] = {}
 
@@ -66,6 +67,17 @@ class Steps:
         others, modules = (*self.module.parameters(), *self.module.buffers()), self.module.modules()
         parameters = list(self.parameters.values())
         self.gradients = CompiledGradients(self.criterion, parameters, others, modules, weighted)
+
+    def share_out(self, data: Batch, transform: Transform | None = None) -> None:
+        """Shares the batches out among the processes that this one has joined; data have been checked."""
+        with isolated(*self.criterion.programs, seed=0):
+            batch = next(batches(data, self.batch_size, transform))
+        self.gradients = Shares(self.criterion, self.tensors, batch)
+
+    def settle(self) -> None:
+        """Sees to it that all processes have the same module."""
+        if isinstance(self.gradients, Shares):
+            self.gradients.settle()
 
     @property
     def compile_seconds(self) -> float:
@@ -121,9 +133,11 @@ class Steps:
         Raises:
             NotFiniteError: If it is not finite.
         """
+        self.settle()
+        value = self.gradients.value if isinstance(self.gradients, Shares) else self.criterion.value
         with isolated(*self.criterion.programs, seed=0):
             parts = batches(data, self.batch_size)
-            bound = -sum(self.criterion.value(part) * self.criterion.share(part) for part in parts) / len(data[0])
+            bound = -sum(value(part) * self.criterion.share(part) for part in parts) / len(data[0])
         if not math.isfinite(bound):
             with isolated(*self.criterion.programs, seed=0), Watch() as watch:
                 for part in batches(data, self.batch_size):

@@ -6,6 +6,7 @@ import logging
 import signal
 from typing import TYPE_CHECKING, Any
 
+from pyrovae import parallel
 from pyrovae.training.board import Board
 from pyrovae.training.history import History
 
@@ -27,10 +28,12 @@ class Watching:
 
     def __init__(self, bar: Any, board: Board | None = None) -> None:
         self.bar, self.board = bar, board
+        self.level = logging.INFO if parallel.is_first() else logging.DEBUG  # so that each line is there once
 
     def begin(self, plan: Plan, steps: Steps, progress: Progress) -> None:
         """Tells what is trained on what, once it is known where the run begins."""
-        logger.info(
+        logger.log(
+            self.level,
             "training %s (%d parameters) by %s on %s data of shape %s, %s, on %s, from epoch %d, step %d",
             type(steps.module).__name__,
             sum(tensor.numel() for tensor in steps.parameters.values()),
@@ -65,7 +68,7 @@ class Watching:
             return
         skipped = [f"{history.skipped[-1]} steps skipped"] if history.skipped[-1] else []
         told = ", ".join([f"{name} {bound:.4f}" for name, bound in bounds.items()] + skipped)
-        logger.info("epoch %d: %s, %.1f s", len(history.train) - 1, told, history.seconds[-1])
+        logger.log(self.level, "epoch %d: %s, %.1f s", len(history.train) - 1, told, history.seconds[-1])
         if self.board is not None:
             self.board.add(history, steps.parameters)
 
@@ -73,11 +76,13 @@ class Watching:
         """Tells how the run ended."""
         if history.interrupted:
             by = "Ctrl-C" if received is None else signal.Signals(received).name
-            logger.info("stopped by %s in epoch %d, step %d", by, progress.epoch, progress.step)
+            logger.log(self.level, "stopped by %s in epoch %d, step %d", by, progress.epoch, progress.step)
         elif is_patience_over:
-            logger.info("stopped since the bound on the validation data has not become better for long enough")
+            logger.log(
+                self.level, "stopped since the bound on the validation data has not become better for long enough"
+            )
         at = "amid an epoch" if history.best_epoch is None else f"of epoch {history.best_epoch}"
-        logger.info("trained %d epochs; the module has the weights %s", progress.epoch, at)
+        logger.log(self.level, "trained %d epochs; the module has the weights %s", progress.epoch, at)
 
     def close(self) -> None:
         """Closes what was opened to tell of it."""
