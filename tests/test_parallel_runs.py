@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ class Wayward(nn.Module):
 
 def train_wayward() -> tuple[Any, ...]:
     module, x = Wayward(), torch.rand(20, 6, generator=torch.Generator().manual_seed(1))
-    history = pv.fit(module, x, batch_size=4, epochs=2, progress=False)
+    with warnings.catch_warnings(record=True) as told:
+        history = pv.fit(module, x, batch_size=4, epochs=2, compile=True, progress=False)
+    assert ["train without compilation" in str(warning.message) for warning in told] == [True] * parallel.is_first()
     return module.state_dict(), torch.get_rng_state(), history.train
 
 
@@ -177,6 +180,13 @@ def test_the_first_process_writes_and_all_stop_and_go_on_together(tmp_path: Path
     for other in (resumed, second[0], second[2]):
         torch.testing.assert_close(other, whole, rtol=0, atol=0)
     assert names[-1] == "checkpoint-000001-000003.pt"
+
+
+def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
+    whole, _ = in_each(2, train, None)
+    in_each(2, train, tmp_path, 2)
+    (alone,) = in_each(1, train, tmp_path)
+    torch.testing.assert_close(alone, whole, rtol=1e-10, atol=1e-10)
 
 
 def test_torchrun_restarts_an_experiment_one_of_whose_processes_is_killed(tmp_path: Path) -> None:

@@ -40,8 +40,9 @@ def evaluate(
 ) -> xr.Dataset:
     r"""Estimates bounds on log p(x) for each datum by importance sampling, with errors and diagnostics.
 
-    Scales, masks, conditioned latents and subsampling plates are treated as :func:`log_weights` says. Memory is bounded
-    for any number of data, and grows with the number of draws only by the weights of one chunk of data.
+    Scales, masks, conditioned latents, subsampling plates and several processes are treated as :func:`log_weights`
+    says. Memory is bounded for any number of data, and grows with the number of draws only by the weights of one chunk
+    of data.
 
     Args:
         model: Pyro program of p(x, z).

@@ -38,7 +38,8 @@ def log_weights(
     Scales (subsampling, annealing) are left out and masks are kept. Observed sites outside the data plate, such as a
     latent that was conditioned on, are given and no part of the weights. A program whose plate subsamples is told which
     data to take, until all have been taken. Nothing is changed by the evaluation: no global generator and, where the
-    programs are modules or methods of modules, no parameter, buffer or training mode.
+    programs are modules or methods of modules, no parameter, buffer or training mode. Processes that have joined
+    (:mod:`pyrovae.parallel`) compute the data by turns, and all get the same, that of one process.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.

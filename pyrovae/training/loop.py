@@ -65,6 +65,10 @@ def fit(
     interrupted. Ctrl-C and SIGTERM let the step in progress end and save before they stop the run; a SIGTERM then takes
     its usual course, the end of the process.
 
+    In processes that have joined (:mod:`pyrovae.parallel`), each takes a share of every batch, and all end alike. What
+    would be another number there is refused: objectives that are no sum over the data, batch normalization, sites
+    outside the data plate, parameters of ``pyro.param``.
+
     Args:
         module: Has ``model(*data)`` and ``guide(*data)``: a :class:`pyrovae.VAE`, or any module of your own. Parameters
             that the programs make with ``pyro.param`` are trained too. Or has ``loss(*data)``, a mean over the data, as
