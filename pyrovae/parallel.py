@@ -19,6 +19,8 @@ from torch import Tensor
 
 from pyrovae.arguments import as_device, fingerprint
 
+__all__ = ["in_first", "is_first", "join", "rank", "size"]
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -34,6 +36,9 @@ def join(device: str | torch.device = "auto") -> Iterator[None]:
 
     Raises:
         ValueError: If the device is not there, or the machine has fewer CUDA devices than processes.
+
+    Returns:
+        A context.
 
     Example:
         >>> import pyrovae as pv
@@ -60,22 +65,63 @@ def join(device: str | torch.device = "auto") -> Iterator[None]:
 
 
 def size() -> int:
-    """The number of processes; 1 for one that has joined no others."""
+    """The number of processes.
+
+    Returns:
+        1 for a process that has joined no others.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.parallel.size()
+        1
+    """
     return dist.get_world_size() if _is_joined() else 1
 
 
 def rank() -> int:
-    """Which process this is, from 0."""
+    """Which process this is.
+
+    Returns:
+        0 for the first, and for one that has joined no others.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.parallel.rank()
+        0
+    """
     return dist.get_rank() if _is_joined() else 0
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Whether this is the process that prints and writes.
+
+    Returns:
+        Whether its rank is 0.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> if pv.parallel.is_first():
+        ...     print("once, however many processes there are")
+        once, however many processes there are
+    """
     return rank() == 0
 
 
 def in_first(call: Callable[[], Result]) -> Result:
-    """Calls in the first process, and returns the result, or raises the error, in all."""
+    """Calls in the first process, and returns the result, or raises the error, in all.
+
+    Args:
+        call: What only one process is to do, such as a download. Its result is sent as ``torch.save`` writes it.
+
+    Returns:
+        Its result.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> splits = pv.parallel.in_first(pv.data.digits)
+        >>> splits.name
+        'digits'
+    """
     if size() == 1:
         return call()
     outcome = [_outcome(call) if is_first() else b""]

@@ -16,6 +16,9 @@ from pyrovae.graphs import Graph
 
 mpl.use("agg")
 
+torch.set_num_threads(1)  # the tests themselves are run in parallel, and numbers are not to depend on how many
+os.environ["OMP_NUM_THREADS"] = "1"  # nor in the processes that they start
+
 # The same examples in every run; pytest --hypothesis-profile=thorough looks for new ones.
 settings.register_profile("repeatable", max_examples=12, derandomize=True, deadline=None, database=None)
 settings.register_profile("thorough", max_examples=400, deadline=None, print_blob=True)

@@ -41,7 +41,9 @@ def test_a_trajectory_into_nowhere_is_refused() -> None:
     assert not acceptance.any()
 
 
-@pytest.mark.parametrize(("scale", "shift", "temperatures"), [(1.5, 0.5, 40), (0.7, 1.0, 80)])
+@pytest.mark.parametrize(
+    ("scale", "shift", "temperatures"), [(1.5, 0.5, 40), pytest.param(0.7, 1.0, 80, marks=pytest.mark.slow)]
+)
 def test_the_error_covers(scale: float, shift: float, temperatures: int) -> None:
     oracle = Oracle(scale, shift)
     x = oracle.data(2000)

@@ -189,6 +189,7 @@ def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
     torch.testing.assert_close(alone, whole, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_an_experiment_one_of_whose_processes_is_killed(tmp_path: Path) -> None:
     """The results are those of one process that nothing has happened to; only the first process prints."""
     options: dict[str, Any] = {

@@ -23,6 +23,7 @@ PUBLIC: dict[str, Any] = {f"pyrovae.{name}": getattr(pv, name) for name in pv.__
 DOCUMENTED = {name: thing for name, thing in PUBLIC.items() if not isinstance(thing, ModuleType)}
 ERRORS = {name for name, thing in DOCUMENTED.items() if inspect.isclass(thing) and issubclass(thing, Exception)}
 NO_PAPER = {  # everything else names where it comes from
+    *(f"pyrovae.parallel.{name}" for name in ("in_first", "is_first", "join", "rank", "size")),
     *("pyrovae.CheckpointError", "pyrovae.DivergenceError", "pyrovae.History", "pyrovae.fit", "pyrovae.load"),
     *("pyrovae.save", "pyrovae.autoencoders.L1", "pyrovae.data.Splits", "pyrovae.evaluation.log_weights"),
     *("pyrovae.networks.Batched", "pyrovae.networks.Joint", "pyrovae.networks.conv_decoder"),

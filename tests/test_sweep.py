@@ -194,6 +194,7 @@ def test_a_cell_has_the_threads_that_it_asks_for(monkeypatch: pytest.MonkeyPatch
 
 
 @needs_ray
+@pytest.mark.slow
 def test_numbers_are_the_same_in_order_and_on_a_ray_of_its_own(tmp_path: Path) -> None:
     axes = {"likelihoods": ("Bernoulli", "DiscretizedLogistic"), "priors": ("StandardNormal",), "repeats": 2}
     flags = ["--likelihoods", "Bernoulli", "DiscretizedLogistic", "--repeats", "2", "--out", str(tmp_path / "ray")]
