@@ -25,6 +25,14 @@ settings.register_profile("thorough", max_examples=400, deadline=None, print_blo
 settings.load_profile("repeatable")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what tests have recorded to be printed, from whichever process they ran in."""
+    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
+        for name, text in report.user_properties:
+            if name == "printed" and report.when == "call":
+                terminalreporter.write_line(f"{report.nodeid}: {text}")
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     pyro.set_rng_seed(0)

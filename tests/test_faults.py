@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from pyrovae import archives
 from tests import faulty
 
 EPOCHS = 80
+
+Record = Callable[[str, object], None]
 
 
 def kill_until_it_ends(folder: Path, kills: int, chance: random.Random, **options: Any) -> Counter[str]:
@@ -69,9 +71,7 @@ def differing(folder: Path, expected: tuple[dict[str, Tensor], pv.History]) -> i
     return sum(not torch.equal(found["state"][name], tensor) for name, tensor in state.items())
 
 
-def kill_runs(
-    folder: Path, runs: int, kills: int, seed: int, capsys: pytest.CaptureFixture[str], **options: Any
-) -> None:
+def kill_runs(folder: Path, runs: int, kills: int, seed: int, record: Record, **options: Any) -> None:
     expected = uninterrupted(folder / "whole", EPOCHS, **options)
     found, differences = Counter[str](), 0
     for i in range(runs):
@@ -79,28 +79,28 @@ def kill_runs(
         found += kill_until_it_ends(place, kills, random.Random(seed + i), **options)
         differences += differing(place, expected)
         assert not list(place.glob(".*"))  # nothing half written is left
-    with capsys.disabled():
-        phases = ", ".join(f"{count} {phase}" for phase, count in sorted(found.items()) if phase.startswith("amid"))
-        print(
-            f"\nkilled {found['killed']} times ({phases}), {found['resumed']} resumed from a checkpoint, "
-            f"{differences} differing parameters"
-        )
+    phases = ", ".join(f"{count} {phase}" for phase, count in sorted(found.items()) if phase.startswith("amid"))
+    record(
+        "printed",
+        f"killed {found['killed']} times ({phases}), {found['resumed']} resumed from a checkpoint, "
+        f"{differences} differing parameters",
+    )
     assert differences == 0
     assert found["killed"] == runs * kills
 
 
-def test_a_killed_run_is_resumed_to_the_same_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kill_runs(tmp_path, runs=1, kills=6, seed=0, capsys=capsys)
+def test_a_killed_run_is_resumed_to_the_same_parameters(tmp_path: Path, record_property: Record) -> None:
+    kill_runs(tmp_path, runs=1, kills=6, seed=0, record=record_property)
 
 
 @pytest.mark.slow
-def test_many_killed_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kill_runs(tmp_path, runs=5, kills=8, seed=100, capsys=capsys)
+def test_many_killed_runs(tmp_path: Path, record_property: Record) -> None:
+    kill_runs(tmp_path, runs=5, kills=8, seed=100, record=record_property)
 
 
 @pytest.mark.slow
-def test_killed_runs_that_are_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kill_runs(tmp_path, runs=1, kills=4, seed=200, capsys=capsys, compile=True)
+def test_killed_runs_that_are_compiled(tmp_path: Path, record_property: Record) -> None:
+    kill_runs(tmp_path, runs=1, kills=4, seed=200, record=record_property, compile=True)
 
 
 def wait_for(folder: Path, epoch: int) -> None:

@@ -256,7 +256,6 @@ def test_a_folder_shows_the_last_run_alone(tmp_path: Path, x: Tensor) -> None:
     assert_is(events(tmp_path), history)
 
 
-@pytest.mark.slow
 def test_a_killed_run_loses_no_point(tmp_path: Path) -> None:
     options: Any = {"tensorboard": tmp_path / "board", "checkpoint_every": 3}
     process, told = faulty.start(tmp_path, 100_000, **options)
