@@ -97,7 +97,7 @@ def test_an_array_of_another_content_is_refused(tmp_path: Path) -> None:
 
 
 def test_archives_leave_nothing_outside_or_inside_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "deep" / "root"
+    root = tmp_path / "deep" / "data"
     root.mkdir(parents=True)
     evil = dict.fromkeys(("../../evil.png", str(tmp_path / "evil"), "images_background/../../../evil.png", "C:e"), b"x")
     content = zipped(**evil)
@@ -106,7 +106,7 @@ def test_archives_leave_nothing_outside_or_inside_their_folder(tmp_path: Path, m
     before = tree(tmp_path)
     with pytest.raises(ValueError):  # noqa: PT011  # whatever is wrong with such drawings, nothing is written
         data.omniglot(root=root)
-    assert tree(tmp_path) == before == {"deep", "deep/root", "deep/root/images_background.zip"}
+    assert tree(tmp_path) == before == {"deep", "deep/data", "deep/data/images_background.zip"}
 
 
 @pytest.mark.parametrize("name", ["freyfaces.npz", "binarized_mnist.npz", "frey_rawface.mat"])
