@@ -73,6 +73,15 @@ def test_a_row_that_has_been_run_is_not_trained_again(tmp_path: Path) -> None:
     assert list(again.loc[name].drop("hours")) == list(first.loc[name].drop("hours"))
 
 
+def test_a_row_is_trained_as_the_options_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    monkeypatch.setattr(pv, "fit", lambda *_, **given: fits.append(given) or pv.History("", interrupted=True))
+    given = {"epochs": 3, "batch_size": 7, "learning_rate": 2e-3, "kl_warmup": 2, "precision": "bfloat16", "seed": 5}
+    with pytest.raises(SystemExit, match="give the same command to go on"):
+        iwae.main(iwae.Options(rows=("1 layer, VAE, k = 1",), out=tmp_path, checkpoints=tmp_path, **given))
+    assert [{name: fit[name] for name in given} for fit in fits] == [given]
+
+
 def test_a_row_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no row 'VAE'; choose from \['VAE, standard', "):
         run(vampprior, tmp_path, "VAE")

@@ -40,6 +40,8 @@ class Options:
     """Data per step."""
     learning_rate: float = 1e-3
     """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    kl_warmup: int = 0
+    """Epochs over which the weight of the latent sites grows to 1."""
     num_samples: int = 5000
     """Draws per test datum of the evaluation."""
     compile: bool = True
@@ -122,6 +124,7 @@ def run_row(paper: Paper, name: str, options: Options) -> None:
         epochs=options.epochs,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
+        kl_warmup=options.kl_warmup,
         compile=options.compile,
         precision=options.precision,
         checkpoint=folder,
@@ -180,6 +183,8 @@ def record(name: str, row: Row, history: pv.History, result: xr.Dataset, options
         "epochs": len(history.train),
         "batch_size": options.batch_size,
         "learning_rate": options.learning_rate,
+        "kl_warmup": options.kl_warmup,
+        "precision": options.precision,
         "seed": options.seed,
         "train_seconds": history.seconds[-1],
         "machine": machine(result.attrs["device"]),

@@ -36,8 +36,7 @@ class Options(rows.Options):
 def main(options: Options) -> pd.DataFrame:
     """Runs the rows that the options name; prints the table."""
     splits = pv.data.static_mnist(root=options.root)
-    fit_options = {"valid": splits.valid, "kl_warmup": options.kl_warmup}
-    return rows.run(Paper("vampprior", splits.train, splits.test, "static", ROWS, fit_options), options)
+    return rows.run(Paper("vampprior", splits.train, splits.test, "static", ROWS, {"valid": splits.valid}), options)
 
 
 def standard(_: Tensor) -> nn.Module:
