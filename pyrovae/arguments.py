@@ -25,7 +25,8 @@ def check_whole(**numbers: Any) -> None:
     """
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, Integral):
-            raise TypeError(f"{name} must be a whole number, got {number!r}")
+            got = f"a tensor of shape {tuple(number.shape)}" if isinstance(number, Tensor) else repr(number)
+            raise TypeError(f"{name} must be a whole number, got {got}")
 
 
 @contextmanager

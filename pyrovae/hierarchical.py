@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyrovae.arguments import as_tensors, check_whole
-from pyrovae.programs import Component, Program, draw, emit_parameters, run_component
+from pyrovae.programs import Component, Program, draw, draw_latent, emit_parameters, run_component
 
 Inference = Literal["bottom-up", "top-down"]
 
@@ -182,8 +182,9 @@ class HierarchicalModel(_Layered):
             for layer in reversed(self.layers):
                 above = latents[:1]
                 batch_shape = above[0].shape[:-1] if above else torch.Size()
-                p = run_component(f"prior of z{layer}", self.get(f"prior{layer}"), *above, batch_shape=batch_shape)
-                latents.insert(0, pyro.sample(f"z{layer}", p))
+                role = f"prior of z{layer}"
+                p = run_component(role, self.get(f"prior{layer}"), *above, batch_shape=batch_shape)
+                latents.insert(0, draw_latent(role, f"z{layer}", p))
             seen = latents if self.skip else latents[:1]
             batch_shape = torch.broadcast_shapes(*(z.shape[:-1] for z in seen))
             likelihood = self.get("likelihood")

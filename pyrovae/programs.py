@@ -101,6 +101,9 @@ def run_component(
     except TypeError as error:
         if "positional argument" not in str(error):
             raise
+        if isinstance(component, type):
+            name = component.__name__
+            raise TypeError(f"the {role} is the class {name} itself; make one of it, {name}(...) ({error})") from error
         shapes = [tuple(tensor.shape) for tensor in context]
         raise TypeError(
             f"the {role} is called with {len(shapes)} inputs, of shapes {shapes}, and does not take them ({error}); "
@@ -131,6 +134,23 @@ def run_component(
             f"{tuple(event_shape)}; reshape the data or the network's output"
         )
     return p
+
+
+def draw_latent(role: str, site: str, p: Any) -> Tensor:
+    """Draws a latent site of a model, or takes the guide's value for it, from the distribution that a prior returned.
+
+    Raises:
+        ValueError: If the value has another event shape, which Pyro, where it can, would broadcast.
+    """
+    value: Tensor = pyro.sample(site, p)
+    event_shape = value.shape[value.ndim - len(p.event_shape) :]
+    if event_shape != p.event_shape:
+        raise ValueError(
+            f"site {site!r} comes from the posterior with event shape {tuple(event_shape)}, but the {role} has "
+            f"{tuple(p.event_shape)}; give both as many latent dimensions (the network of a DiagonalNormal has two "
+            f"outputs for each of them)"
+        )
+    return value
 
 
 def draw(p: dist.TorchDistribution, mean: bool) -> Tensor:

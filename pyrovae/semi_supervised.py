@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from pyrovae.programs import Component, Program, draw, emit_parameters, run_component
+from pyrovae.programs import Component, Program, draw, draw_latent, emit_parameters, run_component
 
 
 class SemiSupervisedVAE(nn.Module):
@@ -149,7 +149,8 @@ class SemiSupervisedModel(Program):
                     with poutine.scale(scale=self.classification_weight):
                         pyro.sample("classification", classifier(x), obs=observed)
             label = torch.where(known, y, unknown)
-            z = pyro.sample("z", run_component("prior", self.get("prior"), batch_shape=torch.Size()))
+            prior = run_component("prior", self.get("prior"), batch_shape=torch.Size())
+            z = draw_latent("prior", "z", prior)
             batch_shape = torch.broadcast_shapes(z.shape[:-1], label.shape[:-1])
             likelihood = self.get("likelihood")
             p = run_component("likelihood", likelihood, z, label, batch_shape=batch_shape, event_shape=x.shape[1:])

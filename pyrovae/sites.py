@@ -221,7 +221,8 @@ def _outside_support(site: Site, reason: str) -> str:
     if isinstance(fn, torch.distributions.Bernoulli) and is_grey:
         message += (
             "; grey values have no Bernoulli likelihood: binarize them (pyrovae.data.binarize, or a data set with "
-            "binarization='dynamic'), or use a likelihood of real values such as pyrovae.likelihoods.Normal"
+            "binarization='dynamic' and fit(transform=splits.transform)), or use a likelihood of real values such as "
+            "pyrovae.likelihoods.Normal"
         )
     return message
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.arguments import as_tensors, check_whole
-from pyrovae.programs import Component, Program, draw, emit_parameters, run_component
+from pyrovae.programs import Component, Program, draw, draw_latent, emit_parameters, run_component
 
 
 class VAE(nn.Module):
@@ -135,7 +135,8 @@ class Model(Program):
         """Runs the model on data ``x``, shape ``(N, *event)``."""
         emit_parameters(self)
         with self.data_plate(x):
-            z = pyro.sample("z", run_component("prior", self.get("prior"), batch_shape=torch.Size()))
+            prior = run_component("prior", self.get("prior"), batch_shape=torch.Size())
+            z = draw_latent("prior", "z", prior)
             likelihood = self.get("likelihood")
             pyro.sample(
                 "x",

@@ -34,7 +34,7 @@ def test_columns_by_hand() -> None:
         "difference": [0.0, -1.5],
         "difference_error": [0.0, np.std([1, 0, 2, 3], ddof=1) / 2],
         "difference_mcse": [0.0, 0.5 / 2],
-        "bias": [-0.045, np.nan],
+        "bias": [np.nan, np.nan],  # of a, one datum has a k-hat of 0.71
         "high_pareto_k": [0.25, np.nan],
         "num_samples": [50, np.nan],
     }
@@ -43,6 +43,17 @@ def test_columns_by_hand() -> None:
         np.testing.assert_allclose(table[name].astype(float), column, err_msg=name)
         assert table[name].dtype == float, name
     assert table.estimator.tolist() == ["importance sampling", "annealed importance sampling"]
+
+
+def test_the_bias_is_that_of_a_logarithm_where_weights_have_a_variance() -> None:
+    result = results_of([-1.0, -3.0], mcse=0.3)
+    result["pareto_k"] = "datum", [0.7, -np.inf]
+    assert compare({"a": result}).bias.tolist() == [pytest.approx(-0.045)]
+
+
+def test_results_without_a_name_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"compare takes results by the models' names, such as compare\(\{'VAE'"):
+        compare(results_of([0.0, 1.0]))  # type: ignore[arg-type]
 
 
 def test_the_reference_is_chosen() -> None:
@@ -86,10 +97,13 @@ def test_errors_on_the_oracle() -> None:
     [
         (results_of([0.0, 1.0], data_sha1="cd"), "'a' and 'b' .* their data_sha1 is 'ab' and 'cd'; evaluate both"),
         (results_of([0.0, 1.0], binarization="dynamic"), "'a' and 'b' .* binarization is 'static' and 'dynamic'"),
-        (results_of([0.0, 1.0], base_measure="Lebesgue"), "'a' and 'b' .* base_measure is 'counting' and 'Lebesgue'"),
+        (
+            results_of([0.0, 1.0], base_measure="Lebesgue", data_sha1="cd"),
+            "'a' and 'b' .* base_measure is 'counting' and 'Lebesgue'; no likelihood",
+        ),
         (results_of([0.0]), "'a' and 'b' .* their number of data is 2 and 1"),
         (results_of([0.0, 1.0, 2.0]).isel(datum=[0, 2]), "'a' and 'b' hold different data along 'datum'"),
-        (results_of([0.0, 1.0]).drop_attrs(), "of 'b' do not say their data_sha1"),
+        (results_of([0.0, 1.0]).drop_attrs(), "of 'b' do not say their base_measure"),
         (results_of([0.0, 1.0]).expand_dims(draw=3), r"of 'b' go over \('draw', 'datum'\)"),
     ],
 )

@@ -251,6 +251,19 @@ def test_generate_draws_from_the_oracle() -> None:
         ("likelihood", lambda z: dist.Normal(z, 1.0), ValueError, r"likelihood .*\(12, 2\) .*expected .*\(12,\)"),
         ("likelihood", lambda z: dist.Normal(z, 1.0).to_event(1), ValueError, r"event shape \(2,\).*\(6,\)"),
         ("posterior", lambda x: dist.Normal(x.sum() + torch.zeros(2), 1.0).to_event(1), ValueError, "the posterior"),
+        (
+            "prior",
+            pv.priors.StandardNormal(5),
+            ValueError,
+            r"'z' .* event shape \(2,\), but the prior has \(5,\); .* latent",
+        ),
+        ("prior", pv.priors.StandardNormal(1), ValueError, r"'z' .* event shape \(2,\), but the prior has \(1,\)"),
+        (
+            "prior",
+            pv.priors.StandardNormal,
+            TypeError,
+            r"the prior is the class StandardNormal .* StandardNormal\(...\)",
+        ),
     ],
 )
 def test_a_broken_component_is_named(

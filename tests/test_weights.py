@@ -230,12 +230,18 @@ def test_what_is_no_program_of_independent_data_is_refused(model: object, guide:
         importance_weights(*_sites(model, guide), (torch.zeros(4),))
 
 
-def test_a_latent_that_would_be_broadcast_is_refused(vae: pv.VAE, x: Tensor) -> None:
-    vae.prior = pv.priors.StandardNormal(5)
-    vae.posterior = lambda x: dist.Normal(x[:, :1], 1.0).to_event(1)
-    vae.likelihood = pv.likelihoods.Bernoulli(pv.networks.mlp(1, 6))
-    with pytest.raises(ValueError, match=r"site 'z': a value of shape \(12, 1\) .*event shape \(5,\)"):
-        importance_weights(vae.model, vae.guide, (x,))
+def test_a_latent_that_would_be_broadcast_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, None], 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"site 'z': a value of shape \(4, 1\) .*event shape \(5,\)"):
+        importance_weights(model, guide, (torch.zeros(4),))
 
 
 def test_data_that_would_be_broadcast_are_refused() -> None:

@@ -14,7 +14,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-SAME = ("data_sha1", "binarization", "base_measure")  # attributes without which log-likelihoods are not comparable
+SAME = {  # attributes without which log-likelihoods are not comparable, and what to do where they differ
+    "base_measure": "no likelihood of the one kind can be compared with one of the other",
+    "binarization": "pass binarization= to both",
+    "data_sha1": "evaluate both on the very same data (a part that is chosen by .isel keeps the hash of the whole)",
+}
 
 
 def compare(results: Mapping[str, xr.Dataset], *, reference: str | None = None) -> pd.DataFrame:
@@ -36,12 +40,14 @@ def compare(results: Mapping[str, xr.Dataset], *, reference: str | None = None) 
         * ``difference``, ``difference_error``, ``difference_mcse``: the same of the paired difference from the
           reference, 0 of itself;
         * ``bias``: what the logarithm of an average of weights adds in the mean, about -mcse^2 / 2 per datum, which
-          averaging over data does not remove; NaN where there is no ``pareto_k``, for other estimators' is another;
+          averaging over data does not remove; NaN unless every datum has a ``pareto_k`` of at most 0.7, since beyond
+          it the bias is larger than any error says, and of other estimators it is another;
         * ``high_pareto_k``: share of the data with k-hat above 0.7, NaN where there is no ``pareto_k``;
         * ``num_samples``: draws or chains per datum, NaN where the result does not say;
         * ``estimator``: its name.
 
     Raises:
+        TypeError: If the results are not by name.
         ValueError: If there are no results, or none of the reference's name; if two are of different data,
             binarization or base measure, or one does not say; if one has dimensions other than ``datum``.
 
@@ -65,6 +71,9 @@ def compare(results: Mapping[str, xr.Dataset], *, reference: str | None = None) 
         >>> list(table.index), float(table.difference["small"])
         (['small', 'large'], 0.0)
     """
+    given: object = results
+    if isinstance(given, xr.Dataset):  # which is a mapping too
+        raise TypeError("compare takes results by the models' names, such as compare({'VAE': results})")
     if not results:
         raise ValueError("there are no results to compare; give at least one, by its model's name")
     reference = next(iter(results)) if reference is None else reference
@@ -83,10 +92,11 @@ def _row(result: xr.Dataset, reference: xr.Dataset) -> dict[str, float | str]:
     difference = values - reference.log_likelihood.values
     both = 0 * variances if result is reference else variances + reference.mcse.values**2
     weighted = "pareto_k" in result
+    known = weighted and bool((result.pareto_k <= 0.7).all())
     return {
         **_mean("log_likelihood", "", values, variances),
         **_mean("difference", "difference_", difference, both),
-        "bias": -float(variances.mean()) / 2 if weighted else np.nan,
+        "bias": -float(variances.mean()) / 2 if known else np.nan,
         "high_pareto_k": float((result.pareto_k > 0.7).mean()) if weighted else np.nan,
         "num_samples": result.attrs.get("num_samples", result.attrs.get("num_chains", np.nan)),
         "estimator": result.attrs.get("estimator", ""),
@@ -123,7 +133,7 @@ def _check_pair(names: tuple[str, str], first: xr.Dataset, second: xr.Dataset) -
         if one != other:
             raise ValueError(
                 f"{names[0]!r} and {names[1]!r} are not comparable, their {what} is {one!r} and {other!r}; "
-                f"{'pass binarization= to both' if what == 'binarization' else 'evaluate both on the very same data'}"
+                f"{SAME.get(what, 'evaluate both on the very same data')}"
             )
     if (first.datum.values != second.datum.values).any():
         raise ValueError(f"{names[0]!r} and {names[1]!r} hold different data along 'datum'; choose the same of both")

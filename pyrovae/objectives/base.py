@@ -116,8 +116,10 @@ class Objective(Weighing, ELBO):
     def __init__(self, num_particles: int = 1, num_groups: int = 1, **options: Unpack[Options]) -> None:
         name = type(self).__name__
         if unknown := set(options) - set(Options.__annotations__):
-            known = ", ".join(["num_particles", *Options.__annotations__])
-            raise TypeError(f"{name} takes no argument {min(unknown)!r}; besides its own it has {known}")
+            raise TypeError(
+                f"{name} takes no argument {min(unknown)!r}; num_particles is the number of draws per datum, and "
+                f"besides its own it has {', '.join(Options.__annotations__)}"
+            )
         check_whole(num_particles=num_particles, num_groups=num_groups)
         if num_particles < 1:
             raise ValueError(f"{name} needs at least one particle, got num_particles={num_particles}")
