@@ -55,7 +55,7 @@ WHOLE = {OURS: ("ours", "--whole"), "pyrovae, compiled": ("ours", "--whole", "--
 class Options:
     """Options of the benchmark."""
 
-    data: int = 16
+    data: int = 64
     """Images that are evaluated in a turn."""
     draws: int = 5000
     """Draws per image."""

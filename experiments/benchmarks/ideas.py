@@ -23,6 +23,8 @@ NAMES = (
     "denormals flushed",
     "products tuned",
     "pages kept",
+    "data in parts",
+    "products in bfloat16",
 )
 
 

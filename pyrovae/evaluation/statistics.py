@@ -65,10 +65,11 @@ def _window_sums(log_weights: Tensor, k: int) -> Tensor:
     """Log of the sums over all cyclic windows of k draws, shape ``(num_samples, N)``, by doubling their length."""
     power, covered, sums = log_weights, 0, None
     for bit in range(k.bit_length()):
+        if bit > 0:
+            power = torch.logaddexp(power, power.roll(-(1 << bit - 1), 0))
         if k >> bit & 1:
             sums = power if sums is None else torch.logaddexp(sums, power.roll(-covered, 0))
             covered += 1 << bit
-        power = torch.logaddexp(power, power.roll(-(1 << bit), 0))
     assert sums is not None
     return sums
 

@@ -1,5 +1,6 @@
 """A compiled training step with one thing done otherwise than :func:`pyrovae.fit` does it; names are in ``IDEAS``."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,10 +17,12 @@ from experiments.benchmarks.networks import make, to_device
 from experiments.benchmarks.problem import Problem
 from experiments.benchmarks.rounds import serve
 from pyrovae.graphs import Graph
+from pyrovae.precision import products
 
 Epoch = Callable[[], None]
 DRAW = "torch.distributions.normal._standard_normal"  # by which Pyro's normal distribution draws its noise
 STEPS = 10  # of a graph that makes several
+PARTS = 10  # of a batch that is taken in parts
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
 
 
@@ -95,6 +98,28 @@ def products_tuned(steps: Steps) -> Epoch:
         return as_fit_does(steps)
 
 
+def products_in_bfloat16(steps: Steps) -> Epoch:
+    """Products are rounded, as by the argument ``precision`` of ``fit``: another number, unlike the other ideas'."""
+    batch = steps.x[: steps.sizes.batch_size].clone()
+
+    def gradients() -> list[Tensor]:
+        with products("bfloat16"):
+            return steps.gradients(batch)
+
+    return steps.fused(Graph(gradients, steps.parameters, [batch]).compile())
+
+
+def data_in_parts(steps: Steps) -> Epoch:
+    """A batch is taken in ten parts, whose activations are small enough for the caches."""
+    batch = steps.x[: steps.sizes.batch_size].clone()
+
+    def gradients() -> list[Tensor]:
+        parts = [steps.gradients(part) for part in batch.split(math.ceil(len(batch) / PARTS))]
+        return [sum(gradient[1:], gradient[0]) for gradient in zip(*parts, strict=True)]
+
+    return steps.fused(Graph(gradients, steps.parameters, [batch]).compile())
+
+
 def adam_in_the_graph(steps: Steps, number: int = 1) -> Epoch:
     """The optimizer's update is a part of the graph."""
     size = steps.sizes.batch_size
@@ -141,6 +166,8 @@ IDEAS = {
         noise_at_once,
         denormals_flushed,
         products_tuned,
+        data_in_parts,
+        products_in_bfloat16,
     )
 }
 
