@@ -54,6 +54,13 @@ def test_psis_smooths_and_normalizes() -> None:
     assert spread[0] == pytest.approx(spread[1].item())  # what is not in the tail is only normalized
 
 
+def test_psis_leaves_its_argument_as_it_is() -> None:
+    log_w = torch.randn(1000, 1, dtype=torch.float64)  # of whose transpose NumPy would make no copy
+    before = log_w.clone()
+    psis(log_w)
+    assert torch.equal(log_w, before)
+
+
 def test_psis_of_few_draws_and_of_flat_tails() -> None:
     assert psis(torch.randn(20, 3))[1].tolist() == [np.inf] * 3
     assert psis(torch.zeros(1, 3))[1].tolist() == [-np.inf] * 3

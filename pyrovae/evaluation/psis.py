@@ -52,19 +52,20 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
             f"{tuple(log_weights.shape)} of {log_weights.dtype}"
         )
     check_finite(log_weights)
-    rows = np.ascontiguousarray(log_weights.detach().cpu().double().numpy().T)
+    rows = np.array(log_weights.detach().cpu().double().numpy().T, order="C")
     num_samples = rows.shape[1]
     tail = math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))  # the draws that ArviZ fits
-    largest = np.sort(rows, axis=1)[:, -tail - 1 :]
+    below = max(0, num_samples - tail - 1)
+    largest = np.partition(rows, below, axis=1)[:, below:]
     # Weights that differ by a factor of e are not equal, however coarse their dtype is at such magnitudes.
     rounding = np.minimum(64 * torch.finfo(log_weights.dtype).eps * np.abs(rows).max(1), 1.0)
     flat = np.ptp(largest, axis=1) <= rounding
 
-    smoothed, pareto_k = rows.copy(), np.where(flat, -np.inf, np.inf)
+    pareto_k = np.where(flat, -np.inf, np.inf)
     if tail >= 5 and not flat.all():
-        smoothed[~flat], pareto_k[~flat] = _psislw(rows[~flat])
-    smoothed -= np.logaddexp.reduce(smoothed, axis=1, keepdims=True)
-    return torch.from_numpy(smoothed.T), torch.from_numpy(pareto_k)
+        rows[~flat], pareto_k[~flat] = _psislw(rows[~flat])
+    smoothed = torch.from_numpy(rows.T)
+    return smoothed - smoothed.logsumexp(0), torch.from_numpy(pareto_k)
 
 
 def _psislw(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
