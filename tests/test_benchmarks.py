@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,7 @@ import pyro
 import pytest
 
 import pyrovae as pv
-from experiments.benchmarks import growth, rounds, training
+from experiments.benchmarks import growth, profiles, rounds, training
 from experiments.benchmarks.problem import CHECKED, Problem, Sizes, check_agreement, checked_noise
 from experiments.benchmarks.rounds import Race, race
 from experiments.benchmarks.trainers import ours, pytorch, stock_pyro
@@ -194,3 +195,16 @@ def test_the_data_grow_with_the_batch() -> None:
 def test_a_contender_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no contender 'Pyrovae'; choose from \['Pyro', 'Pyro, unvalidated'"):
         training.main(training.Options(**TOY, contenders=("Pyrovae",), out=tmp_path))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_profiles(tmp_path: Path) -> None:
+    table = profiles.main(profiles.Options(k=2, draws=1000, steps=2, data=16, repeats=1, out=tmp_path)).astype(float)
+    assert list(table.index) == ["step, ELBO", "step, IWAE_2", "evaluation of an image"]
+    assert (table.products > 0).all()
+    assert (table.optimizer > 0).tolist() == [True, True, False]
+    kinds = [*profiles.KINDS, "rest"]
+    np.testing.assert_allclose(table[kinds].sum(axis=1), table["all"], rtol=0.02)
+    assert json.loads((tmp_path / "profiles.json").read_text())["options"]["k"] == 2
+    with pytest.raises(ValueError, match="data=16 images with draws=1 are one chunk"):
+        profiles.of_evaluation(profiles.Options(draws=1, data=16))(nullcontext())

@@ -1,0 +1,143 @@
+"""Where do the milliseconds of a compiled training step go, and those of a compiled evaluation?
+
+By torch's profiler, of one process alone: into matrix products, the kernels that inductor has written, noise and the
+optimizer. What else passes without the profiler is Python's and that of all other operations: of an evaluation, bounds
+and k-hat. Beside other contenders everything takes longer, for here nobody else has the caches.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, Self
+from unittest import mock
+
+import pandas as pd
+import pyro
+import torch
+import tyro
+from torch.profiler import ProfilerActivity, profile
+
+import pyrovae as pv
+from experiments.benchmarks import training
+from experiments.benchmarks.estimates import timed
+from experiments.benchmarks.evaluators.ours import build
+from experiments.benchmarks.networks import to_device
+from experiments.benchmarks.problem import Sizes
+from experiments.benchmarks.trainers.idea import Steps, as_fit_does
+
+KINDS = {
+    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "kernels": ("graph_",),
+    "noise": ("aten::normal_",),
+    "optimizer": ("aten::_fused_adam_",),
+}
+Work = Callable[[AbstractContextManager[Any]], tuple[float, int]]  # within a context; gives seconds and how often
+
+
+@dataclass
+class Options:
+    """Options of the profiles."""
+
+    k: int = 50
+    """Draws per datum of the second step, of the importance-weighted bound; the first is of the ELBO."""
+    draws: int = 5000
+    """Draws per image of the evaluation."""
+    steps: int = 20
+    """Training steps a repetition."""
+    data: int = 64
+    """Images that are evaluated a repetition."""
+    repeats: int = 5
+    """Repetitions without the profiler, of which the medians are taken."""
+    device: Literal["cpu"] = "cpu"
+    """Where to compute: a GPU's kernels have other names."""
+    out: Path = Path("results/benchmarks")
+    """Folder for the results."""
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Profiles two steps and an evaluation; prints and writes the table."""
+    torch._inductor.config.cpp.enable_kernel_profile = True  # else the profiler is not told of inductor's kernels
+    works = {
+        "step, ELBO": of_step(options, k=1),
+        f"step, IWAE_{options.k}": of_step(options, k=options.k),
+        "evaluation of an image": of_evaluation(options),
+    }
+    table = pd.DataFrame.from_dict({name: row(work, options.repeats) for name, work in works.items()}, orient="index")
+    print(f"\nmilliseconds\n\n{table.to_string()}")
+    training.write(options, "profiles", table, {})
+    return table
+
+
+def row(work: Work, repeats: int) -> dict[str, str]:
+    """Milliseconds of a work done once, all of them and those of each kind, as text."""
+    work(nullcontext())  # to warm up
+    every = median(seconds / times for seconds, times in (work(nullcontext()) for _ in range(repeats)))
+    profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True)
+    _, times = work(profiler)
+    by_kind = dict.fromkeys(KINDS, 0.0)
+    for event in profiler.key_averages():
+        for kind, names in KINDS.items():
+            by_kind[kind] += event.self_cpu_time_total / 1e6 / times if event.key.startswith(names) else 0.0
+    seconds = {"all": every, **by_kind, "rest": every - sum(by_kind.values())}
+    return {kind: f"{1000 * value:.3g}" for kind, value in seconds.items()}
+
+
+def of_step(options: Options, k: int) -> Work:
+    """Epochs of compiled training steps, made as :func:`pyrovae.fit` makes them."""
+    sizes = Sizes(k=k, num_data=options.steps * Sizes.batch_size)
+    with pyro.validation_enabled(False):
+        epoch = as_fit_does(Steps(training.make_problem(sizes)))
+
+    def work(context: AbstractContextManager[Any]) -> tuple[float, int]:
+        with context, pyro.validation_enabled(False):
+            return timed(epoch)[1], options.steps
+
+    return work
+
+
+def of_evaluation(options: Options) -> Work:
+    """Compiled evaluations, of which the first chunk of data, for which everything is prepared, does not count."""
+    problem = training.make_problem(Sizes(num_data=options.data, batch_size=options.data))
+    vae, x = build(problem), to_device(problem, problem.x)
+
+    def work(context: AbstractContextManager[Any]) -> tuple[float, int]:
+        watch = Watch(context)
+        with mock.patch("pyrovae.evaluation.results.tqdm", return_value=watch):
+            pv.evaluation.evaluate(vae.model, vae.guide, x, options.draws, compile=True, seed=0)
+        if len(watch.counts) < 2:
+            raise ValueError(
+                f"data={options.data} images with draws={options.draws} are one chunk, and the first does not count; "
+                f"give more of either"
+            )
+        return watch.times[-1] - watch.times[0], sum(watch.counts[1:])
+
+    return work
+
+
+class Watch:
+    """A progress bar that is within a context from its first update on, and notes how much was done when."""
+
+    def __init__(self, context: AbstractContextManager[Any]) -> None:
+        self.context = context
+        self.times: list[float] = []
+        self.counts: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self.context.__exit__(*failure)
+
+    def update(self, done: int) -> None:
+        """Notes that so many data are done."""
+        if not self.times:
+            self.context.__enter__()
+        self.times.append(time.perf_counter())
+        self.counts.append(done)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
