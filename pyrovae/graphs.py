@@ -20,6 +20,7 @@ import pyro.util
 import torch
 from pyro.infer.util import Dice
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
@@ -29,6 +30,9 @@ from torch.utils._pytree import tree_leaves
 from pyrovae.isolation import restore_buffers, save_buffers, seeded
 
 MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
+_PRODUCTS = {
+    getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")
+}  # of layers
 _REORDERING = "reorder_for_locality", "reorder_for_peak_memory"
 
 
@@ -102,6 +106,42 @@ class Graph:
 
         return self._captured(run, varying) if varying[0].is_cuda else run
 
+    def fold(self) -> None:
+        """Makes inputs of the matrix products that no varying tensor goes into, with the values that they have now.
+
+        So the pseudo-inputs of a VampPrior, say, are not encoded at every call. What is made of the products stays in
+        the graph: it is cheap, and may be expanded to the shape of all draws.
+        """
+        graph, settled = self.module.graph, fx.Graph()
+        if any(_writes(node) for node in graph.nodes):
+            return  # what is read before is then not what is read after
+        inputs = graph.find_nodes(op="placeholder")
+        varying = inputs[len(self.fixed) : len(self.fixed) + len(self.varying)]
+        copies = {node: settled.node_copy(node) for node in inputs}
+        known = {node: copies[node] for node in inputs if node not in varying}
+        for node in graph.nodes:
+            sources = {*node.all_input_nodes}
+            if node.op == "call_function" and sources and known.keys() >= sources and not _draws(node):
+                known[node] = settled.node_copy(node, known.__getitem__)
+        products = [node for node in known if node.target in _PRODUCTS]
+        settled.output([known[node] for node in products])
+        settled.eliminate_dead_code()
+        with torch.no_grad():
+            made = fx.GraphModule({}, settled)(*self.fixed, *self.varying, *self.found)
+        values = dict(zip(products, made, strict=True))
+
+        last = inputs[-1]
+        for node in reversed(known):
+            if node in values and node.users:
+                with graph.inserting_after(last):
+                    last = graph.placeholder(node.name)
+                last.meta = dict(node.meta)
+                node.replace_all_uses_with(last)
+                self.found.append(values[node])
+            if node.op != "placeholder" and not node.users:
+                graph.erase_node(node)
+        self.module.recompile()
+
     def _captured(
         self, run: Callable[..., Sequence[Tensor]], examples: list[Tensor]
     ) -> Callable[..., Sequence[Tensor]]:
@@ -132,14 +172,31 @@ def compiled_or_none(
     modules: Iterable[nn.Module],
     *,
     caller: str,
+    frozen: bool = False,
 ) -> Callable[..., Sequence[Tensor]] | None:
-    """A function's graph compiled, arguments as for :class:`Graph`; or None, after a warning that says why."""
+    """A function's graph compiled, arguments as for :class:`Graph`; or None, after a warning that says why.
+
+    With ``frozen`` the tensors that do not vary keep their values too, and what networks make of them is made once.
+    """
     try:
-        return Graph(function, fixed, varying, modules).compile()
+        graph = Graph(function, fixed, varying, modules)
+        if frozen:
+            graph.fold()
+        return graph.compile()
     except Exception as error:  # what is wrong with the function itself, running it will say
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         warnings.warn(f"{caller} goes on without compilation: {reason}", stacklevel=4)
         return None
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether an operation draws random numbers."""
+    return isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operation writes into a tensor that was there before."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:

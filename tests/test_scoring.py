@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.evaluation import evaluate, log_weights
+from pyrovae.graphs import Graph
 from tests.oracle import Oracle
 
 
@@ -55,14 +56,41 @@ def test_draws_do_not_depend_on_the_chunks_of_the_model() -> None:
     torch.testing.assert_close(*chunks, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("prior", [pv.priors.StandardNormal(3), pv.priors.VampPrior(5, data=binary(9))])
 @pytest.mark.parametrize("num_samples", [997, 1000])
-def test_compiled_weights_are_the_eager_ones(num_samples: int) -> None:
+def test_compiled_weights_are_the_eager_ones(num_samples: int, prior: nn.Module) -> None:
     vae, x = counting_vae(), binary(37)
+    vae = pv.VAE(prior, vae.likelihood, vae.posterior)
     eager, compiled = (
         log_weights(vae.model, vae.guide, x, num_samples, seed=0, memory=2**21, compile=is_compiled)
         for is_compiled in (False, True)
     )
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-4)
+
+
+def folded(function: Callable[[], Tensor], fixed: Tensor, varying: Tensor) -> Graph:
+    graph = Graph(lambda: [function()], [fixed], [varying])
+    graph.fold()
+    return graph
+
+
+def products(graph: Graph) -> int:
+    return sum(node.target is torch.ops.aten.mm.default for node in graph.module.graph.nodes)
+
+
+def test_products_of_parameters_alone_are_made_once() -> None:
+    w, x, z, constant = (torch.randn(4, 4) for _ in range(4))
+    graph = folded(lambda: (w @ (w @ constant).exp()).tanh() @ x + w @ x, w, x)
+    assert products(graph) == 2
+    assert len(graph.found) == 2, "the constant and the one product that is of use"
+    (value,) = graph.module(w, z, *graph.found)
+    torch.testing.assert_close(value, (w @ (w @ constant).exp()).tanh() @ z + w @ z)
+
+
+def test_products_of_draws_and_of_what_is_written_to_are_made_anew() -> None:
+    w, x = torch.randn(4, 4), torch.randn(4, 4)
+    assert products(folded(lambda: w @ torch.randn_like(w) + x, w, x)) == 1
+    assert products(folded(lambda: w @ w + x.add_(w.mul_(0.5)), w, x)) == 1
 
 
 def test_compiled_weights_of_a_plate_that_takes_a_part() -> None:

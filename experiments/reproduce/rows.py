@@ -44,9 +44,6 @@ class Options:
     """Epochs over which the weight of the latent sites grows to 1."""
     num_samples: int = 5000
     """Draws per test datum of the evaluation."""
-    memory: int = 2**25
-    """Bytes that a chunk of the evaluation may take; a VampPrior, which encodes its pseudo-inputs anew for every chunk,
-    is evaluated ten times as fast in chunks of 2**30."""
     compile: bool = True
     """Compile training and evaluation."""
     precision: Literal["tf32", "bfloat16"] | None = None
@@ -160,7 +157,6 @@ def evaluate(vae: Any, paper: Paper, options: Options) -> xr.Dataset:
         test,
         options.num_samples,
         seed=options.seed,
-        memory=options.memory,
         compile=options.compile,
         binarization=paper.binarization,
     )

@@ -60,6 +60,6 @@ class Scorer:
         if self.graph is None:
             modules = [module for owner in owners(self.pieces.model) for module in owner.modules()]
             tensors = [t for module in modules for t in (*module.parameters(False), *module.buffers(False))]
-            self.graph = compiled_or_none(lambda: [run()], tensors, inputs, modules, caller="evaluation")
+            self.graph = compiled_or_none(lambda: [run()], tensors, inputs, modules, caller="evaluation", frozen=True)
             self.regular = None if self.graph is None else self.regular
         return run() if self.graph is None else self.graph(*inputs)[0]
