@@ -157,6 +157,7 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
     "growth, data": partial(growth, data="num_data"),
     "ideas": partial(results, "benchmarks/ideas"),
     "ideas, IWAE_50": partial(results, "benchmarks/ideas_iwae_50"),
+    "profiles": partial(results, "benchmarks/profiles"),
     "evaluation": partial(results, "benchmarks/evaluation", columns=IMAGE),
     "evaluation, error": partial(results, "benchmarks/evaluation_error", columns=ERROR),
     "evaluation, memory": partial(

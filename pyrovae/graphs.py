@@ -30,9 +30,7 @@ from torch.utils._pytree import tree_leaves
 from pyrovae.isolation import restore_buffers, save_buffers, seeded
 
 MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
-_PRODUCTS = {
-    getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")
-}  # of layers
+_PRODUCTS = {getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")}
 _REORDERING = "reorder_for_locality", "reorder_for_peak_memory"
 
 

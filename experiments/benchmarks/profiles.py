@@ -1,8 +1,8 @@
 """Where do the milliseconds of a compiled training step go, and those of a compiled evaluation?
 
 By torch's profiler, of one process alone: into matrix products, the kernels that inductor has written, noise and the
-optimizer. What else passes without the profiler is Python's and that of all other operations: of an evaluation, bounds
-and k-hat. Beside other contenders everything takes longer, for here nobody else has the caches.
+optimizer. The rest is Python's and that of all other operations: of an evaluation, bounds and k-hat. Beside other
+contenders everything takes longer, for here nobody else has the caches.
 """
 
 import time
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, Self
 from unittest import mock
 
@@ -45,12 +44,12 @@ class Options:
     """Draws per datum of the second step, of the importance-weighted bound; the first is of the ELBO."""
     draws: int = 5000
     """Draws per image of the evaluation."""
-    steps: int = 20
+    steps: int = 100
     """Training steps a repetition."""
-    data: int = 64
-    """Images that are evaluated a repetition."""
+    data: int = 200
+    """Images that are evaluated a repetition; too few for a chunk of their own, the last are evaluated uncompiled."""
     repeats: int = 5
-    """Repetitions without the profiler, of which the medians are taken."""
+    """Repetitions, of which the medians are taken."""
     device: Literal["cpu"] = "cpu"
     """Where to compute: a GPU's kernels have other names."""
     out: Path = Path("results/benchmarks")
@@ -74,15 +73,20 @@ def main(options: Options) -> pd.DataFrame:
 def row(work: Work, repeats: int) -> dict[str, str]:
     """Milliseconds of a work done once, all of them and those of each kind, as text."""
     work(nullcontext())  # to warm up
-    every = median(seconds / times for seconds, times in (work(nullcontext()) for _ in range(repeats)))
+    milliseconds = pd.DataFrame([profiled(work) for _ in range(repeats)]).median()
+    return {kind: f"{value:.3g}" for kind, value in milliseconds.items()}
+
+
+def profiled(work: Work) -> dict[str, float]:
+    """Milliseconds of a work done once under the profiler, all of them and those of each kind."""
     profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True)
-    _, times = work(profiler)
-    by_kind = dict.fromkeys(KINDS, 0.0)
+    seconds, times = work(profiler)
+    kinds = dict.fromkeys(KINDS, 0.0)
     for event in profiler.key_averages():
         for kind, names in KINDS.items():
-            by_kind[kind] += event.self_cpu_time_total / 1e6 / times if event.key.startswith(names) else 0.0
-    seconds = {"all": every, **by_kind, "rest": every - sum(by_kind.values())}
-    return {kind: f"{1000 * value:.3g}" for kind, value in seconds.items()}
+            kinds[kind] += event.self_cpu_time_total / 1000 / times if event.key.startswith(names) else 0.0
+    every = 1000 * seconds / times
+    return {"all": every, **kinds, "rest": every - sum(kinds.values())}
 
 
 def of_step(options: Options, k: int) -> Work:
