@@ -105,18 +105,21 @@ class Graph:
         return self._captured(run, varying) if varying[0].is_cuda else run
 
     def fold(self) -> None:
-        """Makes inputs of the matrix products that no varying tensor goes into, with the values that they have now.
+        """Makes inputs of the matrix products into which only parameters go, with the values that they have now.
 
         So the pseudo-inputs of a VampPrior, say, are not encoded at every call. What is made of the products stays in
-        the graph: it is cheap, and may be expanded to the shape of all draws.
+        the graph: it is cheap, and may be expanded to the shape of all draws. Buffers and tensors that the function
+        found may be written to between calls, by a guide that the graph does not see, and are read anew.
         """
         graph, settled = self.module.graph, fx.Graph()
         if any(_writes(node) for node in graph.nodes):
             return  # what is read before is then not what is read after
         inputs = graph.find_nodes(op="placeholder")
-        varying = inputs[len(self.fixed) : len(self.fixed) + len(self.varying)]
+        given = [*self.fixed, *self.varying, *self.found]
         copies = {node: settled.node_copy(node) for node in inputs}
-        known = {node: copies[node] for node in inputs if node not in varying}
+        known = {
+            node: copies[node] for node, tensor in zip(inputs, given, strict=True) if isinstance(tensor, nn.Parameter)
+        }
         for node in graph.nodes:
             sources = {*node.all_input_nodes}
             if node.op == "call_function" and sources and known.keys() >= sources and not _draws(node):
@@ -124,8 +127,8 @@ class Graph:
         products = [node for node in known if node.target in _PRODUCTS]
         settled.output([known[node] for node in products])
         settled.eliminate_dead_code()
-        with torch.no_grad():
-            made = fx.GraphModule({}, settled)(*self.fixed, *self.varying, *self.found)
+        with torch.no_grad(), torch.autocast(given[0].device.type, enabled=False):  # that is in the graph already
+            made = fx.GraphModule({}, settled)(*given)
         values = dict(zip(products, made, strict=True))
 
         last = inputs[-1]
@@ -160,6 +163,7 @@ class Graph:
             graph.replay()
             return outputs
 
+        replay.reads = run  # type: ignore[attr-defined]  # what the graph reads where it lies must not be freed
         return replay
 
 
@@ -174,7 +178,7 @@ def compiled_or_none(
 ) -> Callable[..., Sequence[Tensor]] | None:
     """A function's graph compiled, arguments as for :class:`Graph`; or None, after a warning that says why.
 
-    With ``frozen`` the tensors that do not vary keep their values too, and what networks make of them is made once.
+    With ``frozen`` parameters keep their values too, and matrix products of them alone are made once.
     """
     try:
         graph = Graph(function, fixed, varying, modules)

@@ -1,12 +1,15 @@
 """Log-weights from one run of the guide and many of the model, compiled or not, are those of both run together."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import pyrovae as pv
 from pyrovae.evaluation import evaluate, log_weights
@@ -79,18 +82,70 @@ def products(graph: Graph) -> int:
 
 
 def test_products_of_parameters_alone_are_made_once() -> None:
-    w, x, z, constant = (torch.randn(4, 4) for _ in range(4))
-    graph = folded(lambda: (w @ (w @ constant).exp()).tanh() @ x + w @ x, w, x)
+    w, x, z = nn.Parameter(torch.randn(4, 4)), torch.randn(4, 4), torch.randn(4, 4)
+    graph = folded(lambda: (w @ (w @ w).exp()).tanh() @ x + w @ x, w, x)
     assert products(graph) == 2
-    assert len(graph.found) == 2, "the constant and the one product that is of use"
+    assert len(graph.found) == 1, "the one product that is of use"
     (value,) = graph.module(w, z, *graph.found)
-    torch.testing.assert_close(value, (w @ (w @ constant).exp()).tanh() @ z + w @ z)
+    torch.testing.assert_close(value, (w @ (w @ w).exp()).tanh() @ z + w @ z)
 
 
 def test_products_of_draws_and_of_what_is_written_to_are_made_anew() -> None:
-    w, x = torch.randn(4, 4), torch.randn(4, 4)
+    w, x = nn.Parameter(torch.randn(4, 4)), torch.randn(4, 4)
     assert products(folded(lambda: w @ torch.randn_like(w) + x, w, x)) == 1
-    assert products(folded(lambda: w @ w + x.add_(w.mul_(0.5)), w, x)) == 1
+    assert products(folded(lambda: w @ w + (w * 1).mul_(x), w, x)) == 1
+
+
+def test_products_are_made_in_the_precision_of_the_graph() -> None:
+    w, x = nn.Parameter(torch.randn(4, 4)), torch.randn(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            graph = Graph(lambda: [w @ w + x], [w], [x])
+        graph.fold()
+    assert graph.found[0].dtype == torch.float32
+
+
+def _run(module: fx.GraphModule, found: list[Tensor], w: Tensor, x: Tensor) -> Sequence[Tensor]:
+    return module(w, x, *found)
+
+
+def test_a_captured_graph_keeps_the_tensors_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDAGraph", "Stream", "current_stream", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    w, x = nn.Parameter(torch.randn(4, 4)), torch.randn(4, 4)
+    graph = folded(lambda: w @ w + x, w, x)
+    product = weakref.ref(graph.found[0])
+    run = partial(_run, graph.module, graph.found, w)
+    replay = graph._captured(run, [x])
+    del graph, run
+    assert product() is not None
+    del replay
+    assert product() is None
+
+
+def test_what_a_guide_writes_for_the_model_is_read() -> None:
+    class Noting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(1, 4))
+            self.mix, self.decoder = nn.Parameter(torch.randn(4, 4)), nn.Linear(2, 4)
+
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.decoder(z) + self.mean @ self.mix, 1.0).to_event(1), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            self.mean.copy_(x.mean(0, keepdim=True))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1))
+
+    programs, x = Noting(), torch.randn(64, 4)
+    eager, compiled = (
+        log_weights(programs.model, programs.guide, x, 200, seed=0, memory=2**17, compile=is_compiled)
+        for is_compiled in (False, True)
+    )
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-4)
 
 
 def test_compiled_weights_of_a_plate_that_takes_a_part() -> None:
