@@ -90,6 +90,20 @@ def test_products_of_parameters_alone_are_made_once() -> None:
     torch.testing.assert_close(value, (w @ (w @ w).exp()).tanh() @ z + w @ z)
 
 
+def test_components_of_a_vampprior_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, left = counting_vae(), []
+    vae = pv.VAE(pv.priors.VampPrior(5, data=binary(9)), vae.likelihood, vae.posterior)
+    compiled = Graph.compile
+
+    def counting(graph: Graph) -> Callable[..., Sequence[Tensor]]:
+        left.append(sum(node.target is torch.ops.aten.addmm.default for node in graph.module.graph.nodes))
+        return compiled(graph)
+
+    monkeypatch.setattr(Graph, "compile", counting)
+    log_weights(vae.model, vae.guide, binary(37), 100, seed=0, compile=True)
+    assert left == [2], "the layers of the decoder"
+
+
 def test_products_of_draws_and_of_what_is_written_to_are_made_anew() -> None:
     w, x = nn.Parameter(torch.randn(4, 4)), torch.randn(4, 4)
     assert products(folded(lambda: w @ torch.randn_like(w) + x, w, x)) == 1
