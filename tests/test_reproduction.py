@@ -1,6 +1,7 @@
 """The published tables' rows can be trained, go on where they stopped, and are kept with all that they took."""
 
 import json
+import math
 from pathlib import Path
 from types import ModuleType
 
@@ -57,10 +58,12 @@ def test_a_row_is_trained_evaluated_and_kept(
     with xr.open_dataset(evaluation) as results:
         per_datum = results.log_likelihood.values
         assert kept["elbo"] == pytest.approx(float(results.elbo.mean()))
+        assert kept["iwae"]["5"] == pytest.approx(float(results.iwae.sel(k=5).mean()))
     assert kept["nll"] == pytest.approx(-per_datum.mean())
     assert kept["standard_error"] == pytest.approx(per_datum.std(ddof=1) / 300**0.5)
     assert 0 < kept["monte_carlo_error"] < kept["standard_error"]
     assert 0 < kept["nll"] < -kept["elbo"]
+    assert -200 < kept["train_bound"] < 0
     assert {"seed", "machine", "command", "train_seconds", "active_units"} <= set(kept)
     assert table.loc[name, "pyrovae"].startswith(f"{kept['nll']:.2f} ± {kept['standard_error']:.2f} (")
     assert set(table.drop(index=name)["pyrovae"]) == {""}
@@ -80,6 +83,38 @@ def test_a_row_is_trained_as_the_options_say(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(SystemExit, match="give the same command to go on"):
         iwae.main(iwae.Options(rows=("1 layer, VAE, k = 1",), out=tmp_path, checkpoints=tmp_path, **given))
     assert [{name: fit[name] for name in given} for fit in fits] == [given]
+    assert fits[0]["optimizer"] is None
+    with pytest.raises(SystemExit):
+        iwae.main(iwae.Options(rows=("1 layer, VAE, k = 1",), out=tmp_path, checkpoints=tmp_path, optimizer="muon"))
+    assert fits[1]["optimizer"] is rows.muon
+
+
+def test_the_learning_rate_falls_along_a_cosine_to_a_hundredth() -> None:
+    options = rows.Options(epochs=4)
+    optimizer = torch.optim.Adam([{"params": torch.zeros(1), "lr": 1.0}, {"params": torch.zeros(1), "lr": 10.0}])
+    schedule, rates = rows.cosine(optimizer, options), []
+    for _ in range(5):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    half = math.sqrt(0.5) / 2
+    expected = torch.tensor([1, 0.5 + half, 0.5, 0.5 - half, 0]) * 0.99 + 0.01
+    torch.testing.assert_close(torch.tensor(rates), torch.stack([expected, 10 * expected], -1))
+
+
+def test_muon_takes_orthogonal_steps_and_leaves_biases_to_adam() -> None:
+    layer = nn.Linear(3, 3)
+    before = {name: value.detach().clone() for name, value in layer.named_parameters()}
+    optimizer = rows.muon(layer.parameters(), 0.1)
+    left, right = (torch.linalg.qr(torch.randn(3, 3))[0] for _ in range(2))
+    layer.weight.grad = left @ torch.diag(torch.tensor([1.0, 0.5, 0.3])) @ right
+    layer.bias.grad = torch.tensor([3.0, -2.0, 1e-3])
+    optimizer.step()
+    steps = {name: value.detach() - before[name] for name, value in layer.named_parameters()}
+    torch.testing.assert_close(steps["bias"], torch.tensor([-0.01, 0.01, -0.01]))
+    # Five iterations of Newton and Schulz, in bfloat16, end with singular values between about 0.7 and 1.2.
+    sizes = -left.T @ steps["weight"] @ right.T
+    torch.testing.assert_close(sizes, 0.1 * torch.eye(3), rtol=0.35, atol=2e-3)
 
 
 def test_a_row_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ table: no number comes from the paper but the target.
 """
 
 import json
+import math
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ import pyro
 import torch
 import xarray as xr
 from pyro.infer import ELBO, Trace_ELBO
+from pytorch_optimizer import Muon
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import pyrovae as pv
 from experiments.benchmarks.rounds import machine
@@ -38,8 +40,10 @@ class Options:
     """Passes over the training data."""
     batch_size: int = 100
     """Data per step."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """What minimizes the loss; with Muon, Adam is left the biases, at a tenth of the learning rate."""
     learning_rate: float = 1e-3
-    """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    """Learning rate of the optimizer, which a cosine takes to a hundredth of it."""
     kl_warmup: int = 0
     """Epochs over which the weight of the latent sites grows to 1."""
     num_samples: int = 5000
@@ -123,6 +127,7 @@ def run_row(paper: Paper, name: str, options: Options) -> None:
         objective=row.objective(),
         epochs=options.epochs,
         batch_size=options.batch_size,
+        optimizer=muon if options.optimizer == "muon" else None,
         learning_rate=options.learning_rate,
         kl_warmup=options.kl_warmup,
         compile=options.compile,
@@ -143,9 +148,19 @@ def run_row(paper: Paper, name: str, options: Options) -> None:
 
 def cosine(optimizer: torch.optim.Optimizer, options: Options) -> LRScheduler:
     """A learning rate that falls to a hundredth of its first value, along a cosine."""
-    return torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, T_max=options.epochs, eta_min=options.learning_rate / 100
-    )
+    return LambdaLR(optimizer, lambda epoch: 0.01 + 0.99 * (1 + math.cos(math.pi * epoch / options.epochs)) / 2)
+
+
+def muon(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    """Muon for matrices, whose steps are orthogonal matrices, and Adam for biases.
+
+    Source:
+        *Muon: An optimizer for hidden layers in neural networks* (Jordan et al., 2024).
+    """
+    parameters = list(parameters)
+    matrices = {"params": [it for it in parameters if it.ndim == 2], "lr": lr, "use_muon": True}
+    biases = {"params": [it for it in parameters if it.ndim != 2], "lr": lr / 10, "use_muon": False}
+    return Muon([matrices, biases])
 
 
 def evaluate(vae: Any, paper: Paper, options: Options) -> xr.Dataset:
@@ -174,6 +189,8 @@ def record(name: str, row: Row, history: pv.History, result: xr.Dataset, options
         "standard_error": float(result.log_likelihood.std(ddof=1)) / size**0.5,
         "monte_carlo_error": float((result.mcse**2).sum()) ** 0.5 / size,
         "elbo": float(result.elbo.mean()),
+        "iwae": {int(k): float(bound) for k, bound in zip(result.k, result.iwae.mean("datum"), strict=True)},
+        "train_bound": history.train[-1],
         "k_hat_above_0.7": float((result.pareto_k > 0.7).mean()),
         "active_units": result.attrs["active_units"],
         "test_data": size,
@@ -182,6 +199,7 @@ def record(name: str, row: Row, history: pv.History, result: xr.Dataset, options
         "objective": history.objective,
         "epochs": len(history.train),
         "batch_size": options.batch_size,
+        "optimizer": options.optimizer,
         "learning_rate": options.learning_rate,
         "kl_warmup": options.kl_warmup,
         "precision": options.precision,
