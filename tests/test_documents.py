@@ -23,6 +23,7 @@ def test_code_is_found() -> None:
         "lecture.md": 21,
         "long_runs.md": 5,
         "objectives.md": 1,
+        "optimizer.md": 2,
         "own_likelihood.md": 2,
         "own_prior.md": 2,
         "own_program.md": 1,
