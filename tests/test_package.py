@@ -14,7 +14,7 @@ PACKAGE = Path(pv.__file__).parent
 LAYERS = {  # beside the checks of arguments, which all may know
     "networks": {"networks"},
     "flows": set(),
-    "distributions": set(),
+    "distributions": {"distributions"},
     "priors": {"networks", "flows", "distributions", "priors"},
     "likelihoods": {"networks", "distributions", "likelihoods"},
     "posteriors": {"networks", "flows", "distributions", "posteriors"},

@@ -1,0 +1,126 @@
+"""Distributions that score their own draws from the noise that made them."""
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+
+class _Scored:
+    """A draw with its log-density, as drawing has computed it."""
+
+    def __init__(self, value: Tensor, log_prob: Tensor) -> None:
+        self.value, self.log_prob = value, log_prob
+        self.version, self.with_gradient = _version(value), torch.is_grad_enabled()
+
+    def is_of(self, value: Tensor) -> bool:
+        """Whether this is the very draw, not changed since, and with the gradient that is now asked for."""
+        same = value is self.value and _version(value) == self.version
+        return same and (self.with_gradient or not torch.is_grad_enabled())
+
+
+def _version(value: Tensor) -> int | None:
+    """How often a tensor was changed in place, which one made under ``torch.inference_mode`` does not count."""
+    return None if value.is_inference() else value._version
+
+
+class NormalizingFlow(TorchDistribution):
+    r"""The distribution of :math:`z = f(\epsilon)` for a base distribution of :math:`\epsilon` and an invertible f.
+
+    .. math:: \log p(z) = \log p_0(f^{-1}(z)) + \log \left| \det \frac{\partial f^{-1}(z)}{\partial z} \right|.
+
+    Pyro's ``TransformedDistribution`` under a conditional transform does not report the batch shape of its context, and
+    its flows keep their last value in the transform, where deep copies and tracers find it. Here the batch shape is
+    that of the base, and what a draw has computed is kept beside the draw, so that an inverse autoregressive flow
+    scores its own draws without being inverted.
+
+    Args:
+        base: Distribution of the noise, event shape ``(latent,)``, batch shape that of any context of the transform.
+        transform: f, from noise to draws.
+
+    Source:
+        *Variational Inference with Normalizing Flows* (Rezende and Mohamed, 2015).
+    """
+
+    support = constraints.real_vector
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # as in torch
+
+    def __init__(self, base: dist.TorchDistribution, transform: Any) -> None:
+        self.base_dist, self.transform = base, transform
+        self._last: _Scored | None = None
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws carry gradients, as those of the base do."""
+        return self.base_dist.has_rsample
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "NormalizingFlow":
+        """Returns the same flow with a larger batch shape."""
+        return NormalizingFlow(self.base_dist.expand(batch_shape), self.transform)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, shape ``sample_shape + batch_shape + event_shape``."""
+        return self.of_noise(self.base_dist.rsample(sample_shape))
+
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """The draws that some draws of the base make."""
+        value, log_det = self.transform.call_and_ladj(noise)
+        self._last = _Scored(value, self.base_dist.log_prob(noise) - log_det)
+        return value
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws without gradient."""
+        with torch.no_grad():
+            return self.transform(self.base_dist.sample(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of ``value``, which may have more leading dimensions than the batch shape."""
+        if self._last is not None and self._last.is_of(value):
+            return self._last.log_prob
+        value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
+        noise, log_det = self.transform.inv.call_and_ladj(value)
+        return self.base_dist.log_prob(noise) + log_det
+
+
+class MultivariateNormal(dist.MultivariateNormal):
+    r"""Pyro's distribution, scoring its own draws from their noise.
+
+    With :math:`z = \mu + L \epsilon`,
+
+    .. math:: \log q(z) = \log N(\epsilon; 0, I) - \sum_i \log L_{ii}.
+
+    To solve for the noise instead multiplies the rounding error of z by the norm of the inverse of L, which grows
+    exponentially with the number of dimensions: in training, float32 then ends in NaN.
+    """
+
+    _last: "_Scored | None" = None
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, shape ``sample_shape + batch_shape + event_shape``."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return self.of_noise(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
+
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """The draws that some standard normal noise makes."""
+        value = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+        constant = -0.5 * noise.shape[-1] * math.log(2 * math.pi) - 0.5 * noise.square().sum(-1)
+        log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        self._last = _Scored(value, constant - log_det)
+        return value
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws without gradient."""
+        with torch.no_grad():
+            draw: Tensor = super().rsample(torch.Size(sample_shape))
+        return draw
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of ``value``."""
+        if self._last is not None and self._last.is_of(value):
+            return self._last.log_prob
+        return super().log_prob(value)
