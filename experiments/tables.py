@@ -59,10 +59,33 @@ def reproduction(paper: str, docs: Path, *, part: str = ".") -> pd.DataFrame:
     return tabulate(paper, targets, docs / "reproduction" / part)
 
 
-def without_warmup(docs: Path) -> pd.DataFrame:
-    """The rows of the IWAE paper's table that were run without KL warm-up too."""
-    table = reproduction("iwae", docs, part="without_warmup")
+def other_schedules(docs: Path, parts: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of the IWAE paper's table that were run in other ways too, each named with its way."""
+    tables = [
+        reproduction("iwae", docs, part=part).rename(index=lambda row, way=way: f"{row}: {way}")
+        for part, way in parts.items()
+    ]
+    table = pd.concat(tables)
     return table[table["pyrovae"] != ""]
+
+
+def optimizers(docs: Path) -> pd.DataFrame:
+    """What one row of the IWAE paper's table reaches in a few epochs, by optimizer and batch size."""
+    kept = [
+        json.loads((docs / "reproduction" / "optimizers" / name / "iwae" / "1_layer-iwae-k_5.json").read_text())
+        for name in ("adam", "muon", "muon_500")
+    ]
+    table = {
+        f"{it['optimizer'].capitalize()}, batches of {it['batch_size']}": {
+            "learning rate": f"{it['learning_rate']:g}",
+            "epochs": str(it["epochs"]),
+            "IWAE_5, train": f"{it['train_bound']:.2f}",
+            "IWAE_5, test": f"{it['iwae']['5']:.2f}",
+            "minutes": f"{it['train_seconds'] / 60:.1f}",
+        }
+        for it in kept
+    }
+    return pd.DataFrame(table).T
 
 
 def runs(docs: Path) -> pd.DataFrame:
@@ -140,7 +163,10 @@ MODELS = ("ELBO", "IWAE_1000", "difference", "ESS", "k-hat > 0.7", "active units
 
 TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
     **{paper: partial(reproduction, paper) for paper in PAPERS},
-    "iwae, without warm-up": without_warmup,
+    "iwae, optimizers": optimizers,
+    "iwae, other schedules": partial(
+        other_schedules, parts={"adam": "Adam, warm-up", "without_warmup": "Adam, no warm-up"}
+    ),
     "runs": runs,
     "first rows": first_rows,
     "speed": speed,
