@@ -273,6 +273,10 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         "learning_rate is 0.1 here and was 0.02|optimizer lr is 0.1 here and was 0.02",
     ),
     "optimizer": ({"optimizer": momentum}, "optimizer type is 'SGD' here and was 'Adam'"),
+    "group of parameters": (
+        {"optimizer": lambda parameters, lr: torch.optim.Adam([{"params": parameters, "lr": lr / 2}], lr, fused=True)},
+        "optimizer group 0 is {'lr': 0.01} here and was not there",
+    ),
     "schedule": ({"scheduler": plateau}, "schedule is .*ReduceLROnPlateau.* here and was None"),
     "objective": ({"objective": pv.objectives.IWAE(3)}, "loss type is 'IWAE' here and was 'Trace_ELBO'"),
     "annealing": ({"kl_warmup": 3}, "kl_warmup is 3 here and was 0"),

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,22 @@ def test_a_row_that_has_been_run_is_not_trained_again(tmp_path: Path) -> None:
     assert list(again.loc[name].drop("hours")) == list(first.loc[name].drop("hours"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 2}, r"schedule lr_lambdas is \[\{'epochs': 2\}.* was \[\{'epochs': 1\}"),
+        ({"learning_rate": 0.1}, "optimizer group 0 lr is 0.1 here and was 0.02"),
+    ],
+    ids=["epochs", "learning rate"],
+)
+def test_a_row_does_not_go_on_with_another_schedule(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    given = {"rows": ("1 layer, VAE, k = 1",), "optimizer": "muon", "learning_rate": 0.02, "epochs": 1}
+    given |= {"num_samples": 60, "compile": False, "out": tmp_path / "out", "checkpoints": tmp_path / "checkpoints"}
+    iwae.main(iwae.Options(**given))
+    with pytest.raises(ValueError, match=f"is of another run: .*{message}"):
+        iwae.main(iwae.Options(**given | change))
+
+
 def test_a_row_is_trained_as_the_options_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = []
     monkeypatch.setattr(pv, "fit", lambda *_, **given: fits.append(given) or pv.History("", interrupted=True))
@@ -90,9 +107,8 @@ def test_a_row_is_trained_as_the_options_say(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_learning_rate_falls_along_a_cosine_to_a_hundredth() -> None:
-    options = rows.Options(epochs=4)
     optimizer = torch.optim.Adam([{"params": torch.zeros(1), "lr": 1.0}, {"params": torch.zeros(1), "lr": 10.0}])
-    schedule, rates = rows.cosine(optimizer, options), []
+    schedule, rates = torch.optim.lr_scheduler.LambdaLR(optimizer, rows.Cosine(4)), []
     for _ in range(5):
         rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()

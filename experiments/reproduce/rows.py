@@ -22,7 +22,7 @@ import xarray as xr
 from pyro.infer import ELBO, Trace_ELBO
 from pytorch_optimizer import Muon
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 import pyrovae as pv
 from experiments.benchmarks.rounds import machine
@@ -135,7 +135,7 @@ def run_row(paper: Paper, name: str, options: Options) -> None:
         checkpoint=folder,
         seed=options.seed,
         device=options.device,
-        **{"scheduler": partial(cosine, options=options), **paper.fit_options},
+        **{"scheduler": partial(LambdaLR, lr_lambda=Cosine(options.epochs)), **paper.fit_options},
     )
     if history.interrupted:
         raise SystemExit(f"{name} stopped after {len(history.train)} epochs; give the same command to go on")
@@ -146,9 +146,18 @@ def run_row(paper: Paper, name: str, options: Options) -> None:
     path.write_text(json.dumps(record(name, row, history, result, options), indent=2) + "\n")
 
 
-def cosine(optimizer: torch.optim.Optimizer, options: Options) -> LRScheduler:
-    """A learning rate that falls to a hundredth of its first value, along a cosine."""
-    return LambdaLR(optimizer, lambda epoch: 0.01 + 0.99 * (1 + math.cos(math.pi * epoch / options.epochs)) / 2)
+@dataclass(frozen=True)
+class Cosine:
+    """The factor of a learning rate that falls to a hundredth of its first value along a cosine.
+
+    An object and not a function, so that a checkpoint knows its epochs.
+    """
+
+    epochs: int
+
+    def __call__(self, epoch: int) -> float:
+        """The factor after so many epochs."""
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
 
 
 def muon(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
@@ -158,8 +167,8 @@ def muon(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
         *Muon: An optimizer for hidden layers in neural networks* (Jordan et al., 2024).
     """
     parameters = list(parameters)
-    matrices = {"params": [it for it in parameters if it.ndim == 2], "lr": lr, "use_muon": True}
-    biases = {"params": [it for it in parameters if it.ndim != 2], "lr": lr / 10, "use_muon": False}
+    matrices = {"params": [each for each in parameters if each.ndim == 2], "lr": lr, "use_muon": True}
+    biases = {"params": [each for each in parameters if each.ndim != 2], "lr": lr / 10, "use_muon": False}
     return Muon([matrices, biases])
 
 

@@ -213,7 +213,7 @@ def _describe(steps: Steps, plan: Plan, schedule: Any, options: Description) -> 
         "module": of_module(steps.module),
         **stored,
         "loss": of_object(getattr(steps.criterion, "objective", steps.criterion)),
-        "optimizer": {"type": type(steps.optimizer).__name__, **plain(steps.optimizer.defaults)},
+        "optimizer": _of_optimizer(steps.optimizer),
         "schedule": None if schedule is None else {"type": type(schedule).__name__, **plain(schedule.state_dict())},
         "batch_size": plan.batch_size,
         "kl_warmup": plan.kl_warmup,
@@ -224,3 +224,14 @@ def _describe(steps: Steps, plan: Plan, schedule: Any, options: Description) -> 
             for name, tensors in data.items()
         },
     }
+
+
+def _of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
+    """Its type, its numbers, and those that a group of parameters has instead."""
+    described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
+    for index, group in enumerate(optimizer.param_groups):
+        first = group | {"lr": group.get("initial_lr", group["lr"])}  # whatever a schedule has made of it
+        own = plain({name: value for name, value in first.items() if name not in ("params", "initial_lr")})
+        if own := {name: value for name, value in own.items() if described.get(name) != value}:
+            described[f"group {index}"] = own
+    return described
