@@ -41,7 +41,7 @@ class Options:
     batch_size: int = 100
     """Data per step."""
     optimizer: Literal["adam", "muon"] = "adam"
-    """What minimizes the loss; with Muon, Adam is left the biases, at a tenth of the learning rate."""
+    """What minimizes the loss; Muon leaves what is no matrix to Adam, at a tenth of the learning rate."""
     learning_rate: float = 1e-3
     """Learning rate of the optimizer, which a cosine takes to a hundredth of it."""
     kl_warmup: int = 0
@@ -161,7 +161,7 @@ class Cosine:
 
 
 def muon(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    """Muon for matrices, whose steps are orthogonal matrices, and Adam for biases.
+    """Muon for all matrices, whose steps are orthogonal matrices, and Adam for what is none, such as biases.
 
     Source:
         *Muon: An optimizer for hidden layers in neural networks* (Jordan et al., 2024).
@@ -199,7 +199,7 @@ def record(name: str, row: Row, history: pv.History, result: xr.Dataset, options
         "monte_carlo_error": float((result.mcse**2).sum()) ** 0.5 / size,
         "elbo": float(result.elbo.mean()),
         "iwae": {int(k): float(bound) for k, bound in zip(result.k, result.iwae.mean("datum"), strict=True)},
-        "train_bound": history.train[-1],
+        "train_bound": None if history.best_epoch is None else history.train[history.best_epoch],
         "k_hat_above_0.7": float((result.pareto_k > 0.7).mean()),
         "active_units": result.attrs["active_units"],
         "test_data": size,

@@ -28,7 +28,7 @@ class Options(rows.Options):
     """Options of the reproduction."""
 
     learning_rate: float = 5e-4
-    """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    """Learning rate of the optimizer, which a cosine takes to a hundredth of it."""
     kl_warmup: int = 100
     """Epochs over which the weight of the latent sites grows to 1."""
 

@@ -230,8 +230,7 @@ def _of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
     """Its type, its numbers, and those that a group of parameters has instead."""
     described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
     for index, group in enumerate(optimizer.param_groups):
-        first = group | {"lr": group.get("initial_lr", group["lr"])}  # whatever a schedule has made of it
-        own = plain({name: value for name, value in first.items() if name not in ("params", "initial_lr")})
+        own = plain({name: value for name, value in group.items() if name not in ("params", "initial_lr")})
         if own := {name: value for name, value in own.items() if described.get(name) != value}:
             described[f"group {index}"] = own
     return described
