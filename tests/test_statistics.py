@@ -10,9 +10,10 @@ from pyrovae.evaluation import psis
 from pyrovae.evaluation.statistics import effective_sample_size, elbo, iwae, log_likelihood
 
 
+@pytest.mark.parametrize("scale", [3, 3000])  # of the larger, most weights are zero beside the largest
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 7, 12, 60])
-def test_iwae_uses_every_draw_equally_often_and_keeps_the_order(num_samples: int) -> None:
-    log_w = 3 * torch.randn(num_samples, 4, dtype=torch.float64)
+def test_iwae_uses_every_draw_equally_often_and_keeps_the_order(num_samples: int, scale: float) -> None:
+    log_w = scale * torch.randn(num_samples, 4, dtype=torch.float64)
     lowest, highest = elbo(log_w)[0], log_likelihood(log_w)[0]
     for k in range(1, num_samples + 1):
         by_hand = torch.stack(

@@ -62,10 +62,11 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     flat = np.ptp(largest, axis=1) <= rounding
 
     pareto_k = np.where(flat, -np.inf, np.inf)
-    if tail >= 5 and not flat.all():
-        rows[~flat], pareto_k[~flat] = _psislw(rows[~flat])
-    smoothed = torch.from_numpy(rows.T)
-    return smoothed - smoothed.logsumexp(0), torch.from_numpy(pareto_k)
+    fitted = ~flat & (tail >= 5)
+    if fitted.any():
+        rows[fitted], pareto_k[fitted] = _psislw(rows[fitted])  # normalized
+    rows[~fitted] -= np.logaddexp.reduce(rows[~fitted], axis=1, keepdims=True)
+    return torch.from_numpy(rows.T), torch.from_numpy(pareto_k)
 
 
 def _psislw(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

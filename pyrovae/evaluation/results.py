@@ -15,7 +15,7 @@ from pyrovae.arguments import Data, check_whole
 from pyrovae.evaluation import statistics
 from pyrovae.evaluation.pieces import MEMORY
 from pyrovae.evaluation.psis import psis
-from pyrovae.evaluation.records import attributes, check_finite
+from pyrovae.evaluation.records import attributes
 from pyrovae.evaluation.sampling import Sampler
 from pyrovae.isolation import fresh_seed, isolated
 from pyrovae.precision import Precision
@@ -146,11 +146,12 @@ _COLUMNS = {
 
 def _summary(log_weights: Tensor, ks: list[int]) -> dict[str, np.ndarray]:
     """Everything that is reported of some data, by name, shape ``(n,)`` or ``(n, len(ks))``."""
-    check_finite(log_weights)
-    exact = log_weights.double()
+    _, pareto_k = psis(log_weights)  # refuses weights that are not finite
+    exact = log_weights.T.contiguous().double().T  # sums over neighbours in memory take a third of the time
     elbo, elbo_mcse = statistics.elbo(exact)
-    log_likelihood, mcse = statistics.log_likelihood(exact)
-    iwae, iwae_mcse = zip(*(statistics.iwae(exact, k) for k in ks), strict=True)
+    bounds = {k: statistics.iwae(exact, k) for k in {*ks, len(exact)}}
+    log_likelihood, mcse = bounds[len(exact)]
+    iwae, iwae_mcse = zip(*(bounds[k] for k in ks), strict=True)
     columns = {
         "elbo": elbo,
         "elbo_mcse": elbo_mcse,
@@ -159,7 +160,7 @@ def _summary(log_weights: Tensor, ks: list[int]) -> dict[str, np.ndarray]:
         "log_likelihood": log_likelihood,
         "mcse": mcse,
         "ess": statistics.effective_sample_size(exact),
-        "pareto_k": psis(log_weights)[1],
+        "pareto_k": pareto_k,
     }
     return {name: values.cpu().numpy() for name, values in columns.items()}
 

@@ -10,6 +10,7 @@ inequality :math:`\mathrm{ELBO} \le \mathrm{IWAE}_k \le \mathrm{IWAE}_{mk} \le \
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -62,13 +63,24 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 
 
 def _window_sums(log_weights: Tensor, k: int) -> Tensor:
-    """Log of the sums over all cyclic windows of k draws, shape ``(num_samples, N)``, by doubling their length."""
-    power, covered, sums = log_weights, 0, None
+    """Log of the sums over all cyclic windows of k draws, shape ``(num_samples, N)``, nats."""
+    rows = log_weights.T.contiguous()  # neighbours in memory are shifted fastest
+    highest = rows.amax(1, keepdim=True)
+    if k > 1 and (highest - rows.amin(1, keepdim=True)).max() < -math.log(torch.finfo(rows.dtype).tiny):
+        sums = _by_doubling(torch.add, (rows - highest).exp(), k).log() + highest
+    else:  # some weights are zero beside the largest, and only their logs can be added
+        sums = _by_doubling(torch.logaddexp, rows, k)
+    return sums.T
+
+
+def _by_doubling(add: Callable[[Tensor, Tensor], Tensor], rows: Tensor, k: int) -> Tensor:
+    """Sums over all cyclic windows of k neighbours, from those over 1, 2, 4, ... of them."""
+    power, covered, sums = rows, 0, None
     for bit in range(k.bit_length()):
         if bit > 0:
-            power = torch.logaddexp(power, power.roll(-(1 << bit - 1), 0))
+            power = add(power, power.roll(-(1 << bit - 1), 1))
         if k >> bit & 1:
-            sums = power if sums is None else torch.logaddexp(sums, power.roll(-covered, 0))
+            sums = power if sums is None else add(sums, power.roll(-covered, 1))
             covered += 1 << bit
     assert sums is not None
     return sums
