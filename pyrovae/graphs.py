@@ -27,10 +27,14 @@ from torch.fx.graph import CodeGen
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from pyrovae import onednn
 from pyrovae.isolation import restore_buffers, save_buffers, seeded
 
 MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
-_PRODUCTS = {getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")}
+_PRODUCTS = {
+    torch.ops.pyrovae.linear.default,
+    *(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")),
+}
 _REORDERING = "reorder_for_locality", "reorder_for_peak_memory"
 
 
@@ -67,7 +71,7 @@ class Graph:
         try:
             with seeded(0), _unchanged(self.modules), _without_values():
                 # The tracer knows tensors by identity, so the function need not be given those that it reads.
-                trace = make_fx(lambda _: list(function()), {torch.ops.aten.bernoulli.default: _bernoulli})
+                trace = make_fx(lambda _: list(function()), _REPLACEMENTS)
                 self.module = trace([*self.fixed, *self.varying])
         except (RuntimeError, ValueError) as error:  # a component's error is said to be one of values
             if "get value out of a tracing tensor" in str(error):
@@ -224,6 +228,13 @@ def _lift(module: fx.GraphModule) -> list[Tensor]:
             graph.erase_node(node)
     module.recompile()
     return found
+
+
+_REPLACEMENTS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.bernoulli.default: _bernoulli,
+    torch.ops.aten.mm.default: onednn.multiply,
+    torch.ops.aten.addmm.default: onednn.multiply_and_add,
+}
 
 
 @contextmanager

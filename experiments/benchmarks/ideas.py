@@ -22,6 +22,7 @@ NAMES = (
     "noise at once",
     "denormals flushed",
     "products tuned",
+    "products by mkl",
     "pages kept",
     "data in parts",
     "products in bfloat16",

@@ -28,7 +28,7 @@ from experiments.benchmarks.problem import Sizes
 from experiments.benchmarks.trainers.idea import Steps, as_fit_does
 
 KINDS = {
-    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::"),
     "kernels": ("graph_",),
     "noise": ("aten::normal_",),
     "optimizer": ("aten::_fused_adam_",),

@@ -1,0 +1,49 @@
+"""Large products of compiled graphs are oneDNN's, and the same but for rounding."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyrovae import onednn
+from pyrovae.graphs import Graph
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies without MKL here")
+
+
+def large() -> tuple[Tensor, nn.Linear]:
+    return torch.randn(1024, 512), nn.Linear(512, 513)
+
+
+def gradients(x: Tensor, layer: nn.Linear) -> list[Tensor]:
+    loss = layer(x).tanh().square().mean()
+    return [loss, *torch.autograd.grad(loss, [x, *layer.parameters()])]
+
+
+def number_of_products(graph: Graph) -> int:
+    return len(graph.module.graph.find_nodes(op="call_function", target=torch.ops.pyrovae.linear.default))
+
+
+def test_the_operation_is_torchs_but_for_rounding() -> None:
+    x, layer = large()
+    for bias in (layer.bias.detach(), None):
+        found = onednn.linear(x, layer.weight.detach(), bias)
+        exact = nn.functional.linear(x.double(), layer.weight.double(), None if bias is None else bias.double())
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.library.opcheck(onednn.linear, (x, layer.weight.detach(), layer.bias.detach()))
+
+
+def test_a_graph_makes_large_products_by_rows_with_it() -> None:
+    x, layer = large()
+    x.requires_grad_()
+    graph = Graph(lambda: gradients(x, layer), [*layer.parameters()], [x])
+    assert number_of_products(graph) == 2, "the layer, and the gradient of what goes into it"
+    values = graph.compile()(x.detach())
+    torch.testing.assert_close([*values], gradients(x, layer), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:100], lambda x: x.double(), lambda x: x.bfloat16()])
+def test_other_products_are_torchs(change: object) -> None:
+    x, layer = large()
+    x = change(x)  # type: ignore[operator]
+    layer.to(x.dtype)
+    assert number_of_products(Graph(lambda: [layer(x)], [*layer.parameters()], [x])) == 0
