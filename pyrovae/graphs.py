@@ -27,7 +27,7 @@ from torch.fx.graph import CodeGen
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from pyrovae import onednn
+from pyrovae import onednn, softplus
 from pyrovae.isolation import restore_buffers, save_buffers, seeded
 
 MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
@@ -234,6 +234,8 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.bernoulli.default: _bernoulli,
     torch.ops.aten.mm.default: onednn.multiply,
     torch.ops.aten.addmm.default: onednn.multiply_and_add,
+    torch.ops.aten.softplus.default: softplus.softplus,
+    torch.ops.aten.binary_cross_entropy_with_logits.default: softplus.cross_entropy,
 }
 
 

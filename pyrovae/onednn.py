@@ -26,18 +26,24 @@ def _(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
 
 def multiply(left: Tensor, right: Tensor) -> Any:
     """In the place of ``aten.mm``; not implemented where that is as fast."""
-    return _by_rows(left, right, None)
+    if not _large(left, right):
+        return NotImplemented
+    if left.is_contiguous():
+        return linear(left, right.t(), None)
+    # As in the gradient of a weight. oneDNN multiplies rows, so one matrix, the narrower one, is written columns first:
+    # inductor does so where it computes it.
+    if right.shape[1] < left.shape[0]:
+        return linear(right.t().contiguous(), left, None).t().contiguous()
+    return linear(left.contiguous(), right.t(), None)
 
 
 def multiply_and_add(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
     """In the place of ``aten.addmm``; not implemented where that is as fast."""
-    return _by_rows(left, right, bias) if beta == alpha == 1 and bias.ndim == 1 else NotImplemented
-
-
-def _by_rows(left: Tensor, right: Tensor, bias: Tensor | None) -> Any:
-    by_mkl = left.device.type == "cpu" and left.dtype == torch.float32 and torch.backends.mkl.is_available()
-    large = left.numel() * right.shape[1] >= LARGE
-    # Of a matrix that is transposed, as in the gradient of a weight, MKL multiplies the columns faster.
-    if by_mkl and large and left.is_contiguous() and torch.backends.mkldnn.is_available():
+    if _large(left, right) and left.is_contiguous() and beta == alpha == 1 and bias.ndim == 1:
         return linear(left, right.t(), bias)
     return NotImplemented
+
+
+def _large(left: Tensor, right: Tensor) -> bool:
+    by_mkl = left.device.type == "cpu" and left.dtype == torch.float32 and torch.backends.mkl.is_available()
+    return by_mkl and left.numel() * right.shape[1] >= LARGE and torch.backends.mkldnn.is_available()

@@ -32,13 +32,14 @@ def test_the_operation_is_torchs_but_for_rounding() -> None:
     torch.library.opcheck(onednn.linear, (x, layer.weight.detach(), layer.bias.detach()))
 
 
-def test_a_graph_makes_large_products_by_rows_with_it() -> None:
-    x, layer = large()
-    x.requires_grad_()
+@pytest.mark.parametrize("width", [513, 520, 1024])
+def test_a_graph_makes_large_products_with_it(width: int) -> None:
+    x, layer = torch.randn(1024, 512, requires_grad=True), nn.Linear(512, width)
     graph = Graph(lambda: gradients(x, layer), [*layer.parameters()], [x])
-    assert number_of_products(graph) == 2, "the layer, and the gradient of what goes into it"
+    assert number_of_products(graph) == 3, "the layer, the gradient of what goes into it, and that of its weight"
     values = graph.compile()(x.detach())
     torch.testing.assert_close([*values], gradients(x, layer), rtol=1e-4, atol=1e-7)
+    assert all(value.is_contiguous() for value in values), "torch's fused optimizers take a gradient as it lies"
 
 
 @pytest.mark.parametrize("change", [lambda x: x[:100], lambda x: x.double(), lambda x: x.bfloat16()])

@@ -35,8 +35,9 @@ LAYERS = {  # beside the checks of arguments, which all may know
     "testing": set(),
     "plots": {"programs", "isolation", "plots", "training"},  # training for type checkers only
     "objectives": {"sites", "divergences", "draws", "weights", "isolation", "objectives"},
-    "graphs": {"isolation", "onednn"},
+    "graphs": {"isolation", "onednn", "softplus"},
     "onednn": set(),
+    "softplus": set(),
     "precision": set(),
     "parallel": set(),
     "training": {"sites", "isolation", "plots", "graphs", "precision", "parallel", "archives", "training"},

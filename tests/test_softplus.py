@@ -1,0 +1,82 @@
+"""log(1 + e^x) of compiled graphs is torch's, as exactly as float32 has it, and calls no log1p."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+from pyrovae import softplus
+from pyrovae.graphs import Graph
+
+EXTREMES = torch.tensor([-torch.inf, -200.0, -88.0, -0.0, 0.0, 20.5, 200.0, torch.inf, torch.nan])
+EPSILON = torch.finfo(torch.float32).eps
+
+
+def by_graph(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    graph = Graph(lambda: [function(x)], [], [x])
+    return graph.module(x, *graph.found)[0]
+
+
+def operations(function: Callable[[Tensor], Tensor], x: Tensor) -> set[Any]:
+    return {node.target for node in Graph(lambda: [function(x)], [], [x]).module.graph.nodes}
+
+
+def cross_entropy(logits: Tensor, target: float, **options: Any) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target), reduction="none", **options)
+
+
+def test_the_series_is_as_exact_as_float32() -> None:
+    x = torch.linspace(-15, 0, 100_001)
+    exact = x.double().exp().log1p()
+    error = (softplus._log1p_exp(x).double() - exact) / exact
+    assert error.abs().max() < 3 * EPSILON
+    assert ((softplus._log1p_exp(x.double()) - exact) / exact).abs().max() < 2e-8, "what the docstring says of the rest"
+
+
+def test_a_softplus_is_torchs() -> None:
+    x = torch.cat([torch.linspace(-80, 80, 100_001), EXTREMES])
+    torch.testing.assert_close(by_graph(F.softplus, x), F.softplus(x), rtol=4e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+def test_a_cross_entropy_is_torchs(target: float) -> None:
+    found, expected = by_graph(lambda x: cross_entropy(x, target), EXTREMES), cross_entropy(EXTREMES, target)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    x = torch.linspace(-80, 80, 100_001)
+    error = by_graph(lambda x: cross_entropy(x, target), x) - cross_entropy(x.double(), target)
+    assert (error.abs() <= EPSILON * (1 + x.abs())).all(), "a sum of x and another term is rounded by so much"
+
+
+def test_gradients_are_torchs() -> None:
+    x = torch.linspace(-30, 30, 1001, requires_grad=True)
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.autograd.grad((F.softplus(x) + cross_entropy(x, 0.3)).sum(), x)[0]
+
+    torch.testing.assert_close(by_graph(gradient, x), gradient(x))
+
+
+@pytest.mark.parametrize("function", [F.softplus, lambda x: cross_entropy(x, 0.3)])
+def test_a_graph_of_float32_calls_neither(function: Callable[[Tensor], Tensor]) -> None:
+    aten = torch.ops.aten
+    theirs = {aten.softplus.default, aten.binary_cross_entropy_with_logits.default}
+    assert not operations(function, torch.randn(3)) & theirs
+    assert operations(function, torch.randn(3).double()) & theirs
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.softplus(x, beta=2),
+        lambda x: F.softplus(x, threshold=1),
+        lambda x: cross_entropy(x, 0.3, weight=torch.tensor(2.0)),
+        lambda x: cross_entropy(x, 0.3, pos_weight=torch.tensor(2.0)),
+        lambda x: F.binary_cross_entropy_with_logits(x, torch.ones_like(x)),
+    ],
+)
+def test_variants_stay_torchs(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.linspace(-3, 3, 101)
+    torch.testing.assert_close(by_graph(function, x), function(x))
