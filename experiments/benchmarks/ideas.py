@@ -23,6 +23,7 @@ NAMES = (
     "denormals flushed",
     "products tuned",
     "products by mkl",
+    "softplus by log1p",
     "pages kept",
     "data in parts",
     "products in bfloat16",

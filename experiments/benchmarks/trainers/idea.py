@@ -104,6 +104,12 @@ def products_by_mkl(steps: Steps) -> Epoch:
         return as_fit_does(steps)
 
 
+def softplus_by_log1p(steps: Steps) -> Epoch:
+    """Softplus and Bernoulli density call log1p, as torch does, and are not a series."""
+    with mock.patch("pyrovae.softplus._by_log1p", return_value=False):
+        return as_fit_does(steps)
+
+
 def products_in_bfloat16(steps: Steps) -> Epoch:
     """Products are rounded, as by the argument ``precision`` of ``fit``: another number, unlike the other ideas'."""
     batch = steps.x[: steps.sizes.batch_size].clone()
@@ -173,6 +179,7 @@ IDEAS = {
         denormals_flushed,
         products_tuned,
         products_by_mkl,
+        softplus_by_log1p,
         data_in_parts,
         products_in_bfloat16,
     )
