@@ -90,6 +90,7 @@ class Graph:
         """Returns the function compiled; it takes what is in the place of the varying tensors."""
         import torch._inductor as inductor  # takes a second, and only those who compile need it
 
+        softplus.teach_inductor()
         fixed, varying, found = ([x.detach() for x in group] for group in (self.fixed, self.varying, self.found))
         # Before torch 2.15 inductor moved draws of noise past each other, by these two passes.
         in_order = {} if torch.__version__ >= "2.15" else dict.fromkeys(_REORDERING, False)
