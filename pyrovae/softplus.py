@@ -8,8 +8,8 @@ With s = e / (2 + e) and e = exp(-|x|), which is at most 1, so that s is at most
 What follows the term in s^12 is below 2e-8 of the sum, a quarter of what float32 can tell from it. A division and these
 few products are a fraction of the vectorized log1p that inductor calls on a CPU; on a GPU both wait for the memory.
 
-log(1 + e) is one operation of a graph, for which inductor writes the series: of several, it would keep the exponential
-in memory, as it does on a CPU with whatever is used twice and took one.
+log(1 + e) is one operation of a graph, and inductor is told how to write the series. As several operations it would use
+e twice, and what takes an exponential and is used twice, inductor keeps in memory on a CPU.
 """
 
 from collections.abc import Callable
@@ -51,10 +51,7 @@ def cross_entropy(
 
 @cache
 def teach_inductor() -> None:
-    """Has inductor write the series into its kernels.
-
-    Its cache on disk knows an operation by its name: another series needs another name.
-    """
+    """Has inductor write the series into its kernels."""
     from torch._inductor.lowering import make_pointwise, register_lowering
     from torch._inductor.virtualized import ops
 
@@ -69,7 +66,7 @@ def _by_log1p(x: Tensor) -> bool:
 
 
 def _log1p(e: Any, number: Callable[[float], Any] = float) -> Any:
-    """log(1 + e) for 0 <= e <= 1."""
+    """log(1 + e) for 0 <= e <= 1, a tensor or a value of inductor's, which takes numbers in a form of its own."""
     s = e / (e + number(2))
     square = s * s
     series = number(1 / (2 * TERMS - 1))
