@@ -1,6 +1,6 @@
 """Products in a lower precision: what is rounded and what is not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,6 +11,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 import pyrovae as pv
+from pyrovae.graphs import Graph
 from pyrovae.precision import products
 from pyrovae.training.criteria import Bound
 from tests.conftest import small_vae
@@ -72,6 +73,21 @@ def test_a_graph_has_its_products_in_bfloat16(x: Tensor) -> None:
     runs = [fitted(small_vae, x, precision="bfloat16", compile=is_compiled, epochs=3) for is_compiled in (False, True)]
     assert_same_run(runs[1], runs[0], tolerance=1e-6)
     assert runs[0].history.train != pytest.approx(fitted(small_vae, x, epochs=3).history.train, rel=1e-6)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_step_is_captured_in_its_precision(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpret, precisions = Graph.compile, []
+
+    def noting(graph: Graph) -> Callable[..., Sequence[Tensor]]:
+        precisions.append(torch.get_float32_matmul_precision())
+        return interpret(graph)
+
+    monkeypatch.setattr(Graph, "compile", noting)
+    monkeypatch.setattr("pyrovae.training.loop.check_precision", lambda *_: None)  # it is one of CUDA devices
+    fitted(small_vae, x, precision="tf32", compile=True, epochs=1)
+    assert {*precisions} == {"high"}
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ class CompiledGradients:
             return [torch.as_tensor(loss), *(p.grad for p in self.parameters if p.grad is not None)]
 
         try:
-            compiled = compiled_or_none(loss_and_gradients, self.tensors, inputs, self.modules, caller="fit")
+            with products(self.eager.precision):  # a CUDA graph keeps the kernels that it was captured with
+                compiled = compiled_or_none(loss_and_gradients, self.tensors, inputs, self.modules, caller="fit")
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
@@ -70,8 +71,7 @@ class CompiledGradients:
         logger.info("compiled for a batch of %d in %.1f s", len(batch[0]), time.perf_counter() - start)
 
         def run(_: Batch, __: float, inputs: Sequence[Tensor]) -> Tensor:
-            with products(self.eager.precision):
-                loss, *gradients = compiled(*inputs)
+            loss, *gradients = compiled(*inputs)
             for parameter, gradient in zip(receivers, gradients, strict=True):
                 parameter.grad = gradient
             return loss
