@@ -25,8 +25,7 @@ from pyrovae.hierarchical import HierarchicalVAE
 from pyrovae.semi_supervised import SemiSupervisedVAE
 from pyrovae.training import CheckpointError, DivergenceError, History, fit, load, save
 from pyrovae.vae import VAE
-
-__version__ = "0.1.0"
+from pyrovae.versions import __version__ as __version__
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged is seen where someone asks for it
 

@@ -14,7 +14,7 @@ decision by the value of a tensor cannot be written down.
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro.util
 import torch
@@ -36,6 +36,7 @@ _PRODUCTS = {
     *(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")),
 }
 _REORDERING = "reorder_for_locality", "reorder_for_peak_memory"
+Result = TypeVar("Result")
 
 
 class UntraceableError(Exception):
@@ -98,6 +99,9 @@ class Graph:
             # Inductor of torch 2.15 calls the one itself, that of torch 2.11 the other.
             warnings.filterwarnings("ignore", "`torch._prims_common.check` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+            # What is for users of torch to decide, here by the argument ``precision``, or for its authors.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+            warnings.filterwarnings("ignore", r"\s*Online softmax is disabled", UserWarning)
             try:
                 compiled = inductor.compile(self.module, [*fixed, *varying, *found], {"fallback_random": True})
             except DynamicOutputShapeException as error:
@@ -153,23 +157,34 @@ class Graph:
     ) -> Callable[..., Sequence[Tensor]]:
         """A CUDA graph of a function: one launch, without a word from Python in between."""
         given = [example.clone() for example in examples]
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with seeded(0), _unchanged(self.modules), torch.cuda.stream(stream):
             for _ in range(3):  # what libraries set up on their first calls must not be captured
                 run(*given)
         torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph):
-            outputs = run(*given)
+        launch, outputs = capture(lambda: run(*given))
 
         def replay(*tensors: Tensor) -> Sequence[Tensor]:
             for place, tensor in zip(given, tensors, strict=True):
                 place.copy_(tensor)
-            graph.replay()
+            launch()
             return outputs
 
         replay.reads = run  # type: ignore[attr-defined]  # what the graph reads where it lies must not be freed
         return replay
+
+
+def capture(function: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+    """Writes down what a function launches on a CUDA device, without running it.
+
+    Returns:
+        What launches it all at once, and what the function returned, whose tensors that fills.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph.replay, result
 
 
 def compiled_or_none(

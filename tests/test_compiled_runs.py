@@ -2,18 +2,31 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 import pyrovae as pv
+from pyrovae.training.criteria import Bound
 from pyrovae.training.history import History
+from pyrovae.training.steps import Steps
 from tests.conftest import small_vae
-from tests.examples import binary, example
-from tests.test_compilation import paths
+from tests.examples import binary
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+CAPTURED: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "clipped": {"clip_norm": 0.1},
+    "looked at": {"on_nonfinite": "skip"},
+    "an optimizer that is not captured": {"optimizer": torch.optim.SGD},
+    "IWAE": {"objective": pv.objectives.IWAE(3, gradient="doubly_reparameterized")},
+}
 
 
 def regularized_vae() -> pv.VAE:
@@ -67,24 +80,41 @@ def test_a_compiled_run_in_single_precision_is_the_run_but_for_rounding(x: Tenso
     assert_same_run(compiled, plain, tolerance=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device to synchronize with")
-def test_a_compiled_step_does_not_wait_for_the_device() -> None:
-    made = example(small_vae().cuda(), binary(12, 6).cuda())
-    (batch, _), module = made.batches, made.module
-    _, compiled, parameters = paths(made)
-    optimizer = torch.optim.Adam(parameters, fused=True)
+@needs_cuda
+@pytest.mark.parametrize("options", CAPTURED.values(), ids=CAPTURED)
+def test_a_captured_run_is_the_run(x: Tensor, options: dict[str, Any]) -> None:
+    """Two shapes of batch, each with a graph of its own, and a learning rate that changes."""
+    options = options | {"scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.8), "device": "cuda"}
+    plain, compiled = (
+        fitted(regularized_vae, x.double(), epochs=4, batch_size=5, kl_warmup=2, compile=is_compiled, **options)
+        for is_compiled in (False, True)
+    )
+    assert compiled.history.compile_seconds > 0
+    assert_same_run(compiled, plain, tolerance=1e-9)
 
-    def step() -> None:
-        optimizer.zero_grad()
-        compiled(batch, 1.0)
-        optimizer.step()
 
+@needs_cuda
+def test_a_captured_run_goes_on_from_a_checkpoint(x: Tensor, tmp_path: Path) -> None:
+    options = {"batch_size": 5, "compile": True, "device": "cuda"}
+    whole = fitted(regularized_vae, x.double(), epochs=4, **options)
+    for epochs in (2, 4):
+        parts = fitted(regularized_vae, x.double(), epochs=epochs, checkpoint=tmp_path, **options)
+    assert_same_run(parts, whole, tolerance=1e-9)
+
+
+@needs_cuda
+def test_a_captured_step_does_not_wait_for_the_device() -> None:
+    vae, batch = small_vae().cuda(), (binary(6, 6).cuda(),)
+    steps = Steps(vae, Bound(vae, Trace_ELBO(), None), batch_size=6, clip_norm=1.0, skip=False)
+    steps.check(batch)
+    steps.optimizer = torch.optim.Adam(steps.parameters.values(), fused=True)
+    steps.compile(weighted=True)
     with pyro.validation_enabled(False):
-        for _ in range(3):
-            step()
+        for weight in (0.1, 0.2, 0.3):
+            steps.step(batch, weight)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            step()
+            steps.step(batch, 0.4)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    assert all(parameter.isfinite().all() for parameter in vae.parameters())

@@ -93,10 +93,12 @@ def serve(name: str, work: Callable[[], float | None], **facts: Any) -> None:
 
 
 def peak_mb() -> float:
-    """Most memory that this process had at a time, in MiB: on the GPU if torch uses one, else of the host."""
-    torch = sys.modules.get("torch")
+    """Most memory that this process had at a time, in MiB: on the GPU if torch or JAX use one, else of the host."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
+    if jax is not None and (of_device := jax.local_devices()[0].memory_stats()):
+        return of_device["peak_bytes_in_use"] / 2**20
     status = Path("/proc/self/status")
     if status.exists():  # on Linux ru_maxrss begins with the memory of the parent
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -1,7 +1,6 @@
 """What every result says of itself: programs, data, seed, versions; and that no number of it is NaN or infinite."""
 
 import time
-from importlib.metadata import version
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +9,7 @@ from pyrovae.arguments import as_tuple, fingerprint
 from pyrovae.evaluation.pieces import Pieces
 from pyrovae.isolation import owners
 from pyrovae.sites import Program
+from pyrovae.versions import version
 
 
 def attributes(

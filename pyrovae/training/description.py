@@ -4,11 +4,12 @@ import platform
 import re
 from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+
+from pyrovae.versions import version
 
 Description = dict[str, Any]
 

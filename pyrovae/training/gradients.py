@@ -26,6 +26,9 @@ class CompiledGradients:
         others: Further tensors that the programs read: frozen parameters, buffers.
         modules: Modules that they run.
         weighted: Whether the weight of the latent sites will ever differ from 1.
+
+    Attributes:
+        in_place: Whether the last gradients lie where all of that shape of batch do, being those of a CUDA graph.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class CompiledGradients:
         self.eager, self.parameters, self.weighted, self.modules = eager, parameters, weighted, list(modules)
         self.tensors = list({id(tensor): tensor for tensor in (*parameters, *others)}.values())
         self.graphs: dict[Any, Callable[..., Tensor | float]] = {}
-        self.seconds = 0.0
+        self.seconds, self.in_place = 0.0, False
 
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor | float:
         """Returns the loss, with the latent sites weighted; the parameters are to have no gradient yet."""
@@ -67,13 +70,18 @@ class CompiledGradients:
             for parameter in self.parameters:
                 parameter.grad = None
         if compiled is None:
-            return lambda batch, kl_weight, _: self.eager(batch, kl_weight)
+            return self._as_it_is
         logger.info("compiled for a batch of %d in %.1f s", len(batch[0]), time.perf_counter() - start)
 
         def run(_: Batch, __: float, inputs: Sequence[Tensor]) -> Tensor:
             loss, *gradients = compiled(*inputs)
             for parameter, gradient in zip(receivers, gradients, strict=True):
                 parameter.grad = gradient
+            self.in_place = loss.is_cuda
             return loss
 
         return run
+
+    def _as_it_is(self, batch: Batch, kl_weight: float, _: Sequence[Tensor]) -> Tensor | float:
+        self.in_place = False
+        return self.eager(batch, kl_weight)

@@ -15,6 +15,7 @@ from pyrovae.training.gradients import CompiledGradients
 from pyrovae.training.numbers import NotFiniteError, Watch, are_finite, first_not_finite
 from pyrovae.training.shares import Shares
 from pyrovae.training.state import Tensors, generator_states, restore_generators
+from pyrovae.training.updates import CapturedUpdates, can_be_captured
 
 Transform = Callable[..., Data]
 NonFinite = Literal["raise", "skip"]
@@ -45,6 +46,7 @@ class Steps:
         self.module, self.criterion, self.batch_size = module, criterion, batch_size
         self.clip_norm, self.skip, self.watched = clip_norm, skip, False
         self.gradients: Criterion | CompiledGradients | Shares = criterion
+        self.captured: CapturedUpdates | None = None
         self.tensors = Tensors(module, {})
         self.parameters: dict[str, Tensor] = {}
 
@@ -67,6 +69,8 @@ class Steps:
         others, modules = (*self.module.parameters(), *self.module.buffers()), self.module.modules()
         parameters = list(self.parameters.values())
         self.gradients = CompiledGradients(self.criterion, parameters, others, modules, weighted)
+        if can_be_captured(self.optimizer):
+            self.captured = CapturedUpdates(self._update, self.optimizer)
 
     def share_out(self, data: Batch, transform: Transform | None = None) -> None:
         """Shares the batches out among the processes that this one has joined; data have been checked."""
@@ -111,12 +115,18 @@ class Steps:
             reason = self._reason(batch, kl_weight, loss, slopes)
             restore_buffers(buffers)  # once more: to find the reason, the programs may have been run
             raise NotFiniteError(reason)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip_norm)
-        self.optimizer.step()
+        if self.captured is not None and isinstance(self.gradients, CompiledGradients) and self.gradients.in_place:
+            self.captured(list(slopes.values()))
+        else:
+            self._update()
         if self.watched and (name := first_not_finite(self.parameters)):
             raise NotFiniteError(f"the step of {type(self.optimizer).__name__} spoiled parameter {name}")
         return loss
+
+    def _update(self) -> None:
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip_norm)
+        self.optimizer.step()
 
     def _reason(self, batch: Batch, kl_weight: float, loss: Tensor | float, slopes: dict[str, Tensor]) -> str:
         """Says what is not finite in a step, by making it again under the eyes of :class:`Watch`."""

@@ -90,7 +90,7 @@ def build(problem: Problem) -> pv.VAE:
         pv.priors.StandardNormal(problem.sizes.latent),
         pv.likelihoods.Bernoulli(make(problem, "decoder")),
         pv.posteriors.DiagonalNormal(make(problem, "encoder")),
-    )
+    ).to(problem.sizes.device)
 
 
 def rounding(rounded: xr.Dataset, exact: xr.Dataset) -> dict[str, float]:

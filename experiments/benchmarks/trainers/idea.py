@@ -13,11 +13,12 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 import pyrovae as pv
-from experiments.benchmarks.networks import make, to_device
+from experiments.benchmarks.networks import finish, make, to_device
 from experiments.benchmarks.problem import Problem
 from experiments.benchmarks.rounds import serve
 from pyrovae.graphs import Graph
 from pyrovae.precision import products
+from pyrovae.training.updates import CapturedUpdates
 
 Epoch = Callable[[], None]
 DRAW = "torch.distributions.normal._standard_normal"  # by which Pyro's normal distribution draws its noise
@@ -36,7 +37,7 @@ class Steps:
             pv.priors.StandardNormal(sizes.latent),
             pv.likelihoods.Bernoulli(make(problem, "decoder")),
             pv.posteriors.DiagonalNormal(make(problem, "encoder")),
-        )
+        ).to(sizes.device)
         self.objective = Trace_ELBO() if sizes.k == 1 else pv.objectives.IWAE(sizes.k)
         self.parameters = list(self.vae.parameters())
         self.objective.loss(self.vae.model, self.vae.guide, self.x[: sizes.batch_size])  # finds out the plates
@@ -48,11 +49,12 @@ class Steps:
 
     def batches(self) -> Sequence[Tensor]:
         """Indices of an epoch's batches."""
-        return torch.randperm(len(self.x)).split(self.sizes.batch_size)
+        return torch.randperm(len(self.x), device=self.x.device).split(self.sizes.batch_size)
 
     def fused(self, compiled: Callable[..., Sequence[Tensor]], *given: Tensor) -> Epoch:
         """An epoch of compiled gradients and torch's fused Adam, as in ``fit``."""
         optimizer = torch.optim.Adam(self.parameters, lr=self.sizes.learning_rate, fused=True)
+        update = CapturedUpdates(optimizer.step, optimizer) if self.x.is_cuda else lambda _: optimizer.step()
 
         def epoch() -> None:
             for tensor in given:
@@ -61,7 +63,7 @@ class Steps:
                 gradients = compiled(self.x[indices], *(tensor[i] for tensor in given))
                 for parameter, gradient in zip(self.parameters, gradients, strict=True):
                     parameter.grad = gradient
-                optimizer.step()
+                update(gradients)
 
         return epoch
 
@@ -82,7 +84,8 @@ def noise_at_once(steps: Steps) -> Epoch:
     """The noise of an epoch's draws is drawn before it."""
     sizes = steps.sizes
     batch = steps.x[: sizes.batch_size].clone()
-    noise = torch.randn(sizes.steps, *([sizes.k] if sizes.k > 1 else []), sizes.batch_size, sizes.latent)
+    shape = *([sizes.k] if sizes.k > 1 else []), sizes.batch_size, sizes.latent
+    noise = torch.randn(sizes.steps, *shape, device=batch.device)
     first = noise[0].clone()
 
     def gradients() -> list[Tensor]:
@@ -137,7 +140,7 @@ def adam_in_the_graph(steps: Steps, number: int = 1) -> Epoch:
     size = steps.sizes.batch_size
     batches = steps.x[: number * size].clone()
     first, second = ([torch.zeros_like(parameter) for parameter in steps.parameters] for _ in range(2))
-    count = torch.zeros(())
+    count = torch.zeros((), device=batches.device)
 
     def update() -> list[Tensor]:
         for batch in batches.split(size):
@@ -158,7 +161,7 @@ def adam_in_the_graph(steps: Steps, number: int = 1) -> Epoch:
         tensor.copy_(value)  # the run that was written down has trained
 
     def epoch() -> None:
-        for indices in torch.randperm(len(steps.x)).split(number * size):
+        for indices in torch.randperm(len(steps.x), device=steps.x.device).split(number * size):
             compiled(steps.x[indices])
 
     return epoch
@@ -193,4 +196,12 @@ if __name__ == "__main__":
             {**os.environ, **MALLOC},
         )
     pyro.enable_validation(False)
-    serve(sys.argv[2], IDEAS.get(sys.argv[2], as_fit_does)(Steps(Problem.read(Path(sys.argv[1])))))
+    problem = Problem.read(Path(sys.argv[1]))
+    epoch = IDEAS.get(sys.argv[2], as_fit_does)(Steps(problem))
+
+    def work() -> None:
+        """An epoch, to its end."""
+        epoch()
+        finish(problem)
+
+    serve(sys.argv[2], work)

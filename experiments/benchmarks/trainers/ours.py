@@ -44,7 +44,7 @@ def main(problem: Problem, compiled: bool) -> None:
         pv.priors.StandardNormal(sizes.latent),
         pv.likelihoods.Bernoulli(make(problem, "decoder")),
         pv.posteriors.DiagonalNormal(make(problem, "encoder")),
-    )
+    ).to(sizes.device)
     objective = Trace_ELBO() if sizes.k == 1 else pv.objectives.IWAE(sizes.k)
     facts = state(
         problem,
