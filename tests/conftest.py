@@ -39,6 +39,15 @@ def _seed() -> None:
     pyro.clear_param_store()
 
 
+@pytest.fixture(autouse=True)
+def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has ``device="auto"`` be the CPU but in tests of CUDA."""
+    if request.node.get_closest_marker("cuda") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    elif not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
 @pytest.fixture
 def x() -> Tensor:
     """Binary data, shape ``(12, 6)``."""

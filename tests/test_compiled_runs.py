@@ -18,8 +18,6 @@ from pyrovae.training.steps import Steps
 from tests.conftest import small_vae
 from tests.examples import binary
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
 CAPTURED: dict[str, dict[str, Any]] = {
     "as it is": {},
     "clipped": {"clip_norm": 0.1},
@@ -80,7 +78,7 @@ def test_a_compiled_run_in_single_precision_is_the_run_but_for_rounding(x: Tenso
     assert_same_run(compiled, plain, tolerance=1e-5)
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("options", CAPTURED.values(), ids=CAPTURED)
 def test_a_captured_run_is_the_run(x: Tensor, options: dict[str, Any]) -> None:
     """Two shapes of batch, each with a graph of its own, and a learning rate that changes."""
@@ -93,7 +91,7 @@ def test_a_captured_run_is_the_run(x: Tensor, options: dict[str, Any]) -> None:
     assert_same_run(compiled, plain, tolerance=1e-9)
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_a_captured_run_goes_on_from_a_checkpoint(x: Tensor, tmp_path: Path) -> None:
     options = {"batch_size": 5, "compile": True, "device": "cuda"}
     whole = fitted(regularized_vae, x.double(), epochs=4, **options)
@@ -102,7 +100,7 @@ def test_a_captured_run_goes_on_from_a_checkpoint(x: Tensor, tmp_path: Path) -> 
     assert_same_run(parts, whole, tolerance=1e-9)
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_a_captured_step_does_not_wait_for_the_device() -> None:
     vae, batch = small_vae().cuda(), (binary(6, 6).cuda(),)
     steps = Steps(vae, Bound(vae, Trace_ELBO(), None), batch_size=6, clip_norm=1.0, skip=False)

@@ -201,7 +201,7 @@ def test_active_units_needs_two_data(vae: pv.VAE, x: Tensor) -> None:
         active_units(vae.guide, x[:1])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.cuda
 def test_cuda_gives_the_same_weights() -> None:
     oracle = Oracle()
     x = oracle.data(50)

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from pyrovae.arguments import Data, as_tensors
 from pyrovae.evaluation import hmc, statistics
-from pyrovae.evaluation.pieces import MEMORY, Pieces
+from pyrovae.evaluation.pieces import Pieces
 from pyrovae.evaluation.records import attributes, check_finite
 from pyrovae.evaluation.simulation import simulate
 from pyrovae.evaluation.target import Target
@@ -53,7 +53,7 @@ def ais(
     seed: int | None = None,
     plate: str | None = None,
     binarization: str = "not stated",
-    memory: int = MEMORY,
+    memory: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     r"""Estimates log p(x) of each datum by annealed importance sampling from guide to posterior, with HMC transitions.
@@ -72,7 +72,7 @@ def ais(
         seed: Seed of the draws; by default a new one from the operating system. The result names it.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         binarization: How the data were binarized, kept as an attribute.
-        memory: Bytes that the tensors of one run may take.
+        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
         progress: Whether to show a progress bar; it is quiet where the output is no terminal.
 
     Returns:
@@ -138,7 +138,7 @@ def bdmc(
     num_leapfrog: int = 5,
     seed: int | None = None,
     plate: str | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     r"""Sandwiches log p(x) of simulated data between a lower and an upper bound, by bidirectional Monte Carlo.
@@ -156,7 +156,7 @@ def bdmc(
         num_leapfrog: Leapfrog steps of a transition.
         seed: Seed of data and draws; by default a new one from the operating system. The result names it.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        memory: Bytes that the tensors of one run may take.
+        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
         progress: Whether to show a progress bar; it is quiet where the output is no terminal.
 
     Returns:

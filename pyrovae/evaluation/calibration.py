@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyrovae.arguments import Data
 from pyrovae.draws import draw_latents
-from pyrovae.evaluation.pieces import MEMORY, Pieces
+from pyrovae.evaluation.pieces import Pieces
 from pyrovae.evaluation.predictive import arranged
 from pyrovae.evaluation.records import attributes
 from pyrovae.evaluation.simulation import simulate
@@ -39,7 +39,7 @@ def simulation_based_calibration(
     seed: int | None = None,
     plate: str | None = None,
     vectorize: bool = True,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> xr.Dataset:
     """Ranks the latents that simulated data came from among the guide's draws for these data.
 

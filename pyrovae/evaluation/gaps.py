@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from pyrovae.arguments import Data
 from pyrovae.evaluation import statistics
 from pyrovae.evaluation.local import Family, optimize
-from pyrovae.evaluation.pieces import MEMORY, Piece, Pieces
+from pyrovae.evaluation.pieces import Piece, Pieces
 from pyrovae.evaluation.records import attributes, check_finite
 from pyrovae.evaluation.target import Target
 from pyrovae.isolation import fresh_seed, isolated
@@ -42,7 +42,7 @@ def inference_gaps(
     num_samples: int = 1000,
     seed: int | None = None,
     plate: str | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     r"""Splits the inference gap of each datum into the approximation and the amortization gap.
@@ -62,7 +62,7 @@ def inference_gaps(
         num_samples: Draws per datum that the ELBOs are reported with.
         seed: Seed of the draws; by default a new one from the operating system. The result names it.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        memory: Bytes that the tensors of one run may take.
+        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
         progress: Whether to show a progress bar; it is quiet where the output is no terminal.
 
     Returns:

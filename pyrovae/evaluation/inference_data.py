@@ -20,7 +20,6 @@ from torch import Tensor
 
 from pyrovae.arguments import Data
 from pyrovae.draws import Given
-from pyrovae.evaluation.pieces import MEMORY
 from pyrovae.evaluation.predictive import Chunk, Posterior, arranged
 from pyrovae.evaluation.simulation import Redrawn, check_generative, is_data
 from pyrovae.isolation import fresh_seed, isolated
@@ -42,7 +41,7 @@ def to_inference_data(
     plate: str | None = None,
     binarization: str = "not stated",
     vectorize: bool = True,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Any:
     """Draws from prior, posterior and predictive distributions of each datum, as ArviZ takes them.
 

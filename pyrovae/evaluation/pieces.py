@@ -19,8 +19,9 @@ from pyrovae.isolation import program_device
 from pyrovae.sites import Program
 from pyrovae.weights import Weights, importance_weights
 
-# Larger tensors are given back to the system after every run, and to fetch their pages anew costs a third of the time.
-MEMORY = 2**25
+# On a CPU larger tensors are given back to the system after every run, and to fetch their pages anew costs a third of
+# the time. A GPU waits for Python with as little: on an H200 an image by 5,000 draws took 4.5 ms so, 0.96 with 2^31.
+MEMORY = {"cpu": 2**25, "cuda": 2**31}
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class Pieces:
         *,
         plate: str | None = None,
         vectorize: bool = True,
-        memory: int = MEMORY,
+        memory: int | None = None,
     ) -> None:
-        check_whole(memory=memory)
-        if memory < 1:
-            raise ValueError(f"memory must be a positive number of bytes, got {memory}")
-        data = as_tensors("x", x)
+        data = self.data = as_tensors("x", x)
         self.device = program_device(model, guide, default=data[0].device)
-        self.data, self.memory = data, memory
+        self.memory = MEMORY.get(self.device.type, MEMORY["cpu"]) if memory is None else memory
+        check_whole(memory=self.memory)
+        if self.memory < 1:
+            raise ValueError(f"memory must be a positive number of bytes, got {self.memory}")
         self.size = len(data[0])
         self.model, self.guide, self.plate_name, self.vectorize = model, guide, plate, vectorize
 
@@ -74,7 +75,7 @@ class Pieces:
         probe = self.run(next(self.cut(2)) if self.cuttable else Piece(self.data, self.size))
         self.plate, self.nesting, self.base_measures = probe.plate, probe.nesting, probe.base_measures
         self.enumerates = probe.densities is None
-        self.affordable = max(1, memory // self._bytes_per_weight())
+        self.affordable = max(1, self.memory // self._bytes_per_weight())
         if self.cuttable and not self._follows(min(self.size, self.affordable)):
             self.cuttable = False  # its plate takes so many data and no more
             self.plate = self.run(Piece(self.data, self.size)).plate

@@ -23,7 +23,7 @@ from torch import Tensor
 from pyrovae.arguments import Data
 from pyrovae.draws import Given, draw_latents
 from pyrovae.evaluation import statistics
-from pyrovae.evaluation.pieces import MEMORY, Piece, Pieces
+from pyrovae.evaluation.pieces import Piece, Pieces
 from pyrovae.evaluation.psis import psis
 from pyrovae.evaluation.records import attributes, check_finite
 from pyrovae.evaluation.simulation import Redrawn, observed_argument
@@ -43,7 +43,7 @@ def posterior_predictive_check(
     seed: int | None = None,
     plate: str | None = None,
     vectorize: bool = True,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> xr.Dataset:
     r"""Compares a statistic of each datum with that of data replicated from its posterior.
 
@@ -165,7 +165,7 @@ class Posterior:
         *,
         plate: str | None,
         vectorize: bool,
-        memory: int,
+        memory: int | None,
     ) -> None:
         if num_samples < 1 or num_draws < 1:
             raise ValueError(
@@ -180,7 +180,9 @@ class Posterior:
         )
         most = max(num_samples, num_draws)
         self.draws = min(most, max(1, affordable)) if vectorize else 1
-        self.width = max(1, affordable // self.draws) if vectorize else max(1, min(affordable, memory // (8 * most)))
+        self.width = (
+            max(1, affordable // self.draws) if vectorize else max(1, min(affordable, self.pieces.memory // (8 * most)))
+        )
 
     def attributes(self, **others: Any) -> dict[str, Any]:
         """What a result says of itself."""

@@ -27,7 +27,7 @@ from pyrovae.arguments import Data, check_whole
 from pyrovae.distributions import MultivariateNormal, NormalizingFlow
 from pyrovae.draws import draw_latents
 from pyrovae.evaluation import statistics
-from pyrovae.evaluation.pieces import MEMORY, Piece, Pieces
+from pyrovae.evaluation.pieces import Piece, Pieces
 from pyrovae.evaluation.psis import psis
 from pyrovae.evaluation.records import attributes, check_finite
 from pyrovae.isolation import fresh_seed, isolated
@@ -44,7 +44,7 @@ def rqmc(
     seed: int | None = None,
     plate: str | None = None,
     binarization: str = "not stated",
-    memory: int = MEMORY,
+    memory: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     r"""Estimates log p(x) of each datum from randomized quasi-Monte Carlo draws of the guide.
@@ -61,7 +61,7 @@ def rqmc(
         seed: Seed of the draws; by default a new one from the operating system. The result names it.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         binarization: How the data were binarized, kept as an attribute.
-        memory: Bytes that the tensors of one run may take.
+        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
         progress: Whether to show a progress bar; it is quiet where the output is no terminal.
 
     Returns:

@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 from pyrovae import parallel
 from pyrovae.arguments import Data, check_whole
 from pyrovae.evaluation import statistics
-from pyrovae.evaluation.pieces import MEMORY
 from pyrovae.evaluation.psis import psis
 from pyrovae.evaluation.records import attributes
 from pyrovae.evaluation.sampling import Sampler
@@ -33,7 +32,7 @@ def evaluate(
     k: Iterable[int] | None = None,
     binarization: str = "not stated",
     vectorize: bool = True,
-    memory: int = MEMORY,
+    memory: int | None = None,
     compile: bool = False,  # noqa: A002  # as torch calls it
     precision: Precision | None = None,
     progress: bool = True,

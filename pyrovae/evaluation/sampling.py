@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae import parallel
 from pyrovae.arguments import Data, check_whole
-from pyrovae.evaluation.pieces import MEMORY, Piece, Pieces
+from pyrovae.evaluation.pieces import Piece, Pieces
 from pyrovae.evaluation.scoring import Scorer
 from pyrovae.isolation import fresh_seed, isolated, owners
 from pyrovae.precision import Precision, check_precision, products
@@ -29,7 +29,7 @@ def log_weights(
     seed: int | None = None,
     plate: str | None = None,
     vectorize: bool = True,
-    memory: int = MEMORY,
+    memory: int | None = None,
     compile: bool = False,  # noqa: A002  # as torch calls it
     precision: Precision | None = None,
 ) -> Tensor:
@@ -51,7 +51,8 @@ def log_weights(
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         vectorize: Whether many draws are made in one run, along a dimension to the left of the program's plates. A
             program that cannot take it is run once a draw with ``vectorize=False``.
-        memory: Bytes that the tensors of one run may take, which sets the size of the chunks. The draws depend on it.
+        memory: Bytes that the tensors of one run may take, which sets the size of the chunks; by default 2^25 on a CPU
+            and 2^31 on a CUDA device. The draws depend on it.
         compile: Whether to compile the model's density, for which torch's inductor takes some seconds; it pays from
             some hundreds of data by 5,000 draws. What cannot be compiled is run without, after a warning that says why.
         precision: Of the products in linear and convolutional layers: ``"bfloat16"``, or on CUDA ``"tf32"``. The error
@@ -117,7 +118,7 @@ class Sampler:
         *,
         plate: str | None = None,
         vectorize: bool = True,
-        memory: int = MEMORY,
+        memory: int | None = None,
         compile: bool = False,  # noqa: A002  # as torch calls it
         precision: Precision | None = None,
     ) -> None:
@@ -129,7 +130,7 @@ class Sampler:
         self.size, self.num_samples, self.precision = self.pieces.size, num_samples, precision
         self.run: Callable[[Piece], Tensor]
         if not vectorize:
-            self.width = max(1, min(self.pieces.affordable, memory // (8 * num_samples)))
+            self.width = max(1, min(self.pieces.affordable, self.pieces.memory // (8 * num_samples)))
             self.run = self._one_by_one
         elif self.pieces.enumerates:
             self._plan(self.pieces.affordable, self.pieces.affordable)

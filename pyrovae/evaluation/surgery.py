@@ -26,7 +26,7 @@ from torch import Tensor
 from pyrovae.arguments import Data
 from pyrovae.divergences import divergence, is_mean_field
 from pyrovae.draws import draw_latents
-from pyrovae.evaluation.pieces import MEMORY, Pieces
+from pyrovae.evaluation.pieces import Pieces
 from pyrovae.evaluation.records import attributes
 from pyrovae.isolation import fresh_seed, isolated
 from pyrovae.sites import Latents, Program, Site, factors, score
@@ -43,7 +43,7 @@ def kl_per_dimension(
     seed: int | None = None,
     plate: str | None = None,
     binarization: str = "not stated",
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> xr.Dataset:
     r"""Computes :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
 
@@ -59,7 +59,7 @@ def kl_per_dimension(
         seed: Seed of the draws; by default a new one from the operating system.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         binarization: How the data were binarized, kept as an attribute.
-        memory: Bytes that the tensors of one run may take.
+        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
 
     Returns:
         For each latent site a variable of its name, dimensions ``datum`` and ``<site>_unit``, nats.
@@ -141,7 +141,7 @@ def elbo_surgery(
     seed: int | None = None,
     plate: str | None = None,
     binarization: str = "not stated",
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> xr.Dataset:
     r"""Splits the ELBO into reconstruction, mutual information and marginal KL.
 
@@ -156,7 +156,7 @@ def elbo_surgery(
         seed: Seed of the draws; by default a new one from the operating system.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         binarization: How the data were binarized, kept as an attribute.
-        memory: Bytes that the tensors of one run may take.
+        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
 
     Returns:
         Dataset with dimension ``datum``, nats, whose means over the data are the terms: ``reconstruction``, the mean of
