@@ -152,6 +152,7 @@ def gaps(docs: Path) -> pd.DataFrame:
 
 
 STEP = ("ms per step", "/ Pyro", "/ PyTorch", "/ NumPyro")
+STEP_COMPILED = ("ms per step", "/ Pyro", "/ PyTorch, compiled", "/ NumPyro")
 IMAGE = ("ms per image", "/ pythae", "/ sum of parts", "set-up, s", "peak memory, MiB")
 ERROR = {"draws": "draws", "error": "error, nats", "/ pyrovae": "/ pyrovae"}
 CODES = {name: name for name in ("digits", "masked digits", "letters")} | {
@@ -179,6 +180,7 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
     "gaps": gaps,
     "training": partial(results, "benchmarks/training", columns=STEP),
     "training, IWAE_50": partial(results, "benchmarks/training_iwae_50", columns=STEP),
+    "training, CUDA": partial(results, "benchmarks/training_cuda", columns=STEP_COMPILED),
     "growth": partial(growth, draws="k", dimensions="latent"),
     "growth, data": partial(growth, data="num_data"),
     "ideas": partial(results, "benchmarks/ideas"),

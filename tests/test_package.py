@@ -5,10 +5,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
+import pytest
+
 import pyrovae as pv
+from pyrovae.versions import version
 
 PACKAGE = Path(pv.__file__).parent
 LAYERS = {  # beside the checks of arguments, which all may know
@@ -40,7 +44,8 @@ LAYERS = {  # beside the checks of arguments, which all may know
     "softplus": set(),
     "precision": set(),
     "parallel": set(),
-    "training": {"sites", "isolation", "plots", "graphs", "precision", "parallel", "archives", "training"},
+    "versions": set(),
+    "training": {"sites", "isolation", "plots", "graphs", "precision", "parallel", "archives", "versions", "training"},
     "evaluation": {
         "sites",
         "divergences",
@@ -51,6 +56,7 @@ LAYERS = {  # beside the checks of arguments, which all may know
         "graphs",
         "precision",
         "parallel",
+        "versions",
         "flows",
         "distributions",
         "evaluation",
@@ -104,3 +110,13 @@ def test_dependencies_are_bounded() -> None:
     for dependency in chain(project["dependencies"], *project["optional-dependencies"].values()):
         open_above = re.match("pillow|xarray", dependency)  # for reasons given there
         assert re.fullmatch(r"[\w-]+>=[\d.]+" + ("" if open_above else r",<\d+"), dependency), dependency
+
+
+def test_the_version_is_known_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert version("pyrovae") == pv.__version__
+    with pytest.raises(metadata.PackageNotFoundError):
+        version("torch")

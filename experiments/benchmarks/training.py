@@ -35,7 +35,7 @@ TRAINERS = {
     "NumPyro": ("numpyro_",),
     "pythae": ("pythae_",),
 }
-BASELINES = ("Pyro", "PyTorch", "NumPyro")
+BASELINES = ("Pyro", "PyTorch", "PyTorch, compiled", "NumPyro")
 
 
 @dataclass
