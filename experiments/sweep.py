@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -30,6 +29,7 @@ from experiments._cells import Executor, Settings, fill, in_order
 from experiments._comparison import mlp
 from experiments._ray import is_installed, on_ray
 from experiments._seeds import Model, draw, summarize
+from pyrovae.versions import version
 
 
 @dataclass

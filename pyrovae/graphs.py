@@ -156,14 +156,15 @@ class Graph:
         self, run: Callable[..., Sequence[Tensor]], examples: list[Tensor]
     ) -> Callable[..., Sequence[Tensor]]:
         """A CUDA graph of a function: one launch, without a word from Python in between."""
-        given = [example.clone() for example in examples]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with seeded(0), _unchanged(self.modules), torch.cuda.stream(stream):
-            for _ in range(3):  # what libraries set up on their first calls must not be captured
-                run(*given)
-        torch.cuda.current_stream().wait_stream(stream)
-        launch, outputs = capture(lambda: run(*given))
+        given, device = [example.clone() for example in examples], examples[0].device
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with seeded(0), _unchanged(self.modules), torch.cuda.stream(stream):
+                for _ in range(3):  # what libraries set up on their first calls must not be captured
+                    run(*given)
+            torch.cuda.current_stream().wait_stream(stream)
+        launch, outputs = capture(lambda: run(*given), device)
 
         def replay(*tensors: Tensor) -> Sequence[Tensor]:
             for place, tensor in zip(given, tensors, strict=True):
@@ -175,14 +176,15 @@ class Graph:
         return replay
 
 
-def capture(function: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+def capture(function: Callable[[], Result], device: torch.device) -> tuple[Callable[[], None], Result]:
     """Writes down what a function launches on a CUDA device, without running it.
 
     Returns:
         What launches it all at once, and what the function returned, whose tensors that fills.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Left to itself torch captures on a stream of the device that was current at the first capture of the process.
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         result = function()
     return graph.replay, result
 

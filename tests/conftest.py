@@ -18,11 +18,21 @@ mpl.use("agg")
 
 torch.set_num_threads(1)  # the tests themselves are run in parallel, and numbers are not to depend on how many
 os.environ["OMP_NUM_THREADS"] = "1"  # nor in the processes that they start
+HAS_CUDA = torch.cuda.is_available()
 
 # The same examples in every run; pytest --hypothesis-profile=thorough looks for new ones.
 settings.register_profile("repeatable", max_examples=12, derandomize=True, deadline=None, database=None)
 settings.register_profile("thorough", max_examples=400, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of modules
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Has ``device="auto"`` be the CPU but in tests of CUDA, which are skipped without."""
+    is_of_cuda = item.get_closest_marker("cuda") is not None
+    if is_of_cuda and not HAS_CUDA:
+        pytest.skip("there is no CUDA device")
+    torch.cuda.is_available = lambda: is_of_cuda
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -37,15 +47,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _seed() -> None:
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
-
-
-@pytest.fixture(autouse=True)
-def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has ``device="auto"`` be the CPU but in tests of CUDA."""
-    if request.node.get_closest_marker("cuda") is None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    elif not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
 
 
 @pytest.fixture

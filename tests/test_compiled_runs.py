@@ -22,7 +22,8 @@ CAPTURED: dict[str, dict[str, Any]] = {
     "as it is": {},
     "clipped": {"clip_norm": 0.1},
     "looked at": {"on_nonfinite": "skip"},
-    "an optimizer that is not captured": {"optimizer": torch.optim.SGD},
+    "an optimizer that says it can be": {"optimizer": partial(torch.optim.NAdam, capturable=True)},
+    "one that cannot": {"optimizer": torch.optim.SGD},
     "IWAE": {"objective": pv.objectives.IWAE(3, gradient="doubly_reparameterized")},
 }
 
@@ -79,6 +80,7 @@ def test_a_compiled_run_in_single_precision_is_the_run_but_for_rounding(x: Tenso
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:This instance was constructed with capturable")  # of the run without graphs
 @pytest.mark.parametrize("options", CAPTURED.values(), ids=CAPTURED)
 def test_a_captured_run_is_the_run(x: Tensor, options: dict[str, Any]) -> None:
     """Two shapes of batch, each with a graph of its own, and a learning rate that changes."""
@@ -116,3 +118,5 @@ def test_a_captured_step_does_not_wait_for_the_device() -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert all(parameter.isfinite().all() for parameter in vae.parameters())
+    assert steps.captured is not None
+    assert len(steps.captured.graphs) == 1

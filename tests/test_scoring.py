@@ -124,7 +124,7 @@ def _run(module: fx.GraphModule, found: list[Tensor], w: Tensor, x: Tensor) -> S
 
 
 def test_a_captured_graph_keeps_the_tensors_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CUDAGraph", "Stream", "current_stream", "stream", "graph"):
+    for name in ("CUDAGraph", "Stream", "current_stream", "stream", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
     w, x = nn.Parameter(torch.randn(4, 4)), torch.randn(4, 4)
     graph = folded(lambda: w @ w + x, w, x)

@@ -1,14 +1,23 @@
 """Captured updates of the parameters: the same numbers, and a new graph where an old one would have others."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from pyro.infer import Trace_ELBO
+from pytorch_optimizer import Lookahead
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, NAdam, Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pyrovae.training import updates
+from pyrovae.training.criteria import Bound
+from pyrovae.training.steps import Steps
 from pyrovae.training.updates import CapturedUpdates, can_be_captured
+from tests.conftest import small_vae
 
 
 class Update:
@@ -18,84 +27,159 @@ class Update:
         self.captures = 0
         monkeypatch.setattr(updates, "capture", self._capture)
         self.parameters = [nn.Parameter(torch.ones(size)) for size in (1, 2, 3)]
-        self.optimizer = torch.optim.Adam(self.parameters, fused=True, **options)
-        self.captured = CapturedUpdates(lambda: self.optimizer.step(), self.optimizer)  # a schedule wraps it
+        self.gradients = [torch.ones(size) for size in (1, 2, 3)]
+        self.optimizer = Adam(self.parameters, fused=True, **options)
+        self.captured = CapturedUpdates(self.optimizer)
 
-    def _capture(self, function: Callable[[], None]) -> tuple[Callable[[], None], None]:
-        """What a CUDA graph does: nothing at first, and the same again and again."""
+    def _capture(self, function: Callable[[], None], _: torch.device) -> tuple[Callable[[], None], None]:
+        """What a CUDA graph does: nothing at first, and the same again and again, with the numbers that it has seen."""
         assert all(group["capturable"] for group in self.optimizer.param_groups)
         self.captures += 1
-        return function, None
+        (group,) = self.optimizer.param_groups
+        seen = {name: value for name, value in group.items() if name != "params"}
 
-    def __call__(self, gradients: list[torch.Tensor]) -> list[float]:
+        def launch() -> None:
+            now = {name: group[name] for name in seen}
+            group.update(seen)
+            function()
+            group.update(now)
+
+        return launch, None
+
+    def __call__(self, gradients: list[Tensor] | None = None) -> list[float]:
+        gradients = self.gradients if gradients is None else gradients
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        self.captured(gradients)
+        self.captured(self.optimizer.step, gradients)
         return [float(parameter[0].detach()) for parameter in self.parameters]
 
 
-@pytest.fixture
-def gradients() -> list[torch.Tensor]:
-    return [torch.ones(size) for size in (1, 2, 3)]
-
-
-def test_an_update_is_made_once_a_call_and_captured_once(
-    monkeypatch: pytest.MonkeyPatch, gradients: list[torch.Tensor]
-) -> None:
+def test_an_update_is_made_once_a_call_and_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     update = Update(monkeypatch, lr=0.1)
     for steps in (1, 2, 3):
-        assert update(gradients) == pytest.approx([1 - 0.1 * steps] * 3), "Adam's first steps are of the learning rate"
+        assert update() == pytest.approx([1 - 0.1 * steps] * 3), "Adam's first steps are of the learning rate"
     assert update.captures == 1
     assert not update.optimizer.param_groups[0]["capturable"], "as it was"
 
 
-def test_gradients_in_another_place_have_a_graph_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, gradients: list[torch.Tensor]
-) -> None:
-    update, others = Update(monkeypatch), [gradient.clone() for gradient in gradients]
-    for given in (gradients, others, gradients, others):
+def test_gradients_in_another_place_have_a_graph_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Update(monkeypatch)
+    others = [gradient.clone() for gradient in update.gradients]
+    for given in (update.gradients, others, update.gradients, others):
         update(given)
     assert update.captures == 2
 
 
-def test_another_learning_rate_is_captured_anew(monkeypatch: pytest.MonkeyPatch, gradients: list[torch.Tensor]) -> None:
+def test_another_learning_rate_is_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     update = Update(monkeypatch, lr=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(update.optimizer, 0.5)
     for _ in range(2):
-        update(gradients)
+        update()
     schedule.step()
     for _ in range(2):
-        values = update(gradients)
+        values = update()
     assert update.captures == 2
     assert values == pytest.approx([1 - 2 * 0.1 - 2 * 0.05] * 3)
 
 
-def test_a_state_that_was_loaded_is_captured_anew(
-    monkeypatch: pytest.MonkeyPatch, gradients: list[torch.Tensor]
+def loaded(optimizer: Optimizer) -> None:
+    optimizer.load_state_dict(optimizer.state_dict())
+    for parameter in optimizer.state:
+        optimizer.state[parameter] = {name: value.clone() for name, value in optimizer.state[parameter].items()}
+
+
+def moved(optimizer: Optimizer) -> None:
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.data = parameter.data.clone()
+
+
+@pytest.mark.parametrize("change", [loaded, moved])
+def test_tensors_in_another_place_are_captured_anew(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[Optimizer], None]
 ) -> None:
     update = Update(monkeypatch)
-    update(gradients)
-    update.optimizer.load_state_dict(update.optimizer.state_dict())
-    update(gradients)
-    assert update.captures == 2
+    update()
+    before = dict(update.optimizer.state), [parameter.data for parameter in update.parameters]  # no address is reused
+    change(update.optimizer)
+    update()
+    assert update.captures == 2, before
+
+
+def test_an_update_that_cannot_be_captured_is_made_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Update(monkeypatch, lr=0.1)
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(updates, "capture", refuse)
+    with pytest.warns(UserWarning, match="without capturing the optimizer's step: CUDA error: operation not permitted"):
+        update()
+    for _ in range(2):
+        values = update()
+    assert values == pytest.approx([1 - 3 * 0.1] * 3)
+
+
+def parameters() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(1))]
+
+
+class Projected(Adam):
+    """Might do anything after its step."""
+
+
+class Wrapper(Optimizer):
+    """One that keeps to itself what torch's have."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+
+    @property
+    def param_groups(self) -> Any:
+        return self.inner.param_groups
 
 
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda p: torch.optim.Adam(p, fused=True), True),
-        (lambda p: torch.optim.AdamW(p, fused=True), True),
-        (lambda p: torch.optim.NAdam(p, capturable=True), True),
-        (torch.optim.Adam, False),
-        (torch.optim.SGD, False),
-        (type("Projected", (torch.optim.Adam,), {}), False),
+        (lambda: Adam(parameters(), fused=True), True),
+        (lambda: AdamW(parameters(), fused=True), True),
+        (lambda: NAdam(parameters(), capturable=True), True),
+        (lambda: Adam(parameters()), False),
+        (lambda: torch.optim.SGD(parameters()), False),
+        (lambda: Projected(parameters(), capturable=True), False),
+        (lambda: Lookahead(NAdam(parameters(), capturable=True)), False),
+        (lambda: Wrapper(NAdam(parameters(), capturable=True)), False),
+        (lambda: Adam(parameters(), lr=torch.tensor(0.1), fused=True), False),
+        (lambda: Adam([{"params": parameters()}, {"params": parameters(), "fused": False}], fused=True), False),
     ],
 )
-def test_only_steps_without_python_of_their_own_are_captured(make: Callable[[Any], Any], expected: bool) -> None:
-    assert can_be_captured(make([nn.Parameter(torch.ones(1))])) == expected
+def test_only_steps_without_python_of_their_own_are_captured(make: Callable[[], Optimizer], expected: bool) -> None:
+    assert can_be_captured(make()) == expected
 
 
 def test_a_step_with_hooks_is_not_captured() -> None:
-    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))], fused=True)
-    optimizer.register_step_post_hook(lambda *_: None)
+    optimizer = Adam(parameters(), fused=True)
+    assert can_be_captured(optimizer)
+    handle = optimizer.register_step_post_hook(lambda *_: None)
     assert not can_be_captured(optimizer)
+    handle.remove()
+    handle = register_optimizer_step_pre_hook(lambda *_: None)
+    assert not can_be_captured(optimizer)
+    handle.remove()
+    assert can_be_captured(optimizer)
+
+
+def test_steps_are_freed_with_their_graphs(x: Tensor) -> None:
+    vae = small_vae()
+    steps = Steps(vae, Bound(vae, Trace_ELBO(), None), batch_size=6, clip_norm=None, skip=False)
+    steps.check((x,))
+    steps.optimizer = Adam(vae.parameters(), fused=True)
+    steps.compile(weighted=False)
+    assert steps.captured is not None
+    alive = weakref.ref(steps)
+    gc.disable()
+    try:
+        del steps
+        assert alive() is None
+    finally:
+        gc.enable()

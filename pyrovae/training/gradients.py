@@ -28,7 +28,7 @@ class CompiledGradients:
         weighted: Whether the weight of the latent sites will ever differ from 1.
 
     Attributes:
-        in_place: Whether the last gradients lie where all of that shape of batch do, being those of a CUDA graph.
+        in_place: Whether the last gradients are the output of a CUDA graph, whose addresses do not change.
     """
 
     def __init__(

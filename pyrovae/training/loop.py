@@ -90,9 +90,9 @@ def fit(
         compile: Whether to run the programs once, write them down as a graph, backward pass included, and train with
             the graph compiled by torch's inductor, which takes 5 to 40 seconds for each shape of batch and pays from
             some thousands of steps. The same noise, gradients to rounding error; numbers and branches that the programs
-            compute in Python stay as they were in that run. On CUDA the graph is captured, and so is the step of a fused
-            Adam or AdamW, or of an optimizer made with ``capturable=True``. What cannot be compiled is trained without,
-            after a warning that says why.
+            compute in Python stay as they were in that run. On CUDA the graph is captured, and so is the step of a
+            fused Adam or AdamW, and of torch's optimizers made with ``capturable=True``. What cannot be compiled is
+            trained without, after a warning that says why.
         precision: Of the products in linear and convolutional layers: ``"bfloat16"``, or on CUDA ``"tf32"``; everything
             else, and parameters, stay as they are. By default torch's own setting.
         clip_norm: Scale gradients whose norm, over all parameters, is larger than that down to it.

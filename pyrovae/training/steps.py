@@ -70,7 +70,7 @@ class Steps:
         parameters = list(self.parameters.values())
         self.gradients = CompiledGradients(self.criterion, parameters, others, modules, weighted)
         if can_be_captured(self.optimizer):
-            self.captured = CapturedUpdates(self._update, self.optimizer)
+            self.captured = CapturedUpdates(self.optimizer)
 
     def share_out(self, data: Batch, transform: Transform | None = None) -> None:
         """Shares the batches out among the processes that this one has joined; data have been checked."""
@@ -116,7 +116,7 @@ class Steps:
             restore_buffers(buffers)  # once more: to find the reason, the programs may have been run
             raise NotFiniteError(reason)
         if self.captured is not None and isinstance(self.gradients, CompiledGradients) and self.gradients.in_place:
-            self.captured(list(slopes.values()))
+            self.captured(self._update, list(slopes.values()))
         else:
             self._update()
         if self.watched and (name := first_not_finite(self.parameters)):

@@ -54,7 +54,7 @@ class Steps:
     def fused(self, compiled: Callable[..., Sequence[Tensor]], *given: Tensor) -> Epoch:
         """An epoch of compiled gradients and torch's fused Adam, as in ``fit``."""
         optimizer = torch.optim.Adam(self.parameters, lr=self.sizes.learning_rate, fused=True)
-        update = CapturedUpdates(optimizer.step, optimizer) if self.x.is_cuda else lambda _: optimizer.step()
+        captured = CapturedUpdates(optimizer) if self.x.is_cuda else None
 
         def epoch() -> None:
             for tensor in given:
@@ -63,7 +63,10 @@ class Steps:
                 gradients = compiled(self.x[indices], *(tensor[i] for tensor in given))
                 for parameter, gradient in zip(self.parameters, gradients, strict=True):
                     parameter.grad = gradient
-                update(gradients)
+                if captured is None:
+                    optimizer.step()
+                else:
+                    captured(optimizer.step, gradients)
 
         return epoch
 
