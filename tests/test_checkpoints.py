@@ -128,9 +128,13 @@ NEVER = Stopping(-1)
 
 
 @pytest.mark.parametrize("step", [1, 7, 8, 9])  # of three steps an epoch
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_a_run_stopped_amid_an_epoch_goes_on_from_that_step(step: int, compiled: bool, tmp_path: Path) -> None:
-    options = {"kl_warmup": 5, "compile": compiled}
+@pytest.mark.parametrize("way", ["eager", "graph", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_run_stopped_amid_an_epoch_goes_on_from_that_step(
+    step: int, way: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if way == "graph":
+        request.getfixturevalue("interpreted")
+    options = {"kl_warmup": 5, "compile": way != "eager"}
     whole = fitted(faulty.regularized_vae, 5, None, 0, transform=NEVER, **options)
     _, history = fitted(faulty.regularized_vae, 5, tmp_path, 0, transform=Stopping(step), **options)
     assert history.interrupted

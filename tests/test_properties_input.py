@@ -149,7 +149,7 @@ COUNTS: dict[str, Callable[[Any], Any]] = {
     "fit(batch_size=)": lambda n: fit(batch_size=n),
     "fit(patience=)": lambda n: fit(patience=0 if n is None else n),
     "evaluate(num_samples=)": lambda n: evaluate(num_samples=n),
-    "evaluate(memory=)": lambda n: evaluate(memory=n),
+    "evaluate(memory=)": lambda n: evaluate(memory=0 if n is None else n),
     "evaluate(k=)": lambda n: evaluate(k=[n]),
     "rqmc(num_samples=)": lambda n: rqmc(num_samples=n),
     "rqmc(num_replicates=)": lambda n: rqmc(num_replicates=n),
