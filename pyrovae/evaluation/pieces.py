@@ -20,7 +20,7 @@ from pyrovae.sites import Program
 from pyrovae.weights import Weights, importance_weights
 
 # On a CPU larger tensors are given back to the system after every run, and to fetch their pages anew costs a third of
-# the time. With so little a GPU waits for Python: on an H200 an image by 5,000 draws took 4.5 ms, and 0.96 with 2^31.
+# the time. With so little a GPU waits for Python: on an H200 an evaluation took more than four times as long.
 MEMORY = {"cpu": 2**25, "cuda": 2**31}
 
 
