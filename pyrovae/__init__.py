@@ -8,7 +8,6 @@ import logging
 
 from pyrovae import (
     autoencoders,
-    bayesian,
     data,
     evaluation,
     flows,
@@ -20,11 +19,12 @@ from pyrovae import (
     posteriors,
     priors,
 )
-from pyrovae.bayesian import BayesianVAE
-from pyrovae.hierarchical import HierarchicalVAE
-from pyrovae.semi_supervised import SemiSupervisedVAE
+from pyrovae.models import bayesian
+from pyrovae.models.bayesian import BayesianVAE
+from pyrovae.models.hierarchical import HierarchicalVAE
+from pyrovae.models.semi_supervised import SemiSupervisedVAE
+from pyrovae.models.vae import VAE
 from pyrovae.training import CheckpointError, DivergenceError, History, fit, load, save
-from pyrovae.vae import VAE
 from pyrovae.versions import __version__ as __version__
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged is seen where someone asks for it

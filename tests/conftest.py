@@ -12,7 +12,7 @@ from hypothesis import settings
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.graphs import Graph
+from pyrovae._compilation.graphs import Graph
 
 mpl.use("agg")
 

@@ -11,10 +11,10 @@ from pyro import poutine
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.evaluation import hmc
-from pyrovae.evaluation.annealing import _Path
-from pyrovae.evaluation.pieces import Pieces
-from pyrovae.evaluation.target import Target
+from pyrovae.evaluation.estimators import hmc
+from pyrovae.evaluation.estimators.ais import _Path
+from pyrovae.evaluation.problem import Pieces
+from pyrovae.evaluation.unconstrained import Target
 from pyrovae.isolation import isolated
 from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, GammaPoisson

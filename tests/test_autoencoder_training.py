@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import pyrovae as pv
+from pyrovae._compilation.precision import products
 from pyrovae.autoencoders import (
     Autoencoder,
     DenoisingAutoencoder,
 )
-from pyrovae.precision import products
 from tests.autoencoding import KINDS, bits, decoder, encoder
 from tests.test_compiled_runs import assert_same_run, fitted
 

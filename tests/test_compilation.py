@@ -10,11 +10,11 @@ from pyro import poutine
 from pyro.infer.util import Dice
 from torch import Tensor, nn
 
-from pyrovae.graphs import Graph
+from pyrovae._compilation.graphs import Graph
+from pyrovae._waist.sites import check_program
 from pyrovae.isolation import isolated, restore_buffers, save_buffers
-from pyrovae.sites import check_program
-from pyrovae.training.criteria import Bound
 from pyrovae.training.gradients import CompiledGradients
+from pyrovae.training.losses import Bound
 from tests.conftest import small_vae
 from tests.examples import BY_COMPONENT, OBJECTIVES, PROGRAMS, Batch, Example, binary, example
 from tests.test_objectives_contract import MAKERS

@@ -12,8 +12,8 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.training.criteria import Bound
 from pyrovae.training.history import History
+from pyrovae.training.losses import Bound
 from pyrovae.training.steps import Steps
 from tests.conftest import small_vae
 from tests.examples import binary

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from pyrovae import data
-from pyrovae.data import embedded, files, images
+from pyrovae.data import download, embedded, images
 
 EMBEDDED = {"digits": (data.digits, (8, 8), (1297, 200, 300)), "mnist5k": (data.mnist5k, (28, 28), (4000, 500, 500))}
 
@@ -129,12 +129,12 @@ def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for part, n in (("train", 60_000), ("t10k", 10_000)):
         contents[f"{part}-images-idx3-ubyte"] = bytes(16 + n * 784)
         contents[f"{part}-labels-idx1-ubyte"] = bytes(8 + n)
-    sha1 = {name: files.hashlib.sha1(content).hexdigest() for name, content in contents.items()}
+    sha1 = {name: download.hashlib.sha1(content).hexdigest() for name, content in contents.items()}
     for table in ("_MNIST_SHA1", "_FASHION_MNIST_SHA1"):
         monkeypatch.setattr(images, table, sha1)
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr(files, "download_url", no_network)
+    monkeypatch.setattr(download, "download_url", no_network)
     return tmp_path
 
 
@@ -187,7 +187,7 @@ def test_a_torn_gzip_is_refused(tiny_mnist: Path) -> None:
 def test_a_missing_set_says_what_to_put_where(
     load: Callable[..., data.Splits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "download_url", no_network)
+    monkeypatch.setattr(download, "download_url", no_network)
     with pytest.raises(FileNotFoundError, match=rf"is not in {tmp_path} .*no network.*put .*root= or PYROVAE_DATA"):
         load(root=tmp_path)
 
@@ -196,12 +196,12 @@ def test_a_missing_file_is_downloaded(tiny_mnist: Path, monkeypatch: pytest.Monk
     content = gzip.compress((tiny_mnist / "train-labels-idx1-ubyte").read_bytes())
     (tiny_mnist / "train-labels-idx1-ubyte").unlink()
 
-    def download(url: str, root: str, filename: str) -> None:
+    def fetch(url: str, root: str, filename: str) -> None:
         assert url.endswith("train-labels-idx1-ubyte.gz")
         Path(root).mkdir(parents=True)
         (Path(root) / filename).write_bytes(content)
 
-    monkeypatch.setattr(files, "download_url", download)
+    monkeypatch.setattr(download, "download_url", fetch)
     assert len(data.mnist(root=tiny_mnist).train) == 50_000
     assert (tiny_mnist / "MNIST/raw/train-labels-idx1-ubyte.gz").exists()
 
@@ -224,7 +224,7 @@ def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             archive.writestr(f"{part}/Alphabet/character01/._0.png", b"no image")
             for i in range(n):
                 archive.writestr(f"{part}/Alphabet/character01/{i}.png", drawing)
-        md5[part] = files.hashlib.md5(path.read_bytes()).hexdigest()
+        md5[part] = download.hashlib.md5(path.read_bytes()).hexdigest()
     monkeypatch.setattr(images.Omniglot, "zips_md5", md5)
     splits = data.omniglot(root=tmp_path)
     assert [tuple(part.shape) for part in splits] == [(100, 28, 28), (2000, 28, 28), (5, 28, 28)]
@@ -236,7 +236,7 @@ def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_root_is_the_argument_then_the_environment_then_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYROVAE_DATA", "/somewhere")
-    assert files.data_root("/here") == Path("/here")
-    assert files.data_root(None) == Path("/somewhere")
+    assert download.data_root("/here") == Path("/here")
+    assert download.data_root(None) == Path("/somewhere")
     monkeypatch.delenv("PYROVAE_DATA")
-    assert files.data_root(None) == Path.home() / ".cache" / "pyrovae"
+    assert download.data_root(None) == Path.home() / ".cache" / "pyrovae"

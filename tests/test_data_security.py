@@ -13,7 +13,7 @@ import pytest
 import scipy.io
 
 from pyrovae import data
-from pyrovae.data import files, images
+from pyrovae.data import download, images
 
 Load = Callable[..., data.Splits]
 
@@ -57,7 +57,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(url: str, *_: object, **__: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(files, "download_url", refuse)
+    monkeypatch.setattr(download, "download_url", refuse)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ def test_a_file_of_another_content_is_refused_before_it_is_read(load: Load, name
 
 
 def test_a_download_of_another_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(url: str, root: str, filename: str) -> None:
+    def fetch(url: str, root: str, filename: str) -> None:
         Path(root).mkdir(parents=True, exist_ok=True)
         (Path(root) / filename).write_bytes(zipped(**{"images_background/a/b/0.png": b"sent by someone else"}))
 
-    monkeypatch.setattr(files, "download_url", download)
+    monkeypatch.setattr(download, "download_url", fetch)
     with pytest.raises(ValueError, match=r"images_background.zip is not the file that it should be.*MD5"):
         data.omniglot(root=tmp_path)
 
@@ -102,7 +102,7 @@ def test_archives_leave_nothing_outside_or_inside_their_folder(tmp_path: Path, m
     evil = dict.fromkeys(("../../evil.png", str(tmp_path / "evil"), "images_background/../../../evil.png", "C:e"), b"x")
     content = zipped(**evil)
     (root / "images_background.zip").write_bytes(content)
-    monkeypatch.setattr(images.Omniglot, "zips_md5", {"images_background": files.hashlib.md5(content).hexdigest()})
+    monkeypatch.setattr(images.Omniglot, "zips_md5", {"images_background": download.hashlib.md5(content).hexdigest()})
     before = tree(tmp_path)
     with pytest.raises(ValueError):  # noqa: PT011  # whatever is wrong with such drawings, nothing is written
         data.omniglot(root=root)
@@ -153,7 +153,7 @@ def test_torn_archives_are_refused(name: str, length: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "freyfaces.npz"])
 def test_a_crafted_archive_cannot_fill_the_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LARGEST", 2**20)
+    monkeypatch.setattr(download, "LARGEST", 2**20)
     bomb = bytes(2**24)
     (tmp_path / name).write_bytes(gzip.compress(bomb) if name.endswith("gz") else zipped(**{"images.npy": bomb}))
     with pytest.raises(ValueError, match=rf"{name} .*holds more than 1 MiB, as no file of a data set does; delete it"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.evaluation.local import LocalFlow, LocalNormal
+from pyrovae.evaluation.diagnostics.local_posteriors import LocalFlow, LocalNormal
 from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, GammaPoisson
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.evaluation.nuts import _bridge
-from pyrovae.evaluation.pieces import Pieces
-from pyrovae.evaluation.target import Target
+from pyrovae.evaluation.estimators.nuts import _bridge
+from pyrovae.evaluation.problem import Pieces
+from pyrovae.evaluation.unconstrained import Target
 from pyrovae.isolation import isolated
 from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, Chain, GammaPoisson

@@ -12,8 +12,8 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from torch import Tensor
 
 import pyrovae as pv
+from pyrovae._waist.sites import LatentScale
 from pyrovae.objectives import IWAE
-from pyrovae.sites import LatentScale
 from tests.oracle import Oracle
 
 

@@ -13,8 +13,8 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 import pyrovae as pv
+from pyrovae._waist.sites import LatentScale
 from pyrovae.objectives import IWAE, PIWAE
-from pyrovae.sites import LatentScale
 from tests.oracle import Oracle
 
 normal, mlp = pv.posteriors.DiagonalNormal, pv.networks.mlp

@@ -12,9 +12,9 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
 import pyrovae as pv
+from pyrovae._waist.sites import LatentScale
 from pyrovae.objectives import IWAE, MMD, BetaTC, FreeBits
 from pyrovae.objectives.mmd import mmd_squared
-from pyrovae.sites import LatentScale
 from tests.oracle import Oracle
 from tests.test_objectives_gradients import flat_vae, vamp_vae
 

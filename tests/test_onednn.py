@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrovae import onednn
-from pyrovae.graphs import Graph
+from pyrovae._compilation import onednn
+from pyrovae._compilation.graphs import Graph
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies without MKL here")
 

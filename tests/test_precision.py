@@ -11,9 +11,9 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.graphs import Graph
-from pyrovae.precision import products
-from pyrovae.training.criteria import Bound
+from pyrovae._compilation.graphs import Graph
+from pyrovae._compilation.precision import products
+from pyrovae.training.losses import Bound
 from tests.conftest import small_vae
 from tests.test_compiled_runs import assert_same_run, fitted
 
@@ -84,7 +84,7 @@ def test_a_step_is_captured_in_its_precision(x: Tensor, monkeypatch: pytest.Monk
         return interpret(graph)
 
     monkeypatch.setattr(Graph, "compile", noting)
-    monkeypatch.setattr("pyrovae.training.loop.check_precision", lambda *_: None)  # it is one of CUDA devices
+    monkeypatch.setattr("pyrovae.training.fit.check_precision", lambda *_: None)  # it is one of CUDA devices
     fitted(small_vae, x, precision="tf32", compile=True, epochs=1)
     assert {*precisions} == {"high"}
     assert torch.get_float32_matmul_precision() == "highest"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.evaluation import bits_per_dimension, compare, evaluate, log_weights, rqmc, verdicts
-from pyrovae.evaluation.statistics import effective_sample_size, iwae
+from pyrovae.evaluation.bounds import effective_sample_size, iwae
 from tests.conftest import small_vae
 from tests.oracle import Oracle
 

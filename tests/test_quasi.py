@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.distributions import MultivariateNormal, NormalizingFlow
-from pyrovae.evaluation.quasi import _quantile
+from pyrovae.evaluation.estimators.rqmc import _quantile
 from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, GammaPoisson
 

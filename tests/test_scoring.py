@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import pyrovae as pv
+from pyrovae._compilation.graphs import Graph
 from pyrovae.evaluation import evaluate, log_weights
-from pyrovae.graphs import Graph
 from tests.oracle import Oracle
 
 

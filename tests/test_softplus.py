@@ -9,8 +9,8 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from pyrovae import softplus
-from pyrovae.graphs import Graph
+from pyrovae._compilation import softplus
+from pyrovae._compilation.graphs import Graph
 
 EXTREMES = torch.tensor([-torch.inf, -200.0, -88.0, -0.0, 0.0, 20.5, 200.0, torch.inf, torch.nan])
 EPSILON = torch.finfo(torch.float32).eps

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyrovae.evaluation import psis
-from pyrovae.evaluation.statistics import effective_sample_size, elbo, iwae, log_likelihood
+from pyrovae.evaluation.bounds import effective_sample_size, elbo, iwae, log_likelihood
 
 
 @pytest.mark.parametrize("scale", [3, 3000])  # of the larger, most weights are zero beside the largest

@@ -17,7 +17,7 @@ from torch._inductor.utils import fresh_cache
 from torch.utils.checkpoint import checkpoint
 
 import pyrovae as pv
-from pyrovae import graphs
+from pyrovae._compilation import graphs
 from tests.conftest import small_vae
 from tests.examples import Discrete
 from tests.test_compiled_runs import assert_same_run, fitted

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, NAdam, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pyrovae.training import updates
-from pyrovae.training.criteria import Bound
+from pyrovae.training import captured_step
+from pyrovae.training.captured_step import CapturedUpdates, can_be_captured
+from pyrovae.training.losses import Bound
 from pyrovae.training.steps import Steps
-from pyrovae.training.updates import CapturedUpdates, can_be_captured
 from tests.conftest import small_vae
 
 
@@ -25,7 +25,7 @@ class Update:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         self.captures = 0
-        monkeypatch.setattr(updates, "capture", self._capture)
+        monkeypatch.setattr(captured_step, "capture", self._capture)
         self.parameters = [nn.Parameter(torch.ones(size)) for size in (1, 2, 3)]
         self.gradients = [torch.ones(size) for size in (1, 2, 3)]
         self.optimizer = Adam(self.parameters, fused=True, **options)
@@ -111,7 +111,7 @@ def test_an_update_that_cannot_be_captured_is_made_as_it_is(monkeypatch: pytest.
     def refuse(*_: Any) -> None:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(updates, "capture", refuse)
+    monkeypatch.setattr(captured_step, "capture", refuse)
     with pytest.warns(UserWarning, match="without capturing the optimizer's step: CUDA error: operation not permitted"):
         update()
     for _ in range(2):

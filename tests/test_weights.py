@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.weights import importance_weights
+from pyrovae._waist.weights import importance_weights
 from tests.oracle import Oracle
 
 

@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image
 from torchvision.datasets import MNIST, FashionMNIST, Omniglot
 
-from pyrovae.data.files import array_of_mat, array_of_npz, check, data_root, fetch, find, read
+from pyrovae.data.download import array_of_mat, array_of_npz, check, data_root, fetch, find, read
 from pyrovae.data.splits import Binarization, Splits, make_splits, shuffled
 
 Root = str | os.PathLike[str] | None

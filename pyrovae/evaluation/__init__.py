@@ -3,23 +3,23 @@
 Everything takes any ``(model, guide)`` and reads only its log-weights. Nats per datum, higher is better.
 """
 
-from pyrovae.evaluation.active_units import active_units
-from pyrovae.evaluation.annealing import ais, bdmc
-from pyrovae.evaluation.calibration import simulation_based_calibration
-from pyrovae.evaluation.comparison import compare
-from pyrovae.evaluation.diagnosis import diagnose, draws_needed, verdicts
-from pyrovae.evaluation.gaps import inference_gaps
-from pyrovae.evaluation.globals import evaluate_globals
-from pyrovae.evaluation.imputation import impute
-from pyrovae.evaluation.inference_data import to_inference_data
-from pyrovae.evaluation.nuts import nuts
-from pyrovae.evaluation.predictive import posterior_predictive_check
-from pyrovae.evaluation.psis import psis
-from pyrovae.evaluation.quasi import rqmc
-from pyrovae.evaluation.results import evaluate
-from pyrovae.evaluation.sampling import log_weights
-from pyrovae.evaluation.surgery import collapsed_units, elbo_surgery, kl_per_dimension
-from pyrovae.evaluation.units import bits_per_dimension
+from pyrovae.evaluation.diagnostics.active_units import active_units
+from pyrovae.evaluation.diagnostics.bits import bits_per_dimension
+from pyrovae.evaluation.diagnostics.calibration import simulation_based_calibration
+from pyrovae.evaluation.diagnostics.compare import compare
+from pyrovae.evaluation.diagnostics.gaps import inference_gaps
+from pyrovae.evaluation.diagnostics.psis import psis
+from pyrovae.evaluation.diagnostics.surgery import collapsed_units, elbo_surgery, kl_per_dimension
+from pyrovae.evaluation.diagnostics.verdicts import diagnose, draws_needed, verdicts
+from pyrovae.evaluation.estimators.ais import ais, bdmc
+from pyrovae.evaluation.estimators.global_latents import evaluate_globals
+from pyrovae.evaluation.estimators.importance import evaluate
+from pyrovae.evaluation.estimators.nuts import nuts
+from pyrovae.evaluation.estimators.rqmc import rqmc
+from pyrovae.evaluation.estimators.sampling import log_weights
+from pyrovae.evaluation.posterior.imputation import impute
+from pyrovae.evaluation.posterior.inference_data import to_inference_data
+from pyrovae.evaluation.posterior.predictive import posterior_predictive_check
 
 __all__ = [
     "active_units",

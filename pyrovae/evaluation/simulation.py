@@ -14,8 +14,8 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae.draws import Given
-from pyrovae.sites import Program, Site, site_plates
+from pyrovae._waist.draws import Given
+from pyrovae._waist.sites import Program, Site, site_plates
 
 
 def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:

@@ -8,7 +8,7 @@ take any (model, guide), as ``SVI(model, guide, optim, loss=objective)``, as ``o
 from pyrovae.objectives.beta import BetaELBO
 from pyrovae.objectives.beta_tc import BetaTC
 from pyrovae.objectives.free_bits import FreeBits
-from pyrovae.objectives.groups import CIWAE, MIWAE, PIWAE
+from pyrovae.objectives.grouped_bounds import CIWAE, MIWAE, PIWAE
 from pyrovae.objectives.iwae import IWAE
 from pyrovae.objectives.mmd import MMD
 from pyrovae.objectives.renyi import Renyi

@@ -15,9 +15,9 @@ from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
+from pyrovae._waist.weights import Densities, Weights, importance_weights
 from pyrovae.arguments import check_whole
 from pyrovae.isolation import isolated
-from pyrovae.weights import Densities, Weights, importance_weights
 
 Program = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyrovae.sites import LatentScale
+from pyrovae._waist.sites import LatentScale
 
 
 class BetaELBO(ELBO):

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.objectives.annealing import temper
+from pyrovae._waist.sites import Latents, Site, factors
+from pyrovae._waist.weights import Weights
 from pyrovae.objectives.base import Objective
-from pyrovae.sites import Latents, Site, factors
-from pyrovae.weights import Weights
+from pyrovae.objectives.tempering import temper
 
 
 class Decomposition(NamedTuple):

@@ -11,10 +11,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from pyrovae.divergences import divergence, is_mean_field
-from pyrovae.objectives.annealing import temper
+from pyrovae._waist.divergences import divergence, is_mean_field
+from pyrovae._waist.sites import Latents, Site
 from pyrovae.objectives.base import Objective, Options
-from pyrovae.sites import Latents, Site
+from pyrovae.objectives.tempering import temper
 
 
 class FreeBits(Objective):

@@ -34,9 +34,9 @@ from typing import Any, Literal, Unpack, get_args
 import torch
 from torch import Tensor
 
-from pyrovae.objectives.annealing import common_temper
 from pyrovae.objectives.base import Options, WeightObjective, log_mean_exp
-from pyrovae.objectives.leaves import Leaves, with_gradient
+from pyrovae.objectives.gradient_parts import Leaves, with_gradient
+from pyrovae.objectives.tempering import common_temper
 
 Gradient = Literal["reparameterized", "sticking_the_landing", "doubly_reparameterized"]
 

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.draws import draw_latents
-from pyrovae.objectives.annealing import common_temper
+from pyrovae._waist.draws import draw_latents
+from pyrovae._waist.sites import Latents, Site
 from pyrovae.objectives.base import Objective
-from pyrovae.sites import Latents, Site
+from pyrovae.objectives.tempering import common_temper
 
 
 class MMD(Objective):

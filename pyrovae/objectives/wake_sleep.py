@@ -20,7 +20,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyrovae.objectives.base import Weighing, log_mean_exp
-from pyrovae.objectives.leaves import Leaves
+from pyrovae.objectives.gradient_parts import Leaves
 
 
 class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):

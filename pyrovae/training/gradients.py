@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.graphs import compiled_or_none
-from pyrovae.precision import products
-from pyrovae.training.criteria import Batch, Criterion
+from pyrovae._compilation.graphs import compiled_or_none
+from pyrovae._compilation.precision import products
+from pyrovae.training.losses import Batch, Criterion
 
 logger = logging.getLogger(__name__)
 

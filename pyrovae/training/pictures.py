@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from pyrovae.isolation import isolated
-from pyrovae.training.criteria import Batch
+from pyrovae.training.losses import Batch
 from pyrovae.training.state import generator_states, restore_generators
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_map_only
 from pyrovae import parallel
 from pyrovae.training.best import Best
 from pyrovae.training.checkpoints import CheckpointError, Checkpoints
-from pyrovae.training.criteria import Batch
 from pyrovae.training.history import History
-from pyrovae.training.numbers import DivergenceError, NotFiniteError, are_finite
+from pyrovae.training.losses import Batch
+from pyrovae.training.nonfinite import DivergenceError, NotFiniteError, are_finite
+from pyrovae.training.report import Watching
 from pyrovae.training.signals import StopSignals
 from pyrovae.training.state import Progress, generator_states, restore_generators
 from pyrovae.training.steps import Steps, Transform, batches
-from pyrovae.training.watching import Watching
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 MEMORY_STEPS = 100  # how many steps lie at least between two copies of the state, which take a step's time

@@ -20,9 +20,9 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from pyrovae import parallel
+from pyrovae._waist.sites import is_enumerated, site_plates, trace
 from pyrovae.isolation import isolated
-from pyrovae.sites import is_enumerated, site_plates, trace
-from pyrovae.training.criteria import Batch, Bound, Criterion
+from pyrovae.training.losses import Batch, Bound, Criterion
 from pyrovae.training.noise import Noise, Share, Sites
 from pyrovae.training.state import Tensors
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from pyrovae.arguments import Data, as_tuple
 from pyrovae.isolation import isolated, restore_buffers, save_buffers
-from pyrovae.training.criteria import Batch, Criterion
+from pyrovae.training.captured_step import CapturedUpdates, can_be_captured
 from pyrovae.training.gradients import CompiledGradients
-from pyrovae.training.numbers import NotFiniteError, Watch, are_finite, first_not_finite
+from pyrovae.training.losses import Batch, Criterion
+from pyrovae.training.nonfinite import NotFiniteError, Watch, are_finite, first_not_finite
 from pyrovae.training.shares import Shares
 from pyrovae.training.state import Tensors, generator_states, restore_generators
-from pyrovae.training.updates import CapturedUpdates, can_be_captured
 
 Transform = Callable[..., Data]
 NonFinite = Literal["raise", "skip"]

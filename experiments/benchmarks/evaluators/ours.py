@@ -24,7 +24,7 @@ from experiments.benchmarks.estimates import timed
 from experiments.benchmarks.networks import make, to_device
 from experiments.benchmarks.problem import Problem
 from experiments.benchmarks.rounds import Channel, peak_mb, serve
-from pyrovae.precision import Precision
+from pyrovae._compilation.precision import Precision
 
 REPEATS = 100  # turns before an evaluation has to begin anew
 
@@ -113,7 +113,7 @@ def from_given_noise(problem: Problem, x: Tensor, evaluate: Any) -> np.ndarray:
 
 def take_turns(channel: Channel, evaluate: Any, size: int) -> None:
     """Evaluates so many data a turn until there are no more turns."""
-    with mock.patch("pyrovae.evaluation.results.tqdm", partial(Bar, channel, size)):
+    with mock.patch("pyrovae.evaluation.estimators.importance.tqdm", partial(Bar, channel, size)):
         try:
             while True:
                 evaluate()

@@ -16,9 +16,9 @@ import pyrovae as pv
 from experiments.benchmarks.networks import finish, make, to_device
 from experiments.benchmarks.problem import Problem
 from experiments.benchmarks.rounds import serve
-from pyrovae.graphs import Graph
-from pyrovae.precision import products
-from pyrovae.training.updates import CapturedUpdates
+from pyrovae._compilation.graphs import Graph
+from pyrovae._compilation.precision import products
+from pyrovae.training.captured_step import CapturedUpdates
 
 Epoch = Callable[[], None]
 DRAW = "torch.distributions.normal._standard_normal"  # by which Pyro's normal distribution draws its noise
@@ -106,13 +106,13 @@ def products_tuned(steps: Steps) -> Epoch:
 
 def products_by_mkl(steps: Steps) -> Epoch:
     """Large products, too, are torch's own, by MKL; this makes a difference with many draws only."""
-    with mock.patch("pyrovae.onednn.LARGE", math.inf):
+    with mock.patch("pyrovae._compilation.onednn.LARGE", math.inf):
         return as_fit_does(steps)
 
 
 def softplus_by_log1p(steps: Steps) -> Epoch:
     """Softplus and Bernoulli density call log1p, as torch does, and are not a series."""
-    with mock.patch("pyrovae.softplus._by_log1p", return_value=False):
+    with mock.patch("pyrovae._compilation.softplus._by_log1p", return_value=False):
         return as_fit_does(steps)
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pyrovae.isolation import isolated
+from pyrovae.models.programs import run_component
 from pyrovae.plots.page.network import FUNCTIONS, write_down
-from pyrovae.programs import run_component
 
 _RANGE_DRAWS, _PAGE_DRAWS = 2000, 200
 

@@ -1,7 +1,7 @@
 """A function of one tensor, written down for another machine: a list of steps that five kernels run.
 
-The function runs once under torch's tracer, as in :mod:`pyrovae.graphs`, and each operation that it made becomes a step
-of one of these kinds. Shapes are settled then, so the kernels know flat arrays only.
+The function runs once under torch's tracer, as in :mod:`pyrovae._compilation.graphs`, and each operation that it made
+becomes a step of one of these kinds. Shapes are settled then, so the kernels know flat arrays only.
 
 - ``gather``: what moves numbers and computes none (views, transposes, slices, padding, upsampling by repetition). The
   operation itself, run on positions in the place of numbers, says where each entry comes from.

@@ -1,0 +1,333 @@
+"""A function of tensors, Pyro programs within, run once, written down as a graph of operations, and compiled.
+
+What Pyro's handlers do, they do in Python and at every step anew, and none of it is needed once the program has run:
+which sites there are, in which plates, and how log-probabilities are added up stays as it was. So the function is run
+once under torch's tracer, which notes every operation on tensors that it makes, those of a backward pass among them.
+Inductor then fuses what lies between the matrix products and plans the memory.
+
+A graph does what the function did in that one run. Random operations draw anew, from torch's generators and in the same
+order, so that a run with and without a graph make the same draws. Tensors that were there before are read where they
+are, and may change. What Python code decided, a number, a shape, the branch of an ``if``, is decided for good; a
+decision by the value of a tensor cannot be written down.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pyro.util
+import torch
+from pyro.infer.util import Dice
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from pyrovae._compilation import onednn, softplus
+from pyrovae.isolation import restore_buffers, save_buffers, seeded
+
+MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
+_PRODUCTS = {
+    torch.ops.pyrovae.linear.default,
+    *(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")),
+}
+_REORDERING = "reorder_for_locality", "reorder_for_peak_memory"
+Result = TypeVar("Result")
+
+
+class UntraceableError(Exception):
+    """A function cannot be written down as a graph; the message says why, in one line."""
+
+
+class Graph:
+    """The operations of a function, in their order.
+
+    Args:
+        function: Reads tensors wherever they are and returns tensors.
+        fixed: Tensors that it reads and that stay in their place, though their values may change: parameters, buffers.
+        varying: Tensors in whose place others are given at every call.
+        modules: Modules that it runs; their buffers are put back as they were.
+
+    Attributes:
+        module: Takes the values of ``fixed``, ``varying`` and ``found``, one after the other, and returns a list.
+        found: Tensors that the function read beside those given.
+
+    Raises:
+        UntraceableError: If the function decides by the value of a tensor, keeps anything but the values of buffers
+            from one run to the next, or makes too many operations.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], Sequence[Tensor]],
+        fixed: Sequence[Tensor],
+        varying: Sequence[Tensor],
+        modules: Iterable[nn.Module] = (),
+    ) -> None:
+        self.fixed, self.varying, self.modules = list(fixed), list(varying), list(modules)
+        try:
+            with seeded(0), _unchanged(self.modules), _without_values():
+                # The tracer knows tensors by identity, so the function need not be given those that it reads.
+                trace = make_fx(lambda _: list(function()), _REPLACEMENTS)
+                self.module = trace([*self.fixed, *self.varying])
+        except (RuntimeError, ValueError) as error:  # a component's error is said to be one of values
+            if "get value out of a tracing tensor" in str(error):
+                raise UntraceableError("a decision is made by the value of a tensor") from error
+            if "argument of type: <class 'torch._C.Generator'>" in str(error):  # torch 2.11
+                raise UntraceableError("the programs hold a Generator of their own") from error
+            raise
+        self.found = _lift(self.module)
+        operations = len(self.module.graph.nodes)
+        if operations > MAX_OPERATIONS:
+            raise UntraceableError(
+                f"there are {operations} operations, of a loop unrolled, and {MAX_OPERATIONS} are the limit"
+            )
+
+    def compile(self) -> Callable[..., Sequence[Tensor]]:
+        """Returns the function compiled; it takes what is in the place of the varying tensors."""
+        import torch._inductor as inductor  # takes a second, and only those who compile need it
+
+        softplus.teach_inductor()
+        fixed, varying, found = ([x.detach() for x in group] for group in (self.fixed, self.varying, self.found))
+        # Before torch 2.15 inductor moved draws of noise past each other, by these two passes.
+        in_order = {} if torch.__version__ >= "2.15" else dict.fromkeys(_REORDERING, False)
+        with torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(in_order):
+            # Inductor of torch 2.15 calls the one itself, that of torch 2.11 the other.
+            warnings.filterwarnings("ignore", "`torch._prims_common.check` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+            # What is for users of torch to decide, here by the argument ``precision``, or for its authors.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+            warnings.filterwarnings("ignore", r"\s*Online softmax is disabled", UserWarning)
+            try:
+                compiled = inductor.compile(self.module, [*fixed, *varying, *found], {"fallback_random": True})
+            except DynamicOutputShapeException as error:
+                raise UntraceableError(f"the shape of a result depends on values, in {error}") from error
+
+        def run(*tensors: Tensor) -> Sequence[Tensor]:
+            with torch.no_grad():
+                return compiled(*fixed, *tensors, *found)
+
+        return self._captured(run, varying) if varying[0].is_cuda else run
+
+    def fold(self) -> None:
+        """Makes inputs of the matrix products into which only parameters go, with the values that they have now.
+
+        So the pseudo-inputs of a VampPrior, say, are not encoded at every call. What is made of the products stays in
+        the graph: it is cheap, and may be expanded to the shape of all draws. Buffers and tensors that the function
+        found may be written to between calls, by a guide that the graph does not see, and are read anew.
+        """
+        graph, settled = self.module.graph, fx.Graph()
+        if any(_writes(node) for node in graph.nodes):
+            return  # what is read before is then not what is read after
+        inputs = graph.find_nodes(op="placeholder")
+        given = [*self.fixed, *self.varying, *self.found]
+        copies = {node: settled.node_copy(node) for node in inputs}
+        known = {
+            node: copies[node] for node, tensor in zip(inputs, given, strict=True) if isinstance(tensor, nn.Parameter)
+        }
+        for node in graph.nodes:
+            sources = {*node.all_input_nodes}
+            if node.op == "call_function" and sources and known.keys() >= sources and not _draws(node):
+                known[node] = settled.node_copy(node, known.__getitem__)
+        products = [node for node in known if node.target in _PRODUCTS]
+        settled.output([known[node] for node in products])
+        settled.eliminate_dead_code()
+        with torch.no_grad(), torch.autocast(given[0].device.type, enabled=False):  # that is in the graph already
+            made = fx.GraphModule({}, settled)(*given)
+        values = dict(zip(products, made, strict=True))
+
+        last = inputs[-1]
+        for node in reversed(known):
+            if node in values and node.users:
+                with graph.inserting_after(last):
+                    last = graph.placeholder(node.name)
+                last.meta = dict(node.meta)
+                node.replace_all_uses_with(last)
+                self.found.append(values[node])
+            if node.op != "placeholder" and not node.users:
+                graph.erase_node(node)
+        self.module.recompile()
+
+    def _captured(
+        self, run: Callable[..., Sequence[Tensor]], examples: list[Tensor]
+    ) -> Callable[..., Sequence[Tensor]]:
+        """A CUDA graph of a function: one launch, without a word from Python in between."""
+        given, device = [example.clone() for example in examples], examples[0].device
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with seeded(0), _unchanged(self.modules), torch.cuda.stream(stream):
+                for _ in range(3):  # what libraries set up on their first calls must not be captured
+                    run(*given)
+            torch.cuda.current_stream().wait_stream(stream)
+        launch, outputs = capture(lambda: run(*given), device)
+
+        def replay(*tensors: Tensor) -> Sequence[Tensor]:
+            for place, tensor in zip(given, tensors, strict=True):
+                place.copy_(tensor)
+            launch()
+            return outputs
+
+        replay.reads = run  # type: ignore[attr-defined]  # what the graph reads where it lies must not be freed
+        return replay
+
+
+def capture(function: Callable[[], Result], device: torch.device) -> tuple[Callable[[], None], Result]:
+    """Writes down what a function launches on a CUDA device, without running it.
+
+    Returns:
+        What launches it all at once, and what the function returned, whose tensors that fills.
+    """
+    graph = torch.cuda.CUDAGraph()
+    # Left to itself torch captures on a stream of the device that was current at the first capture of the process.
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+        result = function()
+    return graph.replay, result
+
+
+def compiled_or_none(
+    function: Callable[[], Sequence[Tensor]],
+    fixed: Sequence[Tensor],
+    varying: Sequence[Tensor],
+    modules: Iterable[nn.Module],
+    *,
+    caller: str,
+    frozen: bool = False,
+) -> Callable[..., Sequence[Tensor]] | None:
+    """A function's graph compiled, arguments as for :class:`Graph`; or None, after a warning that says why.
+
+    With ``frozen`` parameters keep their values too, and matrix products of them alone are made once.
+    """
+    try:
+        graph = Graph(function, fixed, varying, modules)
+        if frozen:
+            graph.fold()
+        return graph.compile()
+    except Exception as error:  # what is wrong with the function itself, running it will say
+        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        warnings.warn(f"{caller} goes on without compilation: {reason}", stacklevel=4)
+        return None
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether an operation draws random numbers."""
+    return isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operation writes into a tensor that was there before."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
+    """Draws as torch does; inductor's own decomposition takes other uniform numbers for them."""
+    return torch.empty_like(p).bernoulli_(p, generator=generator)
+
+
+def _lift(module: fx.GraphModule) -> list[Tensor]:
+    """Makes inputs of the tensors that the function found elsewhere: as constants, they would not be read again."""
+    graph, found = module.graph, []
+    graph.set_codegen(CodeGen())  # inputs and outputs one by one, not as lists
+    *_, last = (node for node in graph.nodes if node.op == "placeholder")
+    for node in graph.find_nodes(op="get_attr"):
+        literal = any(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users)
+        if not literal:  # torch.tensor(0.5) in the function's own code is no input
+            if not isinstance(value := getattr(module, str(node.target)), Tensor):
+                raise UntraceableError(f"the programs hold a {type(value).__name__} of their own")
+            found.append(value)
+            with graph.inserting_after(last):
+                last = graph.placeholder(node.name)
+            last.meta = dict(node.meta)
+            node.replace_all_uses_with(last)
+            graph.erase_node(node)
+    module.recompile()
+    return found
+
+
+_REPLACEMENTS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.bernoulli.default: _bernoulli,
+    torch.ops.aten.mm.default: onednn.multiply,
+    torch.ops.aten.addmm.default: onednn.multiply_and_add,
+    torch.ops.aten.softplus.default: softplus.softplus,
+    torch.ops.aten.binary_cross_entropy_with_logits.default: softplus.cross_entropy,
+}
+
+
+@contextmanager
+def _unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Puts buffers back as they were, and refuses what would not be changed by a graph."""
+    buffers, store = save_buffers(modules), pyro.get_param_store()
+    try:
+        with store.scope(store.get_state()) as scope:
+            yield
+        before = store.get_state()["params"]
+        if any(before.get(name) is not value for name, value in scope["params"].items()):
+            raise UntraceableError("the objective keeps values of its own in Pyro's parameter store (baselines)")
+        for module, name, buffer, _ in buffers:
+            if module._buffers[name] is not buffer:
+                raise UntraceableError(
+                    f"{type(module).__name__} puts another tensor in the place of its buffer {name!r}"
+                )
+    finally:
+        restore_buffers(buffers)
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Lets Pyro's objectives run on tensors without values, and refuses what a graph would take for constants.
+
+    Nothing is NaN, and no enumerated value is impossible.
+    """
+    expectation = Dice.compute_expectation
+
+    def with_zeros(dice: Dice, costs: Any) -> Any:
+        with _Zeros():
+            return expectation(dice, costs)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UntraceableError("the programs set the state of a random generator, as checkpoints do")
+
+    replacements: list[tuple[Any, str, Any]] = [
+        (pyro.util, "torch_isnan", lambda _: False),
+        (pyro.util, "torch_isinf", lambda _: False),
+        (Dice, "compute_expectation", with_zeros),
+        (torch, "manual_seed", refuse),
+        (torch, "set_rng_state", refuse),
+    ]
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
+    for owner, name, replacement in replacements:
+        setattr(owner, name, replacement)
+    try:
+        with _Values():
+            yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+class _Values(TorchFunctionMode):
+    """Answers ``.item()`` by the tensor itself, without its gradient, and refuses to give values to others."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.item:
+            return args[0].detach()
+        of_tensors = func is torch.tensor and any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0]))
+        if func in _LEAVING or (of_tensors and not isinstance(args[0], Tensor)):
+            raise UntraceableError(f"values of a tensor are taken out of it, by {func.__name__}()")
+        return func(*args, **(kwargs or {}))
+
+
+_LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
+
+
+class _Zeros(TorchFunctionMode):
+    """Puts zeros in the place of what Pyro would leave out of a sum if there is any: values of probability zero."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.all:
+            return False
+        return args[0].where(args[1], 0) if func is Tensor.masked_select else func(*args, **(kwargs or {}))

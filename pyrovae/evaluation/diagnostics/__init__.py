@@ -1,0 +1,1 @@
+"""Diagnostics of estimates, posteriors and models."""

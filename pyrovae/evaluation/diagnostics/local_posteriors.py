@@ -1,0 +1,112 @@
+r"""Local posteriors: for every datum parameters of its own, found by gradient ascent on its ELBO.
+
+.. math:: \lambda_n^* = \arg\max_\lambda \mathrm{E}_{q_\lambda(u)} [\log p(x_n, u) - \log q_\lambda(u)].
+
+The normal family starts at the mean and the scales of the guide's draws. The flow starts as the guide itself, since it
+moves the guide's own draws, :math:`u = f_n(u_0)` with :math:`u_0 \sim q(u \mid x_n)`; so its ELBO is at least the
+guide's, whatever the guide's family.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from pyrovae import flows
+from pyrovae.evaluation.unconstrained import Target
+
+Family = Literal["normal", "flow"]
+
+
+class _Local(nn.Module):
+    """Location and scale for each datum and dimension, in units of the guide's."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self.target = target
+        draws = target.draw(256)[0]
+        self.loc, self.unit = draws.mean(0), draws.std(0)  # shape (N, D)
+        self.shift = nn.Parameter(torch.zeros_like(self.loc))
+        self.log_scale = nn.Parameter(torch.zeros_like(self.loc))
+
+    def _place(self, standard: Tensor) -> Tensor:
+        return self.loc + self.unit * (self.shift + self.log_scale.exp() * standard)
+
+
+class LocalNormal(_Local):
+    """A mean-field normal density for each datum."""
+
+    def forward(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draws u, shape ``(num_samples, N, D)``, and their log-densities, shape ``(num_samples, N)``."""
+        noise = torch.randn(num_samples, *self.unit.shape, dtype=self.unit.dtype, device=self.unit.device)
+        log_scale = self.unit.log() + self.log_scale
+        log_q = -(noise.square() / 2 + log_scale + math.log(2 * math.pi) / 2).sum(-1)
+        return self._place(noise), log_q
+
+
+class LocalFlow(_Local):
+    """An inverse autoregressive flow of its own for each datum, which moves the guide's draws."""
+
+    def __init__(self, target: Target, depth: int = 2, hidden: int = 32) -> None:
+        super().__init__(target)
+        size, dim = self.unit.shape
+        members = [flows.autoregressive(dim, depth=depth, hidden=(hidden,)).to(self.unit) for _ in range(size)]
+        stacked, self.constants = stack_module_state(members)
+        self.stacked = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(p) for name, p in stacked.items()})
+        self.skeleton = (members[0],)  # in a tuple its parameters are not ours
+
+    def forward(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draws u, shape ``(num_samples, N, D)``, and their log-densities, shape ``(num_samples, N)``."""
+        draws, log_q = self.target.draw(num_samples)
+        parameters = {name.replace("/", "."): p for name, p in self.stacked.items()}
+        standard, log_det = vmap(self._one, in_dims=(0, 0, 1), out_dims=1)(
+            parameters, self.constants, (draws - self.loc) / self.unit
+        )
+        return self._place(standard), log_q - log_det - self.log_scale.sum(-1)
+
+    def _one(self, parameters: Any, constants: Any, noise: Tensor) -> Any:
+        return functional_call(_Apply(self.skeleton[0]), _prefixed(parameters) | _prefixed(constants), (noise,))
+
+
+class _Apply(nn.Module):
+    """Calls a flow's inverse, of which one pass of the network makes draws."""
+
+    def __init__(self, flow: nn.Module) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, noise: Tensor) -> Any:
+        return self.flow().inv.call_and_ladj(noise)
+
+
+def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"flow.{name}": tensor for name, tensor in tensors.items()}
+
+
+def optimize(
+    target: Target,
+    family: Family,
+    *,
+    num_steps: int,
+    num_particles: int,
+    learning_rate: float,
+    advance: Callable[[], object] = lambda: None,
+) -> nn.Module:
+    """Fits the local posteriors of a target's data."""
+    local = LocalNormal(target) if family == "normal" else LocalFlow(target)
+    optimizer = torch.optim.Adam(local.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    for _ in range(num_steps):
+        with torch.enable_grad():
+            u, log_q = local(num_particles)
+            loss = -(target.log_joint(u) - log_q).mean(0).sum()
+            gradients = torch.autograd.grad(loss, list(local.parameters()))
+        for parameter, gradient in zip(local.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        schedule.step()
+        advance()
+    return local

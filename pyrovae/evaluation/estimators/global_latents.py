@@ -1,0 +1,80 @@
+r"""Evaluation of programs with global latents, such as a Bayesian decoder's weights W.
+
+.. math:: p(x \mid \text{data}) \approx \frac{1}{S} \sum_{s=1}^S p(x \mid W_s), \qquad W_s \sim q(W).
+"""
+
+from typing import Any
+
+import numpy as np
+import pyro
+import xarray as xr
+from pyro import poutine
+from scipy.special import logsumexp
+
+from pyrovae._waist.sites import Program, global_draws
+from pyrovae.arguments import Data, as_tensors
+from pyrovae.evaluation.estimators.importance import evaluate
+from pyrovae.isolation import fresh_seed, isolated, program_device
+
+
+def evaluate_globals(
+    model: Program,
+    guide: Program,
+    x: Data,
+    num_samples: int = 1000,
+    *,
+    num_draws: int = 10,
+    seed: int | None = None,
+    plate: str | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Evaluates a program given draws of its global latents, and averages the probabilities.
+
+    Args:
+        model: Pyro program of p(x, z, W).
+        guide: Pyro program of q(z | x) q(W).
+        x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
+        num_samples: Draws of z per datum and draw of W.
+        num_draws: Draws of the global latents, S.
+        seed: Seed of the draws; by default a new one from the operating system.
+        plate: Name of the data plate; by default the outermost plate of the observed sites.
+        **options: Passed to :func:`evaluate`.
+
+    Returns:
+        What :func:`evaluate` returns, with a dimension ``draw`` more, and over ``datum`` alone ``log_predictive``, the
+        logarithm of the probability averaged over the draws, nats.
+
+    Raises:
+        ValueError: If ``num_draws`` is not positive, or the guide has no latent outside the data plate; as
+            :func:`evaluate`.
+
+    Source:
+        *Weight Uncertainty in Neural Networks* (Blundell et al., 2015).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.BayesianVAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.bayesian.random_weights(pv.networks.mlp(2, 4))),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ...     data_size=100,
+        ... )
+        >>> results = pv.evaluation.evaluate_globals(vae.model, vae.guide, torch.zeros(5, 4), 50, num_draws=3, seed=0)
+        >>> results.log_likelihood.sizes, results.log_predictive.sizes
+        (Frozen({'draw': 3, 'datum': 5}), Frozen({'datum': 5}))
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws, the number of draws of the global latents, must be at least 1, got {num_draws}")
+    seed = fresh_seed() if seed is None else seed
+    device = program_device(model, guide, default=as_tensors("x", x)[0].device)
+    args = [tensor.to(device) for tensor in as_tensors("x", x)]
+    first, *others = (int(state) for state in np.random.SeedSequence(seed).generate_state(num_draws + 1))
+    with isolated(model, guide, seed=first):
+        draws = [global_draws(model, guide, args, plate=plate) for _ in range(num_draws)]
+    results = []
+    for values, own_seed in zip(draws, others, strict=True):
+        given = pyro.condition(model, data=values), poutine.block(pyro.condition(guide, data=values), hide=list(values))
+        results.append(evaluate(*given, x, num_samples, seed=own_seed, plate=plate, **options))
+    together = xr.concat(results, "draw", combine_attrs="override")
+    log_predictive = logsumexp(together.log_likelihood.values, axis=0) - np.log(num_draws)
+    return together.assign(log_predictive=("datum", log_predictive)).assign_attrs(num_draws=num_draws, seed=seed)

@@ -1,0 +1,1 @@
+"""Posterior draws: predictions, imputations, and the schema of ArviZ."""

@@ -1,0 +1,1 @@
+"""Variational autoencoders as Pyro programs made of components."""

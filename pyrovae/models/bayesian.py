@@ -1,0 +1,179 @@
+r"""A VAE whose likelihood's network has random weights, with a posterior of their own.
+
+.. math:: p(W)\, \prod_n p(z_n)\, p(x_n \mid z_n, W), \qquad q(W)\, \prod_n q(z_n \mid x_n).
+
+In a minibatch the data plate has the size of the whole data set, so that the weights' KL term counts once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule, PyroSample
+from pyro.nn.module import to_pyro_module_
+from torch import Tensor, nn
+
+from pyrovae.models.programs import Component, emit_parameters
+from pyrovae.models.vae import VAE, Guide, Model
+from pyrovae.priors import Fixed
+
+__all__ = ["BayesianVAE", "random_weights"]
+
+
+def random_weights(network: nn.Module, prior: Callable[[Tensor], dist.TorchDistribution] | None = None) -> nn.Module:
+    """Turns all parameters of a network into random variables, ``pyro.nn.PyroSample``, in place.
+
+    Args:
+        network: Any network; its parameters are lost.
+        prior: Gives the prior of a weight from the parameter in whose place it stands, with its shape as event shape;
+            by default independent standard normals.
+
+    Returns:
+        The network.
+
+    Source:
+        *Weight Uncertainty in Neural Networks* (Blundell et al., 2015).
+
+    Example:
+        >>> import pyro, torch, pyrovae as pv
+        >>> network = pv.bayesian.random_weights(pv.networks.mlp(2, 4))
+        >>> pyro.poutine.trace(network).get_trace(torch.zeros(3, 2)).nodes["0.weight"]["value"].shape
+        torch.Size([4, 2])
+    """
+    to_pyro_module_(network)
+    for module in list(network.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            holder = f"{name}_prior"  # moves the prior with the module's device and dtype
+            setattr(module, holder, Fixed((prior or _standard_normal)(parameter.detach())))
+            setattr(module, name, PyroSample(partial(_prior_of, holder=holder)))
+    return network
+
+
+class BayesianVAE(VAE):
+    """A VAE whose likelihood's network has random weights, under a mean-field normal posterior.
+
+    The weights are global latent sites, outside the data plate. So train it with ``Trace_ELBO``; evaluate it with
+    :func:`pyrovae.evaluation.evaluate_globals`, which averages over draws of the weights.
+
+    Args:
+        prior: ``prior()`` returns p(z).
+        likelihood: ``likelihood(z)`` returns p(x | z), through a network with ``PyroSample`` weights, such as
+            :func:`random_weights` makes; all of its weights must be random.
+        posterior: ``posterior(x)`` returns q(z | x).
+        data_size: Number of training data, by which a minibatch is scaled up.
+
+    Raises:
+        ValueError: If ``data_size`` is not positive, or there are no random weights.
+
+    Source:
+        *Weight Uncertainty in Neural Networks* (Blundell et al., 2015); *Auto-Encoding Variational Bayes* (Kingma and
+        Welling, 2014), appendix F, for random decoder weights.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.BayesianVAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.bayesian.random_weights(pv.networks.mlp(2, 4))),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ...     data_size=100,
+        ... )
+        >>> history = pv.fit(vae, torch.randn(100, 4), batch_size=10, epochs=1)
+    """
+
+    def __init__(self, prior: Component, likelihood: Component, posterior: Component, *, data_size: int) -> None:
+        super().__init__(prior, likelihood, posterior)
+        if data_size < 1:
+            raise ValueError(f"a BayesianVAE needs the number of training data, got data_size={data_size}")
+        self.model = BayesianModel(prior, likelihood)
+        self.guide = BayesianGuide(posterior, self.model)
+        self.model.peers, self.guide.peers = (self.guide,), (self.model,)
+        self.model.data_size = self.guide.data_size = data_size
+
+    def generate(self, n: int, *given: Tensor, mean: bool = False) -> Tensor:
+        """As :meth:`VAE.generate`, with one draw of the weights from their posterior for all data of a call."""
+        with self._posterior_weights():
+            return super().generate(n, *given, mean=mean)
+
+    def reconstruct(self, x: Tensor, *given: Tensor, mean: bool = False) -> Tensor:
+        """As :meth:`VAE.reconstruct`, with one draw of the weights from their posterior for all data of a call."""
+        with self._posterior_weights():
+            return super().reconstruct(x, *given, mean=mean)
+
+    @contextmanager
+    def _posterior_weights(self) -> Iterator[None]:
+        guide: Any = self.guide
+        draws = poutine.trace(guide.draw_weights).get_trace()
+        with torch.no_grad(), poutine.replay(trace=draws), _drawn_weights(self.model):
+            yield
+
+
+class BayesianModel(Model):
+    """The Pyro model: the weights, then a VAE's model given them."""
+
+    def forward(self, x: Tensor, *given: Tensor) -> None:
+        """Runs the model on data ``x``, shape ``(N, *event)``."""
+        with _drawn_weights(self):
+            super().forward(x, *given)
+
+
+class BayesianGuide(Guide):
+    """The Pyro guide: a mean-field normal posterior of the weights, then a VAE's guide."""
+
+    def __init__(self, posterior: Component, model: BayesianModel) -> None:
+        super().__init__(posterior)
+        for name, module in model.named_modules():
+            if isinstance(module, PyroModule) and any(True for _ in module.parameters(recurse=False)):
+                raise ValueError(
+                    f"{name} has random weights and others that are not, which Pyro would keep in its global store; "
+                    f"make all of the network's weights random, pyrovae.bayesian.random_weights(network)"
+                )
+        with poutine.block(), poutine.trace() as tape, _drawn_weights(model):
+            pass
+        nodes = tape.trace.nodes.items()
+        weights: dict[str, Any] = {name: site["value"] for name, site in nodes if site["type"] == "sample"}
+        if not weights:
+            raise ValueError(
+                "the likelihood of a BayesianVAE has no random weights; make its network with "
+                "pyrovae.bayesian.random_weights(network), or use pyrovae.VAE"
+            )
+        self.sites = tuple(weights)
+        # Near zero but not at it, where hidden units would all be alike; nearly certain, so that training gets started.
+        self.loc = nn.ParameterList([nn.Parameter(0.1 * weight) for weight in weights.values()])
+        self.log_scale = nn.ParameterList([nn.Parameter(torch.full_like(weight, -4.0)) for weight in weights.values()])
+
+    def forward(self, x: Tensor, *given: Tensor) -> None:
+        """Runs the guide on data ``x``, shape ``(N, *event)``."""
+        emit_parameters(self)
+        self.draw_weights()
+        super().forward(x, *given)
+
+    def draw_weights(self) -> None:
+        """Draws the weights."""
+        for site, loc, log_scale in zip(self.sites, self.loc, self.log_scale, strict=True):
+            pyro.sample(site, dist.Normal(loc, log_scale.exp()).to_event(loc.ndim))
+
+
+@contextmanager
+def _drawn_weights(program: nn.Module) -> Iterator[None]:
+    """Draws all random weights, here and not where they are used, which is inside the data plate."""
+    networks: list[Any] = [module for module in program.modules() if isinstance(module, PyroModule)]
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(network._pyro_context)  # keeps what was drawn until it is left
+        for network in networks:
+            for name in network._pyro_samples:
+                getattr(network, name)
+        yield
+
+
+def _prior_of(module: nn.Module, holder: str = "") -> Any:
+    return getattr(module, holder)()
+
+
+def _standard_normal(parameter: Tensor) -> dist.TorchDistribution:
+    return dist.Normal(torch.zeros_like(parameter), 1.0).to_event(parameter.ndim)

@@ -1,0 +1,164 @@
+r"""Between the ELBO and the importance-weighted bound: bounds that keep the guide's gradient from drowning in noise.
+
+The more draws a bound has, the better a target it is for the model, and the noisier its gradient is for the guide. With
+M groups of K draws, :math:`\mathcal{L}_K^{(m)}` the importance-weighted bound of group m,
+
+.. math::
+    \text{MIWAE} = \frac{1}{M} \sum_m \mathcal{L}_K^{(m)}, \qquad
+    \text{CIWAE} = \beta\, \mathcal{L}_1 + (1 - \beta)\, \mathcal{L}_K, \qquad
+    \text{PIWAE} = \begin{cases} \mathcal{L}_{MK} & \text{for the model} \\ \text{MIWAE} & \text{for the guide.}
+    \end{cases}
+
+Source: *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from pyrovae.objectives.base import Objective, Options, WeightObjective, log_mean_exp
+from pyrovae.objectives.gradient_parts import Leaves, with_gradient
+
+
+class MIWAE(WeightObjective):
+    r"""The mean of several importance-weighted bounds, per datum.
+
+    .. math:: \mathcal{L} = \sum_n \frac{s_n}{M} \sum_{m=1}^M \log \frac{1}{K} \sum_{k=1}^K w_n^{(m, k)}.
+
+    It has the expectation of ``IWAE(num_particles)`` with a variance M times smaller.
+
+    Args:
+        num_particles: Draws in a group, K.
+        num_groups: Groups per datum, M.
+        **options: As of :class:`IWAE`.
+
+    Raises:
+        ValueError: If a number is less than 1; when called, if a latent site is not reparameterized, or the program has
+            a site outside its data plate.
+
+    Source:
+        *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018), section 5.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ... )
+        >>> objective = pv.objectives.MIWAE(num_particles=8, num_groups=8)
+        >>> history = pv.fit(vae, torch.randn(50, 4), objective=objective, epochs=1)
+    """
+
+    def __init__(self, num_particles: int = 8, num_groups: int = 8, **options: Unpack[Options]) -> None:
+        super().__init__(num_particles, num_groups, **options)
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """The bound of each datum, shape ``(N,)``, from log-weights, shape ``(num_groups * num_particles, N)``."""
+        return _by_group(log_weights, self.num_particles).mean(0)
+
+
+class CIWAE(WeightObjective):
+    r"""A mixture of the ELBO and the importance-weighted bound, per datum.
+
+    .. math::
+        \mathcal{L} = \sum_n s_n \Big(\frac{\beta}{K} \sum_k \log w_n^{(k)}
+            + (1 - \beta) \log \frac{1}{K} \sum_k w_n^{(k)}\Big).
+
+    Args:
+        num_particles: Draws per datum, K.
+        beta: The ELBO's share, from 0 to 1.
+        **options: As of :class:`IWAE`.
+
+    Raises:
+        ValueError: If ``beta`` is no share or ``num_particles`` is less than 1; when called, if a latent site is not
+            reparameterized, or the program has a site outside its data plate.
+
+    Source:
+        *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018), section 5.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ... )
+        >>> history = pv.fit(vae, torch.randn(50, 4), objective=pv.objectives.CIWAE(5, beta=0.5), epochs=1)
+    """
+
+    def __init__(self, num_particles: int = 5, beta: float = 0.5, **options: Unpack[Options]) -> None:
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta is the share of the ELBO, from 0 to 1, got beta={beta}")
+        super().__init__(num_particles, **options)
+        self.beta = beta
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """The bound of each datum, shape ``(N,)``, from log-weights, shape ``(num_particles, N)``."""
+        return self.beta * log_weights.mean(0) + (1 - self.beta) * log_mean_exp(log_weights)
+
+
+class PIWAE(Objective):
+    r"""The gradient of ``IWAE(M * K)`` for the model and that of ``MIWAE(K, M)`` for the guide, from the same draws.
+
+    With :math:`\tilde w` normalized over all draws and :math:`\tilde v` over those of a group, the gradient is
+
+    .. math::
+        \sum_{m, k} \tilde w_{m, k} \, \partial_\lambda \log p(x, z_{m, k})
+        + \frac{\tilde v_{m, k}}{M} \Big( \partial_z \log w_{m, k} \, \partial_\lambda z_{m, k}
+        - \partial_\lambda \log q(z_{m, k} \mid x) \Big).
+
+    A parameter that model and guide share, as with a VampPrior, gets both sums: log p at given draws is the model's.
+    The value of the loss is that of ``IWAE(M * K)``.
+
+    Args:
+        num_particles: Draws in a group, K.
+        num_groups: Groups per datum, M.
+        **options: As of :class:`IWAE`.
+
+    Raises:
+        ValueError: If a number is less than 1; when called, if a latent site is not reparameterized, or the program has
+            a site outside its data plate or enumerates sites.
+
+    Source:
+        *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018), section 5.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ... )
+        >>> objective = pv.objectives.PIWAE(num_particles=8, num_groups=8)
+        >>> history = pv.fit(vae, torch.randn(50, 4), objective=objective, epochs=1)
+    """
+
+    def __init__(self, num_particles: int = 8, num_groups: int = 8, **options: Unpack[Options]) -> None:
+        super().__init__(num_particles, num_groups, **options)
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Returns minus IWAE's bound, nats summed over the data, shape ``()``, to be differentiated."""
+        if not torch.is_grad_enabled():
+            weights = self._weights(model, guide, args, kwargs)
+            return -(weights.scale * log_mean_exp(weights.log_weights)).sum()
+        with Leaves() as leaves:
+            weights = self._weights(model, guide, args, kwargs)
+        densities = self._densities(weights)
+        of_all = weights.log_weights.detach()
+        in_group = of_all.unflatten(0, (-1, self.num_particles)).softmax(1).flatten(0, 1)
+        guide_part = in_group * self.num_particles / self.num_draws
+        value = (weights.scale * log_mean_exp(weights.log_weights)).sum()
+        return -with_gradient(
+            value, weights, densities, leaves, model=of_all.softmax(0), score=guide_part, path=guide_part
+        )
+
+
+def _by_group(log_weights: Tensor, size: int) -> Tensor:
+    """The importance-weighted bound of each group, shape ``(num_groups, N)``."""
+    return log_weights.unflatten(0, (-1, size)).logsumexp(1) - math.log(size)

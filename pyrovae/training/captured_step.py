@@ -1,0 +1,96 @@
+"""The update of the parameters as a CUDA graph: one launch in the place of an optimizer's calls from Python."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.utils._pytree import tree_leaves
+
+from pyrovae._compilation.graphs import capture
+
+Addresses = tuple[int, ...]
+
+
+class CapturedUpdates:
+    """Makes updates, captured once for each set of tensors that they read and write.
+
+    A graph keeps the numbers that it was captured with, such as the learning rate, and the places of gradients,
+    parameters and the optimizer's state. Where a number or a place has changed, the update is captured anew.
+
+    Args:
+        optimizer: What updates make a step of; see :func:`can_be_captured`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.settings: list[dict[str, Any]] = []
+        self.graphs: dict[Addresses, Callable[[], None] | None] = {}
+
+    def __call__(self, update: Callable[[], None], gradients: Sequence[Tensor]) -> None:
+        """Makes an update, from the gradients that lie in ``.grad`` of the parameters."""
+        if (settings := _settings(self.optimizer)) != self.settings:
+            self.graphs.clear()
+            self.settings = settings
+        if (launch := self.graphs.get(self._addresses(gradients))) is not None:
+            launch()
+            return
+        with warnings.catch_warnings():  # of a step outside a graph, by which the optimizer makes its state
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True", UserWarning)
+            update()
+        if (addresses := self._addresses(gradients)) not in self.graphs:
+            self.graphs[addresses] = self._capture(update, gradients[0].device)
+
+    def _capture(self, update: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
+        try:
+            with _capturable(self.optimizer):
+                return capture(update, device)[0]
+        except Exception as error:  # what is wrong with the step itself, making it has said
+            reason = str(error).split("\n")[0]
+            warnings.warn(f"fit goes on without capturing the optimizer's step: {reason}", stacklevel=2)
+            return None
+
+    def _addresses(self, gradients: Sequence[Tensor]) -> Addresses:
+        groups, state = self.optimizer.param_groups, self.optimizer.state.values()
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        kept = [value for values in state for value in values.values() if isinstance(value, Tensor)]
+        return tuple(tensor.data_ptr() for tensor in (*gradients, *parameters, *kept))
+
+
+def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer's step does nothing outside the device: some of torch's, without hooks."""
+    kind = type(optimizer)
+    if not kind.__module__.startswith("torch.optim."):
+        return False
+    is_adam = kind in (torch.optim.Adam, torch.optim.AdamW)
+    if not all(group.get("capturable") or (is_adam and group["fused"]) for group in optimizer.param_groups):
+        return False
+    if any(isinstance(leaf, Tensor) and not leaf.is_cuda for leaf in tree_leaves(_settings(optimizer))):
+        return False  # a learning rate, say, which a schedule changes in place and a graph has read once
+    return not (
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The numbers of each group of parameters."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+@contextmanager
+def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Tells an optimizer that it is meant to be captured; fused ones make the same step, but refuse without."""
+    before = [group["capturable"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, value in zip(optimizer.param_groups, before, strict=True):
+            group["capturable"] = value

@@ -1,0 +1,99 @@
+"""Numbers that go wrong: whether a loss and its gradient are finite, and where they are not for the first time.
+
+While a run goes well nothing looks at its numbers but once an epoch, when the loss has been added up. If that sum or a
+parameter is not finite then, the run goes back to a state that it has kept in memory and makes the same steps again,
+with the same noise, looking at each. So the step that is named is the first, and the module is as it was before it.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyrovae._waist.sites import is_enumerated
+
+if TYPE_CHECKING:
+    from pyrovae.training.history import History
+
+
+class DivergenceError(FloatingPointError):
+    """A loss, a gradient, a parameter or a bound became NaN or infinite.
+
+    Attributes:
+        history: Of the run until then.
+        epoch: Index of the epoch in which that happened; the history has so many.
+        step: Index of its step; None if it was in no step, but on the validation data, or is not known.
+        checkpoint: The last checkpoint, from before; None without checkpoints.
+    """
+
+    def __init__(self, message: str, history: "History", epoch: int, step: int | None, checkpoint: Path | None) -> None:
+        super().__init__(message, history, epoch, step, checkpoint)  # all of it, for a process that unpickles the error
+        self.history, self.epoch, self.step, self.checkpoint = history, epoch, step, checkpoint
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class NotFiniteError(Exception):
+    """Something is not finite; the message says what, or nothing if it is too late to say."""
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether tensors are finite, told with one synchronization if they are."""
+    tensors = list(tensors)
+    sums = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors])
+    return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that is not finite, with what it holds."""
+    for name, tensor in tensors.items():
+        if not are_finite([tensor]):
+            return f"{name!r} ({what_is_wrong(tensor)})"
+    return None
+
+
+def what_is_wrong(tensor: Tensor) -> str:
+    """Counts the entries that are not finite."""
+    kinds = {"NaN": tensor.isnan(), "infinite": tensor.isinf()}
+    return ", ".join(f"{int(of.sum())} of {of.numel()} {kind}" for kind, of in kinds.items() if of.any())
+
+
+class Watch(Messenger):
+    """Notes the first site, in the order in which the programs run, whose value or log-probability is not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: str | None = None
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self.found is None and not site_is_subsample(msg):
+            self.found = _wrong_in(msg)
+
+    def explain(self, name: str, bound: float) -> str:
+        """Says what became of a bound and, where there are sites, why."""
+        return f"the {name} objective became {bound}" + (f": {self.found}" if self.found else "")
+
+
+def _wrong_in(site: Any) -> str | None:
+    name, value, family = site["name"], site["value"], type(_innermost(site["fn"])).__name__
+    if value.is_floating_point() and not are_finite([value]):
+        return f"the first site to go wrong is {name!r}, of whose {family} draws {what_is_wrong(value)}"
+    log_prob = site["fn"].log_prob(value, *site["args"], **site["kwargs"]).detach()
+    if isinstance(site["mask"], Tensor):
+        log_prob = log_prob.masked_fill(~site["mask"], 0)
+    if is_enumerated(site):  # a value may have probability zero
+        log_prob = log_prob.masked_fill(log_prob == -torch.inf, 0)
+    if are_finite([log_prob]) or site["mask"] is False:
+        return None
+    return f"the first site to go wrong is {name!r}, of whose {family} log-probabilities {what_is_wrong(log_prob)}"
+
+
+def _innermost(fn: Any) -> Any:
+    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
+        fn = fn.base_dist
+    return fn
