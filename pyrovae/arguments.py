@@ -102,5 +102,5 @@ def fingerprint(tensors: tuple[Tensor, ...]) -> str:
     digest: Any = hashlib.sha1(usedforsecurity=False)
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return str(digest.hexdigest())

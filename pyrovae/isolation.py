@@ -1,26 +1,35 @@
-"""Running a program without leaving a trace: its modules and the global generators are afterwards as they were."""
+"""Run a program without leaving a trace: modules, guides and global generators are afterwards as they were.
 
+Pyro's handler stack and torch's generator are global. One lock lets calls from several threads wait for each other.
+"""
+
+import inspect
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.arguments import check_whole
 
 Buffers = list[tuple[nn.Module, str, Tensor, Tensor]]
 
+LOCK = threading.RLock()
+
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draws from generators of its own, seeded with ``seed``; without a seed, from the global ones.
+    """Draw from generators seeded with ``seed``; without a seed, from the global ones.
 
     Raises:
-        TypeError: If the seed is no integer.
+        TypeError: If the seed is not an integer.
         ValueError: If it is negative or too large.
     """
     if seed is None:
@@ -29,30 +38,82 @@ def seeded(seed: int | None) -> Iterator[None]:
     check_whole(seed=seed)
     if not 0 <= seed < 2**64:
         raise ValueError(f"a seed lies between 0 and 2^64 - 1, got {seed}")
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with LOCK, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(int(seed))
         yield
 
 
-@contextmanager
-def isolated(*programs: Callable[..., Any], seed: int) -> Iterator[None]:
-    """Runs programs in evaluation mode without gradients, and puts back training modes, buffers and generators."""
-    modules = {module for owner in owners(*programs) for module in owner.modules()}
-    training = {module: module.training for module in modules}
-    buffers = save_buffers(modules)
-    for module in modules:
+class Isolation:
+    """The state of modules and of Pyro's parameter store before a run, which is restored after it."""
+
+    def __init__(self) -> None:
+        self.training: dict[nn.Module, bool] = {}
+        self.buffers: Buffers = []
+        self.plates: list[tuple[Any, dict[Any, Any]]] = []
+        self.parameters = set(pyro.get_param_store().keys())
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules that are held in evaluation mode."""
+        return list(self.training)
+
+    def adopt(self, module: nn.Module) -> None:
+        """Put a module into evaluation mode, and keep what a run may change."""
+        if module in self.training:
+            return
+        self.training[module] = module.training
+        self.buffers += save_buffers([module])
         module.training = False
-    try:
-        with seeded(seed), torch.no_grad(), poutine.block():
+        if isinstance(plates := getattr(module, "plates", None), dict):  # of Pyro's AutoGuide and EasyGuide
+            self.plates.append((plates, dict(plates)))
+
+    @contextmanager
+    def adopting(self) -> Iterator[None]:
+        """Adopt every module that is called, also one that only a closure or an import makes known."""
+        thread = threading.get_ident()
+
+        def adopt(module: nn.Module, _: Any) -> None:
+            if threading.get_ident() == thread:
+                self.adopt(module)
+
+        hook = register_module_forward_pre_hook(adopt)
+        try:
             yield
-    finally:
-        for module, mode in training.items():
+        finally:
+            hook.remove()
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, mode in self.training.items():
             module.training = mode
-        restore_buffers(buffers)
+        restore_buffers(self.buffers)
+        for plates, before in self.plates:
+            plates.clear()
+            plates.update(before)
+        store = pyro.get_param_store()
+        for name in set(store.keys()) - self.parameters:
+            del store[name]
+
+
+@contextmanager
+def isolated(*programs: Callable[..., Any], seed: int) -> Iterator[Isolation]:
+    """Run programs in evaluation mode without gradients, and restore training modes, buffers and generators.
+
+    Calls from several threads wait for each other.
+    """
+    with LOCK:
+        state = Isolation()
+        for module in modules_of(*programs):
+            state.adopt(module)
+        try:
+            with seeded(seed), torch.no_grad(), poutine.block():
+                yield state
+        finally:
+            state.restore()
 
 
 def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
-    """The buffers of modules, not of their children, with copies of their values."""
+    """Return the buffers of modules, but not of their children, with copies of their values."""
     return [
         (module, name, buffer, buffer.detach().clone())
         for module in modules
@@ -61,29 +122,66 @@ def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
 
 
 def restore_buffers(buffers: Buffers) -> None:
-    """Puts buffers back as they were, also those in whose place a module has put another tensor."""
+    """Restore buffers, also those in whose place a module has put another tensor."""
     for module, name, buffer, value in buffers:
         buffer.data.copy_(value)
         module._buffers[name] = buffer
 
 
+def modules_of(*programs: Callable[..., Any]) -> list[nn.Module]:
+    """Return all modules that programs are, are methods of, or name as functions, with their children."""
+    return list({module: None for owner in owners(*programs) for module in owner.modules()})
+
+
 def owners(*programs: Callable[..., Any]) -> list[nn.Module]:
-    """The modules that programs are, or are methods of, whatever handlers they are wrapped in."""
-    candidates = []
+    """Return the modules that programs are, are methods of, or name, whatever handlers they are wrapped in.
+
+    A function names the modules in its closure, its default values and the global variables that it uses.
+    """
+    found: dict[nn.Module, None] = {}
     for program in programs:
         inner: Any = poutine.unwrap(program)
         while isinstance(inner, partial):
+            found |= dict.fromkeys(filter(_is_module, (*inner.args, *inner.keywords.values())))
             inner = poutine.unwrap(inner.func)
-        candidates.append(getattr(inner, "__self__", inner))
-    return [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
+        owner = getattr(inner, "__self__", inner)
+        if isinstance(owner, nn.Module):
+            found[owner] = None
+        elif inspect.isfunction(inner):
+            found |= dict.fromkeys(_named_modules(inner))
+        else:  # a callable object of the user's, or its method
+            found |= dict.fromkeys(value for value in getattr(owner, "__dict__", {}).values() if _is_module(value))
+    return list(found)
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, nn.Module)
+
+
+def _named_modules(function: Any) -> Iterator[nn.Module]:
+    """Yield the modules that a function names, and those of the functions that it names."""
+    seen: set[int] = set()
+    pending = [function]
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        variables = inspect.getclosurevars(current)
+        values = [*variables.nonlocals.values(), *variables.globals.values(), *(current.__defaults__ or ())]
+        for value in values:
+            if isinstance(value, nn.Module):
+                yield value
+            elif inspect.isfunction(value) and value.__module__ == current.__module__:
+                pending.append(value)
 
 
 def program_device(*programs: Callable[..., Any], default: torch.device) -> torch.device:
-    """The device of the first parameter that the programs' modules have."""
+    """Return the device of the first parameter that the programs' modules have."""
     parameters = (parameter for owner in owners(*programs) for parameter in owner.parameters())
     return next((parameter.device for parameter in parameters), default)
 
 
 def fresh_seed() -> int:
-    """A seed from the operating system, which moves no generator."""
+    """Return a seed from the operating system, without a change of any generator."""
     return secrets.randbits(32)

@@ -109,7 +109,7 @@ def test_annealing_is_divided_out_unless_asked_for(vae: pv.VAE, x: Tensor) -> No
     weights = {}
     for name, model, tempered in (("plain", vae.model, True), ("out", annealed, False), ("in", annealed, True)):
         torch.manual_seed(0)
-        weights[name] = importance_weights(model, vae.guide, (x,), 3, nesting=1, tempered=tempered).log_weights
+        weights[name] = importance_weights(model, vae.guide, (x,), 3, nesting=1, for_loss=tempered).log_weights
     torch.testing.assert_close(weights["out"], weights["plain"])
     assert not torch.allclose(weights["in"], weights["plain"])
 

@@ -1,126 +1,171 @@
-"""What a guide draws, and programs that are run on values given to them."""
+"""The first step of the route: run a guide and keep its draws with all that later steps need of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyro
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae._waist.sites import Program, Site, sample_sites, score, site_plates
-from pyrovae._waist.summation import add_up
+from pyrovae._waist.sites import DRAWS, Program, Site, explained_divergence, is_enumerated, sample_sites, site_plates
 
 
 class Given(Messenger):
-    """Gives sites their values; a subsampling plate without one takes in every run what it chose in the first."""
+    """Give sites their values; a subsampling plate without one takes in every run what it chose in the first.
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    Args:
+        values: Values by site.
+        infer: Options by site of enumerated sites, which say along which dimension their values stand.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], infer: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.values = dict(values)
+        self.values, self.infer = dict(values), infer or {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
+            if msg["name"] in self.infer:
+                msg["infer"], msg["done"] = self.infer[msg["name"]], True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self.values[msg["name"]] = msg["value"]
 
 
-def with_draws(program: Program, num_samples: int, nesting: int) -> Program:
-    """A program that makes so many draws at once, along the dimension to the left of its own plates."""
-    return pyro.plate("_pyrovae_draws", num_samples, dim=-nesting - 1)(program)
+def with_draws(program: Program, num_draws: int, nesting: int | None) -> Program:
+    """Return a program that makes many draws in one run, along the dimension to the left of its own plates.
+
+    Args:
+        program: Pyro program.
+        num_draws: Number of draws.
+        nesting: Depth of the program's own plates. ``None`` leaves the program as it is, with one draw.
+    """
+    return program if nesting is None else pyro.plate(DRAWS, num_draws, dim=-nesting - 1)(program)
 
 
-def draw_latents(
+@dataclass(frozen=True)
+class Draws:
+    """The draws of a guide.
+
+    Attributes:
+        sites: All sample sites of the run.
+        chosen: The indices that subsampling plates took, by plate.
+        num_draws: Number of draws.
+        nesting: Depth of the program's own plates, to the left of which the draws stand; ``None`` for one draw without
+            a dimension.
+        depth: Number of plates to the left of which sites were enumerated, if any were.
+        infer: Options by site of a guide that enumerates.
+    """
+
+    sites: list[Site]
+    chosen: dict[str, Tensor]
+    num_draws: int
+    nesting: int | None
+    depth: int | None = None
+    infer: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def draws_dim(self) -> int | None:
+        """Dimension of the draws in the batch shape of a site, counted from the right."""
+        return None if self.nesting is None else -self.nesting - 1
+
+    @property
+    def latents(self) -> dict[str, Site]:
+        """The latent sites by name."""
+        return {site["name"]: site for site in self.sites if not site["is_observed"]}
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Values of the latent sites and indices of the subsampling plates, by name."""
+        return self.chosen | {name: site["value"] for name, site in self.latents.items()}
+
+    def part(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Return the values of the draws from ``start`` to ``stop``."""
+        assert self.draws_dim is not None
+        values = dict(self.chosen)
+        for name, site in self.latents.items():
+            dim, value = self.draws_dim - site["fn"].event_dim, site["value"]
+            shared = value.ndim < -dim or value.shape[dim] == 1  # a value that all draws have in common
+            values[name] = value if shared else value.narrow(dim, start, stop - start)
+        return values
+
+
+def run_guide(
     guide: Program,
     args: Sequence[Any],
-    num_samples: int = 1,
+    num_draws: int = 1,
     *,
     kwargs: Mapping[str, Any] | None = None,
     nesting: int | None = None,
     values: Mapping[str, Tensor] | None = None,
-) -> dict[str, Site]:
-    """Runs the guide alone and returns its latent sites by name, subsampling plates among them.
-
-    Their values, given to :func:`pyrovae._waist.weights.importance_weights`, are the draws that it would have made
-    itself. Arguments as there; without a nesting there is one draw.
-    """
-    guide = Given(values or {})(guide)
-    if nesting is not None:
-        guide = with_draws(guide, num_samples, nesting)
-    nodes = poutine.trace(guide).get_trace(*args, **(kwargs or {})).nodes
-    return {name: site for name, site in nodes.items() if site["type"] == "sample" and not site["is_observed"]}
-
-
-class Draws(NamedTuple):
-    """What a guide has drawn, for a model to score, all or some of it.
-
-    Attributes:
-        values: Draws by latent site, each with the dimension of draws to the left of all plates.
-        log_density: Of the guide, shape ``(num_samples, N)``, nats.
-        chosen: The data that subsampling plates took, by plate.
-        event_dims: Number of event dimensions of each site.
-    """
-
-    values: dict[str, Tensor]
-    log_density: Tensor
-    chosen: dict[str, Tensor]
-    event_dims: dict[str, int]
-
-    def part(self, start: int, stop: int, nesting: int) -> dict[str, Tensor]:
-        """The draws from one to another, which have a dimension for draws at ``-nesting - 1``."""
-        dims = {name: -nesting - 1 - self.event_dims[name] for name in self.values}
-        return {name: value.narrow(dims[name], start, stop - start) for name, value in self.values.items()}
-
-
-def draw(
-    guide: Program,
-    args: Sequence[Any],
-    num_samples: int,
-    *,
-    nesting: int,
-    plate: CondIndepStackFrame,
-    values: Mapping[str, Tensor] | None = None,
 ) -> Draws:
-    """Runs the guide once and returns its draws with their log-density.
+    """Run a guide once and return its draws.
 
-    With :func:`log_joint` it takes :func:`pyrovae._waist.weights.importance_weights` apart, for programs that have
-    passed its checks and enumerate nothing: the guide encodes the data once, however many runs of the model score
-    its draws.
+    Args:
+        guide: Pyro program of q(z | x).
+        args: Its arguments.
+        num_draws: Draws per datum; one if there is no ``nesting``.
+        kwargs: Its keyword arguments.
+        nesting: Depth of the program's own plates; the draws stand in the next dimension to the left.
+        values: Values of sites by name, which the guide takes instead of draws, and indices of subsampling plates.
     """
     given = Given(values or {})
-    sites = sample_sites(poutine.trace(with_draws(given(guide), num_samples, nesting)).get_trace(*args))
-    log_density = _log_density(sites, plate, nesting)
-    latents = [site for site in sites if not site["is_observed"]]
-    return Draws(
-        values={site["name"]: site["value"] for site in latents},
-        log_density=log_density.expand(num_samples, plate.size),
-        chosen=given.values,
-        event_dims={site["name"]: site["fn"].event_dim for site in latents},
-    )
+    program = with_draws(given(guide), num_draws, nesting)
+    with explained_divergence():
+        sites = sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
+        depth = None
+        if any(map(is_enumerated, sites)):
+            depth = max((-frame.dim for site in sites for frame in site_plates(site)), default=0)
+            depth = depth if nesting is None else nesting + 1
+            enumerating = poutine.enum(program, first_available_dim=-depth - 1)
+            sites = sample_sites(poutine.trace(enumerating).get_trace(*args, **(kwargs or {})))
+    # The options of every site say which of its dimensions are enumerated, as Pyro's replay tells the model.
+    infer = {site["name"]: site["infer"] for site in sites} if depth is not None else {}
+    chosen = {name: value for name, value in given.values.items() if name not in {site["name"] for site in sites}}
+    return Draws(sites, chosen, 1 if nesting is None else num_draws, nesting, depth, infer)
 
 
-def log_joint(
+def run_model(
     model: Program,
     args: Sequence[Any],
     values: Mapping[str, Tensor],
-    num_samples: int,
+    num_draws: int = 1,
     *,
-    nesting: int,
-    plate: CondIndepStackFrame,
-) -> Tensor:
-    """Runs the model on values of its latent sites and returns log p(x, z), shape ``(num_samples, N)``, nats."""
-    sites = sample_sites(poutine.trace(with_draws(Given(values)(model), num_samples, nesting)).get_trace(*args))
-    return _log_density(sites, plate, nesting).expand(num_samples, plate.size)
+    kwargs: Mapping[str, Any] | None = None,
+    nesting: int | None = None,
+    drawn_with: Draws | None = None,
+) -> list[Site]:
+    """Run a model once at given values of its latent sites and return its sample sites.
 
+    Sites that ask for it are enumerated, along dimensions to the left of all plates and of the sites that the guide
+    enumerates.
 
-def _log_density(sites: list[Site], plate: CondIndepStackFrame, nesting: int) -> Tensor:
-    """Unscaled log-probability of the sites inside a plate, shape ``(num_samples or 1, N or 1)``."""
-    inside = [site for site in sites if plate.name in {frame.name for frame in site_plates(site)}]
-    terms = [(site, scale_and_mask(score(site), 1.0, site["mask"])) for site in inside]
-    return add_up(terms, -nesting - 1, cast(int, plate.dim))
+    Args:
+        model: Pyro program of p(x, z).
+        args: Its arguments.
+        values: Values of latent sites and indices of subsampling plates, by name.
+        num_draws: Number of draws in the values.
+        kwargs: Its keyword arguments.
+        nesting: Depth of the program's own plates; ``None`` for values without a dimension of draws.
+        drawn_with: The run of the guide that made the values, if it enumerated sites.
+    """
+    enumerated = drawn_with is not None and drawn_with.depth is not None
+    program = with_draws(Given(values, drawn_with.infer if drawn_with else None)(model), num_draws, nesting)
+
+    def run(program: Program) -> list[Site]:
+        return sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
+
+    with explained_divergence():
+        if enumerated:
+            return run(poutine.enum(program))
+        if nesting is not None:
+            return run(poutine.enum(program, first_available_dim=-nesting - 2))
+        sites = run(program)
+        if any(map(is_enumerated, sites)):
+            depth = max((-frame.dim for site in sites for frame in site_plates(site)), default=0)
+            sites = run(poutine.enum(program, first_available_dim=-depth - 1))
+    return sites

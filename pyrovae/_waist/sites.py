@@ -1,8 +1,8 @@
-"""Sample sites of a model and its guide: run together, checked against each other, scored one by one."""
+"""Sample sites of a model and its guide: their plates, their checks and their log-probabilities."""
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,31 +17,19 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
+from pyrovae._waist.support import inside_support, is_real
+
 Program = Callable[..., Any]
 Site = Any  # a Pyro message
-
-
-def trace(
-    model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any], depth: int | None = None
-) -> tuple[list[Site], list[Site]]:
-    """Runs the guide, then the model on the guide's draws, and returns the sample sites of model and guide.
-
-    With a depth, sites that ask for it are enumerated along dimensions to the left of so many plates.
-    """
-    if depth is not None:
-        guide, model = poutine.enum(guide, first_available_dim=-depth - 1), poutine.enum(model)  # left of the guide's
-    with _told_of_divergence():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return sample_sites(model_trace), sample_sites(guide_trace)
+DRAWS = "_pyrovae_draws"  # name of the plate of draws
 
 
 @contextmanager
-def _told_of_divergence() -> Iterator[None]:
-    """Says what it means that a distribution refuses parameters which are no numbers.
+def explained_divergence() -> Iterator[None]:
+    """Explain the error that a distribution raises when its parameters are NaN or infinite.
 
     Raises:
-        FloatingPointError: Instead of the distribution's error.
+        FloatingPointError: In place of the ValueError of the distribution.
     """
     try:
         yield
@@ -56,34 +44,112 @@ def _told_of_divergence() -> Iterator[None]:
         ) from error
 
 
-def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIndepStackFrame:
-    """Runs guide and model once with validation on and returns the outermost plate of the observed sites.
+def sample_sites(trace: poutine.Trace) -> list[Site]:
+    """Return the sample sites of a run, without those at which plates choose their data."""
+    return [site for site in prune_subsample_sites(trace).nodes.values() if site["type"] == "sample"]
 
-    Latents outside that plate, and latents that the model enumerates, are no fault of a program that is to be trained.
+
+def site_plates(site: Site) -> list[Any]:
+    """Return the vectorized plates of a site, outermost first, without the plate of draws."""
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != DRAWS]
+
+
+def plate_names(site: Site) -> set[str]:
+    """Return the names of the vectorized plates of a site."""
+    return {frame.name for frame in site_plates(site)}
+
+
+def shared_plates(sites: list[Site]) -> list[CondIndepStackFrame]:
+    """Return the plates that all sites are in, outermost first."""
+    return [frame for frame in site_plates(sites[0]) if all(frame.name in plate_names(site) for site in sites)]
+
+
+def outermost_plate(sites: list[Site]) -> CondIndepStackFrame:
+    """Return the outermost plate that all sites are in.
 
     Raises:
-        ValueError: If model and guide disagree about their latent sites, no plate holds the observed sites, or a value
-            lies outside the support of its distribution.
+        ValueError: If no plate holds all of them.
+    """
+    if not sites:
+        raise ValueError("the model observes nothing; pass the data with pyro.sample(name, distribution, obs=x)")
+    if not (shared := shared_plates(sites)):
+        raise ValueError(
+            f"there is no data plate around the observed sites {[site['name'] for site in sites]}; declare the data "
+            f"independent with a vectorized plate, `with pyro.plate('data', len(x)):`"
+        )
+    return sized(shared[0], sites)
+
+
+def sized(plate: CondIndepStackFrame, sites: Sequence[Site]) -> CondIndepStackFrame:
+    """Return a plate with its size. Pyro gives -1 to a plate that was declared without one.
+
+    Args:
+        plate: The plate.
+        sites: Sites inside the plate, from which a missing size is read.
+    """
+    if plate.size is not None and plate.size >= 0:
+        return plate
+    dim: int = plate.dim  # type: ignore[assignment]
+    shapes = [_batch_shape(site) for site in sites if plate.name in plate_names(site)]
+    size = max((shape[dim] for shape in shapes if len(shape) >= -dim), default=1)
+    return plate._replace(size=size, full_size=size)
+
+
+def _batch_shape(site: Site) -> torch.Size:
+    value, event = site["value"], len(site["fn"].event_shape)
+    of_value = value.shape[: value.ndim - event] if isinstance(value, Tensor) else torch.Size()
+    return torch.broadcast_shapes(of_value, site["fn"].batch_shape)
+
+
+def is_enumerated(site: Site) -> bool:
+    """Return whether a site asks to be summed out over all of its values."""
+    return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
+
+
+def is_point(distribution: Any) -> bool:
+    """Return whether a distribution has all of its mass on a point."""
+    while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, dist.Delta)
+
+
+def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIndepStackFrame:
+    """Run guide and model once with validation, and return the outermost plate of the observed sites.
+
+    Latent sites outside of that plate, and sites that the model enumerates, are no error in a program to be trained.
+
+    Raises:
+        ValueError: If model and guide disagree about their latent sites, if no plate holds the observed sites, or if a
+            value lies outside the support of its distribution.
     """
     with pyro.validation_enabled():
-        model_sites, guide_sites = trace(model, guide, args, {})
+        model_sites, guide_sites = trace(model, guide, args)
         check_same_latents(model_sites, guide_sites)
         for site in model_sites + guide_sites:
-            score(site)
+            score(site, strict=True)
     observed = [site for site in model_sites if site["is_observed"]]
     return outermost_plate([site for site in observed if site_plates(site)] or observed)
 
 
+def trace(model: Program, guide: Program, args: Sequence[Any], kwargs: Any = None) -> tuple[list[Site], list[Site]]:
+    """Run the guide, then the model at its draws, and return the sample sites of model and guide."""
+    with explained_divergence():
+        guide_trace = poutine.trace(guide).get_trace(*args, **(kwargs or {}))
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **(kwargs or {}))
+    return sample_sites(model_trace), sample_sites(guide_trace)
+
+
 def global_draws(model: Program, guide: Program, args: Sequence[Any], *, plate: str | None = None) -> dict[str, Tensor]:
-    """Draws the latent sites that lie outside the data plate.
+    """Draw the latent sites that lie outside of the data plate.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If all latent sites lie inside.
     """
-    model_sites, guide_sites = trace(model, guide, args, {})
+    model_sites, guide_sites = trace(model, guide, args)
     name = plate or outermost_plate([site for site in model_sites if site["is_observed"] and site_plates(site)]).name
-    latents = [site for site in guide_sites if not site["is_observed"]]
-    outside = [site for site in latents if name not in {frame.name for frame in site_plates(site)}]
+    of_model = {site["name"] for site in model_sites if not site["is_observed"]}
+    latents = [site for site in guide_sites if site["name"] in of_model]
+    outside = [site for site in latents if name not in plate_names(site)]
     if not outside:
         raise ValueError(
             f"all latent sites, {[site['name'] for site in latents]}, lie inside the data plate {name!r}; there is no "
@@ -92,38 +158,18 @@ def global_draws(model: Program, guide: Program, args: Sequence[Any], *, plate: 
     return {site["name"]: site["value"].detach() for site in outside}
 
 
-def latent_draws(guide: Program, args: Sequence[Any]) -> dict[str, Tensor]:
-    """Runs the guide once and returns the draws of each latent site in its outermost plate, shape ``(N, units)``."""
-    draws = {}
-    for site in sample_sites(poutine.trace(guide).get_trace(*args)):
-        if not (site["is_observed"] or is_enumerated(site)) and (frames := site_plates(site)):
-            dim = frames[0].dim - site["fn"].event_dim
-            value = site["value"].movedim(dim, 0)
-            draws[site["name"]] = value.reshape(len(value), -1).double()
-    return draws
-
-
-def site_plates(site: Site) -> list[Any]:
-    """A site's vectorized plates, outermost first."""
-    return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != "_pyrovae_draws"]
-
-
-def is_enumerated(site: Site) -> bool:
-    """Whether a site asks to be summed out over all of its values."""
-    return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
-
-
 def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    """Checks that model and guide have the same latent sites, but for enumerated and auxiliary ones.
+    """Check that model and guide have the same latent sites, except for enumerated and auxiliary ones.
 
     Raises:
-        ValueError: If they do not, or a site asks for parallel draws.
+        ValueError: If a latent site is missing in either, a site asks for parallel draws, the guide has no density, or
+            an auxiliary site of the guide has no counterpart.
     """
     for site in filter(is_enumerated, model_sites + guide_sites):
         if site["infer"].get("num_samples") is not None:
             raise ValueError(
-                f"latent site {site['name']!r} asks for {site['infer']['num_samples']} parallel samples, which is no "
-                f"sum over its values; enumerate it, infer={{'enumerate': 'parallel'}}, or draw it"
+                f"latent site {site['name']!r} asks for {site['infer']['num_samples']} parallel samples, which is not "
+                f"a sum over its values; enumerate it, infer={{'enumerate': 'parallel'}}, or draw it"
             )
     _check_points(model_sites, guide_sites)
     in_model = {site["name"] for site in model_sites if not (site["is_observed"] or is_enumerated(site))}
@@ -142,10 +188,32 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
         )
 
 
+def check_auxiliary(model_sites: list[Site], guide_sites: list[Site]) -> None:
+    """Check that auxiliary sites of the guide are the noise from which its other sites are computed.
+
+    An autoguide draws one auxiliary vector and computes every latent site from it, as a point. A vector that leaves
+    latent sites random has a density of its own in log q, which nothing in the model matches: then the mean weight is
+    not p(x), and can be infinite.
+
+    Raises:
+        ValueError: If auxiliary sites have more entries than the points that are computed from them.
+    """
+    in_model = {site["name"] for site in model_sites}
+    alone = [s for s in guide_sites if s["infer"].get("is_auxiliary") and s["name"] not in in_model]
+    points = [site for site in guide_sites if site["name"] in in_model and is_point(site["fn"])]
+    free, bound = (sum(site["value"].numel() for site in sites) for sites in (alone, points))
+    if free > bound:
+        raise ValueError(
+            f"auxiliary site {alone[0]['name']!r} of the guide has no counterpart in the model, so the mean of the "
+            f"importance weights is not p(x); sample it in the model too, from a density given the other latent sites, "
+            f"or leave it out of the guide"
+        )
+
+
 def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    """Refuses a guide without a density: all mass on a point where the model has a density, and nothing else drawn."""
+    """Refuse a guide that puts all mass on a point where the model has a density, and draws nothing else."""
     if any(site["infer"].get("is_auxiliary") for site in guide_sites):
-        return  # an autoguide computes such points from what it draws
+        return  # an autoguide computes such points from its auxiliary draw
     of_model = {site["name"]: site["fn"] for site in model_sites if not site["is_observed"]}
     for site in guide_sites:
         given = site["is_observed"] or site["infer"].get("_pyrovae_given")
@@ -156,56 +224,53 @@ def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
             )
 
 
-def is_point(distribution: Any) -> bool:
-    """Whether a distribution has all of its mass on a point."""
-    while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return isinstance(distribution, dist.Delta)
+def score(site: Site, *, strict: bool = False) -> Tensor:
+    """Return the unscaled log-probability of a site, in its batch shape, nats.
 
+    A draw of a latent site outside of the support has probability zero: -inf.
 
-def shared_plates(sites: list[Site]) -> list[CondIndepStackFrame]:
-    """The plates that all sites are in, outermost first."""
-    return [frame for frame in site_plates(sites[0]) if all(frame in site["cond_indep_stack"] for site in sites)]
-
-
-def outermost_plate(sites: list[Site]) -> CondIndepStackFrame:
-    """The outermost plate that all sites are in.
+    Args:
+        site: The site.
+        strict: Whether such a draw is an error, as it is in training.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: With validation, if an observed value lies outside of the support or has another event shape.
     """
-    if not sites:
-        raise ValueError("the model observes nothing; pass the data with pyro.sample(name, distribution, obs=x)")
-    if not (shared := shared_plates(sites)):
-        raise ValueError(
-            f"there is no data plate around the observed sites {[site['name'] for site in sites]}; declare the data "
-            f"independent with a vectorized plate, `with pyro.plate('data', len(x)):`"
-        )
-    return shared[0]
-
-
-def score(site: Site) -> Tensor:
-    """Unscaled log-probability of a site, shape: its batch shape."""
+    fn, value = site["fn"], site["value"]
+    inside = None
+    if not (strict or site["is_observed"] or is_real(fn)) and (inside := inside_support(fn, value)) is not None:
+        value = _replaced_outside(fn, value, inside)
     try:
-        log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        log_prob: Tensor = fn.log_prob(value, *site["args"], **site["kwargs"])
     except ValueError as error:
         raise ValueError(_outside_support(site, " ".join(str(error).split())[:200])) from error
     if is_validation_enabled():
-        event_shape = site["fn"].event_shape
-        if site["value"].shape[site["value"].ndim - len(event_shape) :] != event_shape:
-            raise ValueError(
-                f"site {site['name']!r}: a value of shape {tuple(site['value'].shape)} would be broadcast to the event "
-                f"shape {tuple(event_shape)} of its distribution; give model, guide and data the same event shape"
-            )
-        checked: Any = {**site, "log_prob": log_prob}
-        plates = [-frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
-        enumerated = site["infer"].get("_dim_to_id")  # dimensions to the left of all plates
-        check_site_shape(checked, max_plate_nesting=max(plates, default=0) if enumerated else sys.maxsize)
-    return log_prob
+        _check_shapes(site, log_prob)
+    return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
+
+
+def _replaced_outside(fn: Any, value: Tensor, inside: Tensor) -> Tensor:
+    """Put valid values where a value lies outside of the support, if a distribution would raise an error there."""
+    if not is_validation_enabled() or inside.all():
+        return value
+    return torch.where(inside.reshape(inside.shape + (1,) * len(fn.event_shape)), value, fn.sample())
+
+
+def _check_shapes(site: Site, log_prob: Tensor) -> None:
+    event_shape = site["fn"].event_shape
+    if site["value"].shape[site["value"].ndim - len(event_shape) :] != event_shape:
+        raise ValueError(
+            f"site {site['name']!r}: a value of shape {tuple(site['value'].shape)} would be broadcast to the event "
+            f"shape {tuple(event_shape)} of its distribution; give model, guide and data the same event shape"
+        )
+    checked: Any = {**site, "log_prob": log_prob}
+    plates = [-frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
+    enumerated = site["infer"].get("_dim_to_id")  # dimensions to the left of all plates
+    check_site_shape(checked, max_plate_nesting=max(plates, default=0) if enumerated else sys.maxsize)
 
 
 def _outside_support(site: Site, reason: str) -> str:
-    """What a distribution's refusal means and how to answer it."""
+    """Say what the error of a distribution means, and what to do."""
     fn, value = site["fn"], site["value"]
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | torch.distributions.Independent):
         fn = fn.base_dist
@@ -227,13 +292,8 @@ def _outside_support(site: Site, reason: str) -> str:
     return message
 
 
-def sample_sites(trace: poutine.Trace) -> list[Site]:
-    """The sample sites of a run, without the choices of subsampling plates."""
-    return [site for site in prune_subsample_sites(trace).nodes.values() if site["type"] == "sample"]
-
-
 class Latents(Messenger):
-    """Keeps the messages of latent sites by name, in the order of the runs: the guide's, then the model's."""
+    """Keep the messages of latent sites by name, in the order of the runs: the guide's, then the model's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,7 +305,7 @@ class Latents(Messenger):
 
 
 class LatentScale(Messenger):
-    """Multiplies the log-probabilities of latent sites in model and guide; unlike Pyro's scale, by 0 too."""
+    """Multiply the log-probabilities of latent sites in model and guide; unlike Pyro's scale, also by 0."""
 
     def __init__(self, scale: float | Tensor) -> None:
         super().__init__()
@@ -263,14 +323,14 @@ class LatentScale(Messenger):
 
 
 def same_scale(first: float | Tensor, second: float | Tensor) -> bool:
-    """Whether two sites are scaled alike; told without values where they have the very same tensor."""
+    """Return whether two sites are scaled alike, without a look at values if they have the very same tensor."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first is second or torch.equal(first, second)
     return not (isinstance(first, Tensor) or isinstance(second, Tensor)) and first == second
 
 
 def factors(distribution: Any) -> Any | None:
-    """The distribution of each latent dimension, all in the batch shape; None where they are not independent."""
+    """Return the distribution of each latent dimension in the batch shape, or ``None`` if they are dependent."""
     if distribution.event_shape == ():
         return distribution
     independent = isinstance(distribution, torch.distributions.Independent)

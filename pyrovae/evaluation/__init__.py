@@ -13,15 +13,18 @@ from pyrovae.evaluation.diagnostics.surgery import collapsed_units, elbo_surgery
 from pyrovae.evaluation.diagnostics.verdicts import diagnose, draws_needed, verdicts
 from pyrovae.evaluation.estimators.ais import ais, bdmc
 from pyrovae.evaluation.estimators.global_latents import evaluate_globals
-from pyrovae.evaluation.estimators.importance import evaluate
+from pyrovae.evaluation.estimators.importance import evaluate, log_weights
 from pyrovae.evaluation.estimators.nuts import nuts
 from pyrovae.evaluation.estimators.rqmc import rqmc
-from pyrovae.evaluation.estimators.sampling import log_weights
 from pyrovae.evaluation.posterior.imputation import impute
 from pyrovae.evaluation.posterior.inference_data import to_inference_data
 from pyrovae.evaluation.posterior.predictive import posterior_predictive_check
+from pyrovae.evaluation.problem import Options, Problem
+from pyrovae.evaluation.report import report
 
 __all__ = [
+    "Options",
+    "Problem",
     "active_units",
     "ais",
     "bdmc",
@@ -40,6 +43,7 @@ __all__ = [
     "nuts",
     "posterior_predictive_check",
     "psis",
+    "report",
     "rqmc",
     "simulation_based_calibration",
     "to_inference_data",

@@ -10,10 +10,32 @@ inequality :math:`\mathrm{ELBO} \le \mathrm{IWAE}_k \le \mathrm{IWAE}_{mk} \le \
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+
+
+def of_valid(
+    log_weights: Tensor, columns: Callable[[Tensor], Mapping[str, Tensor]], *, draws_dims: int = 1
+) -> dict[str, Tensor]:
+    """Compute columns of the data whose log-weights are numbers or -inf; those of all others are NaN.
+
+    Args:
+        log_weights: Shape ``(*draws, N)``, nats.
+        columns: Function of log-weights that returns values by name, shape ``(n,)`` or ``(n, *rest)``.
+        draws_dims: Number of dimensions of draws.
+    """
+    valid = ~(log_weights.isnan() | (log_weights == math.inf)).flatten(0, draws_dims - 1).any(0)
+    if valid.all():
+        return dict(columns(log_weights))
+    size, found = len(valid), columns(log_weights[..., valid] if valid.any() else torch.zeros_like(log_weights))
+    result = {}
+    for name, values in found.items():
+        result[name] = torch.full((size, *values.shape[1:]), math.nan, dtype=torch.float64)
+        if valid.any():
+            result[name][valid.to(values.device)] = values.double().cpu()
+    return result
 
 
 def elbo(log_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,20 +75,32 @@ def log_likelihood(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     return estimate, relative_variance.sqrt()
 
 
+def rounding_error(log_weights: Tensor) -> Tensor:
+    """Return the error of the log-likelihood that comes from the rounding of log-weights, shape ``(N,)``, nats.
+
+    A log-weight is a sum of many terms, so its relative error is that of its type, a few units in the last place.
+    """
+    largest = log_weights.amax(0).abs()
+    return torch.finfo(log_weights.dtype).eps * torch.where(largest.isfinite(), largest, 0.0).double()
+
+
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     r"""Kish's effective sample size of each datum, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, shape ``(N,)``, 1 to K.
 
     Source:
         *Survey Sampling* (Kish, 1965); Kong (1992) for importance weights.
     """
-    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
+    total = log_weights.logsumexp(0)
+    ess = (2 * total - (2 * log_weights).logsumexp(0)).exp()
+    return torch.where(total == -math.inf, 0.0, ess)  # no draw has a weight
 
 
 def _window_sums(log_weights: Tensor, k: int) -> Tensor:
     """Log of the sums over all cyclic windows of k draws, shape ``(num_samples, N)``, nats."""
     rows = log_weights.T.contiguous()  # neighbours in memory are shifted fastest
     highest = rows.amax(1, keepdim=True)
-    if k > 1 and (highest - rows.amin(1, keepdim=True)).max() < -math.log(torch.finfo(rows.dtype).tiny):
+    lowest = rows.amin(1, keepdim=True)
+    if k > 1 and lowest.isfinite().all() and (highest - lowest).max() < -math.log(torch.finfo(rows.dtype).tiny):
         sums = _by_doubling(torch.add, (rows - highest).exp(), k).log() + highest
     else:  # some weights are zero beside the largest, and only their logs can be added
         sums = _by_doubling(torch.logaddexp, rows, k)

@@ -1,170 +1,185 @@
-r"""The posterior of some data as a density on real vectors: what HMC moves in and local approximations are fitted to.
+r"""The posterior of some data as a density on real vectors, in which HMC moves and local approximations are fitted.
 
 All latent sites of a datum are laid side by side in one vector u. A site with a constrained value, z = f(u), adds
 :math:`\log |\det \partial f / \partial u|` to log p(x, z) and to log q(z | x) alike, and leaves log-weights alone.
 """
 
 import math
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from pyro.distributions import Delta
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
-from pyrovae._waist.draws import draw_latents
-from pyrovae._waist.sites import Latents, Site, is_point, score
-from pyrovae._waist.summation import add_up
-from pyrovae._waist.weights import importance_weights
-from pyrovae.evaluation.problem import Piece, Pieces
+from pyrovae._compilation.graphs import compiled_or_none
+from pyrovae._waist.sites import Site, is_point
+from pyrovae._waist.support import is_periodic, is_same_support, support_of
+from pyrovae.evaluation.problem import Batch, Drawn, Problem
 
 
-class Target:
-    """log p(x, z) and log q(z | x) of the data of a piece, in the real vectors u; to be used in isolation.
+class Space:
+    """The map between the latent sites of a program and real vectors, the same for all batches of a problem.
+
+    Args:
+        problem: An opened problem.
 
     Attributes:
-        size: Number of data in the piece, N.
-        dim: Length of u, D.
+        dim: Length of a vector u, D.
 
     Raises:
-        ValueError: If a latent site is discrete, masked, auxiliary or a point, its support depends on others, or the
-            program sums one out.
+        ValueError: If a latent site is discrete, masked, an angle, auxiliary or a point, or its support depends on
+            other latents; or if the guide enumerates a site.
     """
 
-    def __init__(self, pieces: Pieces, piece: Piece) -> None:
-        self.pieces, self.subsample, self.args = pieces, piece.subsample or {}, pieces.arguments(piece)
-        self._data_dim, self.size = pieces.data_dim, pieces.plate.size
-        first, again = self._run(), self._run()
-        self._sites = {name: of_guide for name, (of_guide, _) in first.items()}
-        self._bijections = {name: biject_to(_support(of_model["fn"])) for name, (_, of_model) in first.items()}
-        for name, (_, of_model) in again.items():
-            _check_support(name, self._bijections[name], biject_to(_support(of_model["fn"])), of_model["value"])
-        real = {name: self._bijections[name].inv(site["value"]) for name, site in self._sites.items()}
-        self._shapes = {name: value.movedim(self._data_dim, 1).shape[2:] for name, value in real.items()}
-        self.dim = sum(map(math.prod, self._shapes.values()))
-
-    def _run(self) -> dict[str, tuple[Site, Site]]:
-        """The latent sites of guide and model in one run."""
-        of_guide, of_model = Latents(), Latents()
-        weights = importance_weights(
-            of_model(self.pieces.model),
-            of_guide(self.pieces.guide),
-            self.args,
-            nesting=self.pieces.nesting,
-            plate=self.pieces.plate_name,
-            values=self.subsample,
-        )
-        for name, (site, *_) in of_guide.runs.items():
-            _check_continuous(name, site, in_model=name in of_model.runs)
-        if weights.densities is None:
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        if problem.probe.enumerates:
             raise ValueError(
-                "the program sums out a discrete latent site, so log p(x, z) and log q(z | x) are not known apart; "
-                "use pyrovae.evaluation.evaluate"
+                "the guide enumerates a discrete latent site, so log p(x, z) and log q(z | x) are not known apart; "
+                "leave the site to the model, which sums it out, or use pyrovae.evaluation.evaluate"
             )
-        self.size = weights.plate.size
-        return {name: (site, of_model.runs[name][0]) for name, (site, *_) in of_guide.runs.items()}
+        problem.check_repeats()
+        batch = next(problem.batches(2))
+        first, again = problem.run(batch), problem.run(batch)
+        of_guide, of_model = _latents(first.guide_sites), _latents(first.model_sites)
+        for name, site in of_guide.items():
+            _check_continuous(name, site, in_model=name in of_model)
+        self.sites = of_guide
+        self.bijections = {name: biject_to(_support(of_model[name]["fn"])) for name in of_guide}
+        for name, site in _latents(again.model_sites).items():
+            if name in of_guide and not is_same_support(site["fn"], of_model[name]["fn"]):
+                raise ValueError(
+                    f"the support of latent site {name!r} depends on other latents, so its values have no real "
+                    f"coordinates of their own; give it a fixed support, or use pyrovae.evaluation.evaluate"
+                )
+        drawn = problem.draw(batch, 2)
+        real = {name: self.bijections[name].inv(drawn.values[name]) for name in of_guide}
+        self.shapes = {name: value.movedim(problem.data_dim, 1).shape[2:] for name, value in real.items()}
+        self.dim = sum(map(math.prod, self.shapes.values()))
+        self.graphs: dict[tuple[int, ...], Callable[..., Sequence[Tensor]] | None] = {}
 
-    @torch.no_grad()
-    def draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Draws u from the guide, shape ``(num_samples, N, D)``, and log q(u | x), shape ``(num_samples, N)``."""
-        sites = draw_latents(
-            self.pieces.guide, self.args, num_samples, nesting=self.pieces.nesting, values=self.subsample
-        )
-        drawn = {name: sites[name] for name in self._sites}
-        dims = -self.pieces.nesting - 1, cast(int, self.pieces.plate.dim)
-        log_q = add_up([(site, score(site)) for site in drawn.values()], *dims)
-        u = self.flatten({name: site["value"] for name, site in drawn.items()})
-        return u, log_q.expand(num_samples, self.size) + self.values(u)[1]
-
-    def flatten(self, values: dict[str, Tensor]) -> Tensor:
-        """The vectors u of some latents' values, shape ``(num_samples, N, D)``."""
-        real = (self._bijections[name].inv(values[name]).movedim(self._data_dim, 1) for name in self._sites)
+    def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the vectors u of values of the latents, shape ``(num_draws, N, D)``."""
+        dim = self.problem.data_dim
+        real = (self.bijections[name].inv(values[name]).movedim(dim, 1) for name in self.sites)
         return torch.cat([value.reshape(*value.shape[:2], -1) for value in real], dim=-1)
 
-    def select(self, values: dict[str, Tensor], start: int) -> dict[str, Tensor]:
-        """Picks from one draw of the latents of all data those that belong to this piece, which begins at ``start``."""
-        selected = {}
-        for name, site in self._sites.items():
-            ndim = self.pieces.nesting + 1 + site["fn"].event_dim
-            value = values[name].reshape((1,) * (ndim - values[name].ndim) + values[name].shape)
-            selected[name] = value.narrow(self._data_dim, start, self.size)
-        return selected
-
     def values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The latents' values at u, and the log-determinant of the map, shape ``(num_samples, N)``."""
-        values, log_det = {}, u.new_zeros(u.shape[:2])
-        parts = u.split([math.prod(shape) for shape in self._shapes.values()], dim=-1)
-        for (name, shape), part in zip(self._shapes.items(), parts, strict=True):
-            real = part.reshape(*u.shape[:2], *shape).movedim(1, self._data_dim)
-            values[name] = self._bijections[name](real)
-            own = self._bijections[name].log_abs_det_jacobian(real, values[name]).movedim(self._data_dim, 1)
+        """Return the values of the latents at u, and the log-determinant of the map, shape ``(num_draws, N)``."""
+        values, log_det, dim = {}, u.new_zeros(u.shape[:2]), self.problem.data_dim
+        parts = u.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
+        for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
+            real = part.reshape(*u.shape[:2], *shape).movedim(1, dim)
+            values[name] = self.bijections[name](real)
+            own = self.bijections[name].log_abs_det_jacobian(real, values[name]).movedim(dim, 1)
             log_det = log_det + own.reshape(*u.shape[:2], -1).sum(-1)
         return values, log_det
 
-    def by_datum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Latents' values with the data as second dimension, shape ``(num_samples, N, *rest)``."""
-        return {name: value.movedim(self._data_dim, 1) for name, value in values.items()}
+    def by_datum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return values of the latents with the data as second dimension, shape ``(num_draws, N, *rest)``."""
+        return {name: values[name].movedim(self.problem.data_dim, 1) for name in self.sites}
 
-    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns log p(x, u) and log q(u | x), shapes ``(num_samples, N)``."""
-        values, log_det = self.values(u)
-        densities = self._weights(values, len(u)).densities
-        return densities.prior + densities.likelihood + log_det, densities.guide + log_det
+
+class Target:
+    """log p(x, u) and log q(u | x) of the data of a batch, in real vectors u.
+
+    Args:
+        space: The map to real vectors.
+        batch: Some data.
+
+    Attributes:
+        size: Number of data in the batch, N.
+        dim: Length of u, D.
+    """
+
+    def __init__(self, space: Space, batch: Batch) -> None:
+        self.space, self.problem, self.batch = space, space.problem, batch
+        self.size, self.dim = batch.size, space.dim
+
+    def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
+        """Draw u from the guide, shape ``(num_draws, N, D)``, and return it with log q(u | x), ``(num_draws, N)``."""
+        with torch.no_grad():
+            drawn: Drawn = self.problem.draw(self.batch, num_draws)
+            u = self.space.flatten(drawn.values)
+            return u, drawn.log_q + self.space.values(u)[1]
 
     def log_joint(self, u: Tensor) -> Tensor:
-        """Returns log p(x, u) alone, shape ``(num_samples, N)``; the guide is run, but not scored."""
-        values, log_det = self.values(u)
-        densities = self._weights(values, len(u), _PointMass(values)(self.pieces.guide)).densities
-        return densities.prior + densities.likelihood + log_det
+        """Return log p(x, u), shape ``(num_draws, N)``, nats."""
+        values, log_det = self.space.values(u)
+        return self.problem.log_joint(self.batch, values, len(u)) + log_det
 
-    def _weights(self, values: dict[str, Tensor], num_samples: int, guide: Any = None) -> Any:
-        return importance_weights(
-            self.pieces.model,
-            guide or self.pieces.guide,
-            self.args,
-            num_samples,
-            nesting=self.pieces.nesting,
-            plate=self.pieces.plate_name,
-            values=values | self.subsample,
-        )
+    def log_guide(self, u: Tensor) -> Tensor:
+        """Return log q(u | x), shape ``(num_draws, N)``, nats."""
+        values, log_det = self.space.values(u)
+        return self.problem.log_guide(self.batch, values, len(u)) + log_det
+
+    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x, u) and log q(u | x), shapes ``(num_draws, N)``, nats."""
+        values, log_det = self.space.values(u)
+        log_joint = self.problem.log_joint(self.batch, values, len(u))
+        return log_joint + log_det, self.problem.log_guide(self.batch, values, len(u)) + log_det
+
+    def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+        r"""Return a log-density between guide and posterior, and its gradient.
+
+        Args:
+            u: Shape ``(num_draws, N, D)``.
+            beta: The density is :math:`\log p(x, u)^\beta q(u \mid x)^{1 - \beta}`. With 1 the guide is not run.
+
+        Returns:
+            Values, shape ``(num_draws, N)``, nats, and gradients, shape ``(num_draws, N, D)``.
+        """
+        u, power = u.detach(), torch.as_tensor(beta, dtype=u.dtype, device=u.device)
+
+        def run() -> list[Tensor]:
+            with torch.enable_grad():
+                at = u.detach().requires_grad_()
+                value = self.log_joint(at) if beta == 1 else self._between(at, power)
+                (gradient,) = torch.autograd.grad(value.sum(), at)
+            return [value.detach(), gradient]
+
+        if not (self.problem.options["compile"] and self.problem.vectorize):
+            value, gradient = run()
+            return value, gradient
+        key = (*u.shape, int(beta == 1))
+        inputs = [tensor for tensor in (*self.batch.args, u, power) if isinstance(tensor, Tensor)]
+        graphs = self.space.graphs
+        if key not in graphs:
+            modules = self.problem.isolation.modules
+            tensors = [t for module in modules for t in (*module.parameters(False), *module.buffers(False))]
+            graphs[key] = compiled_or_none(run, tensors, inputs, modules, caller="evaluation", frozen=True)
+        graph = graphs[key]
+        value, gradient = run() if graph is None else graph(*inputs)
+        return value, gradient
+
+    def _between(self, u: Tensor, beta: Tensor) -> Tensor:
+        log_joint, log_guide = self.log_densities(u)
+        return beta * log_joint + (1 - beta) * log_guide
 
 
-class _PointMass(Messenger):
-    """Puts all mass of latent sites on given values, so that no density need be computed."""
-
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            value = self.values[msg["name"]]
-            msg["fn"], msg["value"] = Delta(value, event_dim=msg["fn"].event_dim), value
-            msg["infer"] = {**msg["infer"], "_pyrovae_given": True}  # it is no guide's claim to know the latent
-
-
-def _support(distribution: Any) -> Any:
-    """The support of a distribution; of a mixture, for which torch has no map to the real line, that of its members."""
-    support = distribution.support
-    while isinstance(support, MixtureSameFamilyConstraint):
-        support = support.base_constraint
-    return support
+def _latents(sites: list[Site]) -> dict[str, Site]:
+    return {site["name"]: site for site in sites if not site["is_observed"]}
 
 
 def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
-    """Refuses a latent that has no posterior density to move in."""
+    """Refuse a latent site that has no posterior density on real vectors."""
     instead = "use pyrovae.evaluation.evaluate"
     if is_point(site["fn"]):
         raise ValueError(
             f"latent site {name!r} is a point in the guide, as in Pyro's autoguides, so the guide has no density; "
             f"write a guide that samples it, or {instead}"
         )
-    if site["fn"].support.is_discrete:
+    if getattr(support_of(site["fn"]), "is_discrete", False):
         raise ValueError(
             f"latent site {name!r} is discrete, a {type(site['fn']).__name__}, and Hamiltonian moves need continuous "
             f"latents; {instead}"
+        )
+    if is_periodic(site["fn"]):
+        raise ValueError(
+            f"latent site {name!r} is an angle of a VonMises distribution, which is periodic, and not a real number as "
+            f"its support says; {instead}, or parameterize the angle by a point on the circle"
         )
     if not in_model:
         raise ValueError(
@@ -178,10 +193,13 @@ def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
         )
 
 
-def _check_support(name: str, first: Any, again: Any, value: Tensor) -> None:
-    """Refuses a latent whose support is another one at another draw of the others."""
-    if not torch.allclose(first.inv(value), again.inv(value), equal_nan=True):
+def _support(distribution: Any) -> Any:
+    support = support_of(distribution)
+    if support is None:
         raise ValueError(
-            f"the support of latent site {name!r} depends on other latents, which Hamiltonian moves cannot follow; "
-            f"rescale it to a support of its own in the model, or use pyrovae.evaluation.evaluate"
+            f"{type(distribution).__name__} does not name its support, so its values cannot be mapped to real vectors; "
+            f"give it a property support, such as torch.distributions.constraints.real_vector"
         )
+    while isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return support

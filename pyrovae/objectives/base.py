@@ -15,6 +15,8 @@ from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
+from pyrovae._waist.checks import BatchNormInputs, largest_difference, needs_one_draw_a_run, with_second_draw
+from pyrovae._waist.sites import is_enumerated
 from pyrovae._waist.weights import Densities, Weights, importance_weights
 from pyrovae.arguments import check_whole
 from pyrovae.isolation import isolated
@@ -49,6 +51,7 @@ class Weighing:
 
     needs_paths = True
     is_of_batch = False
+    _is_checked = False
     num_particles: int
     num_draws: int
     max_plate_nesting: float
@@ -56,15 +59,48 @@ class Weighing:
     plate: str | None
 
     def _nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int | None:
-        """Depth of the program's plates, found by a run of it the first time; None where draws are made one by one."""
+        """Return the depth of the program's plates, or None if draws are made one by one; check it the first time."""
         if not self.vectorize_particles:
             return None
         particles = int(self.num_particles > 1)  # Pyro counts their dimension in max_plate_nesting
-        if self.max_plate_nesting == math.inf:
-            with isolated(model, guide, seed=0):  # cached, so it must not move the generator either
-                probe = importance_weights(model, guide, args, kwargs=kwargs, plate=self.plate, tempered=True)
-            self.max_plate_nesting = probe.nesting + particles
+        if not self._is_checked:
+            with isolated(model, guide, seed=0):  # the check must not move the generator
+                nesting = None if self.max_plate_nesting == math.inf else int(self.max_plate_nesting) - particles
+                self.max_plate_nesting = self._check_draws(model, guide, args, kwargs, nesting) + particles
+            self._is_checked = True
         return int(self.max_plate_nesting) - particles
+
+    def _check_draws(self, model: Program, guide: Program, args: Any, kwargs: Any, nesting: int | None) -> int:
+        """Score the same draws alone and beside others, and return the depth of the program's plates.
+
+        Raises:
+            ValueError: If the log-weights differ, or the program cannot take a dimension of draws.
+        """
+        options: Any = {"kwargs": kwargs, "plate": self.plate, "for_loss": True}
+        with BatchNormInputs() as alone:
+            one = importance_weights(model, guide, args, **options)
+        nesting = one.nesting if nesting is None else nesting
+        if any(map(is_enumerated, one.guide_sites)):
+            return nesting
+        values = with_second_draw(one.guide_sites, nesting, one.plate)
+        with BatchNormInputs() as together:
+            try:
+                two = importance_weights(model, guide, args, 2, nesting=nesting, values=values, **options)
+            except (RuntimeError, ValueError, IndexError) as error:
+                error.add_note(self._advice("it ran with one draw, and failed with two"))
+                raise
+        difference = largest_difference(two.log_weights[:1], one.log_weights)
+        if layer := together.differing(alone):
+            raise ValueError(self._advice(f"{type(layer).__name__} takes the data for its channels"))
+        if difference:
+            raise ValueError(self._advice(f"by {difference:.3g} nats for a datum"))
+        return nesting
+
+    def _advice(self, reason: str) -> str:
+        return (
+            f"{needs_one_draw_a_run(reason)}. Or run it once a draw, "
+            f"{type(self).__name__}(..., vectorize_particles=False)"
+        )
 
     def _weights(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Weights:
         weights = importance_weights(
@@ -75,7 +111,7 @@ class Weighing:
             kwargs=kwargs,
             nesting=self._nesting(model, guide, args, kwargs),
             plate=self.plate,
-            tempered=True,
+            for_loss=True,
         )
         name = type(self).__name__
         if weights.outside:

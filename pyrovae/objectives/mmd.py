@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae._waist.draws import draw_latents
-from pyrovae._waist.sites import Latents, Site
+from pyrovae._waist.draws import run_guide
+from pyrovae._waist.sites import Site
 from pyrovae.objectives.base import Objective
 from pyrovae.objectives.tempering import common_temper
 
@@ -91,11 +91,10 @@ class MMD(Objective):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Returns minus the objective, nats summed over the data, shape ``()``, to be differentiated."""
-        of_guide = Latents()
-        weights = self._weights(model, of_guide(guide), args, kwargs)
+        weights = self._weights(model, guide, args, kwargs)
         densities = self._densities(weights)
-        posterior = {name: sites[0] for name, sites in of_guide.runs.items()}
-        prior = draw_latents(model, args, kwargs=kwargs)
+        posterior = {site["name"]: site for site in weights.guide_sites if not site["is_observed"]}
+        prior = run_guide(model, args, kwargs=kwargs).latents
         if alone := sorted(set(posterior) - set(prior)):
             raise ValueError(
                 f"latent site {alone[0]!r} is the guide's alone, so there is no prior to hold it to; train with IWAE"

@@ -30,7 +30,9 @@ def of_module(module: nn.Module) -> Description:
 
 def of_object(thing: Any) -> Description:
     """An object's type and those of its attributes that are plain values, but for what it finds out itself."""
-    attributes = {name: plain(value) for name, value in vars(thing).items() if name != "max_plate_nesting"}
+    attributes = {
+        name: plain(value) for name, value in vars(thing).items() if name[0] != "_" and name != "max_plate_nesting"
+    }
     return {"type": type(thing).__name__, **attributes}
 
 

@@ -2,36 +2,61 @@ r"""Active latent units: the dimensions of z whose posterior mean follows the da
 
 .. math:: A_u = \mathrm{Var}_x \big( \mathrm{E}_{q(z \mid x)}[z_u] \big), \qquad u \text{ is active if } A_u > 0.01.
 
-The mean of S draws varies by more than the posterior mean does, by the posterior variance over S, which is taken off:
-:math:`\hat A_u = \mathrm{Var}_n(\bar z_{nu}) - \frac{1}{S} \mathrm{mean}_n(s_{nu}^2)` is unbiased for any guide.
+With S draws per datum, let :math:`\bar z_{nu}` and :math:`s^2_{nu}` be their mean and variance. The mean of draws
+varies by more than the posterior mean, by the posterior variance over S, which is subtracted:
+
+.. math:: \hat A_u = \mathrm{Var}_n(\bar z_{nu}) - \frac1S \, \mathrm{mean}_n(s_{nu}^2)
+
+is unbiased for any guide. Its standard error comes from the spread of the terms
+:math:`(\bar z_{nu} - \bar z_u)^2 - s_{nu}^2 / S` over the data. The error for a dead unit with a posterior
+variance of 1 is about :math:`\sqrt{2 / N} / S`; it should lie well below the threshold.
 """
 
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae._waist.sites import Program, latent_draws
-from pyrovae.arguments import Data, as_tensors, check_whole
+from pyrovae._waist.draws import run_guide
+from pyrovae._waist.sites import Program, is_enumerated, plate_names, site_plates
+from pyrovae._waist.weights import data_plate
+from pyrovae.arguments import check_whole
+from pyrovae.evaluation.program_data import ProgramData
 from pyrovae.isolation import fresh_seed, isolated, program_device
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def active_units(
-    guide: Program, x: Data, *, threshold: float = 0.01, num_samples: int = 50, seed: int | None = None
-) -> dict[str, Tensor]:
-    """Finds the latent units whose posterior mean varies over the data by more than a threshold.
+    guide: Program,
+    x: Any,
+    *,
+    threshold: float = 0.01,
+    num_samples: int = 50,
+    seed: int | None = None,
+    plate: str | None = None,
+) -> "xr.Dataset":
+    """Find the latent units whose posterior mean varies over the data by more than a threshold.
 
     Args:
         guide: Pyro program of q(z | x).
-        x: Data, shape ``(N, *event)``, at least two, or a tuple of tensors that share the first dimension.
+        x: Data, shape ``(N, *event)``, at least two, or a tuple of arguments.
         threshold: Variance above which a unit counts as active.
         num_samples: Draws per datum, at least two.
         seed: Seed of the draws; by default a new one from the operating system.
+        plate: Name of the data plate; by default the outermost plate that all latent sites share.
 
     Returns:
-        For each latent site whether its units are active, shape ``(units,)``; their number is the sum.
+        Dataset with, for each latent site, say ``z``, over dimension ``z_unit``: ``z``, whether a unit is active;
+        ``z_variance``, the estimate of the variance of its posterior mean, in squared units of the latent, and
+        ``z_variance_error``, the standard error of the estimate; ``z_undecided``, whether the variance lies within two
+        standard errors of the threshold, so that more data or draws could change the answer.
 
     Raises:
-        TypeError: If ``x`` is not of floating-point tensors.
-        ValueError: If ``x`` is not finite, or there are fewer than two data or draws.
+        TypeError: As :func:`evaluate`.
+        ValueError: As :func:`evaluate`; if there are fewer than two data or draws.
 
     Source:
         *Importance Weighted Autoencoders* (Burda, Grosse and Salakhutdinov, 2016), section 5.2.
@@ -40,17 +65,45 @@ def active_units(
         >>> import torch, pyrovae as pv
         >>> posterior = pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2))
         >>> vae = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Normal(pv.networks.mlp(2, 4)), posterior)
-        >>> pv.evaluation.active_units(vae.guide, 10 * torch.randn(100, 4), seed=0)["z"].shape
-        torch.Size([2])
+        >>> units = pv.evaluation.active_units(vae.guide, 10 * torch.randn(100, 4), seed=0)
+        >>> units.z.dims, bool((units.z_variance_error > 0).all())
+        (('z_unit',), True)
     """
-    args = tuple(tensor.to(program_device(guide, default=tensor.device)) for tensor in as_tensors("x", x))
+    import xarray as xr
+
+    data = ProgramData("x", x)
     check_whole(num_samples=num_samples)
-    if len(args[0]) < 2 or num_samples < 2:
-        raise ValueError(f"active_units compares two or more data and draws, got {len(args[0])} and {num_samples}")
-    with isolated(guide, seed=fresh_seed() if seed is None else seed):
-        runs = [latent_draws(guide, args) for _ in range(num_samples)]
-    activity = {}
-    for site in runs[0]:
-        draws = torch.stack([run[site] for run in runs])
-        activity[site] = draws.mean(0).var(0) - draws.var(0).mean(0) / num_samples
-    return {site: variance > threshold for site, variance in activity.items()}
+    if len(data) < 2 or num_samples < 2:
+        raise ValueError(f"active_units compares two or more data and draws, got {len(data)} and {num_samples}")
+    args = data.batch(0, len(data), program_device(guide, default=data.device))
+    seed = fresh_seed() if seed is None else seed
+    with isolated(guide, seed=seed):
+        runs = [_draws_by_datum(guide, args, plate) for _ in range(num_samples)]
+    columns: dict[str, tuple[str, np.ndarray]] = {}
+    for name in runs[0]:
+        draws = torch.stack([run[name] for run in runs])
+        mean = draws.mean(0)
+        terms = (mean - mean.mean(0)).square() * len(mean) / (len(mean) - 1) - draws.var(0) / num_samples
+        variance, error = terms.mean(0), terms.std(0) / len(mean) ** 0.5
+        found = {
+            name: variance > threshold,
+            f"{name}_variance": variance,
+            f"{name}_variance_error": error,
+            f"{name}_undecided": (variance - threshold).abs() < 2 * error,
+        }
+        columns |= {key: (f"{name}_unit", values.cpu().numpy()) for key, values in found.items()}
+    return xr.Dataset(columns, attrs={"threshold": threshold, "num_samples": num_samples, "seed": seed})
+
+
+def _draws_by_datum(guide: Program, args: tuple[Any, ...], plate: str | None) -> dict[str, Tensor]:
+    """Run the guide once and return the draws of each latent site in the data plate, shape ``(N, units)``."""
+    sites = [site for site in run_guide(guide, args).sites if not (site["is_observed"] or is_enumerated(site))]
+    data = data_plate([site for site in sites if site_plates(site)], plate)
+    assert data.dim is not None
+    found = {}
+    for site in (site for site in sites if data.name in plate_names(site)):
+        event = site["fn"].event_dim
+        value = site["value"].expand(*site["fn"].batch_shape, *site["fn"].event_shape)
+        value = value.movedim(data.dim - event, 0)
+        found[site["name"]] = value.reshape(len(value), -1).double()
+    return found

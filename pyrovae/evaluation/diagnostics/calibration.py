@@ -9,39 +9,32 @@ is uniform on 0, ..., L if q is the posterior. The ranks pile up at both ends if
 too wide, and at one end if it is shifted.
 """
 
-import time
 from itertools import cycle
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-import pyro
 import torch
-import xarray as xr
-from scipy.stats import chisquare
 from torch import Tensor
 
-from pyrovae._waist.draws import draw_latents
 from pyrovae._waist.sites import Program
-from pyrovae.arguments import Data
-from pyrovae.evaluation.posterior.predictive import arranged
-from pyrovae.evaluation.problem import Pieces
+from pyrovae.evaluation.problem import Batch, Options, Problem
 from pyrovae.evaluation.provenance import attributes
 from pyrovae.evaluation.simulation import simulate
-from pyrovae.isolation import fresh_seed, isolated
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def simulation_based_calibration(
     model: Program,
     guide: Program,
-    x: Data,
+    x: Any,
     num_draws: int = 99,
     *,
     num_simulations: int = 1000,
-    seed: int | None = None,
-    plate: str | None = None,
-    vectorize: bool = True,
-    memory: int | None = None,
-) -> xr.Dataset:
-    """Ranks the latents that simulated data came from among the guide's draws for these data.
+    **options: Unpack[Options],
+) -> "xr.Dataset":
+    """Rank the latents that simulated data came from among the guide's draws for these data.
 
     It judges the guide's posterior on data from the model, whatever its data are; the guide must take any data, so its
     parameters must not belong to single data. A unit whose ranks are uniform may still be wrong jointly with others.
@@ -53,10 +46,7 @@ def simulation_based_calibration(
             model observes of them is simulated, other arguments are given; they are gone through again and again.
         num_draws: Draws of the guide per simulated datum, L.
         num_simulations: Number of simulated data.
-        seed: Seed of the draws; by default a new one from the operating system.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        vectorize: Whether many draws are made in one run; see :func:`log_weights`.
-        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
+        **options: See :class:`Options`; without ``checkpoint``.
 
     Returns:
         Dataset with, for each latent site, say ``z``: ``z``, the ranks, 0 to L, over ``simulation`` and ``z_unit``, and
@@ -88,55 +78,52 @@ def simulation_based_calibration(
             f"calibration needs num_draws of at least 1 and num_simulations of at least 50, got {num_draws} and "
             f"{num_simulations}"
         )
-    start, seed = time.perf_counter(), fresh_seed() if seed is None else seed
+    import xarray as xr
+
+    simulated: Options = {**options, "binarization": "simulated"}
+    problem = Problem(model, guide, x, **simulated)
     parts: list[dict[str, Tensor]] = []
     done = 0
-    with isolated(model, guide, seed=seed):
-        pieces = Pieces(model, guide, x, plate=plate, vectorize=vectorize, memory=memory)
-        pieces.check_whole()
-        with pyro.validation_enabled(False):
-            for piece in cycle(list(pieces.cut(max(1, min(pieces.affordable // num_draws, num_simulations))))):
-                if done >= num_simulations:
-                    break
-                parts.append(_ranks(pieces, pieces.arguments(piece), num_draws))
-                done += piece.kept
+    with problem:
+        problem.check_whole()
+        width = max(1, min(problem.width(num_draws), num_simulations))
+        for batch in cycle(list(problem.batches(width))):
+            if done >= num_simulations:
+                break
+            parts.append(_ranks(problem, batch, num_draws))
+            done += batch.kept
+        names = {"estimator": "simulation-based calibration", "num_draws": num_draws}
+        attrs = attributes(problem, units="ranks, from 0 to num_draws", num_simulations=num_simulations, **names)
     columns: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for name in parts[0]:
         ranks = torch.cat([part[name] for part in parts])[:num_simulations].cpu().numpy()
         columns[name] = (("simulation", f"{name}_unit"), ranks)
         columns[f"{name}_p_value"] = ((f"{name}_unit",), np.array([_p_value(unit, num_draws) for unit in ranks.T]))
-    return xr.Dataset(
-        columns,
-        coords={"simulation": np.arange(num_simulations)},
-        attrs=attributes(
-            pieces,
-            seed=seed,
-            binarization="simulated",
-            start=start,
-            units="ranks, from 0 to num_draws",
-            num_draws=num_draws,
-            num_simulations=num_simulations,
-        ),
-    )
+    return xr.Dataset(columns, coords={"simulation": np.arange(num_simulations)}, attrs=attrs)
 
 
-def _ranks(pieces: Pieces, args: list[Tensor], num_draws: int) -> dict[str, Tensor]:
-    """Simulates data like the arguments, and ranks their latents, shape ``(n, units)``, by site."""
-    latents, simulated = simulate(pieces.model, args)
+def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
+    """Simulate data like a batch, and return the ranks of their latents, shape ``(n, units)``, by site."""
+    latents, args = simulate(problem.model, batch.args)
+    simulated = Batch(args, batch.start, batch.kept, batch.size, batch.subsample)
     below: dict[str, Tensor] = {}
     equal: dict[str, Tensor] = {}
-    step = max(1, pieces.affordable // len(args[0])) if pieces.vectorize else 1
-    for start in range(0, num_draws, step):
-        nesting, count = pieces.nesting if pieces.vectorize else None, min(step, num_draws - start)
-        for name, site in draw_latents(pieces.guide, simulated, count, nesting=nesting).items():
-            if name in latents:
-                true, draws = (
-                    arranged(site, value, pieces.plate.name)[0].reshape(count, len(args[0]), -1)
-                    for value in (latents[name], site["value"])
-                )
-                below[name] = below.get(name, 0) + (draws < true).sum(0)
-                equal[name] = equal.get(name, 0) + (draws == true).sum(0)
-    return {name: less + _below(equal[name] + 1) for name, less in below.items()}
+    chunk = max(1, problem.affordable // batch.size)
+    for start in range(0, num_draws, chunk):
+        drawn = problem.draw(simulated, min(chunk, num_draws - start))
+        for name in set(drawn.dims) & set(latents):
+            draws = _by_datum(problem, name, drawn.values[name])
+            true = _by_datum(problem, name, latents[name])
+            below[name] = below.get(name, 0) + (draws < true).sum(0)
+            equal[name] = equal.get(name, 0) + (draws == true).sum(0)
+    return {name: below[name] + _below(equal[name] + 1) for name in sorted(below)}
+
+
+def _by_datum(problem: Problem, name: str, value: Tensor) -> Tensor:
+    """Return draws of a latent, or one value of it, as ``(num_draws or 1, n, units)``."""
+    missing = problem.nesting + 1 + problem.probe.event_dims[name] - value.ndim
+    moved = value.reshape((1,) * missing + value.shape).movedim(problem.data_dim, 1)
+    return moved.reshape(*moved.shape[:2], -1)
 
 
 def _below(limits: Tensor) -> Tensor:
@@ -146,6 +133,8 @@ def _below(limits: Tensor) -> Tensor:
 
 def _p_value(ranks: np.ndarray, num_draws: int) -> float:
     """Of a chi-squared test that ranks are uniform on 0 to ``num_draws``, in at most 20 bins, some 20 ranks in each."""
+    from scipy.stats import chisquare
+
     bins = min(20, num_draws + 1, len(ranks) // 20)
     sizes = np.bincount(np.arange(num_draws + 1) * bins // (num_draws + 1))
     counts = np.bincount(ranks * bins // (num_draws + 1), minlength=bins)

@@ -8,7 +8,6 @@ guide's, whatever the guide's family.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -93,7 +92,6 @@ def optimize(
     num_steps: int,
     num_particles: int,
     learning_rate: float,
-    advance: Callable[[], object] = lambda: None,
 ) -> nn.Module:
     """Fits the local posteriors of a target's data."""
     local = LocalNormal(target) if family == "normal" else LocalFlow(target)
@@ -108,5 +106,4 @@ def optimize(
             parameter.grad = gradient
         optimizer.step()
         schedule.step()
-        advance()
     return local

@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.evaluation.provenance import check_finite
-
 with warnings.catch_warnings():
     # ArviZ 0.23 announces 1.0 at every import; this module is what will need no change then.
     warnings.simplefilter("ignore", FutureWarning)
@@ -35,7 +33,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: If the log-weights do not have that shape, or are not floating-point.
-        FloatingPointError: If one is NaN or infinite.
+        FloatingPointError: If one is NaN or +inf. A weight of zero, -inf, is legal.
 
     Source:
         *Pareto Smoothed Importance Sampling* (Vehtari, Simpson, Gelman, Yao and Gabry, 2024), by ArviZ.
@@ -51,9 +49,19 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
             f"psis takes floating-point log-weights of shape (num_samples, N), at least one of each, got "
             f"{tuple(log_weights.shape)} of {log_weights.dtype}"
         )
-    check_finite(log_weights)
+    if (log_weights.isnan() | (log_weights == math.inf)).any():
+        bad = (log_weights.isnan() | (log_weights == math.inf)).any(0).nonzero().flatten().tolist()
+        raise FloatingPointError(
+            f"log-weights of {len(bad)} data are NaN or infinite, the first at index {bad[0]}; the model has diverged "
+            f"there: look at its parameters and at the scales that it gives"
+        )
     rows = np.array(log_weights.detach().cpu().double().numpy().T, order="C")
     num_samples = rows.shape[1]
+    nothing = np.isneginf(rows).all(1)  # no draw has a weight
+    rows[nothing] = 0.0
+    lowest = np.where(np.isneginf(rows), np.inf, rows).min(1, keepdims=True)
+    zero = np.isneginf(rows)
+    rows = np.where(zero, np.minimum(lowest, rows.max(1, keepdims=True) - 800.0) - 1.0, rows)
     tail = math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))  # the draws that ArviZ fits
     below = max(0, num_samples - tail - 1)
     largest = np.partition(rows, below, axis=1)[:, below:]
@@ -66,6 +74,8 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     if fitted.any():
         rows[fitted], pareto_k[fitted] = _psislw(rows[fitted])  # normalized
     rows[~fitted] -= np.logaddexp.reduce(rows[~fitted], axis=1, keepdims=True)
+    rows[zero] = -np.inf
+    pareto_k[nothing] = np.inf
     return torch.from_numpy(rows.T), torch.from_numpy(pareto_k)
 
 

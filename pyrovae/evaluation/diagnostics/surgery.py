@@ -13,39 +13,31 @@ Where posterior and prior have independent dimensions, the marginal KL is the to
 """
 
 import math
-import time
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
-import pyro
 import torch
-import xarray as xr
 from torch import Tensor
 
 from pyrovae._waist.divergences import divergence, is_mean_field
-from pyrovae._waist.draws import draw_latents
-from pyrovae._waist.sites import Latents, Program, Site, factors, score
-from pyrovae._waist.summation import add_up
-from pyrovae._waist.weights import Densities, Weights
-from pyrovae.arguments import Data
-from pyrovae.evaluation.problem import Pieces
-from pyrovae.evaluation.provenance import attributes
-from pyrovae.isolation import fresh_seed, isolated
+from pyrovae._waist.sites import Program, Site, factors
+from pyrovae._waist.weights import Weights
+from pyrovae.evaluation.estimators.importance import check_draws
+from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.report import report
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def kl_per_dimension(
     model: Program,
     guide: Program,
-    x: Data,
+    x: Any,
     num_samples: int = 100,
-    *,
-    seed: int | None = None,
-    plate: str | None = None,
-    binarization: str = "not stated",
-    memory: int | None = None,
-) -> xr.Dataset:
-    r"""Computes :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
+    **options: Unpack[Options],
+) -> "xr.Dataset":
+    r"""Compute :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
 
     Exact where torch knows the divergence of the two distributions, as that of two normals, and the prior of a site
     depends on no site that the guide draws later; else the mean over draws of :math:`\log q - \log p`. A site whose
@@ -56,10 +48,7 @@ def kl_per_dimension(
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_samples: Draws per datum, over which also the distributions of lower layers are averaged.
-        seed: Seed of the draws; by default a new one from the operating system.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        binarization: How the data were binarized, kept as an attribute.
-        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
+        **options: See :class:`Options`.
 
     Returns:
         For each latent site a variable of its name, dimensions ``datum`` and ``<site>_unit``, nats.
@@ -81,30 +70,28 @@ def kl_per_dimension(
         >>> pv.evaluation.kl_per_dimension(vae.model, vae.guide, torch.zeros(10, 4)).z.dims
         ('datum', 'z_unit')
     """
-    _check_num_samples(num_samples)
-    seed, start = fresh_seed() if seed is None else seed, time.perf_counter()
-    parts: dict[str, list[Tensor]] = {}
-    with isolated(model, guide, seed=seed), pyro.validation_enabled(False):
-        pieces = Pieces(model, guide, x, plate=plate, memory=memory)
-        for piece in pieces.cut(max(1, pieces.affordable // num_samples)):
-            of_guide, of_model = Latents(), Latents()
-            _check_densities(pieces.run(piece, num_samples, vectorize=True, wrap=(of_model, of_guide)))
+    problem = Problem(model, guide, x, **options)
+    check_draws(num_samples)
+    dims: dict[str, tuple[str, ...]] = {}
+
+    def columns(batch: Batch) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for weights in _runs(problem, batch, num_samples):
+            of_guide, of_model = _latents(weights.guide_sites), _latents(weights.model_sites)
             for name, q, p in _pairs(of_guide, of_model):
-                exact = is_mean_field(name, list(of_model.runs), list(of_guide.runs))
-                values = _by_datum(pieces, divergence(q, p, exact=exact)).mean(0)
-                parts.setdefault(name, []).append(values[: piece.kept])
-    columns = {name: torch.cat(part).cpu().numpy() for name, part in parts.items()}
-    return xr.Dataset(
-        {name: (("datum", f"{name}_unit"), column) for name, column in columns.items()},
-        coords={"datum": np.arange(pieces.size)},
-        attrs=attributes(
-            pieces, seed=seed, binarization=binarization, start=start, units="nats", num_samples=num_samples
-        ),
+                exact = is_mean_field(name, list(of_model), list(of_guide))
+                values = _by_datum(problem, q, divergence(q, p, exact=exact)).sum(0)
+                sums[name] = sums.get(name, 0) + values
+                dims[name] = ("datum", f"{name}_unit")
+        return {name: values[: batch.kept] / num_samples for name, values in sums.items()}
+
+    return report(
+        problem, columns, estimator="KL divergence per dimension", dims=dims, units="nats", num_samples=num_samples
     )
 
 
-def collapsed_units(divergences: xr.Dataset, *, epsilon: float = 0.01, delta: float = 0.01) -> xr.Dataset:
-    r"""Finds the latent units that are given up: :math:`P_x[\mathrm{KL} < \epsilon] \ge 1 - \delta`.
+def collapsed_units(divergences: "xr.Dataset", *, epsilon: float = 0.01, delta: float = 0.01) -> "xr.Dataset":
+    r"""Find the latent units that are given up: :math:`P_x[\mathrm{KL} < \epsilon] \ge 1 - \delta`.
 
     Args:
         divergences: What :func:`kl_per_dimension` returned.
@@ -135,15 +122,11 @@ def collapsed_units(divergences: xr.Dataset, *, epsilon: float = 0.01, delta: fl
 def elbo_surgery(
     model: Program,
     guide: Program,
-    x: Data,
+    x: Any,
     num_samples: int = 1,
-    *,
-    seed: int | None = None,
-    plate: str | None = None,
-    binarization: str = "not stated",
-    memory: int | None = None,
-) -> xr.Dataset:
-    r"""Splits the ELBO into reconstruction, mutual information and marginal KL.
+    **options: Unpack[Options],
+) -> "xr.Dataset":
+    r"""Split the ELBO into reconstruction, mutual information and marginal KL.
 
     The aggregate posterior is that of the given data, whose number also bounds the mutual information, by log N. It is
     computed in full, from N * N * ``num_samples`` densities of the guide.
@@ -153,10 +136,7 @@ def elbo_surgery(
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_samples: Draws per datum.
-        seed: Seed of the draws; by default a new one from the operating system.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        binarization: How the data were binarized, kept as an attribute.
-        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
+        **options: See :class:`Options`.
 
     Returns:
         Dataset with dimension ``datum``, nats, whose means over the data are the terms: ``reconstruction``, the mean of
@@ -183,58 +163,64 @@ def elbo_surgery(
         >>> bool(abs(terms.kl - terms.mutual_information - terms.marginal_kl).max() < 1e-5)
         True
     """
-    _check_num_samples(num_samples)
-    rows: dict[str, list[Tensor]] = {"reconstruction": [], "prior": [], "guide": [], "prior_units": []}
-    draws: dict[str, list[Tensor]] = {}
-    seed, start = fresh_seed() if seed is None else seed, time.perf_counter()
-    with isolated(model, guide, seed=seed), pyro.validation_enabled(False):
-        pieces = Pieces(model, guide, x, plate=plate, memory=memory)
-        pieces.check_repeats()
-        for piece in pieces.cut(max(1, pieces.affordable // num_samples)):
-            of_guide, of_model = Latents(), Latents()
-            densities = _check_densities(pieces.run(piece, num_samples, vectorize=True, wrap=(of_model, of_guide)))
-            rows["reconstruction"].append(densities.likelihood[:, : piece.kept])
-            rows["prior"].append(densities.prior[:, : piece.kept])
-            rows["guide"].append(densities.guide[:, : piece.kept])
-            for name, q, p in _pairs(of_guide, of_model):
-                _check_unmasked(name, q, p)
-                value = q["value"].movedim(pieces.data_dim, 1)[:, : piece.kept]
-                draws.setdefault(name, []).append(value)
-                if _has_units(of_guide) and _has_units(of_model):
-                    rows["prior_units"].append(_by_datum(pieces, _units(p))[:, : piece.kept])
-        together = {name: torch.cat(part, 1).double() for name, part in rows.items() if part}
-        z = {name: torch.cat(part, 1).flatten(0, 1) for name, part in draws.items()}
-        aggregate, units = (part.unflatten(0, (num_samples, -1)) for part in _aggregate(pieces, z))
+    problem = Problem(model, guide, x, **options)
+    check_draws(num_samples)
+
+    def columns(batch: Batch) -> dict[str, Tensor]:
+        terms: dict[str, list[Tensor]] = {}
+        for weights in _runs(problem, batch, num_samples):
+            for name, term in _terms(problem, weights).items():
+                terms.setdefault(name, []).append(term[:, : batch.kept])
+        return {name: torch.cat(parts).mean(0) for name, parts in terms.items()}
+
+    return report(problem, columns, estimator="ELBO surgery", units="nats", num_samples=num_samples)
+
+
+def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]:
+    """Yield runs of guide and model: one for all draws, or one for each."""
+    counts = [num_samples] if problem.vectorize else [1] * num_samples
+    for count in counts:
+        weights = problem.run(batch, count)
+        if weights.densities is None:
+            raise ValueError(
+                "the program sums out a discrete latent site, so its draws have no density q(z | x); draw the site in "
+                "the guide instead of enumerating it"
+            )
+        yield weights
+
+
+def _terms(problem: Problem, weights: Weights) -> dict[str, Tensor]:
+    """Return the terms of the ELBO at the draws of a run, shape ``(num_draws, N)``, nats."""
+    assert weights.densities is not None
+    of_guide, of_model = _latents(weights.guide_sites), _latents(weights.model_sites)
+    draws = {}
+    for name, q, p in _pairs(of_guide, of_model):
+        _check_unmasked(name, q, p)
+        full = q["value"].expand(*q["fn"].batch_shape, *q["fn"].event_shape)
+        draws[name] = _by_datum(problem, q, full, flat=False)
+    reconstruction, log_p, log_q = (term.double() for term in weights.densities)
+    units = _has_units(of_guide) and _has_units(of_model)
+    shape = log_q.shape
+    points = {name: value.flatten(0, 1) for name, value in draws.items()}
+    aggregate, of_units = _aggregate(problem, points, units=units)
+    aggregate = aggregate.reshape(shape)
     terms = {
-        "reconstruction": together["reconstruction"],
-        "kl": together["guide"] - together["prior"],
-        "mutual_information": together["guide"] - aggregate,
-        "marginal_kl": aggregate - together["prior"],
+        "reconstruction": reconstruction,
+        "kl": log_q - log_p,
+        "mutual_information": log_q - aggregate,
+        "marginal_kl": aggregate - log_p,
     }
-    if "prior_units" in together:
-        terms["total_correlation"] = aggregate - units.sum(-1)
-        terms["dimension_wise_kl"] = (units - together["prior_units"]).sum(-1)
-    return xr.Dataset(
-        {name: ("datum", term.mean(0).cpu().numpy()) for name, term in terms.items()},
-        coords={"datum": np.arange(pieces.size)},
-        attrs=attributes(
-            pieces, seed=seed, binarization=binarization, start=start, units="nats", num_samples=num_samples
-        ),
-    )
+    if units:
+        (p,) = of_model.values()
+        prior_units = _by_datum(problem, p, _units(p)).double()
+        of_units = of_units.reshape(*shape, -1)
+        terms["total_correlation"] = aggregate - of_units.sum(-1)
+        terms["dimension_wise_kl"] = (of_units - prior_units).sum(-1)
+    return terms
 
 
-def _check_num_samples(num_samples: int) -> None:
-    if num_samples < 1:
-        raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_samples}")
-
-
-def _check_densities(weights: Weights) -> Densities:
-    if weights.densities is None:
-        raise ValueError(
-            "the program sums out a discrete latent site, so its draws have no density q(z | x); draw the site in the "
-            "guide instead of enumerating it"
-        )
-    return weights.densities
+def _latents(sites: list[Site]) -> dict[str, Site]:
+    return {site["name"]: site for site in sites if not site["is_observed"]}
 
 
 def _check_unmasked(name: str, *sites: Site) -> None:
@@ -245,61 +231,66 @@ def _check_unmasked(name: str, *sites: Site) -> None:
         )
 
 
-def _pairs(of_guide: Latents, of_model: Latents) -> Iterator[tuple[str, Site, Site]]:
-    """The messages of guide and model of each latent site."""
-    for name, messages in of_guide.runs.items():
-        if name not in of_model.runs:
+def _pairs(of_guide: dict[str, Site], of_model: dict[str, Site]) -> Iterator[tuple[str, Site, Site]]:
+    """Yield the sites of guide and model of each latent."""
+    for name, site in of_guide.items():
+        if name not in of_model:
             raise ValueError(
                 f"latent site {name!r} is auxiliary, in the guide but not in the model, so it has no KL divergence of "
                 f"its own; use pyrovae.evaluation.evaluate for the bound on log p(x)"
             )
-        yield name, messages[0], of_model.runs[name][0]
+        yield name, site, of_model[name]
 
 
 def _units(site: Site) -> Tensor:
-    """The log-probability of each dimension of a site whose dimensions are independent."""
+    """Return the log-probability of each dimension of a site whose dimensions are independent."""
     distribution: Any = factors(site["fn"])
     return distribution.log_prob(site["value"])
 
 
-def _has_units(latents: Latents) -> bool:
-    """Whether there is one latent site, and its dimensions are independent."""
-    (first, *_), *others = latents.runs.values()
+def _has_units(latents: dict[str, Site]) -> bool:
+    """Return whether there is one latent site, and its dimensions are independent."""
+    first, *others = latents.values()
     return not others and factors(first["fn"]) is not None
 
 
-def _by_datum(pieces: Pieces, values: Tensor) -> Tensor:
-    """Values that have draws and data among their dimensions, as ``(num_samples, N, units)``."""
-    moved = values.movedim(pieces.data_dim, 1)
-    return moved.reshape(*moved.shape[:2], -1)
+def _by_datum(problem: Problem, site: Site, values: Tensor, *, flat: bool = True) -> Tensor:
+    """Return values of a site, in its batch shape and more, as ``(num_draws, N, units)``, or with all dimensions."""
+    missing = problem.nesting + 1 - len(site["fn"].batch_shape)
+    moved = values.reshape((1,) * missing + values.shape).movedim(problem.data_dim, 1)
+    return moved.reshape(*moved.shape[:2], -1) if flat else moved
 
 
-def _aggregate(pieces: Pieces, z: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The log-density of the aggregate posterior at draws z, in all, ``(draws,)``, and per unit, ``(draws, units)``."""
-    total, blocks = len(next(iter(z.values()))), []
-    width = max(1, pieces.affordable // 64)
+def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> tuple[Tensor, Tensor]:
+    """Return the log-density of the aggregate posterior at points, ``(points,)``, and per unit, ``(points, units)``."""
+    total, blocks = len(next(iter(points.values()))), []
+    width = problem.width(64)
     for start in range(0, total, width):
-        points = {name: value[start : start + width] for name, value in z.items()}
+        some = {name: value[start : start + width] for name, value in points.items()}
         in_all, in_units = [], []
-        for piece in pieces.cut(64):
-            size = len(piece.args[0]) if pieces.cuttable else pieces.plate.size
+        for batch in problem.batches(64):
+            count = len(next(iter(some.values())))
             values = {
-                name: value.unsqueeze(1).expand(-1, size, *value.shape[1:]).movedim(1, pieces.data_dim)
-                for name, value in points.items()
+                name: value.unsqueeze(1).expand(-1, batch.size, *value.shape[1:]).movedim(1, problem.data_dim)
+                for name, value in some.items()
             }
-            values |= piece.subsample or {}
-            with Latents() as latents:
-                draw_latents(
-                    pieces.guide,
-                    pieces.arguments(piece),
-                    len(points[next(iter(z))]),
-                    nesting=pieces.nesting,
-                    values=values,
-                )
-            sites = [messages[0] for messages in latents.runs.values()]
-            log_q = add_up([(site, score(site)) for site in sites], -pieces.nesting - 1, cast(int, pieces.plate.dim))
-            in_all.append(log_q[:, : piece.kept])
-            units = _by_datum(pieces, _units(sites[0])) if _has_units(latents) else log_q.unsqueeze(-1)
-            in_units.append(units[:, : piece.kept])
-        blocks.append([torch.cat(part, 1).double().logsumexp(1) - math.log(pieces.size) for part in (in_all, in_units)])
+            for draws in problem.run_guide(batch, values, count):
+                log_q = problem.log_density(batch, draws)
+                in_all.append(log_q[:, : batch.kept])
+                if units:
+                    (site,) = draws.latents.values()
+                    in_units.append(_by_datum(problem, site, _units(site))[:, : batch.kept])
+        blocks.append(_mixture(problem, in_all, in_units))
     return torch.cat([block[0] for block in blocks]), torch.cat([block[1] for block in blocks])
+
+
+def _mixture(problem: Problem, in_all: list[Tensor], in_units: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Average densities over the data, given in the order of batches and, within, of runs of the guide."""
+    per_batch = len(in_all) // sum(1 for _ in problem.batches(64))
+
+    def mean(parts: list[Tensor]) -> Tensor:
+        batches = [torch.cat(parts[i : i + per_batch]) for i in range(0, len(parts), per_batch)]
+        return torch.cat(batches, 1).double().logsumexp(1) - math.log(problem.size)
+
+    together = mean(in_all)
+    return together, mean(in_units) if in_units else together.unsqueeze(-1)

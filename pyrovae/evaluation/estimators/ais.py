@@ -19,25 +19,24 @@ The step sizes are found for every t and datum by chains that are thrown away, s
 transitions; otherwise the weights would not be unbiased.
 """
 
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
-import pyro
 import torch
-import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyrovae._waist.sites import Program
-from pyrovae.arguments import Data, as_tensors
+from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
+from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.estimators import hmc
-from pyrovae.evaluation.problem import Pieces
-from pyrovae.evaluation.provenance import attributes, check_finite
+from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import simulate
-from pyrovae.evaluation.unconstrained import Target
-from pyrovae.isolation import fresh_seed, isolated, program_device
+from pyrovae.evaluation.unconstrained import Space, Target
+from pyrovae.isolation import isolated
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 PILOT_CHAINS = 8
 ACCEPTANCE = 0.65  # near the optimum of HMC in many dimensions
@@ -46,18 +45,14 @@ ACCEPTANCE = 0.65  # near the optimum of HMC in many dimensions
 def ais(
     model: Program,
     guide: Program,
-    x: Data,
+    x: Any,
     num_chains: int = 32,
     *,
     num_temperatures: int = 200,
     num_leapfrog: int = 5,
-    seed: int | None = None,
-    plate: str | None = None,
-    binarization: str = "not stated",
-    memory: int | None = None,
-    progress: bool = True,
-) -> xr.Dataset:
-    r"""Estimates log p(x) of each datum by annealed importance sampling from guide to posterior, with HMC transitions.
+    **options: Unpack[Options],
+) -> "xr.Dataset":
+    r"""Estimate log p(x) of each datum by annealed importance sampling from guide to posterior, with HMC transitions.
 
     Where the guide is a poor proposal, importance sampling needs ever more draws; annealing needs more temperatures.
     To start from the prior, as Wu et al. do, take it for the guide: ``guide = poutine.block(model, hide_fn=lambda site:
@@ -70,17 +65,13 @@ def ais(
         num_chains: Chains per datum, C.
         num_temperatures: Number of densities between guide and posterior, T.
         num_leapfrog: Leapfrog steps of a transition.
-        seed: Seed of the draws; by default a new one from the operating system. The result names it.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        binarization: How the data were binarized, kept as an attribute.
-        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
-        progress: Whether to show a progress bar; it is quiet where the output is no terminal.
+        **options: See :class:`Options`.
 
     Returns:
         Dataset with dimension ``datum``: ``log_likelihood``, the estimate of log p(x) in nats, in expectation a lower
         bound; ``mcse``, its Monte Carlo standard error by the delta method; ``ess``, the effective number of chains, 1
-        to C; ``acceptance``, the mean probability with which a transition was accepted. Attributes as those of
-        :func:`evaluate`.
+        to C; ``pareto_k``, k-hat of the chains' weights; ``acceptance``, the mean probability with which a transition
+        was accepted. Attributes as those of :func:`evaluate`.
 
     Raises:
         TypeError: As :func:`evaluate`.
@@ -103,46 +94,38 @@ def ais(
         >>> results.log_likelihood.shape, bool((results.mcse < 0.5).all())
         ((3,), True)
     """
+    check_whole(num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
     _check_numbers(num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
-    seed, start = fresh_seed() if seed is None else seed, time.perf_counter()
-    with isolated(model, guide, seed=seed):
-        pieces = Pieces(model, guide, x, plate=plate, memory=memory)
-        columns = _columns(pieces, num_chains, num_temperatures, num_leapfrog, progress=progress)
-    return xr.Dataset(
-        {
-            "log_likelihood": ("datum", columns["lower"]),
-            "mcse": ("datum", columns["lower_mcse"]),
-            "ess": ("datum", columns["lower_ess"]),
-            "acceptance": ("datum", columns["acceptance"]),
-        },
-        coords={"datum": np.arange(pieces.size)},
-        attrs=attributes(
-            pieces,
-            seed=seed,
-            binarization=binarization,
-            start=start,
-            estimator="annealed importance sampling",
-            num_chains=num_chains,
-            num_temperatures=num_temperatures,
-            num_leapfrog=num_leapfrog,
-        ),
+    problem = Problem(model, guide, x, **options)
+    spaces: list[Space] = []
+
+    def columns(batch: Batch) -> dict[str, Tensor]:
+        path = Path(Target(spaces[0], batch), num_temperatures, num_leapfrog)
+        log_weights = path.upwards(num_chains)[:, : batch.kept]
+        return {**bounds.of_valid(log_weights, _summary), "acceptance": path.acceptance[: batch.kept]}
+
+    return report(
+        problem,
+        columns,
+        estimator="annealed importance sampling",
+        width=lambda: _prepare(problem, spaces, num_chains),
+        num_chains=num_chains,
+        num_temperatures=num_temperatures,
+        num_leapfrog=num_leapfrog,
     )
 
 
 def bdmc(
     model: Program,
     guide: Program,
-    x: Data,
+    x: Any,
     num_chains: int = 32,
     *,
     num_temperatures: int = 200,
     num_leapfrog: int = 5,
-    seed: int | None = None,
-    plate: str | None = None,
-    memory: int | None = None,
-    progress: bool = True,
-) -> xr.Dataset:
-    r"""Sandwiches log p(x) of simulated data between a lower and an upper bound, by bidirectional Monte Carlo.
+    **options: Unpack[Options],
+) -> "xr.Dataset":
+    r"""Sandwich log p(x) of simulated data between a lower and an upper bound, by bidirectional Monte Carlo.
 
     The data are drawn from the model, so that an exact draw from the posterior is known. A narrow gap says that as many
     temperatures are enough for :func:`ais`, also on real data, as far as these are like the simulated ones.
@@ -155,10 +138,7 @@ def bdmc(
         num_chains: Chains per datum and direction, C.
         num_temperatures: Number of densities between guide and posterior, T.
         num_leapfrog: Leapfrog steps of a transition.
-        seed: Seed of data and draws; by default a new one from the operating system. The result names it.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
-        progress: Whether to show a progress bar; it is quiet where the output is no terminal.
+        **options: See :class:`Options`.
 
     Returns:
         Dataset with dimension ``datum``: ``lower`` and ``upper``, stochastic bounds on log p(x) in nats that hold in
@@ -185,75 +165,76 @@ def bdmc(
         >>> bool(bounds.lower.mean() < bounds.upper.mean()), bounds.simulated_0.shape
         (True, (50, 4))
     """
+    check_whole(num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
     _check_numbers(num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
-    seed, start = fresh_seed() if seed is None else seed, time.perf_counter()
-    with isolated(model, guide, seed=seed):
-        device = program_device(model, guide, default=as_tensors("x", x)[0].device)
-        template = tuple(tensor.to(device) for tensor in as_tensors("x", x))
-        Pieces(model, guide, template, plate=plate, memory=memory).check_whole()
-        latents, args = simulate(model, template)
-        pieces = Pieces(model, guide, args, plate=plate, memory=memory)
-        columns = _columns(pieces, num_chains, num_temperatures, num_leapfrog, latents, progress=progress)
-    bounds = {name: ("datum", columns[name]) for name in ("lower", "lower_mcse", "upper", "upper_mcse", "acceptance")}
-    simulated = {
+    template = Problem(model, guide, x, **options)
+    with template:
+        template.check_whole()
+    with isolated(model, guide, seed=template.seed):
+        latents, args = simulate(model, template.data.batch(0, template.size, template.device))
+    simulated: Options = {**options, "seed": template.seed, "binarization": "simulated"}
+    problem = Problem(model, guide, args, **simulated)
+    spaces: list[Space] = []
+
+    def columns(batch: Batch) -> dict[str, Tensor]:
+        space = spaces[0]
+        path = Path(Target(space, batch), num_temperatures, num_leapfrog)
+        lower = bounds.of_valid(path.upwards(num_chains), _summary)
+        exact = space.flatten(_of_batch(space, latents, batch)).expand(num_chains, -1, -1)
+        upper = bounds.of_valid(-path.downwards(exact), _summary)
+        return {
+            "lower": lower["log_likelihood"],
+            "lower_mcse": lower["mcse"],
+            "upper": -upper["log_likelihood"],
+            "upper_mcse": upper["mcse"],
+            "acceptance": path.acceptance,
+        }
+
+    found = report(
+        problem,
+        columns,
+        estimator="bidirectional Monte Carlo",
+        width=lambda: _prepare(problem, spaces, num_chains),
+        num_chains=num_chains,
+        num_temperatures=num_temperatures,
+        num_leapfrog=num_leapfrog,
+    )
+    columns_of_data = {
         f"simulated_{i}": (("datum", *(f"dim_{i}_{j}" for j in range(arg.ndim - 1))), arg.cpu().numpy())
         for i, arg in enumerate(args)
+        if isinstance(arg, Tensor)
     }
-    return xr.Dataset(
-        bounds | simulated,
-        coords={"datum": np.arange(pieces.size)},
-        attrs=attributes(
-            pieces,
-            seed=seed,
-            binarization="simulated",
-            start=start,
-            estimator="bidirectional Monte Carlo",
-            num_chains=num_chains,
-            num_temperatures=num_temperatures,
-            num_leapfrog=num_leapfrog,
-        ),
-    )
+    return found.assign(columns_of_data)
 
 
-def _columns(
-    pieces: Pieces,
-    num_chains: int,
-    num_temperatures: int,
-    num_leapfrog: int,
-    exact: dict[str, Tensor] | None = None,
-    *,
-    progress: bool,
-) -> dict[str, np.ndarray]:
-    """Anneals all data, upwards and, where exact draws of the latents are given, downwards too."""
-    pieces.check_repeats()
-    parts: list[dict[str, Tensor]] = []
-    width = max(1, pieces.affordable // max(num_chains, PILOT_CHAINS))
-    with (
-        pyro.validation_enabled(False),
-        tqdm(total=pieces.size, unit="datum", desc="anneal", disable=None if progress else True) as bar,
-    ):
-        done = 0
-        for piece in pieces.cut(width):
-            path = _Path(Target(pieces, piece), num_temperatures, num_leapfrog)
-            part = _summary(path.upwards(num_chains), "lower") | {"acceptance": path.acceptance}
-            if exact is not None:
-                top = path.target.flatten(path.target.select(exact, done)).expand(num_chains, -1, -1)
-                downwards = _summary(-path.downwards(top), "upper")
-                part |= downwards | {"upper": -downwards["upper"]}
-            parts.append({name: column[: piece.kept] for name, column in part.items()})
-            done += piece.kept
-            bar.update(piece.kept)
-    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
+    """Find the space of an opened problem, and return the number of data for a batch."""
+    spaces.append(Space(problem))
+    return problem.width(max(num_chains, PILOT_CHAINS))
 
 
-def _summary(log_weights: Tensor, name: str) -> dict[str, Tensor]:
-    check_finite(log_weights)
-    estimate, mcse = bounds.log_likelihood(log_weights.double())
-    ess = bounds.effective_sample_size(log_weights.double())
-    return {name: estimate, f"{name}_mcse": mcse, f"{name}_ess": ess}
+def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Return one draw of the latents of all data for those of a batch, with a dimension of draws."""
+    selected = {}
+    for name, site in space.sites.items():
+        ndim = space.problem.nesting + 1 + site["fn"].event_dim
+        value = latents[name].reshape((1,) * (ndim - latents[name].ndim) + latents[name].shape)
+        selected[name] = value.narrow(space.problem.data_dim, batch.start, batch.size)
+    return selected
 
 
-class _Path:
+def _summary(log_weights: Tensor) -> dict[str, Tensor]:
+    exact = log_weights.double()
+    estimate, mcse = bounds.log_likelihood(exact)
+    return {
+        "log_likelihood": estimate,
+        "mcse": torch.hypot(mcse, bounds.rounding_error(log_weights)),
+        "ess": bounds.effective_sample_size(exact),
+        "pareto_k": psis(log_weights)[1],
+    }
+
+
+class Path:
     """The densities between guide and posterior of some data, and tuned transitions that leave each invariant."""
 
     def __init__(self, target: Target, num_temperatures: int, num_leapfrog: int) -> None:
@@ -293,11 +274,10 @@ class _Path:
     def _move(self, t: int, u: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         beta = self.betas[t]
 
-        def log_density(u: Tensor) -> Tensor:
-            log_joint, log_guide = self.target.log_densities(u)
-            return beta * log_joint + (1 - beta) * log_guide
+        def value_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
+            return self.target.value_and_gradient(u, beta)
 
-        return hmc.transition(log_density, u, step.unsqueeze(-1) * self.scale, self.num_leapfrog)
+        return hmc.transition(value_and_gradient, u, step.unsqueeze(-1) * self.scale, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
         """Step sizes of each datum at each temperature, shape ``(N,)``, from chains of their own."""

@@ -3,32 +3,32 @@ r"""Evaluation of programs with global latents, such as a Bayesian decoder's wei
 .. math:: p(x \mid \text{data}) \approx \frac{1}{S} \sum_{s=1}^S p(x \mid W_s), \qquad W_s \sim q(W).
 """
 
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pyro
-import xarray as xr
 from pyro import poutine
-from scipy.special import logsumexp
 
 from pyrovae._waist.sites import Program, global_draws
-from pyrovae.arguments import Data, as_tensors
 from pyrovae.evaluation.estimators.importance import evaluate
-from pyrovae.isolation import fresh_seed, isolated, program_device
+from pyrovae.evaluation.problem import Options, Problem
+from pyrovae.isolation import isolated
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def evaluate_globals(
     model: Program,
     guide: Program,
-    x: Data,
+    x: Any,
     num_samples: int = 1000,
     *,
     num_draws: int = 10,
-    seed: int | None = None,
-    plate: str | None = None,
-    **options: Any,
-) -> xr.Dataset:
-    """Evaluates a program given draws of its global latents, and averages the probabilities.
+    **options: Unpack[Options],
+) -> "xr.Dataset":
+    """Evaluate a program given draws of its global latents, and averages the probabilities.
 
     Args:
         model: Pyro program of p(x, z, W).
@@ -36,9 +36,7 @@ def evaluate_globals(
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_samples: Draws of z per datum and draw of W.
         num_draws: Draws of the global latents, S.
-        seed: Seed of the draws; by default a new one from the operating system.
-        plate: Name of the data plate; by default the outermost plate of the observed sites.
-        **options: Passed to :func:`evaluate`.
+        **options: See :class:`Options`.
 
     Returns:
         What :func:`evaluate` returns, with a dimension ``draw`` more, and over ``datum`` alone ``log_predictive``, the
@@ -65,16 +63,20 @@ def evaluate_globals(
     """
     if num_draws < 1:
         raise ValueError(f"num_draws, the number of draws of the global latents, must be at least 1, got {num_draws}")
-    seed = fresh_seed() if seed is None else seed
-    device = program_device(model, guide, default=as_tensors("x", x)[0].device)
-    args = [tensor.to(device) for tensor in as_tensors("x", x)]
-    first, *others = (int(state) for state in np.random.SeedSequence(seed).generate_state(num_draws + 1))
+    import xarray as xr
+
+    start = time.perf_counter()
+    problem = Problem(model, guide, x, **options)
+    args, plate = problem.data.batch(0, problem.size, problem.device), options.get("plate")
+    first, *others = (int(state) for state in np.random.SeedSequence(problem.seed).generate_state(num_draws + 1))
     with isolated(model, guide, seed=first):
         draws = [global_draws(model, guide, args, plate=plate) for _ in range(num_draws)]
     results = []
     for values, own_seed in zip(draws, others, strict=True):
         given = pyro.condition(model, data=values), poutine.block(pyro.condition(guide, data=values), hide=list(values))
-        results.append(evaluate(*given, x, num_samples, seed=own_seed, plate=plate, **options))
+        own: Options = {**options, "seed": own_seed}
+        results.append(evaluate(given[0], given[1], x, num_samples, **own))
     together = xr.concat(results, "draw", combine_attrs="override")
-    log_predictive = logsumexp(together.log_likelihood.values, axis=0) - np.log(num_draws)
-    return together.assign(log_predictive=("datum", log_predictive)).assign_attrs(num_draws=num_draws, seed=seed)
+    log_predictive = np.logaddexp.reduce(together.log_likelihood.values, axis=0) - np.log(num_draws)
+    attrs = {"num_draws": num_draws, "seed": problem.seed, "seconds": time.perf_counter() - start}
+    return together.assign(log_predictive=("datum", log_predictive)).assign_attrs(attrs)

@@ -10,14 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-LogDensity = Callable[[Tensor], Tensor]
+Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def transition(log_density: LogDensity, u: Tensor, step: Tensor, num_leapfrog: int) -> tuple[Tensor, Tensor]:
-    """Makes one transition of every chain.
+def transition(value_and_gradient: Gradient, u: Tensor, step: Tensor, num_leapfrog: int) -> tuple[Tensor, Tensor]:
+    """Make one transition of every chain.
 
     Args:
-        log_density: ``(num_chains, N, D) -> (num_chains, N)``, up to a constant.
+        value_and_gradient: Log-density up to a constant, ``(num_chains, N, D) -> (num_chains, N)``, with its gradient.
         u: States, shape ``(num_chains, N, D)``.
         step: Step size of each datum and dimension, which broadcasts to ``(N, D)``. Sizes in proportion to the scales
             of the dimensions are the same as unit scales and one size.
@@ -31,23 +31,14 @@ def transition(log_density: LogDensity, u: Tensor, step: Tensor, num_leapfrog: i
         *MCMC Using Hamiltonian Dynamics* (Neal, 2011).
     """
     start, momentum = u, torch.randn_like(u)
-    log_f, gradient = value_and_gradient(log_density, u)
+    log_f, gradient = value_and_gradient(u)
     energy = momentum.square().sum(-1) / 2 - log_f
     momentum = momentum + step / 2 * gradient
     for i in range(num_leapfrog):
         u = u + step * momentum
-        log_f, gradient = value_and_gradient(log_density, u)
+        log_f, gradient = value_and_gradient(u)
         momentum = momentum + (step if i < num_leapfrog - 1 else step / 2) * gradient
     change = energy - (momentum.square().sum(-1) / 2 - log_f)
     acceptance = change.clamp(max=0).exp().nan_to_num(nan=0.0)
     accepted = torch.rand_like(acceptance) < acceptance
     return torch.where(accepted.unsqueeze(-1), u, start), acceptance
-
-
-def value_and_gradient(log_density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:
-    """A log-density at u and its gradient."""
-    u = u.detach().requires_grad_()
-    with torch.enable_grad():
-        log_f = log_density(u)
-        (gradient,) = torch.autograd.grad(log_f.sum(), u)
-    return log_f.detach(), gradient

@@ -15,41 +15,36 @@ the two sums.
 
 import math
 import sys
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-import pyro
 import torch
-import xarray as xr
 from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyrovae._waist.sites import Program
-from pyrovae.arguments import Data
-from pyrovae.evaluation.problem import Pieces
-from pyrovae.evaluation.provenance import attributes, check_finite
-from pyrovae.evaluation.unconstrained import Target
-from pyrovae.isolation import fresh_seed, isolated
+from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.report import report
+from pyrovae.evaluation.unconstrained import Space, Target
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def nuts(
     model: Program,
     guide: Program,
-    x: Data,
+    x: Any,
     num_samples: int = 1000,
     *,
     warmup_steps: int = 500,
     num_chains: int = 2,
     max_tree_depth: int = 10,
-    seed: int | None = None,
-    plate: str | None = None,
-    binarization: str = "not stated",
-    progress: bool = True,
-) -> xr.Dataset:
-    r"""Draws from the posterior of some data with Pyro's NUTS, and estimates their log p(x) by bridge sampling.
+    **options: Unpack[Options],
+) -> "xr.Dataset":
+    r"""Draw from the posterior of some data with Pyro's NUTS, and estimate their log p(x) by bridge sampling.
 
     It knows the guide only as the place where its chains start. All data move as one state, so that it is meant for
     some ten of them at a time. Of several modes it knows those that the chains have seen, which ``r_hat`` may show.
@@ -62,10 +57,7 @@ def nuts(
         warmup_steps: Draws per chain that adapt step size and mass matrix.
         num_chains: Chains, one after the other.
         max_tree_depth: NUTS makes at most ``2 ** max_tree_depth`` leapfrog steps a draw.
-        seed: Seed of the draws; by default a new one from the operating system. The result names it.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        binarization: How the data were binarized, kept as an attribute.
-        progress: Whether to show Pyro's progress bar.
+        **options: See :class:`Options`; the progress bar is Pyro's.
 
     Returns:
         Dataset with dimension ``datum``: ``log_likelihood``, the estimate of log p(x) in nats, and ``mcse``, its Monte
@@ -101,46 +93,63 @@ def nuts(
     for name, value, least in (("num_samples", num_samples, 8), ("num_chains", num_chains, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    seed, start = fresh_seed() if seed is None else seed, time.perf_counter()
-    options = {"max_tree_depth": max_tree_depth}
-    parts, divergences = [], 0
-    with isolated(model, guide, seed=seed), pyro.validation_enabled(False):
-        pieces = Pieces(model, guide, x, plate=plate)
-        for piece in pieces.cut(pieces.size):
-            target = Target(pieces, piece)
-            if num_chains * (num_samples // 2) < 5 * target.dim:
-                raise ValueError(
-                    f"{num_chains} chains of {num_samples} draws are too few to fit a normal density of {target.dim} "
-                    f"dimensions; make at least {math.ceil(10 * target.dim / num_chains)} draws a chain"
-                )
-            chains = [_chain(target, num_samples, warmup_steps, progress, options) for _ in range(num_chains)]
-            divergences += sum(chain[1] for chain in chains)
-            draws = torch.stack([chain[0] for chain in chains])  # (num_chains, num_samples, N, D)
-            parts.append(_summary(target, draws, pieces.affordable).isel(datum=slice(piece.kept)))
-    attrs = attributes(
-        pieces,
-        seed=seed,
-        binarization=binarization,
-        start=start,
+    problem = Problem(model, guide, x, **options)
+    spaces: list[Space] = []
+    divergences: list[int] = []
+
+    def prepare() -> int:
+        spaces.append(Space(problem))
+        return problem.size
+
+    def columns(batch: Batch) -> dict[str, np.ndarray]:
+        target = Target(spaces[0], batch)
+        if num_chains * (num_samples // 2) < 5 * target.dim:
+            raise ValueError(
+                f"{num_chains} chains of {num_samples} draws are too few to fit a normal density of {target.dim} "
+                f"dimensions; make at least {math.ceil(10 * target.dim / num_chains)} draws a chain"
+            )
+        kernel = {"max_tree_depth": max_tree_depth}
+        chains = [_chain(target, num_samples, warmup_steps, kernel) for _ in range(num_chains)]
+        divergences.extend(chain[1] for chain in chains)
+        draws = torch.stack([chain[0] for chain in chains])  # (num_chains, num_samples, N, D)
+        found = _summary(target, draws, problem.affordable)
+        for name, values in found.items():
+            dims.setdefault(name, _dims(name, values.ndim))
+        return {name: _kept(values, dims[name], batch.kept) for name, values in found.items()}
+
+    dims: dict[str, tuple[str, ...]] = {}
+    result = report(
+        problem,
+        columns,
         estimator="NUTS and bridge sampling",
+        width=prepare,
+        dims=dims,
         num_samples=num_samples,
         num_chains=num_chains,
         warmup_steps=warmup_steps,
-        divergences=divergences,
     )
-    return xr.concat(parts, "datum").assign_coords(datum=np.arange(pieces.size)).assign_attrs(attrs)
+    return result.assign_attrs(divergences=sum(divergences))
 
 
-def _chain(target: Target, num_samples: int, warmup_steps: int, progress: bool, options: Any) -> tuple[Tensor, int]:
-    """Draws of one chain, shape ``(num_samples, N, D)``, and the number of its divergent transitions."""
+def _dims(name: str, ndim: int) -> tuple[str, ...]:
+    return ("datum",) if ndim == 1 else ("chain", "draw", "datum", *(f"{name}_dim_{i}" for i in range(ndim - 3)))
+
+
+def _kept(values: Tensor, dims: tuple[str, ...], kept: int) -> np.ndarray:
+    return values.narrow(dims.index("datum"), 0, kept).cpu().numpy()
+
+
+def _chain(target: Target, num_samples: int, warmup_steps: int, kernel: Any) -> tuple[Tensor, int]:
+    """Return the draws of one chain, shape ``(num_samples, N, D)``, and the number of its divergent transitions."""
 
     def potential(state: dict[str, Tensor]) -> Tensor:
         return -target.log_joint(state["u"].unsqueeze(0)).sum()
 
     start = {"u": target.draw(1)[0][0]}
+    progress = target.problem.options["progress"]
     with torch.enable_grad():
         mcmc = MCMC(
-            NUTS(potential_fn=potential, **options),
+            NUTS(potential_fn=potential, **kernel),
             num_samples,
             warmup_steps,
             initial_params=start,
@@ -150,7 +159,7 @@ def _chain(target: Target, num_samples: int, warmup_steps: int, progress: bool, 
     return mcmc.get_samples()["u"].detach(), sum(map(len, mcmc.diagnostics()["divergences"].values()))
 
 
-def _summary(target: Target, draws: Tensor, affordable: int) -> xr.Dataset:
+def _summary(target: Target, draws: Tensor, affordable: int) -> dict[str, Tensor]:
     log_likelihood, mcse = _bridge(target, draws, affordable)
     columns = {
         "log_likelihood": log_likelihood,
@@ -158,12 +167,9 @@ def _summary(target: Target, draws: Tensor, affordable: int) -> xr.Dataset:
         "r_hat": split_gelman_rubin(draws).amax(-1),
         "ess": effective_sample_size(draws).amin(-1),
     }
-    variables: dict[str, Any] = {name: ("datum", column.cpu().numpy()) for name, column in columns.items()}
-    values, _ = target.values(draws.flatten(0, 1))
-    for name, value in target.by_datum(values).items():
-        dims = ("chain", "draw", "datum", *(f"{name}_dim_{i}" for i in range(value.ndim - 2)))
-        variables[name] = dims, value.unflatten(0, draws.shape[:2]).cpu().numpy()
-    return xr.Dataset(variables)
+    values, _ = target.space.values(draws.flatten(0, 1))
+    drawn = target.space.by_datum(values).items()
+    return columns | {name: value.unflatten(0, draws.shape[:2]) for name, value in drawn}
 
 
 def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Tensor]:
@@ -185,7 +191,11 @@ def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Ten
         log_joint = torch.cat([target.log_joint(part.to(draws.dtype)) for part in u.split(width)]).double()
         bridges.append(log_joint - normal.log_prob(u))
     posterior, proposal = bridges
-    check_finite(proposal)
+    if not proposal.isfinite().all():
+        raise FloatingPointError(
+            "log p(x, z) is NaN or infinite at draws of the normal density that was fitted to the posterior; look at "
+            "the parameters of the model and at the scales that it gives"
+        )
     n1 = effective_sample_size(posterior.unflatten(0, kept.shape[:2])).clamp(min=1)
     n2 = torch.full_like(n1, len(proposal))
     log_s1, log_s2 = (n1 / (n1 + n2)).log(), (n2 / (n1 + n2)).log()

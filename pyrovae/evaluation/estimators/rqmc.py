@@ -10,44 +10,37 @@ comes from R independent sequences,
 """
 
 import math
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
-import pyro
 import pyro.distributions as dist
 import torch
-import xarray as xr
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from pyrovae._waist.draws import draw_latents
+from pyrovae._waist.draws import run_guide
 from pyrovae._waist.sites import Program, is_point
-from pyrovae.arguments import Data, check_whole
+from pyrovae.arguments import check_whole
 from pyrovae.distributions import MultivariateNormal, NormalizingFlow
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.diagnostics.psis import psis
-from pyrovae.evaluation.problem import Piece, Pieces
-from pyrovae.evaluation.provenance import attributes, check_finite
-from pyrovae.isolation import fresh_seed, isolated
+from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.report import report
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def rqmc(
     model: Program,
     guide: Program,
-    x: Data,
+    x: Any,
     num_samples: int = 4096,
     *,
     num_replicates: int = 32,
-    seed: int | None = None,
-    plate: str | None = None,
-    binarization: str = "not stated",
-    memory: int | None = None,
-    progress: bool = True,
-) -> xr.Dataset:
-    r"""Estimates log p(x) of each datum from randomized quasi-Monte Carlo draws of the guide.
+    **options: Unpack[Options],
+) -> "xr.Dataset":
+    r"""Estimate log p(x) of each datum from randomized quasi-Monte Carlo draws of the guide.
 
     It pays for good proposals of few dimensions. A proposal that misses the posterior misses it with these draws too.
 
@@ -58,11 +51,7 @@ def rqmc(
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_samples: Draws per datum, K, in all.
         num_replicates: Independent sequences, R, which divides K; K / R is best a power of two.
-        seed: Seed of the draws; by default a new one from the operating system. The result names it.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        binarization: How the data were binarized, kept as an attribute.
-        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
-        progress: Whether to show a progress bar; it is quiet where the output is no terminal.
+        **options: See :class:`Options`.
 
     Returns:
         Dataset with dimension ``datum``: ``elbo``, ``elbo_mcse``, ``log_likelihood``, ``mcse``, ``ess``, ``pareto_k``
@@ -96,71 +85,67 @@ def rqmc(
             f"num_replicates must be at least 2 and divide num_samples, got num_replicates={num_replicates} and "
             f"num_samples={num_samples}; choose for instance 32 and 4096"
         )
-    seed, start = fresh_seed() if seed is None else seed, time.perf_counter()
-    with isolated(model, guide, seed=seed):
-        pieces = Pieces(model, guide, x, plate=plate, memory=memory)
-        parts = []
-        width = max(1, pieces.affordable // (num_samples // num_replicates))
-        with (
-            pyro.validation_enabled(False),
-            tqdm(total=pieces.size, unit="datum", desc="rqmc", disable=None if progress else True) as bar,
-        ):
-            for piece in pieces.cut(width):
-                parts.append(_summary(_log_weights(pieces, piece, num_samples, num_replicates)[:, :, : piece.kept]))
-                bar.update(piece.kept)
-    return xr.Dataset(
-        {name: ("datum", torch.cat([part[name] for part in parts]).cpu().numpy()) for name in parts[0]},
-        coords={"datum": np.arange(pieces.size)},
-        attrs=attributes(
-            pieces,
-            seed=seed,
-            binarization=binarization,
-            start=start,
-            estimator="randomized quasi-Monte Carlo",
-            num_samples=num_samples,
-            num_replicates=num_replicates,
-        ),
+    problem = Problem(model, guide, x, **options)
+
+    def prepare() -> int:
+        if not problem.vectorize:
+            raise ValueError(
+                "rqmc makes all draws in one run, and this program runs once for each draw; let it count dimensions "
+                "from the right and keep leading ones, or use pyrovae.evaluation.evaluate"
+            )
+        return problem.width(num_samples // num_replicates)
+
+    def columns(batch: Batch) -> dict[str, Tensor]:
+        log_weights = _log_weights(problem, batch, num_samples, num_replicates)[:, :, : batch.kept]
+        return bounds.of_valid(log_weights, _summary, draws_dims=2)
+
+    return report(
+        problem,
+        columns,
+        estimator="randomized quasi-Monte Carlo",
+        width=prepare,
+        num_samples=num_samples,
+        num_replicates=num_replicates,
     )
 
 
 def _summary(log_weights: Tensor) -> dict[str, Tensor]:
-    """What is reported of log-weights of shape ``(num_replicates, num_samples / num_replicates, N)``."""
+    """Return the columns of log-weights of shape ``(num_replicates, num_samples / num_replicates, N)``."""
+    rounding = bounds.rounding_error(log_weights.flatten(0, 1))
     log_weights = log_weights.double()
     together = log_weights.flatten(0, 1)
-    check_finite(together)
     elbo, elbo_mcse = bounds.elbo(log_weights.mean(1))
     log_likelihood, mcse = bounds.log_likelihood(log_weights.logsumexp(1) - math.log(log_weights.shape[1]))
     return {
         "elbo": elbo,
         "elbo_mcse": elbo_mcse,
         "log_likelihood": log_likelihood,
-        "mcse": mcse,
+        "mcse": torch.hypot(mcse, rounding),
         "ess": bounds.effective_sample_size(together),
-        "pareto_k": psis(together)[1].to(together.device),
+        "pareto_k": psis(together)[1],
     }
 
 
-def _log_weights(pieces: Pieces, piece: Piece, num_samples: int, num_replicates: int) -> Tensor:
-    """Log-weights of a piece, shape ``(num_replicates, num_samples / num_replicates, N)``."""
-    sites = draw_latents(pieces.guide, pieces.arguments(piece), values=piece.subsample)
-    size = pieces.plate.size if piece.subsample else piece.kept
-    random = [site for site in sites.values() if not (site_is_subsample(site) or is_point(site["fn"]))]
-    dim = sum(site["value"].numel() for site in random) // size
-    runs, data_dim = [], pieces.data_dim
+def _log_weights(problem: Problem, batch: Batch, num_samples: int, num_replicates: int) -> Tensor:
+    """Return log-weights of a batch, shape ``(num_replicates, num_samples / num_replicates, N)``."""
+    draws = run_guide(problem.guide, batch.args, kwargs=problem.options["kwargs"], values=batch.subsample)
+    random = [site for site in draws.latents.values() if not is_point(site["fn"])]
+    dim = sum(site["value"].numel() for site in random) // batch.size
+    runs = []
     for _ in range(num_replicates):
         seed = int(torch.randint(2**31, ()))
         points = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(
             num_samples // num_replicates, dtype=torch.float64
         )
-        shift = torch.rand(size, dim, dtype=torch.float64)
+        shift = torch.rand(batch.size, dim, dtype=torch.float64)
         uniform = ((points.unsqueeze(1) + shift) % 1).clamp(1e-15, 1 - 1e-15)
-        with _Quasi(uniform.to(pieces.device), data_dim):
-            runs.append(pieces.run(piece, len(points), vectorize=True).log_weights)
+        with _Quasi(uniform.to(problem.device), problem.data_dim):
+            runs.append(problem.run(batch, len(points)).log_weights)
     return torch.stack(runs)
 
 
 class _Quasi(Messenger):
-    """Makes the guide's draws out of uniform points, shape ``(num_samples, N, D)``, in the order of its sites."""
+    """Make the guide's draws out of uniform points, shape ``(num_samples, N, D)``, in the order of its sites."""
 
     def __init__(self, uniform: Tensor, data_dim: int) -> None:
         super().__init__()
@@ -178,7 +163,7 @@ class _Quasi(Messenger):
 
 
 def _quantile(name: str, fn: Any, uniform: Tensor) -> Tensor:
-    """The draws that uniform points, of the shape of fn, make."""
+    """Return the draws that uniform points, of the shape of fn, make."""
     match fn:
         case dist.ExpandedDistribution() | torch.distributions.Independent():
             return _quantile(name, fn.base_dist, uniform)

@@ -5,18 +5,20 @@ r"""Missing entries of data, filled in from the posterior by self-normalized imp
     w_k = \frac{p(x_\mathrm{obs} \mid z_k)\, p(z_k)}{q(z_k \mid x_\mathrm{obs})}.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
-import xarray as xr
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyrovae._waist.draws import Given
 from pyrovae._waist.sites import Program
-from pyrovae._waist.weights import importance_weights
-from pyrovae.arguments import as_tensors
-from pyrovae.isolation import fresh_seed, isolated, program_device
+from pyrovae.evaluation.posterior.predictive import Posterior, arranged
+from pyrovae.evaluation.problem import Batch, Options
+from pyrovae.evaluation.report import report
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def impute(
@@ -27,10 +29,8 @@ def impute(
     *,
     num_imputations: int = 0,
     site: str = "x",
-    seed: int | None = None,
-    plate: str | None = None,
-    memory: int = 2**26,
-) -> xr.Dataset:
+    **options: Unpack[Options],
+) -> "xr.Dataset":
     """Fills in the missing entries of data, with their uncertainty.
 
     Args:
@@ -41,9 +41,7 @@ def impute(
         num_samples: Draws of z per datum, K.
         num_imputations: How many imputed copies of the data to draw, by sampling importance resampling.
         site: Name of the observed site.
-        seed: Seed of the draws; by default a new one from the operating system.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        memory: Bytes that the predictions of one run may take.
+        **options: See :class:`Options`.
 
     Returns:
         Dataset with dimensions ``datum`` and ``event_0``, ``event_1``, ...: ``mean`` and ``std``, the posterior mean
@@ -76,64 +74,97 @@ def impute(
         )
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError("impute takes data and mask as a tuple, (x, mask)")
-    x, mask = as_tensors("data", data)
+    x, mask = data
+    if not (isinstance(x, Tensor) and isinstance(mask, Tensor)) or not x.is_floating_point():
+        raise TypeError(
+            f"impute takes a floating-point tensor and its mask, got {[type(part).__name__ for part in data]}"
+        )
     if x.shape != mask.shape:
         raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit data of shape {tuple(x.shape)}")
-    device = program_device(model, guide, default=x.device)
-    width = max(1, memory // (num_samples * x[0].numel() * x.element_size()))
-    seed = fresh_seed() if seed is None else seed
-    parts = []
-    with isolated(model, guide, seed=seed):
-        nesting = importance_weights(model, guide, [x[:1].to(device), mask[:1].to(device)], plate=plate).nesting
-        for chunk in zip(x.split(width), mask.split(width), strict=True):
-            args = part, observed = [tensor.to(device) for tensor in chunk]
-            with _Likelihood(site) as seen:
-                weights = importance_weights(model, guide, args, num_samples, nesting=nesting, plate=plate)
-            if seen.distribution is None:
-                raise ValueError(f"the model does not observe a site {site!r}; name the one that holds the data, site=")
-            if len(seen.distribution.batch_shape) > nesting + 1:
-                raise ValueError("impute does not average over enumerated sites; draw them in the guide")
-            parts.append(_fill(seen.distribution, weights.log_weights, part, observed, num_imputations))
-    columns = {name: torch.cat([part[name] for part in parts], dim=axis).cpu().numpy() for name, axis in _AXES.items()}
-    dims = ("datum", *(f"event_{i}" for i in range(x.ndim - 1)))
-    dataset = xr.Dataset(
-        {"mean": (dims, columns["mean"]), "std": (dims, columns["std"]), "ess": ("datum", columns["ess"])},
-        coords={"datum": np.arange(len(x))},
-        attrs={"num_samples": num_samples, "seed": seed},
+    if "memory" not in options:
+        options["memory"] = 2**26
+    posterior = Posterior(model, guide, data, num_samples, max(1, num_imputations), options)
+    event = tuple(f"event_{i}" for i in range(x.ndim - 1))
+    dims: dict[str, tuple[str, ...]] = dict.fromkeys(("mean", "std"), ("datum", *event))
+    dims["imputations"] = ("imputation", "datum", *event)
+
+    def columns(batch: Batch) -> dict[str, Tensor]:
+        drawn, found = posterior.draw(batch), _Moments(site, *batch.args[:2])
+        chosen = drawn.log_weights.softmax(0)
+        picked = torch.multinomial(chosen.T, max(num_imputations, 1), replacement=True).T[:num_imputations]
+        for part, sites in posterior.runs(batch, num_samples, Given, drawn.values):
+            found.add(sites, chosen[part], picked - part.start, posterior.problem.plate.name)
+        result = {**found.columns(), "ess": 1 / (chosen**2).sum(0)}
+        if num_imputations:
+            result["imputations"] = found.imputations
+        return {
+            name: values[:, : batch.kept] if name == "imputations" else values[: batch.kept]
+            for name, values in result.items()
+        }
+
+    return report(
+        posterior.problem,
+        columns,
+        estimator="imputation",
+        width=lambda: max(1, posterior.problem.memory // (num_samples * max(1, x[0].numel()) * x.element_size())),
+        dims=dims,
+        coords={"imputation": np.arange(num_imputations)} if num_imputations else {},
+        units="those of the data",
+        num_samples=num_samples,
     )
-    return dataset.assign(imputations=(("imputation", *dims), columns["imputations"])) if num_imputations else dataset
 
 
-_AXES = {"mean": 0, "std": 0, "ess": 0, "imputations": 1}
+class _Moments:
+    """Weighted moments of the predictions of an observed site, and draws from it, added up over chunks of draws.
 
+    Args:
+        site: Name of the observed site.
+        x: Data, shape ``(n, *event)``.
+        mask: Which entries were observed.
+    """
 
-class _Likelihood(Messenger):
-    """Notes the distribution of an observed site."""
+    def __init__(self, site: str, x: Tensor, mask: Tensor) -> None:
+        self.site, self.x, self.observed = site, x, mask.bool()
+        self.mean, self.square = torch.zeros_like(x), torch.zeros_like(x)
+        self.imputations = x.new_zeros(0, *x.shape)
 
-    def __init__(self, site: str) -> None:
-        super().__init__()
-        self.site = site
-        self.distribution: Any = None
+    def add(self, sites: list[Any], weights: Tensor, picked: Tensor, plate: str) -> None:
+        """Add a chunk of draws.
 
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] == self.site and msg["is_observed"]:
-            self.distribution = msg["fn"]
+        Args:
+            sites: The model's sites in the chunk's run.
+            weights: Normalized weights, shape ``(num_draws, n)``.
+            picked: Index in the chunk of the draw of each imputation, shape ``(num_imputations, n)``; others lie
+                outside.
+            plate: Name of the data plate.
+        """
+        distribution = self._distribution(sites)
+        site = {"fn": distribution[0], "name": self.site, "cond_indep_stack": distribution[1]}
+        mean, variance, value = (
+            arranged(site, part, plate)[0].reshape(-1, *self.x.shape).to(self.x)
+            for part in (distribution[0].mean, distribution[0].variance, distribution[0].sample())
+        )
+        column = weights.reshape(*weights.shape, *(1,) * (self.x.ndim - 1))
+        self.mean = self.mean + (column * mean).sum(0)
+        self.square = self.square + (column * (variance + mean.square())).sum(0)
+        if not len(self.imputations):
+            self.imputations = self.x.expand(len(picked), *self.x.shape).clone()
+        inside = (picked >= 0) & (picked < len(weights))
+        rows = torch.arange(len(self.x), device=self.x.device)
+        made = value.expand(len(weights), *self.x.shape)[picked.clamp(0, len(weights) - 1), rows]
+        fill = inside.reshape(*inside.shape, *(1,) * (self.x.ndim - 1)) & ~self.observed
+        self.imputations = torch.where(fill, made, self.imputations)
 
+    def columns(self) -> dict[str, Tensor]:
+        """Return mean and standard deviation of each entry."""
+        deviation = (self.square - self.mean.square()).clamp(min=0).sqrt()
+        return {
+            "mean": torch.where(self.observed, self.x, self.mean),
+            "std": torch.where(self.observed, torch.zeros_like(self.x), deviation),
+        }
 
-def _fill(p: Any, log_weights: Tensor, x: Tensor, mask: Tensor, num_imputations: int) -> dict[str, Tensor]:
-    """Posterior mean and standard deviation, effective sample size and draws of some data."""
-    observed, batch = mask.bool(), log_weights.shape
-    weights = log_weights.softmax(0)
-    means, variances = (part.expand(*batch, *x.shape[1:]) for part in (p.mean, p.variance))
-    column = weights.reshape(*batch, *(1,) * (x.ndim - 1))
-    mean = (column * means).sum(0)
-    variance = (column * (variances + (means - mean) ** 2)).sum(0)
-    chosen = torch.multinomial(weights.T, max(num_imputations, 1), replacement=True).T[:num_imputations]
-    rows = torch.arange(len(x), device=x.device)
-    drawn = [p.sample().expand(*batch, *x.shape[1:])[indices, rows].to(x.dtype) for indices in chosen]
-    return {
-        "mean": torch.where(observed, x, mean),
-        "std": torch.where(observed, torch.zeros_like(x), variance.sqrt()),
-        "ess": 1 / (weights**2).sum(0),
-        "imputations": torch.where(observed, x, torch.stack(drawn)) if drawn else x.new_empty(0, *x.shape),
-    }
+    def _distribution(self, sites: list[Any]) -> tuple[Any, Any]:
+        for site in sites:
+            if site["name"] == self.site and site["is_observed"]:
+                return site["fn"], site["cond_indep_stack"]
+        raise ValueError(f"the model does not observe a site {self.site!r}; name the one that holds the data, site=")

@@ -7,29 +7,31 @@ or as they are with the normalized weights beside,
     \sum_k \bar w_n^{(k)} f(z_n^{(k)}).
 """
 
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import torch
-import xarray as xr
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyrovae._waist.draws import Given
-from pyrovae._waist.sites import Program, Site, score
-from pyrovae.arguments import Data
-from pyrovae.evaluation.posterior.predictive import Chunk, Posterior, arranged
+from pyrovae._waist.sites import Program, Site
+from pyrovae._waist.summation import sum_per_datum
+from pyrovae._waist.weights import masked_score
+from pyrovae.evaluation.posterior.predictive import Posterior, PosteriorDraws, arranged
+from pyrovae.evaluation.problem import Batch, Options
+from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, check_generative, is_data
-from pyrovae.isolation import fresh_seed, isolated
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def to_inference_data(
     model: Program,
     guide: Program,
-    x: Data,
+    x: Any,
     num_samples: int = 1000,
     *,
     num_draws: int = 500,
@@ -37,11 +39,8 @@ def to_inference_data(
     weights: Literal["resampled", "raw"] = "resampled",
     coords: Mapping[str, Sequence[Hashable]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
-    seed: int | None = None,
-    plate: str | None = None,
-    binarization: str = "not stated",
-    vectorize: bool = True,
-    memory: int | None = None,
+    log_likelihood: bool = False,
+    **options: Unpack[Options],
 ) -> Any:
     """Draws from prior, posterior and predictive distributions of each datum, as ArviZ takes them.
 
@@ -60,19 +59,17 @@ def to_inference_data(
         coords: Coordinates of dimensions by name, such as ``{"datum": names}``.
         dims: Names of a site's dimensions after chain, draw and datum, by site, such as ``{"z": ["latent"]}``; by
             default the names of its plates, then ``z_dim_0``, ``z_dim_1``, ... for its event.
-        seed: Seed of the draws; by default a new one from the operating system.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        binarization: How the data were binarized, kept as an attribute.
-        vectorize: Whether many draws are made in one run; see :func:`log_weights`.
-        memory: Bytes that the tensors of one run may take; see :func:`log_weights`. The result itself holds
-            ``num_draws`` replicates of all data.
+        log_likelihood: Whether to add the group ``log_likelihood``, log p(x_n | z) at the draws. It is no pointwise
+            log-likelihood for ``arviz.loo`` and ``arviz.compare``: each datum has latents of its own, which the draws
+            have seen, so they rank models the wrong way. Compare models by :func:`compare`.
+        **options: See :class:`Options`. The result itself holds ``num_draws`` replicates of all data.
 
     Returns:
         An ``arviz.InferenceData`` with ArviZ 0.23, an ``xarray.DataTree`` with ArviZ 1.x, of one chain:
 
         * ``prior``, ``posterior``: latent sites, dimensions ``(chain, draw, datum, ...)``;
         * ``prior_predictive``, ``posterior_predictive``: draws at the observed sites, likewise;
-        * ``log_likelihood``: log p(x_n | z) of each observed site, dimensions ``(chain, draw, datum)``, nats;
+        * ``log_likelihood``, on request: log p(x_n | z) of each observed site, dimensions ``(chain, draw, datum)``;
         * ``sample_stats``: ``log_weights``, the draws' log p(x, z) - log q(z | x), likewise, nats; with raw weights
           ``weights`` too, Pareto-smoothed, which sum to one over the draws; ``pareto_k`` and ``ess``, over ``datum``;
         * ``observed_data``: what was observed, dimensions ``(datum, ...)``.
@@ -105,55 +102,97 @@ def to_inference_data(
     num_prior_draws = num_draws if num_prior_draws is None else num_prior_draws
     if num_prior_draws < 0:
         raise ValueError(f"num_prior_draws must be at least 0, got {num_prior_draws}")
-    start, seed = time.perf_counter(), fresh_seed() if seed is None else seed
     kept = num_samples if weights == "raw" else num_draws
-    with isolated(model, guide, seed=seed):
-        posterior = Posterior(model, guide, x, num_samples, kept, plate=plate, vectorize=vectorize, memory=memory)
-        groups = _Groups(posterior)
-        for chunk in posterior:
-            groups.add(chunk, weights == "raw", num_prior_draws)
-    attrs = posterior.attributes(seed=seed, start=start, binarization=binarization, weights=weights)
-    return _assemble(groups.datasets(coords or {}, dims or {}, attrs))
+    posterior = Posterior(model, guide, x, num_samples, kept, options)
+    groups = _Groups(posterior, raw=weights == "raw", num_prior_draws=num_prior_draws, log_likelihood=log_likelihood)
+    table = report(
+        posterior.problem,
+        groups.columns,
+        estimator="posterior draws",
+        width=posterior.width,
+        dims=groups.dims,
+        units="nats",
+        num_samples=num_samples,
+        num_draws=kept,
+        weights=weights,
+    )
+    return _assemble(groups.datasets(table, coords or {}, dims or {}))
 
 
 class _Groups:
-    """The groups' arrays, filled in chunk by chunk: kept apart, the chunks would fragment the heap."""
+    """The groups of an InferenceData object as columns of one table, named ``group/site``."""
 
-    def __init__(self, posterior: Posterior) -> None:
-        self.posterior, self.plate, self.done = posterior, posterior.pieces.plate.name, 0
-        self.arrays: dict[str, dict[str, np.ndarray]] = {}
+    def __init__(self, posterior: Posterior, *, raw: bool, num_prior_draws: int, log_likelihood: bool) -> None:
+        self.posterior, self.raw, self.num_prior_draws = posterior, raw, num_prior_draws
+        self.log_likelihood = log_likelihood
+        self.dims: dict[str, tuple[str, ...]] = {}
         self.names: dict[str, list[str]] = {}  # of a site's dimensions after chain, draw and datum
 
-    def add(self, chunk: Chunk, raw: bool, num_prior_draws: int) -> None:
-        """Runs the model on a chunk's draws, and on draws from its prior, and writes down what comes."""
-        kept, size = self.posterior.num_draws, chunk.log_weights.shape[1]
-        everything = torch.arange(kept, device=chunk.log_weights.device).unsqueeze(1).expand(kept, size)
-        chosen = everything if raw else chunk.resample(kept)
-        values = chunk.take(chosen)
-        for part, sites in self.posterior.runs(chunk, kept, Given, values):
+    def columns(self, batch: Batch) -> dict[str, Tensor]:
+        """Run the model on posterior draws of a batch, and on draws from its prior."""
+        drawn, kept = self.posterior.draw(batch), self.posterior.num_draws
+        size = drawn.log_weights.shape[1]
+        everything = torch.arange(kept, device=drawn.log_weights.device).unsqueeze(1).expand(kept, size)
+        chosen = everything if self.raw else drawn.resample(kept)
+        values = drawn.take(chosen)
+        parts: dict[str, list[Tensor]] = {}
+        for part, sites in self.posterior.runs(batch, kept, Given, values):
             for site in sites:
-                self._write_given(site, chunk, kept, part)
-        for part, sites in self.posterior.runs(chunk, kept, Redrawn, values):
+                self._add_given(parts, site, first=part.start == 0)
+        for _, sites in self.posterior.runs(batch, kept, Redrawn, values):
             for site in filter(_was_observed, sites):
-                self._write_value("posterior_predictive", site, site["value"], chunk, kept, part)
-        for part, sites in self.posterior.runs(chunk, num_prior_draws, Redrawn):
+                self._add_value(parts, "posterior_predictive", site, site["value"])
+        for _, sites in self.posterior.runs(batch, self.num_prior_draws, Redrawn):
             check_generative(sites, "go without the groups of the prior, num_prior_draws=0")
             for site in (site for site in sites if not site["is_observed"]):
-                group = "prior_predictive" if _was_observed(site) else "prior"
-                self._write_value(group, site, site["value"], chunk, num_prior_draws, part)
-        of_draws = {"log_weights": chunk.log_weights.take_along_dim(chosen, 0)}
-        if raw:
-            of_draws["weights"] = chunk.smoothed.exp()
-        for name, column in of_draws.items():
-            self._write("sample_stats", name, column, chunk, kept, slice(0, kept))
-        for name, column in {"pareto_k": chunk.pareto_k, "ess": chunk.ess}.items():
-            self._write("sample_stats", name, column, chunk)
-        self.done += chunk.piece.kept
+                self._add_value(parts, "prior_predictive" if _was_observed(site) else "prior", site, site["value"])
+        found = {name: torch.cat(each) for name, each in parts.items()}
+        found |= self._statistics(drawn, chosen)
+        axes = {name: self.dims[name].index("datum") for name in found}
+        return {name: values.narrow(axes[name], 0, batch.kept) for name, values in found.items()}
+
+    def _statistics(self, drawn: PosteriorDraws, chosen: Tensor) -> dict[str, Tensor]:
+        """Return the group ``sample_stats``."""
+        found = {"log_weights": drawn.log_weights.take_along_dim(chosen, 0)}
+        if self.raw:
+            found["weights"] = drawn.smoothed.exp()
+        found |= {"pareto_k": drawn.pareto_k, "ess": drawn.ess}
+        for name, values in found.items():
+            self.dims[f"sample_stats/{name}"] = ("draw", "datum") if values.ndim == 2 else ("datum",)
+        return {f"sample_stats/{name}": values for name, values in found.items()}
+
+    def _add_given(self, parts: dict[str, list[Tensor]], site: Site, *, first: bool) -> None:
+        """Add the value of a latent, or of an observed site its value, once, and its log-probability."""
+        if not site["is_observed"]:
+            self._add_value(parts, "posterior", site, site["value"])
+        elif not site["infer"].get("_deterministic"):
+            if self.log_likelihood:
+                problem = self.posterior.problem
+                draws_dim = -problem.nesting - 1 if problem.vectorize else None
+                per_datum = sum_per_datum([(site, masked_score(site))], draws_dim, problem.plate.dim or -1)
+                self.dims[f"log_likelihood/{site['name']}"] = ("draw", "datum")
+                parts.setdefault(f"log_likelihood/{site['name']}", []).append(per_datum)
+            if is_data(site) and first:
+                observed, self.names[site["name"]] = arranged(site, site["value"], self.posterior.problem.plate.name)
+                self.dims[f"observed_data/{site['name']}"] = ("datum", *self._rest(site, observed.ndim - 2))
+                parts[f"observed_data/{site['name']}"] = [observed[0]]
+
+    def _add_value(self, parts: dict[str, list[Tensor]], group: str, site: Site, value: Tensor) -> None:
+        values, self.names[site["name"]] = arranged(site, value, self.posterior.problem.plate.name)
+        draw = "prior_draw" if group.startswith("prior") else "draw"
+        self.dims[f"{group}/{site['name']}"] = (draw, "datum", *self._rest(site, values.ndim - 2))
+        parts.setdefault(f"{group}/{site['name']}", []).append(values)
+
+    def _rest(self, site: Site, count: int) -> tuple[str, ...]:
+        """Return names of a site's further dimensions that no other site has."""
+        return tuple(f"{site['name']}/{i}" for i in range(count))
 
     def datasets(
-        self, coords: Mapping[str, Sequence[Hashable]], dims: Mapping[str, Sequence[str]], attrs: dict[str, Any]
-    ) -> dict[str, xr.Dataset]:
-        """The groups with names, coordinates and attributes."""
+        self, table: "xr.Dataset", coords: Mapping[str, Sequence[Hashable]], dims: Mapping[str, Sequence[str]]
+    ) -> "dict[str, xr.Dataset]":
+        """Return the groups of a table, with names, coordinates and attributes."""
+        import xarray as xr
+
         names = {**self.names, **{site: list(given) for site, given in dims.items()}}
         for site, given in dims.items():
             if len(given) != len(self.names.get(site, ())):
@@ -161,61 +200,32 @@ class _Groups:
                     f"dims names {list(given)} for {site!r}, but the sites have, after chain, draw and datum, the "
                     f"dimensions {self.names}; name as many"
                 )
+        variables: dict[str, dict[str, Any]] = {}
+        for key, column in table.items():
+            group, name = str(key).split("/", 1)
+            rest = names[name] if group not in ("sample_stats", "log_likelihood") else []
+            draws = column.dims[0] != "datum"
+            named = (*(["chain", "draw"] if draws else []), "datum", *rest)
+            values = column.values[np.newaxis] if draws else column.values
+            variables.setdefault(group, {})[name] = xr.Variable(named, values)
         datasets = {}
-        for group, arrays in self.arrays.items():
-            variables = {}
-            for name, array in arrays.items():
-                rest = names[name] if group not in ("sample_stats", "log_likelihood") else []
-                draws = array.ndim > 1 + len(rest)
-                variables[name] = xr.Variable(
-                    (*(["chain", "draw"] if draws else []), "datum", *rest), array[np.newaxis] if draws else array
-                )
-            dataset = xr.Dataset(variables, attrs=attrs)
+        for group, of_group in variables.items():
+            dataset = xr.Dataset(of_group, attrs=table.attrs)
             sizes = dataset.sizes.items()
             datasets[group] = dataset.assign_coords({dim: coords.get(str(dim), np.arange(n)) for dim, n in sizes})
         return datasets
-
-    def _write_given(self, site: Site, chunk: Chunk, num_draws: int, part: slice) -> None:
-        """Writes down a latent's value, or an observed site's log-probability and, once, its value."""
-        if not site["is_observed"]:
-            self._write_value("posterior", site, site["value"], chunk, num_draws, part)
-        elif not site["infer"].get("_deterministic"):
-            log_prob = scale_and_mask(score(site), 1.0, site["mask"])
-            terms = arranged(site, log_prob, self.plate, torch.Size())[0]
-            per_datum = terms.reshape(*terms.shape[:2], -1).sum(-1)
-            self._write("log_likelihood", site["name"], per_datum, chunk, num_draws, part)
-            if is_data(site) and part.start == 0:
-                observed, self.names[site["name"]] = arranged(site, site["value"], self.plate)
-                self._write("observed_data", site["name"], observed[0], chunk)
-
-    def _write_value(self, group: str, site: Site, value: Tensor, chunk: Chunk, num_draws: int, part: slice) -> None:
-        values, self.names[site["name"]] = arranged(site, value, self.plate)
-        self._write(group, site["name"], values, chunk, num_draws, part)
-
-    def _write(
-        self, group: str, name: str, values: Tensor, chunk: Chunk, num_draws: int = 0, part: slice | None = None
-    ) -> None:
-        """Writes values ``(draws, n, *rest)``, or ``(n, *rest)`` where there is no part of draws, to their place."""
-        rest = values.shape[1 if part is None else 2 :]
-        shape = (*([] if part is None else [num_draws]), self.posterior.pieces.size, *rest)
-        arrays, dtype = self.arrays.setdefault(group, {}), values[:0].cpu().numpy().dtype
-        if name not in arrays:
-            arrays[name] = np.empty(shape, dtype)
-        data = slice(self.done, self.done + chunk.piece.kept)
-        if part is None:
-            arrays[name][data] = values[: chunk.piece.kept].cpu().numpy()
-        else:
-            arrays[name][part, data] = values[:, : chunk.piece.kept].cpu().numpy()
 
 
 def _was_observed(site: Site) -> bool:
     return bool(site["infer"].get("was_observed"))
 
 
-def _assemble(groups: dict[str, xr.Dataset]) -> Any:
-    """The groups as one object of the ArviZ that is there."""
+def _assemble(groups: "dict[str, xr.Dataset]") -> Any:
+    """Return the groups as one object of the installed ArviZ."""
     ordered = {name: groups[name] for name in _ORDER if name in groups}
     if int(version("arviz").split(".")[0]) >= 1:
+        import xarray as xr
+
         return xr.DataTree.from_dict(ordered)
     import arviz
 

@@ -6,46 +6,40 @@ probability of its Pareto-smoothed weight. With replicates :math:`x_n' \sim p(x 
 .. math:: p_n = \Pr\big(T(x_n') \ge T(x_n) \mid x_n\big).
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-import pyro
 import torch
-import xarray as xr
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae._waist.draws import Given, draw_latents
-from pyrovae._waist.sites import Program, Site
-from pyrovae._waist.weights import importance_weights
-from pyrovae.arguments import Data
+from pyrovae._waist.draws import Given, with_draws
+from pyrovae._waist.sites import DRAWS, Program, Site, plate_names
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.diagnostics.psis import psis
-from pyrovae.evaluation.problem import Piece, Pieces
-from pyrovae.evaluation.provenance import attributes, check_finite
+from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, observed_argument
-from pyrovae.isolation import fresh_seed, isolated
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def posterior_predictive_check(
     model: Program,
     guide: Program,
-    x: Data,
+    x: Any,
     statistic: Callable[..., Tensor],
     num_samples: int = 1000,
     *,
     num_draws: int = 500,
-    seed: int | None = None,
-    plate: str | None = None,
-    vectorize: bool = True,
-    memory: int | None = None,
-) -> xr.Dataset:
-    r"""Compares a statistic of each datum with that of data replicated from its posterior.
+    **options: Unpack[Options],
+) -> "xr.Dataset":
+    r"""Compare a statistic of each datum with that of data replicated from its posterior.
 
     A p-value near 0 or 1 says that the model does not make data with such a statistic. As the posterior has seen the
     datum, p-values of a true model are not uniform but lie nearer to 1/2. Replicates are drawn given the other
@@ -59,10 +53,7 @@ def posterior_predictive_check(
             of them at once: tensors ``(n, *event)`` to one number per datum, shape ``(n,)``.
         num_samples: Draws of the guide per datum, K.
         num_draws: Draws from the posterior per datum, S, each with one replicate.
-        seed: Seed of the draws; by default a new one from the operating system.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        vectorize: Whether many draws are made in one run; see :func:`log_weights`.
-        memory: Bytes that the tensors of one run may take; see :func:`log_weights`.
+        **options: See :class:`Options`.
 
     Returns:
         Dataset with ``observed``, over ``datum``, and ``replicated``, over ``draw`` and ``datum``: the statistic's
@@ -90,40 +81,47 @@ def posterior_predictive_check(
         >>> check.replicated.shape, bool((check.p_value <= 1).all())
         ((100, 10), True)
     """
-    start, seed = time.perf_counter(), fresh_seed() if seed is None else seed
-    parts: dict[str, list[np.ndarray]] = {"observed": [], "replicated": [], "pareto_k": [], "ess": []}
-    with isolated(model, guide, seed=seed):
-        posterior = Posterior(model, guide, x, num_samples, num_draws, plate=plate, vectorize=vectorize, memory=memory)
-        for chunk in posterior:
-            observed, replicated = _statistics(statistic, posterior, chunk)
-            found = {"observed": observed, "replicated": replicated, "pareto_k": chunk.pareto_k, "ess": chunk.ess}
-            for name, values in found.items():
-                parts[name].append(values[..., : chunk.piece.kept].cpu().numpy())
-    columns = {name: np.concatenate(arrays, axis=-1) for name, arrays in parts.items()}
-    columns["p_value"] = (columns["replicated"] >= columns["observed"]).mean(0)
-    return xr.Dataset(
-        {name: (("draw", "datum")[-values.ndim :], values) for name, values in columns.items()},
-        coords={"draw": np.arange(num_draws), "datum": np.arange(posterior.pieces.size)},
-        attrs=posterior.attributes(seed=seed, start=start),
+    posterior = Posterior(model, guide, x, num_samples, num_draws, options)
+
+    def columns(batch: Batch) -> dict[str, Tensor]:
+        drawn = posterior.draw(batch)
+        observed, replicated = _statistics(statistic, posterior, drawn)
+        found = {
+            "observed": observed,
+            "replicated": replicated,
+            "p_value": (replicated >= observed).double().mean(0),
+            "pareto_k": drawn.pareto_k,
+            "ess": drawn.ess,
+        }
+        return {name: values[..., : batch.kept] for name, values in found.items()}
+
+    return report(
+        posterior.problem,
+        columns,
+        estimator="posterior predictive check",
+        width=posterior.width,
+        dims={"replicated": ("draw", "datum")},
+        coords={"draw": np.arange(num_draws)},
+        units="those of the statistic",
+        num_samples=num_samples,
+        num_draws=num_draws,
     )
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Importance draws of some data.
+class PosteriorDraws:
+    """Weighted draws of the guide for the data of a batch.
 
     Attributes:
-        piece: Which data.
-        args: The program's arguments.
-        values: Of the guide's latent sites, by name, with the K draws as first dimension.
-        data_dims: Which dimension of the values are the data, counted from the right.
+        batch: The data.
+        values: Values of the guide's latent sites by name, with the draws as first dimension.
+        data_dims: Dimension of the data in the values, counted from the right, by site.
         log_weights: Shape ``(num_samples, n)``, nats.
-        smoothed: Pareto-smoothed and normalized, likewise.
+        smoothed: Pareto-smoothed and normalized log-weights, likewise.
         pareto_k: Shape ``(n,)``.
     """
 
-    piece: Piece
-    args: list[Tensor]
+    batch: Batch
     values: dict[str, Tensor]
     data_dims: dict[str, int]
     log_weights: Tensor
@@ -136,11 +134,11 @@ class Chunk:
         return bounds.effective_sample_size(self.log_weights.double())
 
     def resample(self, num_draws: int) -> Tensor:
-        """Chooses draws of each datum with the probabilities of their smoothed weights, shape ``(num_draws, n)``."""
+        """Choose draws of each datum with the probabilities of their smoothed weights, shape ``(num_draws, n)``."""
         return torch.multinomial(self.smoothed.exp().T, num_draws, replacement=True).T.to(self.log_weights.device)
 
     def take(self, chosen: Tensor) -> dict[str, Tensor]:
-        """The values of chosen draws, another choice for each datum."""
+        """Return the values of chosen draws, another choice for each datum."""
         taken = {}
         for name, value in self.values.items():
             shape = [1] * value.ndim
@@ -150,89 +148,74 @@ class Chunk:
 
 
 class Posterior:
-    """Importance draws of consecutive data, and runs of the model on them; to be made and iterated in isolation.
+    """Posterior draws of the data of a problem, and runs of the model on them. Enumerated sites are drawn.
 
-    Enumerated sites are drawn. ``num_draws`` is how many draws from the posterior there are to be.
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: Data.
+        num_samples: Draws of the guide per datum.
+        num_draws: Draws from the posterior per datum.
+        options: Those of the problem.
+
+    Raises:
+        ValueError: If a number of draws is less than 1.
     """
 
     def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        x: Data,
-        num_samples: int,
-        num_draws: int,
-        *,
-        plate: str | None,
-        vectorize: bool,
-        memory: int | None,
+        self, model: Program, guide: Program, x: Any, num_samples: int, num_draws: int, options: Options
     ) -> None:
         if num_samples < 1 or num_draws < 1:
             raise ValueError(
                 f"num_samples, draws of the guide, and num_draws, draws from the posterior, must be at least 1, got "
                 f"{num_samples} and {num_draws}"
             )
-        self.pieces = Pieces(model, guide, x, plate=plate, vectorize=vectorize, memory=memory)
-        self.model, self.guide = _Drawn()(model), _Drawn()(guide)
+        self.problem = Problem(_Drawn()(model), _Drawn()(guide), x, **options)
         self.num_samples, self.num_draws = num_samples, num_draws
-        affordable = (
-            self.pieces.affordable if self.pieces.cuttable else self.pieces.affordable // self.pieces.plate.size
-        )
-        most = max(num_samples, num_draws)
-        self.draws = min(most, max(1, affordable)) if vectorize else 1
-        self.width = (
-            max(1, affordable // self.draws) if vectorize else max(1, min(affordable, self.pieces.memory // (8 * most)))
-        )
 
-    def attributes(self, **others: Any) -> dict[str, Any]:
-        """What a result says of itself."""
-        draws = {"num_samples": self.num_samples, "num_draws": self.num_draws}
-        return attributes(self.pieces, **{"binarization": "not stated", **draws, **others})
+    def width(self) -> int:
+        """Return the number of data for a batch of the opened problem."""
+        return self.problem.width(max(self.num_samples, self.num_draws))
 
-    def __iter__(self) -> Iterator[Chunk]:
-        with pyro.validation_enabled(False):
-            for piece in self.pieces.cut(self.width):
-                yield self._draw(piece)
+    def draw(self, batch: Batch) -> PosteriorDraws:
+        """Draw from the guide, and weigh the draws."""
+        problem = self.problem
+        chunk = max(1, min(self.num_samples, problem.affordable // batch.size))
+        runs, log_weights = [], []
+        for done in range(0, self.num_samples, chunk):
+            count = min(chunk, self.num_samples - done)
+            drawn = problem.draw(batch, count)
+            log_weights.append(problem.log_joint(batch, drawn.values, count) - drawn.log_q)
+            runs.append(drawn)
+        values = {name: torch.cat([self._first(run.values[name], name) for run in runs]) for name in runs[0].dims}
+        together = torch.cat(log_weights)
+        assert problem.plate.dim is not None
+        data_dims = {name: problem.plate.dim - problem.probe.event_dims[name] for name in values}
+        return PosteriorDraws(batch, values, data_dims, together, *psis(together))
 
     def runs(
-        self, chunk: Chunk, num_draws: int, handler: type[Given], values: Mapping[str, Tensor] | None = None
+        self, batch: Batch, num_draws: int, handler: type[Given], values: Mapping[str, Tensor] | None = None
     ) -> Iterator[tuple[slice, list[Site]]]:
-        """Runs the model under a handler, on latents' values or draws of its own; yields the data plate's sites."""
-        for start in range(0, num_draws, self.draws):
-            part = slice(start, min(start + self.draws, num_draws))
-            now = part if self.pieces.vectorize else start
-            given = {name: value[now] for name, value in (values or {}).items()}
-            program = handler({**given, **(chunk.piece.subsample or {})})(self.model)
-            if self.pieces.vectorize:
-                program = pyro.plate("_pyrovae_draws", part.stop - start, dim=-self.pieces.nesting - 1)(program)
-            nodes: Any = poutine.trace(program).get_trace(*chunk.args).nodes.values()
-            sites = [node for node in nodes if node["type"] == "sample" and not site_is_subsample(node)]
-            yield part, [site for site in sites if self.pieces.plate.name in (p.name for p in site["cond_indep_stack"])]
+        """Run the model under a handler, at values of its latents or at its own; yield sites of the data plate."""
+        problem = self.problem
+        chunk = max(1, min(num_draws, problem.affordable // batch.size)) if problem.vectorize else 1
+        for start in range(0, num_draws, chunk):
+            part = slice(start, min(start + chunk, num_draws))
+            given = {name: value[part if problem.vectorize else start] for name, value in (values or {}).items()}
+            program = handler({**given, **batch.subsample})(problem.model)
+            program = with_draws(program, part.stop - start, problem.nesting if problem.vectorize else None)
+            trace: Any = poutine.trace(program).get_trace(*batch.args, **(problem.options["kwargs"] or {}))
+            sites = [n for n in trace.nodes.values() if n["type"] == "sample" and not site_is_subsample(n)]
+            yield part, [site for site in sites if problem.plate.name in plate_names(site)]
 
-    def _draw(self, piece: Piece) -> Chunk:
-        args, subsample = self.pieces.arguments(piece), piece.subsample or {}
-        nesting = self.pieces.nesting if self.pieces.vectorize else None
-        runs, log_weights = [], []
-        for start in range(0, self.num_samples, self.draws):
-            count = min(self.draws, self.num_samples - start)
-            sites = draw_latents(self.guide, args, count, nesting=nesting, values=subsample)
-            values = {name: site["value"] for name, site in sites.items()}
-            weights = importance_weights(
-                self.model, self.guide, args, count, nesting=nesting, plate=self.pieces.plate_name, values=values
-            )
-            runs.append({name: site for name, site in sites.items() if not site_is_subsample(site)})
-            log_weights.append(weights.log_weights)
-        together = torch.cat(log_weights)
-        check_finite(together)
-        join = torch.cat if self.pieces.vectorize else torch.stack
-        values = {name: join([_full(run[name]) for run in runs]) for name in runs[0]}
-        assert self.pieces.plate.dim is not None
-        data_dims = {name: self.pieces.plate.dim - len(site["fn"].event_shape) for name, site in runs[0].items()}
-        return Chunk(piece, args, values, data_dims, together, *psis(together))
+    def _first(self, value: Tensor, name: str) -> Tensor:
+        """Return a value whose first dimension is that of the draws, whatever stands to the left of it."""
+        dim = -self.problem.nesting - 1 - self.problem.probe.event_dims[name]
+        return value.reshape(value.shape[dim:])
 
 
 def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | None = None) -> tuple[Tensor, list[str]]:
-    """A site's value, shape ``(draws, n, *rest)``, and the names of the remaining dimensions.
+    """Return a site's value, shape ``(draws, n, *rest)``, and the names of the remaining dimensions.
 
     A log-probability is one with an empty event shape. ``plate`` is the name of the data plate. The names are those of
     the plates inside the data plate, by name, and of the event, as ArviZ names them.
@@ -244,9 +227,9 @@ def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | No
     value = value.expand(*batch_shape, *event_shape)
     plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
     names = [plates.get(dim) for dim in range(-len(batch_shape), 0)]
-    if "_pyrovae_draws" not in names:
-        value, names = value.unsqueeze(0), ["_pyrovae_draws", *names]
-    front = [names.index("_pyrovae_draws"), names.index(plate)]
+    if DRAWS not in names:
+        value, names = value.unsqueeze(0), [DRAWS, *names]
+    front = [names.index(DRAWS), names.index(plate)]
     value = value.movedim(front, [0, 1])
     inner = [name for i, name in enumerate(names) if i not in front]
     kept = [size for size, name in zip(value.shape[2:], inner, strict=False) if name]  # no plate, no dimension
@@ -255,38 +238,33 @@ def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | No
 
 
 class _Drawn(Messenger):
-    """Has enumerated sites drawn instead."""
+    """Draw enumerated sites."""
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["infer"] = {**msg["infer"], "enumerate": None}
 
 
-def _full(site: Site) -> Tensor:
-    """A latent site's value, one for each draw and datum."""
-    return site["value"].expand(*site["fn"].batch_shape, *site["fn"].event_shape)
-
-
-def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """The statistic of some data, shape ``(n,)``, and of their replicates, shape ``(num_draws, n)``."""
-    values = chunk.take(chunk.resample(posterior.num_draws))
+def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: PosteriorDraws) -> tuple[Tensor, Tensor]:
+    """Return the statistic of some data, shape ``(n,)``, and of their replicates, shape ``(num_draws, n)``."""
+    values, args = drawn.take(drawn.resample(posterior.num_draws)), list(drawn.batch.args)
     observed: list[Tensor] = []
     replicated: list[Tensor] = []
-    for _, sites in posterior.runs(chunk, posterior.num_draws, Redrawn, values):
+    for _, sites in posterior.runs(drawn.batch, posterior.num_draws, Redrawn, values):
         data = [site for site in sites if site["infer"].get("was_observed")]
         if not data:
             raise ValueError(
                 "the model observes no data that could be replicated; pass them with pyro.sample(..., obs=x)"
             )
         if not observed:
-            shown = [arranged(site, site["infer"]["obs"], posterior.pieces.plate.name)[0][:1] for site in data]
-            observed.append(_call(statistic, _replaced(chunk.args, data, shown)))
-        drawn = [arranged(site, site["value"], posterior.pieces.plate.name)[0] for site in data]
-        replicated.append(_call(statistic, _replaced(chunk.args, data, drawn)).reshape(len(drawn[0]), -1))
+            shown = [arranged(site, site["infer"]["obs"], posterior.problem.plate.name)[0][:1] for site in data]
+            observed.append(_call(statistic, _replaced(args, data, shown)))
+        made = [arranged(site, site["value"], posterior.problem.plate.name)[0] for site in data]
+        replicated.append(_call(statistic, _replaced(args, data, made)).reshape(len(made[0]), -1))
     return observed[0], torch.cat(replicated)
 
 
 def _replaced(args: Sequence[Tensor], sites: Sequence[Site], values: Sequence[Tensor]) -> list[Tensor]:
-    """The arguments, with sites' values ``(draws, n, *event)`` in place of what they observe; all draws in a row."""
+    """Return the arguments, with sites' values ``(draws, n, *event)`` in place of what they observe, draws in a row."""
     if len(args) == len(sites) == 1:
         return [values[0].flatten(0, 1)]
     replaced = [arg.expand(len(values[0]), *arg.shape).flatten(0, 1) for arg in args]

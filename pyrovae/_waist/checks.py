@@ -1,0 +1,93 @@
+"""Check that a log-weight depends on nothing but its datum and its draw, by two runs of the programs.
+
+A program that counts dimensions from the left (``h.softmax(1)``, ``h / h.sum(1)``) is right for one draw and wrong for
+many, since the dimension of draws stands to the left of the data. A program that uses a statistic of the batch gives a
+datum another log-weight in another batch. Neither raises an error by itself. So the same draws are scored twice: alone,
+and together with other draws or without the other data.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyrovae._waist.sites import Site, is_enumerated
+
+
+def with_second_draw(
+    sites: list[Site], nesting: int, plate: CondIndepStackFrame, data: int | None = None
+) -> dict[str, Tensor]:
+    """Return values of two draws per datum, made from a run with one draw.
+
+    The first draw is that of the run, the second that of the next datum: any value has a log-weight.
+
+    Args:
+        sites: The guide's sites in a run without a dimension of draws.
+        nesting: Depth of the program's own plates.
+        plate: The data plate.
+        data: Number of data to keep, from the first; all by default.
+    """
+    assert plate.dim is not None
+    values = {}
+    for site in sites:
+        if site["is_observed"] or is_enumerated(site):
+            continue
+        event, value = site["fn"].event_dim, site["value"]
+        batch = (1,) * (nesting - (value.ndim - event)) + value.shape[: value.ndim - event]
+        value = value.reshape(batch + value.shape[value.ndim - event :])
+        dim = plate.dim - event
+        pair = torch.stack([value, value.roll(-1, dim)])
+        values[site["name"]] = pair if data is None or pair.shape[dim] == 1 else pair.narrow(dim, 0, data)
+    return values
+
+
+def largest_difference(first: Tensor, second: Tensor) -> float:
+    """Return the largest difference of log-weights beyond rounding, nats; 0 if they agree."""
+    first, second = first.double(), second.double()
+    difference = (first - second).abs()
+    difference = torch.where((first == second) | (first.isnan() & second.isnan()), 0.0, difference).nan_to_num(
+        nan=torch.inf
+    )
+    allowed = 1e-3 + 1e-4 * torch.where(second.isfinite(), second.abs(), 0.0)
+    return float(torch.where(difference > allowed, difference, 0.0).max()) if difference.numel() else 0.0
+
+
+class BatchNormInputs:
+    """Note how many dimensions the inputs of batch normalization have; used as a context.
+
+    Attributes:
+        ndims: Numbers of dimensions, by layer.
+    """
+
+    def __init__(self) -> None:
+        self.ndims: dict[nn.Module, int] = {}
+        self._hook: Any = None
+
+    def __enter__(self) -> "BatchNormInputs":
+        self._hook = register_module_forward_pre_hook(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _note(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, _BatchNorm) and inputs and isinstance(inputs[0], Tensor):
+            self.ndims[module] = inputs[0].ndim
+
+    def differing(self, other: "BatchNormInputs") -> nn.Module | None:
+        """Return a layer whose input had another number of dimensions in another run."""
+        known: Mapping[nn.Module, int] = other.ndims
+        return next((layer for layer, ndim in self.ndims.items() if known.get(layer, ndim) != ndim), None)
+
+
+def needs_one_draw_a_run(reason: str) -> str:
+    """Say why a program cannot take many draws in one run."""
+    return (
+        f"the program gives other log-weights when many draws are scored in one run ({reason}); draws stand in a "
+        f"dimension to the left of its plates, so it must count dimensions from the right, softmax(-1) instead of "
+        f"softmax(1), and its networks must keep leading dimensions"
+    )

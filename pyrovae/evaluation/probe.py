@@ -1,0 +1,403 @@
+"""What is found out about a program before its first draw counts, by at most three runs on a few data.
+
+1. Guide and model run with validation for one draw of some data. The run shows the plates, checks model and guide
+   against each other, and data against the support of the likelihood.
+2. They run for two draws of the first three of these data. One draw is that of the first run, so that its log-weights
+   must be the same: they may depend neither on other draws nor on other data.
+3. They run for eleven draws, and the bytes of all tensors are counted, which sets the size of batches.
+
+If the second run fails or differs, further runs find the cause. A program that takes no dimension of draws is run once
+for each draw, a program whose plate has a fixed size gets all data at once, and the rest is an error.
+"""
+
+import copy
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import constraints
+from torch.overrides import TorchFunctionMode
+
+from pyrovae._waist.checks import BatchNormInputs, largest_difference, needs_one_draw_a_run, with_second_draw
+from pyrovae._waist.draws import run_guide, run_model
+from pyrovae._waist.sites import Site, is_enumerated, is_point, plate_names
+from pyrovae._waist.support import is_real, support_of
+from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint, weigh
+from pyrovae.evaluation.program_data import HALF
+
+if TYPE_CHECKING:
+    from pyrovae.evaluation.problem import Problem
+
+FEW = 3  # data of the second run
+COUNTED = 11  # draws of the third run; few programs have a dimension of this size
+
+
+class Probe:
+    """Properties of a program on its data.
+
+    Args:
+        problem: The problem, within its isolation.
+
+    Attributes:
+        plate: The data plate of a run.
+        nesting: Depth of the program's own plates.
+        cuttable: Whether the program runs on any number of data.
+        vectorize: Whether many draws are made in one run.
+        enumerates: Whether sites of the guide are enumerated, so that guide and model run together.
+        repeats: Whether the guide has the same density in every run.
+        parameters: Values of the parameters that the programs announce to Pyro.
+        event_dims: Number of event dimensions of each latent site of the guide.
+        base_measures: ``"counting"`` or ``"Lebesgue"`` for each observed site.
+        bytes_per_weight: Bytes of all tensors in a run, for a draw and datum.
+        guide_bytes: The same of the guide: for a datum, and for each draw more.
+        model_bytes: The same of the model, for a draw and datum.
+
+    Raises:
+        ValueError: If the program breaks what the module docstring says.
+    """
+
+    def __init__(self, problem: "Problem") -> None:
+        self.problem = problem
+        self._check_half_precision()
+        self.repeats = True
+        self.alone = BatchNormInputs()
+        with self.alone, poutine.trace(param_only=True) as capture:
+            self.cuttable, one, data = self._first_run()
+        announced: list[Any] = [site["value"] for site in capture.trace.nodes.values() if site["type"] == "param"]
+        self.parameters: list[Tensor] = [value.detach() for value in announced]
+        self._settle(one)
+        self.cuttable, self.vectorize, reason = self._second_run(one, data)
+        if not self.cuttable and data < problem.size:
+            one = self._run(problem.size, validate=True)
+            self._settle(one)
+            self.vectorize, reason = self._takes_draws(one)
+        self._check_size()
+        self._choose_vectorize(reason)
+        self._check_support(one, data)
+        self._count_bytes()
+
+    # --- the first run ------------------------------------------------------------------------------------------------
+
+    def _first_run(self) -> tuple[bool, Weights, int]:
+        """Run once for some data, or for all if the program takes no fewer."""
+        problem = self.problem
+        some = min(problem.size, max(FEW + 1, problem.memory // (64 * problem.data.bytes_per_datum)))
+        if some < problem.size:
+            try:
+                one = self._run(some, validate=True)
+                if one.plate.size == some:
+                    return True, one, some
+            except Exception:  # whatever is wrong shows again, and is raised, when it runs on all data
+                pass
+        return some == problem.size and problem.size > 1, self._run(problem.size, validate=True), problem.size
+
+    def _settle(self, one: Weights) -> None:
+        self.plate, self.nesting = one.plate, one.nesting
+        latents = [site for site in one.guide_sites if not site["is_observed"]]
+        self.event_dims = {site["name"]: site["fn"].event_dim for site in latents}
+        self.enumerates = any(map(is_enumerated, one.guide_sites))
+        observed = [s for s in one.model_sites if s["is_observed"] and one.plate.name in plate_names(s)]
+        self.base_measures = {site["name"]: _base_measure(site["fn"]) for site in observed}
+
+    def _run(
+        self,
+        size: int,
+        draws: int | None = None,
+        values: dict[str, Tensor] | None = None,
+        *,
+        validate: bool = False,
+    ) -> Weights:
+        """Run guide and model on the first data, for one draw, or for many at once."""
+        problem = self.problem
+        with pyro.validation_enabled(validate):
+            return importance_weights(
+                problem.model,
+                problem.guide,
+                problem.data.batch(0, size, problem.device),
+                draws or 1,
+                kwargs=problem.options["kwargs"],
+                nesting=None if draws is None else self.nesting,
+                plate=problem.options["plate"],
+                values=values,
+            )
+
+    # --- the second run -----------------------------------------------------------------------------------------------
+
+    def _second_run(self, one: Weights, data: int) -> tuple[bool, bool, str]:
+        """Return whether the program takes any number of data and of draws, and if not of draws, why."""
+        few = min(FEW, data - 1)
+        if not self.cuttable or few < 1 or one.plate.size != data:
+            takes, reason = self._takes_draws(one)
+            return False, takes, reason
+        if self.problem.options["vectorize"] is not False and not self.enumerates:
+            agrees, reason = self._agrees(one, few, draws=2)
+            if agrees:
+                return True, True, ""
+        elif self.enumerates:
+            reason = ""
+        if not self._follows(one, few):
+            takes, reason = self._takes_draws(one)
+            return False, takes, reason
+        if self.enumerates:  # the draws of such a guide have dimensions of their own
+            return True, True, ""
+        return True, False, "" if self.problem.options["vectorize"] is False else reason
+
+    def _agrees(self, one: Weights, few: int | None, *, draws: int | None) -> tuple[bool, str]:
+        """Score the draws of the first run again, beside others and without the other data."""
+        size = self.problem.size if few is None else few
+        values = with_second_draw(one.guide_sites, self.nesting, one.plate, few)
+        if draws is None:
+            dims = {name: -self.nesting - 1 - self.event_dims[name] for name in values}
+            values = {name: value.select(dims[name], 0) for name, value in values.items()}
+        with BatchNormInputs() as together:
+            try:
+                two = self._run(size, draws, {**(one.chosen if few is None else {}), **values})
+            except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+                return False, " ".join(str(error).split())[:150]
+        if two.plate.size != (one.plate.size if few is None else few):
+            return False, f"its data plate keeps the size {two.plate.size}"
+        difference = self._difference(one, two, few)
+        if difference:
+            return False, f"by {difference:.3g} nats for a datum"
+        if draws is not None and (layer := together.differing(self.alone)):
+            return False, f"{type(layer).__name__} takes the data for its channels"
+        return True, ""
+
+    def _difference(self, one: Weights, two: Weights, few: int | None) -> float:
+        """Return the largest difference of the terms of the log-weights beyond rounding, nats."""
+        if one.densities is None or two.densities is None:
+            return largest_difference(two.log_weights[:1], one.log_weights[:, :few])
+        parts = ["likelihood", "prior"] + (["guide"] if self.repeats else [])
+        pairs = [(getattr(two.densities, part)[:1], getattr(one.densities, part)[:, :few]) for part in parts]
+        return max(largest_difference(second, first) for second, first in pairs)
+
+    def _follows(self, one: Weights, few: int) -> bool:
+        """Return whether the program runs on fewer data, and check that their log-weights stay what they were."""
+        if self.enumerates:
+            try:
+                return self._run(few).plate.size == few
+            except Exception:
+                return False
+        agrees, reason = self._agrees(one, few, draws=None)
+        if agrees or not reason.startswith("by "):
+            return agrees
+        self.repeats = self._has_same_guide(one)
+        if not self.repeats and self._agrees(one, few, draws=None)[0]:
+            return True
+        raise ValueError(
+            f"the log-weight of a datum depends on the other data of its batch, {reason}; give the program what it "
+            f"computes from all data (a mean, a batch statistic) as a constant, and put batch normalization in "
+            f"evaluation mode"
+        )
+
+    def _has_same_guide(self, one: Weights) -> bool:
+        """Score the draws of the first run once more, and return whether the guide has the same density.
+
+        Raises:
+            ValueError: If the model has another density then.
+        """
+        again = self._run(self._first_size(one), None, {**one.chosen, **self._values_of(one)})
+        if one.densities is None or again.densities is None:
+            return True
+        if max(
+            largest_difference(getattr(again.densities, part), getattr(one.densities, part))
+            for part in ("likelihood", "prior")
+        ):
+            raise ValueError(
+                "the model has another density in every run, as it draws random numbers outside of sample sites; make "
+                "them sample sites, or switch them off (dropout: torch.nn.Dropout in evaluation mode)"
+            )
+        return not largest_difference(again.densities.guide, one.densities.guide)
+
+    def _first_size(self, one: Weights) -> int:
+        return one.plate.size if one.plate.size <= self.problem.size and self.cuttable else self.problem.size
+
+    def _values_of(self, one: Weights) -> dict[str, Tensor]:
+        return {site["name"]: site["value"] for site in one.guide_sites if not site["is_observed"]}
+
+    def _takes_draws(self, one: Weights) -> tuple[bool, str]:
+        """Return whether the program takes a dimension of draws with all its data, and if not, why."""
+        if self.problem.options["vectorize"] is False or self.enumerates:
+            return self.enumerates and self.problem.options["vectorize"] is not False, ""
+        agrees, reason = self._agrees(one, None, draws=2)
+        if not agrees and reason.startswith("by ") and self.repeats:
+            self.repeats = self._has_same_guide(one)
+            if not self.repeats:
+                agrees, reason = self._agrees(one, None, draws=2)
+        return agrees, reason
+
+    def _choose_vectorize(self, reason: str) -> None:
+        wanted = self.problem.options["vectorize"]
+        if wanted is False:
+            self.vectorize = False
+        elif not self.vectorize and wanted:
+            raise ValueError(f"{needs_one_draw_a_run(reason)}. Or pass vectorize=False, which runs it once a draw")
+        elif not self.vectorize:
+            warnings.warn(f"{needs_one_draw_a_run(reason)}. It runs once for each draw instead", stacklevel=2)
+
+    # --- checks -------------------------------------------------------------------------------------------------------
+
+    def _check_half_precision(self) -> None:
+        for module in self.problem.isolation.modules:
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                if tensor.dtype in HALF:
+                    raise ValueError(
+                        f"parameter {name!r} of {type(module).__name__} is in half precision, {tensor.dtype}, in which "
+                        f"log-weights are rounded by more than their Monte Carlo error; evaluate module.float(), and "
+                        f"pass precision='bfloat16' for fast products"
+                    )
+
+    def _check_size(self) -> None:
+        if not self.cuttable and self.problem.size not in (self.plate.size, self.plate.full_size):
+            raise ValueError(
+                f"the data plate {self.plate.name!r} has size {self.plate.size} but x has {self.problem.size} data; "
+                f"make the plate's size that of the data, or name another plate with plate="
+            )
+
+    def _check_support(self, one: Weights, data: int) -> None:
+        """Check the data that the first run did not see against the support of the likelihood."""
+        if data >= self.problem.size and one.plate.size == self.problem.size:
+            return
+        args = self.problem.data.batch(0, data, self.problem.device)
+        for site in one.model_sites:
+            if not site["is_observed"] or is_real(site["fn"]) or is_point(site["fn"]):
+                continue
+            position = next((i for i, arg in enumerate(args) if _is_same(arg, site["value"])), None)
+            support = _common_support(site["fn"])
+            if position is None or support is None:
+                self._run_all()
+                return
+            self._check_argument(site, position, support)
+
+    def _check_argument(self, site: Site, position: int, support: Any) -> None:
+        everything = self.problem.data.arguments[position]
+        for start in range(0, len(everything), 1024):
+            inside = support.check(everything[start : start + 1024])
+            if not inside.all():
+                bad = start + int((~inside.reshape(len(inside), -1).all(1)).nonzero()[0])
+                self._run_one(bad)
+                raise ValueError(f"site {site['name']!r}: datum {bad} lies outside of the support of its distribution")
+
+    def _run_one(self, index: int) -> None:
+        """Run with validation on a datum, for the error that says what is wrong with it."""
+        problem = self.problem
+        with pyro.validation_enabled():
+            importance_weights(
+                problem.model,
+                problem.guide,
+                problem.data.batch(index, index + 1, problem.device),
+                kwargs=problem.options["kwargs"],
+                plate=problem.options["plate"],
+            )
+
+    def _run_all(self) -> None:
+        """Run with validation on all data, in batches."""
+        problem = self.problem
+        problem.plate, problem.nesting = self.plate, self.nesting
+        problem.probe = self
+        with pyro.validation_enabled():
+            for batch in problem.batches(1024):
+                importance_weights(
+                    problem.model,
+                    problem.guide,
+                    batch.args,
+                    kwargs=problem.options["kwargs"],
+                    plate=problem.options["plate"],
+                    values=batch.subsample,
+                )
+
+    # --- the third run ------------------------------------------------------------------------------------------------
+
+    def _count_bytes(self) -> None:
+        """Count the bytes of a run with several draws."""
+        problem = self.problem
+        size = min(FEW, problem.size) if self.cuttable else problem.size
+        plate = self.plate._replace(size=size if self.cuttable else self.plate.size)
+        args = problem.data.batch(0, size, problem.device)
+        nesting, draws = (self.nesting, COUNTED) if self.vectorize else (None, 1)
+        kwargs = problem.options["kwargs"]
+        with pyro.validation_enabled(False):
+            with CountBytes(draws) as of_guide:
+                drawn = run_guide(problem.guide, args, draws, kwargs=kwargs, nesting=nesting)
+                if not self.enumerates:
+                    log_guide(drawn, plate)
+            with CountBytes(draws) as of_model:
+                if self.enumerates:
+                    options: Any = {"kwargs": kwargs, "nesting": nesting, "drawn_with": drawn}
+                    weigh(run_model(problem.model, args, drawn.values, draws, **options), drawn, plate=plate.name)
+                else:
+                    log_joint(problem.model, args, drawn.values, draws, plate=plate, nesting=nesting, kwargs=kwargs)
+        self.guide_bytes = of_guide.fixed / plate.size, max(1.0, of_guide.drawn / draws / plate.size)
+        self.model_bytes = max(1.0, of_model.total / draws / plate.size)
+        self.bytes_per_weight = max(1, int((of_guide.total + of_model.total) / draws / plate.size))
+
+
+class CountBytes(TorchFunctionMode):
+    """Add up the sizes of all tensors made, an upper bound on what is held at a time.
+
+    Args:
+        draws: Number of draws; a tensor with a dimension of this size is taken to hold draws.
+
+    Attributes:
+        drawn: Bytes of tensors that hold draws.
+        fixed: Bytes of all others.
+    """
+
+    def __init__(self, draws: int) -> None:
+        super().__init__()
+        self.draws, self.drawn, self.fixed = draws, 0, 0
+
+    @property
+    def total(self) -> int:
+        """Bytes of all tensors."""
+        return self.drawn + self.fixed
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not torch.is_grad_enabled():  # gradient steps of a guide hold on to nothing
+            shared = any(isinstance(arg, Tensor) and arg.data_ptr() == result.data_ptr() for arg in args)
+            size = 0 if shared else result.nbytes  # a view costs nothing
+            if self.draws in result.shape:
+                self.drawn += size
+            else:
+                self.fixed += size
+        return result
+
+
+def _base_measure(distribution: Any) -> str:
+    support = support_of(distribution)
+    if support is None:
+        return "unknown"
+    return "counting" if support.is_discrete else "Lebesgue"
+
+
+def _is_same(arg: Any, value: Any) -> bool:
+    if not (isinstance(arg, Tensor) and isinstance(value, Tensor)):
+        return False
+    return arg is value or (arg.shape == value.shape and bool(torch.equal(arg, value.to(arg))))
+
+
+def _common_support(distribution: Any) -> Any | None:
+    """Return a support that is the same for all data, with numbers for tensors, or ``None``."""
+
+    def collapsed(constraint: Any) -> Any:
+        if not isinstance(constraint, constraints.Constraint):
+            return constraint
+        result = copy.copy(constraint)
+        for name, part in vars(constraint).items():
+            if isinstance(part, Tensor):
+                values = part.unique()
+                if values.numel() != 1:
+                    raise LookupError
+                setattr(result, name, values.reshape(()).cpu())
+            elif isinstance(part, constraints.Constraint):
+                setattr(result, name, collapsed(part))
+        return result
+
+    try:
+        return collapsed(support_of(distribution))
+    except LookupError:
+        return None

@@ -1,0 +1,103 @@
+"""Log-weights of a batch in chunks of draws that fit a memory bound."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyrovae._compilation.graphs import compiled_or_none
+from pyrovae.arguments import check_whole
+
+if TYPE_CHECKING:
+    from pyrovae.evaluation.problem import Batch, Drawn, Problem
+
+
+class Sampler:
+    """Log-weights of a batch, shape ``(num_draws, n)``, nats.
+
+    The guide runs once for a batch and all of its draws. The model runs for a chunk of the draws at a time, small
+    enough for its tensors to stay near the processor. Programs whose guide enumerates sites run the two together.
+
+    Args:
+        problem: An opened problem.
+        num_draws: Draws per datum.
+
+    Attributes:
+        width: Number of data for a batch.
+
+    Raises:
+        TypeError: If the number of draws is not an integer.
+        ValueError: If it is less than 1.
+    """
+
+    def __init__(self, problem: "Problem", num_draws: int) -> None:
+        check_whole(num_samples=num_draws)
+        if num_draws < 1:
+            raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_draws}")
+        self.problem, self.num_draws = problem, num_draws
+        if not problem.vectorize:
+            self.width = max(1, min(problem.affordable, problem.memory // (8 * num_draws)))
+            self.block = self.chunk = max(1, min(num_draws, problem.affordable // self.width))
+        elif problem.probe.enumerates:
+            self._plan(problem.affordable, problem.affordable)
+        else:
+            fixed, each = problem.probe.guide_bytes
+            self._plan(
+                max(1, int(problem.memory / (each + fixed / num_draws))),
+                max(1, int(problem.memory / problem.probe.model_bytes)),
+            )
+        self.regular = (self.width, self.chunk) if problem.options["compile"] and problem.vectorize else None
+        self.graph: Callable[..., Sequence[Tensor]] | None = None
+
+    def __call__(self, batch: "Batch") -> Tensor:
+        """Run the programs."""
+        if self.problem.probe.enumerates:
+            return self._together(batch)
+        parts = []
+        for done in range(0, self.num_draws, self.block):
+            count = min(self.block, self.num_draws - done)
+            drawn = self.problem.draw(batch, count)
+            for start in range(0, count, self.chunk):
+                stop = min(start + self.chunk, count)
+                parts.append(self._log_joint(batch, drawn, start, stop) - drawn.log_q[start:stop])
+        return torch.cat(parts)
+
+    def _plan(self, of_guide: int, of_model: int) -> None:
+        """Choose how many data and draws the programs take at once, from how many weights each can make.
+
+        Few data by many draws: the products are as large, and the data are read from memory less often.
+        """
+        few = max(8, of_model // self.num_draws)
+        most = max(1, min(self.problem.size, of_guide // self.num_draws, of_model))
+        self.width = min(few, most) if self.problem.probe.cuttable else self.problem.plate.size
+        self.block = min(self.num_draws, max(1, of_guide // self.width))
+        self.chunk = _even(self.block, max(1, of_model // self.width))
+
+    def _together(self, batch: "Batch") -> Tensor:
+        counts = [min(self.chunk, self.num_draws - done) for done in range(0, self.num_draws, self.chunk)]
+        return torch.cat([self.problem.run(batch, count).log_weights for count in counts])
+
+    def _log_joint(self, batch: "Batch", drawn: "Drawn", start: int, stop: int) -> Tensor:
+        values = drawn.part(start, stop)
+
+        def run() -> Tensor:
+            return self.problem.log_joint(batch, values, stop - start)
+
+        if (batch.size, stop - start) != self.regular:
+            return run()
+        inputs = [tensor for tensor in (*batch.args, *values.values()) if isinstance(tensor, Tensor)]
+        if self.graph is None:
+            modules = self.problem.isolation.modules
+            tensors = [t for module in modules for t in (*module.parameters(False), *module.buffers(False))]
+            self.graph = compiled_or_none(lambda: [run()], tensors, inputs, modules, caller="evaluation", frozen=True)
+            self.regular = None if self.graph is None else self.regular
+        return run() if self.graph is None else self.graph(*inputs)[0]
+
+
+def _even(total: int, most: int) -> int:
+    """Return the size of chunks of at most ``most`` that are all alike, or nearly so if such chunks are too small."""
+    fewest = math.ceil(total / most)
+    number = next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)
+    return math.ceil(total / number)
