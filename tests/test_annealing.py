@@ -12,9 +12,9 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.evaluation.estimators import hmc
-from pyrovae.evaluation.estimators.ais import _Path
-from pyrovae.evaluation.problem import Pieces
-from pyrovae.evaluation.unconstrained import Target
+from pyrovae.evaluation.estimators.ais import Path
+from pyrovae.evaluation.problem import Problem
+from pyrovae.evaluation.unconstrained import Space, Target
 from pyrovae.isolation import isolated
 from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, GammaPoisson
@@ -160,9 +160,8 @@ def test_a_mixture_may_be_the_start() -> None:
 
 def test_step_sizes_are_fixed_before_the_chains_that_count() -> None:
     oracle = Oracle(0.5)
-    with isolated(oracle.vae.model, oracle.vae.guide, seed=0):
-        pieces = Pieces(oracle.vae.model, oracle.vae.guide, oracle.data(50))
-        path = _Path(Target(pieces, next(pieces.cut(50))), 40, 3)
+    with Problem(oracle.vae.model, oracle.vae.guide, oracle.data(50), seed=0) as problem:
+        path = Path(Target(Space(problem), next(problem.batches(50))), 40, 3)
         steps = [step.clone() for step in path.steps]
         path.upwards(16)
     assert len(steps) == 39

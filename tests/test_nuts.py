@@ -9,8 +9,8 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.evaluation.estimators.nuts import _bridge
-from pyrovae.evaluation.problem import Pieces
-from pyrovae.evaluation.unconstrained import Target
+from pyrovae.evaluation.problem import Problem
+from pyrovae.evaluation.unconstrained import Space, Target
 from pyrovae.isolation import isolated
 from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, Chain, GammaPoisson
@@ -54,9 +54,8 @@ def test_any_program(script: GammaPoisson) -> None:
 def test_the_error_of_the_bridge_covers(scale: float, repeats: int) -> None:
     oracle = Oracle()
     x = oracle.data(2000)
-    with isolated(oracle.vae.model, oracle.vae.guide, seed=0):
-        pieces = Pieces(oracle.vae.model, oracle.vae.guide, x)
-        target = Target(pieces, next(pieces.cut(2000)))
+    with Problem(oracle.vae.model, oracle.vae.guide, x, seed=0) as problem:
+        target = Target(Space(problem), next(problem.batches(2000)))
         draws = torch.stack([target.draw(200)[0] for _ in range(2)])  # from the exact posterior
         draws[:, :100] = draws[:, :100] * scale  # a normal density fitted to the wrong draws is a worse bridge
         draws = draws.repeat_interleave(repeats, 1)  # draws that depend on each other are worth fewer
@@ -103,9 +102,8 @@ def test_chains_leave_the_support_of_the_guide() -> None:
 
 def test_chains_that_do_not_move_are_refused() -> None:
     oracle = Oracle()
-    with isolated(oracle.vae.model, oracle.vae.guide, seed=0):
-        pieces = Pieces(oracle.vae.model, oracle.vae.guide, oracle.data(4))
-        target = Target(pieces, next(pieces.cut(4)))
+    with Problem(oracle.vae.model, oracle.vae.guide, oracle.data(4), seed=0) as problem:
+        target = Target(Space(problem), next(problem.batches(4)))
         draws = target.draw(100)[0].unsqueeze(0)
         draws[:, :, 2] = 1.0
         with pytest.raises(ValueError, match="the chains of 1 of 4 data did not move"):

@@ -214,11 +214,12 @@ class Convolutional(nn.Module):
 
 def test_a_program_that_takes_no_further_dimension() -> None:
     program, x = Convolutional(), torch.randn(5, 4)
-    with pytest.raises(RuntimeError) as error:
-        log_weights(program.model, program.guide, x, 3)
-    assert "vectorize=False" in "".join(error.value.__notes__)
+    with pytest.raises(ValueError, match="vectorize=False, which runs it once a draw"):
+        log_weights(program.model, program.guide, x, 3, vectorize=True)
     weights = log_weights(program.model, program.guide, x, 3, vectorize=False, seed=0)
     assert weights.shape == (3, 5)
+    with pytest.warns(UserWarning, match="runs once for each draw"):
+        assert torch.equal(log_weights(program.model, program.guide, x, 3, seed=0), weights)
     assert not torch.equal(weights[0], weights[1])
 
 

@@ -156,7 +156,7 @@ class Probe:
             try:
                 two = self._run(size, draws, {**(one.chosen if few is None else {}), **values})
             except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
-                return False, " ".join(str(error).split())[:150]
+                return False, str(error).split("\n")[0][:150]
         if two.plate.size != (one.plate.size if few is None else few):
             return False, f"its data plate keeps the size {two.plate.size}"
         difference = self._difference(one, two, few)
