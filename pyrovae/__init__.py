@@ -1,24 +1,18 @@
 """Variational autoencoders as ordinary Pyro programs.
 
-A VAE is three conditional distributions: a prior and a likelihood make the ``model``, an amortized posterior makes the
-``guide``. Objectives, training and evaluation take any ``(model, guide)``.
+A VAE is three conditional distributions. A prior and a likelihood make the ``model``, and an amortized posterior makes
+the ``guide``. Objectives, training and evaluation take any pair ``(model, guide)``.
+
+``pyrovae.data``, ``pyrovae.evaluation`` and ``pyrovae.plots`` depend on large packages such as torchvision, xarray and
+matplotlib. They are imported when they are first used, so that ``import pyrovae`` is quick.
 """
 
 import logging
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from pyrovae import (
-    autoencoders,
-    data,
-    evaluation,
-    flows,
-    likelihoods,
-    networks,
-    objectives,
-    parallel,
-    plots,
-    posteriors,
-    priors,
-)
+from pyrovae import autoencoders, flows, likelihoods, networks, objectives, parallel, posteriors, priors
 from pyrovae.models import bayesian
 from pyrovae.models.bayesian import BayesianVAE
 from pyrovae.models.hierarchical import HierarchicalVAE
@@ -27,7 +21,10 @@ from pyrovae.models.vae import VAE
 from pyrovae.training import CheckpointError, DivergenceError, History, fit, load, save
 from pyrovae.versions import __version__ as __version__
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged is seen where someone asks for it
+if TYPE_CHECKING:
+    from pyrovae import data, evaluation, plots
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # the log is shown only if the user configures logging
 
 __all__ = [
     "VAE",
@@ -53,3 +50,16 @@ __all__ = [
     "priors",
     "save",
 ]
+
+_LAZY = ("data", "evaluation", "plots")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a lazy submodule when it is first used."""
+    if name in _LAZY:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -16,16 +16,14 @@ draws with what drawing has computed. Any ``zuko`` flow serves too: ``zuko.flows
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, Transform
 
-_validation = Distribution._validate_args
-import zuko  # noqa: E402  # switches validation off for the whole process
-
-Distribution.set_default_validate_args(_validation)
+if TYPE_CHECKING:
+    from zuko.lazy import LazyTransform
 
 __all__ = ["autoregressive", "coupling", "inverse_autoregressive"]
 
@@ -138,21 +136,32 @@ def _gate(m: Tensor, s: Tensor) -> Transform:
     return AffineTransform((1 - sigma) * m, sigma)
 
 
-_UNIVARIATE: dict[str, dict[str, Any]] = {
-    "affine": {"univariate": zuko.transforms.MonotonicAffineTransform, "shapes": ((), ())},
-    "spline": {"univariate": zuko.transforms.MonotonicRQSTransform, "shapes": ((8,), (8,), (7,))},
+def _import_zuko() -> Any:
+    """Import zuko when the first flow is made, and undo that its import switches off validation for the process."""
+    validation = Distribution._validate_args
+    import zuko
+
+    Distribution.set_default_validate_args(validation)
+    return zuko
+
+
+_UNIVARIATE: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {  # class of zuko, shapes of its parameters
+    "affine": ("MonotonicAffineTransform", ((), ())),
+    "spline": ("MonotonicRQSTransform", ((8,), (8,), (7,))),
 }
 
 
 def _univariate(name: str) -> dict[str, Any]:
     if name not in _UNIVARIATE:
         raise ValueError(f"univariate must be one of {sorted(_UNIVARIATE)}, got {name!r}")
-    return _UNIVARIATE[name]
+    transform, shapes = _UNIVARIATE[name]
+    return {"univariate": getattr(_import_zuko().transforms, transform), "shapes": shapes}
 
 
-def _layers(latent: int, context: int, depth: int, hidden: Sequence[int], **kwargs: object) -> zuko.lazy.LazyTransform:
+def _layers(latent: int, context: int, depth: int, hidden: Sequence[int], **kwargs: object) -> "LazyTransform":
     if latent < 1 or depth < 1:
         raise ValueError(f"a flow needs at least one dimension and one layer, got latent={latent} and depth={depth}")
+    zuko = _import_zuko()
     ascending = torch.arange(latent)
     layers = [
         zuko.flows.autoregressive.MaskedAutoregressiveTransform(

@@ -8,6 +8,7 @@ import matplotlib as mpl
 import pyro
 import pytest
 import torch
+import zuko  # noqa: F401  # its import switches validation off, which is undone below
 from hypothesis import settings
 from torch import Tensor
 
@@ -15,6 +16,7 @@ import pyrovae as pv
 from pyrovae._compilation.graphs import Graph
 
 mpl.use("agg")
+pyro.enable_validation(True)
 
 torch.set_num_threads(1)  # the tests themselves are run in parallel, and numbers are not to depend on how many
 os.environ["OMP_NUM_THREADS"] = "1"  # nor in the processes that they start

@@ -84,9 +84,60 @@ assert pyrovae.__version__
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+HEAVY = ("arviz", "matplotlib", "pandas", "scipy", "torchvision", "xarray", "zuko", "torch._dynamo", "torch._inductor")
+
+
+def run_python(code: str) -> str:
+    """Run code in a fresh interpreter and return what it prints."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_importing_loads_no_package_that_is_used_later() -> None:
+    code = "import pyro, sys; before = set(sys.modules); import pyrovae; print(*(set(sys.modules) - before))"
+    loaded = run_python(code).split()
+    assert "pyrovae.training.fit" in loaded
+    assert [name for name in loaded if name.startswith(HEAVY)] == []
+
+
+@pytest.mark.parametrize("name", ["data", "evaluation", "plots"])
+def test_a_lazy_submodule_is_an_attribute_and_can_be_imported(name: str) -> None:
+    code = f"""
+import sys, types
+import pyrovae as pv
+assert "{name}" in dir(pv) and "pyrovae.{name}" not in sys.modules
+assert isinstance(pv.{name}, types.ModuleType)
+from pyrovae import {name}
+assert {name} is pv.{name} is sys.modules["pyrovae.{name}"]
+"""
+    run_python(code)
+    run_python(f"from pyrovae import {name}; import pyrovae; assert pyrovae.{name} is {name}")
+    run_python(f"import pyrovae.{name}; pyrovae.{name}.__all__")
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'pyrovae' has no attribute 'evaluations'"):
+        pv.evaluations  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_first_flow_leaves_validation_as_it_is(enabled: bool) -> None:
+    code = f"""
+import pyro, sys, pyrovae as pv
+from torch.distributions import Distribution
+pyro.enable_validation({enabled})
+pv.priors.NormalizingFlow(2)
+assert "zuko" in sys.modules
+assert Distribution._validate_args is {enabled}
+"""
+    run_python(code)
+
+
 def test_public_names() -> None:
     for name in pv.__all__:
         assert hasattr(pv, name)
+        assert name in dir(pv)
 
 
 def test_dependencies_are_bounded() -> None:

@@ -1,10 +1,10 @@
 """What a training run did, epoch by epoch."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-
-from pyrovae.plots import learning_curves
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass
@@ -52,6 +52,8 @@ class History:
         for name, value in row.items():
             getattr(self, name).append(value)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draws the learning curves, on ``ax`` or on a new figure."""
+        from pyrovae.plots import learning_curves  # loads matplotlib
+
         return learning_curves({self.objective: self}, ax=ax)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from pyrovae.isolation import isolated
 from pyrovae.training.losses import Batch
@@ -70,6 +69,8 @@ class Pictures:
         return self._grid([_means(self.module, "generate")(len(x), *given)])
 
     def _grid(self, parts: list[Tensor]) -> Tensor:
+        from torchvision.utils import make_grid  # takes seconds to import
+
         low, high = (float(bound) for bound in self.data[0].aminmax())
         images = torch.cat(parts).reshape(-1, *(self.event if len(self.event) == 3 else (1, *self.event)))
         columns = min(_COLUMNS, len(parts[0]))
