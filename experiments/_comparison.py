@@ -167,7 +167,7 @@ def evaluate(vae: Any, splits: pv.data.Splits, options: Options, **others: Any) 
         **others,
     )
     active = pv.evaluation.active_units(vae.guide, test, seed=options.seed)
-    return result.assign_attrs(active_units=int(sum(units.sum() for units in active.values())))
+    return result.assign_attrs(active_units=int(sum(active[site].sum() for site in active.attrs["sites"])))
 
 
 def summarize(

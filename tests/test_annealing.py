@@ -15,7 +15,6 @@ from pyrovae.evaluation.estimators import hmc
 from pyrovae.evaluation.estimators.ais import Path
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.unconstrained import Space, Target
-from pyrovae.isolation import isolated
 from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, GammaPoisson
 
@@ -23,8 +22,8 @@ from tests.scripts import SCRIPTS, GammaPoisson
 def test_a_transition_leaves_its_density_invariant() -> None:
     scale = torch.tensor([0.5, 2.0], dtype=torch.float64)
 
-    def log_density(u: Tensor) -> Tensor:
-        return dist.Normal(0.0, scale).log_prob(u).sum(-1)
+    def log_density(u: Tensor) -> tuple[Tensor, Tensor]:
+        return dist.Normal(0.0, scale).log_prob(u).sum(-1), -u / scale**2
 
     u = scale * torch.randn(40_000, 1, 2, dtype=torch.float64)
     for _ in range(5):
@@ -36,7 +35,7 @@ def test_a_transition_leaves_its_density_invariant() -> None:
 
 def test_a_trajectory_into_nowhere_is_refused() -> None:
     u = torch.full((3, 1, 1), 0.5, dtype=torch.float64)
-    moved, acceptance = hmc.transition(lambda u: u.log().sum(-1), u, torch.tensor(100.0), 2)
+    moved, acceptance = hmc.transition(lambda u: (u.log().sum(-1), 1 / u), u, torch.tensor(100.0), 2)
     torch.testing.assert_close(moved, u)
     assert not acceptance.any()
 
@@ -70,7 +69,8 @@ def test_annealing_repairs_a_proposal_that_importance_sampling_cannot_use() -> N
     plain = pv.evaluation.evaluate(oracle.vae.model, oracle.vae.guide, x, 5000, seed=0)
     annealed = pv.evaluation.ais(oracle.vae.model, oracle.vae.guide, x, num_temperatures=300, seed=0)
     assert abs(plain.log_likelihood - exact).mean() > 0.3
-    assert abs(annealed.log_likelihood - exact).mean() < 0.1
+    assert abs((annealed.log_likelihood - exact) / annealed.mcse).mean() < 2.5
+    assert annealed.mcse.mean() < 0.1
     assert (annealed.acceptance > 0.4).all()
 
 
@@ -205,13 +205,13 @@ def test_what_cannot_be_annealed_is_refused(vae: pv.VAE, x: Tensor) -> None:
 
 def test_a_guide_that_is_another_at_every_run_is_refused(vae: pv.VAE, x: Tensor) -> None:
     vae.posterior = pv.posteriors.SemiAmortized(vae.posterior, steps=3)
-    with pytest.raises(ValueError, match=r"another density at every run, by .*SemiAmortized"):
+    with pytest.raises(ValueError, match=r"another density in every run, by .*SemiAmortized"):
         pv.evaluation.ais(vae.model, vae.guide, x, 4, num_temperatures=3)
     vae.posterior = vae.posterior.amortized
     assert pv.evaluation.ais(vae.model, vae.guide, x, 4, num_temperatures=3).sizes["datum"] == 12
 
 
-def test_a_program_that_sums_out_a_site_is_refused() -> None:
+def test_a_site_of_the_model_is_summed_out() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
@@ -222,8 +222,11 @@ def test_a_program_that_sums_out_a_site_is_refused() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x, 1.0))
 
-    with pytest.raises(ValueError, match="sums out a discrete latent site"):
-        pv.evaluation.ais(model, guide, torch.zeros(5))
+    x = torch.linspace(-2, 2, 5)
+    result = pv.evaluation.ais(model, guide, x, 64, num_temperatures=40, seed=0)
+    parts = [dist.Normal(float(y), 2**0.5).log_prob(x) - math.log(2) for y in (0, 1)]
+    exact = torch.logaddexp(*parts).numpy()
+    assert (abs(result.log_likelihood - exact) < 5 * result.mcse).all()
 
 
 def test_the_sandwich_of_one_datum() -> None:

@@ -135,7 +135,7 @@ def test_enumeration_that_draws_is_refused() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, 1.0))
 
-    with pytest.raises(ValueError, match="'y' asks for 7 parallel samples, which is no sum"):
+    with pytest.raises(ValueError, match="'y' asks for 7 parallel samples, which is not a sum"):
         pv.evaluation.log_weights(model, guide, torch.randn(4), 3)
 
 

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +15,6 @@ import xarray as xr
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.evaluation import to_inference_data
 from tests.oracle import Oracle
 from tests.test_calibration import hierarchical
 from tests.test_conditional import labels, m2
@@ -22,6 +22,15 @@ from tests.test_conditional import labels, m2
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0
     import arviz as az
+
+
+def to_inference_data(*args: Any, **options: Any) -> Any:
+    """The group of log-likelihoods is there on request, and tested with the others."""
+    return pv.evaluation.to_inference_data(*args, **{"log_likelihood": True, **options})
+
+
+def test_log_likelihoods_that_rank_the_wrong_way_are_left_out(vae: pv.VAE, x: Tensor) -> None:
+    assert "log_likelihood" not in groups_of(pv.evaluation.to_inference_data(vae.model, vae.guide, x, 40, seed=0))
 
 
 def posterior_of(oracle: Oracle, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,7 +265,7 @@ def test_a_diverged_model_says_so(vae: pv.VAE, x: Tensor) -> None:
             pyro.sample("x", vae.likelihood(z), obs=x)
             pyro.factor("zero", torch.full((len(x),), -torch.inf))
 
-    with pytest.raises(FloatingPointError, match="log-weights that are NaN or infinite"):
+    with pytest.raises(FloatingPointError, match="all draws of a datum have weight zero"):
         to_inference_data(model, vae.guide, x, 5, num_prior_draws=0)
 
 

@@ -11,7 +11,6 @@ import pyrovae as pv
 from pyrovae.evaluation.estimators.nuts import _bridge
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.unconstrained import Space, Target
-from pyrovae.isolation import isolated
 from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, Chain, GammaPoisson
 

@@ -185,7 +185,7 @@ def evaluate(vae: Any, paper: Paper, options: Options) -> xr.Dataset:
         binarization=paper.binarization,
     )
     active = pv.evaluation.active_units(vae.guide, test, seed=options.seed)
-    return result.assign_attrs(active_units=[int(units.sum()) for units in active.values()])
+    return result.assign_attrs(active_units=[int(active[site].sum()) for site in active.attrs["sites"]])
 
 
 def record(name: str, row: Row, history: pv.History, result: xr.Dataset, options: Options) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def _sum_out(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
     tree: Any = OrderedDict()
     sum_dims = set()
     for site, term in terms:
-        ids = site["infer"]["_dim_to_id"]
+        ids = site["infer"].get("_dim_to_id", {})  # a site of a run without enumeration has none
         enumerated = {dim: get_symbol(len(plates) + ids[dim]) for dim in ids}
         sum_dims |= set(enumerated.values())
         ordinal = frozenset(symbols[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized)

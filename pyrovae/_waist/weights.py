@@ -75,7 +75,7 @@ class Weights(NamedTuple):
         nesting: Depth of the program's own plates.
         outside: Names of the observed sites outside the data plate; their log-probability is in no datum's weight.
         unreparameterized: Names of the guide's latent sites whose draws carry no gradient.
-        densities: The terms of the log-weights; ``None`` if enumerated sites are summed out of them.
+        densities: The terms of the log-weights; ``None`` if enumerated sites are summed out.
         model_sites: Sample sites of the model's run.
         guide_sites: Sample sites of the guide's run.
         chosen: Indices that subsampling plates took, by plate.
@@ -185,9 +185,14 @@ def weigh(model_sites: list[Site], draws: Draws, *, plate: str | None = None, fo
     names = {id(site) for site in inside}
     of_model = [term(site) for site in model_sites if id(site) in names]
     of_guide = [term(site) for site in guide_sites if id(site) in names and not is_enumerated(site)]
-    if any(map(is_enumerated, sites)):
+    if any(map(is_enumerated, guide_sites)):
         terms = of_model + [(site, -log_q) for site, log_q in of_guide]
         log_weights = sum_per_datum(terms, draws.draws_dim, _dim(data)).expand(shape)
+    elif any(map(is_enumerated, model_sites)):
+        joint, log_q = (
+            sum_per_datum(terms, draws.draws_dim, _dim(data)).expand(shape) for terms in (of_model, of_guide)
+        )
+        log_weights = joint - log_q
     else:
         likelihood, prior, log_q = (
             sum_per_datum(terms, draws.draws_dim, _dim(data)).expand(shape)

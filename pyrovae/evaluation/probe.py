@@ -143,6 +143,10 @@ class Probe:
             return False, takes, reason
         if self.enumerates:  # the draws of such a guide have dimensions of their own
             return True, True, ""
+        if not self.repeats and self.problem.options["vectorize"] is not False:
+            agrees, reason = self._agrees(one, few, draws=2)
+            if agrees:
+                return True, True, ""
         return True, False, "" if self.problem.options["vectorize"] is False else reason
 
     def _agrees(self, one: Weights, few: int | None, *, draws: int | None) -> tuple[bool, str]:

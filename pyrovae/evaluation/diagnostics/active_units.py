@@ -92,7 +92,9 @@ def active_units(
             f"{name}_undecided": (variance - threshold).abs() < 2 * error,
         }
         columns |= {key: (f"{name}_unit", values.cpu().numpy()) for key, values in found.items()}
-    return xr.Dataset(columns, attrs={"threshold": threshold, "num_samples": num_samples, "seed": seed})
+    return xr.Dataset(
+        columns, attrs={"sites": list(runs[0]), "threshold": threshold, "num_samples": num_samples, "seed": seed}
+    )
 
 
 def _draws_by_datum(guide: Program, args: tuple[Any, ...], plate: str | None) -> dict[str, Tensor]:

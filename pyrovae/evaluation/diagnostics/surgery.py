@@ -173,7 +173,11 @@ def elbo_surgery(
                 terms.setdefault(name, []).append(term[:, : batch.kept])
         return {name: torch.cat(parts).mean(0) for name, parts in terms.items()}
 
-    return report(problem, columns, estimator="ELBO surgery", units="nats", num_samples=num_samples)
+    def prepare() -> int:
+        problem.check_repeats()
+        return problem.width(num_samples)
+
+    return report(problem, columns, estimator="ELBO surgery", width=prepare, units="nats", num_samples=num_samples)
 
 
 def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]:

@@ -189,6 +189,11 @@ class Posterior:
             runs.append(drawn)
         values = {name: torch.cat([self._first(run.values[name], name) for run in runs]) for name in runs[0].dims}
         together = torch.cat(log_weights)
+        if torch.isneginf(together).all(0).any():
+            raise FloatingPointError(
+                "all draws of a datum have weight zero, so its posterior has no draws; make more draws, or a guide that "
+                "reaches the posterior"
+            )
         assert problem.plate.dim is not None
         data_dims = {name: problem.plate.dim - problem.probe.event_dims[name] for name in values}
         return PosteriorDraws(batch, values, data_dims, together, *psis(together))
