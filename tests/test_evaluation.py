@@ -128,7 +128,11 @@ def test_active_units() -> None:
         (torch.zeros(4, 6, dtype=torch.long), ValueError, "posterior cannot take .* torch.int64"),
         (["image"], TypeError, r"must be a tensor or a NumPy array.*got \['list'\]"),
         (torch.zeros(4, 6, dtype=torch.bfloat16), ValueError, "half precision"),
-        (torch.full((4, 6), math.nan), ValueError, "site 'z'|parameter|support|NaN"),
+        (
+            torch.full((4, 6), math.nan),
+            ValueError,
+            "4 of 4 data in x hold NaN or infinite values, the first at index 0",
+        ),
         (torch.full((4, 6), 0.3), ValueError, "binariz"),
         (torch.cat([torch.zeros(50, 6), torch.full((1, 6), 0.3)]), ValueError, "values from 0 to 0.3.*binariz"),
         (torch.zeros(4, 5), ValueError, r"posterior cannot take a tensor of shape \(4, 5\)"),

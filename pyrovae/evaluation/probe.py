@@ -12,6 +12,7 @@ for each draw, a program whose plate has a fixed size gets all data at once, and
 
 import copy
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -63,6 +64,7 @@ class Probe:
         self.problem = problem
         self._check_half_precision()
         self.repeats = True
+        self.finite = problem.data.finite()
         self.alone = BatchNormInputs()
         with self.alone, poutine.trace(param_only=True) as capture:
             self.cuttable, one, data = self._first_run()
@@ -85,14 +87,33 @@ class Probe:
         """Run once for some data, or for all if the program takes no fewer."""
         problem = self.problem
         some = min(problem.size, max(FEW + 1, problem.memory // (64 * problem.data.bytes_per_datum)))
+        if FEW < len(self.finite) < problem.size:
+            some = min(some, len(self.finite))
         if some < problem.size:
-            try:
+            with suppress(Exception):  # whatever is wrong shows again, and is raised, when it runs on all data
                 one = self._run(some, validate=True)
                 if one.plate.size == some:
                     return True, one, some
-            except Exception:  # whatever is wrong shows again, and is raised, when it runs on all data
-                pass
-        return some == problem.size and problem.size > 1, self._run(problem.size, validate=True), problem.size
+        try:
+            return problem.size > 1, self._run(problem.size, validate=True), problem.size
+        except (FloatingPointError, ValueError) as error:
+            missing = problem.size - len(self.finite)
+            if not missing:
+                raise
+            known = set(self.finite.tolist())
+            first = next(i for i in range(problem.size) if i not in known)
+            raise ValueError(
+                f"{missing} of {problem.size} data in x hold NaN or infinite values, the first at index {first}, and "
+                f"the program cannot score them; remove them, or pass a mask of the others and fill them with zeros "
+                f"(pyrovae.likelihoods.Masked)"
+            ) from error
+
+    def _args(self, size: int) -> tuple[Any, ...]:
+        """Return the arguments for a run on some data, those without NaN first."""
+        data, device = self.problem.data, self.problem.device
+        if size < len(data) and size <= len(self.finite) < len(data):
+            return data.select(self.finite[:size], device)
+        return data.batch(0, size, device)
 
     def _settle(self, one: Weights) -> None:
         self.plate, self.nesting = one.plate, one.nesting
@@ -116,7 +137,7 @@ class Probe:
             return importance_weights(
                 problem.model,
                 problem.guide,
-                problem.data.batch(0, size, problem.device),
+                self._args(size),
                 draws or 1,
                 kwargs=problem.options["kwargs"],
                 nesting=None if draws is None else self.nesting,
@@ -265,7 +286,7 @@ class Probe:
         """Check the data that the first run did not see against the support of the likelihood."""
         if data >= self.problem.size and one.plate.size == self.problem.size:
             return
-        args = self.problem.data.batch(0, data, self.problem.device)
+        args = self._args(data)
         for site in one.model_sites:
             if not site["is_observed"] or is_real(site["fn"]) or is_point(site["fn"]):
                 continue
@@ -277,11 +298,11 @@ class Probe:
             self._check_argument(site, position, support)
 
     def _check_argument(self, site: Site, position: int, support: Any) -> None:
-        everything = self.problem.data.arguments[position]
+        everything = self.problem.data.arguments[position][self.finite]
         for start in range(0, len(everything), 1024):
             inside = support.check(everything[start : start + 1024])
             if not inside.all():
-                bad = start + int((~inside.reshape(len(inside), -1).all(1)).nonzero()[0])
+                bad = int(self.finite[start + int((~inside.reshape(len(inside), -1).all(1)).nonzero()[0])])
                 self._run_one(bad)
                 raise ValueError(f"site {site['name']!r}: datum {bad} lies outside of the support of its distribution")
 
@@ -320,7 +341,7 @@ class Probe:
         problem = self.problem
         size = min(FEW, problem.size) if self.cuttable else problem.size
         plate = self.plate._replace(size=size if self.cuttable else self.plate.size)
-        args = problem.data.batch(0, size, problem.device)
+        args = self._args(size)
         nesting, draws = (self.nesting, COUNTED) if self.vectorize else (None, 1)
         kwargs = problem.options["kwargs"]
         with pyro.validation_enabled(False):

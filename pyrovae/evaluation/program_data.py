@@ -74,6 +74,19 @@ class ProgramData:
         """Return the arguments with the data from ``start`` to ``stop``, on a device."""
         return tuple(arg[start:stop].to(device) if isinstance(arg, Tensor) else arg for arg in self.arguments)
 
+    def finite(self) -> Tensor:
+        """Return the indices of the data that hold neither NaN nor infinite values."""
+        finite = torch.ones(len(self), dtype=torch.bool)
+        for tensor in filter(torch.is_floating_point, self.tensors):
+            finite &= tensor.isfinite().reshape(len(self), -1).all(1).cpu()
+        return finite.nonzero().flatten()
+
+    def select(self, indices: Tensor, device: torch.device) -> tuple[Any, ...]:
+        """Return the arguments with chosen data, on a device."""
+        return tuple(
+            arg[indices.to(arg.device)].to(device) if isinstance(arg, Tensor) else arg for arg in self.arguments
+        )
+
     def fingerprint(self) -> str:
         """Return the SHA-1 of the data, by which two results are known to be of the same."""
         return fingerprint(self.tensors)

@@ -9,11 +9,17 @@ What makes a datum hard for both models cancels in :math:`d_n`, so the standard 
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
+from pyrovae.evaluation.diagnostics.verdicts import RELIABLE, diagnose
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+MOST_UNRELIABLE = 0.01  # share of the data beyond which no Monte Carlo error is given
 SAME = {  # attributes without which log-likelihoods are not comparable, and what to do where they differ
     "base_measure": "no likelihood of the one kind can be compared with one of the other",
     "binarization": "pass binarization= to both",
@@ -21,12 +27,13 @@ SAME = {  # attributes without which log-likelihoods are not comparable, and wha
 }
 
 
-def compare(results: Mapping[str, xr.Dataset], *, reference: str | None = None) -> pd.DataFrame:
-    """Compares the estimates of log p(x) of several models, each with one of them on the same data.
+def compare(results: "Mapping[str, xr.Dataset]", *, reference: str | None = None) -> pd.DataFrame:
+    """Compare the estimates of log p(x) of several models on the same data.
 
-    A difference is to be believed if it is large against both of its errors, the biases are alike, and few data have a
-    high k-hat. The Monte Carlo errors are taken as independent. Estimators may differ, data may not: a density of grey
-    values is no probability of binary ones, and digits that are binarized once are other data than those drawn anew.
+    A difference is significant if it is large against both of its errors, and nearly all data are reliable. If k-hat
+    exceeds 0.7 for more than 1% of the data, the estimate is a lower bound whose Monte Carlo error is not known, and
+    its ``mcse`` is empty: use :func:`log_likelihood`. The Monte Carlo errors are taken as independent. Estimators may
+    differ, but data may not: densities of grey values cannot be compared with probabilities of binary ones.
 
     Args:
         results: Of :func:`evaluate` or of another estimator, by the models' names.
@@ -36,13 +43,14 @@ def compare(results: Mapping[str, xr.Dataset], *, reference: str | None = None) 
         One row a model, with columns in nats per datum, higher is better, unless said otherwise:
 
         * ``log_likelihood``, ``error``, ``mcse``: mean over the data, its standard error over the data, and its Monte
-          Carlo standard error;
+          Carlo standard error, NaN if it is not known;
         * ``difference``, ``difference_error``, ``difference_mcse``: the same of the paired difference from the
           reference, 0 of itself;
-        * ``bias``: what the logarithm of an average of weights adds in the mean, about -mcse^2 / 2 per datum, which
-          averaging over data does not remove; NaN unless every datum has a ``pareto_k`` of at most 0.7, since beyond
-          it the bias is larger than any error says, and of other estimators it is another;
-        * ``high_pareto_k``: share of the data with k-hat above 0.7, NaN where there is no ``pareto_k``;
+        * ``bias``: bias of the logarithm of an average of weights, about -mcse^2 / 2 per datum, which averaging over
+          data does not remove; NaN if any k-hat exceeds 0.7, because it cannot be estimated in that case, and for
+          estimators without k-hat;
+        * ``reliable``: share of the data that :func:`diagnose` calls reliable;
+        * ``high_pareto_k``: share of the data with k-hat above 0.7, NaN if there is no ``pareto_k``;
         * ``num_samples``: draws or chains per datum, NaN where the result does not say;
         * ``estimator``: its name.
 
@@ -71,6 +79,8 @@ def compare(results: Mapping[str, xr.Dataset], *, reference: str | None = None) 
         >>> list(table.index), float(table.difference["small"])
         (['small', 'large'], 0.0)
     """
+    import xarray as xr
+
     given: object = results
     if isinstance(given, xr.Dataset):  # which is a mapping too
         raise TypeError("compare takes results by the models' names, such as compare({'VAE': results})")
@@ -87,24 +97,41 @@ def compare(results: Mapping[str, xr.Dataset], *, reference: str | None = None) 
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _row(result: xr.Dataset, reference: xr.Dataset) -> dict[str, float | str]:
+def _row(result: "xr.Dataset", reference: "xr.Dataset") -> dict[str, float | str]:
     values, variances = result.log_likelihood.values, result.mcse.values**2
     difference = values - reference.log_likelihood.values
     both = 0 * variances if result is reference else variances + reference.mcse.values**2
+    if not _has_error(result):
+        variances = np.full_like(variances, np.nan)
+    if result is not reference and not (_has_error(result) and _has_error(reference)):
+        both = np.full_like(variances, np.nan)
     weighted = "pareto_k" in result
     known = weighted and bool((result.pareto_k <= 0.7).all())
     return {
         **_mean("log_likelihood", "", values, variances),
         **_mean("difference", "difference_", difference, both),
-        "bias": -float(variances.mean()) / 2 if known else np.nan,
+        "bias": -float((result.mcse.values**2).mean()) / 2 if known else np.nan,
+        "reliable": _reliable(result),
         "high_pareto_k": float((result.pareto_k > 0.7).mean()) if weighted else np.nan,
         "num_samples": result.attrs.get("num_samples", result.attrs.get("num_chains", np.nan)),
         "estimator": result.attrs.get("estimator", ""),
     }
 
 
+def _has_error(result: "xr.Dataset") -> bool:
+    """Return whether the Monte Carlo error of the mean is known."""
+    return "pareto_k" not in result or float((result.pareto_k > 0.7).mean()) <= MOST_UNRELIABLE
+
+
+def _reliable(result: "xr.Dataset") -> float:
+    """Return the share of reliable data, NaN if the result does not hold its number of draws."""
+    if not {"num_samples", "num_chains"} & set(result.attrs):
+        return np.nan
+    return float((diagnose(result).verdict == RELIABLE).mean())
+
+
 def _mean(name: str, prefix: str, values: np.ndarray, variances: np.ndarray) -> dict[str, float]:
-    """Mean over the data, its standard error over the data (NaN of one datum) and its Monte Carlo standard error."""
+    """Return the mean over the data, its standard error over the data (NaN of one datum) and its Monte Carlo standard error."""
     return {
         name: float(values.mean()),
         f"{prefix}error": float(pd.Series(values).sem()),
@@ -112,8 +139,8 @@ def _mean(name: str, prefix: str, values: np.ndarray, variances: np.ndarray) -> 
     }
 
 
-def _check_result(name: str, result: xr.Dataset) -> None:
-    """Refuses a result that cannot be compared with any."""
+def _check_result(name: str, result: "xr.Dataset") -> None:
+    """Refuse a result that cannot be compared with any."""
     if "log_likelihood" not in result:
         raise ValueError(f"the results of {name!r} hold no log_likelihood but {list(result)}; evaluate the model")
     if result.log_likelihood.dims != ("datum",):
@@ -125,8 +152,8 @@ def _check_result(name: str, result: xr.Dataset) -> None:
         raise ValueError(f"the results of {name!r} do not say their {lost[0]}; give it back by .assign_attrs")
 
 
-def _check_pair(names: tuple[str, str], first: xr.Dataset, second: xr.Dataset) -> None:
-    """Refuses two results whose log-likelihoods are of different things."""
+def _check_pair(names: tuple[str, str], first: "xr.Dataset", second: "xr.Dataset") -> None:
+    """Refuse two results whose log-likelihoods are of different things."""
     pairs = {"number of data": (first.sizes["datum"], second.sizes["datum"])}
     pairs |= {attribute: (first.attrs[attribute], second.attrs[attribute]) for attribute in SAME}
     for what, (one, other) in pairs.items():

@@ -191,8 +191,8 @@ class Posterior:
         together = torch.cat(log_weights)
         if torch.isneginf(together).all(0).any():
             raise FloatingPointError(
-                "all draws of a datum have weight zero, so its posterior has no draws; make more draws, or a guide that "
-                "reaches the posterior"
+                "all draws of a datum have weight zero, so its posterior has no draws; make more draws, or a guide "
+                "that reaches the posterior"
             )
         assert problem.plate.dim is not None
         data_dims = {name: problem.plate.dim - problem.probe.event_dims[name] for name in values}
@@ -229,7 +229,8 @@ def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | No
         site["fn"].batch_shape,
         site["fn"].event_shape if event_shape is None else event_shape,
     )
-    value = value.expand(*batch_shape, *event_shape)
+    surplus = value.ndim - len(batch_shape) - len(event_shape)  # dimensions of size one, of plates of other sites
+    value = value.reshape(value.shape[max(0, surplus) :]).expand(*batch_shape, *event_shape)
     plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
     names = [plates.get(dim) for dim in range(-len(batch_shape), 0)]
     if DRAWS not in names:
