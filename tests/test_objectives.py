@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae._waist.sites import LatentScale
+from pyrovae._waist.weights import importance_weights
 from pyrovae.objectives import IWAE
 from tests.oracle import Oracle
 
@@ -198,7 +199,7 @@ def test_per_datum_scales_weigh_the_data(vae: pv.VAE, x: Tensor) -> None:
     torch.manual_seed(0)
     weighted = IWAE(4, max_plate_nesting=2).loss(poutine.scale(vae.model, scale), poutine.scale(vae.guide, scale), x)
     torch.manual_seed(0)
-    weights = pv.weights.importance_weights(vae.model, vae.guide, (x,), 4, nesting=1).log_weights
+    weights = importance_weights(vae.model, vae.guide, (x,), 4, nesting=1).log_weights
     assert weighted == pytest.approx(-(scale * (weights.logsumexp(0) - math.log(4))).sum().item(), rel=1e-5)
 
 

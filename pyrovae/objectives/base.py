@@ -82,7 +82,7 @@ class Weighing:
         nesting = one.nesting if nesting is None else nesting
         if any(map(is_enumerated, one.guide_sites)):
             return nesting
-        values = with_second_draw(one.guide_sites, nesting, one.plate)
+        values = {**one.chosen, **with_second_draw(one.guide_sites, nesting, one.plate)}
         with BatchNormInputs() as together:
             try:
                 two = importance_weights(model, guide, args, 2, nesting=nesting, values=values, **options)

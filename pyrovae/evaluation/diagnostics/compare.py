@@ -131,7 +131,7 @@ def _reliable(result: "xr.Dataset") -> float:
 
 
 def _mean(name: str, prefix: str, values: np.ndarray, variances: np.ndarray) -> dict[str, float]:
-    """Return the mean over the data, its standard error over the data (NaN of one datum) and its Monte Carlo standard error."""
+    """Return the mean over the data, its standard error, NaN for one datum, and its Monte Carlo standard error."""
     return {
         name: float(values.mean()),
         f"{prefix}error": float(pd.Series(values).sem()),
