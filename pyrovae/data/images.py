@@ -3,14 +3,12 @@
 import io
 import os
 import zipfile
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import scipy.io
-from PIL import Image
-from torchvision.datasets import MNIST, FashionMNIST, Omniglot
 
-from pyrovae.data.download import array_of_mat, array_of_npz, check, data_root, fetch, find, read
+from pyrovae.data.download import array_of_mat, array_of_npz, check, checked, data_root, fetch, find
 from pyrovae.data.splits import Binarization, Splits, make_splits, shuffled
 
 Root = str | os.PathLike[str] | None
@@ -21,6 +19,7 @@ _STATIC_MNIST_SHA1 = {
     "valid": "13418487742e6ea6d48db7b5187353a20b1b1f8c",
     "test": "ca70bd7775e182596dec148d4dc1bc6bd6c4c5f4",
 }
+_STATIC_MNIST_ROWS = {"train": 50_000, "valid": 10_000, "test": 10_000}
 _FREYFACES_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 _FREYFACES_SHA1 = "061cc7502d2c00fb9b4435227b85ab34eb71d1b3"
 _CALTECH_URL = "https://people.cs.umass.edu/~marlin/data/caltech101_silhouettes_28_split1.mat"
@@ -64,7 +63,7 @@ def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int =
         >>> pv.data.mnist("dynamic")  # doctest: +SKIP
         Splits('mnist', train=(50000, 28, 28), valid=(10000, 28, 28), test=(10000, 28, 28), binarization='dynamic')
     """
-    return _mnist_like("mnist", MNIST, _MNIST_SHA1, ("MNIST/raw", "."), binarization, root, seed)
+    return _mnist_like("mnist", "MNIST", _MNIST_SHA1, ("MNIST/raw", "."), binarization, root, seed)
 
 
 def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
@@ -93,7 +92,7 @@ def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, see
         Splits('fashion_mnist', train=(50000, 28, 28), valid=(10000, 28, 28), test=(10000, 28, 28), binarization='none')
     """
     folders = ("FashionMNIST/raw", "fashion-mnist", ".")
-    return _mnist_like("fashion_mnist", FashionMNIST, _FASHION_MNIST_SHA1, folders, binarization, root, seed)
+    return _mnist_like("fashion_mnist", "FashionMNIST", _FASHION_MNIST_SHA1, folders, binarization, root, seed)
 
 
 def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
@@ -154,17 +153,15 @@ def static_mnist(*, root: Root = None) -> Splits:
         torch.Size([50000, 28, 28])
     """
     folder, folders = data_root(root), ("static_mnist", ".")
-    packed = find(folder, folders, "binarized_mnist.npz")
+    packed = next(find(folder, folders, "binarized_mnist.npz"), None)
     splits = []
     for split, sha1 in _STATIC_MNIST_SHA1.items():
         if packed is not None:
-            pixels = np.unpackbits(array_of_npz(read(packed), split, (98,), packed), axis=1)
+            pixels = np.unpackbits(array_of_npz(packed, split, (_STATIC_MNIST_ROWS[split], 98)), axis=1)
             check(_as_text(pixels), sha1, packed)
         else:
-            name = f"binarized_mnist_{split}.amat"
-            path = fetch(folder, folders, name, [_STATIC_MNIST_URL.format(split)])
-            content = read(path)
-            check(content, sha1, path)
+            name, url = f"binarized_mnist_{split}.amat", _STATIC_MNIST_URL.format(split)
+            content = fetch(folder, folders, name, [url], partial(checked, expected=sha1))
             pixels = np.frombuffer(content.replace(b" ", b"").replace(b"\n", b""), np.uint8) - ord("0")
         splits.append(pixels.reshape(-1, 28, 28))
     return make_splits("static_mnist", _three(splits), "static", seed=0)
@@ -196,13 +193,11 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
         Splits('freyfaces', train=(1565, 28, 20), valid=(200, 28, 20), test=(200, 28, 20), binarization='none')
     """
     folder, folders = data_root(root), ("freyfaces", ".")
-    path = find(folder, folders, "freyfaces.npz") or fetch(folder, folders, "frey_rawface.mat", [_FREYFACES_URL])
-    if "npz" in path.name:
-        pixels = array_of_npz(read(path), "images", (28, 20), path)
+    packed = next(find(folder, folders, "freyfaces.npz"), None)
+    if packed is not None:
+        pixels = _faces(packed)
     else:
-        pixels = array_of_mat(read(path), "ff", path).T
-    check(pixels.tobytes(), _FREYFACES_SHA1, path)
-    pixels = pixels.reshape(-1, 28, 20)
+        pixels = fetch(folder, folders, "frey_rawface.mat", [_FREYFACES_URL], _faces)
     train, valid, test = (pixels[part] / 255 for part in shuffled(len(pixels), (1565, 1765), seed))
     return make_splits("freyfaces", (train, valid, test), binarization, seed)
 
@@ -230,9 +225,10 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
         torch.Size([4100, 28, 28])
     """
     folders = ("caltech101_silhouettes", ".")
-    path = fetch(data_root(root), folders, "caltech101_silhouettes_28_split1.mat", [_CALTECH_URL])
-    content = read(path)
-    check(content, _CALTECH_SHA1, path)
+    import scipy.io
+
+    name = "caltech101_silhouettes_28_split1.mat"
+    content = fetch(data_root(root), folders, name, [_CALTECH_URL], partial(checked, expected=_CALTECH_SHA1))
     arrays = scipy.io.loadmat(io.BytesIO(content))
     names = ("train", "val", "test")
     images = [1 - arrays[f"{name}_data"].reshape(-1, 28, 28).transpose(0, 2, 1) for name in names]
@@ -240,20 +236,31 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
     return make_splits("caltech101_silhouettes", _three(images), "static", seed=0, labels=_three(labels))
 
 
+def _faces(path: Path) -> np.ndarray:
+    """Read Frey Faces from either of their files, shape ``(1965, 28, 20)``."""
+    if path.suffix == ".npz":
+        pixels = array_of_npz(path, "images", (1965, 28, 20))
+    else:
+        pixels = array_of_mat(path, "ff", (560, 1965)).T
+    check(pixels.tobytes(), _FREYFACES_SHA1, path)
+    return pixels.reshape(-1, 28, 20)
+
+
 def _mnist_like(
     name: str,
-    source: type[MNIST],
+    source: str,
     sha1: dict[str, str],
     folders: tuple[str, ...],
     binarization: Binarization,
     root: Root,
     seed: int,
 ) -> Splits:
+    import torchvision.datasets
+
     arrays = []
     for file, expected in sha1.items():
-        path = fetch(data_root(root), folders, file, [f"{mirror}{file}.gz" for mirror in source.mirrors])
-        content = read(path)
-        check(content, expected, path)
+        urls = [f"{mirror}{file}.gz" for mirror in getattr(torchvision.datasets, source).mirrors]
+        content = fetch(data_root(root), folders, file, urls, partial(checked, expected=expected))
         header = 16 if "images" in file else 8
         arrays.append(np.frombuffer(content, np.uint8, offset=header))
     train_pixels, train_labels, test_pixels, test_labels = arrays
@@ -265,10 +272,11 @@ def _mnist_like(
 
 def _drawings(folder: Path, part: str) -> np.ndarray:
     """The drawings in one of Omniglot's archives, in the order of their names, shape ``(N, 28, 28)``."""
+    from torchvision.datasets import Omniglot
+
     url = f"{Omniglot.download_url_prefix}/{part}.zip"
-    path = fetch(folder, (Omniglot.folder, "."), f"{part}.zip", [url])
-    content = read(path)
-    check(content, Omniglot.zips_md5[part], path, "MD5")
+    parse = partial(checked, expected=Omniglot.zips_md5[part], algorithm="MD5")
+    content = fetch(folder, (Omniglot.folder, "."), f"{part}.zip", [url], parse)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = sorted(name for name in archive.namelist() if _is_drawing(PurePosixPath(name), part))
         return np.stack([_small(archive.read(name)) for name in names])
@@ -280,6 +288,8 @@ def _is_drawing(name: PurePosixPath, part: str) -> bool:
 
 
 def _small(drawing: bytes) -> np.ndarray:
+    from PIL import Image
+
     with Image.open(io.BytesIO(drawing), formats=["PNG"]) as image:
         return 1 - np.asarray(image.convert("L").resize((28, 28), resample=Image.Resampling.BOX)) / 255
 

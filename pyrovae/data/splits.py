@@ -156,7 +156,7 @@ def make_splits(
     """
     if binarization not in get_args(Binarization):
         raise ValueError(f"binarization must be one of {get_args(Binarization)}, got {binarization!r}")
-    random = _generator(seed)
+    random = generator(seed)
     drawn = {"none": (), "static": (0, 1, 2), "dynamic": (1, 2)}[binarization]
     train, valid, test = (
         torch.from_numpy(np.float32(random.uniform(size=x.shape) < x) if i in drawn else np.float32(x))
@@ -170,10 +170,16 @@ def make_splits(
 
 def shuffled(size: int, cuts: tuple[int, ...], seed: int) -> list[np.ndarray]:
     """Indices of a random split of ``size`` data, cut at two places."""
-    return np.split(_generator(seed).permutation(size), cuts)
+    return np.split(generator(seed).permutation(size), cuts)
 
 
-def _generator(seed: int) -> np.random.RandomState:
+def generator(seed: int) -> np.random.RandomState:
+    """Return a generator whose stream is the same with every version of NumPy.
+
+    Raises:
+        TypeError: If the seed is no integer.
+        ValueError: If the seed is out of range.
+    """
     check_whole(seed=seed)
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed of a split lies between 0 and 2^32 - 1, got {seed}")
