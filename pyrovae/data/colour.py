@@ -125,7 +125,8 @@ def _packed(path: Path, base: str, md5: dict[str, str]) -> dict[str, bytes]:
             contents = {name: member.read() for name, member in members.items() if member is not None}
             return {name: check(contents[name], expected, path, "MD5") for name, expected in md5.items()}
     except (tarfile.TarError, KeyError, EOFError) as error:
-        raise ValueError(f"{path} is torn, or no archive of {sorted(md5)} ({error}).") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is torn, or no archive of {sorted(md5)} ({reason}).") from error
 
 
 class _Arrays(pickle.Unpickler):
@@ -142,4 +143,7 @@ class _Arrays(pickle.Unpickler):
         raise ValueError(f"A file of CIFAR-10 asks for {module}.{name}, which is no array. Delete the file.")
 
 
-_ALLOWED = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+_ALLOWED = {
+    *(("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")),
+    ("_codecs", "encode"),  # bytes in a pickle of protocol 2 that Python 3 wrote
+}

@@ -140,12 +140,12 @@ def array_of_npz(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive, archive.open(f"{name}.npy") as stream:
-            header = _npy_header(stream)
-            content = b"" if header != (shape, False, np.dtype(np.uint8)) else stream.read(int(np.prod(shape)))
+            found, fortran, dtype = _npy_header(stream)
+            content = stream.read(int(np.prod(shape))) if found == shape and dtype == np.uint8 else b""
     except Exception as error:  # a torn archive fails in many ways
         raise ValueError(f"{path} is torn, or no npz file with an array {name!r} ({error}).") from error
-    _check_array(name, path, header[2], header[0], shape)
-    return np.frombuffer(content, np.uint8).reshape(shape)
+    _check_array(name, path, dtype, found, shape)
+    return np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
 def array_of_mat(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
