@@ -53,6 +53,15 @@ def test_bounds() -> None:
     assert height == pytest.approx(2 * float(result.log_likelihood.std(ddof=1)) / 30**0.5)
 
 
+def test_a_bound_of_doubtful_error_is_hollow() -> None:
+    doubtful = CURVES.assign(pareto_k=("datum", [0.1, 0.2, 0.3, 0.9, 0.1]))
+    ax = plots.bounds({"doubtful": doubtful, "sound": CURVES.assign(pareto_k=("datum", [0.1] * 5))})
+    bars = [container.lines[2][0].get_segments() for container in ax.containers]
+    assert [sum(len(bar) == 2 and bool(np.isfinite(bar).all()) for bar in part) for part in bars] == [3, 4]
+    (hollow,) = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert list(hollow.get_xdata()) == [500]
+
+
 TABLE = pd.DataFrame(
     {"difference": [0.0, 2.0, -1.0], "difference_error": [0.0, 0.5, 0.2], "difference_mcse": [0.0, 0.1, np.nan]},
     index=["VAE", "IWAE", "flow"],

@@ -69,7 +69,8 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
     """Draw IWAE_k with its errors against the number of draws k, for several models.
 
     Error bars are 95% Monte Carlo intervals, and bands are one standard error over the data. The value at k = 1 is the
-    ELBO; the value at the largest k is the estimate of log p(x).
+    ELBO; the value at the largest k is the estimate of log p(x). Its marker is hollow, without an error bar, if k-hat
+    exceeds 0.7 for some data: the estimate is then a lower bound, and its error is unknown.
 
     Args:
         results: Results of :func:`pyrovae.evaluation.evaluate`, by name.
@@ -96,7 +97,11 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
             monte_carlo_error = np.sqrt((result.iwae_mcse**2).sum("datum")).values / result.sizes["datum"]
             ax.fill_between(k, mean - sampling_error, mean + sampling_error, color=color(i), alpha=0.15, linewidth=0)
             style: dict[str, Any] = {"color": color(i), "marker": marker(i), "markersize": 4, "capsize": 3}
-            ax.errorbar(k, mean, 1.96 * monte_carlo_error, **style, label=name)
+            doubtful = "pareto_k" in result and bool((result.pareto_k > 0.7).any())
+            errors = np.where(doubtful & (k == k.max()), np.nan, 1.96 * monte_carlo_error)
+            ax.errorbar(k, mean, errors, **style, label=name)
+            if doubtful:
+                ax.plot(k[-1], mean[-1], color=color(i), marker=marker(i), markersize=4, markerfacecolor="white")
         ax.set(xscale="log", xlabel="draws $k$", ylabel="IWAE$_k$ (nats per datum)")
         legend_above(ax)
     return ax
@@ -132,7 +137,7 @@ def differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     needed = ["difference", "difference_error", "difference_mcse"]
     if missing := [name for name in needed if name not in table]:
         raise ValueError(f"The table has no columns {missing}. Pass the table of pyrovae.evaluation.compare.")
-    reference = (table[needed].fillna(0.0) == 0.0).all(axis=1)
+    reference = (table.difference == 0.0) & (table.difference_mcse.fillna(0.0) == 0.0)
     rows = table[~reference]
     if rows.empty:
         raise ValueError(f"The table holds no model besides {list(table.index)}. Compare at least two models.")
@@ -140,11 +145,9 @@ def differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         places = np.arange(len(rows))
         style: dict[str, Any] = {"color": color(0), "linestyle": "none", "zorder": 2}
         ax.axvline(0.0, color="0.6", linewidth=1, linestyle=":", zorder=0)
-        sampling, monte_carlo = 1.96 * rows.difference_error, 1.96 * rows.difference_mcse
-        ax.errorbar(rows.difference, places, xerr=sampling, **style, marker="o", markersize=4, label="95%, data")
-        ax.errorbar(
-            rows.difference, places, xerr=monte_carlo, **style, elinewidth=4, alpha=0.5, label="95%, Monte Carlo"
-        )
+        difference, sampling, monte_carlo = rows[needed].to_numpy(dtype=float).T * [[1.0], [1.96], [1.96]]
+        ax.errorbar(difference, places, xerr=sampling, **style, marker="o", markersize=4, label="95%, data")
+        ax.errorbar(difference, places, xerr=monte_carlo, **style, elinewidth=4, alpha=0.5, label="95%, Monte Carlo")
         ax.set_yticks(places, [str(name) for name in rows.index])
         ax.set_ylim(len(rows) - 0.5, -0.5)
         name = ", ".join(map(str, table.index[reference])) or "the reference"
