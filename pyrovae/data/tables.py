@@ -17,7 +17,18 @@ class Table(Splits):
     """Train, validation and test data of a table, shape ``(N, columns)``; unpacks into the three.
 
     Attributes:
+        name: Name of the data set.
+        train: Training data, shape ``(N, columns)``; a missing value is NaN.
+        valid: Validation data, shape ``(M, columns)``.
+        test: Test data, shape ``(L, columns)``.
+        binarization: ``"none"``.
+        labels: Labels of the three splits, or None.
         columns: Kind of each column by name, in the order of the columns. Categories are the codes 0, 1, ...
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.data.auto_mpg().columns["year"]
+        'count'
     """
 
     columns: dict[str, Kind] = field(default_factory=dict)
