@@ -21,7 +21,8 @@ map-style ``Dataset``      Its items, stacked: a tensor, number, NumPy array or 
                            ``__len__`` are enough.
 ``DataLoader``             Its data set, with its ``batch_size``, ``collate_fn``, ``num_workers``, ``worker_init_fn``,
                            ``timeout``, ``prefetch_factor`` and ``multiprocessing_context``. The order is chosen by the
-                           caller: ``shuffle``, ``drop_last`` and ``generator`` are not used.
+                           caller: ``shuffle``, ``drop_last`` and ``generator`` are not used, and batches are pinned
+                           if they go to CUDA.
 ``IterableDataset``, or a  A :class:`Stream`: batches as they come, without length, order or checksum.
 ``DataLoader`` of one
 ``DataLoader`` with a      A :class:`Stream` as well, because its order, weights and repetitions are part of the data.

@@ -1,7 +1,7 @@
 """Train, validation and test data, and the three ways to binarize them.
 
-All random choices (splits, static draws) come from NumPy's ``RandomState``, whose streams are frozen, so that a seed gives
-the same data with every version of NumPy.
+All random choices (splits, static draws) come from NumPy's ``RandomState``, whose streams are frozen. A seed therefore
+gives the same data with every version of NumPy.
 """
 
 from collections.abc import Callable, Iterator

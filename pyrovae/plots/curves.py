@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pyrovae.plots.style import axes_for, color, legend_above, marker
+from pyrovae.plots.style import axes_for, color, legend_above, marker, wrapped
 
 if TYPE_CHECKING:
     from pyrovae.training import History
@@ -151,6 +151,6 @@ def differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.set_yticks(places, [str(name) for name in rows.index])
         ax.set_ylim(len(rows) - 0.5, -0.5)
         name = ", ".join(map(str, table.index[reference])) or "the reference"
-        ax.set_xlabel(f"log $p(x)$ minus that of {name} (nats per datum)")
+        ax.set_xlabel(wrapped(ax, f"log $p(x)$ minus that of {name} (nats per datum)"))
         legend_above(ax)
     return ax

@@ -92,10 +92,15 @@ def panels_for(
             panel.tick_params(labelsize=_PRINT["xtick.labelsize"])
 
 
+def wrapped(ax: Axes, text: str, character: float = 0.075) -> str:
+    """Return text in as many lines as the width of the axes needs; a character is so many inches wide."""
+    width = ax.get_window_extent().width / ax.figure.dpi
+    return textwrap.fill(text, max(8, int(width / character)))
+
+
 def title(ax: Axes, name: str, *, loc: Any = "center") -> None:
     """Write the title of a panel, in as many lines as its width needs."""
-    width = ax.get_window_extent().width / ax.figure.dpi  # inches
-    ax.set_title(textwrap.fill(name, max(8, int(width / 0.085))), loc=loc)
+    ax.set_title(wrapped(ax, name, 0.085), loc=loc)
 
 
 def legend_above(ax: Axes) -> None:

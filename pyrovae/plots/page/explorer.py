@@ -35,8 +35,8 @@ def explorer(
     computes in double precision with float32 weights. Images are grey or in colour with values in [0, 1]; other values
     are clipped.
 
-    Any likelihood may be shown, including your own, because the operations of its mean are recorded as it runs. The page
-    has kernels for dense layers, 2-d convolutions, sums, and functions of single numbers.
+    Any likelihood may be shown, including your own, because the operations of its mean are recorded as it runs. The
+    page has kernels for dense layers, 2-d convolutions, sums, and functions of single numbers.
 
     Args:
         vae: A VAE, or another object with a ``prior`` and a ``likelihood`` of one vector z; it is not changed.
