@@ -23,6 +23,7 @@ from pyro.infer import ELBO
 from torch import nn
 
 import pyrovae as pv
+from experiments._figures import figure_of
 
 mlp = partial(pv.networks.mlp, activation=nn.Softplus)
 Model = TypeVar("Model")
@@ -115,7 +116,7 @@ def run(options: Options, splits: pv.data.Splits, models: Mapping[str, Callable[
     table = summarize(results, histories)
     table.insert(2, "difference", differences(results))
     report(splits, table)
-    figures = draw(vaes, histories, results) | {"aggregate_posteriors": pv.plots.aggregate_posteriors(draws)}
+    figures = draw(vaes, histories, results) | {"aggregate_posteriors": figure_of(pv.plots.aggregate_posteriors(draws))}
     write(options, table, figures, histories, results)
     return table
 
@@ -248,11 +249,12 @@ def draw(
     results: Mapping[str, xr.Dataset],
 ) -> dict[str, Figure]:
     """Draws bounds, learning curves, and samples side by side."""
-    sizes = {"bounds": (5.5, 3.8), "learning_curves": (5.5 if len(histories) <= 2 else 7.5, 3.8)}
-    figures = {name: plt.figure(figsize=size, layout="constrained") for name, size in sizes.items()}
-    pv.plots.bounds(results, ax=figures["bounds"].subplots())
-    pv.plots.learning_curves(histories, ax=figures["learning_curves"].subplots())
-    return figures | {"samples": pv.plots.images({name: samples(vae) for name, vae in vaes.items()}, columns=8)}
+    axes = {
+        "bounds": pv.plots.bounds(results),
+        "learning_curves": pv.plots.learning_curves(histories),
+        "samples": pv.plots.images({name: samples(vae) for name, vae in vaes.items()}, columns=8),
+    }
+    return {name: figure_of(drawn) for name, drawn in axes.items()}
 
 
 @torch.no_grad()

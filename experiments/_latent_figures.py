@@ -9,12 +9,12 @@ import pandas as pd
 import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
-from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
 import pyrovae as pv
 from experiments._arithmetic import Space, attribute_direction, class_means, interpolate, pairs
+from experiments._figures import figure_of
 from experiments._strokes import ATTRIBUTES
 
 
@@ -34,16 +34,16 @@ def draw(
         if space.codes.shape[1] == 2:
             z = dist.Normal(0.0, 1.0).icdf((torch.arange(cells) + 0.5) / cells)
             grid = torch.stack(torch.meshgrid(z, z.flip(0), indexing="xy"), dim=-1)
-            figures["manifold"] = pv.plots.manifold(space.decode(grid), x=z, y=z.flip(0))
+            figures["manifold"] = figure_of(pv.plots.manifold(space.decode(grid), x=z, y=z.flip(0)))
             panels[f"{name}: codes"] = (space.codes, labels)
         else:
-            panels[f"{name}: PCA"] = (torch.as_tensor(PCA(2).fit_transform(space.codes)), labels)
+            panels[f"{name}: PCA"] = (space.codes, labels)
             panels[f"{name}: t-SNE"] = (torch.as_tensor(tsne(space)), labels)
         figures[f"interpolation_{short}"] = draw_interpolation(space, seed)
         figures[f"traversals_{short}"] = draw_traversals(space, traversals[name])
         figures[f"attributes_{short}"] = draw_attributes(space)
         figures[f"classes_{short}"] = draw_classes(space)
-    return {**figures, "codes": pv.plots.codes(panels)}
+    return {**figures, "codes": figure_of(pv.plots.codes(panels))}
 
 
 def draw_interpolation(space: Space, seed: int) -> Figure:
@@ -53,7 +53,7 @@ def draw_interpolation(space: Space, seed: int) -> Figure:
     for kind in ("straight", "spherical"):
         images = space.decode(interpolate(start, end, 11, spherical=kind == "spherical"))
         rows |= {f"pair {i + 1}, {kind}": images[:, i] for i in range(len(start))}
-    return pv.plots.strips(dict(sorted(rows.items(), key=lambda row: row[0].split(",")[0])))
+    return figure_of(pv.plots.strips(dict(sorted(rows.items(), key=lambda row: row[0].split(",")[0]))))
 
 
 def draw_traversals(space: Space, table: pd.DataFrame, most: int = 10) -> Figure:
@@ -65,7 +65,7 @@ def draw_traversals(space: Space, table: pd.DataFrame, most: int = 10) -> Figure
         z = space.codes[0].repeat(len(values), 1)
         z[:, j] = values
         rows[f"$z_{{{j + 1}}}$, {kl:.2f} nats"] = space.decode(z)
-    return pv.plots.strips(rows, marks={0: "$-3$", 5: "0", 10: "3"})
+    return figure_of(pv.plots.strips(rows, marks={0: "$-3$", 5: "0", 10: "3"}))
 
 
 def draw_attributes(space: Space) -> Figure:
@@ -75,7 +75,7 @@ def draw_attributes(space: Space) -> Figure:
     for attribute in ATTRIBUTES:
         shift = steps[:, None] * attribute_direction(space, attribute) * space.test.attributes[attribute].std()
         rows |= {f"{attribute}, digit {i + 1}": space.decode(space.codes[i] + shift) for i in range(3)}
-    return pv.plots.strips(rows, marks={0: "$-2$ sd", 4: "reconstruction", 8: "$+2$ sd"})
+    return figure_of(pv.plots.strips(rows, marks={0: "$-2$ sd", 4: "reconstruction", 8: "$+2$ sd"}))
 
 
 def draw_classes(space: Space) -> Figure:
@@ -84,7 +84,7 @@ def draw_classes(space: Space) -> Figure:
     for own in space.test.labels.unique().tolist():
         code = space.codes[(space.test.labels == own).int().argmax()]
         rows[f"a {own}"] = space.decode(torch.stack([code + mean - means[own] for mean in means.values()]))
-    return pv.plots.strips(rows, marks={i: f"as {label}" for i, label in enumerate(means)})
+    return figure_of(pv.plots.strips(rows, marks={i: f"as {label}" for i, label in enumerate(means)}))
 
 
 def draw_response(moves: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:

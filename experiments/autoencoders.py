@@ -27,6 +27,7 @@ import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments._codes import distances_to_nearest, hoyer_sparsity, linear_probe, precision_and_recall
 from experiments._comparison import mlp
+from experiments._figures import figure_of
 from experiments._letters import letters
 from pyrovae.autoencoders import (
     Autoencoder,
@@ -275,7 +276,7 @@ def samples(decoded: Mapping[str, Decoded]) -> Figure:
     """What random codes are decoded to: draws from N(0, I) above draws with the moments of the known codes."""
     kinds = ("N(0, I)", "matched")
     panels = {f"{name}, {kind}": each.images[kind][:36] for kind in kinds for name, each in decoded.items()}
-    return pv.plots.images(panels, columns=6)
+    return figure_of(pv.plots.images(panels, columns=6))
 
 
 @torch.no_grad()
@@ -287,9 +288,8 @@ def reconstructions(
     x = splits.test[:n]
     given = torch.cat([x, Masking(options.masked)(x), other.test[:n]])
     made = {name: as_autoencoder(model).reconstruct(given.to(_device(model))) for name, model in models.items()}
-    return pv.plots.images(
-        {f"given: digits, the same masked, {other.name}": given, **made}, columns=len(given), stacked=True
-    )
+    panels = {f"given: digits, the same masked, {other.name}": given, **made}
+    return figure_of(pv.plots.images(panels, columns=len(given), stacked=True))
 
 
 def draw_distances(decoded: Mapping[str, Decoded]) -> Figure:

@@ -22,6 +22,7 @@ from pyro.infer import Trace_ELBO
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments._comparison import cell
+from experiments._figures import figure_of
 
 
 @dataclass
@@ -76,7 +77,7 @@ def reconstructions(vaes: Mapping[str, pv.VAE], test: torch.Tensor) -> Figure:
     """Test data above what each model makes of them."""
     x = test.to(next(next(iter(vaes.values())).parameters()).device)
     panels = {f"{name} reconstructions": vae.reconstruct(x, mean=True) for name, vae in vaes.items()}
-    return pv.plots.images({"test data": x, **panels}, columns=len(x), stacked=True)
+    return figure_of(pv.plots.images({"test data": x, **panels}, columns=len(x), stacked=True))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch import nn
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments._comparison import mlp
+from experiments._figures import figure_of
 
 
 @dataclass
@@ -93,8 +94,8 @@ def main(options: Options) -> pd.DataFrame:
     table = summarize(bits, results, histories)
     comparison.report(grey, table)
     figures = {
-        "samples": pv.plots.images({name: comparison.samples(vae) for name, vae in vaes.items()}, columns=8),
-        "aggregate_posteriors": pv.plots.aggregate_posteriors(draws, columns=5),
+        "samples": figure_of(pv.plots.images({name: comparison.samples(vae) for name, vae in vaes.items()}, columns=8)),
+        "aggregate_posteriors": figure_of(pv.plots.aggregate_posteriors(draws, columns=4)),
     }
     comparison.write(options, table, figures, histories, results)
     return table

@@ -16,6 +16,7 @@ def test_code_is_found() -> None:
         "README.md": 3,
         "components.md": 7,
         "evaluation.md": 5,
+        "figures.md": 1,
         "from_pyro.md": 2,
         "from_pythae.md": 1,
         "gpu.md": 1,

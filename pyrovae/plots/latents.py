@@ -1,134 +1,192 @@
-"""Figures of a latent space: images of codes, over a plane or along a path, and the codes themselves."""
+"""Figures of codes: in the plane, with labels of any kind, and against the prior."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from torch import Tensor
 
+from pyrovae.plots.style import PAGE, color, legend_beside, marker, panels_for, title
 
-def manifold(images: Tensor, *, x: Tensor | None = None, y: Tensor | None = None) -> Figure:
-    """Draws the images of a grid of codes, side by side and without gaps: the data manifold for two latent dimensions.
+_LEGEND = 0.9  # inches
+_MOST_CLASSES = 20  # more integers than that are numbers, not classes
+
+
+def codes(
+    panels: Mapping[str, tuple[Tensor, Any]],
+    *,
+    projection: Callable[[np.ndarray], np.ndarray] | None = None,
+    label: str | None = None,
+    columns: int = 3,
+    ax: Axes | None = None,
+    axes: Any = None,
+) -> Any:
+    """Draw codes in the plane, coloured by class or by a value.
 
     Args:
-        images: Grey images in [0, 1], shape ``(rows, columns, height, width)``, the first row on top.
-        x: Values of the first dimension, shape ``(columns,)``, written below some columns.
-        y: Values of the second, shape ``(rows,)``, from top to bottom, written beside some rows.
+        panels: Codes, shape ``(n, latent)``, and their labels, ``n`` of them, by name. Labels that are strings,
+            booleans or up to 20 different integers are classes, each with its colour and marker; other numbers are
+            values with a colour bar, and NaN is grey.
+        projection: Map from ``(n, latent)`` to ``(n, 2)``, such as ``sklearn.manifold.TSNE().fit_transform``; by
+            default the two principal components (PC) of each panel, with their shares of the variance, if there are
+            more than two latent dimensions.
+        label: Name of the labels, with its unit, for the legend or the colour bar.
+        columns: Panels per row.
+        ax: Axes for a single panel.
+        axes: Axes for all panels, one for each; by default those of a new figure.
 
     Returns:
-        A new figure.
+        ``ax`` or ``axes`` as given; by default an array with the axes of each panel.
 
     Raises:
-        ValueError: If the images do not have shape ``(rows, columns, height, width)``.
+        ValueError: If codes are not of shape ``(n, latent)`` with at least two dimensions, labels are not ``n``, the
+            projection is not of shape ``(n, 2)``, or the axes are not as many as the panels.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> axes = pv.plots.codes({"VAE": (torch.randn(50, 8), ["cat", "dog"] * 25)}, label="animal")
+        >>> axes[0].get_legend().get_title().get_text(), axes[0].get_xlabel()[:4]
+        ('animal', 'PC 1')
+    """
+    planes, labels = {}, {}
+    for name, (points, given) in panels.items():
+        labels[name] = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+        z = torch.as_tensor(points).detach().cpu().numpy()
+        if z.ndim != 2 or z.shape[1] < 2 or labels[name].shape != z.shape[:1]:
+            shapes = [z.shape, labels[name].shape]
+            raise ValueError(
+                f"Codes and labels of {name!r} must have shapes (n, latent), with latent at least 2, and (n,), got "
+                f"{shapes}. Give one label to each code."
+            )
+        planes[name] = _in_plane(name, z, projection)
+    everything = np.concatenate(list(labels.values())) if labels else np.array([])
+    size = (PAGE - _LEGEND) / min(columns, len(panels)) if len(panels) > 1 else 3.4
+    with panels_for(list(panels), ax, axes, columns, (size, size + 0.3), (_LEGEND, 0.0)) as (result, chosen):
+        draw = _by_class if _are_classes(everything) else _by_value
+        for panel, (name, (_, names)) in zip(chosen, planes.items(), strict=True):
+            panel.set(xlabel=names[0], ylabel=names[1])
+            if projection is not None:
+                panel.set(xticks=[], yticks=[])  # the numbers of a projection mean nothing
+            if ax is None:
+                title(panel, name)
+        drawn = [(plane, panel, labels[name]) for panel, (name, (plane, _)) in zip(chosen, planes.items(), strict=True)]
+        draw(drawn, everything, label)
+    return result
+
+
+def aggregate_posteriors(
+    draws: Mapping[str, tuple[Tensor, Tensor]], *, columns: int = 3, ax: Axes | None = None, axes: Any = None
+) -> Any:
+    """Draw the aggregate posterior against the prior, for several models.
+
+    Each panel shows the first two principal components (PC) of the aggregate posterior, which is the average of
+    q(z | x) over the data. Where the two differ, the prior draws latents that the likelihood has never seen.
+
+    Args:
+        draws: Draws from the aggregate posterior and from the prior, both of shape ``(n, latent)``, by name.
+        columns: Panels per row.
+        ax: Axes for a single panel.
+        axes: Axes for all panels, one for each; by default those of a new figure.
+
+    Returns:
+        ``ax`` or ``axes`` as given; by default an array with the axes of each panel.
+
+    Raises:
+        ValueError: If draws are not of shape ``(n, latent)`` with at least two latent dimensions, or the axes are not
+            as many as the panels.
 
     Source:
-        *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), figure 4.
+        *ELBO Surgery: Yet Another Way to Carve Up the Variational Evidence Lower Bound* (Hoffman and Johnson, 2016).
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> figure = pv.plots.manifold(torch.rand(5, 5, 8, 8), x=torch.linspace(-2, 2, 5))
-        >>> figure.axes[0].get_xlabel()
-        '$z_1$'
-    """
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape (rows, columns, height, width), got {tuple(images.shape)}")
-    rows, columns, height, width = images.shape
-    picture = images.detach().cpu().transpose(1, 2).reshape(rows * height, columns * width).numpy()
-    size = 6.0 / max(picture.shape)
-    figure, ax = plt.subplots(figsize=(size * columns * width + 0.5, size * rows * height + 0.5), layout="constrained")
-    ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1, extent=(0, columns, rows, 0), aspect=height / width)
-    for axis, values, name in ((ax.xaxis, x, "$z_1$"), (ax.yaxis, y, "$z_2$")):
-        places = np.array([], int) if values is None else np.linspace(0, len(values) - 1, 5).round().astype(int)
-        axis.set_ticks(places + 0.5, [] if values is None else [f"{float(values[place]):.1f}" for place in places])
-        axis.set_label_text("" if values is None else name)
-    ax.tick_params(length=2, labelsize=8)
-    return figure
-
-
-def strips(rows: Mapping[str, Tensor], *, marks: Mapping[int, str] | None = None) -> Figure:
-    """Draws rows of images, each with its name at its left: interpolations, traversals, steps of any kind.
-
-    Args:
-        rows: Grey images in [0, 1], shape ``(n, height, width)``, by name.
-        marks: What stands above some columns, by their index.
-
-    Returns:
-        A new figure.
-
-    Raises:
-        ValueError: If some images do not have shape ``(n, height, width)``, or not that of the other rows.
-
-    Example:
-        >>> import torch, pyrovae as pv
-        >>> figure = pv.plots.strips({"from 0 to 1": torch.rand(7, 8, 8)}, marks={0: "0", 6: "1"})
-        >>> figure.axes[0].get_ylabel()
-        'from 0 to 1'
-    """
-    for name, batch in rows.items():
-        expected = next(iter(rows.values())).shape
-        if batch.ndim != 3 or batch.shape != expected:
-            raise ValueError(
-                f"images of {name!r} must have shape (n, height, width), the same in all rows, got {tuple(batch.shape)}"
-            )
-    n, height, width = next(iter(rows.values())).shape
-    cell = 7.0 / n
-    size = (8.2, len(rows) * (cell * height / width + 0.08) + 0.3)
-    figure, axes = plt.subplots(len(rows), 1, figsize=size, squeeze=False, layout="constrained")
-    for ax, (name, batch) in zip(axes.flat, rows.items(), strict=True):
-        picture = batch.detach().cpu().transpose(0, 1).reshape(height, n * width).numpy()
-        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_color("0.8")
-    top = axes[0, 0]
-    top.xaxis.tick_top()
-    top.set_xticks([(i + 0.5) * width - 0.5 for i in marks or {}], list((marks or {}).values()), fontsize=8)
-    top.tick_params(length=0)
-    return figure
-
-
-def codes(panels: Mapping[str, tuple[Tensor, Tensor]], *, columns: int = 3) -> Figure:
-    """Draws codes in the plane, coloured by class: two latent dimensions, or a projection of more.
-
-    Args:
-        panels: Points, shape ``(n, 2)``, and their classes, 0 to 9, shape ``(n,)``, by name.
-        columns: Panels per row.
-
-    Returns:
-        A new figure.
-
-    Raises:
-        ValueError: If some points do not have shape ``(n, 2)``, or some classes not ``(n,)``.
-
-    Example:
-        >>> import torch, pyrovae as pv
-        >>> figure = pv.plots.codes({"VAE": (torch.randn(50, 2), torch.arange(50) % 10)})
-        >>> figure.axes[0].get_title()
+        >>> axes = pv.plots.aggregate_posteriors({"VAE": (0.5 * torch.randn(100, 3), torch.randn(100, 3))})
+        >>> axes[0].get_title()
         'VAE'
     """
-    for name, (points, labels) in panels.items():
-        if points.ndim != 2 or points.shape[1] != 2 or labels.shape != points.shape[:1]:
-            shapes = [tuple(points.shape), tuple(labels.shape)]
-            raise ValueError(f"points and classes of {name!r} must have shapes (n, 2) and (n,), got {shapes}")
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3.3 * columns + 0.6, 3.3 * rows), squeeze=False, layout="constrained"
-    )
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, (name, (points, labels)) in zip(axes.flat, panels.items(), strict=False):
-        z, y = points.detach().cpu().numpy(), labels.detach().cpu().numpy()
-        for label in np.unique(y):
-            ax.scatter(*z[y == label].T, s=7, color=f"C{label}", linewidths=0, alpha=0.8, rasterized=True)
-        ax.set_axis_on()
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(name, fontsize=10)
-    classes = sorted({int(label) for _, labels in panels.values() for label in labels.unique()})
-    for label in classes:
-        axes[0, 0].scatter([], [], s=20, color=f"C{label}", label=str(label))
-    figure.legend(loc="outside right center", frameon=False, title="class")
-    return figure
+    for name, pair in draws.items():
+        if any(part.ndim != 2 or part.shape[1] < 2 for part in pair):
+            shapes = [tuple(part.shape) for part in pair]
+            raise ValueError(
+                f"Draws of {name!r} must have shape (n, latent) with latent at least 2, got {shapes}. Use a histogram "
+                f"for one dimension."
+            )
+    size = (PAGE - 1.5 * _LEGEND) / max(1, min(columns, len(draws))) if len(draws) > 1 else 3.4
+    handles: dict[str, Any] = {}
+    with panels_for(list(draws), ax, axes, columns, (size, size + 0.2), (1.5 * _LEGEND, 0.0)) as (given, chosen):
+        for panel, (name, (posterior, prior)) in zip(chosen, draws.items(), strict=True):
+            z, noise = (part.detach().cpu().double().numpy() for part in (posterior, prior))
+            directions = np.linalg.svd(z - z.mean(0), full_matrices=False)[2][:2]
+            parts = {"prior": noise, "aggregate posterior": z}
+            points = {part: (values - z.mean(0)) @ directions.T for part, values in parts.items()}
+            area = float(np.clip(6000 / (len(z) + len(noise)), 2, 8))
+            for i, part in enumerate(points):
+                handles[part] = panel.scatter([], [], s=20, color=color(1 - i))
+            mixed = np.random.RandomState(0).permutation(len(z) + len(noise))  # so that neither hides the other
+            colors = np.array([color(1)] * len(noise) + [color(0)] * len(z))[mixed]
+            every = np.concatenate(list(points.values()))[mixed]
+            panel.scatter(every[:, 0], every[:, 1], s=area, c=colors, alpha=0.4, linewidths=0, rasterized=True)
+            panel.set(xlabel="PC 1", ylabel="PC 2")
+            panel.set_aspect("equal", adjustable="datalim")
+            if ax is None:
+                title(panel, name)
+        legend_beside(chosen, handles)
+    return given
+
+
+def _in_plane(
+    name: str, z: np.ndarray, projection: Callable[[np.ndarray], np.ndarray] | None
+) -> tuple[np.ndarray, tuple[str, str]]:
+    """Return codes in the plane, shape ``(n, 2)``, and the names of its axes."""
+    if projection is not None:
+        plane = np.asarray(projection(z))
+        if plane.shape != (len(z), 2):
+            raise ValueError(f"The projection of {name!r} must have shape {(len(z), 2)}, got {plane.shape}.")
+        return plane, ("projection 1", "projection 2")
+    if z.shape[1] == 2:
+        return z, ("$z_1$", "$z_2$")
+    centred = z.astype(np.float64) - z.mean(0)
+    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+    shares = singular[:2] ** 2 / max(float((singular**2).sum()), 1e-300)
+    names = [f"PC {i + 1} ({share:.0%})" for i, share in enumerate(shares)]
+    return centred @ directions[:2].T, (names[0], names[1])
+
+
+def _are_classes(labels: np.ndarray) -> bool:
+    if labels.dtype.kind in "iu":
+        return len(np.unique(labels)) <= _MOST_CLASSES
+    return labels.dtype.kind != "f"
+
+
+def _by_class(panels: list[tuple[np.ndarray, Axes, np.ndarray]], everything: np.ndarray, label: str | None) -> None:
+    texts = everything.astype(str) if everything.dtype.kind not in "iu" else everything
+    order = {kind: i for i, kind in enumerate(np.unique(texts).tolist())}
+    handles: dict[str, Any] = {}
+    for plane, panel, labels in panels:
+        own = labels.astype(texts.dtype)
+        for kind, i in order.items():
+            if (chosen := own == kind).any():
+                look: dict[str, Any] = {"color": color(i), "marker": marker(i), "linewidths": 0}
+                panel.scatter(plane[chosen, 0], plane[chosen, 1], s=9, alpha=0.8, rasterized=True, **look)
+                handles[str(kind)] = panel.scatter([], [], s=20, **look)
+    shown = {str(kind): handles[str(kind)] for kind in order}
+    legend_beside([panel for _, panel, _ in panels], shown, "class" if label is None else label)
+
+
+def _by_value(panels: list[tuple[np.ndarray, Axes, np.ndarray]], everything: np.ndarray, label: str | None) -> None:
+    finite = everything[np.isfinite(everything)]
+    norm = Normalize(*((finite.min(), finite.max()) if len(finite) else (0, 1)))
+    for plane, panel, labels in panels:
+        known = np.isfinite(labels)
+        panel.scatter(plane[~known, 0], plane[~known, 1], s=7, color="0.8", linewidths=0, rasterized=True)
+        drawn = panel.scatter(
+            plane[known, 0], plane[known, 1], s=7, c=labels[known], norm=norm, linewidths=0, rasterized=True
+        )
+    axes = [panel for _, panel, _ in panels]
+    bar = axes[0].figure.colorbar(drawn, ax=axes, shrink=0.8)
+    bar.set_label("value" if label is None else label)

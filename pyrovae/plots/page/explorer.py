@@ -1,4 +1,4 @@
-"""The latent space as a page: a person drags through it, and the browser decodes."""
+"""The latent space as a page: the reader drags through it, and the browser decodes."""
 
 import html
 import json
@@ -29,34 +29,34 @@ def explorer(
     title: str = "Latent space",
     seed: int = 0,
 ) -> Path:
-    r"""Writes a page in which one drags through the latent space and sees the mean of :math:`p(x \mid z)` at once.
+    r"""Write a page in which the reader drags through the latent space and sees the mean of :math:`p(x \mid z)`.
 
-    The page is one file that holds everything, the weights of the likelihood among them: it opens by a double click,
-    needs no network, and can be sent to somebody. It computes in double precision with float32 weights. Images are grey
-    or coloured values in [0, 1]; others are clipped.
+    The page is one file, which includes the weights of the likelihood. It needs neither Python nor a network. It
+    computes in double precision with float32 weights. Images are grey or in colour with values in [0, 1]; other values
+    are clipped.
 
-    The likelihood may be any, one of your own too: what its mean computes is written down as it runs. There are kernels
-    for dense layers, 2-d convolutions, sums and functions of single numbers, and for what is made of these.
+    Any likelihood may be shown, including your own, because the operations of its mean are recorded as it runs. The
+    page has kernels for dense layers, 2-d convolutions, sums, and functions of single numbers.
 
     Args:
-        vae: A VAE, or what else has a ``prior`` and a ``likelihood`` of one vector z; it is left as it was.
+        vae: A VAE, or another object with a ``prior`` and a ``likelihood`` of one vector z; it is not changed.
         path: The file to write, such as ``"explorer.html"``.
-        shape: The shape of an image, where a datum is a vector: ``(28, 28)`` for 784 pixels.
-        plane: The two dimensions that the plane starts with, counted from 0; by default those whose change alters the
-            image most.
+        shape: Shape of an image, if a datum is a vector: ``(28, 28)`` for 784 pixels, ``(3, 32, 32)`` for colour.
+        plane: Two dimensions with which the plane starts, counted from 0; by default those that change the image
+            most.
         title: Heading of the page.
-        seed: Seed of the 200 draws from the prior that the page holds; it starts at the first.
+        seed: Seed of the 200 draws from the prior in the page, which starts at the first of them.
 
     Returns:
         The path.
 
     Raises:
-        TypeError: If there is no ``prior`` or no ``likelihood``.
-        ValueError: If z is no vector of real numbers, a datum is no image, the mean makes an operation that there is no
-            kernel for, or ``plane`` does not name two dimensions.
+        TypeError: If the object lacks ``prior`` or ``likelihood``.
+        ValueError: If z is not a vector of real numbers, a datum is not an image, the page has no kernel for an
+            operation of the mean, or ``plane`` does not name two dimensions.
 
     Source:
-        *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), whose learned manifolds it lets one walk.
+        *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), figure 4.
 
     Example:
         >>> import pyrovae as pv, tempfile

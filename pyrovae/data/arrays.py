@@ -1,0 +1,151 @@
+"""Arrays as data: tensors, NumPy arrays, memory-mapped files and tables of pandas."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae.data.source import Batch, Source
+
+_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
+
+
+class Arrays(Source):
+    """Tensors and memory-mapped arrays that share their first dimension, one per argument of a program."""
+
+    def __init__(self, name: str, columns: Sequence[Any]) -> None:
+        """Take the columns as they are, without a copy of what is on disk.
+
+        Raises:
+            TypeError: If a column is not an array of numbers, or is a sparse tensor.
+            ValueError: If the lengths differ or are zero.
+        """
+        self.name = name
+        self.columns = tuple(column(name, values) for values in columns)
+        shapes = [tuple(values.shape) for values in self.columns]
+        if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
+            raise ValueError(
+                f"the arrays of {name} must share a first dimension, that of the data, but they have shapes {shapes}. "
+                f"Give one row of each array to each datum."
+            )
+        if not shapes[0][0]:
+            raise ValueError(f"{name} is empty, shape {shapes[0]}. Give at least one datum.")
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Read the data with these indices; only they are copied from a mapped file."""
+        return tuple(
+            values[indices] if isinstance(values, Tensor) else to_tensor(values[indices.cpu().numpy()])
+            for values in self.columns
+        )
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Read the data from ``start`` up to, but without, ``stop``: views of what is in memory."""
+        # A slice of a mapped file is a view, which must be copied: the file may be read-only, or change later.
+        return tuple(
+            values[start:stop] if isinstance(values, Tensor) else to_tensor(np.array(values[start:stop]))
+            for values in self.columns
+        )
+
+    def tensors(self) -> Batch | None:
+        """Return the tensors themselves, and None if a column is on disk."""
+        kept = tuple(values for values in self.columns if isinstance(values, Tensor))
+        return kept if len(kept) == len(self.columns) else None
+
+    def check(self, *, allow_nan: bool = False) -> None:
+        """Check that floating-point columns are finite; integers are not read."""
+        floating = [values for values in self.columns if _is_floating(values)]
+        if len(floating) < len(self.columns):
+            return Arrays(self.name, floating).check(allow_nan=allow_nan) if floating else None
+        return super().check(allow_nan=allow_nan)
+
+    def _feed(self, sink: Callable[[Any], Any]) -> None:
+        if len(self.columns) == 1:
+            super()._feed(sink)
+        else:
+            for values in self.columns:
+                Arrays(self.name, [values])._feed(sink)
+
+
+def column(name: str, values: Any) -> Tensor | np.ndarray:
+    """Return one argument of a program: a dense tensor, or a memory-mapped array as it is.
+
+    Raises:
+        TypeError: If the values are not an array of numbers, or are a sparse tensor.
+    """
+    if isinstance(values, Tensor):
+        if values.layout != torch.strided:
+            raise TypeError(f"{name} must be dense, but a tensor has layout {values.layout}. Call .to_dense() on it.")
+        return values
+    if is_table(values):
+        return _of_table(name, values)
+    if not isinstance(values, np.ndarray):
+        raise TypeError(f"{name} holds a {type(values).__name__}, which is not an array. Call np.asarray on it.")
+    if values.dtype.kind not in "fiub":
+        raise TypeError(
+            f"{name} must hold numbers, but an array has dtype {values.dtype}. Encode what is not a number as integers."
+        )
+    return values if _is_mapped(values) else to_tensor(values)
+
+
+def is_array(values: Any) -> bool:
+    """Return whether values are a tensor, a NumPy array or memmap, or a table or column of pandas."""
+    return isinstance(values, Tensor | np.ndarray) or is_table(values)
+
+
+def is_table(values: Any) -> bool:
+    """Return whether values are a DataFrame or a Series of pandas, without importing pandas."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(values, pandas.DataFrame | pandas.Series)
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """Return an array as a tensor that shares its memory if the dtype allows it.
+
+    Floating-point values get torch's default dtype. Integers and booleans keep theirs; unsigned integers of 16 bits and
+    more get the next wider signed dtype, because torch computes little with them.
+    """
+    wider = np.float64 if array.dtype.kind == "f" and array.dtype.itemsize > 8 else _WIDER.get(array.dtype.name)
+    native = array.astype(wider or array.dtype.newbyteorder("="), copy=False)
+    if any(stride < 0 for stride in native.strides):  # a view that is turned round, which torch does not take
+        native = native.copy()
+    with warnings.catch_warnings():  # data are only read, so that the array may be read-only
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        tensor = torch.from_numpy(native)
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+
+def _of_table(name: str, table: Any) -> Tensor:
+    """Return a table as one floating-point tensor, shape ``(rows, columns)``; a missing value is NaN."""
+    columns = [(name, table.dtype)] if table.ndim == 1 else list(zip(table.columns, table.dtypes, strict=True))
+    other = {str(label): str(dtype) for label, dtype in columns if getattr(dtype, "kind", "O") not in "fiub"}
+    if other:
+        raise TypeError(
+            f"{name} must be a table of numbers, but has columns of other dtypes: {other}. Encode them first, with "
+            f"pandas.get_dummies or with the codes of a categorical column."
+        )
+    if table.ndim == 1 and columns[0][1].kind in "iub" and not table.isna().any():  # labels are integers
+        return to_tensor(table.to_numpy(dtype=getattr(table.dtype, "numpy_dtype", table.dtype)))
+    return to_tensor(table.to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def _is_floating(values: Tensor | np.ndarray) -> bool:
+    return values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
+
+
+def _is_mapped(array: Any) -> bool:
+    """Return whether the memory of an array is a file, which a view of a ``numpy.memmap`` does not say by its type."""
+    while isinstance(array, np.ndarray | memoryview):
+        if isinstance(array, np.memmap):
+            return True
+        array = array.obj if isinstance(array, memoryview) else array.base
+    return isinstance(array, mmap.mmap)

@@ -1,0 +1,157 @@
+"""The protocol of data: ``Source``, with the check and the checksum that every kind of data shares."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from tempfile import SpooledTemporaryFile
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, ...]
+
+_CHUNK = 2**24  # bytes that a pass over the data holds at a time
+_SPOOLED = 2**26  # bytes of labels and the like that a checksum keeps in memory before they go to a temporary file
+
+
+class Source(ABC):
+    """Data of known length that are read by index, as the arguments of a program.
+
+    Attributes:
+        name: Name of the data in error messages, such as ``"train"``.
+        batch_size: Batch size of the ``DataLoader`` that the data came in, or None.
+    """
+
+    name: str
+    batch_size: int | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of data."""
+
+    @abstractmethod
+    def batch(self, indices: Tensor) -> Batch:
+        """Read the data with these indices, shape ``(B,)``: one tensor of shape ``(B, *event)`` per argument."""
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Read the data from ``start`` up to, but without, ``stop``."""
+        return self.batch(torch.arange(start, min(stop, len(self))))
+
+    def batches(
+        self,
+        size: int,
+        order: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        pin_memory: bool = False,
+    ) -> Iterator[Batch]:
+        """Read data in mini-batches.
+
+        Args:
+            size: Data per batch; the last batch may be smaller.
+            order: Indices in the order in which to read them, shape ``(M,)``, on the CPU; by default all, as stored.
+            generator: Generator from which worker processes are seeded, as in ``DataLoader``; by default the global
+                one. It is not used without worker processes.
+            pin_memory: Whether to return tensors in page-locked memory, from which a copy to CUDA is asynchronous.
+
+        Yields:
+            One batch, as from :meth:`batch`.
+        """
+        del generator
+        for start in range(0, len(self) if order is None else len(order), size):
+            batch = self.slice(start, start + size) if order is None else self.batch(order[start : start + size])
+            yield tuple(tensor.pin_memory() for tensor in batch) if pin_memory else batch
+
+    def tensors(self) -> Batch | None:
+        """Return all data, without a copy, if they are in memory, and None otherwise."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Return the SHA-1 of shapes, dtypes and values, in one pass: :func:`pyrovae.arguments.fingerprint`, in chunks.
+
+        Equal data have equal checksums, whatever their kind. A data set that draws at random (augmentations) is read
+        with fixed seeds.
+        """
+        digest = hashlib.sha1(usedforsecurity=False)
+        with repeatable():
+            self._feed(digest.update)
+        return digest.hexdigest()
+
+    def check(self, *, allow_nan: bool = False) -> None:
+        """Read all data once, unless they are integers, and check that they are finite.
+
+        Args:
+            allow_nan: Whether NaN is a value, such as "missing". Infinite values are refused in any case.
+
+        Raises:
+            ValueError: If values are not finite; the message counts the data and names the index of the first.
+        """
+        bad, first = 0, -1
+        with repeatable():
+            if not any(tensor.is_floating_point() for tensor in self.slice(0, 1)):
+                return
+            for start, batch in self._chunks():
+                wrong = _wrong_rows(batch, allow_nan)
+                if count := int(wrong.sum()):
+                    first = first if bad else start + int(wrong.int().argmax())
+                    bad += count
+        if bad:
+            kind = "infinite values" if allow_nan else "NaN or infinite values"
+            raise ValueError(
+                f"{bad} of {len(self)} data in {self.name} hold {kind}, the first at index {first}. Remove them, or "
+                f"fill them with zeros and pass a mask (pyrovae.likelihoods.Masked)."
+            )
+
+    def _feed(self, sink: Callable[[Any], Any]) -> None:
+        """Pass the bytes of all arguments to a checksum, one argument after the other, as the checksum is defined."""
+        with ExitStack() as files:
+            sinks: list[Callable[[Any], Any]] = [sink]
+            spools: list[Any] = []
+            for start, batch in self._chunks():
+                if start == 0:  # the pass reads the arguments side by side, so that later ones have to wait
+                    spools = [files.enter_context(SpooledTemporaryFile(_SPOOLED)) for _ in batch[1:]]
+                    sinks += [spool.write for spool in spools]
+                    for write, tensor in zip(sinks, batch, strict=True):
+                        write(f"{(len(self), *tensor.shape[1:])} {tensor.dtype}".encode())
+                for write, tensor in zip(sinks, batch, strict=True):
+                    write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            for spool in spools:
+                spool.seek(0)
+                while content := spool.read(_CHUNK):
+                    sink(content)
+
+    def _chunks(self) -> Iterator[tuple[int, Batch]]:
+        """Read all data in chunks of bounded size, each with the index of its first datum."""
+        size = max(1, _CHUNK // max(1, sum(tensor.nbytes for tensor in self.slice(0, 1))))
+        start = 0
+        for batch in self.batches(size):
+            yield start, batch
+            start += len(batch[0])
+
+
+def _wrong_rows(batch: Batch, allow_nan: bool) -> Tensor:
+    """Mark the data with values that are not finite, shape ``(B,)``."""
+    floating = [tensor.detach().reshape(len(tensor), -1) for tensor in batch if tensor.is_floating_point()]
+    wrong = [(tensor.isinf() if allow_nan else ~tensor.isfinite()).any(1).cpu() for tensor in floating]
+    return torch.stack(wrong).any(0)
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python with 0, and restore them afterwards."""
+    saved = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(saved[0])
+            np.random.set_state(saved[1])

@@ -1,0 +1,167 @@
+"""Data of any kind, read as batches of tensors: the one way in which training and evaluation get at data.
+
+``as_source(name, data)`` takes each of the following. Integers are data; bytes stay bytes until a ``transform`` turns
+them into numbers on the device.
+
+=========================  ============================================================================================
+data                       what a program gets
+=========================  ============================================================================================
+tensor                     The tensor itself. ``tensors()`` returns it, so that a training loop indexes it directly.
+NumPy array                A tensor that shares its memory, if the dtype allows it. Floating-point values get torch's
+                           default dtype, as a network expects; integers and booleans keep their dtype, but ``uint16``
+                           becomes ``int32``, and ``uint32`` and ``uint64`` become ``int64``.
+NumPy memmap, or a view    The same, one batch at a time. The file is never copied as a whole.
+pandas DataFrame           One tensor of shape ``(rows, columns)`` in torch's default dtype; a missing value is NaN.
+pandas Series              One tensor of shape ``(rows,)``; integers and booleans stay integers and booleans.
+tuple of these             One argument each; the first dimension is shared.
+``TensorDataset``          Its tensors, as a tuple. So does a ``Subset`` of one, as ``random_split`` returns it.
+map-style ``Dataset``      Its items, stacked: a tensor, number, NumPy array or PIL image is one argument, a tuple has
+                           one for each entry. A PIL image becomes ``uint8`` of shape ``(channels, height, width)``.
+                           A Python float gets torch's default dtype. No base class is needed: ``__getitem__`` and
+                           ``__len__`` are enough.
+``DataLoader``             Its data set, with its ``batch_size``, ``collate_fn``, ``num_workers``, ``worker_init_fn``,
+                           ``timeout``, ``prefetch_factor`` and ``multiprocessing_context``. The order is chosen by the
+                           caller: ``shuffle``, ``drop_last`` and ``generator`` are not used, and batches are pinned
+                           if they go to CUDA.
+``IterableDataset``, or a  A :class:`Stream`: batches as they come, without length, order or checksum.
+``DataLoader`` of one
+``DataLoader`` with a      A :class:`Stream` as well, because its order, weights and repetitions are part of the data.
+sampler of its own
+=========================  ============================================================================================
+
+Worker processes are seeded as in torch: each reading of :meth:`Source.batches` takes one number from the generator that
+is passed, or from torch's global one, and worker ``i`` is seeded with that number plus ``i``. Workers start with each
+pass.
+
+Example:
+    >>> import numpy as np, torch
+    >>> from pyrovae.data.sources import as_source
+    >>> source = as_source("train", (np.eye(3), np.array([0, 1, 2], np.uint8)))
+    >>> source.check()
+    >>> x, y = source.batch(torch.tensor([2, 0]))
+    >>> x.dtype, y
+    (torch.float32, tensor([2, 0], dtype=torch.uint8))
+    >>> source.fingerprint() == as_source("train", (torch.eye(3), torch.arange(3).byte())).fingerprint()
+    True
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
+
+from pyrovae.data.arrays import Arrays, is_array
+from pyrovae.data.datasets import Items, Stream, own_collate
+from pyrovae.data.source import Batch, Source
+
+__all__ = ["Batch", "Source", "Stream", "as_source"]
+
+_KINDS = (
+    "a tensor, a NumPy array or memmap, a pandas DataFrame, a tuple of these, a torch Dataset with a length, or a "
+    "DataLoader"
+)
+
+
+@overload
+def as_source(name: str, data: Any, *, indexed: Literal[True]) -> Source: ...
+
+
+@overload
+def as_source(name: str, data: Any, *, indexed: bool = False) -> Source | Stream: ...
+
+
+def as_source(name: str, data: Any, *, indexed: bool = False) -> Source | Stream:
+    """Return data of any kind as a source of batches.
+
+    Kinds, lengths and emptiness are checked here; values are checked by :meth:`Source.check`.
+
+    Args:
+        name: Name of the data in error messages, such as ``"train"``.
+        data: Data of one of the kinds in the table above, or a source, which is returned as it is.
+        indexed: Whether the data must be read by index, as evaluation does. A stream is then read into memory, once
+            and to its end.
+
+    Returns:
+        A :class:`Source`, or a :class:`Stream` if the data have no length and ``indexed`` is false.
+
+    Raises:
+        TypeError: If the data are of another kind, do not hold numbers, or are sparse.
+        ValueError: If the data are empty or differ in length, or if a ``DataLoader`` with a sampler of its own is to be
+            indexed.
+    """
+    if isinstance(data, Source):
+        return data
+    source = data if isinstance(data, Stream) else _source(name, data)
+    if not (indexed and isinstance(source, Stream)):
+        return source
+    if isinstance(source.data, DataLoader) and not isinstance(source.data.dataset, IterableDataset):
+        sampler = type(source.data.sampler if source.data.batch_sampler is None else source.data.batch_sampler).__name__
+        raise ValueError(
+            f"{name} is a DataLoader with a {sampler}, which may leave data out or repeat them. Pass its dataset."
+        )
+    return source.read()
+
+
+def _source(name: str, data: Any) -> Source | Stream:
+    if is_array(data):
+        return Arrays(name, [data])
+    if isinstance(data, tuple) and data and all(map(is_array, data)):
+        return Arrays(name, data)
+    if isinstance(data, DataLoader):
+        return _of_loader(name, data)
+    if isinstance(data, IterableDataset):
+        return Stream(name, data)
+    if isinstance(data, list | tuple | dict | str | bytes) or not hasattr(data, "__getitem__"):
+        raise TypeError(f"{name} must be {_KINDS}, but it is {_described(data)}. Convert it to one of these.")
+    return _of_dataset(name, data)
+
+
+def _described(data: Any) -> str:
+    if isinstance(data, list | tuple):
+        return f"a {type(data).__name__} of {sorted({type(part).__name__ for part in data}) or 'nothing'}"
+    return f"a {type(data).__name__}"
+
+
+def _of_dataset(name: str, dataset: Any) -> Source:
+    if type(dataset) is TensorDataset:  # a subclass may return other items
+        return Arrays(name, dataset.tensors)
+    if type(dataset) is Subset:
+        whole = _of_dataset(name, dataset.dataset)
+        if (tensors := whole.tensors()) is not None:
+            indices = list(dataset.indices)
+            return Arrays(name, [tensor[indices] for tensor in tensors])
+    return Items(name, dataset)
+
+
+def _of_loader(name: str, loader: DataLoader[Any]) -> Source | Stream:
+    if isinstance(loader.dataset, IterableDataset) or not _takes_all(loader):
+        return Stream(name, loader)
+    dataset: Any = loader.dataset
+    if isinstance(loader.sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, list(loader.sampler.indices))
+    source = _of_dataset(name, dataset)
+    if source.tensors() is None or own_collate(loader) is not None:
+        return Items(name, dataset, loader)
+    source.batch_size = loader.batch_size
+    return source
+
+
+def _takes_all(loader: DataLoader[Any]) -> bool:
+    """Return whether an epoch of a loader takes every datum once, so that only the order can differ."""
+    sampler = loader.sampler
+    if type(loader.batch_sampler) is not BatchSampler:  # batches of the user's making, or items that are batches
+        return False
+    if type(sampler) is RandomSampler:
+        return not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    return type(sampler) in (SequentialSampler, SubsetRandomSampler, DistributedSampler)
