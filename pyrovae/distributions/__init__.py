@@ -1,14 +1,16 @@
 """Distributions that Pyro does not have, and exact versions of some that it has."""
 
+from pyrovae.distributions.columns import Columns, entrywise
+from pyrovae.distributions.counts import Binomial, NegativeBinomial, Poisson
 from pyrovae.distributions.discrete import DiscretizedLogistic, Lattice
 from pyrovae.distributions.heavy_tails import StudentT
-from pyrovae.distributions.counts import Binomial, NegativeBinomial, Poisson
 from pyrovae.distributions.reparameterized import MultivariateNormal, NormalizingFlow
 from pyrovae.distributions.unit_interval import Beta, ContinuousBernoulli
 
 __all__ = [
     "Beta",
     "Binomial",
+    "Columns",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Lattice",
@@ -17,4 +19,5 @@ __all__ = [
     "NormalizingFlow",
     "Poisson",
     "StudentT",
+    "entrywise",
 ]

@@ -35,7 +35,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Py
         >>> import torch
         >>> from pyrovae.distributions import ContinuousBernoulli
         >>> ContinuousBernoulli(logits=torch.tensor([-1000.0, 0.0, 1000.0])).mean
-        tensor([1.0000e-03, 5.0000e-01, 9.9900e-01])
+        tensor([0.0010, 0.5000, 0.9990])
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -179,14 +179,15 @@ def _bernoulli_polynomials(x: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-class _OpenUnitInterval(constraints.Constraint):
+class OpenUnitInterval(constraints.Constraint):
     """The open unit interval, for which PyTorch has no constraint."""
 
     def check(self, value: Tensor) -> Tensor:
+        """Return where a value lies strictly between 0 and 1."""
         return (value > 0) & (value < 1)
 
 
-_open_unit_interval: Any = _OpenUnitInterval()
+_open_unit_interval: Any = OpenUnitInterval()
 
 
 class Beta(dist.Beta):
@@ -209,8 +210,8 @@ class Beta(dist.Beta):
     Example:
         >>> import torch
         >>> from pyrovae.distributions import Beta
-        >>> round(Beta(torch.tensor(1e6), torch.tensor(1e6)).log_prob(torch.tensor(0.5)).item(), 3)
-        7.028
+        >>> f"{Beta(torch.tensor(1e6), torch.tensor(1e6)).log_prob(torch.tensor(0.5)):.2f}"
+        '7.03'
     """
 
     support = _open_unit_interval

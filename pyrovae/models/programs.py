@@ -5,6 +5,7 @@ each program emits one for every parameter that it owns, under a name that no ot
 between calls: copies, unpickled modules and exchanged components train their own parameters.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -110,13 +111,10 @@ def run_component(
             f"give as many data as it takes, and a network of several inputs as pyrovae.networks.Joint"
         ) from error
     except ValueError as error:
-        if not str(error).startswith("Expected parameter"):  # torch's word for parameters that no distribution has
+        refused = re.match(r"Expected parameter (\w+) \(.*? of shape (\(.*?\))\) of distribution (\w+)", str(error))
+        if refused is None:
             raise
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"the {role} gives a distribution that there is not ({reason}); the model has diverged or its data are too "
-            f"large: look at its parameters, rescale the data, or bound the scales that the networks give"
-        ) from error
+        raise _explain_invalid(role, component, context, *refused.groups()) from error
     if not isinstance(p, torch.distributions.Distribution):
         raise TypeError(
             f"the {role} returned a {type(p).__name__}, not a distribution; "
@@ -134,6 +132,33 @@ def run_component(
             f"{tuple(event_shape)}; reshape the data or the network's output"
         )
     return p
+
+
+def _explain_invalid(
+    role: str, component: Component, context: tuple[Tensor, ...], parameter: str, shape: str, family: str
+) -> Exception:
+    """Return the error for a distribution with invalid parameters, with the remedy for its cause."""
+    weights = component.parameters() if isinstance(component, nn.Module) else ()
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        return FloatingPointError(
+            f"the model has diverged: {parameter} of a {family} is NaN or infinite; look at the parameters of the "
+            f"module and at its history, and go back to weights from before that, such as a checkpoint's"
+        )
+    seen = context[0] if context else torch.zeros(1)
+    largest = float(seen.abs().max())
+    if largest < 100:
+        remedy = (
+            "Lower the learning rate, clip gradients (clip_norm=), or bound the scales, such as by min_scale= of a "
+            "likelihood"
+        )
+    elif bool(((seen >= 0) & (seen == seen.round())).all()):
+        remedy = "For counts, wrap the network: pyrovae.networks.log1p(network). Otherwise rescale the data to about 1"
+    else:
+        remedy = "Rescale the data: subtract their mean and divide by their standard deviation"
+    return ValueError(
+        f"the {role} returned a {family} with invalid {parameter} (zero, NaN or infinite), shape {shape}, for inputs "
+        f"of up to {largest:.4g}. {remedy}"
+    )
 
 
 def draw_latent(role: str, site: str, p: Any) -> Tensor:

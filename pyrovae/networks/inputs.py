@@ -49,12 +49,11 @@ class Joint(nn.Module):
     shape ``(K, N, latent)`` give an output of shape ``(K, N, *out)``.
 
     Args:
-        network: Maps ``(*batch, features) -> (*batch, *out)``, where ``features`` is the total number of entries of all inputs.
+        network: Maps ``(*batch, features) -> (*batch, *out)``, where ``features`` counts the entries of all inputs.
         event_dims: Number of event dimensions of each input.
 
     Raises:
-        ValueError: When called, if the number of inputs differs from that of ``event_dims``, or their leading dimensions
-            do not broadcast.
+        ValueError: When called, if ``event_dims`` does not name every input, or leading dimensions do not broadcast.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -97,7 +96,7 @@ def log1p(network: nn.Module) -> nn.Module:
     Raw counts reach thousands, and a network that takes them as they are returns infinite scales at the first step.
 
     Args:
-        network: Maps ``(*batch, *event) -> (*batch, *out)``. Further inputs, such as a mask, are passed to it unchanged.
+        network: Maps ``(*batch, *event) -> (*batch, *out)``. It gets further inputs, such as a mask, unchanged.
 
     Returns:
         A network with the same inputs and outputs, for data of at least 0.
@@ -177,8 +176,8 @@ def as_mask(mask: Tensor, owner: str) -> Tensor:
     if mask.dtype != torch.bool and is_validation_enabled() and not ((mask == 0) | (mask == 1)).all():
         raise ValueError(
             f"{owner}: a mask holds 1 (or True) for observed entries and 0 for missing ones, but this one, shape "
-            f"{tuple(mask.shape)}, has values from {mask.min():.4g} to {mask.max():.4g}. Use mask > 0 if every positive "
-            f"value means observed; to weigh data, use pyro.poutine.scale in a program of your own"
+            f"{tuple(mask.shape)}, has values from {mask.min():.4g} to {mask.max():.4g}. Use mask > 0 if every "
+            f"positive value means observed; to weigh data, use pyro.poutine.scale in a program of your own"
         )
     return mask.bool()
 
