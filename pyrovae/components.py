@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import fields, is_dataclass
 from functools import partial
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from pyrovae.arguments import fingerprint
 
 
-class Component(nn.Module):
+class Described(nn.Module):
     """Base of components whose repr is the call that makes them: ``Bernoulli(network=Sequential(1,234 parameters))``.
 
     A subclass keeps every argument of its constructor as an attribute of the same name. Components of your own need no
@@ -25,7 +26,27 @@ class Component(nn.Module):
     """
 
     def __repr__(self) -> str:
-        return call(self)
+        stated = ", ".join(f"{name}={text}" for name, text in _stated(self).items())
+        return f"{type(self).__name__}({stated})"
+
+
+class DescribedModel(Described):
+    """Base of models of several components: one component a line, and a table in notebooks."""
+
+    def __repr__(self) -> str:
+        lines = "".join(f"  {name}={text},\n" for name, text in _stated(self).items())
+        return f"{type(self).__name__}(\n{lines})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the components and the numbers of their parameters."""
+        rows = ""
+        for name, text in _stated(self).items():
+            size = _size(arguments(self)[name])
+            rows += f"<tr><th style='text-align: left'>{escape(name)}</th><td><code>{escape(text)}</code></td>"
+            rows += f"<td style='text-align: right'>{size:,}</td></tr>"
+        head = "<tr><th></th><th style='text-align: left'>component</th><th>parameters</th></tr>"
+        total = f"<tr><th></th><td></td><td style='text-align: right'>{_size(self):,}</td></tr>"
+        return f"<table><caption>{escape(type(self).__name__)}</caption>{head}{rows}{total}</table>"
 
 
 def arguments(component: nn.Module) -> dict[str, Any]:
@@ -34,28 +55,39 @@ def arguments(component: nn.Module) -> dict[str, Any]:
     return {name: getattr(component, name) for name in list(parameters)[1:] if hasattr(component, name)}
 
 
-def call(component: nn.Module, separator: str = ", ") -> str:
-    """Return the call that makes a component, without the arguments that have their default values."""
+def _stated(component: nn.Module) -> dict[str, str]:
+    """Return the arguments that differ from their default values, by name, each in one line."""
     parameters = inspect.signature(type(component).__init__).parameters
-    parts = [
-        f"{name}={_short(value)}"
-        for name, value in arguments(component).items()
-        if isinstance(value, Tensor) or (value is not parameters[name].default and value != parameters[name].default)
-    ]
-    return f"{type(component).__name__}({separator.join(parts)})"
+    found = {}
+    for name, value in arguments(component).items():
+        default = parameters[name].default
+        is_plain = value is None or isinstance(value, bool | int | float | str | tuple)
+        if not (value is default or (is_plain and value == default)):
+            found[name] = _short(value)
+    return found
+
+
+def _size(value: Any) -> int:
+    """Return the number of parameters of a module, or of the modules of a tuple."""
+    if isinstance(value, tuple):
+        return sum(map(_size, value))
+    return sum(parameter.numel() for parameter in value.parameters()) if isinstance(value, nn.Module) else 0
 
 
 def _short(value: Any) -> str:
     """Return an argument in one line: a network by its number of parameters, a distribution by its own repr."""
-    if isinstance(value, Component):
+    if isinstance(value, Described):
         return repr(value)
     if isinstance(value, nn.Module):
-        size = sum(parameter.numel() for parameter in value.parameters())
-        return f"{type(value).__name__}({size:,} parameters)"
+        return f"{type(value).__name__}({_size(value):,} parameters)"
     if isinstance(value, Tensor):
         return f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_short, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_short(part)}' for key, part in value.items())}}}"
+    if is_dataclass(value) and not isinstance(value, type):
+        return repr(value)
     if isinstance(value, torch.distributions.Distribution):
         return " ".join(repr(value).split())
     if callable(value):

@@ -6,11 +6,11 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae.arguments import check_whole
-from pyrovae.components import Component
+from pyrovae.components import Described
 from pyrovae.networks import split
 
 
-class Likelihood(Component):
+class Likelihood(Described):
     """A network whose output holds one or several parameters of the distribution of each entry.
 
     A subclass sets ``num_parameters`` and implements :meth:`_distribution`.

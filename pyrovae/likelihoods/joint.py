@@ -6,11 +6,11 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae.components import Component
+from pyrovae.components import Described
 from pyrovae.distributions import Columns, entrywise
 
 
-class Joint(Component):
+class Joint(Described):
     r"""Likelihood of a row of a table, :math:`p(x \mid z) = \prod_c p_c(x_c \mid z)`, one factor for each column.
 
     Columns may be real, binary, categorical or counts. NaN means that an entry is missing, and has log-probability 0.

@@ -6,12 +6,12 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyrovae.components import Component
+from pyrovae.components import Described
 from pyrovae.distributions import entrywise
 from pyrovae.networks import as_mask
 
 
-class Masked(Component):
+class Masked(Described):
     r"""Likelihood of the observed entries, :math:`p(x_\mathrm{obs} \mid z) = \prod_{d: m_d = 1} p(x_d \mid z)`.
 
     It is meant for entries that are missing at random. Data are then ``(x, mask)``, the likelihood is called as
