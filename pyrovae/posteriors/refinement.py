@@ -117,7 +117,9 @@ def _local_parameters(q: Any) -> list[Tensor]:
         return _local_parameters(q.base_dist)
     if _family(q) is None:
         known = ", ".join(family.__name__ for family in _FAMILIES)
-        raise TypeError(f"posteriors.SemiAmortized refines these families: {known}; got a {type(q).__name__}. Use another posterior")
+        raise TypeError(
+            f"posteriors.SemiAmortized refines these families: {known}; got a {type(q).__name__}. Use another posterior"
+        )
     return [transform_to(q.arg_constraints[name]).inv(getattr(q, name)) for name in _FAMILIES[_family(q)]]
 
 
