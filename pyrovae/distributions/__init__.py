@@ -3,6 +3,7 @@
 from pyrovae.distributions.columns import Columns, entrywise
 from pyrovae.distributions.counts import Binomial, NegativeBinomial, Poisson
 from pyrovae.distributions.discrete import DiscretizedLogistic, Lattice
+from pyrovae.distributions.flow_support import support_of_flow
 from pyrovae.distributions.heavy_tails import StudentT
 from pyrovae.distributions.reparameterized import MultivariateNormal, NormalizingFlow
 from pyrovae.distributions.unit_interval import Beta, ContinuousBernoulli
@@ -20,4 +21,5 @@ __all__ = [
     "Poisson",
     "StudentT",
     "entrywise",
+    "support_of_flow",
 ]

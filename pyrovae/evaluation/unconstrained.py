@@ -18,6 +18,7 @@ from pyrovae._waist.draws import draw_latents
 from pyrovae._waist.sites import Latents, Site, is_point, score
 from pyrovae._waist.summation import add_up
 from pyrovae._waist.weights import importance_weights
+from pyrovae.distributions import support_of_flow
 from pyrovae.evaluation.problem import Piece, Pieces
 
 
@@ -147,7 +148,7 @@ class _PointMass(Messenger):
 
 def _support(distribution: Any) -> Any:
     """The support of a distribution; of a mixture, for which torch has no map to the real line, that of its members."""
-    support = distribution.support
+    support = support_of_flow(distribution) or distribution.support
     while isinstance(support, MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support
@@ -161,7 +162,7 @@ def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
             f"latent site {name!r} is a point in the guide, as in Pyro's autoguides, so the guide has no density; "
             f"write a guide that samples it, or {instead}"
         )
-    if site["fn"].support.is_discrete:
+    if _support(site["fn"]).is_discrete:
         raise ValueError(
             f"latent site {name!r} is discrete, a {type(site['fn']).__name__}, and Hamiltonian moves need continuous "
             f"latents; {instead}"
