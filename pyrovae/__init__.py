@@ -18,6 +18,7 @@ from pyrovae import (
     plots,
     posteriors,
     priors,
+    testing,
 )
 from pyrovae.models import bayesian
 from pyrovae.models.bayesian import BayesianVAE
@@ -52,4 +53,5 @@ __all__ = [
     "posteriors",
     "priors",
     "save",
+    "testing",
 ]

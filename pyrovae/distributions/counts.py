@@ -16,7 +16,7 @@ from pyrovae.distributions.saddle_point import (
 )
 
 
-class Poisson(dist.Poisson):  # type: ignore[misc]  # Pyro makes its class when imported
+class Poisson(dist.Poisson):
     r"""Poisson distribution of the log-rate :math:`\eta`.
 
     .. math:: \log p(n) = n \eta - e^\eta - \log n! = -G(n) - D(n; e^\eta).
@@ -55,7 +55,7 @@ class Poisson(dist.Poisson):  # type: ignore[misc]  # Pyro makes its class when 
         return -log_factorial_excess(value) - deviance(value, self.rate - value, log_ratio)
 
 
-class Binomial(dist.Binomial):  # type: ignore[misc]
+class Binomial(dist.Binomial):
     r"""Binomial distribution of Pyro, exact for any number of trials T and any logit s.
 
     .. math:: \log p(n) = G(T) - G(n) - G(T - n) - D(n; T \sigma(s)) - D(T - n; T \sigma(-s)).

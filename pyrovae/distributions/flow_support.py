@@ -19,7 +19,7 @@ def support_of_flow(distribution: Any) -> constraints.Constraint | None:
         >>> support_of_flow(ZukoToPyro(zuko.flows.MAF(5)()))
         IndependentConstraint(Real(), 1)
     """
-    flow = distribution.dist if isinstance(distribution, ZukoToPyro) else distribution
+    flow: Any = distribution.dist if isinstance(distribution, ZukoToPyro) else distribution
     try:
         base, transform = flow.base, flow.transform
     except AttributeError:

@@ -89,7 +89,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Py
         return torch.where(self.logits.abs() < _SMALL, small, t * _mean_distance(t) + _log_mass(t))
 
 
-@register_kl(ContinuousBernoulli, ContinuousBernoulli)
+@register_kl(ContinuousBernoulli, ContinuousBernoulli)  # type: ignore[untyped-decorator]
 def _kl(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
     return -p.entropy() - q.log_prob(p.mean)
 

@@ -1,5 +1,6 @@
 """The base of likelihoods whose entries are independent given z, with the parameters that one network returns."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -13,8 +14,10 @@ from pyrovae.networks import split
 class Likelihood(Described):
     """A network whose output holds one or several parameters of the distribution of each entry.
 
-    A subclass sets ``num_parameters`` and implements :meth:`_distribution`.
+    A subclass sets ``num_parameters`` and implements ``_distribution``, which takes as many tensors.
     """
+
+    _distribution: Callable[..., Any]
 
     num_parameters = 1
 
@@ -40,9 +43,6 @@ class Likelihood(Described):
             )
         parameters = split(output, self.num_parameters, name, self.dim)
         return self._distribution(*parameters).to_event(own)
-
-    def _distribution(self, *parameters: Tensor) -> Any:
-        raise NotImplementedError
 
 
 def event_dim(ndim: int, context: tuple[Tensor, ...], network: nn.Module) -> int:

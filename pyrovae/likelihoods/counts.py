@@ -5,6 +5,7 @@ log-likelihood is that of the count, whatever the unit.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -46,7 +47,9 @@ class Bernoulli(Likelihood):
 
 
 class Discrete(Likelihood):
-    """A likelihood of counts or levels in a unit."""
+    """Likelihood of counts or levels in a unit; a subclass implements the distribution of counts."""
+
+    _of_counts: Callable[..., Any]
 
     def __init__(self, network: nn.Module, unit: float, dim: int = -1) -> None:
         super().__init__(network, dim)
@@ -56,9 +59,6 @@ class Discrete(Likelihood):
 
     def _distribution(self, *parameters: Tensor) -> Any:
         return Lattice(self._of_counts(*parameters), self.unit)
-
-    def _of_counts(self, *parameters: Tensor) -> Any:
-        raise NotImplementedError
 
     def _check_at_least(self, least: int, **numbers: int) -> None:
         check_whole(**numbers)
@@ -101,7 +101,9 @@ class Binomial(Discrete):
 
 
 class _Inflatable(Discrete):
-    """A likelihood of counts that may have excess zeros, with the logits of their probability as last parameter."""
+    """Likelihood of counts that may have excess zeros, with the logits of their probability as last parameter."""
+
+    _of_rates: Callable[..., Any]
 
     def __init__(self, network: nn.Module, unit: float, zero_inflated: bool, dim: int) -> None:
         super().__init__(network, unit, dim)
@@ -113,9 +115,6 @@ class _Inflatable(Discrete):
             return self._of_rates(*parameters)
         *rates, gate_logits = parameters
         return dist.ZeroInflatedDistribution(self._of_rates(*rates), gate_logits=gate_logits)
-
-    def _of_rates(self, *parameters: Tensor) -> Any:
-        raise NotImplementedError
 
 
 class Poisson(_Inflatable):

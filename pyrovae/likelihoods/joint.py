@@ -1,6 +1,6 @@
 """A likelihood of tables whose columns are of different kinds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -63,7 +63,7 @@ class Joint(Described):
             raise ValueError(
                 f"likelihoods.Joint: columns={self.names} must name at least one column and each of them once"
             )
-        self.parts: Sequence[Any] = nn.ModuleList(
+        self.parts = nn.ModuleList(
             [part if isinstance(part, nn.Module) else _Called(part) for part in columns.values()]
         )
         self.network = network
