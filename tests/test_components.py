@@ -55,6 +55,7 @@ LIKELIHOODS = {
     "Binomial in a unit": likelihoods.Binomial(networks.mlp(3, 8, (4, 5)), 16, unit=1 / 16),
     "Poisson": likelihoods.Poisson(networks.mlp(3, 8, (4, 5))),
     "NegativeBinomial": likelihoods.NegativeBinomial(networks.mlp(3, 8, (4, 10))),
+    "NegativeBinomial with excess zeros": likelihoods.NegativeBinomial(networks.mlp(3, 8, (4, 15)), zero_inflated=True),
     "Categorical": likelihoods.Categorical(networks.mlp(3, 8, (4, 256 * 5)), unit=1 / 255),
     "DiscretizedLogistic": likelihoods.DiscretizedLogistic(networks.mlp(3, 8, (4, 10)), unit=1 / 255),
     "DiscretizedLogisticMixture": likelihoods.DiscretizedLogisticMixture(networks.mlp(3, 8, (4, 60)), 4, unit=1 / 255),
