@@ -22,7 +22,7 @@ from pyrovae.training import CheckpointError, DivergenceError, History, fit, loa
 from pyrovae.versions import __version__ as __version__
 
 if TYPE_CHECKING:
-    from pyrovae import data, evaluation, plots
+    from pyrovae import data, evaluation, guides, plots, testing
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # the log is shown only if the user configures logging
 
@@ -40,6 +40,7 @@ __all__ = [
     "evaluation",
     "fit",
     "flows",
+    "guides",
     "likelihoods",
     "load",
     "networks",
@@ -49,9 +50,10 @@ __all__ = [
     "posteriors",
     "priors",
     "save",
+    "testing",
 ]
 
-_LAZY = ("data", "evaluation", "plots")
+_LAZY = ("data", "evaluation", "guides", "plots", "testing")
 
 
 def __getattr__(name: str) -> ModuleType:

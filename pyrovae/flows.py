@@ -1,7 +1,7 @@
 r"""Invertible transforms for flows, built from the layers of `zuko`: ``flow(context)`` maps noise to draws.
 
-Each function returns a module whose call, with a context of shape ``(*batch, context)`` or without, makes the transform
-anew from the current parameters. They differ in which direction is one pass of the network:
+Each function returns a module. Calling it, with a context of shape ``(*batch, context)`` or without one, returns the
+transform for the current parameters. The transforms differ in the direction that takes a single pass of the network:
 
 ============================== ================= =================
 transform                      draw              score
@@ -11,8 +11,8 @@ transform                      draw              score
 :func:`inverse_autoregressive` 1 pass            ``latent`` passes
 ============================== ================= =================
 
-so the first two serve priors, which score the posterior's draws, and the last serves posteriors, which score their own
-draws with what drawing has computed. Any ``zuko`` flow serves too: ``zuko.flows.NSF(...).transform.inv``.
+The first two suit priors, which score draws of the posterior. The last suits posteriors, which score their own draws
+and reuse the pass of drawing. Any flow of ``zuko`` works as well: ``zuko.flows.NSF(...).transform.inv``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ def coupling(
     hidden: Sequence[int] = (128, 128),
     univariate: Univariate = "affine",
 ) -> nn.Module:
-    """Coupling layers: half of the dimensions transform the other half, and at the next layer the reverse.
+    """Build coupling layers, in which half of the dimensions transform the other half, in alternation.
 
     Args:
         latent: Number of dimensions.
@@ -51,7 +51,7 @@ def coupling(
         A module ``(*batch, context) -> transform``.
 
     Raises:
-        ValueError: If ``latent`` or ``depth`` is not positive, or ``univariate`` has another name.
+        ValueError: If ``latent`` or ``depth`` is not positive, or ``univariate`` is unknown.
 
     Source:
         *Density Estimation using Real NVP* (Dinh et al., 2017); *Neural Spline Flows* (Durkan et al., 2019).
@@ -72,7 +72,7 @@ def autoregressive(
     hidden: Sequence[int] = (128, 128),
     univariate: Univariate = "affine",
 ) -> nn.Module:
-    """Masked autoregressive layers: each dimension is transformed given those before it, and the order is reversed.
+    """Build masked autoregressive layers, which transform each dimension given those before it, in alternating order.
 
     Args:
         latent: Number of dimensions.
@@ -101,12 +101,12 @@ def autoregressive(
 def inverse_autoregressive(
     latent: int, *, context: int = 0, depth: int = 2, hidden: Sequence[int] = (128,)
 ) -> nn.Module:
-    r"""Inverse autoregressive layers in the gated form of the paper, the order reversed after each.
+    r"""Build inverse autoregressive layers in the gated form of the paper, in alternating order.
 
     .. math:: z_t = \sigma_t \odot z_{t-1} + (1 - \sigma_t) \odot m_t, \qquad \sigma_t = \mathrm{sigmoid}(s_t + 2),
 
-    with :math:`(m_t, s_t)` from an autoregressive network of :math:`z_{t-1}` and the context. The gate begins nearly
-    open.
+    with :math:`(m_t, s_t)` from an autoregressive network of :math:`z_{t-1}` and the context. At the start the gate is
+    nearly open.
 
     Args:
         latent: Number of dimensions.
@@ -169,13 +169,13 @@ def _layers(latent: int, context: int, depth: int, hidden: Sequence[int], **kwar
         )
         for i in range(depth)
     ]
-    with torch.no_grad():  # a flow that starts near the identity starts near its base
+    with torch.no_grad():  # the flow starts near the identity
         for parameter in (parameter for layer in layers for parameter in _last_layer(layer)):
             parameter.mul_(0.01)
     return zuko.lazy.LazyComposedTransform(*layers)
 
 
 def _last_layer(transform: nn.Module) -> Iterator[nn.Parameter]:
-    """Parameters of the layer that gives those of the univariate transforms; of a single dimension all of them."""
+    """Yield the parameters of the last layer, or all of them if the flow has a single dimension."""
     network = getattr(transform, "hyper", None)
     return network[-1].parameters() if isinstance(network, nn.Sequential) else transform.parameters()

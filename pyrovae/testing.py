@@ -1,7 +1,8 @@
-"""The contract of a component, as checks to run on ours and on your own.
+"""Checks of the contract of a component, for the components of this package and for your own.
 
-A test of a new prior, likelihood or posterior is one line, ``check_prior(MyPrior(5), latent=5)``. A component is any
-callable that returns a distribution; what only modules have is checked only of modules.
+A test of a new prior, likelihood or posterior is one line, ``pv.testing.check_prior(MyPrior(5), latent=5)``. A
+component is any callable that returns a distribution. Only modules are checked for parameters, copies, dtypes and
+devices.
 """
 
 import copy
@@ -18,26 +19,25 @@ Component = Callable[..., Any]
 
 
 def check_prior(prior: Component, *, latent: int) -> None:
-    """Checks that ``prior()`` has batch shape ``()`` and event shape ``(latent,)``, scores its draws, and so on.
+    """Check that ``prior()`` keeps the contract: batch shape ``()``, event shape ``(latent,)``, finite scores of draws.
 
     Args:
         prior: ``() -> p(z)``, or a distribution.
         latent: Number of latent dimensions.
 
     Raises:
-        AssertionError: If the prior breaks the contract; the message says how.
+        AssertionError: If the prior breaks the contract. The message names the rule.
 
     Example:
         >>> import pyrovae as pv
-        >>> from pyrovae.testing import check_prior
-        >>> check_prior(pv.priors.StandardNormal(5), latent=5)
+        >>> pv.testing.check_prior(pv.priors.StandardNormal(5), latent=5)
     """
-    made: Any = prior  # a plain distribution will do, which can be called too, but then draws
+    made: Any = prior  # a plain distribution is allowed; calling it would draw from it
     _check((lambda: made) if isinstance(made, torch.distributions.Distribution) else prior, [()], (latent,))
 
 
 def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequence[int]) -> None:
-    """Checks that ``likelihood(z)`` keeps the leading dimensions of ``z``, has the event shape given, and so on.
+    """Check that ``likelihood(z)`` keeps the contract: the batch shape of ``z``, and the given event shape.
 
     Args:
         likelihood: ``z -> p(x | z)``.
@@ -45,18 +45,17 @@ def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequenc
         event_shape: Shape of a datum.
 
     Raises:
-        AssertionError: If the likelihood breaks the contract; the message says how.
+        AssertionError: If the likelihood breaks the contract. The message names the rule.
 
     Example:
         >>> import pyrovae as pv
-        >>> from pyrovae.testing import check_likelihood
-        >>> check_likelihood(pv.likelihoods.Bernoulli(pv.networks.mlp(2, 3)), latent=2, event_shape=(3,))
+        >>> pv.testing.check_likelihood(pv.likelihoods.Bernoulli(pv.networks.mlp(2, 3)), latent=2, event_shape=(3,))
     """
     _check(likelihood, [(torch.randn(*batch, latent),) for batch in _BATCHES], event_shape)
 
 
 def check_posterior(posterior: Component, *, event_shape: Sequence[int], latent: int) -> None:
-    """Checks that ``posterior(x)`` keeps the leading dimensions of ``x``, has event shape ``(latent,)``, and so on.
+    """Check that ``posterior(x)`` keeps the contract: the batch shape of ``x``, and event shape ``(latent,)``.
 
     Args:
         posterior: ``x -> q(z | x)``.
@@ -64,12 +63,12 @@ def check_posterior(posterior: Component, *, event_shape: Sequence[int], latent:
         latent: Number of latent dimensions.
 
     Raises:
-        AssertionError: If the posterior breaks the contract; the message says how.
+        AssertionError: If the posterior breaks the contract. The message names the rule.
 
     Example:
         >>> import pyrovae as pv
-        >>> from pyrovae.testing import check_posterior
-        >>> check_posterior(pv.posteriors.DiagonalNormal(pv.networks.mlp(3, 2 * 2)), event_shape=(3,), latent=2)
+        >>> posterior = pv.posteriors.DiagonalNormal(pv.networks.mlp(3, 2 * 2))
+        >>> pv.testing.check_posterior(posterior, event_shape=(3,), latent=2)
     """
     _check(posterior, [(torch.rand(*batch, *event_shape),) for batch in _BATCHES], (latent,), len(event_shape))
 
@@ -164,14 +163,14 @@ def _check_dtype(component: nn.Module, context: tuple[Any, ...]) -> None:
 
 
 def _check_device(component: nn.Module, context: tuple[Any, ...], event: torch.Size) -> None:
-    """Moves a copy to the meta device, which every machine has; a tensor that stays behind does not fit there."""
+    """Move a copy to the meta device, which every machine has, to find tensors that do not follow the module."""
     clone = copy.deepcopy(component).to("meta")
-    with pyro.validation_enabled(False):  # the meta device has no values to validate
+    with pyro.validation_enabled(False):  # tensors on the meta device have no values to validate
         try:
             p = clone(*(part.to("meta") for part in context))
             log_prob = p.log_prob(torch.empty(*p.batch_shape, *event, device="meta"))
         except NotImplementedError:
-            return  # it looks at values, such as torch.nonzero does, which the meta device does not have
+            return  # an operation such as torch.nonzero needs values
         except RuntimeError as error:
-            raise AssertionError(f"after .to(device), some tensor stays behind: {error}") from error
+            raise AssertionError(f"after .to(device), some tensor is not on the device: {error}") from error
     assert log_prob.device.type == "meta", f"after .to(device), log_prob is still on {log_prob.device}"

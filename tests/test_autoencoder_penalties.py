@@ -117,7 +117,7 @@ def test_dropout_is_drawn_in_the_jacobian_for_each_datum() -> None:
 def test_batch_statistics_have_no_jacobian_of_a_datum(layer: nn.Module, x: Tensor) -> None:
     network = nn.Sequential(nn.Linear(6, 3), layer)
     before = copy.deepcopy(network.state_dict())
-    with pytest.raises(ValueError, match=r"BatchNorm1d makes the code of a datum depend on all others.*LayerNorm"):
+    with pytest.raises(ValueError, match=r"BatchNorm1d makes the code of a datum depend on the whole batch.*LayerNorm"):
         squared_jacobian_norm(network, x)
     autoencoder = ContractiveAutoencoder(network.train(), decoder())
     with pytest.raises(ValueError, match="BatchNorm1d makes the code"):

@@ -137,11 +137,11 @@ def test_the_average_is_the_marginal_of_a_closed_form() -> None:
 
 
 def test_bad_arguments(x: Tensor, vae: pv.VAE) -> None:
-    with pytest.raises(ValueError, match=r"batch of 12 data cannot be part of data_size=5"):
+    with pytest.raises(ValueError, match=r"data_size=5, but a batch has 12 data"):
         pv.fit(bayesian_vae(5), x)
     with pytest.raises(ValueError, match="data_size=0"):
         bayesian_vae(0)
-    with pytest.raises(ValueError, match="no random weights; make its network with"):
+    with pytest.raises(ValueError, match=r"no random weights\. Make its network with"):
         pv.BayesianVAE(vae.prior, vae.likelihood, vae.posterior, data_size=12)
     half = pv.networks.mlp(2, 8, 6)
     pv.bayesian.random_weights(half[0])

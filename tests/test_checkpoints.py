@@ -337,7 +337,7 @@ def test_a_checkpoint_says_what_was_trained(tmp_path: Path) -> None:
     content = archives.read(tmp_path / "checkpoint-000002-000000.pt")
     description = content["description"]
     assert description["module"]["tensors"]["model.likelihood.network.0.weight"] == "torch.float32 (8, 2)"
-    assert any("Bernoulli" in line for line in description["module"]["structure"].values())
+    assert any("Bernoulli" in part["type"] for part in description["module"]["structure"].values())
     assert description["transform"] == "binarize"
     assert description["seed"] == 1
     assert description["optimizer"]["lr"] == 0.02

@@ -133,13 +133,17 @@ def test_a_second_stage_prior_is_fitted_to_the_aggregate_posterior() -> None:
     [
         (lambda: pv.priors.GaussianMixture(0), ValueError, "latent=0"),
         (lambda: pv.priors.GaussianMixture(2, 0), ValueError, "components=0"),
-        (lambda: pv.priors.VampPrior(5), ValueError, "either the shape of a datum"),
-        (lambda: pv.priors.VampPrior(5, (2,), data=torch.zeros(9, 2)), ValueError, "either the shape of a datum"),
-        (lambda: pv.priors.VampPrior(5, data=torch.zeros(3, 2)), ValueError, "draws 5 pseudo-inputs .* got 3 data"),
-        (lambda: pv.priors.VampPrior(5, (2,))(), ValueError, "use it as the prior of a VAE"),
-        (lambda: pv.priors.VampPrior(2, data=torch.ones(3, 2).long()), TypeError, "floating-point, got torch.int64"),
+        (lambda: pv.priors.VampPrior(5), ValueError, "either event_shape= or data="),
+        (lambda: pv.priors.VampPrior(5, (2,), data=torch.zeros(9, 2)), ValueError, "either event_shape= or data="),
+        (
+            lambda: pv.priors.VampPrior(5, data=torch.zeros(3, 2)),
+            ValueError,
+            "components=5 pseudo-inputs .* got 3",
+        ),
+        (lambda: pv.priors.VampPrior(5, (2,))(), ValueError, "Use the prior in a pyrovae.VAE"),
+        (lambda: pv.priors.VampPrior(2, data=torch.ones(3, 2).long()), TypeError, "floating-point, .* got torch.int64"),
         (lambda: pv.priors.NormalizingFlow(0), ValueError, "latent=0"),
-        (lambda: pv.priors.Fixed(3), TypeError, "takes a distribution, got int"),
+        (lambda: pv.priors.Fixed(3), TypeError, "takes a distribution, got a int"),
     ],
 )
 def test_bad_arguments(make: object, error: type[Exception], message: str) -> None:

@@ -255,7 +255,7 @@ def test_generate_draws_from_the_oracle() -> None:
             "prior",
             pv.priors.StandardNormal(5),
             ValueError,
-            r"'z' .* event shape \(2,\), but the prior has \(5,\); .* latent",
+            r"'z' .* event shape \(2,\), but the prior has \(5,\)\. .* latent",
         ),
         ("prior", pv.priors.StandardNormal(1), ValueError, r"'z' .* event shape \(2,\), but the prior has \(1,\)"),
         (
@@ -294,7 +294,7 @@ def test_data_that_do_not_fit_the_network_are_named(vae: pv.VAE, x: Tensor, mess
 
 def test_a_handler_that_replaces_parameters_is_refused(vae: pv.VAE, x: Tensor) -> None:
     lifted = poutine.lift(vae.model, prior=lambda *_: dist.Normal(0.0, 1.0)())
-    with pytest.raises(ValueError, match=r"takes over the parameter .*PyroSample"):
+    with pytest.raises(ValueError, match=r"replaces the parameter .*PyroSample"):
         poutine.trace(lifted).get_trace(x)
 
 

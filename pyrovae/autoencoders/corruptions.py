@@ -1,4 +1,4 @@
-r"""How a denoising autoencoder spoils what it is given: x to :math:`\tilde x`, of the same shape."""
+r"""Corruptions of the input of a denoising autoencoder: x to :math:`\tilde x`, of the same shape."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,13 @@ Corruption = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Masking:
-    """Sets each entry of the data to 0 with probability u.
+    """Corruption that sets each entry of the data to 0 with probability u.
 
     Args:
-        u: Between 0 and 1.
+        u: Probability, between 0 and 1.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If ``u`` is not between 0 and 1.
 
     Source:
         *Extracting and Composing Robust Features with Denoising Autoencoders* (Vincent et al., 2008).
@@ -33,22 +33,22 @@ class Masking:
 
     def __post_init__(self) -> None:
         if not 0 <= self.u <= 1:
-            raise ValueError(f"entries are set to 0 with a probability between 0 and 1, got u={self.u}")
+            raise ValueError(f"autoencoders.Masking: u={self.u} must be a probability between 0 and 1")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Corrupts x, shape ``(N, *event)``."""
+        """Return a corrupted x, shape ``(N, *event)``."""
         return x * torch.bernoulli(torch.full_like(x, 1 - self.u))
 
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """Adds independent normal noise to each entry of the data.
+    """Corruption that adds independent normal noise to each entry of the data.
 
     Args:
-        scale: Its standard deviation.
+        scale: Standard deviation of the noise.
 
     Raises:
-        ValueError: If it is negative or infinite.
+        ValueError: If ``scale`` is negative or infinite.
 
     Source:
         *Stacked Denoising Autoencoders: Learning Useful Representations in a Deep Network with a Local Denoising
@@ -64,8 +64,8 @@ class GaussianNoise:
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale < math.inf:
-            raise ValueError(f"the standard deviation of noise is finite and not negative, got scale={self.scale}")
+            raise ValueError(f"autoencoders.GaussianNoise: scale={self.scale} must be at least 0 and finite")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Corrupts x, shape ``(N, *event)``."""
+        """Return a corrupted x, shape ``(N, *event)``."""
         return x + self.scale * torch.randn_like(x)

@@ -1,11 +1,11 @@
-r"""What an autoencoder pays for its code :math:`h = f(x)`: R of ``penalty(encoder, x, code)``, shape ``(N,)``.
+r"""Penalties on the code :math:`h = f(x)` of an autoencoder: R of ``penalty(encoder, x, code)``, shape ``(N,)``.
 
 .. math::
     \lambda \lVert h \rVert_1, \qquad \lambda \sum_j \mathrm{KL}(\rho \,\|\, \hat\rho_j), \qquad
     \lambda \lVert \partial f / \partial x \rVert_F^2.
 
-The first and the last depend on the scale of the code, which a decoder can undo: what they find is to be judged
-by measures that do not.
+The first and the last penalty depend on the scale of the code, which a decoder can undo. Compare their results by
+measures that do not depend on the scale.
 """
 
 import math
@@ -26,24 +26,24 @@ Penalty = Callable[[Encoder, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Weighted:
-    """A penalty with a weight."""
+    """Penalty with a weight."""
 
     weight: float
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
-            raise ValueError(f"the weight of a penalty is finite and not negative, got weight={self.weight}")
+            raise ValueError(f"autoencoders.{type(self).__name__}: weight={self.weight} must be at least 0 and finite")
 
 
 @dataclass(frozen=True)
 class L1(_Weighted):
-    r"""The penalty :math:`\lambda \lVert h \rVert_1`.
+    r"""L1 penalty, :math:`\lambda \lVert h \rVert_1`.
 
     Args:
         weight: :math:`\lambda`.
 
     Raises:
-        ValueError: If it is negative or infinite.
+        ValueError: If ``weight`` is negative or infinite.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -52,25 +52,25 @@ class L1(_Weighted):
     """
 
     def __call__(self, _encoder: Any, _x: Any, code: Tensor) -> Tensor:
-        """The penalty of each code, shape ``(N, code)`` to ``(N,)``."""
+        """Return the penalty of each code, shape ``(N, code)`` to ``(N,)``."""
         return self.weight * code.abs().sum(1)
 
 
 @dataclass(frozen=True)
 class KLSparsity(_Weighted):
-    r"""How far the mean activity of each unit is from a target.
+    r"""Kullback-Leibler divergence of the mean activity of each unit from a target.
 
     .. math:: \lambda \sum_j \rho \log \frac{\rho}{\hat\rho_j} + (1 - \rho) \log \frac{1 - \rho}{1 - \hat\rho_j},
         \qquad \hat\rho_j = \frac{1}{N} \sum_n h_{nj}
 
-    for codes between 0 and 1. The mean is over the batch: a unit may be fully active for few data, or a little for all.
+    for codes between 0 and 1. The mean is over the batch, so a unit may be active for few data or slightly for all.
 
     Args:
         weight: :math:`\lambda`.
         target: :math:`\rho`, strictly between 0 and 1.
 
     Raises:
-        ValueError: If either is out of range; when run, if codes are.
+        ValueError: If ``weight`` or ``target`` is out of range. When run, if a code is not between 0 and 1.
 
     Source:
         *Sparse Autoencoder* (Ng, 2011), lecture notes, for the squared difference of *Sparse Deep Belief Net Model for
@@ -83,19 +83,19 @@ class KLSparsity(_Weighted):
     """
 
     target: float = 0.05
-    is_of_batch = True  # and no mean over its data
+    is_of_batch = True  # the penalty of a batch is not a mean over its data
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.target < 1:
-            raise ValueError(f"the target of a unit's activity lies strictly between 0 and 1, got target={self.target}")
+            raise ValueError(f"autoencoders.KLSparsity: target={self.target} must lie strictly between 0 and 1")
 
     def __call__(self, _encoder: Any, _x: Any, code: Tensor) -> Tensor:
-        """The penalty of codes, shape ``(N, code)``: the same for each of them, shape ``(N,)``."""
+        """Return the penalty of codes, shape ``(N, code)``, which is the same for each of them, shape ``(N,)``."""
         if is_validation_enabled() and not ((code >= 0) & (code <= 1)).all():
             raise ValueError(
-                f"the activity of a unit lies between 0 and 1, got codes from {code.min():.4g} to {code.max():.4g}; "
-                f"let the encoder end in torch.nn.Sigmoid()"
+                f"autoencoders.KLSparsity: codes must lie between 0 and 1, got {code.min():.4g} to {code.max():.4g}. "
+                f"Let the encoder end in torch.nn.Sigmoid()"
             )
         activity = code.mean(0)
         target = torch.full_like(activity, self.target)
@@ -105,15 +105,15 @@ class KLSparsity(_Weighted):
 
 @dataclass(frozen=True)
 class Contraction(_Weighted):
-    r"""The penalty :math:`\lambda \lVert \partial f / \partial x \rVert_F^2`, exact for any encoder.
+    r"""Contraction penalty, :math:`\lambda \lVert \partial f / \partial x \rVert_F^2`, exact for any encoder.
 
-    A step costs as many backward passes through the encoder as the code has units.
+    A step takes one backward pass through the encoder for each unit of the code.
 
     Args:
         weight: :math:`\lambda`.
 
     Raises:
-        ValueError: If it is negative or infinite; when run, as :func:`squared_jacobian_norm`.
+        ValueError: If ``weight`` is negative or infinite. When run, see :func:`squared_jacobian_norm`.
 
     Source:
         *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).
@@ -127,15 +127,15 @@ class Contraction(_Weighted):
     """
 
     def __call__(self, encoder: Encoder, x: Tensor, _code: Any) -> Tensor:
-        """The penalty at each x, shape ``(N, *event)`` to ``(N,)``."""
+        """Return the penalty at each x, shape ``(N, *event)`` to ``(N,)``."""
         return self.weight * squared_jacobian_norm(encoder, x)
 
 
 def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
-    r"""The squared Frobenius norm of an encoder's Jacobian, :math:`\sum_{jk} (\partial f_j / \partial x_k)^2`.
+    r"""Squared Frobenius norm of the Jacobian of an encoder, :math:`\sum_{jk} (\partial f_j / \partial x_k)^2`.
 
-    The encoder is run once on all data, and each unit of the code is then differentiated with respect to them; so it
-    must map each datum by itself. Dropout is drawn as in any other run.
+    The encoder runs once on all data, and each unit of the code is then differentiated with respect to them. The
+    encoder must therefore map each datum independently of the others. Dropout is drawn as in any other run.
 
     Args:
         encoder: f, ``(N, *event)`` to ``(N, code)``.
@@ -145,7 +145,7 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
         Tensor, shape ``(N,)``.
 
     Raises:
-        ValueError: If the encoder has batch normalization that mixes the data, as it does in training mode.
+        ValueError: If the encoder has batch normalization in training mode, which mixes the data.
 
     Source:
         *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).
@@ -164,10 +164,10 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
 
 
 def _check_unmixed(encoder: Any) -> None:
-    """Refuses batch statistics, through which the code of a datum depends on all others."""
+    """Raise ValueError for batch statistics, because the code of a datum then depends on all others."""
     for layer in encoder.modules() if isinstance(encoder, nn.Module) else ():
         if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
             raise ValueError(
-                f"{type(layer).__name__} makes the code of a datum depend on all others of the batch, so that it has "
-                f"no Jacobian of its own; take torch.nn.LayerNorm in the encoder, or none"
+                f"{type(layer).__name__} makes the code of a datum depend on the whole batch, so the datum has no "
+                f"Jacobian of its own. Use torch.nn.LayerNorm in the encoder, or remove the layer"
             )

@@ -1,15 +1,25 @@
-"""Distributions that Pyro does not have, or not so that every value can be scored."""
+"""Distributions that Pyro does not have, and exact versions of some that it has."""
 
+from pyrovae.distributions.columns import Columns, entrywise
+from pyrovae.distributions.counts import Binomial, NegativeBinomial, Poisson
 from pyrovae.distributions.discrete import DiscretizedLogistic, Lattice
-from pyrovae.distributions.exact import Beta, ContinuousBernoulli, NegativeBinomial
+from pyrovae.distributions.flow_support import support_of_flow
+from pyrovae.distributions.heavy_tails import StudentT
 from pyrovae.distributions.reparameterized import MultivariateNormal, NormalizingFlow
+from pyrovae.distributions.unit_interval import Beta, ContinuousBernoulli
 
 __all__ = [
     "Beta",
+    "Binomial",
+    "Columns",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Lattice",
     "MultivariateNormal",
     "NegativeBinomial",
     "NormalizingFlow",
+    "Poisson",
+    "StudentT",
+    "entrywise",
+    "support_of_flow",
 ]

@@ -1,4 +1,4 @@
-"""Distributions of levels and counts: on a lattice of any unit, and discretized logistics."""
+"""Distributions of levels and counts: counts in any unit, and discretized logistic distributions."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch.nn.functional import logsigmoid
 
 
 class Lattice(TorchDistribution):
-    r"""The distribution of :math:`x = u\, n` for counts or levels n = 0, 1, 2, ... and a unit u.
+    r"""Distribution of :math:`x = u\, n` for counts or levels n = 0, 1, 2, ... and a unit u.
 
-    A discrete likelihood of grey values in [0, 1] scores :math:`n = x / u`: its log-probability is that of n, with no
-    Jacobian. A value that is no multiple of the unit is outside the support.
+    A discrete likelihood of grey values in [0, 1] scores :math:`n = x / u`: its log-probability is that of n, without
+    a Jacobian. A value that is not a multiple of the unit is outside the support.
 
     Args:
         base: Distribution of n.
@@ -30,7 +30,7 @@ class Lattice(TorchDistribution):
 
     @property
     def hint(self) -> str:
-        """What to do about a value that cannot be scored."""
+        """Advice for values outside the support."""
         return (
             f"it scores a {type(self.base_dist).__name__} of multiples of unit={self.unit:.6g}: pass the unit of your "
             f"data (1/255 for 256 levels of grey in [0, 1]), and data that have neither been rescaled nor dequantized"
@@ -38,12 +38,12 @@ class Lattice(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """The multiples of the unit that the base allows."""
+        """Multiples of the unit whose counts are in the support of the base."""
         return _OnLattice(self.base_dist.support, self.unit)
 
     @property
     def mean(self) -> Tensor:
-        """E[x]; that of a categorical base is the mean of its levels."""
+        """E[x]; for a categorical base, the mean of its levels."""
         if isinstance(self.base_dist, dist.Categorical):
             probs = self.base_dist.probs
             return self.unit * (probs * torch.arange(probs.shape[-1], device=probs.device)).sum(-1)
@@ -58,34 +58,34 @@ class Lattice(TorchDistribution):
         return self.unit**2 * self.base_dist.variance
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Lattice":
-        """Returns the same distribution with a larger batch shape."""
+        """Return the same distribution with a larger batch shape."""
         return Lattice(self.base_dist.expand(batch_shape), self.unit)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, floating-point."""
+        """Draw floating-point values."""
         draw: Tensor = self.base_dist.sample(sample_shape)
         return self.unit * (draw if draw.is_floating_point() else draw.to(self.base_dist.logits.dtype))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of ``value``, a multiple of the unit."""
+        """Return the log-probability of ``value``, a multiple of the unit, nats."""
         if torch.distributions.Distribution._validate_args:
             self._validate_sample(value)
         return self.base_dist.log_prob((value / self.unit).round())
 
 
 class DiscretizedLogistic(TorchDistribution):
-    r"""Levels n = 0, ..., L - 1 with the mass of a logistic distribution between the middles of neighbours.
+    r"""Distribution of levels n = 0, ..., L - 1, each with the mass of a logistic density around it.
 
     .. math::
         P(n) = \sigma\Big(\frac{b_{n+1} - \mu}{s}\Big) - \sigma\Big(\frac{b_n - \mu}{s}\Big), \qquad
         b_n = \frac{n - \frac12}{L - 1}, \quad b_0 = -\infty, \; b_L = \infty.
 
-    Location and scale are in units of the whole range, so that level L - 1 lies at 1. The difference is computed as
-    :math:`\log \sigma(a) + \log \sigma(-b) + \log(1 - e^{b - a})`, exact in the tails.
+    Location and scale are in units of the whole range, so that level L - 1 is at 1. The difference is computed as
+    :math:`\log \sigma(a) + \log \sigma(-b) + \log(1 - e^{b - a})`, which is exact in the tails.
 
     Args:
         loc: Location of the logistic distribution.
-        scale: Its scale, positive.
+        scale: Scale of the logistic distribution, positive.
         levels: Number of levels, L.
 
     Source:
@@ -102,7 +102,7 @@ class DiscretizedLogistic(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """The integers from 0 to L - 1."""
+        """Integers from 0 to L - 1."""
         return constraints.integer_interval(0, self.levels - 1)
 
     @property
@@ -123,11 +123,11 @@ class DiscretizedLogistic(TorchDistribution):
         return _central_moment(self.probs, self.mean)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretizedLogistic":
-        """Returns the same distribution with a larger batch shape."""
+        """Return the same distribution with a larger batch shape."""
         return DiscretizedLogistic(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.levels)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws of n, floating-point, by rounding draws of the logistic distribution."""
+        """Draw levels, floating-point, by rounding draws of the logistic distribution."""
         with torch.no_grad():
             noise = torch.rand(
                 self._extended_shape(torch.Size(sample_shape)), device=self.loc.device, dtype=self.loc.dtype
@@ -136,7 +136,7 @@ class DiscretizedLogistic(TorchDistribution):
             return (value * (self.levels - 1)).round().clamp(0, self.levels - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of the levels ``value``."""
+        """Return the log-probability of the levels ``value``, nats."""
         if torch.distributions.Distribution._validate_args:
             self._validate_sample(value)
         width = 1 / (self.levels - 1) / self.scale
@@ -166,7 +166,7 @@ class _OnLattice(constraints.Constraint):
 
 
 def _central_moment(probs: Tensor, mean: Tensor) -> Tensor:
-    """Variance of levels; E[n^2] - E[n]^2 would lose all digits of a small one."""
+    """Return the variance of levels; E[n^2] - E[n]^2 would lose all digits of a small variance."""
     levels = torch.arange(probs.shape[-1], device=probs.device)
     return (probs * (levels - mean.unsqueeze(-1)) ** 2).sum(-1)
 

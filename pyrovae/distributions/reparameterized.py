@@ -1,4 +1,4 @@
-"""Distributions that score their own draws from the noise that made them."""
+"""Distributions that compute the log-density of their own draws from the noise of the draw."""
 
 import math
 from typing import Any
@@ -11,32 +11,32 @@ from torch import Tensor
 
 
 class _Scored:
-    """A draw with its log-density, as drawing has computed it."""
+    """A draw with the log-density that was computed together with it."""
 
     def __init__(self, value: Tensor, log_prob: Tensor) -> None:
         self.value, self.log_prob = value, log_prob
         self.version, self.with_gradient = _version(value), torch.is_grad_enabled()
 
     def is_of(self, value: Tensor) -> bool:
-        """Whether this is the very draw, not changed since, and with the gradient that is now asked for."""
+        """Return whether a value is this draw, unchanged since, with a gradient if one is needed now."""
         same = value is self.value and _version(value) == self.version
         return same and (self.with_gradient or not torch.is_grad_enabled())
 
 
 def _version(value: Tensor) -> int | None:
-    """How often a tensor was changed in place, which one made under ``torch.inference_mode`` does not count."""
+    """Return how often a tensor was changed in place; tensors of ``torch.inference_mode`` do not count this."""
     return None if value.is_inference() else value._version
 
 
 class NormalizingFlow(TorchDistribution):
-    r"""The distribution of :math:`z = f(\epsilon)` for a base distribution of :math:`\epsilon` and an invertible f.
+    r"""Distribution of :math:`z = f(\epsilon)` for a base distribution of :math:`\epsilon` and an invertible f.
 
     .. math:: \log p(z) = \log p_0(f^{-1}(z)) + \log \left| \det \frac{\partial f^{-1}(z)}{\partial z} \right|.
 
-    Pyro's ``TransformedDistribution`` under a conditional transform does not report the batch shape of its context, and
-    its flows keep their last value in the transform, where deep copies and tracers find it. Here the batch shape is
-    that of the base, and what a draw has computed is kept beside the draw, so that an inverse autoregressive flow
-    scores its own draws without being inverted.
+    Pyro's ``TransformedDistribution`` with a conditional transform does not report the batch shape of its context, and
+    its flows cache their last value in the transform, which breaks deep copies and tracing. Here the batch shape is
+    that of the base. The log-density of the last draw is cached in the distribution, so that an inverse
+    autoregressive flow scores its own draws without an inversion.
 
     Args:
         base: Distribution of the noise, event shape ``(latent,)``, batch shape that of any context of the transform.
@@ -56,30 +56,30 @@ class NormalizingFlow(TorchDistribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether draws carry gradients, as those of the base do."""
+        """True if draws of the base carry gradients."""
         return self.base_dist.has_rsample
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "NormalizingFlow":
-        """Returns the same flow with a larger batch shape."""
+        """Return the same flow with a larger batch shape."""
         return NormalizingFlow(self.base_dist.expand(batch_shape), self.transform)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, shape ``sample_shape + batch_shape + event_shape``."""
+        """Draw values, shape ``sample_shape + batch_shape + event_shape``."""
         return self.of_noise(self.base_dist.rsample(sample_shape))
 
     def of_noise(self, noise: Tensor) -> Tensor:
-        """The draws that some draws of the base make."""
+        """Return the draws for given draws of the base."""
         value, log_det = self.transform.call_and_ladj(noise)
         self._last = _Scored(value, self.base_dist.log_prob(noise) - log_det)
         return value
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws without gradient."""
+        """Draw values without gradients."""
         with torch.no_grad():
             return self.transform(self.base_dist.sample(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of ``value``, which may have more leading dimensions than the batch shape."""
+        """Return the log-density of ``value``, which may have additional leading dimensions, nats."""
         if self._last is not None and self._last.is_of(value):
             return self._last.log_prob
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
@@ -88,25 +88,25 @@ class NormalizingFlow(TorchDistribution):
 
 
 class MultivariateNormal(dist.MultivariateNormal):
-    r"""Pyro's distribution, scoring its own draws from their noise.
+    r"""Multivariate normal distribution of Pyro that scores its own draws from their noise.
 
     With :math:`z = \mu + L \epsilon`,
 
     .. math:: \log q(z) = \log N(\epsilon; 0, I) - \sum_i \log L_{ii}.
 
-    To solve for the noise instead multiplies the rounding error of z by the norm of the inverse of L, which grows
-    exponentially with the number of dimensions: in training, float32 then ends in NaN.
+    Solving for the noise instead would multiply the rounding error of z by the norm of the inverse of L, which grows
+    exponentially with the number of dimensions, so that training in float32 ends in NaN.
     """
 
     _last: "_Scored | None" = None
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, shape ``sample_shape + batch_shape + event_shape``."""
+        """Draw values, shape ``sample_shape + batch_shape + event_shape``."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return self.of_noise(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
 
     def of_noise(self, noise: Tensor) -> Tensor:
-        """The draws that some standard normal noise makes."""
+        """Return the draws for given standard normal noise."""
         value = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         constant = -0.5 * noise.shape[-1] * math.log(2 * math.pi) - 0.5 * noise.square().sum(-1)
         log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -114,13 +114,13 @@ class MultivariateNormal(dist.MultivariateNormal):
         return value
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws without gradient."""
+        """Draw values without gradients."""
         with torch.no_grad():
             draw: Tensor = super().rsample(torch.Size(sample_shape))
         return draw
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of ``value``."""
+        """Return the log-density of ``value``, nats."""
         if self._last is not None and self._last.is_of(value):
             return self._last.log_prob
         return super().log_prob(value)

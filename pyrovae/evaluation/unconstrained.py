@@ -16,6 +16,7 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 from pyrovae._compilation.graphs import compiled_or_none
 from pyrovae._waist.sites import Site, is_point
 from pyrovae._waist.support import is_periodic, is_same_support, support_of
+from pyrovae.distributions import support_of_flow
 from pyrovae.evaluation.problem import Batch, Drawn, Problem
 
 
@@ -194,7 +195,7 @@ def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
 
 
 def _support(distribution: Any) -> Any:
-    support = support_of(distribution)
+    support = support_of(distribution) or support_of_flow(distribution)
     if support is None:
         raise ValueError(
             f"{type(distribution).__name__} does not name its support, so its values cannot be mapped to real vectors; "

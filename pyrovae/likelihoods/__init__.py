@@ -1,19 +1,14 @@
 """Likelihoods: ``z -> p(x | z)``, with the batch shape of ``z`` and the event shape of ``x``.
 
-Each is named after the Pyro distribution that it returns, and takes the network that maps ``z`` to its parameters, side
-by side on the last dimension where there are several.
+Each likelihood is named after the Pyro distribution that it returns. Its first argument is the network that maps ``z``
+to the parameters of that distribution. Several parameters stand side by side along dimension ``dim``: -1 by default, or
+-3 for the channels of images.
 """
 
 from pyrovae.likelihoods.continuous import Beta, ContinuousBernoulli, Laplace, Normal, StudentT
-from pyrovae.likelihoods.discrete import (
-    Bernoulli,
-    Binomial,
-    Categorical,
-    DiscretizedLogistic,
-    DiscretizedLogisticMixture,
-    NegativeBinomial,
-    Poisson,
-)
+from pyrovae.likelihoods.counts import Bernoulli, Binomial, NegativeBinomial, Poisson
+from pyrovae.likelihoods.joint import Joint
+from pyrovae.likelihoods.levels import Categorical, DiscretizedLogistic, DiscretizedLogisticMixture
 from pyrovae.likelihoods.masked import Masked
 
 __all__ = [
@@ -24,6 +19,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
+    "Joint",
     "Laplace",
     "Masked",
     "NegativeBinomial",

@@ -1,26 +1,31 @@
-"""A likelihood of what was observed of a datum."""
+"""The likelihood of the observed entries of a datum."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from pyrovae.components import Described
+from pyrovae.distributions import entrywise
+from pyrovae.networks import as_mask
 
 
-class Masked(nn.Module):
-    r"""Scores the observed entries only, :math:`p(x_\mathrm{obs} \mid z) = \prod_{d: m_d = 1} p(x_d \mid z)`.
+class Masked(Described):
+    r"""Likelihood of the observed entries, :math:`p(x_\mathrm{obs} \mid z) = \prod_{d: m_d = 1} p(x_d \mid z)`.
 
-    For data that are missing completely at random, or at random: data are then ``(x, mask)``, the likelihood is called
-    as ``likelihood(z, mask)`` and the posterior as ``posterior(x, mask)`` (see :class:`pyrovae.networks.ZeroFilled`).
-    The missing entries of x must hold some value in the support, zero for most; it has no influence.
-    :func:`pyrovae.evaluation.impute` fills them in.
+    It is meant for entries that are missing at random. Data are then ``(x, mask)``, the likelihood is called as
+    ``likelihood(z, mask)`` and the posterior as ``posterior(x, mask)`` (see :class:`pyrovae.networks.ZeroFilled`). The
+    missing entries of x must hold some value in the support, such as 0; the value has no influence.
+    :func:`pyrovae.evaluation.impute` fills the missing entries in.
 
     Args:
         likelihood: Any likelihood whose entries are independent given z.
 
     Raises:
         TypeError: When called, if the entries are not independent given z.
+        ValueError: When called, if the mask holds values other than 0 and 1. A mask selects entries; it does not weigh
+            them.
 
     Source:
         *MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets* (Mattei and Frellsen, 2019).
@@ -38,12 +43,8 @@ class Masked(nn.Module):
         self.likelihood = likelihood
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Returns p(x_obs | z) for ``z``, shape ``(*batch, latent)``, and a mask, shape ``(*batch, *event)``."""
+        """Return p(x_obs | z) for ``z``, shape ``(*batch, latent)``, and a mask, shape ``(*batch, *event)``."""
         *others, mask = context
         p = self.likelihood(*others)
-        if not isinstance(p, torch.distributions.Independent) or len(p.event_shape) != p.reinterpreted_batch_ndims:
-            raise TypeError(
-                f"likelihoods.Masked scores entries apart, but those of a {type(p).__name__} are not independent given "
-                f"z; give it a distribution made by .to_event(n)"
-            )
-        return p.base_dist.mask(mask.bool()).to_event(p.reinterpreted_batch_ndims)
+        entries = entrywise(p, "likelihoods.Masked")
+        return entries.mask(as_mask(mask, "likelihoods.Masked")).to_event(p.reinterpreted_batch_ndims)

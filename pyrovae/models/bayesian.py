@@ -1,8 +1,8 @@
-r"""A VAE whose likelihood's network has random weights, with a posterior of their own.
+r"""A VAE with a posterior over the weights of the likelihood's network.
 
 .. math:: p(W)\, \prod_n p(z_n)\, p(x_n \mid z_n, W), \qquad q(W)\, \prod_n q(z_n \mid x_n).
 
-In a minibatch the data plate has the size of the whole data set, so that the weights' KL term counts once.
+For a mini-batch, the data plate has the size of the whole data set, so that the KL term of the weights counts once.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,12 +26,12 @@ __all__ = ["BayesianVAE", "random_weights"]
 
 
 def random_weights(network: nn.Module, prior: Callable[[Tensor], dist.TorchDistribution] | None = None) -> nn.Module:
-    """Turns all parameters of a network into random variables, ``pyro.nn.PyroSample``, in place.
+    """Turn all parameters of a network into random variables, ``pyro.nn.PyroSample``, in place.
 
     Args:
-        network: Any network; its parameters are lost.
-        prior: Gives the prior of a weight from the parameter in whose place it stands, with its shape as event shape;
-            by default independent standard normals.
+        network: Any network. Its parameters are replaced.
+        prior: Returns the prior of a weight, given the parameter that it replaces. The event shape is that of the
+            parameter. By default, independent standard normal priors.
 
     Returns:
         The network.
@@ -55,20 +55,20 @@ def random_weights(network: nn.Module, prior: Callable[[Tensor], dist.TorchDistr
 
 
 class BayesianVAE(VAE):
-    """A VAE whose likelihood's network has random weights, under a mean-field normal posterior.
+    """VAE with random weights in the network of its likelihood, under a mean-field normal posterior.
 
-    The weights are global latent sites, outside the data plate. So train it with ``Trace_ELBO``; evaluate it with
+    The weights are global latent sites, outside the data plate. Train the VAE with ``Trace_ELBO``, and evaluate it with
     :func:`pyrovae.evaluation.evaluate_globals`, which averages over draws of the weights.
 
     Args:
         prior: ``prior()`` returns p(z).
-        likelihood: ``likelihood(z)`` returns p(x | z), through a network with ``PyroSample`` weights, such as
-            :func:`random_weights` makes; all of its weights must be random.
+        likelihood: ``likelihood(z)`` returns p(x | z), through a network with ``PyroSample`` weights, such as one from
+            :func:`random_weights`. All of its weights must be random.
         posterior: ``posterior(x)`` returns q(z | x).
-        data_size: Number of training data, by which a minibatch is scaled up.
+        data_size: Number of training data, to which the loss of a mini-batch is scaled.
 
     Raises:
-        ValueError: If ``data_size`` is not positive, or there are no random weights.
+        ValueError: If ``data_size`` is not positive, or the likelihood has no random weights.
 
     Source:
         *Weight Uncertainty in Neural Networks* (Blundell et al., 2015); *Auto-Encoding Variational Bayes* (Kingma and
@@ -88,19 +88,24 @@ class BayesianVAE(VAE):
     def __init__(self, prior: Component, likelihood: Component, posterior: Component, *, data_size: int) -> None:
         super().__init__(prior, likelihood, posterior)
         if data_size < 1:
-            raise ValueError(f"a BayesianVAE needs the number of training data, got data_size={data_size}")
+            raise ValueError(f"BayesianVAE: data_size={data_size}, the number of training data, must be at least 1")
         self.model = BayesianModel(prior, likelihood)
         self.guide = BayesianGuide(posterior, self.model)
         self.model.peers, self.guide.peers = (self.guide,), (self.model,)
         self.model.data_size = self.guide.data_size = data_size
 
+    @property
+    def data_size(self) -> int | None:
+        """The number of training data."""
+        return self.model.data_size
+
     def generate(self, n: int, *given: Tensor, mean: bool = False) -> Tensor:
-        """As :meth:`VAE.generate`, with one draw of the weights from their posterior for all data of a call."""
+        """Draw data like :meth:`VAE.generate`, with one draw of the weights from their posterior for all data."""
         with self._posterior_weights():
             return super().generate(n, *given, mean=mean)
 
     def reconstruct(self, x: Tensor, *given: Tensor, mean: bool = False) -> Tensor:
-        """As :meth:`VAE.reconstruct`, with one draw of the weights from their posterior for all data of a call."""
+        """Draw data like :meth:`VAE.reconstruct`, with one draw of the weights for all data."""
         with self._posterior_weights():
             return super().reconstruct(x, *given, mean=mean)
 
@@ -113,24 +118,24 @@ class BayesianVAE(VAE):
 
 
 class BayesianModel(Model):
-    """The Pyro model: the weights, then a VAE's model given them."""
+    """The Pyro model: the weights, then the model of a VAE."""
 
     def forward(self, x: Tensor, *given: Tensor) -> None:
-        """Runs the model on data ``x``, shape ``(N, *event)``."""
+        """Run the model on data ``x``, shape ``(N, *event)``."""
         with _drawn_weights(self):
             super().forward(x, *given)
 
 
 class BayesianGuide(Guide):
-    """The Pyro guide: a mean-field normal posterior of the weights, then a VAE's guide."""
+    """The Pyro guide: a mean-field normal posterior of the weights, then the guide of a VAE."""
 
     def __init__(self, posterior: Component, model: BayesianModel) -> None:
         super().__init__(posterior)
         for name, module in model.named_modules():
             if isinstance(module, PyroModule) and any(True for _ in module.parameters(recurse=False)):
                 raise ValueError(
-                    f"{name} has random weights and others that are not, which Pyro would keep in its global store; "
-                    f"make all of the network's weights random, pyrovae.bayesian.random_weights(network)"
+                    f"{name} has both random and fixed weights, and Pyro would keep the fixed ones in its store. "
+                    f"Make all weights of the network random: pyrovae.bayesian.random_weights(network)"
                 )
         with poutine.block(), poutine.trace() as tape, _drawn_weights(model):
             pass
@@ -138,33 +143,34 @@ class BayesianGuide(Guide):
         weights: dict[str, Any] = {name: site["value"] for name, site in nodes if site["type"] == "sample"}
         if not weights:
             raise ValueError(
-                "the likelihood of a BayesianVAE has no random weights; make its network with "
+                "the likelihood of a BayesianVAE has no random weights. Make its network with "
                 "pyrovae.bayesian.random_weights(network), or use pyrovae.VAE"
             )
         self.sites = tuple(weights)
-        # Near zero but not at it, where hidden units would all be alike; nearly certain, so that training gets started.
+        # Means start near zero, but not at zero, where all hidden units would be equal. Small scales make the first
+        # gradients informative.
         self.loc = nn.ParameterList([nn.Parameter(0.1 * weight) for weight in weights.values()])
         self.log_scale = nn.ParameterList([nn.Parameter(torch.full_like(weight, -4.0)) for weight in weights.values()])
 
     def forward(self, x: Tensor, *given: Tensor) -> None:
-        """Runs the guide on data ``x``, shape ``(N, *event)``."""
+        """Run the guide on data ``x``, shape ``(N, *event)``."""
         emit_parameters(self)
         self.draw_weights()
         super().forward(x, *given)
 
     def draw_weights(self) -> None:
-        """Draws the weights."""
+        """Draw the weights."""
         for site, loc, log_scale in zip(self.sites, self.loc, self.log_scale, strict=True):
             pyro.sample(site, dist.Normal(loc, log_scale.exp()).to_event(loc.ndim))
 
 
 @contextmanager
 def _drawn_weights(program: nn.Module) -> Iterator[None]:
-    """Draws all random weights, here and not where they are used, which is inside the data plate."""
+    """Draw all random weights here, because they are used inside the data plate, where Pyro would draw them."""
     networks: list[Any] = [module for module in program.modules() if isinstance(module, PyroModule)]
     with ExitStack() as stack:
         for network in networks:
-            stack.enter_context(network._pyro_context)  # keeps what was drawn until it is left
+            stack.enter_context(network._pyro_context)  # keeps the draws until the context is left
         for network in networks:
             for name in network._pyro_samples:
                 getattr(network, name)

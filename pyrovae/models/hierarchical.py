@@ -12,19 +12,20 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrovae.arguments import as_tensors, check_whole
+from pyrovae.components import DescribedModel
 from pyrovae.models.programs import Component, Program, draw, draw_latent, emit_parameters, run_component
 
 Inference = Literal["bottom-up", "top-down"]
 
 
-class HierarchicalVAE(nn.Module):
-    """A variational autoencoder with latent sites ``"z1"``, ``"z2"``, ..., of which ``"z1"`` is next to the data.
+class HierarchicalVAE(DescribedModel):
+    """Variational autoencoder with latent sites ``"z1"``, ``"z2"``, ..., of which ``"z1"`` is next to the data.
 
-    Like :class:`pyrovae.VAE` it has a ``model(x)`` and a ``guide(x)``, which every objective, ``fit`` and every
-    evaluation take, and components that can be exchanged: ``vae.likelihood = ...``, ``vae.priors = (..., ...)``.
+    Like :class:`pyrovae.VAE`, it has a ``model(x)`` and a ``guide(x)`` for every objective, ``fit`` and every
+    evaluation. Its components can be exchanged: ``vae.likelihood = ...``, ``vae.priors = (..., ...)``.
 
     * The two-layer network of the IWAE paper: ``inference="bottom-up"``.
     * Top-down (ladder) inference: ``inference="top-down"``.
@@ -34,7 +35,7 @@ class HierarchicalVAE(nn.Module):
     of several contexts takes a :class:`pyrovae.networks.Joint` network.
 
     Args:
-        priors: ``(p(z1 | z2), ..., p(zL))``: each is called with the latent above, the last one without anything.
+        priors: ``(p(z1 | z2), ..., p(zL))``: each is called with the latent above, the last without arguments.
         likelihood: ``p(x | z1)``, called as ``likelihood(z1)``; with ``skip`` as ``likelihood(z1, ..., zL)``.
         posteriors: ``(q(z1 | ...), ..., q(zL | ...))``. Bottom-up, they are called as ``q(x)`` and then with the latent
             below; top-down, the last as ``q(x)`` and the others as ``q(x, z_above)``.
@@ -43,7 +44,7 @@ class HierarchicalVAE(nn.Module):
 
     Raises:
         TypeError: If a component is not callable or, when run, does not return a distribution.
-        ValueError: If there are not as many posteriors as priors, or none; when run, if shapes do not fit.
+        ValueError: If the numbers of priors and posteriors differ or are zero. When run, if shapes do not fit.
 
     Source:
         *Importance Weighted Autoencoders* (Burda, Grosse and Salakhutdinov, 2016); *Ladder Variational Autoencoders*
@@ -73,18 +74,18 @@ class HierarchicalVAE(nn.Module):
         super().__init__()
         if not priors or len(priors) != len(posteriors):
             raise ValueError(
-                f"a HierarchicalVAE needs a prior and a posterior for every latent layer, got {len(priors)} priors and "
-                f"{len(posteriors)} posteriors"
+                f"HierarchicalVAE: got {len(priors)} priors and {len(posteriors)} posteriors. Give one of each for "
+                f"every latent layer"
             )
         if inference not in ("bottom-up", "top-down"):
-            raise ValueError(f"inference must be 'bottom-up' or 'top-down', got {inference!r}")
+            raise ValueError(f"HierarchicalVAE: inference={inference!r} must be 'bottom-up' or 'top-down'")
         self.model = HierarchicalModel(priors, likelihood, skip=skip)
         self.guide = HierarchicalGuide(posteriors, inference)
         self.model.peers, self.guide.peers = (self.guide,), (self.model,)
 
     @property
     def priors(self) -> tuple[Component, ...]:
-        """The priors, that of z1 first."""
+        """The priors, starting with that of z1."""
         return tuple(self.model.get(f"prior{layer}") for layer in self.model.layers)
 
     @property
@@ -94,8 +95,18 @@ class HierarchicalVAE(nn.Module):
 
     @property
     def posteriors(self) -> tuple[Component, ...]:
-        """The posteriors, that of z1 first."""
+        """The posteriors, starting with that of z1."""
         return tuple(self.guide.get(f"posterior{layer}") for layer in self.guide.layers)
+
+    @property
+    def inference(self) -> Inference:
+        """The direction of inference, ``"bottom-up"`` or ``"top-down"``."""
+        return self.guide.inference
+
+    @property
+    def skip(self) -> bool:
+        """Whether the likelihood depends on all latents."""
+        return self.model.skip
 
     def __setattr__(self, name: str, value: Any) -> None:
         # As in VAE: an exchanged component belongs to its program.
@@ -104,9 +115,7 @@ class HierarchicalVAE(nn.Module):
         elif name in ("priors", "posteriors"):
             program = self.model if name == "priors" else self.guide
             if len(value) != len(program.layers):
-                raise ValueError(
-                    f"this HierarchicalVAE has {len(program.layers)} latent layers, got {len(value)} {name}"
-                )
+                raise ValueError(f"HierarchicalVAE: got {len(value)} {name} for {len(program.layers)} latent layers")
             for layer, component in zip(program.layers, value, strict=True):
                 program.put(f"{name[:-1]}{layer}", component)
         else:
@@ -114,7 +123,7 @@ class HierarchicalVAE(nn.Module):
 
     @torch.no_grad()
     def generate(self, n: int, *, mean: bool = False) -> Tensor:
-        """Draws data by ancestral sampling, from the top layer down.
+        """Draw data by ancestral sampling, from the top layer down.
 
         Args:
             n: Number of draws.
@@ -124,12 +133,12 @@ class HierarchicalVAE(nn.Module):
             Tensor, shape ``(n, *event)``.
 
         Raises:
-            TypeError: If ``n`` is no integer.
+            TypeError: If ``n`` is not an integer.
             ValueError: If ``n`` is negative.
         """
         check_whole(n=n)
         if n < 0:
-            raise ValueError(f"generate draws n >= 0 data, got n={n}")
+            raise ValueError(f"generate: n={n} data must be at least 0")
         *conditionals, top = self.priors
         latents = [top().sample((n,))]
         for conditional in reversed(conditionals):
@@ -138,7 +147,7 @@ class HierarchicalVAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, mean: bool = False) -> Tensor:
-        """Draws data like ``x`` from the posterior predictive.
+        """Draw data like ``x`` from the posterior predictive distribution.
 
         Args:
             x: Data, shape ``(N, *event)``.
@@ -154,12 +163,12 @@ class HierarchicalVAE(nn.Module):
 
 
 class _Layered(Program):
-    """A program of several latent layers, numbered from the data up."""
+    """Program of several latent layers, numbered from the data up."""
 
     layers: range
 
     def components(self) -> dict[str, Component]:
-        """All components; what a VampPrior takes for the posterior is that of the top layer."""
+        """Return all components. The one called ``posterior``, for a VampPrior, is that of the top layer."""
         components = super().components()
         return components | {"posterior": components[f"posterior{len(self.layers)}"]}
 
@@ -175,7 +184,7 @@ class HierarchicalModel(_Layered):
         self.put("likelihood", likelihood)
 
     def forward(self, x: Tensor) -> None:
-        """Runs the model on data ``x``, shape ``(N, *event)``."""
+        """Run the model on data ``x``, shape ``(N, *event)``."""
         emit_parameters(self)
         with self.data_plate(x):
             latents: list[Tensor] = []
@@ -202,7 +211,7 @@ class HierarchicalGuide(_Layered):
             self.put(f"posterior{layer}", posterior)
 
     def forward(self, x: Tensor) -> None:
-        """Runs the guide on data ``x``, shape ``(N, *event)``."""
+        """Run the guide on data ``x``, shape ``(N, *event)``."""
         emit_parameters(self)
         with self.data_plate(x):
             batch_shape = x.shape[:1]

@@ -1,10 +1,11 @@
-"""Pyro programs made of components: how a component is run and checked, and how its parameters are announced.
+"""Pyro programs made of components: running and checking a component, and announcing its parameters to Pyro.
 
 The parameters belong to the module, not to Pyro's global store. Pyro's ELBOs and SVI look for ``param`` messages, so
-each program emits one for every parameter that it owns, under a name that no other living program has. Nothing is kept
-between calls: copies, unpickled modules and exchanged components train their own parameters.
+each program emits one for every parameter that it owns, under a name that is unique among living programs. Programs
+keep no state between calls, so that copies, unpickled modules and exchanged components train their own parameters.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,13 +24,13 @@ Component = Callable[..., dist.TorchDistribution]
 
 
 class Program(nn.Module):
-    """A Pyro program that owns its components, and their parameters with them.
+    """Pyro program that owns its components and their parameters.
 
     Attributes:
-        names: Names of its components.
-        peers: The programs whose components its own may ask for; in a tuple, which hides modules, since they are not
-            its own.
-        data_size: Number of data that the loss is scaled to; by default that of the data given.
+        names: Names of the components.
+        peers: Programs whose components are passed to those of this program. They stand in a tuple, because a module
+            would register them as its own.
+        data_size: Number of data that the loss is scaled to; by default the size of the batch.
     """
 
     names: tuple[str, ...] = ()
@@ -37,7 +38,7 @@ class Program(nn.Module):
     peers: tuple["Program", ...] = ()
 
     def put(self, name: str, component: Any) -> None:
-        """Sets or exchanges a component, be it a module or any other callable."""
+        """Set or exchange a component, a module or any other callable."""
         if "prior" in name and isinstance(component, torch.distributions.Distribution):
             made: Any = component
             component = Fixed(made)
@@ -57,7 +58,7 @@ class Program(nn.Module):
         self.names = tuple(dict.fromkeys((*self.names, name)))
 
     def get(self, name: str) -> Component:
-        """Returns a component, having told all that ask for them (a VampPrior) the others, which may ask in turn."""
+        """Return a component, after passing all components to those that ask for them, such as a VampPrior."""
         components: dict[str, Any] = self.components()
         for component in components.values():
             parts: Any = component.modules() if isinstance(component, nn.Module) else ()
@@ -67,17 +68,17 @@ class Program(nn.Module):
         return components[name]
 
     def data_plate(self, x: Tensor) -> Any:
-        """The plate over the first dimension of the data."""
+        """Return the plate over the first dimension of the data."""
         if self.data_size is not None and len(x) > self.data_size:
             raise ValueError(
-                f"a batch of {len(x)} data cannot be part of data_size={self.data_size} data; correct that"
+                f"data_size={self.data_size}, but a batch has {len(x)} data. Set data_size to the size of the data set"
             )
         if self.data_size is None:
             return pyro.plate("data", len(x), dim=-1)
         return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device), dim=-1)
 
     def components(self) -> dict[str, Component]:
-        """The components of this program and of its peers, by name."""
+        """Return the components of this program and of its peers, by name."""
         return {name: getattr(program, name) for program in (self, *self.peers) for name in program.names}
 
 
@@ -88,12 +89,13 @@ def run_component(
     batch_shape: torch.Size,
     event_shape: torch.Size | None = None,
 ) -> Any:
-    """Returns a component's distribution, or says how it breaks the contract.
+    """Return the distribution of a component, after checking the contract of components.
 
     Raises:
-        TypeError: If it does not return a distribution, or takes another number of contexts.
-        ValueError: If it cannot take its contexts, or gives parameters that no distribution has, or the batch or event
-            shape is not the expected one.
+        FloatingPointError: If a parameter of the component is NaN or infinite.
+        TypeError: If the component does not return a distribution, or takes another number of contexts.
+        ValueError: If the component fails with its contexts, returns a distribution with invalid parameters, or returns
+            another batch or event shape than expected.
     """
     try:
         with explained(role, *context):
@@ -103,67 +105,93 @@ def run_component(
             raise
         if isinstance(component, type):
             name = component.__name__
-            raise TypeError(f"the {role} is the class {name} itself; make one of it, {name}(...) ({error})") from error
+            raise TypeError(
+                f"the {role} is the class {name} itself ({error}). Pass an instance, {name}(...)"
+            ) from error
         shapes = [tuple(tensor.shape) for tensor in context]
         raise TypeError(
-            f"the {role} is called with {len(shapes)} inputs, of shapes {shapes}, and does not take them ({error}); "
-            f"give as many data as it takes, and a network of several inputs as pyrovae.networks.Joint"
+            f"the {role} does not take the {len(shapes)} inputs that it is called with, of shapes {shapes} ({error}). "
+            f"Pass as many data as it takes, and make a network of several inputs with pyrovae.networks.Joint"
         ) from error
     except ValueError as error:
-        if not str(error).startswith("Expected parameter"):  # torch's word for parameters that no distribution has
+        refused = re.match(r"Expected parameter (\w+) \(.*? of shape (\(.*?\))\) of distribution (\w+)", str(error))
+        if refused is None:
             raise
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"the {role} gives a distribution that there is not ({reason}); the model has diverged or its data are too "
-            f"large: look at its parameters, rescale the data, or bound the scales that the networks give"
-        ) from error
+        raise _explain_invalid(role, component, context, *refused.groups()) from error
     if not isinstance(p, torch.distributions.Distribution):
         raise TypeError(
-            f"the {role} returned a {type(p).__name__}, not a distribution; "
-            f"a component is a callable that returns one (for a fixed distribution d: lambda *context: d)"
+            f"the {role} returned a {type(p).__name__}, not a distribution. "
+            f"Pass a callable that returns a distribution; for a fixed distribution d: lambda *context: d"
         )
     if p.batch_shape != batch_shape:
         raise ValueError(
             f"the {role} returned a distribution of batch shape {tuple(p.batch_shape)} and event shape "
-            f"{tuple(p.event_shape)}, expected batch shape {tuple(batch_shape)}, that of its context; "
-            f"declare event dimensions with .to_event(n), and keep every leading dimension of the input"
+            f"{tuple(p.event_shape)}, expected batch shape {tuple(batch_shape)}, that of its context. "
+            f"Declare event dimensions with .to_event(n), and keep every leading dimension of the input"
         )
     if event_shape is not None and p.event_shape != event_shape:
         raise ValueError(
             f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but its data have event shape "
-            f"{tuple(event_shape)}; reshape the data or the network's output"
+            f"{tuple(event_shape)}. Reshape the data or the network's output"
         )
     return p
 
 
+def _explain_invalid(
+    role: str, component: Component, context: tuple[Tensor, ...], parameter: str, shape: str, family: str
+) -> Exception:
+    """Return the error for a distribution with invalid parameters, with the remedy for its cause."""
+    weights = component.parameters() if isinstance(component, nn.Module) else ()
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        return FloatingPointError(
+            f"the model has diverged: {parameter} of a {family} is NaN or infinite; look at the parameters of the "
+            f"module and at its history, and go back to weights from before that, such as a checkpoint's"
+        )
+    seen = context[0] if context else torch.zeros(1)
+    largest = float(seen.abs().max())
+    if largest < 100:
+        remedy = (
+            "Lower the learning rate, clip gradients (clip_norm=), or bound the scales, such as by min_scale= of a "
+            "likelihood"
+        )
+    elif bool(((seen >= 0) & (seen == seen.round())).all()):
+        remedy = "For counts, wrap the network: pyrovae.networks.log1p(network). Otherwise rescale the data to about 1"
+    else:
+        remedy = "Rescale the data: subtract their mean and divide by their standard deviation"
+    return ValueError(
+        f"the {role} returned a {family} with invalid {parameter} (zero, NaN or infinite), shape {shape}, for inputs "
+        f"of up to {largest:.4g}. {remedy}"
+    )
+
+
 def draw_latent(role: str, site: str, p: Any) -> Tensor:
-    """Draws a latent site of a model, or takes the guide's value for it, from the distribution that a prior returned.
+    """Draw a latent site of a model from its prior, or take the value of the guide.
 
     Raises:
-        ValueError: If the value has another event shape, which Pyro, where it can, would broadcast.
+        ValueError: If the value has another event shape than the prior. Pyro would broadcast some of them.
     """
     value: Tensor = pyro.sample(site, p)
     event_shape = value.shape[value.ndim - len(p.event_shape) :]
     if event_shape != p.event_shape:
         raise ValueError(
             f"site {site!r} comes from the posterior with event shape {tuple(event_shape)}, but the {role} has "
-            f"{tuple(p.event_shape)}; give both as many latent dimensions (the network of a DiagonalNormal has two "
-            f"outputs for each of them)"
+            f"{tuple(p.event_shape)}. Give both the same number of latent dimensions; a DiagonalNormal has two outputs "
+            f"of its network for each"
         )
     return value
 
 
 def draw(p: dist.TorchDistribution, mean: bool) -> Tensor:
-    """A draw from a distribution, or its mean."""
+    """Return a draw from a distribution, or its mean."""
     value: Tensor = p.mean if mean else p.sample()
     return value
 
 
 def emit_parameters(program: nn.Module) -> None:
-    """Sends Pyro's handlers a ``param`` message for each trainable parameter, leaving the parameter store alone.
+    """Send a ``param`` message to Pyro's handlers for each trainable parameter, without touching the parameter store.
 
-    SVI asks the value of such a message for its ``unconstrained()`` tensor, and that must be the parameter itself. The
-    value is an alias made for this call, so that no attribute is left on the parameter to break pickling.
+    SVI calls ``unconstrained()`` on the value of such a message and must get the parameter itself. The value is an
+    alias that is made for this call, because an attribute left on the parameter would break pickling.
     """
     if not am_i_wrapped():
         return
@@ -190,8 +218,8 @@ def emit_parameters(program: nn.Module) -> None:
             apply_stack(message)
             if message["type"] != "param" or message["value"] is not alias:
                 raise ValueError(
-                    f"a handler (lift, substitute) takes over the parameter {name!r}, but the module would go on using "
-                    f"its own; make a component whose weights are pyro.nn.PyroSample instead"
+                    f"a handler (lift, substitute) replaces the parameter {name!r}, but the module would still use its "
+                    f"own. Make a component whose weights are pyro.nn.PyroSample instead"
                 )
 
 

@@ -1,4 +1,4 @@
-r"""A semi-supervised variational autoencoder (M2): a label is data where it is known and summed out where it is not.
+r"""A semi-supervised variational autoencoder (M2): known labels are data, and unknown labels are summed out.
 
 .. math:: p(x, y, z) = p(y)\, p(z)\, p(x \mid z, y), \qquad q(y, z \mid x) = q(y \mid x)\, q(z \mid x, y).
 """
@@ -10,33 +10,34 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyrovae.components import DescribedModel
 from pyrovae.models.programs import Component, Program, draw, draw_latent, emit_parameters, run_component
 
 
-class SemiSupervisedVAE(nn.Module):
-    """The M2 model, whose data are ``(x, y)`` with ``y`` one-hot, and all zeros where the label is not known.
+class SemiSupervisedVAE(DescribedModel):
+    """M2 model of data ``(x, y)``, where a row of ``y`` is one-hot, or zeros if the label is unknown.
 
-    Train it with ``objective=TraceEnum_ELBO(max_plate_nesting=1)``, which sums an unknown label out under q(y | x).
-    Evaluations sum it out exactly: they estimate log p(x) for a datum without label, log p(x, y) for one with.
+    Train it with ``objective=TraceEnum_ELBO(max_plate_nesting=1)``, which averages over an unknown label under
+    q(y | x). Evaluations sum the label out exactly: they estimate log p(x) of a datum without a label, and log p(x, y)
+    of a datum with one. The ``elbo`` of an evaluation is therefore at least the bound that TraceEnum_ELBO trains.
 
-    Sites: ``"y"``, the unknown label, which guide and model enumerate for every datum; ``"label"``, the known one;
-    ``"z"``; ``"x"``. Where the label is known, ``"y"`` is the first class for certain, and has no influence. The
-    ``elbo`` of an evaluation has an unknown label summed out, so it is at least the bound that TraceEnum_ELBO trains.
+    The sites are ``"y"``, the unknown label, which guide and model enumerate for every datum; ``"label"``, the known
+    label; ``"z"``; and ``"x"``. For a known label, ``"y"`` is the first class with probability 1 and has no influence.
 
     Args:
         prior: ``prior()`` returns p(z).
-        label_prior: ``label_prior()`` returns p(y), a ``OneHotCategorical``; a distribution will do.
+        label_prior: ``label_prior()`` returns p(y), a ``OneHotCategorical``. A distribution works too.
         likelihood: ``likelihood(z, y)`` returns p(x | z, y).
         posterior: ``posterior(x, y)`` returns q(z | x, y).
         classifier: ``classifier(x)`` returns q(y | x), a ``OneHotCategorical``.
-        classification_weight: Weight of log q(y | x) of the known labels, which in training mode (``train()``) is added
-            to the bound, so that the classifier learns from them; the paper takes a tenth of the number of data over
-            that of labelled ones.
+        classification_weight: Weight of log q(y | x) of the known labels. It is added to the bound in training mode
+            (``train()``), so that the classifier learns from them. The paper takes 0.1 times the number of data over
+            the number of labelled data.
 
     Raises:
-        ValueError: If ``classification_weight`` is negative; when run, if a component's shapes do not fit.
+        ValueError: If ``classification_weight`` is negative. When run, if a component returns shapes that do not fit.
 
     Source:
         *Semi-Supervised Learning with Deep Generative Models* (Kingma et al., 2014).
@@ -72,10 +73,15 @@ class SemiSupervisedVAE(nn.Module):
     ) -> None:
         super().__init__()
         if classification_weight < 0:
-            raise ValueError(f"the classification_weight must be at least 0, got {classification_weight}")
+            raise ValueError(f"SemiSupervisedVAE: classification_weight={classification_weight} must be at least 0")
         self.model = SemiSupervisedModel(prior, label_prior, likelihood, classification_weight)
         self.guide = SemiSupervisedGuide(posterior, classifier)
         self.model.peers, self.guide.peers = (self.guide,), (self.model,)
+
+    @property
+    def classification_weight(self) -> float:
+        """The weight of log q(y | x) of the known labels in training mode."""
+        return self.model.classification_weight
 
     def __getattr__(self, name: str) -> Any:
         for program in (self.__dict__["_modules"].get(role) for role in ("model", "guide")):
@@ -93,7 +99,7 @@ class SemiSupervisedVAE(nn.Module):
 
     @torch.no_grad()
     def generate(self, y: Tensor, *, mean: bool = False) -> Tensor:
-        """Draws data with given labels.
+        """Draw data with given labels.
 
         Args:
             y: One-hot labels, shape ``(n, classes)``.
@@ -106,12 +112,12 @@ class SemiSupervisedVAE(nn.Module):
             ValueError: If ``y`` does not hold one-hot rows.
         """
         if y.ndim != 2 or not _is_known(y).all():
-            raise ValueError(f"generate takes one-hot labels, shape (n, classes), got shape {tuple(y.shape)}")
+            raise ValueError(f"generate: y has shape {tuple(y.shape)}, and must hold one-hot labels, (n, classes)")
         return draw(self.likelihood(self.prior().sample((len(y),)), y), mean)
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
-        """Returns the probabilities q(y | x) for ``x``, shape ``(N, *event)``, as a tensor ``(N, classes)``."""
+        """Return the probabilities q(y | x) for ``x``, shape ``(N, *event)``, as a tensor ``(N, classes)``."""
         probabilities: Tensor = self.classifier(x).probs
         return probabilities
 
@@ -127,20 +133,20 @@ class SemiSupervisedModel(Program):
         self.classification_weight = weight
 
     def labels(self, y: Tensor) -> Any:
-        """The label prior, checked against the labels."""
+        """Return the label prior, after checking it against the labels."""
         labels = run_component(
             "label prior", self.get("label_prior"), batch_shape=torch.Size(), event_shape=y.shape[1:]
         )
         return _one_hot("label prior", labels)
 
     def forward(self, x: Tensor, y: Tensor) -> None:
-        """Runs the model on data ``x``, shape ``(N, *event)``, and labels ``y``, shape ``(N, classes)``."""
+        """Run the model on data ``x``, shape ``(N, *event)``, and labels ``y``, shape ``(N, classes)``."""
         emit_parameters(self)
         known = _is_known(y)
         with self.data_plate(x):
             labels = self.labels(y)
             unknown = pyro.sample("y", _certain_where(known, labels))
-            observed = torch.where(known, y, torch.eye(y.shape[-1]).to(y)[0])  # any label, where there is none
+            observed = torch.where(known, y, torch.eye(y.shape[-1]).to(y)[0])  # an arbitrary label if it is unknown
             mask: Any = known[..., 0]
             with poutine.mask(mask=mask):
                 pyro.sample("label", labels, obs=observed)
@@ -166,7 +172,7 @@ class SemiSupervisedGuide(Program):
         self.put("classifier", classifier)
 
     def forward(self, x: Tensor, y: Tensor) -> None:
-        """Runs the guide on data ``x``, shape ``(N, *event)``, and labels ``y``, shape ``(N, classes)``."""
+        """Run the guide on data ``x``, shape ``(N, *event)``, and labels ``y``, shape ``(N, classes)``."""
         emit_parameters(self)
         known = _is_known(y)
         with self.data_plate(x):
@@ -185,18 +191,18 @@ def _one_hot(role: str, p: Any) -> Any:
 
 
 def _certain_where(known: Tensor, p: Any) -> Any:
-    """A distribution of labels that, where the label is known, is the first class for certain, in model and guide."""
-    first = torch.full_like(p.logits, -1e4)  # exp(-1e4) is zero, and unlike minus infinity it can be multiplied by it
+    """Return a distribution of labels that gives the first class probability 1 where the label is known."""
+    first = torch.full_like(p.logits, -1e4)  # exp(-1e4) is 0, and unlike minus infinity it has a product with 0
     first[..., 0] = 0
     return dist.OneHotCategorical(logits=torch.where(known, first, p.logits))
 
 
 def _is_known(y: Tensor) -> Tensor:
-    """Which rows of one-hot labels hold one, shape ``(N, 1)``."""
+    """Return which rows of one-hot labels hold a label, shape ``(N, 1)``."""
     total = y.sum(-1, keepdim=True)
     if is_validation_enabled() and not (((y == 0) | (y == 1)).all() and (total <= 1).all()):
         raise ValueError(
-            f"labels must be one-hot rows, or rows of zeros where they are not known, got a tensor of shape "
-            f"{tuple(y.shape)} with values from {y.min():.4g} to {y.max():.4g}; use torch.nn.functional.one_hot"
+            f"labels must be one-hot rows, or rows of zeros if they are not known, got a tensor of shape "
+            f"{tuple(y.shape)} with values from {y.min():.4g} to {y.max():.4g}. Use torch.nn.functional.one_hot"
         )
     return total > 0

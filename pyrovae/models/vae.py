@@ -6,36 +6,38 @@ r"""A variational autoencoder: three conditional distributions as a Pyro ``model
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrovae.arguments import as_tensors, check_whole
+from pyrovae.components import DescribedModel
 from pyrovae.models.programs import Component, Program, draw, draw_latent, emit_parameters, run_component
 
 
-class VAE(nn.Module):
-    """A variational autoencoder, made of any three callables that return distributions.
+class VAE(DescribedModel):
+    """Variational autoencoder made of three callables that return distributions.
 
-    ``model(x)`` and ``guide(x)`` are ordinary Pyro programs for ``x``, shape ``(N, *event)``: one plate ``"data"`` over
-    its first dimension, the latent site ``"z"``, the observed site ``"x"``. They are modules too, so that all of these
-    train every parameter: :class:`pyro.infer.SVI`, ``Trace_ELBO()(vae.model, vae.guide)`` under a torch optimizer, and
-    :func:`pyrovae.fit`. A component can be exchanged at any time: ``vae.prior = my_prior``.
+    ``model(x)`` and ``guide(x)`` are ordinary Pyro programs for ``x``, shape ``(N, *event)``, with one plate ``"data"``
+    over the first dimension, the latent site ``"z"`` and the observed site ``"x"``. They are modules as well, so that
+    :class:`pyro.infer.SVI`, ``Trace_ELBO()(vae.model, vae.guide)`` with a torch optimizer, and :func:`pyrovae.fit`
+    train every parameter. A component can be exchanged at any time: ``vae.prior = my_prior``.
 
-    Data may be several tensors, ``model(x, *given)``: labels, or which entries were observed. These are then given: the
-    likelihood is called as ``likelihood(z, *given)`` and the posterior as ``posterior(x, *given)``.
+    Data may be several tensors, ``model(x, *given)``, such as labels or a mask of observed entries. The likelihood is
+    then called as ``likelihood(z, *given)`` and the posterior as ``posterior(x, *given)``.
 
-    The parameters belong to this module and have no names in Pyro's parameter store. So of Pyro's tools those that look
-    parameters up there by name do not apply: ``JitTrace_ELBO``, per-parameter options and saved states of
-    :mod:`pyro.optim` (torch's optimizers and ``state_dict`` do both), ``poutine.lift``.
+    The parameters belong to this module and have no names in Pyro's parameter store. Tools of Pyro that look parameters
+    up by name do not apply: ``JitTrace_ELBO``, per-parameter options and saved states of :mod:`pyro.optim`, and
+    ``poutine.lift``. Torch's optimizers and ``state_dict`` offer the same.
 
     Args:
-        prior: ``prior()`` returns p(z), event shape ``(latent,)``; a distribution will do.
+        prior: ``prior()`` returns p(z), event shape ``(latent,)``. A distribution works too.
         likelihood: ``likelihood(z)`` returns p(x | z) with batch shape ``z.shape[:-1]`` and the event shape of ``x``.
         posterior: ``posterior(x)`` returns q(z | x) with batch shape ``(N,)`` and event shape ``(latent,)``.
 
     Raises:
         TypeError: If a component is not callable or, when run, does not return a distribution.
-        ValueError: When run, if a component's shapes are not those above.
+        ValueError: When run, if a component returns other shapes.
 
     Source:
         *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014).
@@ -47,6 +49,12 @@ class VAE(nn.Module):
         ...     likelihood=pv.likelihoods.Bernoulli(pv.networks.mlp(5, 32, (8, 8))),
         ...     posterior=pv.posteriors.DiagonalNormal(pv.networks.mlp((8, 8), 32, 2 * 5)),
         ... )
+        >>> vae
+        VAE(
+          prior=StandardNormal(latent=5),
+          likelihood=Bernoulli(network=Sequential(2,304 parameters)),
+          posterior=DiagonalNormal(network=Sequential(2,410 parameters)),
+        )
         >>> vae.generate(3).shape
         torch.Size([3, 8, 8])
     """
@@ -73,7 +81,7 @@ class VAE(nn.Module):
         return self.guide.get("posterior")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A module's own __setattr__ would register an exchanged component here and leave the program with the old one.
+        # The __setattr__ of a module would register the component here, and the program would keep the old one.
         if name in ("prior", "likelihood"):
             self.model.put(name, value)
         elif name == "posterior":
@@ -81,34 +89,65 @@ class VAE(nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def encode(self, x: Tensor, *given: Tensor) -> dist.TorchDistribution:
+        """Return the posterior q(z | x) of data.
+
+        Its ``mean`` is the usual code of a datum, ``sample()`` draws codes, and ``rsample()`` draws them with a
+        gradient.
+
+        Args:
+            x: Data, shape ``(N, *event)``.
+            *given: Further data for the posterior, such as labels, each of shape ``(N, *event)``.
+
+        Returns:
+            Distribution of batch shape ``(N,)`` and event shape ``(latent,)``.
+
+        Raises:
+            TypeError: If the data are not floating-point tensors.
+            ValueError: If the data are empty, not finite, or of a shape or dtype that the posterior does not take.
+
+        Example:
+            >>> import torch, pyrovae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(2),
+            ...     pv.likelihoods.Bernoulli(pv.networks.mlp(2, 4)),
+            ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+            ... )
+            >>> vae.encode(torch.zeros(3, 4)).mean.shape
+            torch.Size([3, 2])
+        """
+        data = as_tensors("x", (x, *given))
+        q: dist.TorchDistribution = run_component("posterior", self.posterior, *data, batch_shape=x.shape[:1])
+        return q
+
     @torch.no_grad()
     def generate(self, n: int, *given: Tensor, mean: bool = False) -> Tensor:
-        """Draws data by ancestral sampling: ``z ~ p(z)``, then ``x ~ p(x | z)``.
+        """Draw data by ancestral sampling: ``z ~ p(z)``, then ``x ~ p(x | z)``.
 
         Args:
             n: Number of draws.
-            *given: What the likelihood is told beside z, such as labels, each of shape ``(n, *event)``.
-            mean: Whether to return E[x | z] instead of a draw of x, as figures of digits usually do.
+            *given: Further data for the likelihood, such as labels, each of shape ``(n, *event)``.
+            mean: Whether to return E[x | z] instead of a draw of x; figures of digits usually show means.
 
         Returns:
             Tensor, shape ``(n, *event)``.
 
         Raises:
-            TypeError: If ``n`` is no integer.
+            TypeError: If ``n`` is not an integer.
             ValueError: If ``n`` is negative.
         """
         check_whole(n=n)
         if n < 0:
-            raise ValueError(f"generate draws n >= 0 data, got n={n}")
+            raise ValueError(f"generate: n={n} data must be at least 0")
         return draw(self.likelihood(self.prior().sample((n,)), *given), mean)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *given: Tensor, mean: bool = False) -> Tensor:
-        """Draws data like ``x`` from the posterior predictive: ``z ~ q(z | x)``, then ``x' ~ p(x' | z)``.
+        """Draw data like ``x`` from the posterior predictive distribution: ``z ~ q(z | x)``, then ``x' ~ p(x' | z)``.
 
         Args:
             x: Data, shape ``(N, *event)``.
-            *given: What likelihood and posterior are told beside, such as labels, each of shape ``(N, *event)``.
+            *given: Further data for likelihood and posterior, such as labels, each of shape ``(N, *event)``.
             mean: Whether to return E[x' | z] instead of a draw of x'.
 
         Returns:
@@ -116,10 +155,9 @@ class VAE(nn.Module):
 
         Raises:
             TypeError: If the data are not floating-point tensors.
-            ValueError: If they are empty, not finite, or of a shape or dtype that the components do not take.
+            ValueError: If the data are empty, not finite, or of a shape or dtype that the components do not take.
         """
-        data = as_tensors("x", (x, *given))
-        z = run_component("posterior", self.posterior, *data, batch_shape=x.shape[:1]).sample()
+        z = self.encode(x, *given).sample()
         return draw(run_component("likelihood", self.likelihood, z, *given, batch_shape=x.shape[:1]), mean)
 
 
@@ -132,7 +170,7 @@ class Model(Program):
         self.put("likelihood", likelihood)
 
     def forward(self, x: Tensor, *given: Tensor) -> None:
-        """Runs the model on data ``x``, shape ``(N, *event)``."""
+        """Run the model on data ``x``, shape ``(N, *event)``."""
         emit_parameters(self)
         with self.data_plate(x):
             prior = run_component("prior", self.get("prior"), batch_shape=torch.Size())
@@ -153,7 +191,7 @@ class Guide(Program):
         self.put("posterior", posterior)
 
     def forward(self, x: Tensor, *given: Tensor) -> None:
-        """Runs the guide on data ``x``, shape ``(N, *event)``."""
+        """Run the guide on data ``x``, shape ``(N, *event)``."""
         emit_parameters(self)
         with self.data_plate(x):
             posterior = self.get("posterior")

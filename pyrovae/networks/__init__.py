@@ -7,15 +7,17 @@ often as with ``(N, latent)``.
 
 from pyrovae.networks.convolutional import conv_decoder, conv_encoder, residual_decoder, residual_encoder
 from pyrovae.networks.dense import gated_mlp, mlp
-from pyrovae.networks.inputs import Batched, Joint, ZeroFilled, split
+from pyrovae.networks.inputs import Batched, Joint, ZeroFilled, as_mask, log1p, split
 
 __all__ = [
     "Batched",
     "Joint",
     "ZeroFilled",
+    "as_mask",
     "conv_decoder",
     "conv_encoder",
     "gated_mlp",
+    "log1p",
     "mlp",
     "residual_decoder",
     "residual_encoder",

@@ -16,19 +16,19 @@ def conv_encoder(
     out_shape: int,
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Module:
-    """Builds a convolutional encoder that halves height and width at every layer.
+    """Build a convolutional encoder that halves height and width at every layer.
 
     Args:
         in_shape: ``(height, width)`` or ``(channels, height, width)``; for 28 x 28 images two layers fit.
         *channels: Output channels of each 4 x 4 convolution of stride 2.
         out_shape: Number of outputs of the final linear layer.
-        activation: Makes the nonlinearity behind every convolution.
+        activation: Returns the nonlinearity after every convolution.
 
     Returns:
         A network ``(*batch, *in_shape) -> (*batch, out_shape)``.
 
     Raises:
-        TypeError: If a size is no integer.
+        TypeError: If a size is not an integer.
         ValueError: If a size is not positive, or height or width cannot be halved that often.
 
     Example:
@@ -50,25 +50,30 @@ def conv_decoder(
     out_shape: Sequence[int],
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Module:
-    """Builds a convolutional decoder that doubles height and width at every layer: the encoder's mirror image.
+    """Build a convolutional decoder that doubles height and width at every layer, the mirror image of the encoder.
 
     Args:
         in_shape: Number of inputs, the latent size.
         *channels: Input channels of each 4 x 4 transposed convolution of stride 2.
         out_shape: ``(height, width)`` or ``(channels, height, width)`` of the output.
-        activation: Makes the nonlinearity before every transposed convolution.
+        activation: Returns the nonlinearity before every transposed convolution.
 
     Returns:
         A network ``(*batch, in_shape) -> (*batch, *out_shape)``.
 
     Raises:
-        TypeError: If a size is no integer.
+        TypeError: If a size is not an integer.
         ValueError: If a size is not positive, or height or width is not divisible by two that often.
 
     Example:
         >>> import torch, pyrovae as pv
         >>> pv.networks.conv_decoder(50, 64, 32, out_shape=(28, 28))(torch.zeros(7, 3, 50)).shape
         torch.Size([7, 3, 28, 28])
+
+        Two parameters for each pixel of colour images, for a likelihood with ``dim=-3``:
+
+        >>> pv.networks.conv_decoder(50, 64, 32, out_shape=(2 * 3, 32, 32))(torch.zeros(7, 50)).shape
+        torch.Size([7, 6, 32, 32])
     """
     depth, height, width = _image(out_shape, channels, in_shape)
     layers: list[nn.Module] = [
@@ -85,20 +90,20 @@ def conv_decoder(
 def residual_encoder(
     in_shape: Sequence[int], *channels: int, out_shape: int, activation: Callable[[], nn.Module] = nn.ReLU
 ) -> nn.Module:
-    """Builds a residual encoder that halves height and width, rounding up, before each residual block; for any size.
+    """Build a residual encoder that halves height and width, rounding up, before each residual block.
 
     Args:
         in_shape: ``(height, width)`` or ``(channels, height, width)``.
         *channels: Channels of each block.
         out_shape: Number of outputs of the final linear layer.
-        activation: Makes the nonlinearities.
+        activation: Returns the nonlinearities.
 
     Returns:
         A network ``(*batch, *in_shape) -> (*batch, out_shape)``.
 
     Raises:
-        TypeError: If a size is no integer.
-        ValueError: If the shape is not that of an image, a size is not positive, or there is no block.
+        TypeError: If a size is not an integer.
+        ValueError: If the shape is not that of an image, a size is not positive, or no block is given.
 
     Source:
         *Identity Mappings in Deep Residual Networks* (He et al., 2016).
@@ -119,20 +124,20 @@ def residual_encoder(
 def residual_decoder(
     in_shape: int, *channels: int, out_shape: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU
 ) -> nn.Module:
-    """Builds a residual decoder that doubles height and width behind each block: the mirror image of the encoder.
+    """Build a residual decoder that doubles height and width after each block, the mirror image of the encoder.
 
     Args:
         in_shape: Number of inputs, the latent size.
         *channels: Channels of each block.
         out_shape: ``(height, width)`` or ``(channels, height, width)`` of the output, of any size.
-        activation: Makes the nonlinearities.
+        activation: Returns the nonlinearities.
 
     Returns:
         A network ``(*batch, in_shape) -> (*batch, *out_shape)``.
 
     Raises:
-        TypeError: If a size is no integer.
-        ValueError: If the shape is not that of an image, a size is not positive, or there is no block.
+        TypeError: If a size is not an integer.
+        ValueError: If the shape is not that of an image, a size is not positive, or no block is given.
 
     Source:
         *Identity Mappings in Deep Residual Networks* (He et al., 2016).
@@ -148,7 +153,7 @@ def residual_decoder(
         nn.Unflatten(-1, (int(channels[0]), *sizes[-1])),
     ]
     for (c_in, c_out), (height, width) in zip(pairwise((*channels, depth)), reversed(sizes[:-1]), strict=True):
-        odd = (1 - height % 2, 1 - width % 2)  # a stride of 2 leaves open which of two sizes was halved
+        odd = (1 - height % 2, 1 - width % 2)  # two sizes have the same half, rounded up
         layers += [
             _Residual(c_in, activation),
             activation(),
@@ -172,13 +177,13 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``x``, shape ``(B, channels, height, width)``, to the same shape."""
+        """Map ``x``, shape ``(B, channels, height, width)``, to the same shape."""
         output: Tensor = x + self.branch(x)
         return output
 
 
 def _sizes(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, list[tuple[int, int]]]:
-    """Channels of an image, and its height and width after each halving, rounded up."""
+    """Return the channels of an image, and its height and width after each halving, rounded up."""
     depth, height, width = _channels(shape, channels, features)
     sizes = [(height, width)]
     for _ in channels:
@@ -187,9 +192,9 @@ def _sizes(shape: Sequence[int], channels: Sequence[int], features: int) -> tupl
 
 
 def _channels(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, int, int]:
-    """Channels, height and width of an image, having checked all sizes of its network."""
+    """Return channels, height and width of an image, after checking all sizes of its network."""
     if not isinstance(shape, Sequence) or len(shape) not in (2, 3):
-        raise ValueError(f"an image has shape (height, width) or (channels, height, width), got {shape}")
+        raise ValueError(f"an image must have shape (height, width) or (channels, height, width), got {shape}")
     if not channels:
         raise ValueError("a convolutional network needs the channels of at least one layer")
     for size in (*shape, *channels, features):
@@ -201,12 +206,12 @@ def _channels(shape: Sequence[int], channels: Sequence[int], features: int) -> t
 
 
 def _image(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, int, int]:
-    """Channels of an image, and its height and width after a halving for each layer."""
+    """Return the channels of an image, and its height and width after one halving for each layer."""
     depth, height, width = _channels(shape, channels, features)
     halvings = len(channels)
     if height % 2**halvings or width % 2**halvings:
         raise ValueError(
-            f"an image of {height} x {width} cannot be halved {halvings} times; use fewer layers, pad the image, or "
-            f"take residual_encoder and residual_decoder"
+            f"an image of {height} x {width} cannot be halved {halvings} times. Use fewer layers, pad the image, or "
+            f"use residual_encoder and residual_decoder"
         )
     return depth, height // 2**halvings, width // 2**halvings

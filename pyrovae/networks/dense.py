@@ -12,18 +12,18 @@ Shape = int | Sequence[int]
 
 
 def mlp(*shapes: Shape, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Builds a multilayer perceptron through the given shapes: ``mlp(784, 200, 200, 100)``.
+    """Build a multilayer perceptron through the given shapes: ``mlp(784, 200, 200, 100)``.
 
     Args:
         *shapes: Event shape of the input, widths of the hidden layers (none for a linear map), event shape of the
             output. Input and output may be images: ``mlp(50, 200, 200, (28, 28))``.
-        activation: Makes the nonlinearity behind every hidden layer; there is none behind the output.
+        activation: Returns the nonlinearity after every hidden layer; the output has none.
 
     Returns:
         A network ``(*batch, *shapes[0]) -> (*batch, *shapes[-1])``.
 
     Raises:
-        TypeError: If a width is no integer.
+        TypeError: If a width is not an integer.
         ValueError: If there are fewer than two shapes, or one of them is empty or not positive.
 
     Example:
@@ -36,7 +36,7 @@ def mlp(*shapes: Shape, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Seq
 
 
 def gated_mlp(*shapes: Shape) -> nn.Sequential:
-    r"""Builds a perceptron of gated layers, :math:`h \mapsto (A h + b) \odot \sigma(C h + d)`, linear at the end.
+    r"""Build a perceptron of gated layers, :math:`h \mapsto (A h + b) \odot \sigma(C h + d)`, linear at the end.
 
     Args:
         *shapes: As of :func:`mlp`.
@@ -60,9 +60,9 @@ def gated_mlp(*shapes: Shape) -> nn.Sequential:
 
 
 def _through(shapes: Sequence[Shape], layer: Callable[[int, int], list[nn.Module]]) -> nn.Sequential:
-    """A network through the shapes, with a linear map as the last layer: its output is parameters on the real line."""
+    """Return a network through the shapes whose last layer is linear, because parameters are any real numbers."""
     if len(shapes) < 2:
-        raise ValueError(f"a perceptron needs an input and an output shape, got {shapes}")
+        raise ValueError(f"networks: shapes={tuple(shapes)} must hold an input and an output shape")
     events = [_event(shape) for shape in shapes]
     widths = [math.prod(event) for event in events]
     layers: list[nn.Module] = [nn.Flatten(-len(events[0]), -1)] if len(events[0]) > 1 else []
@@ -80,4 +80,4 @@ def _event(shape: Shape) -> tuple[int, ...]:
         check_whole(width=width)
     if not event or min(event) < 1:
         raise ValueError(f"an event shape or a width must be positive, got {shape}")
-    return tuple(map(int, event))  # NumPy's integers are not all that torch takes
+    return tuple(map(int, event))  # torch does not take NumPy integers everywhere

@@ -1,14 +1,15 @@
-"""What stands before a network (batch dimensions, several inputs, missing entries) and behind it (parameters apart)."""
+"""Adapters of networks: any number of batch dimensions, several inputs, missing entries, counts, several parameters."""
 
 import math
 from collections.abc import Sequence
 
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 
 class Batched(nn.Module):
-    """Lets a network that takes exactly one batch dimension take any number of them.
+    """Let a network that takes exactly one batch dimension take any number of them.
 
     Args:
         network: Maps ``(B, *in) -> (B, *out)``; convolutions are of this kind.
@@ -30,10 +31,11 @@ class Batched(nn.Module):
         self.event_dim = event_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``x``, shape ``(*batch, *in)``, to shape ``(*batch, *out)``."""
+        """Map ``x``, shape ``(*batch, *in)``, to shape ``(*batch, *out)``."""
         if x.ndim < self.event_dim:
             raise ValueError(
-                f"networks.Batched: a datum has {self.event_dim} dimensions, but the input has shape {tuple(x.shape)}"
+                f"networks.Batched: the input has shape {tuple(x.shape)}, but a datum has {self.event_dim} dimensions. "
+                f"Give data of shape (*batch, *event)"
             )
         batch, event = x.shape[: x.ndim - self.event_dim], x.shape[x.ndim - self.event_dim :]
         y: Tensor = self.network(x.reshape(math.prod(batch), *event))
@@ -41,17 +43,17 @@ class Batched(nn.Module):
 
 
 class Joint(nn.Module):
-    """Lets a network of vectors take several inputs: their events are flattened and set side by side.
+    """Let a network of vectors take several inputs, by flattening their events and concatenating them.
 
-    The leading dimensions broadcast, so that of ``q(z1 | x, z2)`` a datum ``x``, shape ``(N, 28, 28)``, and draws
-    ``z2``, shape ``(K, N, latent)``, make an output of shape ``(K, N, *out)``.
+    The leading dimensions broadcast: for ``q(z1 | x, z2)``, data ``x`` of shape ``(N, 28, 28)`` and draws ``z2`` of
+    shape ``(K, N, latent)`` give an output of shape ``(K, N, *out)``.
 
     Args:
-        network: Maps ``(*batch, features) -> (*batch, *out)``, where ``features`` is that of all inputs together.
+        network: Maps ``(*batch, features) -> (*batch, *out)``, where ``features`` counts the entries of all inputs.
         event_dims: Number of event dimensions of each input.
 
     Raises:
-        ValueError: When called, if the number of inputs is another, or their leading dimensions do not broadcast.
+        ValueError: When called, if ``event_dims`` does not name every input, or leading dimensions do not broadcast.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -65,11 +67,11 @@ class Joint(nn.Module):
         self.network, self.event_dims = network, tuple(event_dims)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Maps inputs, shapes ``(*batch, *event)``, to shape ``(*batch, *out)``."""
+        """Map inputs, shapes ``(*batch, *event)``, to shape ``(*batch, *out)``."""
         if len(inputs) != len(self.event_dims):
             raise ValueError(
-                f"networks.Joint joins {len(self.event_dims)} inputs of event dimensions {self.event_dims}, but got "
-                f"{len(inputs)} of shapes {[tuple(part.shape) for part in inputs]}"
+                f"networks.Joint: got {len(inputs)} inputs, of shapes {[tuple(part.shape) for part in inputs]}, but "
+                f"event_dims={self.event_dims} names {len(self.event_dims)}. Name the event dimensions of every input"
             )
         flat = [
             part.reshape(*part.shape[: part.ndim - event_dim], -1)
@@ -80,7 +82,7 @@ class Joint(nn.Module):
         except RuntimeError as error:
             raise ValueError(
                 f"networks.Joint: the leading dimensions of inputs of shapes {[tuple(part.shape) for part in inputs]} "
-                f"and event dimensions {self.event_dims} do not broadcast"
+                f"and event dimensions {self.event_dims} do not broadcast. Give all inputs the same data"
             ) from error
         first = flat[0]
         joined = torch.cat([part.to(first.dtype).expand(*batch, -1) for part in flat], dim=-1)
@@ -88,15 +90,53 @@ class Joint(nn.Module):
         return output
 
 
+def log1p(network: nn.Module) -> nn.Module:
+    """Apply log(1 + x) to the data before a network sees them, as encoders of counts need.
+
+    Raw counts reach thousands, and a network that takes them as they are returns infinite scales at the first step.
+
+    Args:
+        network: Maps ``(*batch, *event) -> (*batch, *out)``. It gets further inputs, such as a mask, unchanged.
+
+    Returns:
+        A network with the same inputs and outputs, for data of at least 0.
+
+    Source:
+        *Deep Generative Modeling for Single-Cell Transcriptomics* (Lopez et al., 2018).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> encoder = pv.networks.log1p(pv.networks.mlp(200, 64, 2 * 10))
+        >>> encoder(torch.full((3, 200), 5000.0)).abs().max() < 10
+        tensor(True)
+    """
+    return _Log1p(network)
+
+
+class _Log1p(nn.Module):
+    """A network of log(1 + x)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        """Map ``x``, shape ``(*batch, *event)``, and further inputs to shape ``(*batch, *out)``."""
+        output: Tensor = self.network(x.log1p(), *others)
+        return output
+
+
 class ZeroFilled(nn.Module):
-    """Lets a network see data with missing entries: zeros in their place, and the mask beside.
+    """Let a network see data with missing entries: zeros in their place, and the mask beside them.
+
+    Entries are missing where the mask is 0, and where the data are NaN. Without a mask, only NaN means missing.
 
     Args:
         network: Maps ``(*batch, 2, *event) -> (*batch, *out)``: the zero-filled data, then the mask.
         event_dim: Number of dimensions of a datum.
 
     Raises:
-        ValueError: When called, if the mask does not have the shape of the data.
+        ValueError: When called, if the mask does not have the shape of the data or holds values other than 0 and 1.
 
     Source:
         *MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets* (Mattei and Frellsen, 2019).
@@ -112,29 +152,50 @@ class ZeroFilled(nn.Module):
         super().__init__()
         self.network, self.event_dim = network, event_dim
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Maps data and a mask of the observed entries, both of shape ``(*batch, *event)``, to ``(*batch, *out)``."""
-        if x.shape != mask.shape:
-            raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit data of shape {tuple(x.shape)}")
-        observed = mask.to(x.dtype)
-        filled = torch.where(mask.bool(), x, torch.zeros_like(x))
-        output: Tensor = self.network(torch.stack([filled, observed], dim=-self.event_dim - 1))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map data and a mask of the observed entries, both of shape ``(*batch, *event)``, to ``(*batch, *out)``."""
+        observed = ~x.isnan()
+        if mask is not None:
+            if x.shape != mask.shape:
+                raise ValueError(
+                    f"networks.ZeroFilled: the mask has shape {tuple(mask.shape)}, but the data have shape "
+                    f"{tuple(x.shape)}. Give the mask the shape of the data"
+                )
+            observed = observed & as_mask(mask, "networks.ZeroFilled")
+        filled = torch.where(observed, x, torch.zeros_like(x))
+        output: Tensor = self.network(torch.stack([filled, observed.to(x.dtype)], dim=-self.event_dim - 1))
         return output
 
 
-def split(parameters: Tensor, count: int, owner: str) -> tuple[Tensor, ...]:
-    """Cuts a network's output into parameters that stand side by side on its last dimension.
-
-    Args:
-        parameters: The output, shape ``(*batch, count * size)``.
-        count: Number of parameters.
-        owner: Name of the component, for the error.
-
-    Returns:
-        ``count`` tensors, shape ``(*batch, size)``.
+def as_mask(mask: Tensor, owner: str) -> Tensor:
+    """Return a mask as booleans.
 
     Raises:
-        ValueError: If the last dimension cannot be cut into equal parts.
+        ValueError: If validation is on and the mask holds other values than 0 and 1.
+    """
+    if mask.dtype != torch.bool and is_validation_enabled() and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"{owner}: a mask holds 1 (or True) for observed entries and 0 for missing ones, but this one, shape "
+            f"{tuple(mask.shape)}, has values from {mask.min():.4g} to {mask.max():.4g}. Use mask > 0 if every "
+            f"positive value means observed; to weigh data, use pyro.poutine.scale in a program of your own"
+        )
+    return mask.bool()
+
+
+def split(parameters: Tensor, count: int, owner: str, dim: int = -1) -> tuple[Tensor, ...]:
+    """Cut a network's output into parameters that stand side by side along one dimension.
+
+    Args:
+        parameters: Output of the network, shape ``(*batch, ..., count * size, ...)``.
+        count: Number of parameters.
+        owner: Name of the component, for the error message.
+        dim: Dimension along which the parameters stand, counted from the right: -1, or -3 for channels of images.
+
+    Returns:
+        ``count`` tensors, shape ``(*batch, ..., size, ...)``.
+
+    Raises:
+        ValueError: If the dimension cannot be cut into ``count`` equal parts.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -142,9 +203,10 @@ def split(parameters: Tensor, count: int, owner: str) -> tuple[Tensor, ...]:
         >>> loc.shape
         torch.Size([3, 5])
     """
-    if parameters.shape[-1] % count:
+    if parameters.ndim < -dim or parameters.shape[dim] % count:
         raise ValueError(
             f"{owner}: the network's output has shape {tuple(parameters.shape)}, but {count} parameters side by side "
-            f"need a last dimension divisible by {count}; give the network an output {count} times as wide as its event"
+            f"need a size divisible by {count} in dimension {dim}. Make the output {count} times as large as the event "
+            f"in that dimension, or name another dimension, such as dim=-3 for channels"
         )
-    return parameters.chunk(count, dim=-1)
+    return parameters.chunk(count, dim=dim)

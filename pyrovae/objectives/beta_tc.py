@@ -1,4 +1,4 @@
-r"""The KL term in three parts, each with a weight of its own; the middle one is what disentanglement penalizes.
+r"""The KL term in three parts with separate weights; disentanglement penalizes the total correlation.
 
 With :math:`q(z) = \frac{1}{D} \sum_n q(z \mid x_n)` over D data,
 
@@ -8,20 +8,31 @@ With :math:`q(z) = \frac{1}{D} \sum_n q(z \mid x_n)` over D data,
     + \underbrace{E \log \frac{q(z)}{\prod_j q(z_j)}}_\text{total correlation}
     + \underbrace{\sum_j E \log \frac{q(z_j)}{p(z_j)}}_\text{dimension-wise KL}.
 
-A batch of B data knows q(z) at the draws of datum i only by sampling. The datum itself is in the sum for certain, and
-stands for one of D; the others are a sample of the other D - 1 and share their weight,
+In a mini-batch of B = M + 1 data, q(z) at the draws of datum i has to be estimated from the posteriors of the batch,
 
-.. math::
-    \hat q(z) = \frac{1}{D} q(z \mid x_i) + \frac{D - 1}{D (B - 1)} \sum_{m \ne i} q(z \mid x_m),
+.. math:: \hat q(z) = \sum_m w_{im}\, q(z \mid x_m).
 
-likewise for :math:`q(z_j)`. This is the paper's stratified sampling, with its odd weight spread over the batch:
-unbiased for q(z), and exact where the batch is the data set. Its minibatch-weighted sampling is neither: the weights,
-1 / (D B) each, add up to 1 / D.
+Datum i is in the sum with certainty and stands for one of D terms of q(z), so :math:`w_{ii} = 1 / D`. The M others are
+drawn from the other D - 1 data without replacement, and an estimate is unbiased if and only if their weights add up to
+(D - 1) / D, because each of them is equally likely to be any of the other data.
+
+* ``weights="even"`` gives the others equal weights, :math:`w_{im} = (D - 1) / (D M)`.
+* ``weights="stratified"`` is the minibatch stratified sampling of the paper, which keeps the weight 1 / M of an average
+  over M data for all but one of them:
+
+  .. math:: \hat q(z) = \frac{1}{D} q(z \mid x_i) + \frac{1}{M} \sum_{m \ne i, i + 1} q(z \mid x_m)
+      + \frac{D - M}{D M} q(z \mid x_{i + 1}),
+
+  with i + 1 modulo B. The weights of the others add up to (M - 1) / M + (D - M) / (D M) = (D - 1) / D.
+
+The even weights are the mean of the stratified ones over the choice of the datum with the odd weight, so their variance
+is at most as large. They are also exact if the batch is the data set, which the stratified weights are not. The
+minibatch-weighted sampling of the paper is biased: its weights, 1 / (D B) each, add up to 1 / D.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -31,14 +42,16 @@ from pyrovae._waist.weights import Weights
 from pyrovae.objectives.base import Objective
 from pyrovae.objectives.tempering import temper
 
+BatchWeights = Literal["even", "stratified"]
+
 
 class Decomposition(NamedTuple):
-    """The ELBO's terms, by one draw for each datum, shape ``(N,)``, nats; the last three add up to the KL term.
+    """Terms of the ELBO from one draw for each datum, shape ``(N,)``, nats. The last three add up to the KL term.
 
     Attributes:
         reconstruction: log p(x | z).
         mutual_information: log q(z | x) - log q(z), of latents and data.
-        total_correlation: log q(z) - sum of log q(z_j), how far latent dimensions are from independence.
+        total_correlation: log q(z) - sum of log q(z_j), the dependence of latent dimensions.
         dimension_wise_kl: Sum of log q(z_j) - log p(z_j).
     """
 
@@ -49,28 +62,31 @@ class Decomposition(NamedTuple):
 
 
 class BetaTC(Objective):
-    r"""The ELBO with mutual information, total correlation and dimension-wise KL weighed apart.
+    r"""The ELBO with separate weights of mutual information, total correlation and dimension-wise KL.
 
     .. math::
         \sum_n s_n \big( E_q[\log p(x_n \mid z)] - \alpha\, \mathrm{MI}_n - \beta\, \mathrm{TC}_n
             - \gamma\, \mathrm{DW}_n \big).
 
-    With all weights 1 it is the ELBO. Each datum has one draw, compared with the posteriors of all data in the batch:
-    time and memory grow with the square of the batch size. The logarithm of an unbiased density is biased; batches
-    should be large.
+    With all weights 1 it is the ELBO. The single draw of each datum is compared with the posteriors of all data in the
+    batch, so time and memory grow with the square of the batch size. The logarithm of an unbiased density is biased, so
+    batches should be large.
 
     Args:
         alpha: Weight of the mutual information.
         beta: Weight of the total correlation.
         gamma: Weight of the dimension-wise KL.
         data_size: Number of data that batches are drawn from, D.
+        weights: Weights of the posteriors in the estimate of q(z): ``"even"``, or ``"stratified"`` as in the paper. The
+            documentation of this module derives both.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         retain_graph: Passed to ``backward``, as in Pyro's objectives.
 
     Raises:
-        ValueError: If a weight is negative or ``data_size`` is less than 2; when called, if the batch is larger than
-            that or a single datum, the program has not one latent site in one plate, its posterior or prior does not
-            factorize over dimensions, its draws are not reparameterized, or a site is outside the data plate.
+        ValueError: If a weight is negative, ``data_size`` is less than 2, or ``weights`` is unknown. When called, if
+            the batch has one datum or more than ``data_size``, if the program does not have one latent site in one
+            plate, if its posterior or prior does not factorize over dimensions, if its draws are not reparameterized,
+            or if a site is outside the data plate.
 
     Source:
         *Isolating Sources of Disentanglement in Variational Autoencoders* (Chen, Li, Grosse and Duvenaud, 2018).
@@ -97,21 +113,27 @@ class BetaTC(Objective):
         gamma: float = 1.0,
         *,
         data_size: int,
+        weights: BatchWeights = "even",
         plate: str | None = None,
         retain_graph: bool | None = None,
     ) -> None:
         for name, weight in {"alpha": alpha, "beta": beta, "gamma": gamma}.items():
             if not weight >= 0:
-                raise ValueError(f"the weights of BetaTC are at least 0, got {name}={weight}")
+                raise ValueError(f"BetaTC: {name}={weight} must be at least 0")
         if data_size < 2:
-            raise ValueError(f"BetaTC compares data with one another and needs at least 2, got data_size={data_size}")
+            raise ValueError(
+                f"BetaTC: data_size={data_size} must be at least 2, because data are compared with each other"
+            )
+        if weights not in get_args(BatchWeights):
+            raise ValueError(f"BetaTC: weights={weights!r} must be one of {get_args(BatchWeights)}")
         super().__init__(vectorize_particles=False, plate=plate, retain_graph=retain_graph)
         self.alpha, self.beta, self.gamma, self.data_size = alpha, beta, gamma, data_size
+        self.weights = weights
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Returns minus the weighted bound, nats summed over the data, shape ``()``, to be differentiated."""
+        """Return minus the weighted bound, nats summed over the data, shape ``()``."""
         weights, site_temper, terms = self._terms(model, guide, args, kwargs)
         penalty = (
             self.alpha * terms.mutual_information
@@ -121,7 +143,7 @@ class BetaTC(Objective):
         return -(weights.scale * (terms.reconstruction - site_temper * penalty)).sum()
 
     def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Decomposition:
-        """Returns the terms that the loss weighs, of each datum, without gradient."""
+        """Return the terms of the loss for each datum, without gradient."""
         with torch.no_grad():
             return self._terms(model, guide, args, kwargs)[2]
 
@@ -134,31 +156,36 @@ class BetaTC(Objective):
         n = weights.plate.size
         if not 2 <= n <= self.data_size:
             raise ValueError(
-                f"BetaTC got a batch of {n} out of data_size={self.data_size} data, and compares at least 2; choose a "
-                f"batch size that leaves no single datum over, and the data_size of the training data"
+                f"BetaTC: a batch has {n} data, which must be at least 2 and at most data_size={self.data_size}. Set "
+                f"data_size to the size of the training data, and choose a batch size that leaves no single datum"
             )
         of_pairs = q_fn.log_prob(q["value"].unsqueeze(1)).reshape(n, n, -1)  # draw i, posterior of datum m, dimension j
-        share = _shares(of_pairs, self.data_size)
+        log_weight = log_batch_weights(of_pairs, self.data_size, self.weights)
         log_q_of_x = of_pairs.diagonal().sum(0)
-        log_q = (share + of_pairs.sum(-1)).logsumexp(1)
-        log_q_apart = (share.unsqueeze(-1) + of_pairs).logsumexp(1).sum(-1)
+        log_q = (log_weight + of_pairs.sum(-1)).logsumexp(1)
+        log_q_apart = (log_weight.unsqueeze(-1) + of_pairs).logsumexp(1).sum(-1)
         log_p = p_fn.log_prob(q["value"]).reshape(n, -1).sum(-1)
         terms = Decomposition(reconstruction, log_q_of_x - log_q, log_q - log_q_apart, log_q_apart - log_p)
         return weights, temper(q, p, weights), terms
 
 
-def _shares(like: Tensor, data_size: int) -> Tensor:
-    """Logarithm of what the posterior of datum m counts in q(z) at the draw of datum i, shape ``(N, N)``."""
-    n = len(like)
-    others = (data_size - 1) / (data_size * (n - 1))
-    return like.new_full((n, n), math.log(others)).fill_diagonal_(-math.log(data_size))
+def log_batch_weights(like: Tensor, data_size: int, weights: BatchWeights) -> Tensor:
+    """Return the logarithm of the weight of datum m's posterior in q(z) at the draw of datum i, shape ``(N, N)``."""
+    others = len(like) - 1
+    if weights == "even":
+        table = like.new_full((others + 1, others + 1), math.log((data_size - 1) / (data_size * others)))
+    else:
+        table = like.new_full((others + 1, others + 1), -math.log(others))
+        rows = torch.arange(others + 1, device=like.device)
+        table[rows, (rows + 1) % (others + 1)] = math.log((data_size - others) / (data_size * others))
+    return table.fill_diagonal_(-math.log(data_size))
 
 
 def _only_site(latents: Latents) -> Site:
     if len(latents.runs) != 1:
         raise ValueError(
-            f"BetaTC takes a program with one latent site, got {list(latents.runs)}, whose dimensions depend on one "
-            f"another; make one site of them, or train with BetaELBO"
+            f"BetaTC takes a program with one latent site, got {list(latents.runs)}. Make one site of them, or train "
+            f"with BetaELBO"
         )
     (site,) = latents.runs.values()
     return site[0]
@@ -168,13 +195,13 @@ def _factors(role: str, site: Site) -> Any:
     independent = factors(site["fn"])
     if independent is None:
         raise ValueError(
-            f"the {role} of latent site {site['name']!r} does not factorize over its dimensions, and BetaTC needs the "
-            f"density of each; use one such as DiagonalNormal or StandardNormal, or train with BetaELBO"
+            f"the {role} of latent site {site['name']!r} does not factorize over its dimensions. Use one that does, "
+            f"such as DiagonalNormal or StandardNormal, or train with BetaELBO"
         )
     if len(site["fn"].batch_shape) != 1 or site["mask"] is not None:
         raise ValueError(
             f"latent site {site['name']!r} has batch shape {tuple(site['fn'].batch_shape)} and mask {site['mask']}, "
-            f"and BetaTC takes one plate without a mask; declare event dimensions with .to_event(n), or train with "
+            f"but BetaTC takes one plate without a mask. Declare event dimensions with .to_event(n), or train with "
             f"BetaELBO"
         )
     return independent

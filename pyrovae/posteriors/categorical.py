@@ -3,9 +3,11 @@
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyrovae.components import Described
 
-class OneHotCategorical(nn.Module):
-    r"""A classifier, :math:`q(y \mid x) = \mathrm{softmax}(f(x))`, of labels as one-hot vectors.
+
+class OneHotCategorical(Described):
+    r"""Classifier of one-hot labels, :math:`q(y \mid x) = \mathrm{softmax}(f(x))`.
 
     Args:
         network: ``(*batch, *event) -> (*batch, classes)``, the logits.
@@ -24,5 +26,5 @@ class OneHotCategorical(nn.Module):
         self.network = network
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Returns q(y | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
+        """Return q(y | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
         return dist.OneHotCategorical(logits=self.network(*context))

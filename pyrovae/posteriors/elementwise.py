@@ -5,11 +5,13 @@ import math
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyrovae.components import Described
+from pyrovae.distributions import StudentT as StudentTDistribution
 from pyrovae.networks import split
 
 
-class _LocationScale(nn.Module):
-    """Takes the network that maps its contexts to locations and log-scales, side by side."""
+class _LocationScale(Described):
+    """A network that maps its contexts to locations and log-scales, side by side."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -21,7 +23,7 @@ class _LocationScale(nn.Module):
 
 
 class DiagonalNormal(_LocationScale):
-    r"""The mean-field normal posterior, :math:`q(z \mid x) = N(z; \mu(x), \mathrm{diag}(\sigma(x)^2))`.
+    r"""Mean-field normal posterior, :math:`q(z \mid x) = N(z; \mu(x), \mathrm{diag}(\sigma(x)^2))`.
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent)``: means and log-scales side by side.
@@ -38,14 +40,14 @@ class DiagonalNormal(_LocationScale):
     """
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
         return dist.Normal(*self._parameters_of(context)).to_event(1)
 
 
 class Laplace(_LocationScale):
-    r"""The Laplace posterior, :math:`q(z \mid x) = \prod_i \mathrm{Laplace}(z_i; \mu_i(x), b_i(x))`.
+    r"""Laplace posterior, :math:`q(z \mid x) = \prod_i \mathrm{Laplace}(z_i; \mu_i(x), b_i(x))`.
 
-    Its tails are exponential; as a proposal for importance sampling it covers more than a normal one.
+    Its tails are heavier than those of a normal posterior, which makes it a safer proposal for importance sampling.
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations and log-scales side by side.
@@ -61,12 +63,12 @@ class Laplace(_LocationScale):
     """
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
         return dist.Laplace(*self._parameters_of(context)).to_event(1)
 
 
 class StudentT(_LocationScale):
-    r"""Student's t posterior, :math:`q(z \mid x) = \prod_i t_\nu(z_i; \mu_i(x), \sigma_i(x))`, with polynomial tails.
+    r"""Student's t posterior with polynomial tails, :math:`q(z \mid x) = \prod_i t_\nu(z_i; \mu_i(x), \sigma_i(x))`.
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations and log-scales side by side.
@@ -88,9 +90,9 @@ class StudentT(_LocationScale):
     def __init__(self, network: nn.Module, df: float = 5.0) -> None:
         super().__init__(network)
         if not 0 < df < math.inf:
-            raise ValueError(f"the degrees of freedom of a StudentT posterior must be positive and finite, got df={df}")
+            raise ValueError(f"posteriors.StudentT: df={df} degrees of freedom must be positive and finite")
         self.df = df
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
-        return dist.StudentT(self.df, *self._parameters_of(context)).to_event(1)
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
+        return StudentTDistribution(self.df, *self._parameters_of(context)).to_event(1)

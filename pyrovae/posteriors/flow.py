@@ -7,16 +7,17 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae import flows
+from pyrovae.components import Described
 from pyrovae.distributions import NormalizingFlow as NormalizingFlowDistribution
 
 
-class InverseAutoregressiveFlow(nn.Module):
-    r"""The inverse autoregressive flow on a normal base, all amortized by one encoder network.
+class InverseAutoregressiveFlow(Described):
+    r"""Inverse autoregressive flow on a normal base, amortized by one encoder network.
 
     .. math:: z_0 = \mu(x) + \sigma(x) \odot \epsilon, \qquad z_t = \sigma_t \odot z_{t-1} + (1 - \sigma_t) \odot m_t,
 
-    with :math:`(m_t, s_t)` from an autoregressive network of :math:`z_{t-1}` and of :math:`h(x)`. To draw, and to score
-    the draw, takes one pass of each layer; to score any other z takes ``latent`` passes, as inside a VampPrior.
+    with :math:`(m_t, s_t)` from an autoregressive network of :math:`z_{t-1}` and :math:`h(x)`. Drawing, and scoring the
+    draw, takes one pass of each layer. Scoring another z takes ``latent`` passes, as inside a VampPrior.
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent + context)``: means, log-scales and h side by side.
@@ -42,11 +43,12 @@ class InverseAutoregressiveFlow(nn.Module):
         self, network: nn.Module, latent: int, *, context: int = 0, depth: int = 2, hidden: Sequence[int] = (128,)
     ) -> None:
         super().__init__()
-        self.network, self.sizes = network, (latent, latent, context)
+        self.network, self.latent, self.context = network, latent, context
+        self.depth, self.hidden, self.sizes = depth, tuple(hidden), (latent, latent, context)
         self.flow = flows.inverse_autoregressive(latent, context=context, depth=depth, hidden=hidden)
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
         output = self.network(*context)
         if output.shape[-1] != sum(self.sizes):
             raise ValueError(
@@ -59,14 +61,14 @@ class InverseAutoregressiveFlow(nn.Module):
         return NormalizingFlowDistribution(base, self.flow(h if self.sizes[2] else None))
 
 
-class NormalizingFlow(nn.Module):
-    r"""A flow on any other posterior, :math:`z = f(\epsilon; h(x))` with :math:`\epsilon \sim q_0(\epsilon \mid x)`.
+class NormalizingFlow(Described):
+    r"""Flow on any posterior, :math:`z = f(\epsilon; h(x))` with :math:`\epsilon \sim q_0(\epsilon \mid x)`.
 
     Args:
         base: Posterior of the noise, ``x -> q_0``.
         flow: Module ``h -> transform``: one of :mod:`pyrovae.flows`, or the inverse of a flow of the library zuko.
-        network: ``(*batch, *event) -> (*batch, context)``, the context h of the flow; without it f is the same for
-            all data.
+        network: ``(*batch, *event) -> (*batch, context)``, the context h of the flow. Without a network, f is the same
+            for all data.
 
     Source:
         *Variational Inference with Normalizing Flows* (Rezende and Mohamed, 2015).
@@ -84,6 +86,6 @@ class NormalizingFlow(nn.Module):
         self.base, self.flow, self.network = base, flow, network
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; base and network get all contexts."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; base and network get all contexts."""
         h = None if self.network is None else self.network(*context)
         return NormalizingFlowDistribution(self.base(*context), self.flow(h))

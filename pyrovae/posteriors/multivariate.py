@@ -6,11 +6,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.components import Described
 from pyrovae.distributions import MultivariateNormal as MultivariateNormalDistribution
 
 
-class MultivariateNormal(nn.Module):
-    r"""A normal posterior with correlations, of full or of low rank.
+class MultivariateNormal(Described):
+    r"""Normal posterior with a covariance of full or low rank.
 
     * ``MultivariateNormal(network)``: :math:`q(z \mid x) = N(z; \mu, S L L^\top S)` with
       :math:`S = \mathrm{diag}(\sigma)` and L lower triangular with ones on its diagonal; the network's output is
@@ -18,9 +19,9 @@ class MultivariateNormal(nn.Module):
     * ``MultivariateNormal(network, rank=r)``: :math:`N(z; \mu, S (I + W W^\top) S)` with r columns in W; the output is
       ``latent * (r + 2)`` wide: means, log-scales, and W row by row.
 
-    Correlations are relative to the scales, so that a scale that becomes small leaves the covariance well-conditioned.
-    The network's output for L is divided by the square root of ``latent``, so that outputs of order one, as at the
-    start, do not put most of the variance into correlations.
+    Correlations are relative to the scales, so that a small scale leaves the covariance well-conditioned.
+    The network's output for L is divided by the square root of ``latent``: outputs of order one, as at the start, would
+    otherwise put most of the variance into correlations.
 
     Args:
         network: ``(*batch, *event) -> (*batch, width)``.
@@ -44,11 +45,11 @@ class MultivariateNormal(nn.Module):
     def __init__(self, network: nn.Module, rank: int | None = None) -> None:
         super().__init__()
         if rank is not None and rank < 1:
-            raise ValueError(f"a MultivariateNormal posterior needs a rank of at least 1, or None for full, got {rank}")
+            raise ValueError(f"posteriors.MultivariateNormal: rank={rank} must be at least 1, or None for full rank")
         self.network, self.rank = network, rank
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Returns q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets them all."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
         output = self.network(*context)
         latent = _latent(output.shape[-1], self.rank)
         loc, log_scale, rest = output.split([latent, latent, output.shape[-1] - 2 * latent], dim=-1)
@@ -63,7 +64,7 @@ class MultivariateNormal(nn.Module):
 
 
 def _latent(width: int, rank: int | None) -> int:
-    """The number of latent dimensions for which a network gives so many parameters."""
+    """Return the number of latent dimensions from the width of the network's output."""
     if rank is None:
         latent = (math.isqrt(9 + 8 * width) - 3) // 2
         if latent < 1 or latent * (latent + 3) != 2 * width:

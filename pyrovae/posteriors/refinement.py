@@ -1,37 +1,38 @@
-r"""Semi-amortized inference: the encoder's answer, improved for each datum by a few gradient steps on the ELBO."""
+r"""Semi-amortized inference: the parameters of the encoder, refined for each datum by gradient steps on the ELBO."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import transform_to
 
+from pyrovae.components import Described
 from pyrovae.distributions import NormalizingFlow
 
 
-class SemiAmortized(nn.Module):
-    r"""Refines the local parameters :math:`\lambda` of a posterior by gradient steps, from the encoder's values on.
+class SemiAmortized(Described):
+    r"""Posterior whose local parameters :math:`\lambda` are refined by gradient steps, starting at the encoder's.
 
     .. math::
         \lambda_0 = f(x), \qquad
         \lambda_{t+1} = \lambda_t + \mathrm{Adam}\big(\nabla_\lambda \mathrm{ELBO}(x; \lambda_t)\big).
 
-    Made for test time: ``vae.posterior = SemiAmortized(vae.posterior)`` after training gives evaluation a better
-    proposal and leaves the model alone, also one with a VampPrior, which goes on using the encoder. It can be trained
-    with too: the gradient at the refined parameters is passed to the encoder's as it is.
+    It is meant for evaluation: ``vae.posterior = SemiAmortized(vae.posterior)`` after training gives evaluation a
+    better proposal and does not change the model; a VampPrior keeps using the encoder. In training, the gradient at the
+    refined parameters is passed to those of the encoder unchanged.
 
     Args:
-        posterior: ``x -> q(z | x)``, made of Pyro's ``Normal``, ``Laplace``, ``StudentT``, ``MultivariateNormal`` or
-            ``LowRankMultivariateNormal``; of a flow the base is refined.
+        posterior: ``x -> q(z | x)``, from Pyro's ``Normal``, ``Laplace``, ``StudentT``, ``MultivariateNormal`` or
+            ``LowRankMultivariateNormal``. Of a flow, the base is refined.
         steps: Number of gradient steps.
         learning_rate: Learning rate of Adam, for parameters on the real line (log-scales).
         num_particles: Draws per datum and step.
 
     Raises:
-        ValueError: If ``steps`` or ``num_particles`` is less than 1; when called, if it is not the posterior of a VAE,
-            whose prior and likelihood it needs.
+        ValueError: If ``steps`` or ``num_particles`` is less than 1. When called, if the posterior does not belong to a
+            VAE, whose prior and likelihood it needs.
         TypeError: When called, if the posterior is of another family.
 
     Source:
@@ -55,28 +56,34 @@ class SemiAmortized(nn.Module):
         super().__init__()
         if steps < 1 or num_particles < 1:
             raise ValueError(
-                f"SemiAmortized needs at least one step and one particle, got steps={steps} and "
-                f"num_particles={num_particles}"
+                f"posteriors.SemiAmortized: steps={steps} and num_particles={num_particles} must be at least 1"
             )
         self.amortized = posterior
         self.steps, self.learning_rate, self.num_particles = steps, learning_rate, num_particles
-        self._model: tuple[Callable[..., Any], ...] = ()  # a tuple hides modules: their parameters are not ours
+        # In a tuple, because a module would register prior and likelihood and their parameters as its own.
+        self._model: tuple[Callable[..., Any], ...] = ()
+
+    @property
+    def posterior(self) -> Callable[..., Any]:
+        """The posterior before refinement."""
+        amortized: Callable[..., Any] = self.amortized
+        return amortized
 
     def bind_components(self, prior: Any = None, likelihood: Any = None, **_: Any) -> None:
-        """Tells it the prior and the likelihood of its VAE."""
+        """Take the prior and the likelihood of the VAE."""
         self._model = () if prior is None or likelihood is None else (prior, likelihood)
 
     def forward(self, x: Tensor, *given: Tensor) -> dist.TorchDistribution:
-        """Returns the refined q(z | x) for ``x``, shape ``(*batch, *event)``."""
+        """Return the refined q(z | x) for ``x``, shape ``(*batch, *event)``."""
         if not self._model:
             raise ValueError(
-                "this SemiAmortized does not know its prior and likelihood; use it as the posterior of a pyrovae.VAE "
-                "(of several latent layers it refines none)"
+                "posteriors.SemiAmortized: the prior and the likelihood are not known. Use it as the posterior of a "
+                "pyrovae.VAE; it does not refine several latent layers"
             )
         q = self.amortized(x, *given)
         start = _local_parameters(q)
         refined = self._refine(q, [part.detach() for part in start], x, given)
-        # The refined values, with the gradient of the encoder's.
+        # The values are the refined ones, and the gradient is that of the encoder's.
         return _rebuild(q, [new + old - old.detach() for new, old in zip(refined, start, strict=True)])
 
     def _refine(self, q: Any, start: list[Tensor], x: Tensor, given: tuple[Tensor, ...]) -> list[Tensor]:
@@ -105,12 +112,14 @@ _FAMILIES: dict[type, tuple[str, ...]] = {
 
 
 def _local_parameters(q: Any) -> list[Tensor]:
-    """The parameters of a posterior on the real line."""
+    """Return the parameters of a posterior, mapped to the real line."""
     if isinstance(q, torch.distributions.Independent | NormalizingFlow):
         return _local_parameters(q.base_dist)
     if _family(q) is None:
         known = ", ".join(family.__name__ for family in _FAMILIES)
-        raise TypeError(f"SemiAmortized refines posteriors made of {known}, got {type(q).__name__}")
+        raise TypeError(
+            f"posteriors.SemiAmortized refines these families: {known}; got a {type(q).__name__}. Use another posterior"
+        )
     return [transform_to(q.arg_constraints[name]).inv(getattr(q, name)) for name in _FAMILIES[_family(q)]]
 
 
@@ -119,7 +128,7 @@ def _family(q: Any) -> Any:
 
 
 def _rebuild(q: Any, parameters: list[Tensor]) -> Any:
-    """A posterior of the same family with other parameters."""
+    """Return a posterior of the same family with other parameters."""
     if isinstance(q, torch.distributions.Independent):
         return _rebuild(q.base_dist, parameters).to_event(q.reinterpreted_batch_ndims)
     if isinstance(q, NormalizingFlow):

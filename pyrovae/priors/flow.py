@@ -7,18 +7,19 @@ import pyro.distributions as dist
 from torch import nn
 
 from pyrovae import flows
+from pyrovae.components import Described
 from pyrovae.distributions import NormalizingFlow as NormalizingFlowDistribution
 from pyrovae.priors.normal import StandardNormal
 
 
-class NormalizingFlow(nn.Module):
-    r"""A flow, :math:`z = f(\epsilon)` with :math:`\epsilon \sim p_0`, whose invertible f is learned.
+class NormalizingFlow(Described):
+    r"""Normalizing flow prior, :math:`z = f(\epsilon)` with :math:`\epsilon \sim p_0` and a learned, invertible f.
 
     Args:
         latent: Number of latent dimensions.
         flow: Module whose call returns f as a transform: one of :mod:`pyrovae.flows`, by default
             ``pyrovae.flows.coupling(latent)``, or the inverse of a flow of the library zuko.
-        base: Prior of the noise, any; by default the standard normal.
+        base: Prior of the noise; by default the standard normal prior.
 
     Raises:
         ValueError: If ``latent`` is not positive.
@@ -35,9 +36,10 @@ class NormalizingFlow(nn.Module):
 
     def __init__(self, latent: int, flow: nn.Module | None = None, *, base: Callable[..., Any] | None = None) -> None:
         super().__init__()
+        self.latent = latent
         self.base = StandardNormal(latent) if base is None else base
         self.flow = flows.coupling(latent) if flow is None else flow
 
     def forward(self) -> dist.TorchDistribution:
-        """Returns p(z), batch shape ``()``, event shape ``(latent,)``."""
+        """Return p(z), batch shape ``()``, event shape ``(latent,)``."""
         return NormalizingFlowDistribution(self.base(), self.flow())

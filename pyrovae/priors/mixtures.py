@@ -1,4 +1,4 @@
-"""Mixture priors: of Gaussians with parameters of their own, and of the posterior at pseudo-inputs (VampPrior)."""
+"""Mixture priors: of Gaussians, and of the posterior at pseudo-inputs (VampPrior)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.arguments import check_whole
+from pyrovae.components import Described
 
 
-class GaussianMixture(nn.Module):
-    r"""A mixture of Gaussians, :math:`p(z) = \sum_c \pi_c N(z; \mu_c, \mathrm{diag}(\sigma_c^2))`, all learned.
+class GaussianMixture(Described):
+    r"""Mixture of Gaussians with learned parameters, :math:`\sum_c \pi_c N(z; \mu_c, \mathrm{diag}(\sigma_c^2))`.
 
     Args:
         latent: Number of latent dimensions.
@@ -33,34 +34,35 @@ class GaussianMixture(nn.Module):
     def __init__(self, latent: int, components: int = 10) -> None:
         super().__init__()
         _check_positive("GaussianMixture", latent=latent, components=components)
-        # Means drawn from the standard normal, so that the mixture begins near it and no component is like another.
+        self.latent, self.components = latent, components
+        # Means start as standard normal draws: the mixture is near the standard normal, and its components differ.
         self.loc = nn.Parameter(torch.randn(components, latent))
         self.log_scale = nn.Parameter(torch.zeros(components, latent))
         self.logits = nn.Parameter(torch.zeros(components))
 
     def forward(self) -> dist.TorchDistribution:
-        """Returns p(z), batch shape ``()``, event shape ``(latent,)``."""
+        """Return p(z), batch shape ``()``, event shape ``(latent,)``."""
         components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
 
 
-class VampPrior(nn.Module):
-    r"""The variational mixture of posteriors, :math:`p(z) = \frac{1}{C} \sum_c q(z \mid u_c)`.
+class VampPrior(Described):
+    r"""Variational mixture of posteriors, :math:`p(z) = \frac{1}{C} \sum_c q(z \mid u_c)`.
 
-    The pseudo-inputs :math:`u_c` are learned with the posterior q, which is that of the VAE that the prior belongs
-    to: the VAE tells the prior its posterior whenever it runs or is asked for ``vae.prior``, and q's parameters are not
-    held a second time here. Inside a VAE there is nothing to do; alone, call :meth:`bind_components` first.
+    The pseudo-inputs :math:`u_c` are learned together with q, the posterior of the VAE to which the prior belongs. The
+    VAE passes its posterior to the prior whenever it runs or returns ``vae.prior``, and the prior does not hold the
+    parameters of q a second time. Outside a VAE, call :meth:`bind_components` first.
 
     Args:
         components: Number of pseudo-inputs, C.
         event_shape: Shape of a datum; the pseudo-inputs then start near 0.5, the middle of the range of images.
-        data: Data, shape ``(N, *event_shape)``, at least ``components``, of which some drawn at random are where the
-            pseudo-inputs start. Give either these or the shape.
+        data: At least ``components`` data, shape ``(N, *event_shape)``. The pseudo-inputs start at random ones of them.
+            Give either the data or the shape.
 
     Raises:
         TypeError: If the data are not floating-point.
         ValueError: If not exactly one of ``event_shape`` and ``data`` is given, or there are too few data; when called,
-            if no VAE has told it its posterior.
+            if no VAE has passed its posterior to the prior.
 
     Source:
         *VAE with a VampPrior* (Tomczak and Welling, 2018).
@@ -82,27 +84,34 @@ class VampPrior(nn.Module):
         super().__init__()
         _check_positive("VampPrior", components=components)
         if (event_shape is None) == (data is None):
-            raise ValueError("VampPrior needs either the shape of a datum, event_shape=, or data= to start from")
+            raise ValueError("priors.VampPrior needs either event_shape= or data=, to know the shape of a datum")
         if data is None:
             start = 0.5 + 0.05 * torch.randn(components, *(event_shape or ()))
         elif not data.is_floating_point():
-            raise TypeError(f"VampPrior learns its pseudo-inputs, so data must be floating-point, got {data.dtype}")
+            raise TypeError(
+                f"priors.VampPrior: data must be floating-point, because pseudo-inputs are learned, got {data.dtype}. "
+                f"Call data.float()"
+            )
         elif len(data) < components:
-            raise ValueError(f"VampPrior draws {components} pseudo-inputs from data, but got {len(data)} data")
+            raise ValueError(
+                f"priors.VampPrior draws components={components} pseudo-inputs from data, but got {len(data)}"
+            )
         else:
             start = data[torch.randperm(len(data))[:components].to(data.device)].clone()
+        self.components, self.event_shape = components, tuple(start.shape[1:])
         self.pseudo_inputs = nn.Parameter(start)
-        self._posterior: tuple[Callable[..., Any], ...] = ()  # a tuple hides a module: its parameters are not ours
+        # In a tuple, because a module would register the posterior and its parameters as its own.
+        self._posterior: tuple[Callable[..., Any], ...] = ()
 
     def bind_components(self, *, posterior: Callable[..., Any], **_: Any) -> None:
-        """Tells the prior the posterior, ``x -> q(z | x)``; a refined one is taken as it was before refinement."""
+        """Take the posterior, ``x -> q(z | x)``; of a refined posterior, take the amortized one."""
         self._posterior = (getattr(posterior, "amortized", posterior),)
 
     def forward(self) -> dist.TorchDistribution:
-        """Returns p(z), batch shape ``()``, event shape ``(latent,)``."""
+        """Return p(z), batch shape ``()``, event shape ``(latent,)``."""
         if not self._posterior:
             raise ValueError(
-                "this VampPrior does not know its posterior; use it as the prior of a VAE, or call "
+                "priors.VampPrior: the posterior is not known. Use the prior in a pyrovae.VAE, or call "
                 "bind_components(posterior=...)"
             )
         components = self._posterior[0](self.pseudo_inputs)
@@ -114,4 +123,4 @@ def _check_positive(name: str, **numbers: int) -> None:
     check_whole(**numbers)
     for argument, number in numbers.items():
         if number < 1:
-            raise ValueError(f"{name} needs {argument} to be at least 1, got {argument}={number}")
+            raise ValueError(f"priors.{name}: {argument}={number} must be at least 1")

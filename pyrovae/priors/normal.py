@@ -1,4 +1,4 @@
-"""The standard normal prior, and priors that are any fixed distribution."""
+"""The standard normal prior, and fixed distributions as priors."""
 
 import copy
 from collections.abc import Callable
@@ -6,19 +6,20 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrovae.arguments import check_whole
+from pyrovae.components import Described
 
 
-class StandardNormal(nn.Module):
-    """The standard normal prior, ``p(z) = N(z; 0, I)``.
+class StandardNormal(Described):
+    """Standard normal prior, ``p(z) = N(z; 0, I)``.
 
     Args:
         latent: Number of latent dimensions.
 
     Raises:
-        TypeError: If ``latent`` is no integer.
+        TypeError: If ``latent`` is not an integer.
         ValueError: If ``latent`` is not positive.
 
     Source:
@@ -37,26 +38,28 @@ class StandardNormal(nn.Module):
         super().__init__()
         check_whole(latent=latent)
         if latent < 1:
-            raise ValueError(f"StandardNormal needs at least one latent dimension, got latent={latent}")
-        # Buffers follow the module's device and dtype; they are constants, so the state dict does without them.
+            raise ValueError(f"priors.StandardNormal: latent={latent} dimensions must be at least 1")
+        self.latent = latent
+        # Buffers follow the device and dtype of the module. They are constants, so the state dict leaves them out.
         self.register_buffer("loc", torch.zeros(latent), persistent=False)
         self.register_buffer("scale", torch.ones(latent), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
-        """Returns p(z), batch shape ``()``, event shape ``(latent,)``."""
+        """Return p(z), batch shape ``()``, event shape ``(latent,)``."""
         return dist.Normal(self.loc, self.scale).to_event(1)
 
 
-class Fixed(nn.Module):
-    """A prior that is any given distribution, and moves with the module's device and dtype.
+class Fixed(Described):
+    """Prior that is a given distribution, and moves with the device and dtype of the module.
 
-    :class:`pyrovae.VAE` wraps a plain distribution in it, so ``VAE(prior=dist.Laplace(...).to_event(1), ...)`` works.
+    :class:`pyrovae.VAE` wraps a plain distribution in this class, so that ``VAE(prior=dist.Laplace(...).to_event(1),
+    ...)`` works.
 
     Args:
         distribution: p(z), event shape ``(latent,)``; its tensors are constants.
 
     Raises:
-        TypeError: If it is no distribution.
+        TypeError: If ``distribution`` is not a distribution.
 
     Example:
         >>> import torch, pyro.distributions as dist, pyrovae as pv
@@ -67,11 +70,14 @@ class Fixed(nn.Module):
     def __init__(self, distribution: dist.TorchDistribution) -> None:
         super().__init__()
         if not isinstance(distribution, torch.distributions.Distribution):
-            raise TypeError(f"Fixed takes a distribution, got {type(distribution).__name__}; pass other priors as such")
+            raise TypeError(
+                f"priors.Fixed takes a distribution, got a {type(distribution).__name__}. Pass other priors to the VAE "
+                f"directly"
+            )
         self.distribution = distribution
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Returns p(z), for every row of a context if there is one, as there is for a conditional prior."""
+        """Return p(z); given a context, as a conditional prior is, return p(z) for each of its rows."""
         if not context:
             return self.distribution
         return self.distribution.expand(torch.broadcast_shapes(*(part.shape[:-1] for part in context)))
@@ -83,7 +89,7 @@ class Fixed(nn.Module):
 
 
 def _map_tensors(part: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A distribution, and all distributions and transforms inside it, with its tensors mapped."""
+    """Return a distribution, with all distributions and transforms inside it, whose tensors are mapped."""
     if isinstance(part, Tensor):
         return fn(part)
     if isinstance(part, list | tuple):

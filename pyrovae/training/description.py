@@ -1,7 +1,6 @@
 """What is trained, in plain values that can be kept, compared and read: module, data, objective, options, versions."""
 
 import platform
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from pyrovae.components import describe
 from pyrovae.versions import version
 
 Description = dict[str, Any]
@@ -21,11 +21,10 @@ def versions() -> dict[str, str]:
 
 
 def of_module(module: nn.Module) -> Description:
-    """A module's structure as it prints itself, and the names, types and shapes of its tensors."""
+    """Return the types and numbers of all parts of a module, and the names, types and shapes of its tensors."""
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {name: f"{tensor.dtype} {tuple(tensor.shape)}" for name, tensor in named.items()}
-    lines = re.sub(r" at 0x[0-9a-f]+", "", repr(module)).splitlines()
-    return {"tensors": tensors, "structure": dict(enumerate(lines, start=1))}
+    return {"tensors": tensors, "structure": describe(module)}
 
 
 def of_object(thing: Any) -> Description:

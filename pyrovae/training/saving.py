@@ -34,7 +34,8 @@ def save(module: nn.Module, path: str | Path) -> None:
         >>> torch.equal(same.loc, prior.loc)
         True
     """
-    content = {"kind": "module", "description": of_module(module), "versions": versions()}
+    evaluating = [name for name, part in module.named_modules() if not part.training]
+    content = {"kind": "module", "description": of_module(module), "versions": versions(), "eval": evaluating}
     archives.write(Path(path), {**content, "tensors": Tensors(module, {}).named()})
 
 
@@ -83,6 +84,9 @@ def load(path: str | Path, into: Module) -> Module:
             f"or make it a Parameter of the module"
         )
     Tensors(into, {}).restore(tensors)
+    if kind == "module":
+        for name, part in into.named_modules():
+            part.training = name not in content.get("eval", ())  # of files of earlier versions: training mode
     return into
 
 

@@ -1,0 +1,38 @@
+"""The support of flows of the library zuko, which do not name it."""
+
+from typing import Any
+
+from pyro.contrib.zuko import ZukoToPyro
+from torch.distributions import constraints
+
+
+def support_of_flow(distribution: Any) -> constraints.Constraint | None:
+    """Return the support of a flow of zuko, wrapped for Pyro or not, or ``None`` if it is not known.
+
+    The support of a flow is the domain of its transform if the base distribution covers the whole codomain. A circular
+    flow, for example, claims all real vectors as its domain, but its base covers a box, so that its support is unknown.
+
+    Example:
+        >>> import zuko
+        >>> from pyro.contrib.zuko import ZukoToPyro
+        >>> from pyrovae.distributions import support_of_flow
+        >>> support_of_flow(ZukoToPyro(zuko.flows.MAF(5)()))
+        IndependentConstraint(Real(), 1)
+    """
+    flow: Any = distribution.dist if isinstance(distribution, ZukoToPyro) else distribution
+    try:
+        base, transform = flow.base, flow.transform
+    except AttributeError:
+        return None
+    try:
+        covered, domain = base.support, transform.domain
+        codomain = transform.codomain
+    except (AttributeError, NotImplementedError):
+        return None
+    return domain if _innermost(covered) is _innermost(codomain) else None
+
+
+def _innermost(constraint: Any) -> Any:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
