@@ -1,11 +1,13 @@
 """Running a program without leaving a trace: its modules and the global generators are afterwards as they were."""
 
+import random
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -17,7 +19,9 @@ Buffers = list[tuple[nn.Module, str, Tensor, Tensor]]
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draws from generators of its own, seeded with ``seed``; without a seed, from the global ones.
+    """Draw from generators of its own, seeded with ``seed``; without a seed, from the global ones.
+
+    With a seed, the global generators of torch, NumPy and Python are afterwards as they were.
 
     Raises:
         TypeError: If the seed is no integer.
@@ -29,9 +33,14 @@ def seeded(seed: int | None) -> Iterator[None]:
     check_whole(seed=seed)
     if not 0 <= seed < 2**64:
         raise ValueError(f"a seed lies between 0 and 2^64 - 1, got {seed}")
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(int(seed))
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
 
 
 @contextmanager
