@@ -121,8 +121,10 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], into: nn.Module) -> N
         for name, tensor in tensors.items()
         if not name.startswith(STORED)
     }
+    if missing := [name for name in (*parameters, *buffers) if name not in found]:
+        raise ValueError(f"{str(path)!r} is incomplete: the tensor {missing[0]!r} is missing. Use another file.")
     if wrong := differences(parameters | dict.fromkeys(buffers, "a buffer"), found):
-        raise ValueError(f"{str(path)!r} is incomplete or changed: {first_of(wrong)}. Use another file.")
+        raise ValueError(f"{str(path)!r} does not fit its description: {first_of(wrong)}. Use another file.")
 
 
 def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -109,9 +109,10 @@ def _encode(value: Any) -> Any:
         case list() | tuple():
             return [_encode(each) for each in value]
         case constraints.Constraint():
-            for name in dir(constraints):
+            for name in constraints.__all__:
                 if getattr(constraints, name) is value:
                     return {"name": name}
+            for name in constraints.__all__:
                 if getattr(constraints, name) is type(value):
                     arguments = inspect.signature(type(value).__init__).parameters.keys() & vars(value).keys()
                     return {"name": name, "arguments": {key: _encode(vars(value)[key]) for key in sorted(arguments)}}
