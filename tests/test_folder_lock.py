@@ -1,6 +1,7 @@
 """One run at a time uses a folder of checkpoints, and a lock does not survive the process that had it."""
 
 import errno
+import fcntl
 import math
 import multiprocessing
 import os
@@ -144,3 +145,21 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path: Path, monkeypatch
     monkeypatch.setattr("pyrovae.training.folder_lock._lock", unsupported)
     with pytest.warns(UserWarning, match="has no locks .*Function not implemented.* no other run uses this folder"):
         assert len(train(tmp_path).train) == 2
+
+
+def test_a_file_system_that_locks_only_what_is_open_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+
+    def as_on_nfs(descriptor: int) -> None:
+        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        if modes[-1] == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr("pyrovae.training.folder_lock._lock", as_on_nfs)
+    lock = FolderLock(tmp_path)
+    lock.acquire()
+    assert modes == [os.O_RDONLY, os.O_RDWR]
+    lock.release()
+    assert not list(tmp_path.iterdir())

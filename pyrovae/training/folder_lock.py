@@ -42,10 +42,10 @@ class FolderLock:
             BlockingIOError: If another run has the lock.
             OSError: If the file cannot be made.
         """
-        deadline = time.monotonic() + self.wait
+        deadline, mode = time.monotonic() + self.wait, os.O_RDONLY
         while self.descriptor is None:
             try:
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                descriptor = os.open(self.path, mode | os.O_CREAT, 0o666)
             except OSError:
                 if not os.access(self.path.parent, os.W_OK):
                     return
@@ -62,6 +62,10 @@ class FolderLock:
                         stacklevel=find_stack_level(),
                     )
                     self.descriptor = descriptor
+                elif error.errno == errno.EBADF and mode == os.O_RDONLY:
+                    mode = (
+                        os.O_RDWR
+                    )  # NFS locks only files that are open for writing, which elsewhere prevent a remount
                 elif error.errno not in _TAKEN:
                     raise
                 elif time.monotonic() >= deadline:
@@ -72,8 +76,7 @@ class FolderLock:
                 if self.descriptor is None:
                     os.close(descriptor)
         with suppress(OSError):  # a full disk takes no name, and the lock does not depend on it
-            os.truncate(self.descriptor, 0)
-            os.write(self.descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+            self.path.write_text(f"process {os.getpid()} on {platform.node()}")
 
     def release(self) -> None:
         """Remove the file and release the lock, if this object has it."""
