@@ -9,8 +9,8 @@ _INTERNAL = {"pyrovae", "pyro", "torch", "tqdm", "contextlib", "functools"}
 def find_stack_level() -> int:
     """Return the ``stacklevel`` for ``warnings.warn`` that names the first frame outside of the libraries.
 
-    Frames of pyrovae, Pyro, torch and contextlib are skipped. If there is no other frame, as in a thread that the
-    libraries started, the level is that of the outermost frame.
+    Frames of pyrovae, Pyro, torch, tqdm, contextlib and functools are skipped. If there is no other frame, as in a
+    thread that the libraries started, the level is that of the outermost frame.
 
     Source:
         ``numpyro.util.find_stack_level``, which follows a function of the same name in pandas.

@@ -88,15 +88,15 @@ def test_a_run_that_fails_releases_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_a_killed_run_leaves_no_lock(name: str, tmp_path: Path) -> None:
-    process, told = faulty.start(tmp_path, 1000)
+    process, told = faulty.start(tmp_path, 1000, kl_warmup=0)
     told.recv()
     while not list(tmp_path.glob("checkpoint-000001-*.pt")):
         time.sleep(0.01)
     with pytest.raises(pv.CheckpointError, match=f"process {process.pid} on"):
-        faulty.train(tmp_path, 1000)
+        faulty.train(tmp_path, 1000, kl_warmup=0)
     os.kill(process.pid, getattr(signal, name))
     process.join()
-    assert len(faulty.train(tmp_path, 1)[1].train) >= 1
+    assert len(faulty.train(tmp_path, 1, kl_warmup=0)[1].train) >= 1
 
 
 def hold(folder: Path, count: int, tells: Connection) -> None:

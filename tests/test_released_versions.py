@@ -30,7 +30,7 @@ def build(activation: type[nn.Module] = nn.ReLU) -> pv.VAE:
     )
 
 
-def resume(folder: Path, vae: pv.VAE, epochs: int = 4, **options: Any) -> pv.History:
+def resume(folder: Path, vae: pv.VAE, epochs: int = 6, **options: Any) -> pv.History:
     grey = torch.rand(60, 6, generator=torch.Generator().manual_seed(1))
     usual = {
         "objective": pv.objectives.IWAE(2),
@@ -78,8 +78,8 @@ def test_a_run_continues(folder: Path) -> None:
     before = archives.read(folder / CHECKPOINT)["state"]["history"]
     history = resume(folder, build())
     assert history.train[:2] == before["train"]
-    assert len(history.train) == 4
-    assert archives.read(folder / "checkpoint-000004-000000.pt")["format"] == 2
+    assert len(history.train) == 6
+    assert archives.read(folder / "checkpoint-000006-000000.pt")["format"] == 2
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.Softplus, nn.Identity])

@@ -123,10 +123,11 @@ class WithStore(nn.Module):
     def __init__(self, constraint: Any, start: Tensor) -> None:
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(2))
-        self.constraint, self.start = constraint, start
+        self.options = lambda: (start.clone(), constraint)  # not numbers of the module, which its description holds
 
     def model(self, x: Tensor) -> None:
-        scale = pyro.param("scale", self.start.clone(), constraint=self.constraint)
+        start, constraint = self.options()
+        scale = pyro.param("scale", start, constraint=constraint)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(self.loc, 1.0).to_event(1))
             loc = z.sum(-1, keepdim=True).expand(*z.shape[:-1], 6)

@@ -97,6 +97,11 @@ def misfits(state: Mapping[str, Any], trained: Mapping[str, Any], optimizer: str
     return found
 
 
+def as_number(value: Any) -> Any:
+    """Return a NumPy scalar as a number of Python, and any other value as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def plain(value: Any) -> Any:
     """Return a value as it can be stored; an object that is not a plain value is represented by its name."""
     match value:

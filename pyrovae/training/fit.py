@@ -19,7 +19,7 @@ from pyrovae._warnings import find_stack_level
 from pyrovae.arguments import Data, as_device, as_tensors, fingerprint
 from pyrovae.isolation import seeded
 from pyrovae.training.checkpoints import Checkpoints
-from pyrovae.training.description import Description, of_module, of_object, of_trained, plain
+from pyrovae.training.description import Description, as_number, of_module, of_object, of_trained, plain
 from pyrovae.training.history import History
 from pyrovae.training.losses import Bound, Criterion, OwnLoss
 from pyrovae.training.options import check_options
@@ -148,6 +148,9 @@ def fit(
         >>> len(history.train)
         2
     """
+    learning_rate, clip_norm, seed, patience = map(as_number, (learning_rate, clip_norm, seed, patience))
+    epochs, batch_size, kl_warmup = map(as_number, (epochs, batch_size, kl_warmup))
+    checkpoint_every, tensorboard_every = as_number(checkpoint_every), as_number(tensorboard_every)
     check_options(
         module,
         valid,
@@ -162,9 +165,6 @@ def fit(
         checkpoint_every=checkpoint_every,
         tensorboard_every=tensorboard_every,
     )
-    learning_rate, clip_norm, seed, patience = map(plain, (learning_rate, clip_norm, seed, patience))  # NumPy scalars
-    epochs, batch_size, kl_warmup = map(plain, (epochs, batch_size, kl_warmup))
-    checkpoint_every, tensorboard_every = plain(checkpoint_every), plain(tensorboard_every)
     board = None if tensorboard is None or not parallel.is_first() else Board(tensorboard, tensorboard_every)
     where = as_device(device)
     train_data = tuple(tensor.to(where) for tensor in as_tensors("train", train))
