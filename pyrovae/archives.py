@@ -1,45 +1,71 @@
-"""Files of tensors: written whole or not at all, known by a checksum, and read without running code.
+"""Files of tensors: written as a whole, protected by a checksum, and read without running code.
 
-A file is one line, ``pyrovae archive 1 <SHA-256 of the rest>``, and what ``torch.save`` makes of dictionaries, lists,
-numbers, strings and tensors. It is read by ``torch.load(weights_only=True)``, which makes nothing else; a file of
-tensors alone, as safetensors are, would have no place for the state of an optimizer or of a generator. The checksum
-tells of accidents, over which ``torch.load`` may read. Whoever changes a file on purpose can correct it too, and still
-runs no code.
+A file is one line, ``pyrovae archive 1 <SHA-256 of the rest>``, followed by the output of ``torch.save`` for
+dictionaries, lists, numbers, strings and tensors. ``torch.load(weights_only=True)`` reads the file and makes no other
+objects. The safetensors format holds tensors alone, so it has no place for the state of an optimizer or a generator.
+The checksum detects accidental damage, which ``torch.load`` may overlook. It does not detect a change on purpose,
+because its author can correct the checksum. Such a file still runs no code.
 """
 
 import hashlib
 import io
 import os
+import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-_FIRST_WORDS = b"pyrovae archive "
+_MAGIC = b"pyrovae archive "
 _FORMAT = b"1"
 _TEMPORARY = ".partial"
+_HEADER_SIZE = 128  # bytes; a longer first line is not one of ours
+_CHUNK = 2**20
 
 
 class ArchiveError(ValueError):
-    """A file cannot be read, or not be trusted."""
+    """A file cannot be read, or its content cannot be trusted."""
+
+
+def as_path(path: str | os.PathLike[str], argument: str) -> Path:
+    """Return a path that a user gave, with ``~`` expanded.
+
+    Args:
+        path: The path.
+        argument: Its name in error messages.
+
+    Raises:
+        TypeError: If it is not a path.
+        ValueError: If it is empty.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{argument} must be a path, got {path!r}. Give a string or a pathlib.Path.")
+    if not os.fspath(path).strip():
+        raise ValueError(f"{argument} is an empty path. Give '.' if you mean the current folder.")
+    return Path(path).expanduser()
 
 
 def write(path: Path, content: Any) -> None:
-    """Writes a file that is there whole or not at all, whatever happens meanwhile, and on the disk afterwards.
+    """Write a file so that it exists as a whole or not at all, and wait until it is on the disk.
+
+    NumPy scalars are stored as the numbers of Python.
 
     Raises:
-        OSError: If it cannot be written; what was at its place is still there.
+        OSError: If the file cannot be written. A previous file of that name is then unchanged.
     """
     buffer = io.BytesIO()
-    torch.save(tree_map_only(Tensor, _compact, content), buffer)
+    numbers = tree_map_only(np.generic, np.generic.item, content)
+    torch.save(tree_map_only(Tensor, _compact, numbers), buffer)
     payload = buffer.getbuffer()
-    header = b"%s%s %s\n" % (_FIRST_WORDS, _FORMAT, hashlib.sha256(payload).hexdigest().encode())
+    header = b"%s%s %s\n" % (_MAGIC, _FORMAT, hashlib.sha256(payload).hexdigest().encode())
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
-        with open(temporary, "wb") as file:  # noqa: PTH123  # a test puts a slow one in its place
+        with open(temporary, "wb") as file:  # noqa: PTH123  # tests replace it by a slow one
             file.write(header)
             file.write(payload)
             file.flush()
@@ -52,44 +78,116 @@ def write(path: Path, content: Any) -> None:
     _sync(path.parent)
 
 
-def read(path: Path) -> Any:
-    """Reads a file that :func:`write` wrote, its tensors to the CPU.
+def read(path: Path, check: Callable[[Any], None] | None = None) -> Any:
+    """Read a file that :func:`write` wrote, with its tensors on the CPU.
+
+    The tensors take at most as much memory as the file has bytes: compressed and expanded tensors are refused before
+    memory is allocated for them.
+
+    Args:
+        path: The file.
+        check: Called with the content before the values of the tensors are read. The tensors of that content are on
+            the meta device: they have a shape and a dtype, and no values. The function refuses a file by an error.
 
     Raises:
-        OSError: If there is no such file.
-        ArchiveError: If it is another kind of file, damaged, or holds anything but tensors and plain values.
+        OSError: If the file does not exist or cannot be read.
+        ArchiveError: If the file is of another kind, is damaged, or holds objects other than tensors and plain values.
     """
-    header, _, payload = path.read_bytes().partition(b"\n")
-    if not header.startswith(_FIRST_WORDS):
-        raise ArchiveError(f"{str(path)!r} is not a file that pyrovae wrote, or its beginning is damaged")
-    version, _, checksum = header[len(_FIRST_WORDS) :].partition(b" ")
-    if version != _FORMAT:
-        raise ArchiveError(f"{str(path)!r} has format {version!r}, and this version of pyrovae reads {_FORMAT!r} alone")
-    if hashlib.sha256(payload).hexdigest().encode() != checksum:
-        raise ArchiveError(f"{str(path)!r} is cut off or damaged: its checksum does not fit what it holds")
-    try:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ArchiveError(
-            f"{str(path)!r} holds something else than tensors and plain values, and was not read, since that could "
-            f"run code; take it from where you trust it"
-        ) from error
+    with path.open("rb") as file:
+        header = file.readline(_HEADER_SIZE)
+        _check_header(path, header)
+        start = len(header)
+        digest = hashlib.sha256()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+        if digest.hexdigest().encode() != header.split(b" ")[3].rstrip(b"\n"):
+            raise ArchiveError(f"{str(path)!r} is cut off or damaged: its checksum does not fit. Use another file.")
+        size = file.tell() - start
+        with io.BufferedReader(_Payload(file.fileno(), start)) as payload:
+            _check_size(path, payload, size)
+            if check is not None:
+                check(_load(path, payload, "meta"))
+            return _load(path, payload, "cpu")
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what writers that were killed have left in a folder."""
+    """Remove the temporary files that killed writers left in a folder."""
     for path in folder.glob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
+class _Payload(io.FileIO):
+    """The part of an open file behind the first line, as a file of its own."""
+
+    def __init__(self, descriptor: int, start: int) -> None:
+        super().__init__(descriptor, closefd=False)
+        self.start = start
+        self.seek(0)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return super().seek(offset + (self.start if whence == os.SEEK_SET else 0), whence) - self.start
+
+    def tell(self) -> int:
+        return super().tell() - self.start
+
+
+def _check_header(path: Path, header: bytes) -> None:
+    if not header.startswith(_MAGIC):
+        raise ArchiveError(f"{str(path)!r} is not a file that pyrovae wrote, or its beginning is damaged.")
+    version = header.split(b" ")[2]
+    if version != _FORMAT:
+        raise ArchiveError(
+            f"{str(path)!r} has format {version.decode(errors='replace')!r}, and this version of pyrovae reads format "
+            f"{_FORMAT.decode()!r}. Use the version of pyrovae that wrote it."
+        )
+    if len(header.split(b" ")) != 4 or not header.endswith(b"\n"):
+        raise ArchiveError(f"{str(path)!r} is cut off or damaged in its first line. Use another file.")
+
+
+def _check_size(path: Path, payload: BinaryIO, size: int) -> None:
+    """Refuse records that are larger in memory than in the file: those that are compressed or overlap."""
+    try:
+        with zipfile.ZipFile(payload) as records:
+            found = sum(record.file_size for record in records.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise _not_plain(path) from error
+    if found > size:
+        raise ArchiveError(
+            f"{str(path)!r} has {size} bytes and would take {found} bytes in memory. pyrovae writes no such file; "
+            f"take it from a source that you trust."
+        )
+
+
+def _load(path: Path, payload: BinaryIO, device: str) -> Any:
+    payload.seek(0)
+    try:
+        content = torch.load(payload, map_location=device, weights_only=True)
+    except Exception as error:
+        raise _not_plain(path) from error
+    for tensor in tree_leaves(content):
+        if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise ArchiveError(
+                f"{str(path)!r} holds a tensor of shape {tuple(tensor.shape)} in {tensor.untyped_storage().nbytes()} "
+                f"bytes. pyrovae writes no such file; take it from a source that you trust."
+            )
+    return content
+
+
+def _not_plain(path: Path) -> ArchiveError:
+    return ArchiveError(
+        f"{str(path)!r} holds something else than tensors and plain values, and was not read because that could run "
+        f"code. Take the file from a source that you trust."
+    )
+
+
 def _compact(tensor: Tensor) -> Tensor:
-    """A tensor on the CPU without the rest of the memory that it may be a part of, which would be written too."""
+    """Return the tensor on the CPU, without the rest of a larger storage, which would be written too."""
     tensor = tensor.detach().cpu()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _sync(folder: Path) -> None:
-    """Waits until the names of a folder's files are on the disk; only a POSIX system lets one ask for it."""
+    """Wait until the names of a folder's files are on the disk, which only POSIX systems offer."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

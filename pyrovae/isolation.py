@@ -4,6 +4,7 @@ Pyro's handler stack and torch's generator are global. One lock lets calls from 
 """
 
 import inspect
+import random
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -28,6 +30,8 @@ LOCK = threading.RLock()
 def seeded(seed: int | None) -> Iterator[None]:
     """Draw from generators seeded with ``seed``; without a seed, from the global ones.
 
+    With a seed, the global generators of torch, NumPy and Python are afterwards as they were.
+
     Raises:
         TypeError: If the seed is not an integer.
         ValueError: If it is negative or too large.
@@ -38,19 +42,24 @@ def seeded(seed: int | None) -> Iterator[None]:
     check_whole(seed=seed)
     if not 0 <= seed < 2**64:
         raise ValueError(f"a seed lies between 0 and 2^64 - 1, got {seed}")
-    with LOCK, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int(seed))
-        yield
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with LOCK, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(int(seed))
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
 
 
 class Isolation:
     """The state of modules and of Pyro's parameter store before a run, which is restored after it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, forget_parameters: bool) -> None:
         self.training: dict[nn.Module, bool] = {}
         self.buffers: Buffers = []
         self.plates: list[tuple[Any, dict[Any, Any]]] = []
-        self.parameters = set(pyro.get_param_store().keys())
+        self.parameters = set(pyro.get_param_store().keys()) if forget_parameters else None
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -90,19 +99,25 @@ class Isolation:
         for plates, before in self.plates:
             plates.clear()
             plates.update(before)
-        store = pyro.get_param_store()
-        for name in set(store.keys()) - self.parameters:
-            del store[name]
+        if self.parameters is not None:
+            store = pyro.get_param_store()
+            for name in set(store.keys()) - self.parameters:
+                del store[name]
 
 
 @contextmanager
-def isolated(*programs: Callable[..., Any], seed: int) -> Iterator[Isolation]:
+def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool = False) -> Iterator[Isolation]:
     """Run programs in evaluation mode without gradients, and restore training modes, buffers and generators.
 
     Calls from several threads wait for each other.
+
+    Args:
+        *programs: Pyro programs.
+        seed: Seed of torch's generators.
+        forget_parameters: Whether parameters that a run adds to Pyro's store are removed again.
     """
     with LOCK:
-        state = Isolation()
+        state = Isolation(forget_parameters=forget_parameters)
         for module in modules_of(*programs):
             state.adopt(module)
         try:

@@ -158,6 +158,42 @@ def test_a_sigterm_takes_its_usual_course_once_the_run_is_saved(tmp_path: Path) 
     assert_same(fitted(small_vae, 5, tmp_path, 1, transform=NEVER), fitted(small_vae, 5, None, 0, transform=NEVER))
 
 
+@pytest.mark.parametrize(
+    "signals",
+    [("SIGINT", "SIGTERM"), ("SIGTERM", "SIGINT"), ("SIGINT", "SIGTERM", "SIGINT"), ("SIGTERM", "SIGTERM", "SIGINT")],
+    ids="-".join,
+)
+def test_a_sigterm_takes_its_usual_course_whatever_else_comes(signals: tuple[str, ...], tmp_path: Path) -> None:
+    taken: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: taken.append(number))
+    try:
+        stopping = Stopping(5, tuple(getattr(signal, name) for name in signals))
+        _, history = fitted(small_vae, 5, tmp_path, 0, transform=stopping)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert taken == [signal.SIGTERM]
+    assert history.interrupted
+    assert_same(fitted(small_vae, 5, tmp_path, 1, transform=NEVER), fitted(small_vae, 5, None, 0, transform=NEVER))
+
+
+def test_a_sigterm_takes_its_usual_course_if_the_run_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def failing(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            signal.raise_signal(signal.SIGTERM)
+            raise RuntimeError("a fault of the transform")
+        return x
+
+    taken: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: taken.append(number))
+    try:
+        with pytest.raises(RuntimeError, match="a fault of the transform"):
+            fitted(small_vae, 5, tmp_path, 0, transform=failing)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert taken == [signal.SIGTERM]
+    assert "the run failed before the SIGTERM took its course: RuntimeError: a fault of the transform" in caplog.text
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     _, history = fitted(small_vae, 5, tmp_path, 0, transform=Stopping(5, (signal.SIGINT,) * 2))
     assert history.interrupted
@@ -228,7 +264,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes, Path], bytes], str]] = {
     "appended": (lambda content, _: content + b"\0", "cut off or damaged"),
     **{f"flipped at {at}": (lambda content, _, at=at: flip(content, at), "damage") for at in (0, 0.1, 0.5, 0.9, 1)},
     "checksum flipped": (lambda content, _: flip(content, 40 / (len(content) - 1)), "cut off or damaged"),
-    "another format": (lambda content, _: content.replace(b"archive 1", b"archive 2", 1), "has format b'2', and this"),
+    "another format": (lambda content, _: content.replace(b"archive 1", b"archive 2", 1), "has format '2', and this"),
     "a pickle": (lambda content, _: b"\x80\x04N.", "not a file that pyrovae wrote"),
     "malicious": (lambda content, folder: malicious(folder / "run by it"), "something else than tensors and plain"),
     "another architecture": (
@@ -252,7 +288,9 @@ def test_a_bad_checkpoint_is_refused_and_the_last_good_one_used(
     fitted(small_vae, 4, tmp_path, 0)
     bad = tmp_path / "checkpoint-000004-000000.pt"
     bad.write_bytes(damage(bad.read_bytes(), tmp_path))
-    with pytest.warns(UserWarning, match=f"{bad.name}'.*{reason}.*going on from 'checkpoint-000003-000000.pt'") as told:
+    with pytest.warns(
+        UserWarning, match=f"{bad.name}'.*{reason}.*continues from 'checkpoint-000003-000000.pt'"
+    ) as told:
         went_on = fitted(small_vae, 6, tmp_path, 1)
     assert len(told) == 1
     assert_same(went_on, whole)
@@ -328,7 +366,7 @@ def test_what_may_change(tmp_path: Path) -> None:
 def test_other_versions_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted(small_vae, 2, tmp_path, 0)
     monkeypatch.setattr("pyrovae.training.checkpoints.versions", lambda: {"torch": "99.0"})
-    with pytest.warns(UserWarning, match="goes on with other versions.*torch is '99.0' here and was"):
+    with pytest.warns(UserWarning, match="continues with other versions.*torch is '99.0' here and was"):
         fitted(small_vae, 3, tmp_path, 0)
 
 
@@ -352,6 +390,6 @@ def test_a_state_that_cannot_be_kept_is_an_error_before_the_first_step(odd: Any,
         def state_dict(self) -> dict[str, Any]:
             return {**super().state_dict(), "odd": odd}
 
-    with pytest.raises(TypeError, match="the state of the optimizer or of its schedule holds something else"):
+    with pytest.raises(TypeError, match="the state of the optimizer or of its schedule holds objects other than"):
         fitted(small_vae, 2, tmp_path, 0, scheduler=partial(Odd, lr_lambda=lambda epoch: 1.0))
     assert not list(tmp_path.iterdir())

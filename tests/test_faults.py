@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,7 @@ STEPS = 4  # of an epoch
 def check_that_a_broken_disk_costs_nothing(folder: Path, breaking: Any, mend: Any, reason: str) -> None:
     """A run breaks amid its third epoch, at whose end a checkpoint is due."""
     expected = faulty.train(None, 5, transform=Breaking(-1))
-    with pytest.raises(
-        pv.CheckpointError, match=f"checkpoint-000003-000000.pt' could not be written .*{reason}"
-    ) as error:
+    with pytest.raises(pv.CheckpointError, match=f"checkpoint-000003-000000.pt' cannot be written .*{reason}") as error:
         faulty.train(folder, 5, transform=Breaking(2 * STEPS + 1, breaking))
     assert len(error.value.history.train) == 3
     assert error.value.history.train == expected[1].train[:3]
@@ -224,9 +222,28 @@ def test_a_disk_that_can_no_longer_be_written_to(small_disk: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("epochs", [3, 6])
+def test_a_damaged_checkpoint_on_a_read_only_disk(epochs: int, small_disk: Path) -> None:
+    """The good older checkpoint is used; a run that has nothing to write ends, and another one says what is wrong."""
+    folder = small_disk / "run"
+    faulty.train(folder, 4)
+    newest_one = folder / "checkpoint-000004-000000.pt"
+    newest_one.write_bytes(newest_one.read_bytes()[:-100])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    expected = (
+        nullcontext() if epochs == 3 else pytest.raises(pv.CheckpointError, match=r"Read-only.*000003.* is whole")
+    )
+    with (
+        pytest.warns(UserWarning, match=r"000004.* is cut off .* continues from 'checkpoint-000003-000000.pt'"),
+        expected,
+    ):
+        assert len(faulty.train(folder, epochs)[1].train) == 3
+    assert newest_one.exists()
+
+
 def test_a_folder_that_cannot_be_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     steps: list[int] = []
-    with pytest.raises(pv.CheckpointError, match=r"there can be no checkpoints in .*file/run.*a folder that can be"):
+    with pytest.raises(pv.CheckpointError, match=r"folder .*file/run.* cannot hold checkpoints .*a folder that can be"):
         faulty.train(tmp_path / "file" / "run", 5, transform=Breaking(1, lambda: steps.append(1)))
     assert not steps

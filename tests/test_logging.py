@@ -39,7 +39,7 @@ def test_a_run_is_logged(tmp_path: Path, x: Tensor, caplog: pytest.LogCaptureFix
     caplog.clear()
     fit(vae, x[:8], x[8:], epochs=3, checkpoint=tmp_path, device="cpu")
     assert messages(caplog) == [
-        f"going on from {second}",
+        f"continuing from {second}",
         f"{about} epoch 2, step 0",
         "epoch 2: train -#, valid -#, # s",
         "trained 3 epochs; the module has the weights of epoch 2",

@@ -34,6 +34,7 @@ LAYERS = {  # beside the checks of arguments, which all may know
     "objectives": {"_waist", "isolation", "objectives"},
     "parallel": set(),
     "versions": set(),
+    "_warnings": set(),
     "training": {"_waist", "isolation", "plots", "_compilation", "parallel", "archives", "versions", "training"},
     "evaluation": {
         "_waist",
@@ -63,7 +64,7 @@ def test_imports_follow_the_data() -> None:
                 found[parts[0]] |= set(names)
     assert set(found) == set(LAYERS)
     for layer, names in found.items():
-        assert names - {"arguments"} <= LAYERS[layer], layer
+        assert names - {"arguments", "_warnings"} <= LAYERS[layer], layer
 
 
 def test_importing_changes_no_global_setting() -> None:
@@ -145,6 +146,15 @@ def test_dependencies_are_bounded() -> None:
     for dependency in chain(project["dependencies"], *project["optional-dependencies"].values()):
         open_above = re.match("pillow|xarray", dependency)  # for reasons given there
         assert re.fullmatch(r"[\w-]+>=[\d.]+" + ("" if open_above else r",<\d+"), dependency), dependency
+
+
+def test_versions_of_python_are_stated_alike() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    first, beyond = map(int, re.fullmatch(r">=3\.(\d+),<3\.(\d+)", project["requires-python"]).groups())  # type: ignore[union-attr]
+    stated = {line.split("3.")[1] for line in project["classifiers"] if ":: Python :: 3." in line}
+    assert stated == set(map(str, range(first, beyond)))
+    for page in ("README.md", "docs/contributing.md"):
+        assert f"Python 3.{first} to 3.{beyond - 1}" in (PACKAGE.parent / page).read_text()
 
 
 def test_the_version_is_known_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

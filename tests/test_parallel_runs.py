@@ -164,7 +164,7 @@ def train_in_parts(folder: Path) -> list[Any]:
     resumed = train(folder)
     if parallel.is_first():
         archives.write = fail
-    with pytest.raises(pv.CheckpointError, match=r"could not be written \(No space left on device\); .* is whole"):
+    with pytest.raises(pv.CheckpointError, match=r"cannot be written \(No space left on device\)\. .* is whole"):
         train(folder, epochs=5)
     archives.write = write
     return [whole, names, resumed]

@@ -5,12 +5,17 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceGraph_ELBO
 from torch import Tensor, nn
 
 import pyrovae as pv
+from pyrovae import archives
 from tests.conftest import small_vae
+from tests.examples import Discrete
 from tests.faulty import regularized_vae
 from tests.test_checkpoints import flip, malicious
 from tests.test_components import LIKELIHOODS, POSTERIORS, PRIORS
@@ -112,10 +117,108 @@ def test_bad_files_are_refused_and_no_code_is_run(tmp_path: Path) -> None:
     assert_same_tensors(vae, before)
 
 
-def test_parameters_of_no_module_are_not_left_out_silently(x: Tensor, tmp_path: Path) -> None:
-    pv.fit(Script(), x, epochs=1, checkpoint=tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"holds 'pyro.param weight', which belongs to no module"):
-        pv.load(max(tmp_path.iterdir()), into=Script())
+class WithStore(nn.Module):
+    """A module whose programs make a parameter with ``pyro.param``."""
+
+    def __init__(self, constraint: Any, start: Tensor) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(2))
+        self.options = lambda: (start.clone(), constraint)  # not numbers of the module, which its description holds
+
+    def model(self, x: Tensor) -> None:
+        start, constraint = self.options()
+        scale = pyro.param("scale", start, constraint=constraint)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.loc, 1.0).to_event(1))
+            loc = z.sum(-1, keepdim=True).expand(*z.shape[:-1], 6)
+            pyro.sample("x", dist.Normal(loc, 1 + scale.square().mean()).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, 1.0).expand((len(x), 2)).to_event(1))
+
+
+constraints = dist.constraints
+CONSTRAINTS: dict[str, tuple[Any, Tensor]] = {
+    "real": (constraints.real, torch.tensor(0.5)),
+    "positive": (constraints.positive, torch.tensor(1.0)),
+    "interval": (constraints.interval(0.5, 3.0), torch.ones(3)),
+    "simplex": (constraints.simplex, torch.tensor([0.1, 0.2, 0.3, 0.4])),
+    "lower Cholesky": (constraints.lower_cholesky, torch.eye(3)),
+    "independent": (constraints.independent(constraints.greater_than(-1.0), 1), torch.ones(2)),
+    "softplus": (constraints.softplus_positive, torch.ones(2)),
+    "bounds of a tensor": (constraints.greater_than(torch.tensor([0.0, 1.0])), torch.full((2,), 2.0)),
+}
+
+
+@pytest.mark.parametrize(("constraint", "start"), CONSTRAINTS.values(), ids=CONSTRAINTS)
+def test_parameters_of_the_store_travel_with_their_constraint(
+    constraint: Any, start: Tensor, x: Tensor, tmp_path: Path
+) -> None:
+    module = WithStore(constraint, start)
+    pv.fit(module, x, epochs=2, learning_rate=0.1, seed=0, checkpoint=tmp_path / "run", progress=False)
+    trained = pyro.param("scale").detach().clone()
+    unconstrained = pyro.param("scale").unconstrained().detach().clone()
+    assert not torch.equal(trained, start)
+    pv.save(module, tmp_path / "module.pt")
+    for path in (tmp_path / "module.pt", max((tmp_path / "run").iterdir())):
+        pyro.clear_param_store()
+        other = pv.load(path, into=WithStore(constraint, start))
+        assert torch.equal(pyro.param("scale").unconstrained(), unconstrained)
+        pv.fit(other, x, epochs=1, learning_rate=0.1, seed=0, progress=False)  # which trains the parameter on
+        assert not torch.equal(pyro.param("scale"), trained)
+        assert constraint.check(pyro.param("scale")).all()
+        pv.load(path, into=WithStore(constraint, start))  # over a parameter that the store has
+        assert torch.equal(pyro.param("scale"), trained)
+
+
+def test_a_parameter_of_the_store_with_another_shape_or_constraint_is_refused(x: Tensor, tmp_path: Path) -> None:
+    module = WithStore(constraints.positive, torch.ones(3))
+    pv.fit(module, x, epochs=1, seed=0, progress=False)
+    pv.save(module, tmp_path / "module.pt")
+    for constraint, start, message in (
+        (constraints.positive, torch.ones(2), r"has shape \(2,\) here and \(3,\) in the file"),
+        (constraints.real, torch.ones(3), "has constraint Real.* here and .* in the file"),
+    ):
+        pyro.clear_param_store()
+        pyro.param("scale", start, constraint=constraint)
+        other = WithStore(constraint, start)
+        with pytest.raises(ValueError, match=f"pyro.param 'scale' {message}. Call pyro.clear_param_store"):
+            pv.load(tmp_path / "module.pt", into=other)
+        assert torch.equal(pyro.param("scale"), start)
+        pyro.clear_param_store()
+        pv.load(tmp_path / "module.pt", into=WithStore(constraints.positive, torch.ones(3)))
+
+
+def test_a_constraint_of_ones_own_is_refused_by_name(tmp_path: Path) -> None:
+    class Even(constraints.Constraint):  # type: ignore[misc]
+        def check(self, value: Tensor) -> Tensor:
+            return value % 2 == 0
+
+    pyro.get_param_store()._constraints["count"] = Even()
+    pyro.get_param_store()._params["count"] = torch.ones(2, requires_grad=True)
+    with pytest.raises(TypeError, match=r"constraint of pyro.param 'count', .* cannot be stored. Use one of"):
+        pv.save(Script(), tmp_path / "module.pt")
+    pyro.clear_param_store()
+
+
+def test_parameters_of_other_modules_are_not_saved(x: Tensor, tmp_path: Path) -> None:
+    pyro.param("of a script", torch.ones(2))
+    pyro.module("other", nn.Linear(2, 3))
+    pv.save(pv.priors.GaussianMixture(3, 2), tmp_path / "prior.pt")
+    assert archives.read(tmp_path / "prior.pt")["stored"] == {}
+    pv.save(small_vae(), tmp_path / "vae.pt")
+    assert archives.read(tmp_path / "vae.pt")["stored"].keys() == {"of a script"}
+
+
+def test_averages_of_an_objective_are_no_parameters(x: Tensor, tmp_path: Path) -> None:
+    module = Discrete(baseline={"use_decaying_avg_baseline": True})
+    pv.fit(module, x[:10], epochs=1, batch_size=5, objective=TraceGraph_ELBO(), progress=False, checkpoint=tmp_path)
+    pv.save(module, tmp_path / "module.pt")
+    for path in (tmp_path / "module.pt", max(tmp_path.glob("checkpoint*"))):
+        pyro.clear_param_store()
+        pv.load(path, into=Discrete(baseline={"use_decaying_avg_baseline": True}))
+        assert not list(pyro.get_param_store())
 
 
 def test_a_save_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,7 +189,9 @@ class Problem:
         """Isolate the programs and check them."""
         self.started = time.perf_counter()
         context = ExitStack()
-        self.isolation: Isolation = context.enter_context(isolated(self.model, self.guide, seed=self.seed))
+        self.isolation: Isolation = context.enter_context(
+            isolated(self.model, self.guide, seed=self.seed, forget_parameters=True)
+        )
         try:
             self._probe()
             if parallel.size() > 1:

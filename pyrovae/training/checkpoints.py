@@ -1,14 +1,29 @@
-"""A folder with the last two checkpoints of a run, and which of them a run goes on from."""
+"""A folder with the last two checkpoints of a run, and the choice of the one from which a run continues."""
 
 import logging
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyrovae import archives
-from pyrovae.training.description import Description, differences, first_of, versions
+from pyrovae import archives, parallel
+from pyrovae._warnings import find_stack_level
+from pyrovae.training.description import (
+    FORMAT,
+    Description,
+    differences,
+    differences_of_runs,
+    first_of,
+    misfits,
+    versions,
+)
+from pyrovae.training.folder_lock import FolderLock
+from pyrovae.training.state import STORED, check_state, file_format, require
+from pyrovae.training.store import constraints_of
 
 logger = logging.getLogger(__name__)
 
@@ -17,49 +32,72 @@ _KEPT = 2
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written.
+    """A checkpoint cannot be written, or another run uses the folder.
 
     Attributes:
-        history: Of the run until then; None if it had not begun.
+        history: The history of the run up to that moment; None if the run had not begun.
     """
 
     history: Any = None
 
 
 class Checkpoints:
-    """The checkpoints of one run: ``checkpoint-<epochs>-<steps of the next>.pt``.
+    """The checkpoints of one run, ``checkpoint-<epochs>-<steps of the next epoch>.pt``.
+
+    A context manager, within which the folder is locked for this run.
 
     Args:
-        folder: Where they are; made if it is not there.
-        every: How many epochs lie between two of them.
-        description: What is trained, and how: a checkpoint must have been made of the same.
-        changeable: What else is to be known of a run, and may change.
+        folder: The folder. It is made if it does not exist; ``~`` is expanded.
+        every: Number of epochs between two checkpoints.
+        description: What is trained, and how. A checkpoint with another description is refused.
+        changeable: Options of the run that may change.
+        wait: Seconds to wait for another run that uses the folder.
 
     Attributes:
-        newest: The one that was written or read last.
+        newest: The checkpoint that was written or read last.
 
     Raises:
-        CheckpointError: If there can be no such folder.
+        CheckpointError: On entry, if the folder cannot be used.
+        ValueError: If the path is empty.
     """
 
-    def __init__(self, folder: str | Path, every: int, description: Description, changeable: Description) -> None:
-        self.folder, self.every = Path(folder), every
+    def __init__(
+        self, folder: str | Path, every: int, description: Description, changeable: Description, wait: float = 0.0
+    ) -> None:
+        self.folder, self.every = archives.as_path(folder, "checkpoint"), every
         self.description, self.changeable = description, changeable
+        self.lock = FolderLock(self.folder, wait)
         self.newest: Path | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        parallel.in_first(self._open)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    def _open(self) -> None:
+        name = str(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            archives.remove_unfinished(self.folder)
+            self.lock.acquire()
+            with suppress(PermissionError):
+                archives.remove_unfinished(self.folder)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"another run uses the folder {name!r} ({error.strerror}). Wait for it with checkpoint_wait=, or give "
+                f"each run its own folder."
+            ) from error
         except OSError as error:
             raise CheckpointError(
-                f"there can be no checkpoints in {str(self.folder)!r} ({_reason(error)}); give a folder that can be "
-                f"written to"
+                f"the folder {name!r} cannot hold checkpoints ({_reason(error)}). Give a folder that can be written to."
             ) from error
 
     def latest(self) -> dict[str, Any] | None:
-        """Reads the newest checkpoint; one that cannot be used is set aside, and the next one taken instead.
+        """Read the newest checkpoint that can be used, and set newer ones aside.
 
         Raises:
-            ValueError: If there are some, and none can be used.
+            ValueError: If the folder has checkpoints, and none can be used.
         """
         refused: dict[Path, str] = {}
         for path in sorted(self._paths(), key=_position, reverse=True):
@@ -69,46 +107,57 @@ class Checkpoints:
                 refused[path] = str(error)
                 continue
             for other, reason in refused.items():
-                aside = other.with_name(f"{other.name}.refused")
-                other.rename(aside)
-                warnings.warn(f"{reason}; going on from {path.name!r}, the last good one", stacklevel=5)
+                with suppress(OSError):  # on a read-only file system the file stays
+                    other.rename(other.with_name(f"{other.name}.refused"))
+                warnings.warn(
+                    f"{reason} The run continues from {path.name!r}, the last good checkpoint.",
+                    stacklevel=find_stack_level(),
+                )
             self.newest = path
-            logger.info("going on from %s", path)
+            logger.info("continuing from %s", path)
             return state
         if refused:
-            raise ValueError("; ".join(refused.values()))
+            raise ValueError(" ".join(refused.values()))
         return None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Writes a checkpoint, and removes those before the previous one.
+        """Write a checkpoint, and remove those before the previous one.
 
         Raises:
-            CheckpointError: If it cannot be written.
+            CheckpointError: If the checkpoint cannot be written.
+            TypeError: If the state holds objects that cannot be stored.
         """
         progress = state["progress"]
         path = self.folder / f"checkpoint-{progress['epoch']:06d}-{progress['step']:06d}.pt"
         content = {
             "kind": "checkpoint",
+            "format": FORMAT,
             "description": self.description,
             "changeable": self.changeable,
             "versions": versions(),
+            "constraints": constraints_of(name.removeprefix(STORED) for name in state["tensors"]),
             "state": state,
         }
         is_first = self.newest is None
         try:
             archives.write(path, content)
-            if is_first:  # so that a state that cannot be read is known before it costs anything
+            if is_first:  # so that a state that cannot be read is noticed before the first step
                 archives.read(path)
         except (archives.ArchiveError, pickle.PicklingError, AttributeError) as error:
             path.unlink(missing_ok=True)
             raise TypeError(
-                "the state of the optimizer or of its schedule holds something else than tensors, numbers, strings, "
-                "lists and dictionaries, which a checkpoint cannot keep; use one without, or no checkpoint"
+                "the state of the optimizer or of its schedule holds objects other than tensors, numbers, strings, "
+                "lists and dictionaries, which a checkpoint cannot hold. Use another optimizer or schedule, or no "
+                "checkpoint."
             ) from error
         except OSError as error:
             raise CheckpointError(
-                f"the checkpoint {str(path)!r} could not be written ({_reason(error)}); "
-                + ("there is none yet" if is_first else f"{self.newest} is whole, and the run can go on from it")
+                f"the checkpoint {str(path)!r} cannot be written ({_reason(error)}). "
+                + (
+                    "There is no other checkpoint."
+                    if is_first
+                    else f"{self.newest} is whole, and the run can continue."
+                )
             ) from error
         self.newest = path
         logger.debug("wrote %s", path)
@@ -119,22 +168,37 @@ class Checkpoints:
         return [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
 
     def _read(self, path: Path) -> dict[str, Any]:
-        content = archives.read(path)
-        if not (isinstance(content, dict) and content.get("kind") == "checkpoint"):
-            raise ValueError(f"{str(path)!r} is not a checkpoint of a run")
-        if found := differences(self.description, content["description"]):
-            raise ValueError(
-                f"{str(path)!r} is of another run: {first_of(found)}; call fit as it was called then, or "
-                f"give it another folder"
-            )
+        content = archives.read(path, check=partial(self._check, path))
         if other := differences(versions(), content["versions"]):
             warnings.warn(
-                f"{str(path)!r} goes on with other versions, so that numbers may differ by rounding: "
-                f"{', '.join(other)}",
-                stacklevel=6,
+                f"{str(path)!r} continues with other versions, so numbers may differ by rounding: {', '.join(other)}.",
+                stacklevel=find_stack_level(),
             )
         state: dict[str, Any] = content["state"]
         return state
+
+    def _check(self, path: Path, content: Any) -> None:
+        """Check that a file is of this run and complete, before the values of its tensors are read."""
+        if not (isinstance(content, Mapping) and content.get("kind") == "checkpoint"):
+            raise ValueError(f"{str(path)!r} is not a checkpoint of a run. Use a folder for checkpoints alone.")
+        require(path, content, "description", "versions", "state")
+        number = file_format(path, content)
+        require(path, content["description"], "module", "optimizer")
+        require(path, content["description"]["module"], "tensors", "structure")
+        if found := differences_of_runs(self.description, content["description"], number):
+            raise ValueError(
+                f"{str(path)!r} is of another run: {first_of(found)}. Call fit as it was called then, or give it "
+                f"another folder."
+            )
+        check_state(path, content)
+        state, trained = content["state"], self.description["trained"]
+        if found := misfits(state["optimizer"], trained, self.description["optimizer"]["type"]):
+            raise ValueError(
+                f"{str(path)!r} is of another run: {first_of(found)}. Freeze the same parameters as then "
+                f"(requires_grad_), or give it another folder."
+            )
+        if missing := sorted(self.description["module"]["tensors"].keys() - state["tensors"].keys()):
+            raise ValueError(f"{str(path)!r} is incomplete: the tensor {missing[0]!r} is missing. Use another file.")
 
 
 def _position(path: Path) -> tuple[int, ...]:

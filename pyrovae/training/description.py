@@ -1,11 +1,13 @@
-"""What is trained, in plain values that can be kept, compared and read: module, data, objective, options, versions."""
+"""Descriptions of what is trained, as plain values to store and compare: module, data, objective, options, versions."""
 
 import platform
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pyrovae.components import describe
@@ -13,32 +15,98 @@ from pyrovae.versions import version
 
 Description = dict[str, Any]
 
+FORMAT = 2  # of the descriptions in files; version 0.1.0 wrote format 1 and no number
+
+_ELEMENTWISE = frozenset(
+    ["ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
+)
+
 
 def versions() -> dict[str, str]:
-    """Those of Python and of the packages that numbers depend on."""
+    """Return the versions of Python and of the packages that the numbers depend on."""
     packages = ("pyrovae", "torch", "pyro-ppl", "numpy")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def of_module(module: nn.Module) -> Description:
-    """Return the types and numbers of all parts of a module, and the names, types and shapes of its tensors."""
+    """Return the types and numbers of all parts of a module, and the names, dtypes and shapes of its tensors."""
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    tensors = {name: f"{tensor.dtype} {tuple(tensor.shape)}" for name, tensor in named.items()}
-    return {"tensors": tensors, "structure": describe(module)}
+    tensors = {name: of_tensor(tensor) for name, tensor in named.items()}
+    layers = sorted({type(part).__name__ for part in module.modules()})
+    return {"tensors": tensors, "structure": describe(module), "layers": layers}
+
+
+def of_tensor(tensor: Tensor) -> str:
+    """Return the dtype and the shape of a tensor."""
+    return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
 def of_object(thing: Any) -> Description:
-    """An object's type and those of its attributes that are plain values, but for what it finds out itself."""
-    attributes = {
-        name: plain(value) for name, value in vars(thing).items() if name[0] != "_" and name != "max_plate_nesting"
-    }
+    """Return the type of an object and its attributes that are plain values.
+
+    ``max_plate_nesting`` is left out, because an ELBO finds it out itself.
+    """
+    names = [name for name in vars(thing) if name[0] != "_" and name != "max_plate_nesting"]
+    attributes = {name: plain(vars(thing)[name]) for name in names}
     return {"type": type(thing).__name__, **attributes}
 
 
+def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> Description:
+    """Return name, dtype and shape of each parameter of an optimizer, in the order of the optimizer.
+
+    The state of an optimizer refers to its parameters by their position. In a run that trains other parameters, the
+    state would go to parameters of other names, and a fused optimizer would write beyond the memory of smaller ones.
+
+    Args:
+        optimizer: The optimizer.
+        named: The parameters that can be trained.
+    """
+    names = {id(tensor): name for name, tensor in named.items()}
+    found: Description = {}
+    for group in optimizer.param_groups:
+        for tensor in group["params"]:
+            found[f"parameter {len(found)}"] = {
+                "name": names.get(id(tensor), "of the optimizer itself"),
+                "dtype": str(tensor.dtype),
+                "shape": list(tensor.shape),
+            }
+    return found
+
+
+def misfits(state: Mapping[str, Any], trained: Mapping[str, Any], optimizer: str) -> list[str]:
+    """Return the states of an optimizer that do not fit the parameters that are trained, in words.
+
+    Args:
+        state: The state dict of the optimizer.
+        trained: The parameters, as described by :func:`of_trained`.
+        optimizer: The name of its type. Optimizers of torch that work element by element have states of the shapes of
+            their parameters; for other optimizers only the number of parameters is checked.
+    """
+    count = sum(len(group["params"]) for group in state["param_groups"])
+    if count != len(trained):
+        return [f"the optimizer has states for {count} trained parameters, and {len(trained)} are trained here"]
+    found = []
+    for (position, states), parameter in (
+        (item, trained[f"parameter {item[0]}"]) for item in state["state"].items() if optimizer in _ELEMENTWISE
+    ):
+        for name, value in states.items():
+            if isinstance(value, Tensor) and value.numel() > 1 and list(value.shape) != parameter["shape"]:
+                found.append(
+                    f"{name} of trained parameter {position}, {parameter['name']!r}, has shape {list(value.shape)}, "
+                    f"and the parameter has shape {parameter['shape']}"
+                )
+    return found
+
+
+def as_number(value: Any) -> Any:
+    """Return a NumPy scalar as a number of Python, and any other value as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def plain(value: Any) -> Any:
-    """A value as it can be kept: what is no plain value, by its name."""
+    """Return a value as it can be stored; an object that is not a plain value is represented by its name."""
     match value:
-        case np.generic():  # before numbers, since some are a kind of float
+        case np.generic():  # before numbers, because some are a kind of float
             return value.item()
         case None | bool() | int() | float() | str():
             return value
@@ -55,7 +123,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(now: Mapping[Any, Any], then: Mapping[Any, Any], within: str = "") -> list[str]:
-    """What is not the same in two descriptions, in words."""
+    """Return the differences of two descriptions, in words."""
     found = []
     for key in [*now, *(key for key in then if key not in now)]:
         name = f"{within}{key}"
@@ -70,6 +138,46 @@ def differences(now: Mapping[Any, Any], then: Mapping[Any, Any], within: str = "
     return found
 
 
+def differences_of_modules(now: Description, then: Description, file_format: int) -> list[str]:
+    """Return the differences of two modules as :func:`of_module` describes them, the second from a file.
+
+    Modules print themselves in another way since format 1, so for a file of that format the tensors and the kinds of
+    torch's layers are compared.
+    """
+    if file_format > 1:
+        return differences(now, then)
+    printed = "\n".join(map(str, then["structure"].values()))
+    before = {name for name in re.findall(r"\b([A-Z]\w*)\(", printed) if hasattr(nn, name)}
+    missing = sorted(before.difference(now["layers"]))
+    return [
+        *differences(now["tensors"], then["tensors"], "tensors "),
+        *(f"structure: {name} was there and is not here" for name in missing),
+    ]
+
+
+def differences_of_runs(now: Description, then: Description, file_format: int) -> list[str]:
+    """Return the differences of two runs, the second from a file.
+
+    For a file of format 1, entries that only one of the two descriptions has are not compared.
+    """
+    if file_format > 1:
+        return differences(now, then)
+    found = differences_of_modules(now["module"], then["module"], file_format)
+    return found + differences(*_shared({**now, "module": {}}, {**then, "module": {}}))
+
+
 def first_of(found: list[str]) -> str:
-    """The first three differences, and how many more there are."""
+    """Return the first three differences, and the number of the others."""
     return ", ".join(found[:3]) + (f", and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _shared(now: Description, then: Description) -> tuple[Description, Description]:
+    """Return both descriptions with the entries that both have."""
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for key in now.keys() & then.keys():
+        one, other = now[key], then[key]
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            pairs[key] = _shared(dict(one), dict(other))
+        elif not isinstance(one, Mapping) and not isinstance(other, Mapping):
+            pairs[key] = one, other
+    return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}

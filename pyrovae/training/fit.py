@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from tqdm.auto import tqdm
 
 from pyrovae import parallel
 from pyrovae._compilation.precision import Precision, check_precision
+from pyrovae._warnings import find_stack_level
 from pyrovae.arguments import Data, as_device, as_tensors, fingerprint
 from pyrovae.isolation import seeded
 from pyrovae.training.checkpoints import Checkpoints
-from pyrovae.training.description import Description, of_module, of_object, plain
+from pyrovae.training.description import Description, as_number, of_module, of_object, of_trained, plain
 from pyrovae.training.history import History
 from pyrovae.training.losses import Bound, Criterion, OwnLoss
 from pyrovae.training.options import check_options
@@ -47,6 +49,7 @@ def fit(
     on_nonfinite: NonFinite = "raise",
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1,
+    checkpoint_wait: float = 0.0,
     seed: int | None = None,
     device: str | torch.device = "auto",
     progress: bool = True,
@@ -104,6 +107,8 @@ def fit(
             is trained on what, with checksums. A file that is damaged is set aside with a warning, and the one before
             is taken. What Python objects keep beside tensors is not held, nor are generators of your own.
         checkpoint_every: Epochs between two checkpoints; one is written at the end in any case.
+        checkpoint_wait: Seconds to wait for another run that uses the folder, before the call is refused. ``math.inf``
+            waits until the other run ends.
         seed: Makes a run on a CPU repeat bit for bit, and leaves the global generators alone; without one, noise and
             order come from the global generators.
         device: ``"auto"`` is a CUDA device if there is one, else the CPU.
@@ -129,8 +134,8 @@ def fit(
             data is not finite. It says where for the first time, and has the ``history`` until then.
         ModuleNotFoundError: If TensorBoard is to be written for and is not installed.
         OSError: If TensorBoard's folder cannot be written to at the beginning; later that is a warning.
-        CheckpointError: An OSError, if a checkpoint cannot be written. The weights are in the module then, the error
-            has the ``history``, and the previous checkpoint is whole.
+        CheckpointError: An OSError, if a checkpoint cannot be written, or if another run uses the folder. The weights
+            are in the module then, the error has the ``history``, and the previous checkpoint is whole.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -143,6 +148,9 @@ def fit(
         >>> len(history.train)
         2
     """
+    learning_rate, clip_norm, seed, patience = map(as_number, (learning_rate, clip_norm, seed, patience))
+    epochs, batch_size, kl_warmup = map(as_number, (epochs, batch_size, kl_warmup))
+    checkpoint_every, tensorboard_every = as_number(checkpoint_every), as_number(tensorboard_every)
     check_options(
         module,
         valid,
@@ -179,7 +187,9 @@ def fit(
         if parallel.size() > 1:
             steps.share_out(train_data, transform)
             if compile and parallel.is_first():
-                warnings.warn("several processes train without compilation, which is for one alone", stacklevel=2)
+                warnings.warn(
+                    "several processes train without compilation, which is for one alone", stacklevel=find_stack_level()
+                )
         elif compile:
             steps.compile(weighted=kl_warmup > 0)
         checkpoints = None
@@ -188,11 +198,12 @@ def fit(
             changeable = {"epochs": epochs, "patience": patience, "compile": compile, "device": str(where)}
             changeable["processes"] = parallel.size()
             description = _describe(steps, plan, schedule, options)
-            checkpoints = parallel.in_first(partial(Checkpoints, checkpoint, checkpoint_every, description, changeable))
+            checkpoints = Checkpoints(checkpoint, checkpoint_every, description, changeable, checkpoint_wait)
         hidden = None if progress and parallel.is_first() else True  # None: where the output is no terminal
         with (
             pyro.validation_enabled(False),
             tqdm(total=epochs * plan.steps, unit="step", desc=criterion.name, disable=hidden) as bar,
+            checkpoints or nullcontext(),
         ):
             run = Run(plan, steps, schedule, checkpoints, Watching(bar, board))
             run()
@@ -215,6 +226,7 @@ def _describe(steps: Steps, plan: Plan, schedule: Any, options: Description) -> 
         **stored,
         "loss": of_object(getattr(steps.criterion, "objective", steps.criterion)),
         "optimizer": _of_optimizer(steps.optimizer),
+        "trained": of_trained(steps.optimizer, steps.parameters),
         "schedule": None if schedule is None else {"type": type(schedule).__name__, **plain(schedule.state_dict())},
         "batch_size": plan.batch_size,
         "kl_warmup": plan.kl_warmup,

@@ -1,29 +1,43 @@
-"""``save`` and ``load``: a trained module's tensors in a file, which goes into a module that was built alike."""
+"""``save`` and ``load``: the tensors of a trained module in a file, which goes into a module that is built alike."""
 
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pyrovae import archives
-from pyrovae.training.description import differences, first_of, of_module, versions
-from pyrovae.training.state import STORED, Tensors
+from pyrovae.training.description import (
+    FORMAT,
+    differences,
+    differences_of_modules,
+    first_of,
+    of_module,
+    of_tensor,
+    versions,
+)
+from pyrovae.training.state import STORED, Tensors, check_state, file_format, require
+from pyrovae.training.store import check_stored, restore_stored, stored_parameters
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def save(module: nn.Module, path: str | Path) -> None:
-    """Writes the parameters and buffers of a module, all of its components', to a file that is whole or not there.
+    """Write the parameters and buffers of a module to a file, which exists as a whole or not at all.
 
-    What the module is, is written beside for :func:`load` to compare, but not the code that makes it. Parameters that
-    a program makes by ``pyro.param`` are not the module's, and left out.
+    The file also holds a description of the module, which :func:`load` compares, and no code. If the module has a
+    ``model`` or a ``guide``, the parameters that programs made with ``pyro.param`` are saved with their constraints.
+    Pyro's store is global, so these are all parameters in the store that belong to no module; call
+    ``pyro.clear_param_store()`` before you train another script.
 
     Args:
         module: Any module, such as a :class:`pyrovae.VAE`.
-        path: Of the file; its folder must be there. A file of that name is replaced.
+        path: Path of the file, in a folder that exists; ``~`` is expanded. A file of that name is replaced.
 
     Raises:
-        OSError: If it cannot be written; a file that was there before is still whole.
+        OSError: If the file cannot be written. A previous file of that name is then unchanged.
+        TypeError: If a parameter of ``pyro.param`` has a constraint that is not one of torch's.
+        ValueError: If the path is empty.
 
     Example:
         >>> import tempfile, pathlib, torch, pyrovae as pv
@@ -35,29 +49,39 @@ def save(module: nn.Module, path: str | Path) -> None:
         True
     """
     evaluating = [name for name, part in module.named_modules() if not part.training]
-    content = {"kind": "module", "description": of_module(module), "versions": versions(), "eval": evaluating}
-    archives.write(Path(path), {**content, "tensors": Tensors(module, {}).named()})
+    where = archives.as_path(path, "path")
+    content = {
+        "kind": "module",
+        "format": FORMAT,
+        "description": of_module(module),
+        "versions": versions(),
+        "eval": evaluating,
+    }
+    stored = stored_parameters(module)
+    archives.write(where, {**content, "tensors": Tensors(module, {}).of_module(), "stored": stored})
 
 
 def load(path: str | Path, into: Module) -> Module:
-    """Gives a module the parameters and buffers in a file of :func:`save`, or those of a checkpoint of a run.
+    """Give a module the parameters and buffers in a file of :func:`save`, or those of a checkpoint of a run.
 
-    No code is taken from the file, so the module is to be built as it was built then, by your own code. A checkpoint
-    gives the weights that :func:`pyrovae.fit` would have ended with: the best so far on the validation data, without
-    them the last.
+    The file holds no code, so build the module with your own code as it was built then. The parameters of
+    ``pyro.param`` in the file go into Pyro's store. A checkpoint gives the weights that :func:`pyrovae.fit` would have
+    ended with: with validation data the best so far, and the last ones otherwise.
+
+    The description is compared before the tensors are read, and the tensors take at most the size of the file.
 
     Args:
-        path: Of the file.
-        into: The module; it stays on its device.
+        path: Path of the file; ``~`` is expanded.
+        into: The module. It stays on its device.
 
     Returns:
         The module.
 
     Raises:
-        OSError: If there is no such file.
-        ValueError: If it is no such file, damaged, or holds anything but tensors and plain values; if the module is
-            built in another way; if it is a checkpoint with parameters that ``pyro.param`` made. The module is then as
-            it was.
+        OSError: If the file does not exist or cannot be read.
+        ValueError: If the file is of another kind, is damaged, is incomplete, or holds objects other than tensors and
+            plain values; if the module is built in another way; if Pyro's store has a parameter of the same name with
+            another shape or constraint. The module and the store are then unchanged.
 
     Example:
         >>> import tempfile, pathlib, pyrovae as pv
@@ -66,29 +90,75 @@ def load(path: str | Path, into: Module) -> Module:
         >>> pv.load(folder / "prior.pt", into=pv.priors.GaussianMixture(3, 2)).loc.shape
         torch.Size([2, 3])
     """
-    content = archives.read(Path(path))
-    kind = content.get("kind") if isinstance(content, dict) else None
-    if kind not in ("module", "checkpoint"):
-        raise ValueError(f"{str(path)!r} holds no module; give a file of pyrovae.save, or a checkpoint of fit")
-    description = content["description"] if kind == "module" else content["description"]["module"]
-    if found := differences(of_module(into), description):
-        under = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-        raise ValueError(
-            f"{str(path)!r} is of a module built in another way: {first_of(found)}; build it as it was built then, "
-            f"under {under}"
-        )
-    tensors = content["tensors"] if kind == "module" else _trained(content["state"])
-    if stored := [name for name in tensors if name.startswith(STORED)]:
-        raise ValueError(
-            f"{str(path)!r} holds {stored[0]!r}, which belongs to no module; go on with fit(..., checkpoint=) instead, "
-            f"or make it a Parameter of the module"
-        )
+    where = archives.as_path(path, "path")
+    content = archives.read(where, check=lambda outline: _check(where, outline, into))
+    tensors = {name: value for name, value in _tensors(content).items() if not name.startswith(STORED)}
     Tensors(into, {}).restore(tensors)
-    if kind == "module":
+    restore_stored(_stored(content), next((tensor.device for tensor in into.parameters()), torch.device("cpu")))
+    if content["kind"] == "module":
         for name, part in into.named_modules():
             part.training = name not in content.get("eval", ())  # of files of earlier versions: training mode
     return into
 
 
-def _trained(state: dict[str, Any]) -> dict[str, Any]:
-    return state["best"]["copies"] or state["tensors"]
+def _check(path: Path, content: Any, into: nn.Module) -> None:
+    """Check that a file goes into a module, from its description and the shapes of its tensors."""
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind not in ("module", "checkpoint"):
+        raise ValueError(f"{str(path)!r} holds no module. Give a file of pyrovae.save, or a checkpoint of fit.")
+    require(path, content, "description", "versions", "tensors" if kind == "module" else "state")
+    number = file_format(path, content)
+    described = content["description"] if kind == "module" else content["description"]["module"]
+    require(path, described, "tensors", "structure")
+    if kind == "checkpoint":
+        check_state(path, content)
+    if found := differences_of_modules(of_module(into), described, number):
+        under = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+        raise ValueError(
+            f"{str(path)!r} is of a module built in another way: {first_of(found)}. Build it as it was built then, "
+            f"under {under}."
+        )
+    _check_tensors(path, _tensors(content), into)
+    check_stored(_stored(content))
+
+
+def _check_tensors(path: Path, tensors: dict[str, Tensor], into: nn.Module) -> None:
+    """Check the tensors themselves, which in a damaged file are not those of its description."""
+    parameters = {name: of_tensor(tensor) for name, tensor in into.named_parameters()}
+    buffers = dict(into.named_buffers())  # whose shapes may change in training
+    found = {
+        name: of_tensor(tensor) if name in parameters else "a buffer"
+        for name, tensor in tensors.items()
+        if not name.startswith(STORED)
+    }
+    if missing := [name for name in (*parameters, *buffers) if name not in found]:
+        raise ValueError(f"{str(path)!r} is incomplete: the tensor {missing[0]!r} is missing. Use another file.")
+    if wrong := differences(parameters | dict.fromkeys(buffers, "a buffer"), found):
+        raise ValueError(f"{str(path)!r} does not fit its description: {first_of(wrong)}. Use another file.")
+
+
+def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+    if content["kind"] == "module":
+        return dict(content["tensors"])
+    return dict(content["state"]["best"]["copies"] or content["state"]["tensors"])
+
+
+def _stored(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of ``pyro.param`` in a file.
+
+    Raises:
+        ValueError: If the file is a checkpoint of version 0.1.0, which does not hold their constraints.
+    """
+    if content["kind"] == "module":
+        return dict(content.get("stored", {}))
+    tensors = _tensors(content)
+    names = [name for name in tensors if name.startswith(STORED) and not name.startswith(f"{STORED}__")]
+    constraints = content.get("constraints", {})
+    if missing := [name for name in names if name.removeprefix(STORED) not in constraints]:
+        raise ValueError(
+            f"the checkpoint holds {missing[0]!r} without its constraint, so it cannot be loaded. Continue the "
+            f"run with fit(..., checkpoint=) instead."
+        )
+    return {
+        (key := name.removeprefix(STORED)): {"value": tensors[name], "constraint": constraints[key]} for name in names
+    }

@@ -1,22 +1,26 @@
-"""Being told to stop: Ctrl-C, and the SIGTERM by which a cluster announces that it will kill a process."""
+"""Signals that ask a run to stop: Ctrl-C, and the SIGTERM by which a cluster announces that it will kill a process."""
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM, so that a step in progress ends and its state can be saved.
+    """A context manager that records SIGINT and SIGTERM, so that the current step ends and its state can be saved.
 
-    A second Ctrl-C is a ``KeyboardInterrupt``. Outside of it a SIGTERM takes its usual course, which by default is the
-    end of the process. Handlers of one's own for Ctrl-C, and threads other than the main one, are left alone.
+    A second Ctrl-C raises ``KeyboardInterrupt``. A SIGTERM is sent again when the context ends, also if the context
+    ends by an error and if a Ctrl-C came first. By default it then ends the process. A handler of the user's own for
+    Ctrl-C is left alone, and so is an ignored SIGTERM. Nothing is recorded in threads other than the main thread.
 
     Args:
-        active: Whether it does anything.
+        active: Whether to record signals.
 
     Attributes:
-        received: The signal that came.
+        received: The signal that was received; a SIGTERM takes precedence over a Ctrl-C.
     """
 
     def __init__(self, active: bool) -> None:
@@ -27,18 +31,24 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if self.active:
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                self.before[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
+                self.before[signal.SIGINT] = signal.signal(signal.SIGINT, self._record)
             if signal.getsignal(signal.SIGTERM) not in (None, signal.SIG_IGN):
-                self.before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
+                self.before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._record)
         return self
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+    def _record(self, number: int, _: FrameType | None) -> None:
+        is_second = self.received is not None
+        if number == signal.SIGTERM or not is_second:
+            self.received = number
+        if number == signal.SIGINT and is_second:
             raise KeyboardInterrupt
-        self.received = self.received or number
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if self.received == signal.SIGTERM and kind is None:
+        if self.received == signal.SIGTERM:
+            if error is not None:  # which nobody will see if the signal ends the process
+                logger.error("the run failed before the SIGTERM took its course: %s: %s", type(error).__name__, error)
             signal.raise_signal(signal.SIGTERM)

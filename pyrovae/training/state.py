@@ -1,8 +1,10 @@
-"""What a run is at a moment: its tensors by name, the states of the generators, and how far it has come."""
+"""The state of a run: its tensors by name, the states of the generators, and its progress."""
 
 import random
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,21 +13,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from pyrovae.training.description import FORMAT
+from pyrovae.training.history import History
+
 STORED = "pyro.param "
 _BASELINES = "__baseline_avg_downstream_cost_"  # TraceGraph_ELBO's decaying averages, which it keeps in Pyro's store
+
+# The entries of a checkpoint since version 0.1.0. An entry of a later version must have a default.
+_STATE = ("progress", "tensors", "optimizer", "schedule", "generators", "history", "best", "seconds", "compile_seconds")
+_PROGRESS = ("epoch", "step", "order", "total", "seen", "skipped")
+_COLUMNS = ("train", "valid", "kl_weight", "learning_rate", "seconds", "skipped")
+_HISTORY = ("objective", *_COLUMNS, "compile_seconds", "best_epoch", "interrupted")
 
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The position of a run.
 
     Attributes:
-        epoch: Whole epochs.
-        step: Steps of the epoch after these.
-        order: In which that epoch takes the data, shape ``(N,)``; none before its first step.
-        total: Its loss so far, summed over its data.
-        seen: How many data that were.
-        skipped: Steps that were none, since they were not finite.
+        epoch: Number of complete epochs.
+        step: Number of steps of the current epoch.
+        order: Order in which the current epoch takes the data, shape ``(N,)``; ``None`` before its first step.
+        total: Loss of the current epoch, summed over its data so far.
+        seen: Number of data in that sum.
+        skipped: Number of steps that were skipped because they were not finite.
     """
 
     epoch: int = 0
@@ -37,50 +48,111 @@ class Progress:
 
 
 class Tensors:
-    """The tensors of a run by name: parameters and buffers of a module, and what the programs keep in Pyro's store.
+    """The tensors of a run by name: parameters and buffers of a module, and parameters of Pyro's store.
 
     Args:
         module: The module.
-        stored: Parameters that are not the module's.
+        stored: Parameters that do not belong to the module.
     """
 
     def __init__(self, module: nn.Module, stored: dict[str, Tensor]) -> None:
         self.module, self.stored = module, stored
 
     def keep(self, name: str, tensor: Tensor) -> None:
-        """Adds a parameter that is not the module's, under a name that is the same in every process."""
-        name = re.sub("@[0-9a-f]+$", "", name)  # a program of pyrovae's tells instances apart by their address
+        """Add a parameter that does not belong to the module, under a name that is the same in every process."""
+        name = re.sub("@[0-9a-f]+$", "", name)  # the programs of pyrovae append their address to the name
         taken = sum(other.removeprefix(STORED).split("#")[0] == name for other in self.stored)
         self.stored[f"{STORED}{name}" + (f"#{taken}" if taken else "")] = tensor
 
+    def of_module(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers of the module."""
+        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+
     def named(self) -> dict[str, Tensor]:
-        """The tensors themselves."""
+        """Return the tensors themselves."""
         kept = pyro.get_param_store().named_parameters()
         baselines = {f"{STORED}{name}": tensor for name, tensor in kept if name.startswith(_BASELINES)}
-        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers()), **self.stored, **baselines}
+        return {**self.of_module(), **self.stored, **baselines}
 
     def copy(self) -> dict[str, Tensor]:
-        """Copies of them."""
+        """Return copies of the tensors."""
         return {name: tensor.detach().clone() for name, tensor in self.named().items()}
 
     @torch.no_grad()
     def restore(self, copies: dict[str, Tensor]) -> None:
-        """Gives them the values of copies."""
-        named = self.named()
+        """Copy values into the tensors.
+
+        Raises:
+            ValueError: If a parameter has another shape than its value. All tensors are then unchanged.
+        """
+        named, parameters = self.named(), {*dict(self.module.named_parameters()), *self.stored}
+        for name in parameters & copies.keys():
+            if named[name].shape != copies[name].shape:
+                raise ValueError(
+                    f"parameter {name!r} has shape {tuple(named[name].shape)} here and {tuple(copies[name].shape)} in "
+                    f"the file. Build the module as it was built then."
+                )
         for name, value in copies.items():
-            if name not in named:  # an average that a new process has not begun
+            if name not in named:  # a decaying average that a new process has not begun
                 pyro.get_param_store()[name.removeprefix(STORED)] = value.to(
                     next(iter(named.values())).device, copy=True
                 )
             elif named[name].shape == value.shape:
                 named[name].copy_(value)
-            else:  # a module may put a buffer of another shape in the place of one
+            else:  # a module may replace a buffer by one of another shape
                 owner, _, leaf = name.rpartition(".")
                 self.module.get_submodule(owner)._buffers[leaf] = value.to(named[name].device, copy=True)
 
 
+def require(path: Path, entries: Any, *names: str) -> None:
+    """Check that a part of a file has some entries.
+
+    Raises:
+        ValueError: If an entry is missing.
+    """
+    missing = [name for name in names if not (isinstance(entries, Mapping) and name in entries)]
+    if missing:
+        raise ValueError(f"{str(path)!r} is incomplete: the entry {missing[0]!r} is missing. Use another file.")
+
+
+def file_format(path: Path, content: Mapping[str, Any]) -> int:
+    """Return the format of a file's description; version 0.1.0 wrote none, which is format 1.
+
+    Raises:
+        ValueError: If a later version wrote the file in a format that this version does not know.
+    """
+    found = content.get("format", 1)
+    if found not in range(1, FORMAT + 1):
+        raise ValueError(
+            f"{str(path)!r} has format {found!r} of a later version, and this version of pyrovae reads formats up to "
+            f"{FORMAT}. Use a later version of pyrovae."
+        )
+    return int(found)
+
+
+def check_state(path: Path, content: Mapping[str, Any]) -> None:
+    """Check the entries of a checkpoint, before a run continues from it.
+
+    Raises:
+        ValueError: If an entry is missing, or this version does not know one.
+    """
+    state = content["state"]
+    require(path, state, *_STATE)
+    require(path, state["progress"], *_PROGRESS)
+    require(path, state["history"], *_HISTORY)
+    require(path, state["best"], "epoch", "bound", "copies")
+    require(path, state["optimizer"], "state", "param_groups")
+    require(path, state["generators"], "torch", "cuda", "numpy", "python")
+    for part, kind in (("progress", Progress), ("history", History)):
+        if unknown := sorted(state[part].keys() - {field.name for field in fields(kind)}):
+            raise ValueError(
+                f"{str(path)!r} has the {part} entry {unknown[0]!r}, which this version of pyrovae does not know. Use "
+                f"pyrovae {content['versions'].get('pyrovae')}, which wrote it, or a later version."
+            )
+
+
 def generator_states() -> dict[str, Any]:
-    """The states of torch's, NumPy's and Python's global generators, as tensors and plain values."""
+    """Return the states of the global generators of torch, NumPy and Python, as tensors and plain values."""
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -90,7 +162,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Puts the generators back into such states; on CUDA only where there are as many devices."""
+    """Set the generators to such states; on CUDA only if the number of devices is the same."""
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

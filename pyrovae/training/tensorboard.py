@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from pyrovae._warnings import find_stack_level
 from pyrovae.training.history import History
 from pyrovae.training.losses import Batch
 from pyrovae.training.nonfinite import are_finite
@@ -99,7 +100,7 @@ class Board:
             warnings.warn(
                 f"fit goes on without TensorBoard, for which nothing can be written ({error}); what is there is that "
                 f"of the epochs before",
-                stacklevel=8,
+                stacklevel=find_stack_level(),
             )
 
     def close(self) -> None:

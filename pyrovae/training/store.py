@@ -1,0 +1,136 @@
+"""Parameters that programs make with ``pyro.param``: which belong to a file, and how their constraints are stored."""
+
+import inspect
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+Stored = dict[str, Any]
+
+_OF_MODULES = ("$$$", "@")  # in the names that pyro.module and the programs of pyrovae give to parameters of modules
+
+
+def stored_parameters(module: nn.Module) -> dict[str, Stored]:
+    """Return the parameters of Pyro's store that belong to no module, with their constraints, by name.
+
+    The store is global and does not know which program made a parameter. All of them are returned if the module has a
+    ``model`` or a ``guide``, and none otherwise.
+
+    Raises:
+        TypeError: If the constraint of a parameter cannot be stored.
+    """
+    if not (hasattr(module, "model") or hasattr(module, "guide")):
+        return {}
+    own = {id(parameter) for parameter in module.parameters()}
+    return {
+        name: {"value": tensor, "constraint": constraint_of(name)}
+        for name, tensor in pyro.get_param_store().named_parameters()
+        if id(tensor) not in own and not name.startswith("__") and not any(mark in name for mark in _OF_MODULES)
+    }
+
+
+def constraint_of(name: str) -> Any:
+    """Return the constraint of a parameter in Pyro's store as plain values.
+
+    Raises:
+        TypeError: If it is not one of ``torch.distributions.constraints``.
+    """
+    constraint = pyro.get_param_store()._constraints[name]
+    try:
+        return _encode(constraint)
+    except TypeError:
+        raise TypeError(
+            f"the constraint of pyro.param {name!r}, {constraint!r}, cannot be stored. Use one of "
+            f"torch.distributions.constraints, or make the parameter a PyroParam of the module."
+        ) from None
+
+
+def constraints_of(names: Iterable[str]) -> dict[str, Any]:
+    """Return the constraints of those parameters that Pyro's store has and whose constraint can be stored."""
+    found = {}
+    for name in names:
+        if name in pyro.get_param_store():
+            with suppress(TypeError):
+                found[name] = constraint_of(name)
+    return found
+
+
+def check_stored(stored: dict[str, Stored]) -> None:
+    """Check that parameters from a file can go into Pyro's store.
+
+    Raises:
+        ValueError: If a parameter of that name has another shape or another constraint, or the constraint is unknown.
+    """
+    store = pyro.get_param_store()
+    for name, entry in stored.items():
+        try:
+            constraint = _decode(entry["constraint"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"pyro.param {name!r} of the file has the unknown constraint {error}.") from error
+        if name not in store:
+            continue
+        shape = tuple(dict(store.named_parameters())[name].shape)
+        if shape != tuple(entry["value"].shape):
+            raise ValueError(
+                f"pyro.param {name!r} has shape {shape} here and {tuple(entry['value'].shape)} in the file. Call "
+                f"pyro.clear_param_store() first, or build the programs as they were built then."
+            )
+        if constraint_of(name) != _encode(constraint):
+            raise ValueError(
+                f"pyro.param {name!r} has constraint {store._constraints[name]!r} here and {constraint!r} in the file. "
+                f"Call pyro.clear_param_store() first, or build the programs as they were built then."
+            )
+
+
+@torch.no_grad()
+def restore_stored(stored: dict[str, Stored], device: torch.device) -> None:
+    """Put checked parameters from a file into Pyro's store, those that are new there on a device."""
+    store = pyro.get_param_store()
+    for name, entry in stored.items():
+        value, constraint = entry["value"], _decode(entry["constraint"])
+        if name not in store:
+            start = torch.distributions.transform_to(constraint)(value.to(device, copy=True))
+            store.setdefault(name, start, constraint)
+        parameter = dict(store.named_parameters())[name]
+        parameter.copy_(value)  # unconstrained, so that no bit is lost in a transform
+
+
+def _encode(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case Tensor():
+            return {"tensor": value.tolist()}
+        case list() | tuple():
+            return [_encode(each) for each in value]
+        case constraints.Constraint():
+            for name in constraints.__all__:
+                if getattr(constraints, name) is value:
+                    return {"name": name}
+            for name in constraints.__all__:
+                if getattr(constraints, name) is type(value):
+                    arguments = inspect.signature(type(value).__init__).parameters.keys() & vars(value).keys()
+                    return {"name": name, "arguments": {key: _encode(vars(value)[key]) for key in sorted(arguments)}}
+    raise TypeError(value)
+
+
+def _decode(value: Any) -> Any:
+    match value:
+        case {"name": str(name)} if name in constraints.__all__:
+            found = getattr(constraints, name)
+            return found(**_decode(value["arguments"])) if "arguments" in value else found
+        case {"name": name}:
+            raise KeyError(name)
+        case {"tensor": numbers}:
+            return torch.tensor(numbers)
+        case dict():
+            return {key: _decode(each) for key, each in value.items()}
+        case list():
+            return [_decode(each) for each in value]
+        case _:
+            return value
