@@ -24,12 +24,13 @@ from pyrovae.models.bayesian import BayesianVAE
 from pyrovae.models.hierarchical import HierarchicalVAE
 from pyrovae.models.semi_supervised import SemiSupervisedVAE
 from pyrovae.models.vae import VAE
-from pyrovae.training import CheckpointError, DivergenceError, History, fit, load, save
+from pyrovae.training import SVI, CheckpointError, DivergenceError, History, fit, load, save
 from pyrovae.versions import __version__ as __version__
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged is seen where someone asks for it
 
 __all__ = [
+    "SVI",
     "VAE",
     "BayesianVAE",
     "CheckpointError",

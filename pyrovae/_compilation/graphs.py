@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from pyrovae._compilation import onednn, softplus
+from pyrovae._warnings import find_stack_level
 from pyrovae.isolation import restore_buffers, save_buffers, seeded
 
 MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
@@ -209,7 +210,7 @@ def compiled_or_none(
         return graph.compile()
     except Exception as error:  # what is wrong with the function itself, running it will say
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
-        warnings.warn(f"{caller} goes on without compilation: {reason}", stacklevel=4)
+        warnings.warn(f"{caller} goes on without compilation: {reason}", stacklevel=find_stack_level())
         return None
 
 

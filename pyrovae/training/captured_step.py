@@ -11,6 +11,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from torch.utils._pytree import tree_leaves
 
 from pyrovae._compilation.graphs import capture
+from pyrovae._warnings import find_stack_level
 
 Addresses = tuple[int, ...]
 
@@ -50,7 +51,9 @@ class CapturedUpdates:
                 return capture(update, device)[0]
         except Exception as error:  # what is wrong with the step itself, making it has said
             reason = str(error).split("\n")[0]
-            warnings.warn(f"fit goes on without capturing the optimizer's step: {reason}", stacklevel=2)
+            warnings.warn(
+                f"fit goes on without capturing the optimizer's step: {reason}", stacklevel=find_stack_level()
+            )
             return None
 
     def _addresses(self, gradients: Sequence[Tensor]) -> Addresses:
