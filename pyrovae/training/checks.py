@@ -1,8 +1,8 @@
 """What training must know about a program before the first step, found in one run of guide and model.
 
-A loss is a sum over data, scaled to a number of data: those of the batch, or more if the data plate is subsampled or a
-``poutine.scale`` stands around it. A history divides by that number, so that it is in nats per datum. A site outside the
-data plate counts once in the loss, so a mini-batch must be scaled to all data; otherwise the posterior of that site
+A loss is a sum over data, scaled to a number of data: the batch, or more if the data plate is subsampled or a
+``poutine.scale`` stands around it. A history divides by that number, so that it is in nats per datum. A site outside
+the data plate counts once in the loss, so a mini-batch must be scaled to all data; otherwise the posterior of that site
 would be that of one mini-batch.
 """
 
@@ -35,14 +35,14 @@ class Facts(NamedTuple):
 
     Attributes:
         plate: Name of the data plate.
-        count: Number of data that the loss of the batch is scaled to.
+        data_count: Number of data that the loss of the batch is scaled to.
         outside: Scale of each site outside the data plate, by name.
         local: Name of a latent site in the data plate; ``None`` if there is none.
         is_finite: Whether all log-probabilities are finite.
     """
 
     plate: str
-    count: float
+    data_count: float
     outside: dict[str, float]
     local: str | None
     is_finite: bool
@@ -70,7 +70,7 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
     size = plate.size if plate.size > 0 else len(batch[0])  # Pyro's size is -1 where none is given
     return Facts(
         plate=plate.name,
-        count=size * _data_scale([site for site in observed if site["name"] in local], plate),
+        data_count=size * _data_scale([site for site in observed if site["name"] in local], plate),
         outside={name: 1.0 if scale is None else scale for name, scale in outside.items()},
         local=next((site["name"] for site in guide_sites if site["name"] in local and not site["is_observed"]), None),
         is_finite=all(_is_number(site, density) for site, density in densities),
@@ -86,18 +86,18 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int) -> None:
     """
     if batch >= total:
         return
-    if facts.local is not None and _has_local_parameters(guide) and facts.count < total * (1 - SMALL):
+    if facts.local is not None and _has_local_parameters(guide) and facts.data_count < total * (1 - SMALL):
         raise ValueError(
             f"{type(guide).__name__} has parameters for each datum of site {facts.local!r}, and a mini-batch holds "
             f"{batch} of {total} data; train on one batch of all data (batch_size={total}), or write a guide that "
             f"computes them from the data"
         )
     for name, scale in facts.outside.items():
-        if scale and facts.count / scale < total * (1 - SMALL):
+        if scale and facts.data_count / scale < total * (1 - SMALL):
             raise ValueError(
-                f"site {name!r} lies outside the data plate {facts.plate!r}, which stands for {facts.count / scale:g} "
-                f"of {total} data in a mini-batch of {batch}, so that its posterior would be that of a mini-batch; "
-                f"declare the full size of the plate, pyro.plate({facts.plate!r}, {total}, "
+                f"site {name!r} lies outside the data plate {facts.plate!r}, which stands for "
+                f"{facts.data_count / scale:g} of {total} data in a mini-batch of {batch}, so that its posterior would "
+                f"be that of a mini-batch; declare the full size of the plate, pyro.plate({facts.plate!r}, {total}, "
                 f"subsample=torch.arange(len(x))), or train on one batch of all data, batch_size={total}"
             )
 

@@ -38,7 +38,7 @@ from pyrovae.training.optimizers import TorchOptimizer
 from pyrovae.training.options import check_options, check_schedule
 from pyrovae.training.programs import Pair, Program, as_module, name_of
 from pyrovae.training.run import Plan, Run, SchedulerStep
-from pyrovae.training.run_state import RunState, Schedule
+from pyrovae.training.run_state import RunState
 from pyrovae.training.state import Tensors
 from pyrovae.training.steps import Guard, NonFinite, Step
 from pyrovae.training.validation import check_data
@@ -80,7 +80,7 @@ def fit(
 
     Data, model and guide are checked once, on all data, before the first step; Pyro's validation is off from then on.
     Modules train in the mode, ``train()`` or ``eval()``, in which they are. With validation data the best weights are
-    restored at the end. Ctrl-C ends training, not the script: the module and the returned history hold what was trained.
+    restored at the end. Ctrl-C ends training, not the script: module and history hold what was trained until then.
 
     With a folder for checkpoints, the same call goes on from the last one, after whatever ended the run, and with more
     epochs than it had, beyond its end. On a CPU the parameters are then, bit for bit, those of a run that was never

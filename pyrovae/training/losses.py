@@ -20,33 +20,41 @@ Products = Callable[[], AbstractContextManager[None]]
 """Makes a context that sets the precision of matrix products."""
 
 
-class Loss(Protocol):
+class LossAndGradient(Protocol):
+    """A loss of a batch with its gradient, as a compiled graph holds it.
+
+    Attributes:
+        products: Makes the context that sets the precision of matrix products.
+    """
+
+    products: Products
+
+    def __call__(self, batch: Batch, kl_weight: float | Tensor, /) -> Any:
+        """Return the loss and leave its gradient in ``.grad`` of the parameters, which have none before."""
+
+    def value(self, batch: Batch) -> float:
+        """Return the loss without a gradient."""
+
+
+class Loss(LossAndGradient, Protocol):
     """A loss of a batch, as training asks for it.
 
     Attributes:
         name: Name in a history.
         programs: Modules, or methods of modules, that the loss runs.
-        products: Makes the context that sets the precision of matrix products.
     """
 
     name: str
     programs: tuple[Any, ...]
-    products: Products
 
     def check(self, batch: Batch, total: int) -> bool:
-        """Run once on a batch of ``total`` data and refuse what cannot be trained; return whether the loss is finite."""
-
-    def __call__(self, batch: Batch, kl_weight: float | Tensor, /) -> Tensor | float:
-        """Return the loss and leave its gradient in ``.grad`` of the parameters, which have none before."""
+        """Run once on a batch of ``total`` data and refuse what cannot be trained; return whether it is finite."""
 
     def context(self, kl_weight: float | Tensor, /) -> AbstractContextManager[None]:
         """Return the context in which a loss and its backward pass are computed."""
 
     def differentiable(self, batch: Batch) -> Tensor:
         """Return the loss, shape ``()``, to be differentiated."""
-
-    def value(self, batch: Batch) -> float:
-        """Return the loss without a gradient."""
 
     def data_count(self, batch: Batch) -> float:
         """Return the number of data that the loss of a batch is scaled to."""

@@ -1,8 +1,8 @@
 """Losses and gradients that are NaN or infinite, and the site or parameter where that begins.
 
-A run checks the sum of an epoch's losses once, at the end of the epoch. If the sum or a parameter is not finite, the run
-goes back to a state that it has kept in memory and repeats the steps with the same noise, checking each. So the error
-names the first step that went wrong, and the module is as it was before that step.
+A run checks the sum of an epoch's losses once, at the end of the epoch. If the sum or a parameter is not finite, the
+run goes back to a state that it has kept in memory and repeats the steps with the same noise, checking each. So the
+error names the first step that went wrong, and the module is as it was before that step.
 """
 
 from collections.abc import Iterable, Mapping

@@ -21,7 +21,8 @@ class Optimizer(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Return the name of the optimizer's class."""
 
     def zero_grad(self) -> None:
         """Set the gradients of all parameters to none."""
@@ -29,7 +30,7 @@ class Optimizer(Protocol):
     def step(self, parameters: Mapping[str, Tensor]) -> None:
         """Change parameters by their gradients."""
 
-    def state_dict(self, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    def state_dict(self, parameters: Mapping[str, Tensor], /) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
 
     def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
@@ -77,7 +78,7 @@ class TorchOptimizer:
             torch.nn.utils.clip_grad_norm_(list(parameters.values()), self.clip_norm)
         self.optimizer.step()
 
-    def state_dict(self, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    def state_dict(self, _parameters: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the optimizer's state dict and the names of its parameters, in their order."""
         if not self.names:
             return {}
@@ -146,7 +147,9 @@ class PyroOptimizer:
         """Restore such states, those of parameters that have not occurred yet when they do."""
         with _named(parameters):
             store = pyro.get_param_store()
-            known = {store.param_name(tensor): optimizer for tensor, optimizer in self.optimizer.optim_objs.items()}
+            known = {
+                str(store.param_name(tensor)): optimizer for tensor, optimizer in self.optimizer.optim_objs.items()
+            }
         for name in known.keys() & state.keys():
             _load_state_dict(known[name], state[name])
         self.optimizer.set_state({name: each for name, each in state.items() if name not in known})

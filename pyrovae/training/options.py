@@ -98,8 +98,8 @@ def _check_trainable(module: Any, objective: ELBO | None, has_warmup: bool) -> N
     if roles not in (["model", "guide"], ["model", "guide", "loss"], ["loss"]):
         has = f"only {' and '.join(roles)}" if roles else "none of them"
         raise TypeError(
-            f"fit trains a module that has a Pyro model and guide, or a loss, and {name} has {has}; give such a module, "
-            f"or a pair (model, guide) of programs"
+            f"fit trains a module that has a Pyro model and guide, or a loss, and {name} has {has}; give such a "
+            f"module, or a pair (model, guide) of programs"
         )
     if roles == ["loss"] and (objective is not None or has_warmup):
         raise ValueError(

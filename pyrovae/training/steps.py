@@ -1,4 +1,4 @@
-"""The step that ``fit`` and ``SVI`` share: a gradient, checks of its numbers where they are asked for, and an update."""
+"""The step that ``fit`` and ``SVI`` share: a gradient, checks of its numbers if they are asked for, and an update."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal

@@ -1,6 +1,6 @@
 """The gradient of an objective for any call of the programs, which finds the parameters as the programs run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -37,10 +37,10 @@ class CallGradients:
 
     def __init__(self, module: Any, loss: Any, products: Products) -> None:
         self.module, self.loss, self.products = module, loss, products
-        self.parameters: dict[str, Tensor] = {}
+        self.parameters: Mapping[str, Tensor] = {}
         self.seen: dict[str, Tensor] = {}
 
-    def __call__(self, batch: Call, kl_weight: float = 1.0) -> Any:
+    def __call__(self, batch: Call, _kl_weight: float = 1.0) -> Any:
         """Return the loss of a call, several of reweighted wake-sleep, and leave its gradient."""
         with poutine.trace(param_only=True) as capture, self.products():
             loss = self._loss_and_grads(batch)
@@ -49,7 +49,7 @@ class CallGradients:
 
     def value(self, batch: Call) -> Any:
         """Return the loss of a call without a gradient."""
-        function = self.loss.loss if isinstance(self.loss, ELBO) else self.loss
+        function = getattr(self.loss, "loss", self.loss)
         with torch.no_grad(), self.products():
             return function(self.module.model, self.module.guide, *batch.args, **batch.kwargs)
 
@@ -70,7 +70,8 @@ class CallGradients:
     def _loss_and_grads(self, batch: Call) -> Any:
         programs = self.module.model, self.module.guide
         if isinstance(self.loss, ELBO):
-            return self.loss.loss_and_grads(*programs, *batch.args, **batch.kwargs)
+            objective: Any = self.loss
+            return objective.loss_and_grads(*programs, *batch.args, **batch.kwargs)
         loss = self.loss(*programs, *batch.args, **batch.kwargs)
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward(retain_graph=True)
@@ -83,9 +84,8 @@ class CallGradients:
         for name, site in trace.nodes.items():
             tensor = site["value"].unconstrained()
             found[names.pop(id(tensor), name)] = tensor
-        for name, tensor in self.module.named_parameters():
-            if id(tensor) in names and tensor.grad is not None:  # a module's own that no program has announced
-                found[name] = tensor
+        own = dict(self.module.named_parameters())  # of which a program need not announce all
+        found |= {name: own[name] for name in names.values() if own[name].grad is not None}
         self.parameters = found
         self.seen = {**self.seen, **found}
 

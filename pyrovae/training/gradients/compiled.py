@@ -13,7 +13,7 @@ from pyrovae._compilation.graphs import compiled_or_none
 from pyrovae._compilation.precision import Precision, check_precision, products
 from pyrovae.training.batches import Batch
 from pyrovae.training.captured_step import CapturedUpdates, can_be_captured
-from pyrovae.training.losses import Loss, Products
+from pyrovae.training.losses import LossAndGradient, Products
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class CompiledGradients:
 
     def __init__(
         self,
-        loss: Loss,
+        loss: LossAndGradient,
         parameters: Mapping[str, Tensor],
         others: Iterable[Tensor],
         modules: Iterable[nn.Module],
@@ -58,7 +58,7 @@ class CompiledGradients:
         self.modules = list(modules)
         self.tensors = list({id(tensor): tensor for tensor in (*parameters.values(), *others)}.values())
         self.graphs: dict[Any, Callable[..., Tensor | float]] = {}
-        self.compile_seconds = 0.0
+        self.compile_seconds, self.has_failed = 0.0, False
         self.is_in_place = False  # whether the last gradients are the output of a CUDA graph, which does not move
         can_capture = optimizer is not None and can_be_captured(optimizer)
         self.captured = CapturedUpdates(optimizer) if optimizer is not None and can_capture else None
@@ -103,6 +103,7 @@ class CompiledGradients:
             for parameter in parameters:
                 parameter.grad = None
         if compiled is None:
+            self.has_failed = True
             return self._eager
         logger.info("compiled for a batch of %d in %.1f s", len(batch[0]), time.perf_counter() - start)
 

@@ -58,6 +58,8 @@ class CompiledCallGradients:
             kind = None
         if kind is None:
             return self._first(key, Arguments(self.eager, structure, constants), batch, kl_weight)
+        if kind.gradients.has_failed:
+            return self._run_eagerly(batch, kl_weight)
         self.parameters = kind.parameters
         before = kind.gradients.compile_seconds
         loss = kind.gradients(tensors or kind.placeholder, kl_weight)
@@ -125,9 +127,9 @@ class Arguments:
         leaves = [next(tensors) if each is _Varying else each for each in self.constants]
         args, kwargs = tree_unflatten(leaves, self.structure)
         objective, module = self.eager.loss, self.eager.module
-        if not hasattr(objective, "differentiable_loss"):
-            return self.eager(Call(args, kwargs))
-        with self.products():
+        with pyro.validation_enabled(False), self.products():  # which the first call has passed, and no graph can hold
+            if not hasattr(objective, "differentiable_loss"):
+                return self.eager(Call(args, kwargs))
             loss = objective.differentiable_loss(module.model, module.guide, *args, **kwargs)
             if loss.requires_grad:
                 loss.backward()

@@ -81,7 +81,7 @@ class Noise:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Draw for the same slice in Python code that runs within, such as an activation checkpoint in a backward pass."""
+        """Draw for the same slice in Python code that a backward pass runs, such as an activation checkpoint."""
         with _Python(self):
             yield
 

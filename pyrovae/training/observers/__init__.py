@@ -29,7 +29,7 @@ class Observer:
     def after_epoch(self, run: Run) -> None:
         """Take note of the last epoch of the history."""
 
-    def reason_to_stop(self, run: Run) -> str | None:
+    def reason_to_stop(self, run: Run) -> str | None:  # noqa: ARG002
         """Return why the run is to end before its next epoch; None lets it go on."""
         return None
 

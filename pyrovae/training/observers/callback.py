@@ -28,6 +28,6 @@ class CallbackObserver(Observer):
         """Call the function."""
         self.stopped = self.function(run.state.history) is True
 
-    def reason_to_stop(self, run: Run) -> str | None:
+    def reason_to_stop(self, run: Run) -> str | None:  # noqa: ARG002
         """Return a reason once the function has returned True."""
         return "by the callback" if self.stopped else None

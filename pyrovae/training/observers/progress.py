@@ -36,7 +36,7 @@ class ProgressBar(Observer):
         self.bar.n = self.bar.initial = self.bar.last_print_n = run.steps_made
         self.bar.refresh()
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: Run) -> None:  # noqa: ARG002
         """Count a step."""
         self.bar.update()
 

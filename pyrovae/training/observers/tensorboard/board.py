@@ -134,7 +134,7 @@ class TensorBoard(Observer):
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """Wait until the next event file comes last; they are read in the order of their names, which begin with the second."""
+    """Wait until a new event file sorts last, because files are read in the order of the second in their names."""
     while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
 
