@@ -77,7 +77,7 @@ def as_tensors(name: str, data: Data, *, check_finite: bool = True) -> tuple[Ten
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         found = [type(tensor).__name__ for tensor in tensors]
         raise TypeError(f"{name} must be a tensor or a tuple of tensors, got {found}; use torch.as_tensor(...)")
-    if not tensors[0].is_floating_point():
+    if check_finite and not tensors[0].is_floating_point():
         raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}; call .float() on them")
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if not all(shapes) or len({shape[0] for shape in shapes}) > 1:

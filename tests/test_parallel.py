@@ -24,7 +24,7 @@ OTHER_NOISE = {  # gamma draws, a component's draws where no site is, permutatio
     "posterior StudentT", "posterior NormalizingFlow", "posterior SemiAmortized", "subsample and penalty",
 }  # fmt: skip
 REFUSED = {
-    "batch norm": "'guide.posterior.network.1' is a BatchNorm1d, which would normalize by each process's share",
+    "batch norm": "'guide.posterior.network.1' is a BatchNorm1d, which would normalize by each process's slice",
     "parameters in the store": "'pyro.param weight' is none of Stored; make it a torch.nn.Parameter of it",
     "global latent": "site 'loc' lies outside the data plate 'data', and each process would count it",
     "AutoNormal": "site 'loc' lies outside the data plate 'data'",

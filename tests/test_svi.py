@@ -54,14 +54,14 @@ class Labelled:
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         pyro.module("networks", self.networks)
         with pyro.plate("data", len(x)):
-            label = pyro.sample("y", dist.OneHotCategorical(torch.ones(2)), obs=y)
+            label = pyro.sample("y", dist.Bernoulli(torch.full((2,), 0.5)).to_event(1), obs=y)
             pyro.sample("x", dist.Normal(self.networks["decoder"](label), 1.0).to_event(1), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         pyro.module("networks", self.networks)
         if y is None:
             with pyro.plate("data", len(x)):
-                pyro.sample("y", dist.OneHotCategorical(logits=self.networks["label"](x)))
+                pyro.sample("y", dist.Bernoulli(logits=self.networks["label"](x)).to_event(1))
 
 
 def regression(x: Tensor) -> None:
@@ -97,7 +97,11 @@ CASES: dict[str, tuple[Callable[[], Pair], Callable[[], Any], Callable[[], Any]]
     "a point": (lambda: (regression, AutoDelta(regression)), ADAM, Trace_ELBO),
     "scores": (labelled, ADAM, TraceGraph_ELBO),
     "a function as loss": (lambda: (decoder, Encoder()), ADAM, lambda: Trace_ELBO().differentiable_loss),
-    "clipped": (lambda: (decoder, Encoder()), lambda: pyro.optim.ClippedAdam({"lr": 0.02, "clip_norm": 1.0}), Trace_ELBO),
+    "clipped": (
+        lambda: (decoder, Encoder()),
+        lambda: pyro.optim.ClippedAdam({"lr": 0.02, "clip_norm": 1.0}),
+        Trace_ELBO,
+    ),
     "clip arguments": (
         lambda: (decoder, Encoder()),
         lambda: pyro.optim.Adam({"lr": 0.02}, {"clip_norm": 0.1}),
@@ -147,7 +151,9 @@ def test_losses_are_those_of_pyro_step_by_step(case: str) -> None:
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("an autoguide", "a packed autoguide", "a point")])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case not in ("an autoguide", "a packed autoguide", "a point")]
+)
 def test_compiled_losses_are_those_of_pyro(case: str) -> None:
     """Shapes alternate, so each has a graph of its own; the first call of each runs eagerly."""
     expected = losses(made(pyro.infer.SVI, case))
@@ -163,14 +169,16 @@ def test_compiled_for_real() -> None:
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("compile", [False, True])
-def test_a_network_that_is_not_in_a_loss_moves_by_its_momentum_as_in_pyro(compile: bool) -> None:
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_network_that_is_not_in_a_loss_moves_by_its_momentum_as_in_pyro(is_compiled: bool) -> None:
     """Alternating supervised and unsupervised steps, by keyword and by position."""
     y = nn.functional.one_hot(torch.arange(12) % 2, 2).float()
-    arguments = [((args[0],), {"y": y} if step % 2 else {}) for step, (args, _) in enumerate(calls()) if len(args[0]) == 12]
+    arguments = [
+        ((args[0],), {"y": y} if step % 2 else {}) for step, (args, _) in enumerate(calls()) if len(args[0]) == 12
+    ]
     expected = losses(made(pyro.infer.SVI, "scores"), arguments)
-    found = losses(made(pv.SVI, "scores", **({"compile": True} if compile else {})), arguments)
-    assert found == pytest.approx(expected, rel=1e-4 if compile else 0)
+    found = losses(made(pv.SVI, "scores", **({"compile": True} if is_compiled else {})), arguments)
+    assert found == pytest.approx(expected, rel=1e-4 if is_compiled else 0)
 
 
 def test_several_losses_are_a_tuple() -> None:
@@ -278,7 +286,10 @@ def test_other_kinds_of_arguments_have_graphs_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([(step, (torch.zeros(12, 6), {"annealing": 1 / (step + 1)})) for step in range(12)], "there are 8 graphs already"),
+        (
+            [(step, (torch.zeros(12, 6), {"annealing": 1 / (step + 1)})) for step in range(12)],
+            "there are 8 graphs already",
+        ),
         ([(step, (torch.zeros(step + 1, 6), {})) for step in range(12)], "there are 8 graphs already"),
         ([(step, (torch.zeros(4, 6), {"annealing": Odd})) for step, Odd in enumerate([object()] * 3)], "is a object"),
     ],
@@ -326,17 +337,17 @@ def test_a_graph_is_dropped_with_its_parameters_or_modes() -> None:
     assert pyro.param("weight").abs().sum() > 0
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_a_program_that_cannot_be_traced_runs_as_it_is(compile: bool) -> None:
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_program_that_cannot_be_traced_runs_as_it_is(is_compiled: bool) -> None:
     def guide(x: Tensor) -> None:
         loc = pyro.param("loc", torch.zeros(2))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(loc if loc.sum() > -1e9 else -loc, 1.0).to_event(1))
 
     args, _ = next(calls())
-    svi = pv.SVI(decoder, guide, ADAM(), Trace_ELBO(), compile=compile)
+    svi = pv.SVI(decoder, guide, ADAM(), Trace_ELBO(), compile=is_compiled)
     svi.step(*args)
-    if compile:
+    if is_compiled:
         with pytest.warns(UserWarning, match="SVI goes on without compilation: a decision is made by the value"):
             svi.step(*args)
     before = pyro.param("loc").detach().clone()

@@ -36,7 +36,7 @@ class Facts(NamedTuple):
     Attributes:
         plate: Name of the data plate.
         data_count: Number of data that the loss of the batch is scaled to.
-        outside: Scale of each site outside the data plate, by name.
+        outside: Scale of each site outside the data plate that is latent or depends on a parameter, by name.
         local: Name of a latent site in the data plate; ``None`` if there is none.
         is_finite: Whether all log-probabilities are finite.
     """
@@ -66,13 +66,14 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
     observed = [site for site in model_sites if site["is_observed"]]
     plate = outermost_plate([site for site in observed if site_plates(site)] or observed)
     local = {site["name"] for site in model_sites + guide_sites if _is_inside(site, plate.name)}
-    outside = {site["name"]: _own_scale(site) for site in model_sites + guide_sites if site["name"] not in local}
+    outside = [site for site in model_sites + guide_sites if site["name"] not in local]
+    outside = [site for site in outside if not site["is_observed"]] + _of_parameters(outside, model, guide, batch)
     size = plate.size if plate.size > 0 else len(batch[0])  # Pyro's size is -1 where none is given
     return Facts(
         plate=plate.name,
         data_count=size * _data_scale([site for site in observed if site["name"] in local], plate),
-        outside={name: 1.0 if scale is None else scale for name, scale in outside.items()},
-        local=next((site["name"] for site in guide_sites if site["name"] in local and not site["is_observed"]), None),
+        outside={site["name"]: _own_scale(site) or 1.0 for site in outside},
+        local=next((site["name"] for site in model_sites if site["name"] in local & latent), None),
         is_finite=all(_is_number(site, density) for site, density in densities),
     )
 
@@ -100,6 +101,16 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int) -> None:
                 f"be that of a mini-batch; declare the full size of the plate, pyro.plate({facts.plate!r}, {total}, "
                 f"subsample=torch.arange(len(x))), or train on one batch of all data, batch_size={total}"
             )
+
+
+def _of_parameters(sites: list[Site], model: Program, guide: Program, batch: Batch) -> list[Site]:
+    """Return the observed sites that depend on a parameter; the others, such as conditioned ones, are constants."""
+    names = {site["name"] for site in sites if site["is_observed"]}
+    if not names:
+        return []
+    with torch.enable_grad():
+        model_sites, guide_sites = trace(model, guide, batch, {})
+        return [site for site in model_sites + guide_sites if site["name"] in names and score(site).requires_grad]
 
 
 def _is_inside(site: Site, plate: str) -> bool:

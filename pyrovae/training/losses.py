@@ -151,7 +151,7 @@ class Bound:
 
     def _inspect(self, batch: Batch) -> Facts:
         facts = inspect_program(self.model, self.guide, batch)
-        self.plate, self.counts[len(batch[0])] = facts.plate, facts.count
+        self.plate, self.counts[len(batch[0])] = facts.plate, facts.data_count
         return facts
 
     def _scores(self) -> AbstractContextManager[Any]:
