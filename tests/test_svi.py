@@ -359,7 +359,7 @@ def test_reduced_precision_is_used() -> None:
     args, _ = next(calls())
     exact, rounded = (made(pv.SVI, "a VAE", precision=precision).step(*args) for precision in (None, "bfloat16"))
     assert 0 < abs(exact - rounded) < 0.02 * abs(exact)
-    with pytest.raises(ValueError, match="TF32 .*not of 'cpu'"):
+    with pytest.raises(ValueError, match=r"TF32 .*not of 'cpu'"):
         made(pv.SVI, "a VAE", precision="tf32")
 
 

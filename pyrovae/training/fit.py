@@ -109,8 +109,8 @@ def fit(
         optimizer: Called as ``optimizer(parameters, lr=learning_rate)``; by default one fused Adam for all parameters.
         scheduler: Called on the optimizer, returns a schedule of the learning rate. A ``ReduceLROnPlateau`` is given
             minus the bound, which it is to minimize.
-        scheduler_step: When the schedule makes a step: after every ``"epoch"``, or after every ``"batch"``, as
-            ``OneCycleLR`` expects.
+        scheduler_step: When the schedule makes a step: after every ``"epoch"``, or for every ``"batch"`` (with
+            ``accumulate``, every step of the optimizer), as ``OneCycleLR`` expects.
         kl_warmup: Number of epochs over which the weight of the latent sites grows linearly to 1; or a function that
             returns the weight after so many epochs, counted with fractions, such as a cyclical schedule. Patience and
             best weights count the epochs that end with a weight of 1.

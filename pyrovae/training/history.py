@@ -21,7 +21,7 @@ class History:
         valid: The bound on the validation data at the end of the epoch, with a KL weight of 1 and the same noise every
             time; empty without validation data.
         kl_weight: Weight of the latent sites at the epoch's last step.
-        learning_rate: Learning rate at the end of the epoch.
+        learning_rate: Learning rate at the epoch's last step.
         seconds: Wall time from the start of training to the end of the epoch, compilation included; time between a
             checkpoint and the run that goes on from it is left out.
         skipped: Number of steps that were left out because their loss or gradient was not finite.

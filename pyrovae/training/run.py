@@ -172,15 +172,16 @@ class Run:
         if now.order is None:
             now.order, now.total = plan.train.order(), _zero(plan.train.source.device)
         ramp = kl_weights(plan.kl_warmup, now.epoch, plan.steps)[now.step :]
+        schedule = self.state.schedule if plan.scheduler_step == "batch" else None
         for batches, kl_weight in zip(plan.train.in_steps(now.order, now.step), ramp, strict=True):
+            if schedule is not None and self.steps_made:  # a step's own rate is then in the history
+                schedule.step()
             losses = self.step(batches, kl_weight, self._weights(batches))
             now.skipped += not losses
             for batch, loss in zip(batches if losses else (), losses, strict=True):
                 now.total = torch.add(now.total, loss, alpha=len(batch[0]) / self.loss.data_count(batch))
                 now.seen += len(batch[0])
             now.step += 1
-            if self.state.schedule is not None and plan.scheduler_step == "batch":
-                self.state.schedule.step()
             if not self.guard.replaying:
                 for observer in self.observers:
                     observer.after_step(self)
