@@ -18,7 +18,7 @@ from pyrovae.models.bayesian import BayesianVAE
 from pyrovae.models.hierarchical import HierarchicalVAE
 from pyrovae.models.semi_supervised import SemiSupervisedVAE
 from pyrovae.models.vae import VAE
-from pyrovae.training import CheckpointError, DivergenceError, History, fit, load, save
+from pyrovae.training import SVI, CheckpointError, DivergenceError, History, fit, load, save
 from pyrovae.versions import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # the log is shown only if the user configures logging
 
 __all__ = [
+    "SVI",
     "VAE",
     "BayesianVAE",
     "CheckpointError",

@@ -26,6 +26,10 @@ from tests.conftest import small_vae
 from tests.examples import Discrete
 from tests.test_training import Script
 
+pytestmark = [  # of runs that are made in parts
+    pytest.mark.filterwarnings("ignore:the KL warm-up does not end within"),
+    pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, and one step per epoch"),
+]
 Result = tuple[dict[str, Tensor], pv.History]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyrovae._compilation.graphs import Graph
 from pyrovae._waist.sites import check_program
 from pyrovae.isolation import isolated, restore_buffers, save_buffers
-from pyrovae.training.gradients import CompiledGradients
+from pyrovae.training.gradients.compiled import CompiledGradients
 from pyrovae.training.losses import Bound
 from tests.conftest import small_vae
 from tests.examples import BY_COMPONENT, OBJECTIVES, PROGRAMS, Batch, Example, binary, example
@@ -42,11 +42,12 @@ def parameters_of(module: Any, batch: Batch) -> list[Tensor]:
 def paths(made: Example, weighted: bool = False) -> tuple[Bound, CompiledGradients, list[Tensor]]:
     module, objective, batches, _ = made
     parameters = parameters_of(module, batches[0])
-    eager = Bound(module, objective, None)
+    eager = Bound(module, objective)
     with isolated(module.model, module.guide, seed=0):
-        eager.check(batches[0])
+        eager.check(batches[0], len(batches[0][0]))
     others = [*module.parameters(), *module.buffers()]
-    return eager, CompiledGradients(eager, parameters, others, module.modules(), weighted), parameters
+    named = {str(index): parameter for index, parameter in enumerate(parameters)}
+    return eager, CompiledGradients(eager, named, others, module.modules(), weighted=weighted), parameters
 
 
 def outcome(
@@ -87,7 +88,7 @@ def assert_agree(made: Example, weights: tuple[float, float] = (1.0, 1.0)) -> No
             with torch.no_grad():
                 for parameter in parameters:
                     parameter.mul_(1.1).add_(0.01)
-        assert compiled.seconds > 0
+        assert compiled.compile_seconds > 0
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -117,7 +118,7 @@ def test_the_weight_has_the_precision_of_the_data() -> None:
 def test_to_trace_leaves_everything_as_it_was(name: str) -> None:
     module, objective, (batch, _), _ = PROGRAMS[name]()
     parameters = parameters_of(module, batch)
-    gradients = Bound(module, objective, None)
+    gradients = Bound(module, objective)
     with pyro.validation_enabled(False):
         gradients(batch, 1.0)  # in which the objective finds the depth of the plates
         for parameter in parameters:

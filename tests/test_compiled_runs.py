@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import pyro
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.training.history import History
-from pyrovae.training.losses import Bound
-from pyrovae.training.steps import Steps
 from tests.conftest import small_vae
 from tests.examples import binary
+from tests.steps import compiled_step
 
 CAPTURED: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -105,18 +103,15 @@ def test_a_captured_run_goes_on_from_a_checkpoint(x: Tensor, tmp_path: Path) -> 
 @pytest.mark.cuda
 def test_a_captured_step_does_not_wait_for_the_device() -> None:
     vae, batch = small_vae().cuda(), (binary(6, 6).cuda(),)
-    steps = Steps(vae, Bound(vae, Trace_ELBO(), None), batch_size=6, clip_norm=1.0, skip=False)
-    steps.check(batch)
-    steps.optimizer = torch.optim.Adam(steps.parameters.values(), fused=True)
-    steps.compile(weighted=True)
+    step, gradients = compiled_step(vae, batch, weighted=True, clip_norm=1.0)
     with pyro.validation_enabled(False):
         for weight in (0.1, 0.2, 0.3):
-            steps.step(batch, weight)
+            step([batch], weight)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            steps.step(batch, 0.4)
+            step([batch], 0.4)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert all(parameter.isfinite().all() for parameter in vae.parameters())
-    assert steps.captured is not None
-    assert len(steps.captured.graphs) == 1
+    assert gradients.captured is not None
+    assert len(gradients.captured.graphs) == 1

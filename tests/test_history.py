@@ -79,6 +79,7 @@ def test_kl_warmup(vae: pv.VAE, x: Tensor) -> None:
     assert history.kl_weight == [0.5, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.filterwarnings("ignore:the KL warm-up does not end within")  # four epochs, of which there is one
 def test_kl_warmup_weighs_the_kl_term_of_training_alone() -> None:
     oracle = Oracle(scale=1.5)
     x = oracle.data(10)

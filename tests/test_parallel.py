@@ -23,8 +23,10 @@ COMPONENTS = {  # of all that there are, for every run of the tests
 OTHER_NOISE = {  # gamma draws, a component's draws where no site is, permutations
     "posterior StudentT", "posterior NormalizingFlow", "posterior SemiAmortized", "subsample and penalty",
 }  # fmt: skip
+SHARED = {"global latent", "AutoNormal", "AutoMultivariateNormal"}  # one process trains them on all data at once
+WHOLE = {"batch_size": 99}
 REFUSED = {
-    "batch norm": "'guide.posterior.network.1' is a BatchNorm1d, which would normalize by each process's share",
+    "batch norm": "'guide.posterior.network.1' is a BatchNorm1d, which would normalize by each process's slice",
     "parameters in the store": "'pyro.param weight' is none of Stored; make it a torch.nn.Parameter of it",
     "global latent": "site 'loc' lies outside the data plate 'data', and each process would count it",
     "AutoNormal": "site 'loc' lies outside the data plate 'data'",
@@ -58,7 +60,7 @@ def run_components(names: list[str]) -> list[Outcome]:
     pyro.set_rng_seed(0)  # some of what is imported has random weights
     from tests.examples import BY_COMPONENT
 
-    return [run_example(BY_COMPONENT[name]) for name in names]
+    return [run_example(BY_COMPONENT[name], **(WHOLE if name in SHARED else {})) for name in names]
 
 
 def run_objectives(names: list[str]) -> list[Outcome]:
@@ -157,7 +159,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "fewer data than processes": (small_vae, {"batch_size": 11}),  # the last of 23
     "one by one": (small_vae, {"batch_size": 1, "epochs": 1}),
     "all at once": (small_vae, {"batch_size": 23}),
-    "scaled": (Whole, {"batch_size": 23, "valid": None}),  # in which each share is scaled, and the whole is not
+    "scaled": (Whole, {"batch_size": 23, "valid": None}),  # in which each slice is scaled, and the whole is not
     "scaled, in batches": (Whole, {"batch_size": 10}),
     "binary anew": (small_vae, {"transform": pv.data.binarize}),
     "several draws, dropout": (lambda: vae_with(nn.Sequential(*layers())), {"objective": pv.objectives.IWAE(3)}),

@@ -1,4 +1,4 @@
-"""Noise of a batch in shares: that of the whole where it can be, and else a process's own."""
+"""Noise of a batch in slices: that of the whole where it can be, and else a process's own."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.isolation import seeded
-from pyrovae.training import noise
+from pyrovae.training.gradients import noise
 
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "normal": lambda x: torch.normal(x, 1 + x),
@@ -28,13 +28,13 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("shape", [(11, 3), (11, 20), (2, 11, 3)], ids=str)
 @pytest.mark.parametrize("name", [*DRAWS])
-def test_draws_of_the_shares_are_those_of_the_whole(name: str, shape: tuple[int, ...]) -> None:
+def test_draws_of_the_slices_are_those_of_the_whole(name: str, shape: tuple[int, ...]) -> None:
     x, axis = torch.rand(shape), shape.index(11)
     with seeded(1):
         whole, state = DRAWS[name](x), torch.get_rng_state()
     parts = []
     for start, kept in ((0, 4), (4, 7)):
-        with seeded(1), noise.Noise().of(noise.Share(start, kept, 11)):
+        with seeded(1), noise.Noise().of(noise.Slice(start, kept, 11)):
             parts.append(DRAWS[name](x.narrow(axis, start, kept)))
             assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.cat(parts, axis), whole)
@@ -47,7 +47,7 @@ def test_other_draws_differ_in_each_process_which_then_go_on_alike(
     drawn, then = [], []
     for rank in (0, 1):
         monkeypatch.setattr(noise, "rank", lambda rank=rank: rank)
-        with seeded(1), noise.Noise().of(noise.Share(7 * rank, 7, 14)):
+        with seeded(1), noise.Noise().of(noise.Slice(7 * rank, 7, 14)):
             drawn.append(draw(5 + torch.arange(21.0).reshape(7, 3)))
             then.append(torch.get_rng_state())
     assert not torch.equal(*drawn)

@@ -1,6 +1,7 @@
 """Products in a lower precision: what is rounded and what is not."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -36,7 +37,7 @@ def vae_of_layers(name: str) -> pv.VAE:
 def slopes_of(vae: pv.VAE, x: Tensor, precision: Any) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     vae.zero_grad()
-    loss = Bound(vae, Trace_ELBO(), precision)((x,), 1.0)
+    loss = Bound(vae, Trace_ELBO(), partial(products, precision))((x,), 1.0)
     assert isinstance(loss, Tensor)
     return loss, torch.cat([parameter.grad.flatten() for parameter in vae.parameters() if parameter.grad is not None])
 
@@ -84,7 +85,8 @@ def test_a_step_is_captured_in_its_precision(x: Tensor, monkeypatch: pytest.Monk
         return interpret(graph)
 
     monkeypatch.setattr(Graph, "compile", noting)
-    monkeypatch.setattr("pyrovae.training.fit.check_precision", lambda *_: None)  # it is one of CUDA devices
+    # TF32 is a precision of CUDA devices.
+    monkeypatch.setattr("pyrovae.training.gradients.compiled.check_precision", lambda *_: None)
     fitted(small_vae, x, precision="tf32", compile=True, epochs=1)
     assert {*precisions} == {"high"}
     assert torch.get_float32_matmul_precision() == "highest"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
 from pytorch_optimizer import Lookahead
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, NAdam, Optimizer
@@ -15,9 +14,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pyrovae.training import captured_step
 from pyrovae.training.captured_step import CapturedUpdates, can_be_captured
-from pyrovae.training.losses import Bound
-from pyrovae.training.steps import Steps
 from tests.conftest import small_vae
+from tests.steps import compiled_step
 
 
 class Update:
@@ -170,16 +168,12 @@ def test_a_step_with_hooks_is_not_captured() -> None:
 
 
 def test_steps_are_freed_with_their_graphs(x: Tensor) -> None:
-    vae = small_vae()
-    steps = Steps(vae, Bound(vae, Trace_ELBO(), None), batch_size=6, clip_norm=None, skip=False)
-    steps.check((x,))
-    steps.optimizer = Adam(vae.parameters(), fused=True)
-    steps.compile(weighted=False)
-    assert steps.captured is not None
-    alive = weakref.ref(steps)
+    step, gradients = compiled_step(small_vae(), (x,), weighted=False)
+    assert gradients.captured is not None
+    alive = weakref.ref(gradients)
     gc.disable()
     try:
-        del steps
+        del step, gradients
         assert alive() is None
     finally:
         gc.enable()

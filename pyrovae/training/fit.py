@@ -1,36 +1,54 @@
-"""``fit``: trains a module."""
+"""``fit``: trains a module, or a model and a guide."""
+
+from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import nn
-from tqdm.auto import tqdm
 
 from pyrovae import parallel
-from pyrovae._compilation.precision import Precision, check_precision
 from pyrovae._warnings import find_stack_level
-from pyrovae.arguments import Data, as_device, as_tensors, fingerprint
-from pyrovae.isolation import seeded
+from pyrovae.arguments import Data, as_device
+from pyrovae.isolation import isolated, owners, seeded
+from pyrovae.training.annealing import KLWarmup, kl_weight
+from pyrovae.training.batches import Batches, TensorSource, Transform
 from pyrovae.training.checkpoints import Checkpoints
+from pyrovae.training.checks import materialize
 from pyrovae.training.description import Description, as_number, of_module, of_object, of_trained, plain
+from pyrovae.training.gradients import Gradients
+from pyrovae.training.gradients.eager import EagerGradients
 from pyrovae.training.history import History
-from pyrovae.training.losses import Bound, Criterion, OwnLoss
-from pyrovae.training.options import check_options
-from pyrovae.training.report import Watching
-from pyrovae.training.run import Plan, Run
-from pyrovae.training.steps import NonFinite, Steps, Transform
-from pyrovae.training.tensorboard import Board, Writer
+from pyrovae.training.losses import Bound, Loss, OwnLoss, Products
+from pyrovae.training.observers import Observer
+from pyrovae.training.observers.best_weights import BestWeights
+from pyrovae.training.observers.callback import Callback, CallbackObserver
+from pyrovae.training.observers.checkpoints import CheckpointObserver
+from pyrovae.training.observers.patience import Patience
+from pyrovae.training.observers.progress import ProgressBar, Reporter
+from pyrovae.training.observers.tensorboard import TensorBoard, Writer
+from pyrovae.training.optimizers import TorchOptimizer
+from pyrovae.training.options import check_options, check_schedule
+from pyrovae.training.programs import Pair, Program, as_module, name_of
+from pyrovae.training.run import Plan, Run, SchedulerStep
+from pyrovae.training.run_state import RunState
+from pyrovae.training.state import Tensors
+from pyrovae.training.steps import Guard, NonFinite, Step
+from pyrovae.training.validation import check_data
+
+if TYPE_CHECKING:
+    from pyrovae._compilation.precision import Precision
 
 
 def fit(
-    module: nn.Module,
+    module: nn.Module | tuple[Program, Program],
     train: Data,
     valid: Data | None = None,
     *,
@@ -40,8 +58,10 @@ def fit(
     learning_rate: float = 1e-3,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
-    kl_warmup: int = 0,
+    scheduler_step: SchedulerStep = "epoch",
+    kl_warmup: KLWarmup = 0,
     transform: Transform | None = None,
+    accumulate: int = 1,
     patience: int | None = None,
     compile: bool = False,  # noqa: A002  # as torch calls it
     precision: Precision | None = None,
@@ -55,87 +75,103 @@ def fit(
     progress: bool = True,
     tensorboard: str | Path | Writer | None = None,
     tensorboard_every: int = 10,
+    callback: Callback | None = None,
 ) -> History:
-    """Trains a module's Pyro ``model`` and ``guide`` by stochastic variational inference, or its ``loss`` as it is.
+    """Train a Pyro ``model`` and ``guide`` by stochastic variational inference, or a module by its own ``loss``.
 
     Data, model and guide are checked once, on all data, before the first step; Pyro's validation is off from then on.
     Modules train in the mode, ``train()`` or ``eval()``, in which they are. With validation data the best weights are
-    restored at the end. Ctrl-C ends training, not the script: what was trained so far is in the module and in the
-    returned history.
+    restored at the end. Ctrl-C ends training, not the script: module and history hold what was trained until then.
 
     With a folder for checkpoints, the same call goes on from the last one, after whatever ended the run, and with more
     epochs than it had, beyond its end. On a CPU the parameters are then, bit for bit, those of a run that was never
-    interrupted. Ctrl-C and SIGTERM let the step in progress end and save before they stop the run; a SIGTERM then takes
+    interrupted. On Ctrl-C and SIGTERM the step in progress ends and is saved before the run stops; a SIGTERM then takes
     its usual course, the end of the process.
 
-    In processes that have joined (:mod:`pyrovae.parallel`), each takes a share of every batch, and all end alike. What
-    would be another number there is refused: objectives that are no sum over the data, batch normalization, sites
-    outside the data plate, parameters of ``pyro.param``.
+    In processes that have joined (:mod:`pyrovae.parallel`), each takes a slice of every batch, and all end alike. The
+    following raise an error, because the result would differ from a single-process run: objectives that are no sum over
+    the data, batch normalization, sites outside the data plate, parameters of ``pyro.param``.
+
+    A program with a site outside the data plate is trained on mini-batches only if its plate declares the full size.
 
     Args:
-        module: Has ``model(*data)`` and ``guide(*data)``: a :class:`pyrovae.VAE`, or any module of your own. Parameters
-            that the programs make with ``pyro.param`` are trained too. Or has ``loss(*data)``, a mean over the data, as
-            :class:`pyrovae.autoencoders.Autoencoder`; what is said of bounds is then true of minus the loss.
+        module: A module with ``model(*data)`` and ``guide(*data)``, such as :class:`pyrovae.VAE`; a pair
+            ``(model, guide)`` of Pyro programs, autoguides among them; or a module with ``loss(*data)``, a mean over
+            the data, such as :class:`pyrovae.autoencoders.Autoencoder`, for which "bound" means minus the loss.
+            Parameters of ``pyro.param`` and ``pyro.module`` are trained too.
         train: Training data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension, which the
-            programs get as several arguments. Kept on the device.
+            programs get as several arguments. Kept on the device. NaN may mean missing where the program handles it.
         valid: Validation data, likewise.
-        objective: A Pyro ELBO, :class:`pyrovae.objectives.IWAE` among them; by default ``Trace_ELBO()``. Not those that
-            Pyro compiles (``JitTrace_ELBO``), which look parameters up in the global store.
-        epochs: Passes over the training data, at most.
-        batch_size: Data per step; the last batch of an epoch may be shorter, and none is dropped.
+        objective: A Pyro ELBO, such as :class:`pyrovae.objectives.IWAE`; by default ``Trace_ELBO()``. Objectives that
+            Pyro compiles (``JitTrace_ELBO``) are not supported.
+        epochs: Largest number of passes over the training data.
+        batch_size: Data per batch; the last batch of an epoch may be shorter. One batch of all data keeps their order.
         learning_rate: Given to the optimizer as ``lr``.
         optimizer: Called as ``optimizer(parameters, lr=learning_rate)``; by default one fused Adam for all parameters.
-        scheduler: Called on the optimizer; the schedule that it returns makes a step after every epoch. A
-            ``ReduceLROnPlateau`` is given minus the bound, which it is to minimize.
-        kl_warmup: Number of epochs over which the weight of the latent sites grows linearly to 1.
+        scheduler: Called on the optimizer, returns a schedule of the learning rate. A ``ReduceLROnPlateau`` is given
+            minus the bound, which it is to minimize.
+        scheduler_step: When the schedule makes a step: after every ``"epoch"``, or for every ``"batch"`` (with
+            ``accumulate``, every step of the optimizer), as ``OneCycleLR`` expects.
+        kl_warmup: Number of epochs over which the weight of the latent sites grows linearly to 1; or a function that
+            returns the weight after so many epochs, counted with fractions, such as a cyclical schedule. Patience and
+            best weights count the epochs that end with a weight of 1.
         transform: Applied to the tensors of every training batch on the device, such as :func:`pyrovae.data.binarize`.
+        accumulate: Number of batches whose gradients are added up for one step of the optimizer. The step is that of
+            one batch of all of their data.
         patience: Stop after so many epochs without a better bound on the validation data.
-        compile: Whether to run the programs once, write them down as a graph, backward pass included, and train with
-            the graph compiled by torch's inductor, which takes 5 to 40 seconds for each shape of batch and pays from
-            some thousands of steps. The same noise, gradients to rounding error; numbers and branches that the programs
-            compute in Python stay as they were in that run. On CUDA the graph is captured, and so is the step of a
-            fused Adam or AdamW, and of torch's optimizers made with ``capturable=True``. What cannot be compiled is
-            trained without, after a warning that says why.
-        precision: Of the products in linear and convolutional layers: ``"bfloat16"``, or on CUDA ``"tf32"``; everything
-            else, and parameters, stay as they are. By default torch's own setting.
-        clip_norm: Scale gradients whose norm, over all parameters, is larger than that down to it.
-        on_nonfinite: What to do if a loss or gradient is NaN or infinite. ``"raise"``: stop, leaving the module as it
-            was before that step. ``"skip"``: leave such steps out and count them in the history, for which all steps
-            are looked at; on CUDA the host then waits for each.
+        compile: Whether to compile the gradient by torch's inductor. The programs run once and are recorded as a
+            graph, backward pass included, which takes 5 to 40 seconds for each shape of batch and pays off after some
+            thousands of steps. The noise is the same, and gradients differ by rounding. Numbers and branches that the
+            programs compute in Python stay as they were in that run. On CUDA the graph is captured, and so is the step
+            of a fused Adam or AdamW, and of torch's optimizers made with ``capturable=True``. A program that cannot be
+            compiled is trained eagerly, after a warning that names the cause.
+        precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or on CUDA ``"tf32"``;
+            parameters and all other operations stay as they are. By default torch's own setting.
+        clip_norm: Gradients whose norm, over all parameters, is larger are scaled down to it.
+        on_nonfinite: What to do if a loss or gradient is NaN or infinite. ``"raise"`` stops and leaves the module as it
+            was before that step. ``"skip"`` leaves such steps out and counts them in the history; it checks all steps,
+            so that on CUDA the host waits for each.
         checkpoint: Folder in which to keep the last two checkpoints, of this run alone: parameters, those made by
-            ``pyro.param`` too, optimizer, schedule, generators (torch, NumPy, Python), history, best weights, and what
-            is trained on what, with checksums. A file that is damaged is set aside with a warning, and the one before
-            is taken. What Python objects keep beside tensors is not held, nor are generators of your own.
+            ``pyro.param`` too, optimizer, schedule, generators (torch, NumPy, Python), history, best weights, and a
+            description of module, data and options, with checksums. A damaged file is set aside with a warning, and the
+            one before is taken. What Python objects keep beside tensors is not held, nor are generators of your own.
         checkpoint_every: Epochs between two checkpoints; one is written at the end in any case.
         checkpoint_wait: Seconds to wait for another run that uses the folder, before the call is refused. ``math.inf``
             waits until the other run ends.
         seed: Makes a run on a CPU repeat bit for bit, and leaves the global generators alone; without one, noise and
             order come from the global generators.
-        device: ``"auto"`` is a CUDA device if there is one, else the CPU.
-        progress: Whether to show a progress bar; it is quiet where the output is no terminal.
+        device: ``"auto"`` is a CUDA device if there is one, else the CPU. Programs that are functions stay where they
+            are; with ``"auto"`` so do their data.
+        progress: Whether to show a progress bar; it is hidden where the output is no terminal.
         tensorboard: Folder in which to write for TensorBoard (``pip install 'pyrovae[tensorboard]'``), of this run
-            alone, or a ``torch.utils.tensorboard.SummaryWriter``. Every epoch's history and the norm of its last
-            gradient; histograms of parameters and gradients; where data are images, those of the validation data above
-            their reconstructions, and draws from the prior. The run has the same numbers with and without.
+            alone, or a ``torch.utils.tensorboard.SummaryWriter``. It gets every epoch's history and the norm of its
+            last gradient; histograms of parameters and gradients; where data are images, validation images above their
+            reconstructions, and draws from the prior. The run has the same numbers with and without.
         tensorboard_every: Epochs between two sets of histograms and images.
+        callback: Called with the history after each epoch; the run stops if it returns True.
 
     Returns:
         The history, in nats per datum.
 
     Raises:
-        TypeError: If the module has neither model and guide nor a loss, data are not floating-point tensors, or a count
-            is no integer.
-        ValueError: If data are empty, not finite, of different lengths or outside the likelihood's support; if model
-            and guide disagree; if an option is out of range; if the device is not there; if a module with a loss of its
-            own is given an objective or a KL warm-up; if the checkpoints are of another run (module, data, objective or
-            options, but for ``epochs``, ``patience``, ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``,
-            ``progress``, ``tensorboard`` and ``tensorboard_every``), or none of them can be read.
+        TypeError: If there is neither a model and guide nor a loss, data are no tensors, or a count is no integer.
+        ValueError: If data are empty, of different lengths, NaN or infinite where the program cannot handle that, too
+            large, or outside the likelihood's support; if model and guide disagree; if a site outside the data plate
+            would be trained on mini-batches that are not scaled to all data; if an option is out of range; if the
+            device is not there; if a module with a loss of its own is given an objective or a KL warm-up; if the
+            checkpoints are of another run (module, data, objective or options, but for ``epochs``, ``patience``,
+            ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``, ``progress``, ``tensorboard``,
+            ``tensorboard_every`` and ``callback``), or none of them can be read.
         DivergenceError: A FloatingPointError, if the loss, its gradient, a parameter or the bound on the validation
-            data is not finite. It says where for the first time, and has the ``history`` until then.
+            data is not finite. It names the first place, and has the ``history`` until then.
         ModuleNotFoundError: If TensorBoard is to be written for and is not installed.
         OSError: If TensorBoard's folder cannot be written to at the beginning; later that is a warning.
         CheckpointError: An OSError, if a checkpoint cannot be written, or if another run uses the folder. The weights
             are in the module then, the error has the ``history``, and the previous checkpoint is whole.
+
+    Warns:
+        UserWarning: If the KL warm-up does not end within the run, or a schedule that counts batches is stepped once
+            per epoch.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -147,12 +183,18 @@ def fit(
         >>> history = pv.fit(vae, torch.randn(200, 4), epochs=2, seed=0)
         >>> len(history.train)
         2
+        >>> history = pv.fit(
+        ...     (vae.model, vae.guide), torch.randn(200, 4), epochs=9, callback=lambda history: len(history.train) == 3
+        ... )
+        >>> len(history.train)
+        3
     """
     learning_rate, clip_norm, seed, patience = map(as_number, (learning_rate, clip_norm, seed, patience))
     epochs, batch_size, kl_warmup = map(as_number, (epochs, batch_size, kl_warmup))
     checkpoint_every, tensorboard_every = as_number(checkpoint_every), as_number(tensorboard_every)
+    trained = as_module(module)
     check_options(
-        module,
+        trained,
         valid,
         objective,
         learning_rate=learning_rate,
@@ -160,87 +202,144 @@ def fit(
         kl_warmup=kl_warmup,
         clip_norm=clip_norm,
         on_nonfinite=on_nonfinite,
+        scheduler_step=scheduler_step,
+        callback=callback,
         epochs=epochs,
         batch_size=batch_size,
+        accumulate=accumulate,
         checkpoint_every=checkpoint_every,
         tensorboard_every=tensorboard_every,
     )
-    board = None if tensorboard is None or not parallel.is_first() else Board(tensorboard, tensorboard_every)
-    where = as_device(device)
-    train_data = tuple(tensor.to(where) for tensor in as_tensors("train", train))
-    valid_data = None if valid is None else tuple(tensor.to(where) for tensor in as_tensors("valid", valid))
-    parallel.check_same("data of a training", (*train_data, *(valid_data or ())))
-    module.to(where)
-    check_precision(precision, where)
-    plan = Plan(train_data, valid_data, transform, epochs, batch_size, kl_warmup, patience)
-    criterion = _criterion(module, objective, precision)
+    observers: list[Observer] = []
+    if tensorboard is not None and parallel.is_first():
+        observers.append(TensorBoard(tensorboard, tensorboard_every))
+    if callback is not None:
+        observers.append(CallbackObserver(callback))
+    if patience is not None:
+        observers.append(Patience(patience))
+    where = _device(trained, device)
+    source = TensorSource("train", train, where)
+    held_out = None if valid is None else TensorSource("valid", valid, where)
+    parallel.check_same("data of a training", (*source.tensors, *(held_out.tensors if held_out else ())))
+    trained.to(where)
+    products = _products(precision, source.device)
+    loss = _loss(trained, objective, products)
+    batches = Batches(source, batch_size, transform, accumulate)
+    plan = Plan(batches, None if held_out is None else Batches(held_out, batch_size), epochs, kl_warmup, scheduler_step)
+    _warn_of_warmup(kl_warmup, epochs)
     with seeded(seed):
-        steps = Steps(module, criterion, batch_size, clip_norm, skip=on_nonfinite == "skip")
-        steps.check(train_data, transform)
-        if valid_data is not None:
-            steps.check(valid_data)
-        if not steps.parameters:
-            raise ValueError(f"{type(module).__name__} has no parameter to train; unfreeze some with requires_grad_()")
-        make_optimizer = optimizer or partial(torch.optim.Adam, fused=True)
-        steps.optimizer = make_optimizer(steps.parameters.values(), lr=learning_rate)
-        schedule = None if scheduler is None else scheduler(steps.optimizer)
-        if parallel.size() > 1:
-            steps.share_out(train_data, transform)
-            if compile and parallel.is_first():
-                warnings.warn(
-                    "several processes train without compilation, which is for one alone", stacklevel=find_stack_level()
-                )
-        elif compile:
-            steps.compile(weighted=kl_warmup > 0)
-        checkpoints = None
+        tensors = Tensors(trained, {})
+        if hasattr(trained, "guide"):
+            materialize(trained.guide, batches.first(batch_size))
+        check_data(loss, batches, tensors)
+        if plan.valid is not None:
+            check_data(loss, plan.valid, tensors)
+        named = {**dict(trained.named_parameters()), **tensors.stored}
+        parameters = {name: tensor for name, tensor in named.items() if tensor.requires_grad}
+        if not parameters:
+            raise ValueError(f"{name_of(trained)} has no parameter to train; unfreeze some with requires_grad_()")
+        make = partial(optimizer or partial(torch.optim.Adam, fused=True), lr=learning_rate)
+        updates = TorchOptimizer(make, parameters, clip_norm)
+        schedule = None if scheduler is None else scheduler(updates.optimizer)
+        check_schedule(schedule, scheduler_step, epochs, plan.steps)
+        state = RunState(tensors, updates.optimizer, schedule, BestWeights(tensors), History(loss.name))
+        gradients = _gradients(loss, state, parameters, plan, is_compiled=compile)
+        kept = None
         if checkpoint is not None:
             options = {"learning_rate": learning_rate, "precision": precision, "clip_norm": clip_norm, "seed": seed}
-            changeable = {"epochs": epochs, "patience": patience, "compile": compile, "device": str(where)}
+            changeable = {"epochs": epochs, "patience": patience, "compile": compile, "device": str(source.device)}
             changeable["processes"] = parallel.size()
-            description = _describe(steps, plan, schedule, options)
-            checkpoints = Checkpoints(checkpoint, checkpoint_every, description, changeable, checkpoint_wait)
+            description = _describe(loss, state, plan, parameters, options)
+            folder = Checkpoints(checkpoint, checkpoint_every, description, changeable, checkpoint_wait)
+            kept = CheckpointObserver(folder)
         hidden = None if progress and parallel.is_first() else True  # None: where the output is no terminal
-        with (
-            pyro.validation_enabled(False),
-            tqdm(total=epochs * plan.steps, unit="step", desc=criterion.name, disable=hidden) as bar,
-            checkpoints or nullcontext(),
-        ):
-            run = Run(plan, steps, schedule, checkpoints, Watching(bar, board))
-            run()
-        steps.settle()
-    return run.history
+        observers = [state.best, ProgressBar(loss.name, hidden), Reporter(), *observers, *([kept] if kept else [])]
+        guard = Guard(loss, trained, skip=on_nonfinite == "skip")
+        step = Step(gradients, updates, guard, (name_of(trained), loss.name))
+        with pyro.validation_enabled(False), nullcontext() if kept is None else kept.checkpoints:
+            Run(plan, loss, step, guard, state, observers, kept)()
+    return state.history
 
 
-def _criterion(module: Any, objective: ELBO | None, precision: Precision | None) -> Criterion:
+def _device(module: nn.Module, device: str | torch.device) -> torch.device | None:
+    """Return the device to train on; None for functions, whose networks cannot be moved, unless it is named."""
+    is_of_functions = isinstance(module, Pair) and len(owners(module.model, module.guide)) == 0
+    return None if is_of_functions and device == "auto" else as_device(device)
+
+
+def _products(precision: Precision | None, device: torch.device) -> Products:
+    if precision is None:
+        return nullcontext
+    from pyrovae.training.gradients.compiled import products_in
+
+    return products_in(precision, device)
+
+
+def _loss(module: Any, objective: ELBO | None, products: Products) -> Loss:
     if hasattr(module, "model"):
-        return Bound(module, Trace_ELBO() if objective is None else objective, precision)
-    return OwnLoss(module, precision)
+        return Bound(module, Trace_ELBO() if objective is None else objective, products)
+    return OwnLoss(module, products)
 
 
-def _describe(steps: Steps, plan: Plan, schedule: Any, options: Description) -> Description:
-    """What a checkpoint must be of for a run to go on from it."""
-    data = {"train": plan.train} | ({} if plan.valid is None else {"valid": plan.valid})
-    stored = {name: str(tuple(tensor.shape)) for name, tensor in steps.tensors.stored.items()}
+def _gradients(loss: Loss, state: RunState, parameters: dict[str, Any], plan: Plan, is_compiled: bool) -> Gradients:
+    """Return the way in which gradients are computed in this run."""
+    module = state.tensors.module
+    if parallel.size() > 1:
+        from pyrovae.training.gradients.distributed import DistributedGradients
+
+        if is_compiled and parallel.is_first():
+            warnings.warn("several processes train without compilation", stacklevel=find_stack_level())
+        with isolated(*loss.programs, seed=0):
+            batch = next(iter(plan.train))
+        return DistributedGradients(loss, state.tensors, parameters, batch)
+    if not is_compiled:
+        return EagerGradients(loss, parameters)
+    from pyrovae.training.gradients.compiled import CompiledGradients
+
+    return CompiledGradients(
+        loss,
+        parameters,
+        (*module.parameters(), *module.buffers()),
+        module.modules(),
+        weighted=callable(plan.kl_warmup) or plan.kl_warmup > 0,
+        # A captured step keeps its learning rate, so a schedule per batch would capture it anew at every step.
+        optimizer=None if state.schedule is not None and plan.scheduler_step == "batch" else state.optimizer,
+    )
+
+
+def _warn_of_warmup(kl_warmup: KLWarmup, epochs: int) -> None:
+    if (weight := kl_weight(kl_warmup, epochs)) < 1:
+        warnings.warn(
+            f"the KL warm-up does not end within the {epochs} epochs of the run, in which the KL weight reaches "
+            f"{weight:.3g}; give more epochs or a shorter kl_warmup",
+            stacklevel=find_stack_level(),
+        )
+
+
+def _describe(loss: Loss, state: RunState, plan: Plan, parameters: dict[str, Any], options: Description) -> Description:
+    """Return the description that a checkpoint must have for a run to go on from it."""
+    sources = {"train": plan.train.source} | ({} if plan.valid is None else {"valid": plan.valid.source})
+    stored = {name: str(tuple(tensor.shape)) for name, tensor in state.tensors.stored.items()}
+    schedule = state.schedule
     return {
-        "module": of_module(steps.module),
+        "module": of_module(state.tensors.module),
         **stored,
-        "loss": of_object(getattr(steps.criterion, "objective", steps.criterion)),
-        "optimizer": _of_optimizer(steps.optimizer),
-        "trained": of_trained(steps.optimizer, steps.parameters),
+        "loss": of_object(getattr(loss, "objective", loss)),
+        "optimizer": _of_optimizer(state.optimizer),
+        "trained": of_trained(state.optimizer, parameters),
         "schedule": None if schedule is None else {"type": type(schedule).__name__, **plain(schedule.state_dict())},
-        "batch_size": plan.batch_size,
-        "kl_warmup": plan.kl_warmup,
-        "transform": plain(plan.transform),
+        "scheduler_step": plan.scheduler_step,
+        "batch_size": plan.train.size,
+        "accumulate": plan.train.accumulate,
+        "kl_warmup": plain(plan.kl_warmup),
+        "transform": plain(plan.train.transform),
         **options,
-        **{
-            f"{name} data": {"shapes": plain([tensor.shape for tensor in tensors]), "SHA-1": fingerprint(tensors)}
-            for name, tensors in data.items()
-        },
+        **{f"{name} data": plain(source.describe()) for name, source in sources.items()},
     }
 
 
 def _of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
-    """Its type, its numbers, and those that a group of parameters has instead."""
+    """Return the optimizer's type and options, and the options in which a group of parameters differs."""
     described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
     for index, group in enumerate(optimizer.param_groups):
         own = plain({name: value for name, value in group.items() if name not in ("params", "initial_lr")})

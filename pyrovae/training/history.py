@@ -1,37 +1,44 @@
-"""What a training run did, epoch by epoch."""
+"""The history of a training run, epoch by epoch."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+_SHOWN = 10
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
-    """What a training run did, epoch by epoch; bounds in nats per datum, higher is better.
+    """Columns of a training run, one row for each epoch; bounds in nats per datum, higher is better.
 
     Attributes:
         objective: Name of the objective, such as ``"Trace_ELBO"``, or of the module that was trained by its own loss.
         train: The bound that was optimized, averaged over the epoch's steps. While the KL weight is below 1 it is the
-            weighted one.
+            weighted bound. A scale of the programs is divided out.
         valid: The bound on the validation data at the end of the epoch, with a KL weight of 1 and the same noise every
             time; empty without validation data.
         kl_weight: Weight of the latent sites at the epoch's last step.
-        learning_rate: Learning rate during the epoch.
+        learning_rate: Learning rate at the epoch's last step.
         seconds: Wall time from the start of training to the end of the epoch, compilation included; time between a
             checkpoint and the run that goes on from it is left out.
-        skipped: Steps of the epoch that were left out, since their loss or gradient was not finite.
-        compile_seconds: How much of it went into compilation; 0 for a run that was not compiled.
+        skipped: Number of steps that were left out because their loss or gradient was not finite.
+        compile_seconds: Part of the time that went into compilation; 0 for a run that was not compiled.
         best_epoch: Index of the epoch whose weights the module has at the end: the best on the validation data, without
-            them the last; ``None`` if that is amid an epoch that was not finished.
+            them the last; ``None`` if that is amid an epoch that was not finished. Epochs of a KL warm-up do not count.
         interrupted: Whether Ctrl-C, or a signal, ended the run.
 
     Example:
         >>> import pyrovae as pv
-        >>> history = pv.History("Trace_ELBO", train=[-44.0, -30.5], valid=[-36.0, -29.0])
+        >>> history = pv.History("Trace_ELBO", train=[-44.0, -30.5], valid=[-36.0, -29.0], best_epoch=1)
+        >>> history
+        <History of Trace_ELBO: 2 epochs, train -30.50, valid -29.00, best epoch 1>
         >>> max(history.valid)
         -29.0
+        >>> list(history.to_dataframe()["train"])
+        [-44.0, -30.5]
         >>> history.plot().get_ylabel()
         'bound (nats per datum)'
     """
@@ -48,12 +55,36 @@ class History:
     interrupted: bool = False
 
     def append(self, **row: float) -> None:
-        """Adds an epoch's values to the columns of their names."""
+        """Add an epoch's values to the columns of their names."""
         for name, value in row.items():
             getattr(self, name).append(value)
 
+    def bounds(self) -> dict[str, list[float]]:
+        """Return the columns of bounds that are not empty, by name."""
+        return {name: column for name in ("train", "valid") if (column := getattr(self, name))}
+
+    def to_dataframe(self) -> "DataFrame":
+        """Return the columns that are not empty as a table, one row for each epoch."""
+        import pandas as pd  # takes a second to import
+
+        columns = ("train", "valid", "kl_weight", "learning_rate", "seconds", "skipped")
+        filled = {name: column for name in columns if (column := getattr(self, name))}
+        return pd.DataFrame(filled).rename_axis(index="epoch")
+
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draws the learning curves, on ``ax`` or on a new figure."""
+        """Draw the learning curves, on ``ax`` or on a new figure."""
         from pyrovae.plots import learning_curves  # loads matplotlib
 
         return learning_curves({self.objective: self}, ax=ax)
+
+    def __repr__(self) -> str:
+        last = [f"{name} {column[-1]:.2f}" for name, column in self.bounds().items()]
+        best = [] if self.best_epoch is None else [f"best epoch {self.best_epoch}"]
+        interrupted = ["interrupted"] if self.interrupted else []
+        told = ", ".join([f"{len(self.train)} epochs", *last, *best, *interrupted])
+        return f"<History of {self.objective}: {told}>"
+
+    def _repr_html_(self) -> str:
+        """Return the line and a table of the last epochs, for notebooks."""
+        table = self.to_dataframe().tail(_SHOWN).to_html(float_format=lambda value: f"{value:.4g}")
+        return f"<p>{self.objective}: {len(self.train)} epochs, bounds in nats per datum</p>{table}"

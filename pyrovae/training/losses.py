@@ -1,53 +1,69 @@
-"""What training minimizes: minus a Pyro objective's bound, or the loss that a module has of its own."""
+"""Losses that training minimizes: minus a Pyro objective's bound, or the loss that a module has of its own."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import pyro
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyrovae._compilation.precision import Precision, products
-from pyrovae._waist.sites import LatentScale, check_program
+from pyrovae._waist.sites import LatentScale
+from pyrovae.isolation import isolated
+from pyrovae.training.batches import Batch
+from pyrovae.training.checks import Facts, check_sizes, inspect_program
 
-Batch = tuple[Tensor, ...]
+Products = Callable[[], AbstractContextManager[None]]
+"""Makes a context that sets the precision of matrix products."""
 
 
-class Criterion(Protocol):
-    """What the loop asks of a loss.
+class LossAndGradient(Protocol):
+    """A loss of a batch with its gradient, as a compiled graph holds it.
+
+    Attributes:
+        products: Makes the context that sets the precision of matrix products.
+    """
+
+    products: Products
+
+    def __call__(self, batch: Batch, kl_weight: float | Tensor, /) -> Any:
+        """Return the loss and leave its gradient in ``.grad`` of the parameters, which have none before."""
+
+    def value(self, batch: Batch) -> float:
+        """Return the loss without a gradient."""
+
+
+class Loss(LossAndGradient, Protocol):
+    """A loss of a batch, as training asks for it.
 
     Attributes:
         name: Name in a history.
-        programs: What is run; modules, or methods of modules.
-        precision: Of the matrix products.
+        programs: Modules, or methods of modules, that the loss runs.
     """
 
     name: str
     programs: tuple[Any, ...]
-    precision: Precision | None
 
-    def check(self, batch: Batch) -> None:
-        """Runs once on a batch, and refuses what cannot be trained."""
+    def check(self, batch: Batch, total: int) -> bool:
+        """Run once on a batch of ``total`` data and refuse what cannot be trained; return whether it is finite."""
 
-    def __call__(self, batch: Batch, kl_weight: float | Tensor, /) -> Tensor | float:
-        """Returns the loss and leaves its gradient in ``.grad`` of the parameters, which are to have none yet."""
-
-    def around(self, kl_weight: float | Tensor, /) -> AbstractContextManager[None]:
-        """What a loss and its backward pass are computed within."""
+    def context(self, kl_weight: float | Tensor, /) -> AbstractContextManager[None]:
+        """Return the context in which a loss and its backward pass are computed."""
 
     def differentiable(self, batch: Batch) -> Tensor:
-        """Returns the loss, to be differentiated."""
+        """Return the loss, shape ``()``, to be differentiated."""
 
-    def value(self, batch: Batch) -> float:
-        """Returns the loss alone."""
+    def data_count(self, batch: Batch) -> float:
+        """Return the number of data that the loss of a batch is scaled to."""
 
-    def share(self, batch: Batch) -> float:
-        """What turns a batch's loss into a sum over its data."""
+    def is_sum(self, batch: Batch) -> bool:
+        """Return whether the losses of two batches add up to the loss of both, instead of averaging."""
 
-    def within(self, handler: Messenger) -> "Criterion":
-        """The same loss with a handler next to its programs, if it has any."""
+    def wrapped(self, handler: Messenger) -> "Loss":
+        """Return the same loss with a handler next to its programs, if it has any."""
 
 
 class Bound:
@@ -56,38 +72,42 @@ class Bound:
     Args:
         module: Has ``model`` and ``guide``.
         objective: A Pyro ELBO.
-        precision: Of the matrix products.
+        products: Makes the context that sets the precision of matrix products.
 
     Attributes:
-        full_size: How many data the loss is scaled to, if not to those of its batch.
         plate: Name of the data plate, once data have been checked.
+        counts: Number of data that a loss is scaled to, by the size of the batch.
     """
 
-    def __init__(self, module: Any, objective: Any, precision: Precision | None) -> None:
-        self.model, self.guide, self.objective, self.precision = module.model, module.guide, objective, precision
+    def __init__(self, module: Any, objective: Any, products: Products = nullcontext) -> None:
+        self.model, self.guide, self.objective, self.products = module.model, module.guide, objective, products
         self.programs = (self.model, self.guide)
         self.name = type(objective).__name__
-        self.full_size: int | None = None
         self.plate = ""
+        self.counts: dict[int, float] = {}
+        self.is_half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in module.parameters())
         self.has_run = False
 
-    def check(self, batch: Batch) -> None:
-        """Checks model and guide against each other and the data, and finds out what the loss is scaled to."""
-        plate = check_program(self.model, self.guide, batch)
-        self.plate = plate.name
-        if plate.full_size != len(batch[0]):
-            self.full_size = plate.full_size
+    def check(self, batch: Batch, total: int) -> bool:
+        """Check model and guide against each other and the data; return whether all log-probabilities are finite.
+
+        Raises:
+            ValueError: If the programs or the size of the batch do not fit.
+        """
+        facts = self._inspect(batch)
+        check_sizes(facts, self.guide, len(batch[0]), total)
         if not self.has_run:  # what objectives find out by a run, such as the plates' depth, must not move the noise
             with pyro.validation_enabled(False):
                 try:
                     self.value(batch)
-                except NotImplementedError:  # of one that has a gradient alone
+                except NotImplementedError:  # of an objective that has a gradient alone
                     self.differentiable(batch)
             self.has_run = True
+        return facts.is_finite
 
     def __call__(self, batch: Batch, kl_weight: float | Tensor) -> Tensor | float:
-        """Returns the loss, with the latent sites weighted, and leaves its gradient."""
-        with self.around(kl_weight):
+        """Return the loss, with the latent sites weighted, and leave its gradient."""
+        with self.context(kl_weight):
             if not hasattr(self.objective, "differentiable_loss"):
                 return _first(self.objective.loss_and_grads(self.model, self.guide, *batch))
             loss = self.differentiable(batch)
@@ -96,31 +116,58 @@ class Bound:
             return loss.detach()
 
     @contextmanager
-    def around(self, kl_weight: float | Tensor) -> Iterator[None]:
-        """Weighs the latent sites."""
+    def context(self, kl_weight: float | Tensor) -> Iterator[None]:
+        """Weigh the latent sites and set the precision."""
         untouched = not isinstance(kl_weight, Tensor) and kl_weight == 1
-        with nullcontext() if untouched else LatentScale(kl_weight), products(self.precision):
+        with nullcontext() if untouched else LatentScale(kl_weight), self._scores(), self.products():
             yield
 
     def differentiable(self, batch: Batch) -> Tensor:
-        """Returns the loss, to be differentiated."""
+        """Return the loss, shape ``()``, to be differentiated."""
         loss: Tensor = self.objective.differentiable_loss(self.model, self.guide, *batch)
         return loss
 
     def value(self, batch: Batch) -> float:
-        """Returns the loss alone."""
-        with products(self.precision):
+        """Return the loss without a gradient."""
+        with self._scores(), self.products():
             return float(_first(self.objective.loss(self.model, self.guide, *batch)))
 
-    def share(self, batch: Batch) -> float:
-        """The loss is a sum, over as many data as the plate stands for."""
-        return 1.0 if self.full_size is None else len(batch[0]) / self.full_size
+    def data_count(self, batch: Batch) -> float:
+        """Return the number of data that the loss is scaled to; a batch of a new size is run once to find out."""
+        if len(batch[0]) not in self.counts:
+            with isolated(*self.programs, seed=0):
+                self._inspect(batch)
+        return self.counts[len(batch[0])]
 
-    def within(self, handler: Messenger) -> "Bound":
-        """The same loss with a handler next to model and guide."""
+    def is_sum(self, batch: Batch) -> bool:
+        """Return whether the loss is scaled to the data of its batch, so that losses add up."""
+        return self.data_count(batch) == len(batch[0])
+
+    def wrapped(self, handler: Messenger) -> "Bound":
+        """Return the same loss with a handler next to model and guide."""
         other = copy.copy(self)
         other.model, other.guide = handler(self.model), handler(self.guide)
         return other
+
+    def _inspect(self, batch: Batch) -> Facts:
+        facts = inspect_program(self.model, self.guide, batch)
+        self.plate, self.counts[len(batch[0])] = facts.plate, facts.data_count
+        return facts
+
+    def _scores(self) -> AbstractContextManager[Any]:
+        is_of_pyro = type(self.objective) in (Trace_ELBO, TraceMeanField_ELBO)
+        return SingleScores() if self.is_half and is_of_pyro else nullcontext()
+
+
+class SingleScores(Messenger):
+    """Adds up log-probabilities of half precision in float32, in which the sum of a batch neither rounds nor overflows.
+
+    Pyro multiplies log-probabilities by the scale of their site, and a scale of shape ``(1,)`` sets the type.
+    """
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["value"].dtype in (torch.float16, torch.bfloat16):
+            msg["scale"] = msg["scale"] * torch.ones(1, device=msg["value"].device)
 
 
 class OwnLoss:
@@ -128,16 +175,16 @@ class OwnLoss:
 
     Args:
         module: Has ``loss``.
-        precision: Of the matrix products.
+        products: Makes the context that sets the precision of matrix products.
     """
 
-    def __init__(self, module: Any, precision: Precision | None) -> None:
-        self.module, self.precision = module, precision
+    def __init__(self, module: Any, products: Products = nullcontext) -> None:
+        self.module, self.products = module, products
         self.programs = (module,)
         self.name = type(module).__name__
 
-    def check(self, batch: Batch) -> None:
-        """Runs the loss with validation on.
+    def check(self, batch: Batch, _total: int) -> bool:
+        """Run the loss with validation on.
 
         Raises:
             TypeError: If it is no scalar.
@@ -147,38 +194,43 @@ class OwnLoss:
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"the loss of {self.name} must be a tensor of shape (), a mean over the data, got {found}")
+        return bool(loss.isfinite())
 
     def __call__(self, batch: Batch, _kl_weight: float | Tensor) -> Tensor:
-        """Returns the loss and leaves its gradient; there is no latent site to weight."""
-        with self.around(1.0):
+        """Return the loss and leave its gradient; there is no latent site to weight."""
+        with self.context(1.0):
             loss = self.differentiable(batch)
             if loss.requires_grad:
                 loss.backward()
         return loss.detach()
 
-    def around(self, _kl_weight: float | Tensor) -> AbstractContextManager[None]:
-        """Sets the precision."""
-        return products(self.precision)
+    def context(self, _kl_weight: float | Tensor) -> AbstractContextManager[None]:
+        """Set the precision."""
+        return self.products()
 
     def differentiable(self, batch: Batch) -> Tensor:
-        """Returns the loss, to be differentiated."""
+        """Return the loss, shape ``()``, to be differentiated."""
         loss: Tensor = self.module.loss(*batch)
         return loss
 
     def value(self, batch: Batch) -> float:
-        """Returns the loss alone."""
-        with products(self.precision):
+        """Return the loss without a gradient."""
+        with self.products():
             return float(self.module.loss(*batch))
 
-    def share(self, batch: Batch) -> float:
-        """The loss is a mean."""
-        return float(len(batch[0]))
+    def data_count(self, _batch: Batch) -> float:
+        """Return 1, because the loss is a mean."""
+        return 1.0
 
-    def within(self, _: Messenger) -> "OwnLoss":
-        """The same; there is no program."""
+    def is_sum(self, _batch: Batch) -> bool:
+        """Return False, because the loss is a mean."""
+        return False
+
+    def wrapped(self, _: Messenger) -> "OwnLoss":
+        """Return the same loss, which runs no Pyro program."""
         return self
 
 
 def _first(loss: Any) -> Any:
-    """A loss; of several (reweighted wake-sleep) the model's."""
+    """Return a loss; of several (reweighted wake-sleep) the model's."""
     return loss[0] if isinstance(loss, tuple) else loss

@@ -1,8 +1,8 @@
-"""Numbers that go wrong: whether a loss and its gradient are finite, and where they are not for the first time.
+"""Losses and gradients that are NaN or infinite, and the site or parameter where that begins.
 
-While a run goes well nothing looks at its numbers but once an epoch, when the loss has been added up. If that sum or a
-parameter is not finite then, the run goes back to a state that it has kept in memory and makes the same steps again,
-with the same noise, looking at each. So the step that is named is the first, and the module is as it was before it.
+A run checks the sum of an epoch's losses once, at the end of the epoch. If the sum or a parameter is not finite, the
+run goes back to a state that it has kept in memory and repeats the steps with the same noise, checking each. So the
+error names the first step that went wrong, and the module is as it was before that step.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,10 +24,10 @@ class DivergenceError(FloatingPointError):
     """A loss, a gradient, a parameter or a bound became NaN or infinite.
 
     Attributes:
-        history: Of the run until then.
-        epoch: Index of the epoch in which that happened; the history has so many.
-        step: Index of its step; None if it was in no step, but on the validation data, or is not known.
-        checkpoint: The last checkpoint, from before; None without checkpoints.
+        history: History of the run until then.
+        epoch: Index of the epoch in which that happened, which is the length of the history.
+        step: Index of the step in that epoch; None for a bound on the validation data, and where the step is unknown.
+        checkpoint: The last checkpoint from before; None without checkpoints.
     """
 
     def __init__(self, message: str, history: "History", epoch: int, step: int | None, checkpoint: Path | None) -> None:
@@ -39,18 +39,18 @@ class DivergenceError(FloatingPointError):
 
 
 class NotFiniteError(Exception):
-    """Something is not finite; the message says what, or nothing if it is too late to say."""
+    """Something is not finite; the message says what, or is empty if it is too late to say."""
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether tensors are finite, told with one synchronization if they are."""
+    """Return whether tensors are finite, with one synchronization if they are."""
     tensors = list(tensors)
     sums = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors])
     return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that is not finite, with what it holds."""
+    """Return the name of the first tensor that is not finite, with a count of its entries."""
     for name, tensor in tensors.items():
         if not are_finite([tensor]):
             return f"{name!r} ({what_is_wrong(tensor)})"
@@ -58,13 +58,13 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def what_is_wrong(tensor: Tensor) -> str:
-    """Counts the entries that are not finite."""
+    """Count the entries that are not finite."""
     kinds = {"NaN": tensor.isnan(), "infinite": tensor.isinf()}
     return ", ".join(f"{int(of.sum())} of {of.numel()} {kind}" for kind, of in kinds.items() if of.any())
 
 
-class Watch(Messenger):
-    """Notes the first site, in the order in which the programs run, whose value or log-probability is not finite."""
+class NonFiniteFinder(Messenger):
+    """Note the first site, in the order in which the programs run, whose value or log-probability is not finite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Watch(Messenger):
             self.found = _wrong_in(msg)
 
     def explain(self, name: str, bound: float) -> str:
-        """Says what became of a bound and, where there are sites, why."""
+        """Return the value of a bound and, where there are sites, the cause."""
         return f"the {name} objective became {bound}" + (f": {self.found}" if self.found else "")
 
 

@@ -1,12 +1,16 @@
-"""The options of ``fit``: which there are, and which go together."""
+"""Checks of the options of ``fit``, each by itself and together."""
 
 import math
+import warnings
 from typing import Any, get_args
 
+import torch
 from pyro.infer import ELBO
 from torch import nn
 
+from pyrovae._warnings import find_stack_level
 from pyrovae.arguments import Data, check_whole
+from pyrovae.training.run import SchedulerStep
 from pyrovae.training.steps import NonFinite
 
 
@@ -17,43 +21,87 @@ def check_options(
     *,
     learning_rate: float,
     patience: int | None,
-    kl_warmup: int,
+    kl_warmup: Any,
     clip_norm: float | None,
     on_nonfinite: str,
+    scheduler_step: str,
+    callback: Any,
     **counts: int,
 ) -> None:
-    """Refuses what cannot be trained so.
+    """Refuse what cannot be trained so.
 
     Raises:
-        TypeError: If the module or the objective is none, or a count is no whole number.
+        TypeError: If the module, the objective, the warm-up or the callback has another type, or a count is no integer.
         ValueError: If an option is out of range, or useless without another.
     """
     if not (objective is None or isinstance(objective, ELBO)):
         raise TypeError(f"the objective must be a Pyro ELBO such as Trace_ELBO() or IWAE(5), got {objective!r}")
-    _check_trainable(module, objective, kl_warmup)
+    _check_warmup(kl_warmup)
+    _check_trainable(module, objective, has_warmup=callable(kl_warmup) or kl_warmup > 0)
     if not 0 <= learning_rate < math.inf:
         raise ValueError(f"learning_rate must be a finite number, at least 0, got {learning_rate}")
-    check_whole(**counts, kl_warmup=kl_warmup, patience=1 if patience is None else patience)
-    for name, count in {**counts, "patience": 1 if patience is None else patience}.items():
+    counts |= {"patience": 1 if patience is None else patience}
+    check_whole(**counts)
+    for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-    if kl_warmup < 0:
-        raise ValueError(f"kl_warmup is a number of epochs, at least 0, got {kl_warmup}")
     if patience is not None and valid is None:
         raise ValueError("patience watches validation data; give valid=, or no patience")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm is the largest norm of a gradient, above 0, got {clip_norm}")
     if on_nonfinite not in get_args(NonFinite):
         raise ValueError(f"on_nonfinite is one of {get_args(NonFinite)}, got {on_nonfinite!r}")
+    if scheduler_step not in get_args(SchedulerStep):
+        raise ValueError(f"scheduler_step is one of {get_args(SchedulerStep)}, got {scheduler_step!r}")
+    if not (callback is None or callable(callback)):
+        raise TypeError(f"callback must be a function of the history, got {callback!r}")
 
 
-def _check_trainable(module: Any, objective: ELBO | None, kl_warmup: int) -> None:
+def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) -> None:
+    """Check that a schedule has the length of the run.
+
+    Raises:
+        ValueError: If the schedule ends before the run, or needs a bound after every batch.
+
+    Warns:
+        UserWarning: If a schedule is stepped once per epoch and is longer than the run.
+    """
+    total = getattr(schedule, "total_steps", None)
+    if scheduler_step == "batch":
+        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau needs the bound of an epoch; give it scheduler_step='epoch'")
+        if total is not None and total < epochs * steps:
+            raise ValueError(
+                f"{type(schedule).__name__} has total_steps={total}, fewer than the {epochs * steps} steps of the run; "
+                f"give it total_steps={epochs * steps}"
+            )
+    elif total is not None and total > epochs:
+        warnings.warn(
+            f"{type(schedule).__name__} has total_steps={total}, and one step per epoch makes {epochs}, so it does not "
+            f"end; give scheduler_step='batch' and total_steps={epochs * steps}, or total_steps={epochs}",
+            stacklevel=find_stack_level(),
+        )
+
+
+def _check_warmup(kl_warmup: Any) -> None:
+    if callable(kl_warmup):
+        return
+    if isinstance(kl_warmup, bool) or not isinstance(kl_warmup, int | float):
+        raise TypeError(f"kl_warmup is a number of epochs or a function of the epoch, got {kl_warmup!r}")
+    if not 0 <= kl_warmup < math.inf:
+        raise ValueError(f"kl_warmup is a number of epochs, at least 0, got {kl_warmup}")
+
+
+def _check_trainable(module: Any, objective: ELBO | None, has_warmup: bool) -> None:
     name = type(module).__name__
     roles = [role for role in ("model", "guide", "loss") if callable(getattr(module, role, None))]
     if roles not in (["model", "guide"], ["model", "guide", "loss"], ["loss"]):
         has = f"only {' and '.join(roles)}" if roles else "none of them"
-        raise TypeError(f"fit trains a module that has a Pyro model and guide, or a loss; {name} has {has}")
-    if roles == ["loss"] and (objective is not None or kl_warmup):
+        raise TypeError(
+            f"fit trains a module that has a Pyro model and guide, or a loss, and {name} has {has}; give such a "
+            f"module, or a pair (model, guide) of programs"
+        )
+    if roles == ["loss"] and (objective is not None or has_warmup):
         raise ValueError(
             f"{name} has a loss of its own and no density, so there is no bound and no KL term to weight; leave out "
             f"objective= and kl_warmup="

@@ -1,8 +1,10 @@
-"""What TensorBoard shows of a run, read off it: its numbers are the same with and without.
+"""An observer that writes for TensorBoard; the numbers of a run are the same with and without it.
 
-Every epoch the columns of the history and the norm of the last gradient; every so many epochs histograms of parameters
-and gradients, and pictures. The step of TensorBoard is the index of the epoch, as in the history.
+Every epoch it writes the columns of the history and the norm of the last gradient, and every few epochs histograms of
+parameters and gradients, and pictures. The step of TensorBoard is the index of the epoch, as in the history.
 """
+
+from __future__ import annotations
 
 import os
 import time
@@ -10,16 +12,19 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from pyrovae._warnings import find_stack_level
 from pyrovae.training.history import History
-from pyrovae.training.losses import Batch
 from pyrovae.training.nonfinite import are_finite
-from pyrovae.training.pictures import Pictures
+from pyrovae.training.observers import Observer
+from pyrovae.training.observers.tensorboard.pictures import Pictures
+
+if TYPE_CHECKING:
+    from pyrovae.training.run import Run
 
 _TAGS = {  # of the history's columns
     "train": "bound/train",
@@ -32,7 +37,7 @@ _TAGS = {  # of the history's columns
 
 
 class Writer(Protocol):
-    """What is asked of a ``SummaryWriter`` of one's own."""
+    """The methods that a ``SummaryWriter`` of the user must have."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
         """Adds a point of a curve."""
@@ -47,16 +52,16 @@ class Writer(Protocol):
         """Puts all of it where it can be read."""
 
 
-class Board:
-    """TensorBoard's view of a run.
+class TensorBoard(Observer):
+    """Write for TensorBoard.
 
     Args:
         place: Folder of the event files, or a writer, which is then neither purged nor closed.
         every: Epochs between two sets of histograms and pictures.
 
     Raises:
-        TypeError: If it is neither.
-        ModuleNotFoundError: If there is no TensorBoard to write such files.
+        TypeError: If ``place`` is neither.
+        ModuleNotFoundError: If TensorBoard is not installed and ``place`` is a folder.
     """
 
     def __init__(self, place: str | Path | Writer, every: int) -> None:
@@ -69,17 +74,19 @@ class Board:
             raise TypeError(f"tensorboard= is a folder, or a SummaryWriter of torch's, got {place!r}")
         self.place: Any = place
 
-    def begin(self, epoch: int, module: nn.Module, train: Batch, valid: Batch | None) -> None:
-        """Opens it for epochs from the given one on; what is there of later ones is no longer shown.
+    def begin(self, run: Run) -> None:
+        """Open the place for the epochs to come; points of later epochs that it holds are no longer shown.
 
         Raises:
             OSError: If the folder cannot be written to.
         """
-        self.pictures = Pictures(module, train, valid)
+        plan = run.plan
+        held_out = plan.train if plan.valid is None else plan.valid
+        self.pictures = Pictures(run.state.tensors.module, held_out.first, is_held_out=plan.valid is not None)
         try:
             if self.is_own:
                 _wait_for_a_later_name(Path(self.place))
-                self.writer = self.summary_writer(str(self.place), purge_step=epoch)
+                self.writer = self.summary_writer(str(self.place), purge_step=run.state.progress.epoch)
             else:
                 self.writer = self.place
         except OSError as error:
@@ -88,23 +95,24 @@ class Board:
                 f"folder that can be written to"
             ) from error
 
-    def add(self, history: History, parameters: Mapping[str, Tensor]) -> None:
-        """Adds the epoch that the history has last. A run is not to end by being watched: what fails is a warning."""
+    def after_epoch(self, run: Run) -> None:
+        """Add the last epoch of the history. A failure to write is a warning, because the run can go on."""
         if self.writer is None:
             return
+        history = run.state.history
         try:
-            self._add(self.writer, len(history.train) - 1, history, parameters)
+            self._add(self.writer, len(history.train) - 1, history, run.step.gradients.parameters)
             self.writer.flush()  # so that no point is missing if the run goes on from the checkpoint that comes next
         except Exception as error:  # a full disk, a folder that was removed, whatever a writer of the user's raises
             self.writer = None
             warnings.warn(
-                f"fit goes on without TensorBoard, for which nothing can be written ({error}); what is there is that "
-                f"of the epochs before",
+                f"fit goes on without TensorBoard, for which nothing can be written ({error}); the points of earlier "
+                f"epochs are kept",
                 stacklevel=find_stack_level(),
             )
 
     def close(self) -> None:
-        """Closes what it has opened; all of it has been written."""
+        """Close the writer unless it is the user's."""
         if self.is_own and self.writer is not None:
             with suppress(OSError):
                 self.writer.close()
@@ -126,7 +134,7 @@ class Board:
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """Event files are read in the order of their names, which begin with the second, and then the process."""
+    """Wait until a new event file sorts last, because files are read in the order of the second in their names."""
     while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""Pictures of what a module has learned: held-out images beside their reconstructions, and draws from the prior."""
+"""Pictures of a module: held-out images above their reconstructions, and draws from the prior."""
 
 import inspect
 import logging
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.isolation import isolated
-from pyrovae.training.losses import Batch
+from pyrovae.training.batches import Batch
 from pyrovae.training.state import generator_states, restore_generators
 
 logger = logging.getLogger(__name__)
@@ -19,29 +19,29 @@ _COLUMNS, _NUMBER = 8, 32
 
 
 class Pictures:
-    """Draws the pictures of one module, each time with the same data and the same noise.
+    """Draw the pictures of one module, each time with the same data and the same noise.
 
     Args:
         module: Has ``reconstruct(x, *given)`` or ``generate(n, *given)``, or both; they are asked for means where they
             take ``mean``.
-        train: Training data; images if a datum has shape ``(height, width)`` or ``(1 or 3, height, width)``.
-        valid: Validation data, of which some are reconstructed.
+        first: Returns the first data; images if a datum has shape ``(height, width)`` or ``(1 or 3, height, width)``.
+        is_held_out: Whether these are validation data, which are reconstructed.
     """
 
-    def __init__(self, module: nn.Module, train: Batch, valid: Batch | None) -> None:
+    def __init__(self, module: nn.Module, first: Callable[[int], Batch], is_held_out: bool) -> None:
         self.module, self.drawers = module, dict[str, Callable[[], Tensor]]()
-        self.data = tuple(tensor[:_NUMBER] for tensor in (train if valid is None else valid))
+        self.data = first(_NUMBER)
         self.event = self.data[0].shape[1:]
         if len(self.event) == 2 or (len(self.event) == 3 and self.event[0] in (1, 3)):
-            if valid is not None and hasattr(module, "reconstruct"):
+            if is_held_out and hasattr(module, "reconstruct"):
                 self.drawers["reconstructions"] = self._reconstructions
             if hasattr(module, "generate"):
                 self.drawers["prior draws"] = self._prior_draws
 
     def __call__(self) -> dict[str, Tensor]:
-        """Returns the pictures, shape ``(3, height, width)``, values in [0, 1], by name, and moves no generator.
+        """Return the pictures, shape ``(3, height, width)``, values in [0, 1], by name, and move no generator.
 
-        One that cannot be drawn is left out, now and later, which is logged.
+        A picture that cannot be drawn is left out, now and later, and the log says so.
         """
         pictures = {}
         for name, draw in list(self.drawers.items()):
@@ -57,7 +57,7 @@ class Pictures:
         return pictures
 
     def _reconstructions(self) -> Tensor:
-        """Rows of data, each above its reconstruction."""
+        """Return rows of data, each above its reconstruction."""
         number = len(self.data[0])
         number -= number % _COLUMNS if number > _COLUMNS else 0
         x, *given = (tensor[:number] for tensor in self.data)

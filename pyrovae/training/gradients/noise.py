@@ -1,11 +1,11 @@
-"""Noise of a batch that several processes share: each draws that of the whole batch, and keeps its share.
+"""Noise of a batch that is sliced among processes: each draws the noise of the whole batch and keeps its slice.
 
-So the data get the noise that one process would have given them, and the generators of all processes stay in step. It
-takes an operation whose draws are of one shape and distribution each, as normal, uniform, exponential and Bernoulli
-ones are, and a dimension of the data: at a sample site that of its plate, elsewhere (dropout) the first one that is as
-long as the share. Sites outside the plate get the same draws in all processes. Whatever else is random (gamma and
-Dirichlet draws, which reject some; categorical ones; permutations) each process draws by itself, from a seed of its own
-that follows from the common generator.
+The data get the noise that one process would have given them, and the generators of all processes stay in step. This
+needs an operation whose draws have one shape and distribution each, as normal, uniform, exponential and Bernoulli draws
+have, and a dimension of the data: at a sample site the dimension of its plate, elsewhere (dropout) the first one that
+is as long as the slice. Sites outside the plate get the same draws in all processes. Each process makes all other draws
+by itself (gamma and Dirichlet draws, which reject some; categorical draws; permutations), from a seed of its own that
+follows from the common generator.
 """
 
 from collections.abc import Iterator
@@ -44,8 +44,8 @@ _ELEMENTWISE = {
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which data of a batch are a process's: so many from one on.
+class Slice:
+    """The contiguous data of a batch that belong to a process.
 
     Attributes:
         start: Index of the first.
@@ -59,29 +59,29 @@ class Share:
 
 
 class Noise:
-    """The draws of a share; see the module.
+    """The draws of a slice; see the module.
 
     Attributes:
-        share: Whose draws they are.
+        slice: The slice that draws are made for.
         site: Where the data are in the draws of the site that is being drawn, counted from the right; None elsewhere.
         is_common: Whether that site lies outside the data plate.
     """
 
     def __init__(self) -> None:
-        self.share = Share(0, 1, 1)
+        self.slice = Slice(0, 1, 1)
         self.site: int | None = None
         self.is_common = False
 
     @contextmanager
-    def of(self, share: Share) -> Iterator[None]:
-        """Draws for a share, within the context."""
-        self.share = share
+    def of(self, piece: Slice) -> Iterator[None]:
+        """Draw for a slice, within the context."""
+        self.slice = piece
         with _Drawing(self):
             yield
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Draws for the same share whatever Python code does within; an activation checkpoint in a backward pass."""
+        """Draw for the same slice in Python code that a backward pass runs, such as an activation checkpoint."""
         with _Python(self):
             yield
 
@@ -100,30 +100,30 @@ class Noise:
 
     def _axis(self, shape: Any) -> int | None:
         """The dimension of the data in a shape."""
-        kept = self.share.kept
+        kept = self.slice.kept
         if self.site is not None:
             axis = len(shape) + self.site
             return axis if axis >= 0 and shape[axis] == kept else None
         return next((axis for axis, length in enumerate(shape) if length == kept), None)
 
     def _widened(self, arg: Any, axis: int, ndim: int) -> Any:
-        """A shape, or parameters, of draws for the whole batch; outside of the share they are whatever is valid."""
+        """A shape, or parameters, of draws for the whole batch; outside of the slice any valid ones."""
         if isinstance(arg, list | tuple):
-            return [*arg[:axis], self.share.whole, *arg[axis + 1 :]]
-        if not (isinstance(arg, Tensor) and arg.ndim == ndim and arg.shape[axis] == self.share.kept):
+            return [*arg[:axis], self.slice.whole, *arg[axis + 1 :]]
+        if not (isinstance(arg, Tensor) and arg.ndim == ndim and arg.shape[axis] == self.slice.kept):
             return arg
-        indices = torch.arange(self.share.whole, device=arg.device) - self.share.start
-        return arg.index_select(axis, indices.clamp(0, self.share.kept - 1))
+        indices = torch.arange(self.slice.whole, device=arg.device) - self.slice.start
+        return arg.index_select(axis, indices.clamp(0, self.slice.kept - 1))
 
     def _kept(self, whole: Tensor, axis: int) -> Tensor:
-        return whole.narrow(axis, self.share.start, self.share.kept).contiguous()
+        return whole.narrow(axis, self.slice.start, self.slice.kept).contiguous()
 
 
-class Sites(Messenger):
-    """Tells the noise of each site where in its draws the data are; next to the program, within all other handlers.
+class SiteLocator(Messenger):
+    """Tells the noise which dimension of a site's draws holds the data; next to the program, within all other handlers.
 
     Args:
-        noise: Whom to tell.
+        noise: Noise that is told.
         plate: Name of the data plate.
     """
 

@@ -1,0 +1,158 @@
+"""What training must know about a program before the first step, found in one run of guide and model.
+
+A loss is a sum over data, scaled to a number of data: the batch, or more if the data plate is subsampled or a
+``poutine.scale`` stands around it. A history divides by that number, so that it is in nats per datum. A site outside
+the data plate counts once in the loss, so a mini-batch must be scaled to all data; otherwise the posterior of that site
+would be that of one mini-batch.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.infer.autoguide import AutoCallable, AutoGuide
+from torch import Tensor
+
+from pyrovae._waist.sites import (
+    Program,
+    Site,
+    check_same_latents,
+    is_point,
+    outermost_plate,
+    score,
+    site_plates,
+    trace,
+)
+from pyrovae.training.batches import Batch
+
+SMALL = 1e-6  # relative, of a count of data that float32 may have rounded
+
+
+class Facts(NamedTuple):
+    """What one run on a batch tells about a program.
+
+    Attributes:
+        plate: Name of the data plate.
+        data_count: Number of data that the loss of the batch is scaled to.
+        outside: Scale of each site outside the data plate that is latent or depends on a parameter, by name.
+        local: Name of a latent site in the data plate; ``None`` if there is none.
+        is_finite: Whether all log-probabilities are finite.
+    """
+
+    plate: str
+    data_count: float
+    outside: dict[str, float]
+    local: str | None
+    is_finite: bool
+
+
+def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
+    """Run guide and model once with validation on.
+
+    Point guides, such as AutoDelta, pass: Pyro's ELBO trains them.
+
+    Raises:
+        ValueError: If model and guide disagree about their latent sites, no plate holds the observed sites, or a value
+            lies outside the support of its distribution.
+    """
+    with pyro.validation_enabled():
+        model_sites, guide_sites = trace(model, guide, batch, {})
+        latent = {site["name"] for site in model_sites if not site["is_observed"]}
+        points = {site["name"] for site in guide_sites if is_point(site["fn"])} & latent
+        check_same_latents(*([s for s in sites if s["name"] not in points] for sites in (model_sites, guide_sites)))
+        densities = [(site, score(site)) for site in model_sites + guide_sites]
+    observed = [site for site in model_sites if site["is_observed"]]
+    plate = outermost_plate([site for site in observed if site_plates(site)] or observed)
+    local = {site["name"] for site in model_sites + guide_sites if _is_inside(site, plate.name)}
+    outside = [site for site in model_sites + guide_sites if site["name"] not in local]
+    outside = [site for site in outside if not site["is_observed"]] + _of_parameters(outside, model, guide, batch)
+    size = plate.size if plate.size > 0 else len(batch[0])  # Pyro's size is -1 where none is given
+    return Facts(
+        plate=plate.name,
+        data_count=size * _data_scale([site for site in observed if site["name"] in local], plate),
+        outside={site["name"]: _own_scale(site) or 1.0 for site in outside},
+        local=next((site["name"] for site in model_sites if site["name"] in local & latent), None),
+        is_finite=all(_is_number(site, density) for site, density in densities),
+    )
+
+
+def check_sizes(facts: Facts, guide: Program, batch: int, total: int) -> None:
+    """Refuse a mini-batch whose loss would have another optimum than that of all data.
+
+    Raises:
+        ValueError: If a site outside the data plate is not weighed against all data, or an autoguide has parameters for
+            each datum of a mini-batch.
+    """
+    if batch >= total:
+        return
+    if facts.local is not None and _has_local_parameters(guide) and facts.data_count < total * (1 - SMALL):
+        raise ValueError(
+            f"{type(guide).__name__} has parameters for each datum of site {facts.local!r}, and a mini-batch holds "
+            f"{batch} of {total} data; train on one batch of all data (batch_size={total}), or write a guide that "
+            f"computes them from the data"
+        )
+    for name, scale in facts.outside.items():
+        if scale and facts.data_count / scale < total * (1 - SMALL):
+            raise ValueError(
+                f"site {name!r} lies outside the data plate {facts.plate!r}, which stands for "
+                f"{facts.data_count / scale:g} of {total} data in a mini-batch of {batch}, so that its posterior would "
+                f"be that of a mini-batch; declare the full size of the plate, pyro.plate({facts.plate!r}, {total}, "
+                f"subsample=torch.arange(len(x))), or train on one batch of all data, batch_size={total}"
+            )
+
+
+def _of_parameters(sites: list[Site], model: Program, guide: Program, batch: Batch) -> list[Site]:
+    """Return the observed sites that depend on a parameter; the others, such as conditioned ones, are constants."""
+    names = {site["name"] for site in sites if site["is_observed"]}
+    if not names:
+        return []
+    with torch.enable_grad():
+        model_sites, guide_sites = trace(model, guide, batch, {})
+        return [site for site in model_sites + guide_sites if site["name"] in names and score(site).requires_grad]
+
+
+def _is_inside(site: Site, plate: str) -> bool:
+    return plate in {frame.name for frame in site_plates(site)}
+
+
+def _own_scale(site: Site, within: str = "") -> float | None:
+    """Return a site's scale without the factors of its plates but that of ``within``; None for one scale per datum."""
+    scale = site["scale"]
+    if isinstance(scale, Tensor):
+        if scale.numel() != 1:
+            return None
+        scale = scale.item()
+    inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
+    return float(scale) / math.prod(frame.full_size / frame.size for frame in inner)
+
+
+def _data_scale(observed: Sequence[Site], plate: Any) -> float:
+    """Return what a datum counts in the loss: the scale of the observed sites if they agree, else the plate's own."""
+    scales = [_own_scale(site, plate.name) for site in observed]
+    first = scales[0] if scales else None
+    if first and all(scale is not None and math.isclose(scale, first, rel_tol=SMALL) for scale in scales):
+        return first
+    return float(plate.full_size / plate.size)
+
+
+def _is_number(site: Site, log_prob: Tensor) -> bool:
+    mask = site["mask"]
+    if mask is False:
+        return True
+    wrong = ~log_prob.isfinite()
+    return not bool((wrong & mask if isinstance(mask, Tensor) else wrong).any())
+
+
+def _has_local_parameters(guide: Any) -> bool:
+    parts: Iterable[Any] = guide.modules() if isinstance(guide, AutoGuide) else ()
+    return isinstance(guide, AutoGuide) and not any(isinstance(part, AutoCallable) for part in parts)
+
+
+def materialize(guide: Any, batch: Batch) -> None:
+    """Run an autoguide that has not run yet, which makes its parameters, some of them at random."""
+    parts = guide.modules() if isinstance(guide, torch.nn.Module) else ()
+    if any(isinstance(part, AutoGuide) and part.prototype_trace is None for part in parts):
+        with torch.no_grad(), pyro.poutine.block():
+            guide(*batch)

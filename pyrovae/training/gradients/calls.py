@@ -1,0 +1,105 @@
+"""The gradient of an objective for any call of the programs, which finds the parameters as the programs run."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from pyrovae.training.losses import Products
+
+
+class Call(NamedTuple):
+    """The arguments of one call of model and guide."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class CallGradients:
+    """A gradient of an objective, computed as Pyro's SVI does.
+
+    Args:
+        module: Has ``model`` and ``guide``; its parameters are trained with those that the programs announce.
+        loss: A Pyro ELBO, or a function of model, guide and the arguments that returns the loss, shape ``()``.
+        products: Makes the context that sets the precision of matrix products.
+
+    Attributes:
+        parameters: Parameters of the last call, by name.
+        seen: Parameters of all calls, by name.
+    """
+
+    compile_seconds = 0.0
+
+    def __init__(self, module: Any, loss: Any, products: Products) -> None:
+        self.module, self.loss, self.products = module, loss, products
+        self.parameters: Mapping[str, Tensor] = {}
+        self.seen: dict[str, Tensor] = {}
+
+    def __call__(self, batch: Call, _kl_weight: float = 1.0) -> Any:
+        """Return the loss of a call, several of reweighted wake-sleep, and leave its gradient."""
+        with poutine.trace(param_only=True) as capture, self.products():
+            loss = self._loss_and_grads(batch)
+        self._find(capture.trace)
+        return loss
+
+    def value(self, batch: Call) -> Any:
+        """Return the loss of a call without a gradient."""
+        function = getattr(self.loss, "loss", self.loss)
+        with torch.no_grad(), self.products():
+            return function(self.module.model, self.module.guide, *batch.args, **batch.kwargs)
+
+    def update(self, step: Callable[[], None]) -> None:
+        """Make the optimizer's step."""
+        step()
+
+    def sync_buffers(self) -> None:
+        """Do nothing, because there is one process."""
+
+    def discover(self, batch: Call) -> None:
+        """Run the programs without a gradient, so that all of their parameters are known."""
+        with poutine.trace(param_only=True) as capture, torch.no_grad(), pyro.validation_enabled(False):
+            self.module.guide(*batch.args, **batch.kwargs)
+            self.module.model(*batch.args, **batch.kwargs)
+        self._find(capture.trace)
+
+    def _loss_and_grads(self, batch: Call) -> Any:
+        programs = self.module.model, self.module.guide
+        if isinstance(self.loss, ELBO):
+            objective: Any = self.loss
+            return objective.loss_and_grads(*programs, *batch.args, **batch.kwargs)
+        loss = self.loss(*programs, *batch.args, **batch.kwargs)
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            loss.backward(retain_graph=True)
+        return loss
+
+    def _find(self, trace: Any) -> None:
+        """Name the parameters of a call: by the module if they are its own, else as Pyro does."""
+        names = {id(tensor): name for name, tensor in self.module.named_parameters()}
+        found: dict[str, Tensor] = {}
+        for name, site in trace.nodes.items():
+            tensor = site["value"].unconstrained()
+            found[names.pop(id(tensor), name)] = tensor
+        own = dict(self.module.named_parameters())  # of which a program need not announce all
+        found |= {name: own[name] for name in names.values() if own[name].grad is not None}
+        self.parameters = found
+        self.seen = {**self.seen, **found}
+
+
+@contextmanager
+def modules_that_run() -> Iterator[dict[int, nn.Module]]:
+    """Collect the modules whose forward is called, also those that a function closes over, by identity."""
+    ran: dict[int, nn.Module] = {}
+
+    def note(module: nn.Module, _: Any) -> None:
+        ran[id(module)] = module
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield ran
+    finally:
+        handle.remove()

@@ -1,0 +1,173 @@
+"""Compiled gradients for any call of the programs: a graph for each kind of call, made at the second call of the kind.
+
+The first call of a kind runs eagerly and finds the parameters. A kind is the structure of the arguments, the values of
+those that are no tensors, and the shapes, strides and types of those that are.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pyrovae._warnings import find_stack_level
+from pyrovae.training.batches import Batch
+from pyrovae.training.gradients.calls import Call, CallGradients, modules_that_run
+from pyrovae.training.gradients.compiled import CompiledGradients
+
+MAX_GRAPHS = 8
+_PLAIN = bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size
+
+
+class CompiledCallGradients:
+    """A gradient of an objective by graphs; calls that cannot be compiled run eagerly, after a warning.
+
+    Args:
+        eager: The gradient that is compiled.
+
+    Attributes:
+        parameters: Parameters of the last call, by name.
+    """
+
+    def __init__(self, eager: CallGradients) -> None:
+        self.eager = eager
+        self.parameters: Mapping[str, Tensor] = {}
+        self.kinds: dict[Any, Kind] = {}
+        self.compile_seconds = 0.0
+        self.warned: set[str] = set()
+
+    def __call__(self, batch: Call, kl_weight: float = 1.0) -> Any:
+        """Return the loss of a call and leave its gradient."""
+        leaves, structure = tree_flatten((batch.args, batch.kwargs))
+        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        constants = [_Varying if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        if odd := next((each for each in constants if each is not _Varying and not isinstance(each, _PLAIN)), None):
+            self._warn(f"an argument is a {type(odd).__name__}, and graphs take tensors, numbers and strings")
+            return self._run_eagerly(batch, kl_weight)
+        key = (
+            structure,
+            tuple((type(each), each) for each in constants),
+            tuple((each.shape, each.stride(), each.dtype, each.device, each.requires_grad) for each in tensors),
+        )
+        kind = self.kinds.get(key)
+        if kind is not None and not kind.is_current():
+            self.kinds.clear()
+            kind = None
+        if kind is None:
+            return self._first(key, Arguments(self.eager, structure, constants), batch, kl_weight)
+        if kind.gradients.has_failed:
+            return self._run_eagerly(batch, kl_weight)
+        self.parameters = kind.parameters
+        before = kind.gradients.compile_seconds
+        loss = kind.gradients(tensors or kind.placeholder, kl_weight)
+        self.compile_seconds += kind.gradients.compile_seconds - before
+        return loss
+
+    def value(self, batch: Call) -> Any:
+        """Return the loss of a call without a gradient, eagerly."""
+        return self.eager.value(batch)
+
+    def update(self, step: Callable[[], None]) -> None:
+        """Make the optimizer's step."""
+        step()
+
+    def sync_buffers(self) -> None:
+        """Do nothing, because there is one process."""
+
+    def _run_eagerly(self, batch: Call, kl_weight: float) -> Any:
+        loss = self.eager(batch, kl_weight)
+        self.parameters = self.eager.parameters
+        return loss
+
+    def _first(self, key: Any, arguments: "Arguments", batch: Call, kl_weight: float) -> Any:
+        """Run the first call of a kind eagerly, and get ready to compile the next."""
+        with modules_that_run() as ran:
+            loss = self._run_eagerly(batch, kl_weight)
+        if isinstance(loss, tuple):
+            self._warn("the objective returns several losses")
+        elif len(self.kinds) == MAX_GRAPHS:
+            self._warn(
+                f"there are {MAX_GRAPHS} graphs already, for other shapes or other values of arguments that are no "
+                f"tensors; give changing numbers as tensors, and batches of a few shapes"
+            )
+        else:
+            modules = {**{id(module): module for module in self.eager.module.modules()}, **ran}
+            self.kinds[key] = Kind(arguments, self.parameters, list(modules.values()))
+        return loss
+
+    def _warn(self, reason: str) -> None:
+        if reason not in self.warned:
+            self.warned.add(reason)
+            warnings.warn(f"SVI goes on without compilation: {reason}", stacklevel=find_stack_level())
+
+
+class _Varying:
+    """Stands for a tensor among the arguments."""
+
+
+class Arguments:
+    """The objective as a loss of the tensors of a kind of call.
+
+    Args:
+        eager: The gradient.
+        structure: Structure of the arguments.
+        constants: Values of the arguments that are no tensors, in their places.
+    """
+
+    def __init__(self, eager: CallGradients, structure: Any, constants: list[Any]) -> None:
+        self.eager, self.structure, self.constants = eager, structure, constants
+        self.products = eager.products
+
+    def __call__(self, batch: Batch, _kl_weight: float | Tensor) -> Any:
+        """Return the loss and leave its gradient."""
+        tensors = iter(batch)
+        leaves = [next(tensors) if each is _Varying else each for each in self.constants]
+        args, kwargs = tree_unflatten(leaves, self.structure)
+        objective, module = self.eager.loss, self.eager.module
+        with pyro.validation_enabled(False), self.products():  # which the first call has passed, and no graph can hold
+            if not hasattr(objective, "differentiable_loss"):
+                return self.eager(Call(args, kwargs))
+            loss = objective.differentiable_loss(module.model, module.guide, *args, **kwargs)
+            if loss.requires_grad:
+                loss.backward()
+            return loss.detach()
+
+    def value(self, batch: Batch) -> float:
+        """Return the loss without a gradient."""
+        tensors = iter(batch)
+        leaves = [next(tensors) if each is _Varying else each for each in self.constants]
+        return float(self.eager.value(Call(*tree_unflatten(leaves, self.structure))))
+
+
+class Kind:
+    """A kind of call: its graph, and what the graph holds on to.
+
+    Args:
+        arguments: The loss.
+        parameters: Parameters that the call trains, by name.
+        modules: Modules that the programs run.
+    """
+
+    def __init__(self, arguments: Arguments, parameters: Mapping[str, Tensor], modules: list[nn.Module]) -> None:
+        self.parameters, self.modules = parameters, modules
+        others = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        self.gradients = CompiledGradients(arguments, parameters, others, modules, weighted=False, caller="SVI")
+        device = next(iter(parameters.values())).device if parameters else torch.device("cpu")
+        self.placeholder = (torch.zeros(1, device=device),)  # for a call without tensors
+        store = pyro.get_param_store()
+        self.stored = {name: tensor for tensor in parameters.values() if (name := store.param_name(tensor)) is not None}
+        self.modes = self._modes()
+
+    def is_current(self) -> bool:
+        """Return whether the parameters are still those of the programs, and modules in the same mode."""
+        store = pyro.get_param_store()
+        return self.modes == self._modes() and all(
+            store._params.get(name) is tensor for name, tensor in self.stored.items()
+        )
+
+    def _modes(self) -> tuple[list[bool], list[bool]]:
+        trained = [tensor.requires_grad for tensor in self.parameters.values()]
+        return [module.training for module in self.modules], trained

@@ -1,0 +1,191 @@
+r"""A loss whose batches are sliced among processes, and its gradient by torch's DistributedDataParallel.
+
+With batch B in contiguous slices :math:`B_r`, one a process, and :math:`S(B)` the factor that makes a loss L the sum
+over its data,
+
+.. math:: L(B) = \sum_r \frac{S(B_r)}{S(B)} \, L(B_r),
+
+which is true of losses that are sums, or means, over the data. If there are fewer data than processes, the processes
+without data take a slice of weight 0. DistributedDataParallel averages gradients over the processes, so each process
+multiplies its part by their number.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from pyrovae import parallel
+from pyrovae._waist.sites import is_enumerated, site_plates, trace
+from pyrovae.isolation import isolated
+from pyrovae.training.batches import Batch
+from pyrovae.training.gradients.noise import Noise, SiteLocator, Slice
+from pyrovae.training.losses import Bound, Loss
+from pyrovae.training.state import Tensors
+
+_SUMS = Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO
+
+
+class DistributedGradients:
+    """A loss and its gradient, to which each process adds those of its slice; the same in all processes.
+
+    Args:
+        loss: The loss; the data have been checked.
+        tensors: Tensors of the module and its programs.
+        parameters: Trained parameters by name.
+        batch: A batch of the data.
+
+    Raises:
+        ValueError: If the loss is no sum over the data, or has parameters that are not the module's.
+    """
+
+    compile_seconds = 0.0
+
+    def __init__(self, loss: Loss, tensors: Tensors, parameters: Mapping[str, Tensor], batch: Batch) -> None:
+        self.noise, self.loss, self.parameters = Noise(), loss, parameters
+        _check(loss, tensors)
+        if isinstance(loss, Bound):
+            _check_outside(loss, batch)
+            self.loss = loss.wrapped(SiteLocator(self.noise, loss.plate))
+        self.module = tensors.module
+        unused = self._leaves_some_out(batch)
+        self.distributed = DistributedDataParallel(
+            DistributedLoss(self.module, self.loss), find_unused_parameters=unused
+        )
+
+    def __call__(self, batch: Batch, kl_weight: float) -> Tensor:
+        """Return the loss of a batch, and leave its gradient."""
+        piece, mine, weight = self._mine(batch)
+        with self.loss.context(kl_weight):
+            with self.noise.of(piece):
+                loss = self.distributed(mine, weight * parallel.size())
+            self._backward(loss)
+        total: Tensor = loss.detach() / parallel.size()
+        dist.all_reduce(total)
+        parallel.share_generators()
+        return total
+
+    def value(self, batch: Batch) -> float:
+        """Return the loss of a batch without a gradient."""
+        piece, mine, weight = self._mine(batch)
+        with self.noise.of(piece):
+            total = torch.tensor(weight * self.loss.value(mine), dtype=torch.float64)
+        dist.all_reduce(total)
+        parallel.share_generators()
+        return float(total)
+
+    def update(self, step: Callable[[], None]) -> None:
+        """Make the optimizer's step, the same in all processes."""
+        step()
+
+    def sync_buffers(self) -> None:
+        """Give buffers the values that they have in the first process, as every step does before it begins."""
+        for buffer in self.module.buffers():
+            dist.broadcast(buffer, src=0)
+
+    def _leaves_some_out(self, batch: Batch) -> bool:
+        """Return whether the loss leaves parameters out, for which DistributedDataParallel must look at each step."""
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        piece, mine, _ = self._mine(batch)
+        with isolated(*self.loss.programs, seed=0), torch.enable_grad():
+            with self.noise.of(piece):
+                loss = self.loss.differentiable(mine)
+            self._backward(loss)
+        unused = any(parameter.grad is None for parameter in parameters)
+        for parameter in parameters:
+            parameter.grad = None
+        return unused
+
+    def _backward(self, loss: Tensor) -> None:
+        if loss.requires_grad:
+            with self.noise.again():
+                torch.autograd.backward(loss)
+
+    def _mine(self, batch: Batch) -> tuple[Slice, Batch, float]:
+        """Return this process's slice, its data, and the weight of their loss."""
+        size, rank = len(batch[0]), parallel.rank()
+        if rank >= size:
+            piece = Slice(0, 1, size)
+            return piece, _part(batch, piece), 0.0
+        piece = _slices(size)[rank]
+        part = _part(batch, piece)
+        counts = self.loss.data_count(part), self.loss.data_count(batch)
+        return piece, part, (len(part[0]) / counts[0]) / (size / counts[1])
+
+
+class DistributedLoss(nn.Module):
+    """A loss as a module's forward, for DistributedDataParallel to run."""
+
+    def __init__(self, module: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, part: Batch, weight: float) -> Tensor:
+        """Return the weighted loss of some data, shape ``()``."""
+        return weight * self.loss.differentiable(part)
+
+
+def _slices(size: int) -> list[Slice]:
+    """Return the slices of a batch, as even as can be; those of the first processes may be larger by one."""
+    parts = torch.arange(size).tensor_split(min(size, parallel.size()))
+    return [Slice(int(part[0]), len(part), size) for part in parts]
+
+
+def _part(batch: Batch, piece: Slice) -> Batch:
+    return tuple(tensor[piece.start : piece.start + piece.kept] for tensor in batch)
+
+
+def _check(loss: Loss, tensors: Tensors) -> None:
+    """Refuse a loss that several processes would change.
+
+    Raises:
+        ValueError: If it has parameters outside the module, a batch normalization, or is no sum over the data.
+    """
+    if tensors.stored:
+        raise ValueError(
+            f"several processes train the parameters of a module, and {next(iter(tensors.stored))!r} is none of "
+            f"{type(tensors.module).__name__}; make it a torch.nn.Parameter of it, or train in one process"
+        )
+    for name, part in tensors.module.named_modules():
+        if isinstance(part, _BatchNorm) and part.training and not isinstance(part, SyncBatchNorm):
+            raise ValueError(
+                f"{name!r} is a {type(part).__name__}, which would normalize by each process's slice of a batch; take "
+                f"torch.nn.LayerNorm or GroupNorm, on CUDA torch.nn.SyncBatchNorm, or train in one process"
+            )
+    if not _is_sum(loss):
+        raise ValueError(
+            f"the loss of {loss.name} is not known to be a sum over the data, so that it would be another one in "
+            f"several processes; train in one, or with Trace_ELBO or IWAE (an objective of your own that is such a sum "
+            f"says so by an attribute is_of_batch = False)"
+        )
+
+
+def _is_sum(loss: Loss) -> bool:
+    """Return whether a loss is known to be a sum over the data; the parts of a module with a loss of its own say so."""
+    if not isinstance(loss, Bound):
+        (module,) = loss.programs
+        return not any(getattr(part, "is_of_batch", False) for part in vars(module).values())
+    objective: Any = loss.objective
+    objective = getattr(objective, "objective", objective)  # of an objective that weighs another's latent sites
+    return type(objective) in _SUMS or not getattr(objective, "is_of_batch", True)
+
+
+def _check_outside(loss: Bound, batch: Batch) -> None:
+    """Refuse sites outside the data plate, which each process would count, unless a slice is scaled to all data."""
+    part = _part(batch, _slices(len(batch[0]))[0])
+    is_scaled = len(part[0]) != loss.data_count(part) == loss.data_count(batch)
+    with isolated(*loss.programs, seed=0):
+        model_sites, guide_sites = trace(loss.model, loss.guide, batch, {})
+    for site in model_sites + guide_sites:
+        is_outside = loss.plate not in {frame.name for frame in site_plates(site)}
+        if is_outside and (not is_scaled or is_enumerated(site)):
+            raise ValueError(
+                f"site {site['name']!r} lies outside the data plate {loss.plate!r}, and each process would count "
+                f"it; give the plate the size of the whole data set (pyro.plate(name, size, subsample=...)), so that "
+                f"the loss is scaled to that, or train in one process"
+            )

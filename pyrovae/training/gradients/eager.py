@@ -1,0 +1,37 @@
+"""The gradient of a loss by running its programs."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from pyrovae.training.batches import Batch
+from pyrovae.training.losses import Loss
+
+
+class EagerGradients:
+    """A loss's gradient, computed by torch's autograd.
+
+    Args:
+        loss: The loss.
+        parameters: Trained parameters by name.
+    """
+
+    compile_seconds = 0.0
+
+    def __init__(self, loss: Loss, parameters: Mapping[str, Tensor]) -> None:
+        self.loss, self.parameters = loss, parameters
+
+    def __call__(self, batch: Batch, kl_weight: float) -> Tensor | float:
+        """Return the loss of a batch and leave its gradient."""
+        return self.loss(batch, kl_weight)
+
+    def value(self, batch: Batch) -> float:
+        """Return the loss of a batch without a gradient."""
+        return self.loss.value(batch)
+
+    def update(self, step: Callable[[], None]) -> None:
+        """Make the optimizer's step."""
+        step()
+
+    def sync_buffers(self) -> None:
+        """Do nothing, because there is one process."""

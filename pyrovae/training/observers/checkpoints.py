@@ -1,0 +1,49 @@
+"""Checkpoints of a run: read at its beginning, written after epochs and whenever it ends."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyrovae import parallel
+from pyrovae.training.checkpoints import Checkpoints
+from pyrovae.training.observers import Observer
+
+if TYPE_CHECKING:
+    from pyrovae.training.run import Run
+
+
+class CheckpointObserver(Observer):
+    """Keep a run in a folder of checkpoints, which the first process reads and writes.
+
+    Args:
+        checkpoints: The folder.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self.saved: tuple[int, int] | None = None
+
+    def begin(self, run: Run) -> None:
+        """Go on from the newest checkpoint, or write the first."""
+        if state := parallel.in_first(self.checkpoints.latest):
+            run.load(state)
+            self.saved = run.place
+        else:
+            self.pause(run)
+
+    def after_epoch(self, run: Run) -> None:
+        """Write a checkpoint if it is time."""
+        if run.state.progress.epoch % self.checkpoints.every == 0:
+            self.pause(run)
+
+    def pause(self, run: Run) -> None:
+        """Write a checkpoint unless the last one is of this moment."""
+        if self.saved != run.place:
+            parallel.in_first(partial(self.checkpoints.save, run.as_dict()))
+            self.saved = run.place
+
+    def newest(self) -> Path | None:
+        """Return the path of the newest checkpoint, the same in all processes."""
+        return parallel.in_first(partial(getattr, self.checkpoints, "newest"))

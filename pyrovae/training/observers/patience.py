@@ -1,0 +1,28 @@
+"""The end of a run whose bound on the validation data does not get better."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyrovae.training.observers import Observer
+
+if TYPE_CHECKING:
+    from pyrovae.training.run import Run
+
+
+class Patience(Observer):
+    """Stop after some epochs without a better bound, counted while the weight of the latent sites is 1.
+
+    Args:
+        epochs: Number of epochs to wait.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def reason_to_stop(self, run: Run) -> str | None:
+        """Return a reason if the best epoch is too long ago."""
+        weights = run.state.history.kl_weight[run.state.best.epoch + 1 :]
+        if sum(weight >= 1 for weight in weights) < self.epochs:
+            return None
+        return "since the bound on the validation data has not become better for long enough"

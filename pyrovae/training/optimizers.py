@@ -1,0 +1,185 @@
+"""Optimizers of torch and of Pyro behind one protocol: set gradients to none, and make a step for some parameters."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.optim import _load_state_dict
+from torch import Tensor
+
+MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+
+class Optimizer(Protocol):
+    """An optimizer, as a step asks for it.
+
+    Attributes:
+        name: Name of its class.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return the name of the optimizer's class."""
+
+    def zero_grad(self) -> None:
+        """Set the gradients of all parameters to none."""
+
+    def step(self, parameters: Mapping[str, Tensor]) -> None:
+        """Change parameters by their gradients."""
+
+    def state_dict(self, parameters: Mapping[str, Tensor], /) -> dict[str, Any]:
+        """Return the state as tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
+        """Restore such a state."""
+
+
+class TorchOptimizer:
+    """An optimizer of torch, which gets parameters when they first occur.
+
+    Args:
+        make: Called with the first parameters.
+        parameters: The first parameters, if they are known.
+        clip_norm: Largest norm of the gradient over all parameters.
+
+    Attributes:
+        optimizer: The optimizer of torch, once there are parameters.
+    """
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self, make: MakeOptimizer, parameters: Mapping[str, Tensor] | None = None, clip_norm: float | None = None
+    ) -> None:
+        self.make, self.clip_norm = make, clip_norm
+        self.names: dict[int, str] = {}
+        self.last: Mapping[str, Tensor] | None = None
+        if parameters is not None:
+            self._add(parameters)
+
+    @property
+    def name(self) -> str:
+        """Return the name of the optimizer's class."""
+        return type(self.optimizer).__name__
+
+    def zero_grad(self) -> None:
+        """Set the gradients of all parameters to none."""
+        if self.names:
+            self.optimizer.zero_grad()
+
+    def step(self, parameters: Mapping[str, Tensor]) -> None:
+        """Change parameters by their gradients; those without a gradient stay as they are."""
+        if parameters is not self.last:
+            self._add(parameters)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(list(parameters.values()), self.clip_norm)
+        self.optimizer.step()
+
+    def state_dict(self, _parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the optimizer's state dict and the names of its parameters, in their order."""
+        if not self.names:
+            return {}
+        return {"names": list(self.names.values()), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
+        """Restore a state; parameters are added in the order that they had."""
+        if not state:
+            return
+        new = {name: parameters[name] for name in state["names"] if id(parameters[name]) not in self.names}
+        for name, tensor in new.items():
+            self._add({name: tensor} if self.names else new)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _add(self, parameters: Mapping[str, Tensor]) -> None:
+        new = {name: tensor for name, tensor in parameters.items() if id(tensor) not in self.names}
+        if new and not self.names:
+            self.optimizer = self.make(new.values())
+        elif new:
+            self.optimizer.add_param_group({"params": list(new.values())})
+        self.names |= {id(tensor): name for name, tensor in new.items()}
+        self.last = parameters
+
+
+class PyroOptimizer:
+    """An optimizer of Pyro, which has one of torch for each parameter.
+
+    Args:
+        optimizer: Such as ``pyro.optim.Adam({"lr": 1e-3})``; clipped ones and schedulers as well.
+    """
+
+    def __init__(self, optimizer: PyroOptim) -> None:
+        self.optimizer = optimizer
+        self.with_gradient: set[Tensor] = set()
+
+    @property
+    def name(self) -> str:
+        """Return the name of the optimizer's class."""
+        return type(self.optimizer).__name__
+
+    def zero_grad(self) -> None:
+        """Set the gradients of all parameters to none."""
+        for parameter in self.with_gradient:
+            parameter.grad = None
+
+    def step(self, parameters: Mapping[str, Tensor]) -> None:
+        """Change parameters by their gradients.
+
+        Pyro's SVI leaves a gradient of zeros behind. A parameter that had a gradient once, and is not in this loss, is
+        therefore moved by the momentum of its optimizer; so it is here.
+        """
+        for parameter in parameters.values():
+            if parameter.grad is not None:
+                self.with_gradient.add(parameter)
+            elif parameter in self.with_gradient:
+                parameter.grad = torch.zeros_like(parameter)
+        with _named(parameters):
+            self.optimizer(parameters.values())
+
+    def state_dict(self, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the states of the optimizers by the names of their parameters."""
+        with _named(parameters):
+            return dict(self.optimizer.get_state())
+
+    def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
+        """Restore such states, those of parameters that have not occurred yet when they do."""
+        with _named(parameters):
+            store = pyro.get_param_store()
+            known = {
+                str(store.param_name(tensor)): optimizer for tensor, optimizer in self.optimizer.optim_objs.items()
+            }
+        for name in known.keys() & state.keys():
+            _load_state_dict(known[name], state[name])
+        self.optimizer.set_state({name: each for name, each in state.items() if name not in known})
+
+
+@contextmanager
+def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Tell Pyro the names of parameters that its store does not hold, by which options and states are looked up."""
+    names = pyro.get_param_store()._param_to_name
+    added = {tensor: name for name, tensor in parameters.items() if tensor not in names}
+    names.update(added)
+    try:
+        yield
+    finally:
+        for tensor in added:
+            names.pop(tensor, None)
+
+
+def as_optimizer(optim: Any) -> Optimizer:
+    """Return an optimizer of Pyro, or a callable that makes one of torch, behind the protocol.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(optim, PyroOptim):
+        return PyroOptimizer(optim)
+    if isinstance(optim, torch.optim.Optimizer) or not callable(optim):
+        raise TypeError(
+            f"optim must be an optimizer of pyro.optim, or a callable that makes one of torch from parameters, got "
+            f"{type(optim).__name__}; give pyro.optim.Adam({{'lr': 1e-3}}) or "
+            f"functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    return TorchOptimizer(optim)

@@ -1,0 +1,50 @@
+"""A pair of programs as one module, so that a pair and a module train alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from pyrovae.isolation import owners
+
+Program = Callable[..., Any]
+
+
+class Pair(nn.Module):
+    """A model and a guide, with the modules that they are or are methods of.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+    """
+
+    def __init__(self, model: Program, guide: Program) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+        mine = {id(module) for module in self.modules()}
+        for index, module in enumerate(owners(model, guide)):
+            if id(module) not in mine:
+                self.add_module(f"owner{index}", module)
+                mine |= {id(part) for part in module.modules()}
+
+
+def as_module(programs: Any) -> Any:
+    """Return a module as it is, and a pair of programs as a :class:`Pair`.
+
+    Raises:
+        TypeError: If a tuple holds anything but a model and a guide.
+    """
+    if not isinstance(programs, tuple | list):
+        return programs
+    if len(programs) != 2 or not all(callable(program) for program in programs):
+        found = ", ".join(type(program).__name__ for program in programs)
+        raise TypeError(f"fit trains a pair (model, guide) of Pyro programs, got ({found}); give two callables")
+    return Pair(*programs)
+
+
+def name_of(module: Any) -> str:
+    """Return the name of what is trained, for messages."""
+    if not isinstance(module, Pair):
+        return type(module).__name__
+    names = [getattr(program, "__name__", type(program).__name__) for program in (module.model, module.guide)]
+    return f"({', '.join(names)})"

@@ -1,0 +1,96 @@
+"""The state of a run: all that the rest of it depends on, which a checkpoint holds."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from pyrovae.training.history import History
+from pyrovae.training.observers.best_weights import BestWeights
+from pyrovae.training.state import Progress, Tensors, generator_states, restore_generators
+
+Schedule = torch.optim.lr_scheduler.LRScheduler
+
+
+@dataclass
+class Clock:
+    """Seconds of a run, without the time between a checkpoint and the run that goes on from it.
+
+    Attributes:
+        started: When the run would have started without a pause.
+        compiled_before: Seconds of compilation before this process.
+    """
+
+    started: float = field(default_factory=time.perf_counter)
+    compiled_before: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds since the start."""
+        return time.perf_counter() - self.started
+
+
+@dataclass
+class RunState:
+    """The state of a run.
+
+    Attributes:
+        tensors: Parameters and buffers.
+        optimizer: Optimizer of torch.
+        schedule: Schedule of the learning rate.
+        best: Weights that the run ends with.
+        history: Columns of the epochs so far.
+        progress: Position in the run.
+        clock: Seconds so far.
+    """
+
+    tensors: Tensors
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule | None
+    best: BestWeights
+    history: History
+    progress: Progress = field(default_factory=Progress)
+    clock: Clock = field(default_factory=Clock)
+
+    def as_dict(self, compile_seconds: float) -> dict[str, Any]:
+        """Return the state, and that of the generators, as tensors and plain values that are not copied."""
+        return {
+            "progress": dict(vars(self.progress)),
+            "tensors": self.tensors.named(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "generators": generator_states(),
+            "history": asdict(self.history),
+            "best": self.best.state(),
+            "seconds": self.clock.seconds,
+            "compile_seconds": self.clock.compiled_before + compile_seconds,
+        }
+
+    def load(self, state: dict[str, Any], compile_seconds: float, device: torch.device) -> None:
+        """Restore a state, and the generators."""
+        self.tensors.restore(state["tensors"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        restore_generators(state["generators"])
+        self.best.load(state["best"])
+        self.history = History(**{**state["history"], "interrupted": False})
+        self.progress = Progress(**tree_map_only(Tensor, lambda tensor: tensor.to(device), state["progress"]))
+        self.clock = Clock(time.perf_counter() - state["seconds"], state["compile_seconds"] - compile_seconds)
+
+
+class Memory:
+    """A copy of the state in memory, from which steps are repeated."""
+
+    def __init__(self) -> None:
+        self.copy: dict[str, Any] | None = None
+        self.made = 0
+
+    def keep(self, state: dict[str, Any], made: int) -> None:
+        """Copy the state after so many steps."""
+        best = state.pop("best")  # whose tensors are copies
+        self.copy = {**tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), state), "best": best}
+        self.made = made

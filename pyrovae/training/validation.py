@@ -1,0 +1,81 @@
+"""The bound of a run's data without a gradient: the check before the first step, and the bound on validation data."""
+
+import math
+from typing import Any
+
+import pyro
+from pyro import poutine
+from torch import nn
+
+from pyrovae.isolation import isolated
+from pyrovae.training.batches import Batches
+from pyrovae.training.gradients import Gradients
+from pyrovae.training.losses import Loss
+from pyrovae.training.nonfinite import NonFiniteFinder, NotFiniteError, are_finite
+from pyrovae.training.state import Tensors
+
+# Of the noise on validation data. Users draw data under small seeds, whose noise would be correlated with the data.
+NOISE_SEED = 6_364_136_223_846_793_005
+
+
+def check_data(loss: Loss, batches: Batches, tensors: Tensors) -> None:
+    """Run all data once with validation on, and find the parameters that the programs keep in Pyro's store.
+
+    Raises:
+        ValueError: If a program cannot take the data, because they are NaN, too large, or of another kind.
+        FloatingPointError: If a parameter is NaN or infinite.
+    """
+    with isolated(*loss.programs, seed=0), poutine.trace(param_only=True) as capture:
+        for batch in batches:
+            try:
+                is_finite = loss.check(batch, len(batches.source))
+            except FloatingPointError as error:
+                batches.source.check_finite()
+                _check_scale(error, tensors.module, batch)
+                raise
+            except (ValueError, RuntimeError):
+                batches.source.check_finite()
+                raise
+            if not is_finite:
+                batches.source.check_finite()
+    known = {id(tensor) for tensor in (*tensors.module.parameters(), *tensors.stored.values())}
+    for name, site in capture.trace.nodes.items():
+        value: Any = site["value"]
+        tensor = value.unconstrained()
+        if id(tensor) not in known:
+            tensors.keep(name, tensor)
+            known.add(id(tensor))
+
+
+def mean_bound(gradients: Gradients, loss: Loss, batches: Batches) -> float:
+    """Return the bound on data, nats per datum, with the same noise at every call.
+
+    Raises:
+        NotFiniteError: If it is not finite.
+    """
+    gradients.sync_buffers()
+    with isolated(*loss.programs, seed=NOISE_SEED):
+        total = sum(gradients.value(batch) * len(batch[0]) / loss.data_count(batch) for batch in batches)
+    bound = -total / len(batches.source)
+    if not math.isfinite(bound):
+        with isolated(*loss.programs, seed=NOISE_SEED), NonFiniteFinder() as finder, pyro.validation_enabled(False):
+            for batch in batches:
+                loss.value(batch)
+        raise NotFiniteError(finder.explain(loss.name, bound))
+    return bound
+
+
+def _check_scale(error: FloatingPointError, module: nn.Module, batch: tuple[object, ...]) -> None:
+    """Say of a program that fails before the first step, with parameters that are numbers, that its data are too large.
+
+    Raises:
+        ValueError: If that is so.
+    """
+    if not are_finite([*module.parameters(), *module.buffers()]):
+        return
+    x = batch[0]
+    cause = str(error).partition(": ")[2].partition(";")[0]
+    raise ValueError(
+        f"before the first step, {cause} for data from {x.min():.4g} to {x.max():.4g}; rescale the data, for "  # type: ignore[attr-defined]
+        f"example to mean 0 and standard deviation 1, or bound the scales that the networks give"
+    ) from error
