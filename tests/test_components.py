@@ -219,7 +219,7 @@ class _Mixing(nn.Module):
         (lambda z: dist.Normal(z[..., :2], 1.0).to_event(1), r"event shape is \(2,\), expected \(3,\)"),
         (lambda z: dist.Normal(z.sum() + z, 1.0).to_event(1), "leading dimensions of the context are not independent"),
         (_Mixing(), "leading dimensions of the context are not independent"),
-        (_Stuck(), r"after .to\(device\), some tensor stays behind"),
+        (_Stuck(), r"after .to\(device\), some tensor is not on the device"),
         (_Deaf(), "no gradient of log_prob reaches the parameter unused"),
     ],
 )
@@ -306,8 +306,8 @@ def test_counts_have_the_mean_and_the_variance_that_their_network_says() -> None
             lambda: likelihoods.Categorical(networks.mlp(2, 7), levels=4)(torch.zeros(3, 2)),
             r"likelihoods.Categorical.*\(3, 7\).*divisible by 4",
         ),
-        (lambda: posteriors.StudentT(networks.mlp(2, 4), df=-1.0), "degrees of freedom .* df=-1.0"),
-        (lambda: posteriors.MultivariateNormal(networks.mlp(2, 4), rank=0), "rank of at least 1"),
+        (lambda: posteriors.StudentT(networks.mlp(2, 4), df=-1.0), "df=-1.0 degrees of freedom"),
+        (lambda: posteriors.MultivariateNormal(networks.mlp(2, 4), rank=0), "rank=0 must be at least 1"),
         (lambda: posteriors.MultivariateNormal(networks.mlp(2, 4))(torch.zeros(3, 2)), r"4 wide.*latent \* \(latent"),
         (lambda: posteriors.MultivariateNormal(networks.mlp(2, 4), 3)(torch.zeros(3, 2)), r"4 wide.*rank 3 needs"),
         (
