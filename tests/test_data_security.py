@@ -77,9 +77,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_of_another_content_is_refused_before_it_is_read(load: Load, name: str, tmp_path: Path) -> None:
     content = b"another file"
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    with pytest.raises(
-        ValueError, match=rf"{name} is not the file that .*expected [0-9a-f]+\. .*Delete"
-    ):
+    with pytest.raises(ValueError, match=rf"{name} is not the file that .*expected [0-9a-f]+\. .*Delete"):
         load(root=tmp_path)
 
 
@@ -134,9 +132,7 @@ def test_pickles_are_not_loaded(name: str, tmp_path: Path) -> None:
 )
 def test_arrays_are_of_bytes_and_of_the_shape_that_they_should_have(array: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "binarized_mnist.npz").write_bytes(saved(train=array))
-    with pytest.raises(
-        ValueError, match=r"'train' of .* has dtype .* shape .*; it should have uint8 and \(50000,"
-    ):
+    with pytest.raises(ValueError, match=r"'train' of .* has dtype .* shape .*; it should have uint8 and \(50000,"):
         data.static_mnist(root=tmp_path)
 
 
