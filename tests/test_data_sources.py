@@ -492,7 +492,7 @@ def test_chunks_of_a_check_count_on(x: Tensor, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("items", "error", "message"),
     [
-        ([1.0, 2.0, "three"], TypeError, "datum 2 of train holds a str. Return a tensor, or a tuple"),
+        ([1.0, 2.0, "three"], TypeError, "datum 2 of train holds a str. Return a tensor, an array"),
         ([{"x": 1.0}] * 3, TypeError, "datum 1 of train holds a dict"),
         ([(1.0, None)] * 3, TypeError, "datum 1 of train holds a NoneType"),
         (
