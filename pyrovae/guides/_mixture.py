@@ -1,0 +1,176 @@
+r"""A fixed mixture for each datum: a fitted normal density, wider copies of it, and the guide.
+
+The mixture is fixed before the draws that count, so that :math:`p(x, u) / q(u)` is an unbiased estimate of p(x). The
+guide must stay in the mixture: a posterior with two modes is underestimated by half if all members sit at one of
+them, and no diagnostic of the draws reveals the error.
+
+**Draws** are stratified: the numbers of draws of the members differ from their expectation by less than one.
+
+**Guides whose density is expensive.** An inverse autoregressive flow scores its own draws in one pass, but any other
+value in D passes. For such guides, multiple importance sampling needs the guide's density at its own draws only. Let
+the member functions :math:`w_N(u) + w_G(u) = 1` divide the space between the normal members, with density :math:`q_N
+= \sum_j \alpha_j N_j / (1 - \alpha_G)`, and the guide :math:`q_G`. Then
+
+.. math::
+    p(x) = \mathrm{E}_{q_N}\Big[w_N \frac{p(x, u)}{q_N(u)}\Big] + \mathrm{E}_{q_G}\Big[w_G \frac{p(x, u)}{q_G(u)}\Big]
+
+for every such division. The balance heuristic takes :math:`w_G \propto \alpha_G q_G`. Here :math:`w_G \propto
+e^{-\delta} \alpha_G\, t` instead, with a Student's t density t fitted to draws from the guide. It is close to one
+where the normal members are thin, as in a mode that they miss, and at most :math:`e^{-\delta}` where they cover the
+posterior, so that heavy weights of the guide do no harm there. A draw's log q is then the log-density of its member
+and index in the space extended by the index, minus the log-probability :math:`\log w` of the index: E[exp(log p - log
+q)] is p(x), and E[log p - log q] is a lower bound on log p(x), as for any guide. What the division loses: a mode that
+only the guide finds, and that the fitted t density puts at a distance where the normal members still outweigh it.
+
+Source:
+    *Optimally Combining Sampling Techniques for Monte Carlo Rendering* (Veach and Guibas, 1995), section 3.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyrovae.guides._normal import Normal
+from pyrovae.guides._posterior import Posterior
+from pyrovae.guides._regression import fit_to_draws
+
+_DISCOUNT = 5.0  # delta, nats
+_SURROGATE_DF = 5.0
+
+
+class Member(NamedTuple):
+    """A copy of the fitted normal density.
+
+    Attributes:
+        weight: Its weight in the mixture.
+        width: Factor on the standard deviations.
+        df: Degrees of freedom of Student's t; infinity is the normal density.
+    """
+
+    weight: float
+    width: float
+    df: float = math.inf
+
+
+MEMBERS = (Member(0.3, 1.05), Member(0.4, 1.2), Member(0.2, 1.4))  # the rest, a tenth, is the guide
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws from a mixture, with log-densities in nats.
+
+    Attributes:
+        u: Shape ``(S, N, D)``.
+        log_joint: log p(x, u), shape ``(S, N)``.
+        log_q: Log-density of the mixture, shape ``(S, N)``.
+    """
+
+    u: Tensor
+    log_joint: Tensor
+    log_q: Tensor
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Log-weights log p(x, u) - log q(u), shape ``(S, N)``.
+
+        The mean of their exponentials is an unbiased estimate of p(x).
+        """
+        return self.log_joint - self.log_q
+
+
+class Mixture:
+    """A mixture of widened copies of a normal density with the guide, for each of N data.
+
+    Args:
+        posterior: Posteriors of N data, with the guide.
+        density: Normal densities fitted to them.
+        members: Copies of the normal density; the guide gets the weight that is left.
+        failed: Data that are left to the guide alone, shape ``(N,)``.
+        score_guide: Whether the guide's density is computed at all draws. If False, it is computed at its own draws
+            only, for guides that score other values slowly; see the module's docstring.
+
+    Raises:
+        ValueError: If a weight, width or number of degrees of freedom is not positive, or the weights leave nothing
+            for the guide.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        density: Normal,
+        members: tuple[Member, ...] = MEMBERS,
+        *,
+        failed: Tensor | None = None,
+        score_guide: bool = True,
+    ) -> None:
+        _check(members)
+        self.posterior, self.density, self.members = posterior, density, members
+        weights = density.mean.new_tensor([member.weight for member in members]).repeat(posterior.size, 1)
+        if failed is not None:
+            weights = torch.where(failed[:, None], 0.0, weights)
+        self._weights = weights
+        self._surrogate = None if score_guide else fit_to_draws(posterior)
+
+    @torch.no_grad()
+    def draw(self, num_samples: int) -> Draws:
+        """Draw from the mixtures and evaluate the posteriors once per draw."""
+        index = self._choose(num_samples)
+        from_guide = index == len(self.members)
+        u, log_guide = self._place(index), torch.zeros_like(index, dtype=self._weights.dtype)
+        num_guide = int(from_guide.sum(0).max())  # the guide is the last member, so its draws are the last rows
+        if num_guide:
+            rows = slice(num_samples - num_guide, None)
+            drawn, log_guide[rows] = self.posterior.draw(num_guide)
+            u[rows] = torch.where(from_guide[rows, :, None], drawn, u[rows])
+        return self._score(u, from_guide, log_guide)
+
+    def _choose(self, num_samples: int) -> Tensor:
+        """Return the member of each draw by systematic sampling, shape ``(S, N)``, in ascending order."""
+        rows = torch.arange(num_samples, dtype=self._weights.dtype, device=self._weights.device)
+        offset = torch.rand(self.posterior.size, 1, dtype=rows.dtype, device=rows.device)
+        positions = ((rows + offset) / num_samples).contiguous()
+        return torch.searchsorted(self._weights.cumsum(-1), positions, right=True).T
+
+    def _place(self, index: Tensor) -> Tensor:
+        """Draw u from the widened normal members, shape ``(S, N, D)``; rows of the guide are drawn as well."""
+        mean = self.density.mean
+        last = self.members[-1]
+        widths = mean.new_tensor([member.width for member in (*self.members, last)])[index]
+        df = mean.new_tensor([member.df for member in (*self.members, last)])[index]
+        if bool((heavy := df.isfinite()).any()):
+            chi2 = 2 * torch._standard_gamma(torch.where(heavy, df, 1.0) / 2)
+            widths = torch.where(heavy, widths * (df / chi2).sqrt(), widths)
+        noise = torch.randn(*index.shape, self.posterior.dim, dtype=mean.dtype, device=mean.device)
+        return self.density.place(widths[..., None] * noise)
+
+    def _score(self, u: Tensor, from_guide: Tensor, log_guide: Tensor) -> Draws:
+        distance, log_weights = self.density.squared_distance(u), self._weights.log()
+        parts = [
+            log_weights[:, j] + self.density.log_prob_at(distance, member.width, member.df)
+            for j, member in enumerate(self.members)
+        ]
+        guide_weight = (1 - self._weights.sum(-1)).log()
+        if self._surrogate is None:
+            log_joint, log_scored = self.posterior.log_densities(u)
+            # The density of a flow can overflow far from its draws, where the guide has no mass.
+            parts.append(guide_weight + log_scored.nan_to_num(nan=-math.inf, neginf=-math.inf))
+            return Draws(u, log_joint, torch.stack(parts).logsumexp(0))
+        log_joint = self.posterior.log_joint(u)
+        log_surrogate = self._surrogate.log_prob(u, df=_SURROGATE_DF) - _DISCOUNT
+        parts.append(guide_weight + log_surrogate)
+        log_q = torch.stack(parts).logsumexp(0)
+        return Draws(u, log_joint, torch.where(from_guide, log_q + log_guide - log_surrogate, log_q))
+
+
+def _check(members: tuple[Member, ...]) -> None:
+    for member in members:
+        if not min(member) > 0:
+            raise ValueError(f"weight, width and df of a mixture's member must be positive, got {member}")
+    if (total := sum(member.weight for member in members)) >= 1:
+        raise ValueError(
+            f"the members' weights must sum to less than 1, because the rest is the guide's, got {total:g}; "
+            f"lower the weights"
+        )
