@@ -14,21 +14,21 @@ the member functions :math:`w_N(u) + w_G(u) = 1` divide the space between the no
 .. math::
     p(x) = \mathrm{E}_{q_N}\Big[w_N \frac{p(x, u)}{q_N(u)}\Big] + \mathrm{E}_{q_G}\Big[w_G \frac{p(x, u)}{q_G(u)}\Big]
 
-for every such division. The balance heuristic takes :math:`w_G \propto \alpha_G q_G`. Here :math:`w_G \propto
-e^{-\delta} \alpha_G\, t` instead, with a Student's t density t fitted to draws from the guide. It is close to one
-where the normal members are thin, as in a mode that they miss, and at most :math:`e^{-\delta}` where they cover the
-posterior, so that heavy weights of the guide do no harm there. A draw's log q is then the log-density of its member
-and index in the space extended by the index, minus the log-probability :math:`\log w` of the index: E[exp(log p - log
-q)] is p(x), and E[log p - log q] is a lower bound on log p(x), as for any guide. What the division loses: a mode that
-only the guide finds, and that the fitted t density puts at a distance where the normal members still outweigh it.
+for every such division. The balance heuristic takes :math:`w_G \propto \alpha_G q_G`. Here :math:`w_G \propto \alpha_G t`
+instead, with a Student's t density t fitted to draws from the guide. It is close to one where the normal members are
+thin, as in a mode that they miss. A draw's log q is then the log-density of its member and index, in the space extended
+by the index, minus the log-probability :math:`\log w` of the index. As for any guide, E[exp(log p - log q)] is p(x), and
+E[log p - log q] is a lower bound on log p(x). The price: where the t density is a poor description of the guide, draws
+from the guide keep some of their heavy weights.
 
 Source:
     *Optimally Combining Sampling Techniques for Monte Carlo Rendering* (Veach and Guibas, 1995), section 3.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -37,25 +37,30 @@ from pyrovae.guides._normal import Normal
 from pyrovae.guides._posterior import Posterior
 from pyrovae.guides._regression import fit_to_draws
 
-_DISCOUNT = 5.0  # delta, nats
 _SURROGATE_DF = 5.0
 
 
 class Member(NamedTuple):
-    """A copy of the fitted normal density.
+    r"""A widened copy of the fitted normal density.
+
+    A standard normal vector of length D has a norm of about :math:`\sqrt D`, with a standard deviation of 0.7 for every
+    D. The members are therefore given by how far they move the norm, which covers tails equally well in few and in many
+    dimensions.
 
     Attributes:
         weight: Its weight in the mixture.
-        width: Factor on the standard deviations.
-        df: Degrees of freedom of Student's t; infinity is the normal density.
+        reach: Increase of the norm r; standard deviations are wider by the factor :math:`1 + r / \sqrt D`.
     """
 
     weight: float
-    width: float
-    df: float = math.inf
+    reach: float
+
+    def width(self, dim: int) -> float:
+        """Return the factor on standard deviations in ``dim`` dimensions."""
+        return 1 + self.reach / math.sqrt(dim)
 
 
-MEMBERS = (Member(0.3, 1.05), Member(0.4, 1.2), Member(0.2, 1.4))  # the rest, a tenth, is the guide
+MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.2, 2.8))  # the rest, a tenth, is the guide
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,19 @@ class Draws:
         u: Shape ``(S, N, D)``.
         log_joint: log p(x, u), shape ``(S, N)``.
         log_q: Log-density of the mixture, shape ``(S, N)``.
+        member: Index of the member that made each draw, shape ``(S, N)``; the guide has the largest.
     """
 
     u: Tensor
     log_joint: Tensor
     log_q: Tensor
+    member: Tensor
+
+    @classmethod
+    def cat(cls, draws: Sequence[Self]) -> Self:
+        """Join draws that were made one after the other."""
+        parts = ((part.u, part.log_joint, part.log_q, part.member) for part in draws)
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
 
     @property
     def log_weights(self) -> Tensor:
@@ -79,6 +92,26 @@ class Draws:
         The mean of their exponentials is an unbiased estimate of p(x).
         """
         return self.log_joint - self.log_q
+
+    def log_likelihood(self) -> tuple[Tensor, Tensor]:
+        """Estimate log p(x).
+
+        Returns:
+            The estimate, which is a lower bound in expectation, and its Monte Carlo standard error by the delta method,
+            both of shape ``(N,)``, nats. The error accounts for the stratification over members.
+        """
+        log_weights = self.log_weights
+        log_mean = log_weights.logsumexp(0) - math.log(len(log_weights))
+        weights = (log_weights - log_mean).exp()
+        deviations = torch.zeros_like(log_mean)
+        for j in range(int(self.member.max()) + 1):
+            inside = self.member == j
+            count = inside.sum(0)
+            mean = torch.where(inside, weights, 0.0).sum(0) / count.clamp_min(1)
+            # The spread of a member with a single draw is unknown; that draw is compared with the overall mean, 1.
+            center, freedom = torch.where(count > 1, mean, 1.0), torch.where(count > 1, count / (count - 1), 1.0)
+            deviations += freedom * torch.where(inside, (weights - center).square(), 0.0).sum(0)
+        return log_mean, deviations.sqrt() / len(log_weights)
 
 
 class Mixture:
@@ -93,8 +126,7 @@ class Mixture:
             only, for guides that score other values slowly; see the module's docstring.
 
     Raises:
-        ValueError: If a weight, width or number of degrees of freedom is not positive, or the weights leave nothing
-            for the guide.
+        ValueError: If a weight is not positive, a reach is negative, or the weights leave nothing for the guide.
     """
 
     def __init__(
@@ -108,6 +140,7 @@ class Mixture:
     ) -> None:
         _check(members)
         self.posterior, self.density, self.members = posterior, density, members
+        self._widths = [member.width(posterior.dim) for member in members]
         weights = density.mean.new_tensor([member.weight for member in members]).repeat(posterior.size, 1)
         if failed is not None:
             weights = torch.where(failed[:, None], 0.0, weights)
@@ -125,7 +158,7 @@ class Mixture:
             rows = slice(num_samples - num_guide, None)
             drawn, log_guide[rows] = self.posterior.draw(num_guide)
             u[rows] = torch.where(from_guide[rows, :, None], drawn, u[rows])
-        return self._score(u, from_guide, log_guide)
+        return self._score(u, index, log_guide)
 
     def _choose(self, num_samples: int) -> Tensor:
         """Return the member of each draw by systematic sampling, shape ``(S, N)``, in ascending order."""
@@ -137,38 +170,31 @@ class Mixture:
     def _place(self, index: Tensor) -> Tensor:
         """Draw u from the widened normal members, shape ``(S, N, D)``; rows of the guide are drawn as well."""
         mean = self.density.mean
-        last = self.members[-1]
-        widths = mean.new_tensor([member.width for member in (*self.members, last)])[index]
-        df = mean.new_tensor([member.df for member in (*self.members, last)])[index]
-        if bool((heavy := df.isfinite()).any()):
-            chi2 = 2 * torch._standard_gamma(torch.where(heavy, df, 1.0) / 2)
-            widths = torch.where(heavy, widths * (df / chi2).sqrt(), widths)
+        widths = mean.new_tensor([*self._widths, 1.0])[index]
         noise = torch.randn(*index.shape, self.posterior.dim, dtype=mean.dtype, device=mean.device)
         return self.density.place(widths[..., None] * noise)
 
-    def _score(self, u: Tensor, from_guide: Tensor, log_guide: Tensor) -> Draws:
+    def _score(self, u: Tensor, index: Tensor, log_guide: Tensor) -> Draws:
         distance, log_weights = self.density.squared_distance(u), self._weights.log()
-        parts = [
-            log_weights[:, j] + self.density.log_prob_at(distance, member.width, member.df)
-            for j, member in enumerate(self.members)
-        ]
+        parts = [log_weights[:, j] + self.density.log_prob_at(distance, width) for j, width in enumerate(self._widths)]
         guide_weight = (1 - self._weights.sum(-1)).log()
         if self._surrogate is None:
             log_joint, log_scored = self.posterior.log_densities(u)
             # The density of a flow can overflow far from its draws, where the guide has no mass.
             parts.append(guide_weight + log_scored.nan_to_num(nan=-math.inf, neginf=-math.inf))
-            return Draws(u, log_joint, torch.stack(parts).logsumexp(0))
+            return Draws(u, log_joint, torch.stack(parts).logsumexp(0), index)
         log_joint = self.posterior.log_joint(u)
-        log_surrogate = self._surrogate.log_prob(u, df=_SURROGATE_DF) - _DISCOUNT
+        log_surrogate = self._surrogate.log_prob(u, df=_SURROGATE_DF)
         parts.append(guide_weight + log_surrogate)
         log_q = torch.stack(parts).logsumexp(0)
-        return Draws(u, log_joint, torch.where(from_guide, log_q + log_guide - log_surrogate, log_q))
+        log_q = torch.where(index == len(self.members), log_q + log_guide - log_surrogate, log_q)
+        return Draws(u, log_joint, log_q, index)
 
 
 def _check(members: tuple[Member, ...]) -> None:
     for member in members:
-        if not min(member) > 0:
-            raise ValueError(f"weight, width and df of a mixture's member must be positive, got {member}")
+        if not (member.weight > 0 and member.reach >= 0):
+            raise ValueError(f"a mixture's member needs a positive weight and a reach of at least 0, got {member}")
     if (total := sum(member.weight for member in members)) >= 1:
         raise ValueError(
             f"the members' weights must sum to less than 1, because the rest is the guide's, got {total:g}; "

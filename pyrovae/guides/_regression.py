@@ -19,10 +19,10 @@ The fit is stationary if :math:`\bar h = 0` and :math:`B = I`. The draws are the
 :mod:`pyrovae.guides._design`, whose Gram matrix is exactly :math:`S I`: the sum above *is* the least-squares
 solution, and S may be as small as 2 D. Independent draws need about 4 D.
 
-**The update.** With a rate :math:`\rho \in (0, 1]`, the damped precision is :math:`(1 - \rho) I + \rho (B + B^\top) /
-2` :math:`= V \Lambda V^\top`. Eigenvalues are replaced by their absolute values and bounded. The new density has mean
-:math:`m + A\, V \Lambda^{-1} V^\top \bar h`, with a bounded step, and root :math:`A V \Lambda^{-1/2}`. Rates that
-decrease like 1/t average the regressions of successive rounds, as the running means of Salimans and Knowles do.
+**The update.** Let :math:`(B + B^\top) / 2 = V \Lambda V^\top`. Eigenvalues are replaced by their absolute values and
+bounded. An update at the rate :math:`\rho \in (0, 1]` multiplies the precision by :math:`\Lambda^\rho`: the new density
+has mean :math:`m + A V \Lambda^{-\rho} V^\top \bar h`, with a bounded step, and root :math:`A V \Lambda^{-\rho / 2}`.
+Rates that decrease average the regressions of successive rounds, as the running means of Salimans and Knowles do.
 
 **Start.** The first density has the mean and the full covariance of draws from the guide. Its mean then takes a few
 steps of gradient ascent on log p(x, u), preconditioned by that covariance.
@@ -51,7 +51,7 @@ from pyrovae.guides._posterior import Posterior, value_and_gradient
 RATES = (0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2)
 _GRADIENT_COST = 3  # a gradient costs about as much as three evaluations of log p(x, u)
 _NOISE = 0.5  # nats by which an ELBO estimate may fall without being a worse density
-_EIGENVALUES = (0.05, 50.0)  # bounds on the change of precision in one round
+_EIGENVALUES = (0.01, 100.0)  # bounds on the change of precision in one round
 _REACH = 1.5  # longest step of a mean, in standard deviations per dimension
 
 
@@ -224,9 +224,8 @@ def _run_round(posterior: Posterior, density: Normal, num_points: int, batch_siz
 def _improve(current: _Round, rate: Tensor) -> Normal:
     """Return the densities after an update at this rate, shape ``(N,)``; see the module's docstring."""
     density, dim = current.density, current.slope.shape[-1]
-    identity = torch.eye(dim, dtype=rate.dtype, device=rate.device)
-    values, vectors = torch.linalg.eigh(identity + rate[:, None, None] * (current.curvature - identity))
-    values = values.abs().clamp(*_EIGENVALUES)
+    values, vectors = torch.linalg.eigh(current.curvature)
+    values = values.abs().clamp(*_EIGENVALUES) ** rate[:, None]
     slope = (vectors.mT @ current.slope[..., None])[..., 0]
     step = slope / values
     length = (step * slope).sum(-1).sqrt()
