@@ -14,12 +14,12 @@ the member functions :math:`w_N(u) + w_G(u) = 1` divide the space between the no
 .. math::
     p(x) = \mathrm{E}_{q_N}\Big[w_N \frac{p(x, u)}{q_N(u)}\Big] + \mathrm{E}_{q_G}\Big[w_G \frac{p(x, u)}{q_G(u)}\Big]
 
-for every such division. The balance heuristic takes :math:`w_G \propto \alpha_G q_G`. Here :math:`w_G \propto \alpha_G t`
-instead, with a Student's t density t fitted to draws from the guide. It is close to one where the normal members are
-thin, as in a mode that they miss. A draw's log q is then the log-density of its member and index, in the space extended
-by the index, minus the log-probability :math:`\log w` of the index. As for any guide, E[exp(log p - log q)] is p(x), and
-E[log p - log q] is a lower bound on log p(x). The price: where the t density is a poor description of the guide, draws
-from the guide keep some of their heavy weights.
+for every such division. The balance heuristic takes :math:`w_G \propto \alpha_G q_G`. Here :math:`w_G \propto
+\alpha_G t` instead, with a Student's t density t fitted to draws from the guide. It is close to one where the normal
+members are thin, as in a mode that they miss. A draw's log q is then the log-density of its member and index, in the
+space extended by the index, minus the log-probability :math:`\log w` of the index. As for any guide, E[exp(log p -
+log q)] is p(x), and E[log p - log q] is a lower bound on log p(x). The price: where the t density is a poor
+description of the guide, draws from the guide keep some of their heavy weights.
 
 Source:
     *Optimally Combining Sampling Techniques for Monte Carlo Rendering* (Veach and Guibas, 1995), section 3.
@@ -60,7 +60,7 @@ class Member(NamedTuple):
         return 1 + self.reach / math.sqrt(dim)
 
 
-MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.2, 2.8))  # the rest, a tenth, is the guide
+MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.15, 2.8), Member(0.05, 6.0))  # the rest, a tenth, is the guide
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Mixture:
 
     Args:
         posterior: Posteriors of N data, with the guide.
-        density: Normal densities fitted to them.
+        density: Densities fitted to them.
         members: Copies of the normal density; the guide gets the weight that is left.
         failed: Data that are left to the guide alone, shape ``(N,)``.
         score_guide: Whether the guide's density is computed at all draws. If False, it is computed at its own draws
