@@ -1,0 +1,1 @@
+"""Guides fitted to the posterior of each datum."""

@@ -1,0 +1,38 @@
+r"""Designs for regression: standard normal draws in orthogonal antithetic blocks.
+
+A block holds the vectors :math:`\pm r\, q_1, \dots, \pm r\, q_D` for a random orthogonal matrix :math:`(q_1 \dots
+q_D)` and a radius r. Its mean is exactly zero and its second moment is exactly :math:`(r^2 / D) I`, so that a linear
+regression on a single block is as well conditioned as possible. Independent normal draws need twice as many points
+for the same error. Radii of the blocks are stratified quantiles of the chi distribution, scaled to a mean square of
+D.
+"""
+
+import math
+
+import torch
+from scipy.stats import chi
+from torch import Tensor
+
+
+def orthogonal_design(num_points: int, dim: int, *, like: Tensor) -> Tensor:
+    r"""Draw a design with mean 0 and second moment I.
+
+    Args:
+        num_points: Number of points, S, a multiple of ``2 * dim``.
+        dim: Number of dimensions, D.
+        like: Tensor whose dtype and device the design gets.
+
+    Returns:
+        Points, shape ``(S, D)``. The second half holds the first half with the opposite sign.
+
+    Source:
+        *Orthogonal Random Features* (Yu et al., 2016); *Cubature Kalman Filters* (Arasaratnam and Haykin, 2009).
+    """
+    num_blocks = num_points // (2 * dim)
+    normal = torch.randn(num_blocks, dim, dim, dtype=like.dtype, device=like.device)
+    directions, _ = torch.linalg.qr(normal)
+    quantiles = (torch.arange(num_blocks, dtype=torch.float64) + 0.5) / num_blocks
+    radii = torch.from_numpy(chi.ppf(quantiles.numpy(), dim))
+    radii = (radii * math.sqrt(dim) / radii.square().mean().sqrt()).to(like)
+    half = (radii[:, None, None] * directions.mT).reshape(-1, dim)
+    return torch.cat([half, -half])

@@ -1,0 +1,202 @@
+r"""A fixed mixture for each datum: a fitted normal density, wider copies of it, and the guide.
+
+The mixture is fixed before the draws that count, so that :math:`p(x, u) / q(u)` is an unbiased estimate of p(x). The
+guide must stay in the mixture: a posterior with two modes is underestimated by half if all members sit at one of
+them, and no diagnostic of the draws reveals the error.
+
+**Draws** are stratified: the numbers of draws of the members differ from their expectation by less than one.
+
+**Guides whose density is expensive.** An inverse autoregressive flow scores its own draws in one pass, but any other
+value in D passes. For such guides, multiple importance sampling needs the guide's density at its own draws only. Let
+the member functions :math:`w_N(u) + w_G(u) = 1` divide the space between the normal members, with density :math:`q_N
+= \sum_j \alpha_j N_j / (1 - \alpha_G)`, and the guide :math:`q_G`. Then
+
+.. math::
+    p(x) = \mathrm{E}_{q_N}\Big[w_N \frac{p(x, u)}{q_N(u)}\Big] + \mathrm{E}_{q_G}\Big[w_G \frac{p(x, u)}{q_G(u)}\Big]
+
+for every such division. The balance heuristic takes :math:`w_G \propto \alpha_G q_G`. Here :math:`w_G \propto
+\alpha_G t` instead, with a Student's t density t fitted to draws from the guide. It is close to one where the normal
+members are thin, as in a mode that they miss. A draw's log q is then the log-density of its member and index, in the
+space extended by the index, minus the log-probability :math:`\log w` of the index. As for any guide, E[exp(log p -
+log q)] is p(x), and E[log p - log q] is a lower bound on log p(x). The price: where the t density is a poor
+description of the guide, draws from the guide keep some of their heavy weights.
+
+Source:
+    *Optimally Combining Sampling Techniques for Monte Carlo Rendering* (Veach and Guibas, 1995), section 3.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from pyrovae.guides._normal import Normal
+from pyrovae.guides._posterior import Posterior
+from pyrovae.guides._regression import fit_to_draws
+
+_SURROGATE_DF = 5.0
+
+
+class Member(NamedTuple):
+    r"""A widened copy of the fitted normal density.
+
+    A standard normal vector of length D has a norm of about :math:`\sqrt D`, with a standard deviation of 0.7 for every
+    D. The members are therefore given by how far they move the norm, which covers tails equally well in few and in many
+    dimensions.
+
+    Attributes:
+        weight: Its weight in the mixture.
+        reach: Increase of the norm r; standard deviations are wider by the factor :math:`1 + r / \sqrt D`.
+    """
+
+    weight: float
+    reach: float
+
+    def width(self, dim: int) -> float:
+        """Return the factor on standard deviations in ``dim`` dimensions."""
+        return 1 + self.reach / math.sqrt(dim)
+
+
+MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.15, 2.8), Member(0.05, 6.0))  # the rest, a tenth, is the guide
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws from a mixture, with log-densities in nats.
+
+    Attributes:
+        u: Shape ``(S, N, D)``.
+        log_joint: log p(x, u), shape ``(S, N)``.
+        log_q: Log-density of the mixture, shape ``(S, N)``.
+        member: Index of the member that made each draw, shape ``(S, N)``; the guide has the largest.
+    """
+
+    u: Tensor
+    log_joint: Tensor
+    log_q: Tensor
+    member: Tensor
+
+    @classmethod
+    def cat(cls, draws: Sequence[Self]) -> Self:
+        """Join draws that were made one after the other."""
+        parts = ((part.u, part.log_joint, part.log_q, part.member) for part in draws)
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Log-weights log p(x, u) - log q(u), shape ``(S, N)``.
+
+        The mean of their exponentials is an unbiased estimate of p(x).
+        """
+        return self.log_joint - self.log_q
+
+    def log_likelihood(self) -> tuple[Tensor, Tensor]:
+        """Estimate log p(x).
+
+        Returns:
+            The estimate, which is a lower bound in expectation, and its Monte Carlo standard error by the delta method,
+            both of shape ``(N,)``, nats. The error accounts for the stratification over members.
+        """
+        log_weights = self.log_weights
+        log_mean = log_weights.logsumexp(0) - math.log(len(log_weights))
+        weights = (log_weights - log_mean).exp()
+        deviations = torch.zeros_like(log_mean)
+        for j in range(int(self.member.max()) + 1):
+            inside = self.member == j
+            count = inside.sum(0)
+            mean = torch.where(inside, weights, 0.0).sum(0) / count.clamp_min(1)
+            # The spread of a member with a single draw is unknown; that draw is compared with the overall mean, 1.
+            center, freedom = torch.where(count > 1, mean, 1.0), torch.where(count > 1, count / (count - 1), 1.0)
+            deviations += freedom * torch.where(inside, (weights - center).square(), 0.0).sum(0)
+        return log_mean, deviations.sqrt() / len(log_weights)
+
+
+class Mixture:
+    """A mixture of widened copies of a normal density with the guide, for each of N data.
+
+    Args:
+        posterior: Posteriors of N data, with the guide.
+        density: Densities fitted to them.
+        members: Copies of the normal density; the guide gets the weight that is left.
+        failed: Data that are left to the guide alone, shape ``(N,)``.
+        score_guide: Whether the guide's density is computed at all draws. If False, it is computed at its own draws
+            only, for guides that score other values slowly; see the module's docstring.
+
+    Raises:
+        ValueError: If a weight is not positive, a reach is negative, or the weights leave nothing for the guide.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        density: Normal,
+        members: tuple[Member, ...] = MEMBERS,
+        *,
+        failed: Tensor | None = None,
+        score_guide: bool = True,
+    ) -> None:
+        _check(members)
+        self.posterior, self.density, self.members = posterior, density, members
+        self._widths = [member.width(posterior.dim) for member in members]
+        weights = density.mean.new_tensor([member.weight for member in members]).repeat(posterior.size, 1)
+        if failed is not None:
+            weights = torch.where(failed[:, None], 0.0, weights)
+        self._weights = weights
+        self._surrogate = None if score_guide else fit_to_draws(posterior)
+
+    @torch.no_grad()
+    def draw(self, num_samples: int) -> Draws:
+        """Draw from the mixtures and evaluate the posteriors once per draw."""
+        index = self._choose(num_samples)
+        from_guide = index == len(self.members)
+        u, log_guide = self._place(index), torch.zeros_like(index, dtype=self._weights.dtype)
+        num_guide = int(from_guide.sum(0).max())  # the guide is the last member, so its draws are the last rows
+        if num_guide:
+            rows = slice(num_samples - num_guide, None)
+            drawn, log_guide[rows] = self.posterior.draw(num_guide)
+            u[rows] = torch.where(from_guide[rows, :, None], drawn, u[rows])
+        return self._score(u, index, log_guide)
+
+    def _choose(self, num_samples: int) -> Tensor:
+        """Return the member of each draw by systematic sampling, shape ``(S, N)``, in ascending order."""
+        rows = torch.arange(num_samples, dtype=self._weights.dtype, device=self._weights.device)
+        offset = torch.rand(self.posterior.size, 1, dtype=rows.dtype, device=rows.device)
+        positions = ((rows + offset) / num_samples).contiguous()
+        return torch.searchsorted(self._weights.cumsum(-1), positions, right=True).T
+
+    def _place(self, index: Tensor) -> Tensor:
+        """Draw u from the widened normal members, shape ``(S, N, D)``; rows of the guide are drawn as well."""
+        mean = self.density.mean
+        widths = mean.new_tensor([*self._widths, 1.0])[index]
+        noise = torch.randn(*index.shape, self.posterior.dim, dtype=mean.dtype, device=mean.device)
+        return self.density.place(widths[..., None] * noise)
+
+    def _score(self, u: Tensor, index: Tensor, log_guide: Tensor) -> Draws:
+        distance, log_weights = self.density.squared_distance(u), self._weights.log()
+        parts = [log_weights[:, j] + self.density.log_prob_at(distance, width) for j, width in enumerate(self._widths)]
+        guide_weight = (1 - self._weights.sum(-1)).log()
+        if self._surrogate is None:
+            log_joint, log_scored = self.posterior.log_densities(u)
+            # The density of a flow can overflow far from its draws, where the guide has no mass.
+            parts.append(guide_weight + log_scored.nan_to_num(nan=-math.inf, neginf=-math.inf))
+            return Draws(u, log_joint, torch.stack(parts).logsumexp(0), index)
+        log_joint = self.posterior.log_joint(u)
+        log_surrogate = self._surrogate.log_prob(u, df=_SURROGATE_DF)
+        parts.append(guide_weight + log_surrogate)
+        log_q = torch.stack(parts).logsumexp(0)
+        log_q = torch.where(index == len(self.members), log_q + log_guide - log_surrogate, log_q)
+        return Draws(u, log_joint, log_q, index)
+
+
+def _check(members: tuple[Member, ...]) -> None:
+    for member in members:
+        if not (member.weight > 0 and member.reach >= 0):
+            raise ValueError(f"a mixture's member needs a positive weight and a reach of at least 0, got {member}")
+    if (total := sum(member.weight for member in members)) >= 1:
+        raise ValueError(
+            f"the members' weights must sum to less than 1, because the rest is the guide's, got {total:g}; "
+            f"lower the weights"
+        )

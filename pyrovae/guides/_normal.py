@@ -1,0 +1,120 @@
+"""Full-covariance normal densities of many data, kept as a map from standard normal draws and its inverse."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Normal:
+    r"""Normal densities :math:`N(m, A A^\top)` of N data.
+
+    Attributes:
+        mean: m, shape ``(N, D)``.
+        root: A, shape ``(N, D, D)``, any square root of the covariance.
+        inverse_root: The inverse of A, shape ``(N, D, D)``.
+        log_det: log |det A|, shape ``(N,)``.
+    """
+
+    mean: Tensor
+    root: Tensor
+    inverse_root: Tensor
+    log_det: Tensor
+
+    @classmethod
+    def from_covariance(cls, mean: Tensor, covariance: Tensor) -> Self:
+        """Build the densities from means, shape ``(N, D)``, and covariances, shape ``(N, D, D)``.
+
+        A covariance that is singular or not finite is replaced by its diagonal.
+        """
+        root, info = torch.linalg.cholesky_ex(covariance)
+        regular = (info == 0)[:, None, None] & root.isfinite().all(-1).all(-1)[:, None, None]
+        scale = covariance.diagonal(dim1=-2, dim2=-1).nan_to_num(nan=1.0, posinf=1.0).clamp_min(1e-12).sqrt()
+        root = torch.where(regular, root, torch.diag_embed(scale))
+        identity = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device).expand_as(root)
+        inverse_root = torch.linalg.solve_triangular(root, identity, upper=False)
+        return cls(mean, root, inverse_root, root.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+
+    def place(self, standard: Tensor) -> Tensor:
+        """Map standard normal vectors, ``(S, D)`` or ``(S, N, D)``, to u, shape ``(S, N, D)``."""
+        if standard.ndim == 2:
+            return self.mean + (standard @ self.root.mT).movedim(0, 1)
+        return self.mean + (standard.movedim(0, 1) @ self.root.mT).movedim(0, 1)
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Map gradients with respect to u to gradients with respect to standard vectors, ``(N, S, D)``."""
+        return gradient.movedim(0, 1) @ self.root
+
+    def squared_distance(self, u: Tensor) -> Tensor:
+        """Return the squared Mahalanobis distance of u from the mean, shape ``(S, N)``."""
+        return ((u - self.mean).movedim(0, 1) @ self.inverse_root.mT).square().sum(-1).T
+
+    def log_prob(self, u: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
+        """Return the log-density at u of a widened copy.
+
+        Args:
+            u: Shape ``(S, N, D)``.
+            width: Factor on all standard deviations.
+            df: Degrees of freedom of Student's t; infinity is the normal density.
+
+        Returns:
+            Log-densities, shape ``(S, N)``.
+        """
+        return self.log_prob_at(self.squared_distance(u), width, df)
+
+    def log_prob_at(self, squared_distance: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
+        """Return the log-density of a widened copy at squared Mahalanobis distances, shape ``(S, N)``."""
+        dim, square = self.mean.shape[-1], squared_distance / width**2
+        if math.isinf(df):
+            standard = -0.5 * (square + dim * LOG_2PI)
+        else:
+            constant = math.lgamma((df + dim) / 2) - math.lgamma(df / 2) - 0.5 * dim * math.log(df * math.pi)
+            standard = constant - 0.5 * (df + dim) * torch.log1p(square / df)
+        return standard - dim * math.log(width) - self.log_det
+
+    def entropy(self) -> Tensor:
+        """Return the entropy, shape ``(N,)``, nats."""
+        return self.log_det + 0.5 * self.mean.shape[-1] * (1 + LOG_2PI)
+
+    def transform(self, vectors: Tensor, scales: Tensor, shift: Tensor) -> Self:
+        """Transform in whitened coordinates.
+
+        Args:
+            vectors: Orthonormal columns V, shape ``(N, D, D)``.
+            scales: Positive factors s along the columns, shape ``(N, D)``.
+            shift: Shift b of the mean along the columns, shape ``(N, D)``.
+
+        Returns:
+            The densities with mean m + A V b and root A V diag(s).
+        """
+        rotated = self.root @ vectors
+        return type(self)(
+            self.mean + (rotated @ shift[..., None])[..., 0],
+            rotated * scales[:, None, :],
+            (vectors.mT @ self.inverse_root) / scales[:, :, None],
+            self.log_det + scales.log().sum(-1),
+        )
+
+    def where(self, condition: Tensor, other: Self) -> Self:
+        """Take the data where ``condition``, shape ``(N,)``, holds from here, and the rest from ``other``."""
+        matrix = condition[:, None, None]
+        return type(self)(
+            torch.where(condition[:, None], self.mean, other.mean),
+            torch.where(matrix, self.root, other.root),
+            torch.where(matrix, self.inverse_root, other.inverse_root),
+            torch.where(condition, self.log_det, other.log_det),
+        )
+
+    def select(self, indices: Tensor) -> Self:
+        """Return the densities of the data with these indices."""
+        return type(self)(self.mean[indices], self.root[indices], self.inverse_root[indices], self.log_det[indices])
+
+    def put(self, indices: Tensor, other: Self) -> None:
+        """Replace the densities of the data with these indices."""
+        self.mean[indices], self.root[indices] = other.mean, other.root
+        self.inverse_root[indices], self.log_det[indices] = other.inverse_root, other.log_det

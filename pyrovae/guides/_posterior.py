@@ -1,0 +1,53 @@
+"""The interface between a posterior in unconstrained coordinates and the code that fits densities to it."""
+
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+class Posterior(Protocol):
+    """Unnormalized posteriors of N data, on real vectors u of length D, with a guide for each datum.
+
+    Attributes:
+        size: Number of data, N.
+        dim: Number of latent dimensions, D.
+    """
+
+    size: int
+    dim: int
+
+    def draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draw u from the guide, shape ``(num_samples, N, D)``; also return log q(u | x), ``(num_samples, N)``."""
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        """Return log p(x, u) for u of shape ``(num_samples, N, D)``; shape ``(num_samples, N)``, nats."""
+
+    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x, u) and log q(u | x), each of shape ``(num_samples, N)``, nats."""
+
+    def subset(self, indices: Tensor) -> Self:
+        """Return the posteriors of the data with these indices, shape ``(n,)``."""
+
+
+def value_and_gradient(posterior: Posterior, u: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return log p(x, u) and its gradient with respect to u.
+
+    Args:
+        posterior: Posteriors of N data.
+        u: Shape ``(num_samples, N, D)``.
+        batch_size: Number of log-densities per evaluation, at most; by default all at once.
+
+    Returns:
+        log p(x, u), shape ``(num_samples, N)``, and the gradient, shape ``(num_samples, N, D)``.
+    """
+    rows = len(u) if batch_size is None else max(1, batch_size // u.shape[1])
+    values, gradients = [], []
+    for part in u.split(rows):
+        with torch.enable_grad():
+            leaf = part.detach().requires_grad_()
+            value = posterior.log_joint(leaf)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        values.append(value.detach())
+        gradients.append(gradient)
+    return torch.cat(values), torch.cat(gradients)
