@@ -74,7 +74,7 @@ class Weights(NamedTuple):
         plate: The data plate.
         nesting: Depth of the program's own plates.
         outside: Names of the observed sites outside the data plate; their log-probability is in no datum's weight.
-        unreparameterized: Names of the guide's latent sites whose draws carry no gradient.
+        unreparameterized: Names of the guide's latent sites whose draws carry no gradient, without enumerated sites.
         densities: The terms of the log-weights; ``None`` if enumerated sites are summed out.
         model_sites: Sample sites of the model's run.
         guide_sites: Sample sites of the guide's run.
@@ -211,7 +211,9 @@ def weigh(model_sites: list[Site], draws: Draws, *, plate: str | None = None, fo
         nesting=max((-frame.dim for site in sites for frame in site_plates(site)), default=0),
         outside=tuple(site["name"] for site in model_sites + draws.sites if data.name not in plate_names(site)),
         unreparameterized=tuple(
-            site["name"] for site in guide_sites if not (site["is_observed"] or site["fn"].has_rsample)
+            site["name"]
+            for site in guide_sites
+            if not (site["is_observed"] or is_enumerated(site) or site["fn"].has_rsample)
         ),
         densities=densities,
         model_sites=model_sites,

@@ -16,7 +16,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from pyrovae._waist.checks import BatchNormInputs, largest_difference, needs_one_draw_a_run, with_second_draw
-from pyrovae._waist.sites import is_enumerated
+from pyrovae._waist.sites import is_enumerated, score
 from pyrovae._waist.weights import Densities, Weights, importance_weights
 from pyrovae.arguments import check_whole
 from pyrovae.isolation import isolated
@@ -114,11 +114,13 @@ class Weighing:
             for_loss=True,
         )
         name = type(self).__name__
-        if weights.outside:
-            raise ValueError(
-                f"site {weights.outside[0]!r} lies outside the data plate {weights.plate.name!r}, and {name} is a "
-                f"bound per datum; move the site into the plate, or train with Trace_ELBO"
-            )
+        for site in weights.model_sites + weights.guide_sites:
+            # A latent that was conditioned on has a constant log-probability, which is left out.
+            if site["name"] in weights.outside and score(site).requires_grad:
+                raise ValueError(
+                    f"site {site['name']!r} lies outside the data plate {weights.plate.name!r} and has parameters, and "
+                    f"{name} is a bound per datum; move the site into the plate, or train with Trace_ELBO"
+                )
         if weights.unreparameterized and self.needs_paths:
             raise ValueError(
                 f"latent site {weights.unreparameterized[0]!r} has no reparameterized draws, so the gradient of "

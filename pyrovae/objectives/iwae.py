@@ -56,6 +56,9 @@ class IWAE(WeightObjective):
     data apart, and it has a ``differentiable_loss``: it serves as ``SVI(model, guide, optim, loss=IWAE(5))`` and as
     ``IWAE(5)(model, guide)(x)``.
 
+    A discrete site that model or guide enumerate is summed out of every weight. So q(y | x) has no influence on the
+    bound, and its parameters get no gradient.
+
     Args:
         num_particles: Draws per datum, K.
         gradient: Its estimator; the value of the loss is the same for all.
