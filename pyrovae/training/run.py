@@ -173,6 +173,7 @@ class Run:
             now.order, now.total = plan.train.order(), _zero(plan.train.source.device)
         ramp = kl_weights(plan.kl_warmup, now.epoch, plan.steps)[now.step :]
         schedule = self.state.schedule if plan.scheduler_step == "batch" else None
+        counting = [each for each in self.observers if type(each).after_step is not Observer.after_step]
         for batches, kl_weight in zip(plan.train.in_steps(now.order, now.step), ramp, strict=True):
             if schedule is not None and self.steps_made:  # a step's own rate is then in the history
                 schedule.step()
@@ -183,14 +184,16 @@ class Run:
                 now.seen += len(batch[0])
             now.step += 1
             if not self.guard.replaying:
-                for observer in self.observers:
+                for observer in counting:
                     observer.after_step(self)
             if self._is_told_to_stop():
                 break
 
     def _weights(self, batches: Sequence[Batch]) -> Sequence[float]:
         """Return what each batch counts in a step, so that the loss is that of one batch of all of their data."""
-        if len(batches) == 1 or self.loss.is_sum(batches[0]):
+        if len(batches) == 1:
+            return (1.0,)
+        if self.loss.is_sum(batches[0]):
             return [1.0] * len(batches)
         sizes = [len(batch[0]) for batch in batches]
         return [size / sum(sizes) for size in sizes]
