@@ -34,7 +34,21 @@ from pyrovae.isolation import Isolation, fresh_seed, isolated, program_device
 MEMORY = {"cpu": 2**25, "cuda": 2**31}
 
 
-class Options(TypedDict, total=False):
+class SharedOptions(TypedDict, total=False):
+    """Options of :class:`Options` without ``precision``."""
+
+    seed: int | None
+    plate: str | None
+    binarization: str
+    vectorize: bool | None
+    memory: int | None
+    compile: bool
+    progress: bool
+    checkpoint: str | Path | None
+    kwargs: Mapping[str, Any] | None
+
+
+class Options(SharedOptions, total=False):
     """Options that every estimator and diagnostic takes.
 
     Attributes:
@@ -55,16 +69,7 @@ class Options(TypedDict, total=False):
         kwargs: Keyword arguments of model and guide.
     """
 
-    seed: int | None
-    plate: str | None
-    binarization: str
-    vectorize: bool | None
-    memory: int | None
-    compile: bool
     precision: Precision | None
-    progress: bool
-    checkpoint: str | Path | None
-    kwargs: Mapping[str, Any] | None
 
 
 DEFAULTS: Options = {

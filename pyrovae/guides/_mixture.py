@@ -85,6 +85,14 @@ class Draws:
         parts = ((part.u, part.log_joint, part.log_q, part.member) for part in draws)
         return cls(*map(torch.cat, zip(*parts, strict=True)))
 
+    def without_values(self) -> Self:
+        """Return the draws without u, which takes most of the memory."""
+        return type(self)(self.u[..., :0], self.log_joint, self.log_q, self.member)
+
+    def double(self) -> Self:
+        """Return the draws with log-densities in float64."""
+        return type(self)(self.u, self.log_joint.double(), self.log_q.double(), self.member)
+
     @property
     def log_weights(self) -> Tensor:
         """Log-weights log p(x, u) - log q(u), shape ``(S, N)``.

@@ -7,7 +7,7 @@ this density and of the guide itself (:mod:`pyrovae.guides._mixture`). It is fix
 estimate of p(x) is unbiased, and its logarithm is a lower bound in expectation.
 
 Source: *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
-2013), for the fit; *Safe and Effective Importance Sampling* (Owen and Zhou, 2000), for mixtures that keep a safe member.
+2013), for the fit; *Safe and Effective Importance Sampling* (Owen and Zhou, 2000), for mixtures with a safe member.
 """
 
 from typing import Any
@@ -49,8 +49,8 @@ class Refined:
             autoregressive flows.
 
     Raises:
-        ValueError: When used, if a latent site is discrete, masked, an angle or a point, or its support depends on other
-            latents.
+        ValueError: When used, if a latent site is discrete, masked, an angle or a point, or its support depends on
+            other latents.
 
     Source:
         *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
@@ -91,6 +91,10 @@ class Refined:
     def open(self, problem: Problem) -> None:
         """Find the space of an opened problem, before its first batch."""
         self._spaces, self._fitted = {id(problem): Space(problem)}, None
+
+    def space(self, problem: Problem) -> Space:
+        """Return the space of an opened problem."""
+        return self._spaces[id(problem)]
 
     def width(self, problem: Problem) -> int:
         """Return the number of data that are fitted together."""
