@@ -12,6 +12,7 @@ from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.diagnostics.surgery import collapsed_units, elbo_surgery, kl_per_dimension
 from pyrovae.evaluation.diagnostics.verdicts import diagnose, draws_needed, verdicts
 from pyrovae.evaluation.estimators.ais import ais, bdmc
+from pyrovae.evaluation.estimators.cascade import log_likelihood
 from pyrovae.evaluation.estimators.global_latents import evaluate_globals
 from pyrovae.evaluation.estimators.importance import evaluate, log_weights
 from pyrovae.evaluation.estimators.nuts import nuts
@@ -39,6 +40,7 @@ __all__ = [
     "impute",
     "inference_gaps",
     "kl_per_dimension",
+    "log_likelihood",
     "log_weights",
     "nuts",
     "posterior_predictive_check",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import pyro
 import torch
@@ -34,7 +34,21 @@ from pyrovae.isolation import Isolation, fresh_seed, isolated, program_device
 MEMORY = {"cpu": 2**25, "cuda": 2**31}
 
 
-class Options(TypedDict, total=False):
+class SharedOptions(TypedDict, total=False):
+    """Options of :class:`Options` without ``precision``."""
+
+    seed: int | None
+    plate: str | None
+    binarization: str
+    vectorize: bool | None
+    memory: int | None
+    compile: bool
+    progress: bool
+    checkpoint: str | Path | None
+    kwargs: Mapping[str, Any] | None
+
+
+class Options(SharedOptions, total=False):
     """Options that every estimator and diagnostic takes.
 
     Attributes:
@@ -67,16 +81,7 @@ class Options(TypedDict, total=False):
         (3, 'none')
     """
 
-    seed: int | None
-    plate: str | None
-    binarization: str
-    vectorize: bool | None
-    memory: int | None
-    compile: bool
     precision: Precision | None
-    progress: bool
-    checkpoint: str | Path | None
-    kwargs: Mapping[str, Any] | None
 
 
 DEFAULTS: Options = {
@@ -121,11 +126,13 @@ class Drawn:
         values: Values by latent site, with the indices of subsampling plates.
         log_q: Log-density of the guide, shape ``(num_draws, n)``, nats.
         dims: Dimension of the draws by latent site, counted from the right.
+        log_joint: log p(x, z), shape ``(num_draws, n)``, nats, if it is known.
     """
 
     values: dict[str, Tensor]
     log_q: Tensor
     dims: dict[str, int]
+    log_joint: Tensor | None = None
 
     def part(self, start: int, stop: int) -> dict[str, Tensor]:
         """Return the values of the draws from ``start`` to ``stop``."""
@@ -133,6 +140,29 @@ class Drawn:
             name: value.narrow(self.dims[name], start, stop - start) if name in self.dims else value
             for name, value in self.values.items()
         }
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    """A guide that is made for each datum from another guide, such as :class:`pyrovae.guides.Refined`.
+
+    Attributes:
+        guide: The guide that it is made from.
+    """
+
+    guide: Program
+
+    def open(self, problem: "Problem") -> None:
+        """Get ready for the batches of an opened problem."""
+
+    def width(self, problem: "Problem") -> int:
+        """Return the number of data for a batch."""
+
+    def draw(self, problem: "Problem", batch: Batch, num_draws: int) -> Drawn:
+        """Draw for each datum of a batch."""
+
+    def log_density(self, problem: "Problem", batch: Batch, values: dict[str, Tensor]) -> Tensor:
+        """Return the log-density at given values, shape ``(num_draws, n)``, nats."""
 
 
 class Problem:
@@ -183,8 +213,11 @@ class Problem:
         if unknown := set(options) - set(DEFAULTS):
             raise TypeError(f"there is no option {min(unknown)!r}; choose from {', '.join(DEFAULTS)}")
         self.options: Options = {**DEFAULTS, **options}
-        self.model, self.guide, self.data = model, guide, ProgramData("x", x)
-        self.device = program_device(model, guide, default=self.data.device)
+        inner: Any = poutine.unwrap(guide)
+        self.proposal: Proposal | None = inner if isinstance(inner, Proposal) else None
+        self.model, self.guide = model, guide if self.proposal is None else self.proposal.guide
+        self.data = ProgramData("x", x)
+        self.device = program_device(model, self.guide, default=self.data.device)
         memory = self.options["memory"]
         self.memory = MEMORY.get(self.device.type, MEMORY["cpu"]) if memory is None else memory
         check_whole(memory=self.memory)
@@ -210,6 +243,8 @@ class Problem:
                 parallel.check_same("data or parameters of an evaluation", (*self.data.tensors, *self.parameters()))
             context.enter_context(pyro.validation_enabled(False))
             context.enter_context(products(self.options["precision"]))
+            if self.proposal is not None:
+                self.proposal.open(self)
         except BaseException:
             context.close()
             raise
@@ -266,8 +301,15 @@ class Problem:
         """Return the data from ``start`` to ``stop``."""
         return Batch(self.data.batch(start, stop, self.device), start, stop - start, stop - start, {})
 
+    def select(self, batch: Batch, indices: Tensor) -> Batch:
+        """Return some data of a batch, by their indices in it."""
+        args = tuple(arg[indices] if isinstance(arg, Tensor) else arg for arg in batch.args)
+        return Batch(args, batch.start, len(indices), len(indices), {})
+
     def width(self, num_draws: int) -> int:
         """Return how many data a batch can have within the memory, by so many draws for each."""
+        if self.proposal is not None:
+            return self.proposal.width(self)
         return max(1, self.affordable // num_draws)
 
     def plate_of(self, batch: Batch) -> Any:
@@ -287,8 +329,8 @@ class Problem:
             ValueError: If the density differs at the same draws.
         """
         batch = next(self.batches(2))
-        drawn = self.draw(batch, 2)
-        again = self.log_guide(batch, drawn.values, 2)
+        drawn = self.draw(batch, 2, amortized=True)
+        again = self.log_guide(batch, drawn.values, 2, amortized=True)
         if not torch.allclose(again, drawn.log_q, rtol=1e-4, atol=1e-3, equal_nan=True):
             raise ValueError(
                 f"the guide has another density in every run, by {float((again - drawn.log_q).abs().max()):.3g} nats "
@@ -310,8 +352,24 @@ class Problem:
 
     # --- the route ----------------------------------------------------------------------------------------------------
 
-    def run(self, batch: Batch, num_draws: int = 1, values: Mapping[str, Tensor] | None = None) -> Weights:
-        """Run guide and model together, once or once for each draw, and return their weights."""
+    def run(
+        self,
+        batch: Batch,
+        num_draws: int = 1,
+        values: Mapping[str, Tensor] | None = None,
+        *,
+        amortized: bool = False,
+    ) -> Weights:
+        """Run guide and model together, once or once for each draw, and return their weights.
+
+        Raises:
+            ValueError: If the guide is a proposal that has no sites of its own, unless ``amortized``.
+        """
+        if self.proposal is not None and not amortized:
+            raise ValueError(
+                f"{self.proposal!r} is one density of all latent sites, and this function needs the guide site by "
+                f"site; pass the guide that it refines, refined.guide"
+            )
         with self._explained():
             return importance_weights(
                 self.model,
@@ -324,8 +382,10 @@ class Problem:
                 values={**(values or {}), **batch.subsample},
             )
 
-    def draw(self, batch: Batch, num_draws: int) -> Drawn:
-        """Run the guide alone, for many draws."""
+    def draw(self, batch: Batch, num_draws: int, *, amortized: bool = False) -> Drawn:
+        """Run the guide alone, for many draws; ``amortized`` is the guide that a proposal refines."""
+        if self.proposal is not None and not amortized:
+            return self.proposal.draw(self, batch, num_draws)
         if self.vectorize:
             draws = self._run_guide(batch, num_draws, self.nesting)
             return self._joined([draws], batch, stacked=False)
@@ -334,8 +394,12 @@ class Problem:
         runs += [self._run_guide(batch, 1, None, chosen) for _ in range(num_draws - 1)]
         return self._joined(runs, batch, stacked=True)
 
-    def log_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Tensor:
+    def log_guide(
+        self, batch: Batch, values: Mapping[str, Tensor], num_draws: int, *, amortized: bool = False
+    ) -> Tensor:
         """Return log q(z | x) at given values, shape ``(num_draws, n)``, nats."""
+        if self.proposal is not None and not amortized:
+            return self.proposal.log_density(self, batch, dict(values))
         return torch.cat([self.log_density(batch, draws) for draws in self.run_guide(batch, values, num_draws)])
 
     def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:

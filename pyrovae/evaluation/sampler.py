@@ -37,7 +37,10 @@ class Sampler:
         if num_draws < 1:
             raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_draws}")
         self.problem, self.num_draws = problem, num_draws
-        if not problem.vectorize:
+        if problem.proposal is not None:
+            self.width = problem.width(num_draws)
+            self.block = self.chunk = max(1, min(num_draws, problem.affordable // self.width))
+        elif not problem.vectorize:
             self.width = max(1, min(problem.affordable, problem.memory // (8 * num_draws)))
             self.block = self.chunk = max(1, min(num_draws, problem.affordable // self.width))
         elif problem.probe.enumerates:
@@ -80,6 +83,8 @@ class Sampler:
         return torch.cat([self.problem.run(batch, count).log_weights for count in counts])
 
     def _log_joint(self, batch: "Batch", drawn: "Drawn", start: int, stop: int) -> Tensor:
+        if drawn.log_joint is not None:
+            return drawn.log_joint[start:stop]
         values = drawn.part(start, stop)
 
         def run() -> Tensor:

@@ -43,7 +43,7 @@ class Space:
             )
         problem.check_repeats()
         batch = next(problem.batches(2))
-        first, again = problem.run(batch), problem.run(batch)
+        first, again = (problem.run(batch, amortized=True) for _ in range(2))
         of_guide, of_model = _latents(first.guide_sites), _latents(first.model_sites)
         for name, site in of_guide.items():
             _check_continuous(name, site, in_model=name in of_model)
@@ -55,7 +55,7 @@ class Space:
                     f"the support of latent site {name!r} depends on other latents, so its values have no real "
                     f"coordinates of their own; give it a fixed support, or use pyrovae.evaluation.evaluate"
                 )
-        drawn = problem.draw(batch, 2)
+        drawn = problem.draw(batch, 2, amortized=True)
         real = {name: self.bijections[name].inv(drawn.values[name]) for name in of_guide}
         self.shapes = {name: value.movedim(problem.data_dim, 1).shape[2:] for name, value in real.items()}
         self.dim = sum(map(math.prod, self.shapes.values()))
@@ -89,20 +89,27 @@ class Target:
     Args:
         space: The map to real vectors.
         batch: Some data.
+        amortized: Whether the guide is the one that a proposal refines, and not the proposal itself.
 
     Attributes:
         size: Number of data in the batch, N.
         dim: Length of u, D.
     """
 
-    def __init__(self, space: Space, batch: Batch) -> None:
-        self.space, self.problem, self.batch = space, space.problem, batch
+    def __init__(self, space: Space, batch: Batch, *, amortized: bool = False) -> None:
+        self.space, self.problem, self.batch, self.amortized = space, space.problem, batch, amortized
         self.size, self.dim = batch.size, space.dim
+
+    def subset(self, indices: Tensor) -> "Target":
+        """Return the target of the data of the batch with these indices, shape ``(n,)``."""
+        if not self.problem.probe.cuttable:
+            return _Part(self, indices)
+        return Target(self.space, self.problem.select(self.batch, indices), amortized=self.amortized)
 
     def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
         """Draw u from the guide, shape ``(num_draws, N, D)``, and return it with log q(u | x), ``(num_draws, N)``."""
         with torch.no_grad():
-            drawn: Drawn = self.problem.draw(self.batch, num_draws)
+            drawn: Drawn = self.problem.draw(self.batch, num_draws, amortized=self.amortized)
             u = self.space.flatten(drawn.values)
             return u, drawn.log_q + self.space.values(u)[1]
 
@@ -114,13 +121,14 @@ class Target:
     def log_guide(self, u: Tensor) -> Tensor:
         """Return log q(u | x), shape ``(num_draws, N)``, nats."""
         values, log_det = self.space.values(u)
-        return self.problem.log_guide(self.batch, values, len(u)) + log_det
+        return self.problem.log_guide(self.batch, values, len(u), amortized=self.amortized) + log_det
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x, u) and log q(u | x), shapes ``(num_draws, N)``, nats."""
         values, log_det = self.space.values(u)
         log_joint = self.problem.log_joint(self.batch, values, len(u))
-        return log_joint + log_det, self.problem.log_guide(self.batch, values, len(u)) + log_det
+        log_guide = self.problem.log_guide(self.batch, values, len(u), amortized=self.amortized)
+        return log_joint + log_det, log_guide + log_det
 
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
         r"""Return a log-density between guide and posterior, and its gradient.
@@ -158,6 +166,49 @@ class Target:
     def _between(self, u: Tensor, beta: Tensor) -> Tensor:
         log_joint, log_guide = self.log_densities(u)
         return beta * log_joint + (1 - beta) * log_guide
+
+
+class _Part(Target):
+    """Some data of a batch that the program can only run as a whole; the others stay at a draw of the guide.
+
+    Args:
+        whole: Target of the batch.
+        indices: Indices of the data, shape ``(n,)``.
+    """
+
+    def __init__(self, whole: Target, indices: Tensor) -> None:
+        super().__init__(whole.space, whole.batch, amortized=whole.amortized)
+        self.whole, self.indices, self.size = whole, indices, len(indices)
+        self.others = whole.draw(1)[0]
+
+    def subset(self, indices: Tensor) -> Target:
+        """Return the target of some of these data."""
+        return _Part(self.whole, self.indices[indices])
+
+    def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
+        """Draw u from the guide."""
+        u, log_q = self.whole.draw(num_draws)
+        return u[:, self.indices], log_q[:, self.indices]
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        """Return log p(x, u)."""
+        return self.whole.log_joint(self._filled(u))[:, self.indices]
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        """Return log q(u | x)."""
+        return self.whole.log_guide(self._filled(u))[:, self.indices]
+
+    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x, u) and log q(u | x)."""
+        return self.log_joint(u), self.log_guide(u)
+
+    def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return a log-density between guide and posterior, and its gradient."""
+        value, gradient = self.whole.value_and_gradient(self._filled(u), beta)
+        return value[:, self.indices], gradient[:, self.indices]
+
+    def _filled(self, u: Tensor) -> Tensor:
+        return self.others.expand(len(u), -1, -1).index_copy(1, self.indices, u)
 
 
 def _latents(sites: list[Site]) -> dict[str, Site]:

@@ -85,6 +85,14 @@ class Draws:
         parts = ((part.u, part.log_joint, part.log_q, part.member) for part in draws)
         return cls(*map(torch.cat, zip(*parts, strict=True)))
 
+    def without_values(self) -> Self:
+        """Return the draws without u, which takes most of the memory."""
+        return type(self)(self.u[..., :0], self.log_joint, self.log_q, self.member)
+
+    def double(self) -> Self:
+        """Return the draws with log-densities in float64."""
+        return type(self)(self.u, self.log_joint.double(), self.log_q.double(), self.member)
+
     @property
     def log_weights(self) -> Tensor:
         """Log-weights log p(x, u) - log q(u), shape ``(S, N)``.
@@ -160,6 +168,24 @@ class Mixture:
             u[rows] = torch.where(from_guide[rows, :, None], drawn, u[rows])
         return self._score(u, index, log_guide)
 
+    def log_density(self, u: Tensor, log_guide: Tensor) -> Tensor:
+        """Return the log-density of the mixture at u.
+
+        Args:
+            u: Shape ``(S, N, D)``.
+            log_guide: Log-density of the guide at u, shape ``(S, N)``, nats.
+        """
+        parts = self._normal_parts(u)
+        # The density of a flow can overflow far from its draws, where the guide has no mass.
+        safe = log_guide.nan_to_num(nan=-math.inf, neginf=-math.inf)
+        parts.append((1 - self._weights.sum(-1)).log() + safe)
+        return torch.stack(parts).logsumexp(0)
+
+    def _normal_parts(self, u: Tensor) -> list[Tensor]:
+        """Return the log-densities of the normal members at u with their weights, each of shape ``(S, N)``."""
+        distance, log_weights = self.density.squared_distance(u), self._weights.log()
+        return [log_weights[:, j] + self.density.log_prob_at(distance, width) for j, width in enumerate(self._widths)]
+
     def _choose(self, num_samples: int) -> Tensor:
         """Return the member of each draw by systematic sampling, shape ``(S, N)``, in ascending order."""
         rows = torch.arange(num_samples, dtype=self._weights.dtype, device=self._weights.device)
@@ -175,14 +201,10 @@ class Mixture:
         return self.density.place(widths[..., None] * noise)
 
     def _score(self, u: Tensor, index: Tensor, log_guide: Tensor) -> Draws:
-        distance, log_weights = self.density.squared_distance(u), self._weights.log()
-        parts = [log_weights[:, j] + self.density.log_prob_at(distance, width) for j, width in enumerate(self._widths)]
-        guide_weight = (1 - self._weights.sum(-1)).log()
         if self._surrogate is None:
             log_joint, log_scored = self.posterior.log_densities(u)
-            # The density of a flow can overflow far from its draws, where the guide has no mass.
-            parts.append(guide_weight + log_scored.nan_to_num(nan=-math.inf, neginf=-math.inf))
-            return Draws(u, log_joint, torch.stack(parts).logsumexp(0), index)
+            return Draws(u, log_joint, self.log_density(u, log_scored), index)
+        parts, guide_weight = self._normal_parts(u), (1 - self._weights.sum(-1)).log()
         log_joint = self.posterior.log_joint(u)
         log_surrogate = self._surrogate.log_prob(u, df=_SURROGATE_DF)
         parts.append(guide_weight + log_surrogate)

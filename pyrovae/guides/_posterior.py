@@ -44,6 +44,11 @@ def value_and_gradient(posterior: Posterior, u: Tensor, batch_size: int | None =
     rows = len(u) if batch_size is None else max(1, batch_size // u.shape[1])
     values, gradients = [], []
     for part in u.split(rows):
+        if hasattr(posterior, "value_and_gradient"):  # by a compiled graph, for example
+            value, gradient = posterior.value_and_gradient(part)
+            values.append(value)
+            gradients.append(gradient)
+            continue
         with torch.enable_grad():
             leaf = part.detach().requires_grad_()
             value = posterior.log_joint(leaf)

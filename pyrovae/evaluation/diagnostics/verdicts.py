@@ -115,6 +115,17 @@ def tail_shape(pareto_k: Any, num_samples: int) -> tuple[np.ndarray, np.ndarray]
     return np.where(finite, mean + share * (np.where(finite, k, 0.0) - mean), k), np.sqrt(share) * error
 
 
+def is_tail_light(pareto_k: Any, num_samples: int) -> np.ndarray:
+    """Return for each datum whether the tail shape of its weights, with the error of k-hat, allows an error bar.
+
+    Args:
+        pareto_k: k-hat of the data.
+        num_samples: Draws per datum.
+    """
+    mean, deviation = tail_shape(pareto_k, num_samples)
+    return mean + deviation <= min(THRESHOLD, 1 - 1 / np.log10(num_samples))
+
+
 def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     """Judge for each datum whether its estimate of log p(x) is reliable, and if not, why.
 
@@ -168,9 +179,8 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     needed = xr.full_like(results.mcse, np.nan, dtype=float)
     if "pareto_k" in results and weights > FEW_WEIGHTS:
         needed = draws_needed(results, precision)
-        mean, deviation = tail_shape(results.pareto_k.values, weights)
         verdict = verdict.where(needed <= weights, MORE_DRAWS)
-        verdict = verdict.where(mean + deviation <= min(THRESHOLD, 1 - 1 / np.log10(weights)), TOO_NARROW)
+        verdict = verdict.where(is_tail_light(results.pareto_k.values, weights), TOO_NARROW)
     else:
         needed = np.ceil(weights * np.maximum((results.mcse / precision) ** 2, 1.0))
     if "r_hat" in results:

@@ -1,0 +1,330 @@
+r"""The estimate of log p(x) to quote: for each datum, the cheapest estimator that is reliable.
+
+The stages of a datum are
+
+1. *guide*: importance sampling with draws from the guide, if a pilot of them says that it is a good proposal;
+2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`;
+3. *annealed*: annealed importance sampling from that mixture, with twice as many temperatures until the estimate has
+   the wanted precision or the budget is spent.
+
+Each stage makes fresh draws, from a proposal that is fixed before. The pilot decides about the first stage only, so
+that an estimate by the guide is not selected by its own draws. An estimate by the mixture is kept if k-hat and the
+Monte Carlo error of its own draws pass. This selects, among data with the same true k, those whose draws met no large
+weight, and lowers their mean by a fraction of the error that they report.
+
+An estimate is reliable if its Monte Carlo error is at most the precision, and the tail shape of its weights, with the
+error of k-hat, passes as :func:`pyrovae.evaluation.diagnose` says; and if no other estimate of the same datum exceeds
+it by more than their errors allow. All estimates are lower bounds in expectation, so a larger one, from another
+proposal, is the sign of a missed mode.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae._compilation.precision import Precision
+from pyrovae._waist.sites import Program
+from pyrovae.arguments import check_whole
+from pyrovae.evaluation import bounds
+from pyrovae.evaluation.diagnostics.psis import psis
+from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, is_tail_light
+from pyrovae.evaluation.estimators.ais import Path
+from pyrovae.evaluation.problem import Batch, Options, Problem, SharedOptions
+from pyrovae.evaluation.report import report
+from pyrovae.evaluation.unconstrained import Space, Target
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+STAGES = ("guide", "refined", "annealed")
+PILOT = 256  # draws of the guide that decide whether it is a good proposal
+GOOD_K, GOOD_ESS = 0.4, 0.2  # k-hat of the pilot, and its effective sample size as a share
+LIGHT_K = 0.7  # k-hat of a stage's own draws, above which the next stage follows
+NUM_CHAINS, NUM_LEAPFROG, FIRST_TEMPERATURES = 100, 3, 10
+DISAGREEMENT = 5.0  # errors by which another estimate may exceed the reported one
+
+
+def log_likelihood(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    precision: float = 0.1,
+    num_samples: int = 2000,
+    budget: int = 60_000,
+    product_precision: Precision | None = None,
+    **options: Unpack[SharedOptions],
+) -> "xr.Dataset":
+    r"""Estimate log p(x) of each datum by the cheapest estimator that is reliable for it.
+
+    Use it for numbers to quote. Draws from an amortized guide, the protocol of the literature, are unreliable for most
+    data of a well-trained VAE, and overstate its negative log-likelihood. The page on evaluation has the derivation.
+
+    Args:
+        model: Pyro program of p(x, z). Continuous latent sites can be refined; discrete sites must be enumerated in the
+            model to be refined. Any other program is evaluated with draws from its guide.
+        guide: Pyro program of q(z | x).
+        x: Data, shape ``(N, *event)``, or a tuple of arguments whose tensors share the first dimension.
+        precision: Monte Carlo standard error that an estimate may have, nats.
+        num_samples: Draws per datum of the stages *guide* and *refined*.
+        budget: Evaluations of log p(x, z) per datum, beyond which annealing stops; a gradient counts 3.
+        product_precision: Precision of the products in linear and convolutional layers, which other estimators call
+            ``precision``.
+        **options: See :class:`Options`.
+
+    Returns:
+        Dataset with dimension ``datum``: ``log_likelihood``, nats; ``mcse``, its Monte Carlo standard error;
+        ``pareto_k``, k-hat of the weights; ``ess``, their effective number; ``estimator``, ``"guide"``, ``"refined"``
+        or ``"annealed"``; ``evaluations`` of log p(x, z) spent, where a gradient counts 3; and ``reliable``. Attributes
+        as those of :func:`evaluate`, with the share of reliable data.
+
+    Raises:
+        TypeError: As :func:`evaluate`.
+        ValueError: As :func:`evaluate`; if ``precision`` or ``budget`` is not positive.
+        FloatingPointError: If the log-weights of all data are NaN or infinite.
+
+    Source:
+        *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
+        2013); *Annealed Importance Sampling* (Neal, 2001).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4), scale=0.1),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ... )
+        >>> results = pv.evaluation.log_likelihood(vae.model, vae.guide, torch.randn(5, 4), seed=0)
+        >>> results.estimator.values.tolist(), bool(results.reliable.all())
+        (['refined', 'refined', 'refined', 'refined', 'refined'], True)
+    """
+    check_whole(num_samples=num_samples, budget=budget)
+    if not 0 < precision < math.inf or budget < 1:
+        raise ValueError(f"precision and budget must be positive, got precision={precision} and budget={budget}")
+    if num_samples <= FEW_WEIGHTS:
+        raise ValueError(f"a verdict needs more than {FEW_WEIGHTS} draws, got num_samples={num_samples}")
+    settings: Options = {**options, "precision": product_precision}
+    problem = Problem(model, guide, x, **settings)
+    cascade = Cascade(problem, precision, num_samples, budget)
+    result = report(
+        problem,
+        cascade.columns,
+        estimator="cascade",
+        width=cascade.open,
+        num_samples=num_samples,
+        wanted_precision=precision,
+        budget=budget,
+    )
+    return _judged(result, precision, num_samples)
+
+
+class Cascade:
+    """The stages of the estimate for the batches of a problem.
+
+    Args:
+        problem: A model, a guide and data.
+        precision: Wanted Monte Carlo standard error, nats.
+        num_samples: Draws per datum of an importance sampler.
+        budget: Evaluations of log p(x, z) per datum.
+    """
+
+    def __init__(self, problem: Problem, precision: float, num_samples: int, budget: int) -> None:
+        self.problem, self.precision, self.num_samples, self.budget = problem, precision, num_samples, budget
+        self.refined: Any = None
+
+    def open(self) -> int:
+        """Find out whether the latent sites can be refined, and return the number of data for a batch."""
+        from pyrovae.guides import Refined  # whose module takes proposals from this package
+
+        problem, proposal = self.problem, self.problem.proposal
+        self.refined = proposal if isinstance(proposal, Refined) else Refined(problem.model, problem.guide)
+        try:
+            Space(problem)
+        except ValueError:  # of discrete or periodic latents, points, and random guides
+            self.refined = None
+            return problem.width(self.num_samples)
+        self.refined.open(problem)
+        return self.refined.width(problem)
+
+    def columns(self, batch: Batch) -> dict[str, Tensor | np.ndarray]:
+        """Return the columns of a batch."""
+        rows = Rows(batch.size)
+        pending = self._by_guide(batch, rows)
+        if self.refined is not None and len(pending):
+            pending = self._by_mixture(batch, rows, pending)
+        return {name: column[: batch.kept] for name, column in rows.columns().items()}
+
+    def _by_guide(self, batch: Batch, rows: "Rows") -> Tensor:
+        """Estimate data whose pilot is good, and return the indices of the others."""
+        pilot = self._weights(batch, PILOT)
+        summary = bounds.of_valid(pilot, _summary)
+        rows.evaluations += PILOT
+        rows.pilot, rows.pilot_mcse = summary["log_likelihood"].cpu(), summary["mcse"].cpu()
+        good = (summary["pareto_k"] < GOOD_K) & (summary["ess"] > GOOD_ESS * PILOT)
+        if self.refined is None:
+            good = torch.ones_like(good)
+        indices = good.nonzero().flatten()
+        if len(indices):
+            part = batch if len(indices) == batch.size else self._part(batch, indices)
+            log_weights = self._weights(part, self.num_samples)
+            found = log_weights if part.size == len(indices) else log_weights[:, indices]
+            rows.put(indices, bounds.of_valid(found, _summary), stage=0, evaluations=self.num_samples)
+            passed = self._passes(rows, indices)
+            good[indices[~passed]] = self.refined is None
+        return (~good).nonzero().flatten()
+
+    def _by_mixture(self, batch: Batch, rows: "Rows", pending: Tensor) -> Tensor:
+        """Estimate data by their refined mixtures, then by annealing, and return the indices that are left."""
+        from pyrovae.guides._annealing import Whitened
+        from pyrovae.guides._mixture import Draws, Mixture
+        from pyrovae.guides._regression import fit
+        from pyrovae.guides.refined import scores_slowly
+
+        whole = Target(self.refined.space(self.problem), batch, amortized=True)
+        target = whole if len(pending) == batch.size else whole.subset(pending)
+        fitted = fit(target, batch_size=self.problem.affordable)
+        rows.evaluations[pending] += fitted.evaluations.cpu()
+        slow = any(map(scores_slowly, whole.space.sites.values()))
+        mixture = Mixture(target, fitted.density, self.refined.members, failed=fitted.failed, score_guide=not slow)
+        chunk = max(1, self.problem.affordable // target.size)
+        counts = [min(chunk, self.num_samples - done) for done in range(0, self.num_samples, chunk)]
+        drawn = Draws.cat([mixture.draw(count).without_values() for count in counts])
+        found = bounds.of_valid(drawn.log_weights, _summary)
+        found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
+        rows.put(pending, found, stage=1, evaluations=self.num_samples)
+        left = pending[~self._passes(rows, pending)]
+        temperatures = FIRST_TEMPERATURES
+        while len(left):
+            inside = torch.isin(pending, left).nonzero().flatten()
+            part = target if len(left) == target.size else target.subset(inside)
+            density, failed = fitted.density.select(inside), fitted.failed[inside]
+            start = Mixture(part, density, self.refined.members, failed=failed, score_guide=True)
+            whitened = Whitened(part, start)
+            if float(rows.evaluations[left].min()) + _cost(temperatures) > self.budget:
+                break
+            path = Path(whitened, temperatures, NUM_LEAPFROG)
+            log_weights = path.upwards(NUM_CHAINS)
+            rows.put(left, bounds.of_valid(log_weights, _summary), stage=2, evaluations=whitened.evaluations)
+            left = left[~self._passes(rows, left)]
+            temperatures *= 2
+        return left
+
+    def _weights(self, batch: Batch, num_draws: int) -> Tensor:
+        """Return log-weights of draws from the guide, in chunks that fit the memory."""
+        problem, chunk = self.problem, max(1, self.problem.affordable // batch.size)
+        if problem.probe.enumerates:
+            counts = [min(chunk, num_draws - done) for done in range(0, num_draws, chunk)]
+            return torch.cat([problem.run(batch, count).log_weights for count in counts])
+        parts = []
+        for done in range(0, num_draws, chunk):
+            count = min(chunk, num_draws - done)
+            drawn = problem.draw(batch, count, amortized=True)
+            parts.append(problem.log_joint(batch, drawn.values, count) - drawn.log_q)
+        return torch.cat(parts)
+
+    def _part(self, batch: Batch, indices: Tensor) -> Batch:
+        return self.problem.select(batch, indices) if self.problem.probe.cuttable else batch
+
+    def _passes(self, rows: "Rows", indices: Tensor) -> Tensor:
+        """Return whether the estimates of data need no further stage."""
+        light = (rows.pareto_k[indices] <= LIGHT_K) | (rows.stage[indices] == 2)
+        return light & (rows.mcse[indices] <= self.precision) & ~rows.disagrees()[indices]
+
+
+class Rows:
+    """The estimates of the data of a batch so far.
+
+    Args:
+        size: Number of data.
+
+    Attributes:
+        pilot: Estimate by the pilot draws of the guide, shape ``(n,)``, nats.
+        pilot_mcse: Its Monte Carlo standard error.
+    """
+
+    def __init__(self, size: int) -> None:
+        def empty() -> Tensor:
+            return torch.full((size,), math.nan, dtype=torch.float64)
+
+        self.log_likelihood, self.mcse, self.pareto_k, self.ess = empty(), empty(), empty(), empty()
+        self.pilot, self.pilot_mcse, self.highest, self.highest_mcse = empty(), empty(), empty(), empty()
+        self.stage = torch.full((size,), -1)
+        self.evaluations = torch.zeros(size, dtype=torch.float64)
+
+    def put(self, indices: Tensor, found: dict[str, Tensor], *, stage: int, evaluations: float) -> None:
+        """Replace the estimates of some data by those of a stage; a stage without a number replaces nothing."""
+        indices = indices.cpu()
+        values = {name: column.detach().double().cpu() for name, column in found.items()}
+        better = values["log_likelihood"].isfinite() | self.log_likelihood[indices].isnan()
+        kept = indices[better]
+        self._remember(kept)
+        for name in ("log_likelihood", "mcse", "pareto_k", "ess"):
+            getattr(self, name)[kept] = values[name][better]
+        self.stage[kept] = stage
+        self.evaluations[indices] += evaluations
+
+    def disagrees(self) -> Tensor:
+        """Return where an estimate from another proposal exceeds the present one by more than their errors allow."""
+        found = torch.zeros(len(self.stage), dtype=torch.bool)
+        others = ((self.highest, self.highest_mcse), (self.pilot, self.pilot_mcse))
+        for value, error in others:
+            excess = value - self.log_likelihood
+            found |= excess > DISAGREEMENT * torch.hypot(error.nan_to_num(nan=math.inf), self.mcse) + 1e-9
+        return found
+
+    def columns(self) -> dict[str, Tensor | np.ndarray]:
+        """Return the columns by name."""
+        names = np.array([*STAGES, ""])[self.stage.numpy()]
+        return {
+            "log_likelihood": self.log_likelihood,
+            "mcse": self.mcse,
+            "pareto_k": self.pareto_k,
+            "ess": self.ess,
+            "estimator": names,
+            "evaluations": self.evaluations,
+            "disagrees": self.disagrees(),
+        }
+
+    def _remember(self, indices: Tensor) -> None:
+        """Keep the highest of the estimates that are replaced, with its error."""
+        before, error = self.log_likelihood[indices], self.mcse[indices]
+        higher = before.isfinite() & ~(before <= self.highest[indices])
+        self.highest[indices[higher]], self.highest_mcse[indices[higher]] = before[higher], error[higher]
+
+
+def _summary(log_weights: Tensor) -> dict[str, Tensor]:
+    exact = log_weights.double()
+    estimate, mcse = bounds.log_likelihood(exact)
+    return {
+        "log_likelihood": estimate,
+        "mcse": torch.hypot(mcse, bounds.rounding_error(log_weights)),
+        "ess": bounds.effective_sample_size(exact),
+        "pareto_k": psis(log_weights)[1],
+    }
+
+
+def _stratified(drawn: Any, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return estimates and the errors of stratified draws, where these are numbers."""
+    estimate, mcse = drawn.double().log_likelihood()
+    rounding = bounds.rounding_error(drawn.log_weights)
+    known = found["log_likelihood"].isfinite()
+    return torch.where(known, estimate, math.nan), torch.where(known, torch.hypot(mcse, rounding), math.nan)
+
+
+def _cost(temperatures: int) -> int:
+    """Return the evaluations of one datum's chains at so many temperatures, without their pilot."""
+    return NUM_CHAINS * (temperatures - 1) * (1 + 3 * (NUM_LEAPFROG + 1))
+
+
+def _judged(result: "xr.Dataset", precision: float, num_samples: int) -> "xr.Dataset":
+    """Add the verdicts, for which the tail shapes of all data are judged together."""
+    reliable = (result.mcse <= precision).values & ~result.disagrees.values
+    for stage in STAGES:
+        chosen = (result.estimator == stage).values
+        if stage != "annealed" and chosen.any():  # whose chains are too few for k-hat
+            reliable[chosen] &= is_tail_light(result.pareto_k.values[chosen], num_samples)
+    found = result.drop_vars("disagrees").assign(reliable=("datum", reliable))
+    return found.assign_attrs(reliable_share=float(reliable.mean()))

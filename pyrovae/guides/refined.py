@@ -1,0 +1,191 @@
+r"""A guide fitted to the posterior of each datum.
+
+An amortized guide is a poor proposal for importance sampling if its encoder, or its family, misses a posterior. For
+each datum, :class:`Refined` fits a normal density with full covariance to the posterior, in unconstrained coordinates,
+by stochastic linear regression (:mod:`pyrovae.guides._regression`). The proposal is a fixed mixture of wider copies of
+this density and of the guide itself (:mod:`pyrovae.guides._mixture`). It is fixed before the draws that count, so the
+estimate of p(x) is unbiased, and its logarithm is a lower bound in expectation.
+
+Source: *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
+2013), for the fit; *Safe and Effective Importance Sampling* (Owen and Zhou, 2000), for mixtures with a safe member.
+"""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae._waist.sites import Program
+from pyrovae.distributions import NormalizingFlow
+from pyrovae.evaluation.problem import Batch, Drawn, Problem
+from pyrovae.evaluation.unconstrained import Space, Target
+from pyrovae.guides._mixture import MEMBERS, Member, Mixture
+from pyrovae.guides._regression import Fit, fit
+
+
+class Refined:
+    """A guide whose density is fitted to the posterior of each datum, and mixed with the guide that it refines.
+
+    It takes the place of a guide in :func:`pyrovae.evaluation.evaluate`, :func:`pyrovae.evaluation.ais`,
+    :func:`pyrovae.evaluation.impute`, :func:`pyrovae.evaluation.to_inference_data` and
+    :func:`pyrovae.evaluation.posterior_predictive_check`, and under Pyro's ELBOs for an evaluation: the fit has no
+    gradient. Each batch of data is fitted once, which costs some 2,000 to 4,000 evaluations of log p(x, z) for a datum
+    with 50 latent dimensions.
+
+    The guide stays in the mixture, with a weight of a tenth: a normal density at one of two modes would be wrong by
+    log 2 with no sign of it in the weights. If the guide's density at given values is expensive, as that of an inverse
+    autoregressive flow, it is computed at the guide's own draws only; the estimate of p(x) stays unbiased, and its
+    standard deviation rises by up to a third on posteriors with several modes.
+
+    Args:
+        model: Pyro program of p(x, z) with continuous latent sites; discrete sites that it enumerates are summed out.
+        guide: Pyro program of q(z | x).
+        members: Weights of the normal members and how far each reaches beyond the fitted density. The rest of the
+            weight is the guide's.
+        score_guide: Whether the guide's density is computed at all draws. By default it is, except for inverse
+            autoregressive flows.
+
+    Raises:
+        ValueError: When used, if a latent site is discrete, masked, an angle or a point, or its support depends on
+            other latents.
+
+    Source:
+        *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
+        2013).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4), scale=0.1),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ... )
+        >>> x, refined = torch.randn(5, 4), pv.guides.Refined(vae.model, vae.guide)
+        >>> before = pv.evaluation.evaluate(vae.model, vae.guide, x, 1000, seed=0)
+        >>> after = pv.evaluation.evaluate(vae.model, refined, x, 1000, seed=0)
+        >>> bool((after.ess > before.ess).all())
+        True
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        *,
+        members: tuple[Member, ...] = MEMBERS,
+        score_guide: bool | None = None,
+    ) -> None:
+        self.model, self.guide, self.members, self.score_guide = model, guide, members, score_guide
+        self._spaces: dict[int, Space] = {}
+        self._fitted: tuple[Batch, Target, Fit] | None = None
+
+    def __repr__(self) -> str:
+        """Name the guide that is refined."""
+        return f"Refined({type(poutine.unwrap(self.guide)).__name__})"
+
+    # --- as a proposal of an evaluation -------------------------------------------------------------------------------
+
+    def open(self, problem: Problem) -> None:
+        """Find the space of an opened problem, before its first batch."""
+        self._spaces, self._fitted = {id(problem): Space(problem)}, None
+
+    def space(self, problem: Problem) -> Space:
+        """Return the space of an opened problem."""
+        return self._spaces[id(problem)]
+
+    def width(self, problem: Problem) -> int:
+        """Return the number of data that are fitted together."""
+        points = 2 * self._spaces[id(problem)].dim
+        return max(8, min(64, problem.affordable // max(1, points // 8)))
+
+    def draw(self, problem: Problem, batch: Batch, num_draws: int) -> Drawn:
+        """Draw from the mixture of each datum."""
+        target, mixture = self.mixture(problem, batch)
+        drawn = mixture.draw(num_draws)
+        order = torch.randperm(num_draws, device=drawn.u.device)  # the draws come in the order of the members
+        values, log_det = target.space.values(drawn.u[order])
+        dims = {name: -problem.nesting - 1 - problem.probe.event_dims[name] for name in values}
+        log_q, log_joint = drawn.log_q[order] - log_det, drawn.log_joint[order] - log_det
+        return Drawn({**batch.subsample, **values}, log_q, dims, log_joint)
+
+    def log_density(self, problem: Problem, batch: Batch, values: dict[str, Tensor]) -> Tensor:
+        """Return the log-density of the mixture at given values of the latents, shape ``(num_draws, n)``, nats."""
+        target, mixture = self.mixture(problem, batch, score_guide=True)
+        u = target.space.flatten(values)
+        return mixture.log_density(u, target.log_guide(u)) - target.space.values(u)[1]
+
+    def mixture(self, problem: Problem, batch: Batch, *, score_guide: bool | None = None) -> tuple[Target, Mixture]:
+        """Return the mixture of a batch, fitted once."""
+        target, fitted = self.fit(problem, batch)
+        score_guide = self.score_guide if score_guide is None else score_guide
+        if score_guide is None:
+            score_guide = not any(map(scores_slowly, target.space.sites.values()))
+        options: Any = {"failed": fitted.failed, "score_guide": score_guide}
+        return target, Mixture(target, fitted.density, self.members, **options)
+
+    def fit(self, problem: Problem, batch: Batch) -> tuple[Target, Fit]:
+        """Fit the normal densities of a batch, once."""
+        if self._fitted is None or self._fitted[0] is not batch:
+            target = Target(self._spaces[id(problem)], batch, amortized=True)
+            self._fitted = batch, target, fit(target, batch_size=problem.affordable)
+        return self._fitted[1], self._fitted[2]
+
+    # --- as a Pyro program --------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Sample the latent sites of the data in the arguments, as one auxiliary site and points computed from it."""
+        x, seed = args if len(args) > 1 else args[0], int(torch.randint(2**31, ()))
+        problem = Problem(self.model, self, x, kwargs=kwargs or None, seed=seed)
+        with problem:
+            batch = problem.batch(0, problem.size)
+            drawn = self.draw(problem, batch, 1)
+            values = {name: drawn.values[name].select(dim, 0) for name, dim in drawn.dims.items()}
+        with pyro.plate(problem.plate.name, problem.size, dim=problem.plate.dim):
+            joint = _Scored(drawn.log_q[0])
+            pyro.sample("_refined", joint, infer={"is_auxiliary": True})
+            for name, value in values.items():
+                event_dim = problem.probe.event_dims[name]
+                pyro.sample(name, dist.Delta(value, event_dim=event_dim))
+
+
+class _Scored(dist.TorchDistribution):
+    """A distribution that holds the log-density of draws that were made elsewhere; its own draws are zeros."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # as torch's distributions have it
+    support = dist.constraints.real
+
+    def __init__(self, log_q: Tensor) -> None:
+        self.log_q = log_q
+        super().__init__(log_q.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_Scored":
+        """Return the distribution for more draws."""
+        return _Scored(self.log_q.expand(batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Return zeros."""
+        return self.log_q.new_zeros(torch.Size(sample_shape) + self.batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density that is held."""
+        return self.log_q + torch.zeros_like(value)
+
+
+def scores_slowly(site: Any) -> bool:
+    """Return whether a site's density at given values takes a pass for each latent dimension."""
+    distribution: Any = site["fn"]
+    while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
+        distribution = distribution.base_dist
+    transforms: list[Any] = list(getattr(distribution, "transforms", ()))
+    if isinstance(distribution, NormalizingFlow):
+        transforms = [distribution.transform]
+    return any("utoregressive" in name for transform in transforms for name in _names(transform))
+
+
+def _names(transform: Any) -> list[str]:
+    """Return the class names of a transform and of its parts, without those of inverses of autoregressive layers."""
+    parts = getattr(transform, "transforms", None) or getattr(transform, "parts", None)
+    return [type(transform).__name__] + [name for part in parts or () for name in _names(part)]
