@@ -96,10 +96,11 @@ def interrupted_at(limit: int, log_weights: Callable[..., Any]) -> Callable[...,
 def test_it_goes_on_from_its_folder(oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, options = oracle.data(40), {"memory": 2**16}
     whole = jackknife(oracle.vae.model, oracle.vae.guide, x, 100, **options)
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="interrupted"):
-        own = pv.evaluation.Problem.log_weights
-        patch.setattr(pv.evaluation.Problem, "log_weights", interrupted_at(2, own))
+    own = pv.evaluation.Problem.log_weights
+    monkeypatch.setattr(pv.evaluation.Problem, "log_weights", interrupted_at(2, own))
+    with pytest.warns(UserWarning, match="interrupted"):
         part = jackknife(oracle.vae.model, oracle.vae.guide, x, 100, checkpoint=tmp_path, **options)
+    monkeypatch.setattr(pv.evaluation.Problem, "log_weights", own)
     assert 0 < part.sizes["datum"] < 40
     rest = jackknife(oracle.vae.model, oracle.vae.guide, x, 100, checkpoint=tmp_path, **options)
     assert rest.equals(whole)
