@@ -206,6 +206,11 @@ class WeightObjective(Objective):
             ``vectorize_particles``, whether all draws are made in one run, True by default; ``plate``, the name of the
             data plate; ``retain_graph``, as in Pyro's objectives.
 
+    Attributes:
+        is_of_batch: Whether the loss depends on the batch as a whole, False by default. A subclass that sets it to True
+            is refused in several processes.
+        needs_paths: Whether the gradient needs reparameterized draws, True by default.
+
     Raises:
         TypeError: If an option has another name, or a count is not an integer.
         ValueError: If a count is less than 1; when called, if a latent site is not reparameterized, a site outside of
