@@ -52,7 +52,7 @@ class State(NamedTuple):
         return beta * self.slope_p + (1 - beta) * self.slope_q
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take the chains where ``condition``, shape ``(num_chains, N)``, holds from here, and others from ``other``."""
+        """Take the chains where ``condition``, ``(num_chains, N)``, holds from here, and the rest from ``other``."""
         pairs = zip(self, other, strict=True)
         return type(self)(*(torch.where(condition[..., None] if a.ndim == 3 else condition, a, b) for a, b in pairs))
 

@@ -19,7 +19,7 @@ data share a guide, so their k are alike. With mean :math:`\mu` and variance :ma
 .. math:: \text{mean } \frac{\tilde k / s^2 + \mu / \tau^2}{1 / s^2 + 1 / \tau^2}, \qquad
     \text{variance } \frac{1}{1 / s^2 + 1 / \tau^2}.
 
-An estimate is called reliable if mean plus standard deviation are at most 0.65, and at most
+An estimate is called reliable if the mean plus half a standard deviation is at most 0.65, and at most
 :math:`1 - 1 / \log_{10} K`. Normal proposals that pass have 95% intervals that cover 80% to 95%; at 0.7 they would
 cover 70%, as k-hat approaches k from below. For fewer than 20 data the mean of k over the data is not known, and
 :math:`\tilde k` and :math:`s` stand for the posterior.
@@ -123,7 +123,7 @@ def is_tail_light(pareto_k: Any, num_samples: int) -> np.ndarray:
         num_samples: Draws per datum.
     """
     mean, deviation = tail_shape(pareto_k, num_samples)
-    return mean + deviation <= min(THRESHOLD, 1 - 1 / np.log10(num_samples))
+    return mean + deviation / 2 <= min(THRESHOLD, 1 - 1 / np.log10(num_samples))
 
 
 def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
