@@ -69,6 +69,7 @@ class Annealing:
 
     Attributes:
         evaluations: Evaluations of log p(x, u) for each datum so far; a gradient counts 3.
+        acceptance: Mean acceptance probability of the chains of each datum, shape ``(N,)``.
     """
 
     def __init__(
@@ -84,13 +85,15 @@ class Annealing:
         ramp = torch.sigmoid(torch.linspace(-3, 3, num_temperatures + 1, dtype=torch.float64))
         self.betas = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
         self.steps = self._tune()
+        self.acceptance = torch.zeros_like(self.steps[0])
 
     def log_weights(self, num_chains: int) -> Tensor:
         """Run chains, and return their log-weights, shape ``(num_chains, N)``, nats."""
         state = self._start(num_chains)
         log_w = self.betas[1] * (state.log_p - state.log_q)
         for t in range(1, len(self.betas) - 1):
-            state, _ = self._move(state, self.betas[t], self.steps[t - 1])
+            state, acceptance = self._move(state, self.betas[t], self.steps[t - 1])
+            self.acceptance += acceptance.mean(0) / (len(self.betas) - 2)
             log_w = log_w + (self.betas[t + 1] - self.betas[t]) * (state.log_p - state.log_q)
         return log_w
 

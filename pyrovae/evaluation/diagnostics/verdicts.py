@@ -43,6 +43,7 @@ REMEDIES = {
 THRESHOLD = 0.65  # of k with its error; see above
 FEW_DATA = 20  # below that, k-hat is not shrunk towards its mean over the data
 FEW_WEIGHTS = 100  # below that, k-hat says next to nothing, and the error alone decides
+LEAST_ACCEPTANCE = 0.3  # of annealed chains, below which they hardly move
 R_HAT = 1.05  # above that, the chains of a sampler have not mixed
 
 
@@ -132,7 +133,7 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     * ``"proposal too narrow"``: the tail of the weights is too heavy, as k-hat with its error exceeds 0.65. There is
       posterior mass where the proposal has next to none, which its draws rarely show, so estimates are too low on
       average, and a single one may be off by more than ``mcse``. A proposal in the wrong place counts as such. So do
-      chains of a sampler that have not mixed (R-hat above 1.05).
+      chains of a sampler that have not mixed (R-hat above 1.05), or that hardly move (acceptance below 0.3).
     * ``"more draws"``: ``mcse`` exceeds the precision, or the draws are fewer than :func:`draws_needed`.
     * ``"no estimate"``: the estimate is NaN, or -inf since no draw had a weight.
     * ``"reliable"``: none of these.
@@ -185,6 +186,8 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
         needed = np.ceil(weights * np.maximum((results.mcse / precision) ** 2, 1.0))
     if "r_hat" in results:
         verdict = verdict.where(results.r_hat <= R_HAT, TOO_NARROW)
+    if "acceptance" in results:
+        verdict = verdict.where(results.acceptance >= LEAST_ACCEPTANCE, TOO_NARROW)
     few = (results.mcse > precision) & (verdict == RELIABLE)
     verdict = verdict.where(~few, MORE_DRAWS)
     if "reliable" in results:

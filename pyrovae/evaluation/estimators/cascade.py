@@ -45,6 +45,7 @@ GOOD_K, GOOD_ESS = 0.4, 0.2  # k-hat of the pilot, and its effective sample size
 LIGHT_K = 0.62  # k-hat of a stage's own draws, above which the next stage follows; its error is 0.13
 MORE, MORE_DRAWS_K = 4, 0.75  # more draws from the same mixture help, as many times, if k-hat is below
 NUM_CHAINS, NUM_LEAPFROG, FIRST_TEMPERATURES = 100, 2, 40
+LEAST_ACCEPTANCE = 0.3  # of transitions, below which chains stand still, and their weights say nothing
 DISAGREEMENT = 5.0  # errors by which another estimate may exceed the reported one
 
 
@@ -190,6 +191,7 @@ class Cascade:
         left = stages.refined(pending, self.num_samples)
         light = left[rows.pareto_k[left] <= MORE_DRAWS_K]
         left = torch.cat([left[rows.pareto_k[left] > MORE_DRAWS_K], stages.refined(light, MORE * self.num_samples)])
+        left = left[~torch.isin(left, pending[fitted.failed.cpu()])]  # no gradient, no chain that moves
         temperatures = FIRST_TEMPERATURES
         while len(left) and float(rows.evaluations[left].max()) + _cost(temperatures) <= self.budget:
             left = stages.annealed(left, temperatures)
@@ -259,6 +261,8 @@ class _Stages:
         size = max(1, self.cascade.problem.affordable // 3)  # a gradient takes more memory
         annealing = Annealing(target, mixture, temperatures, NUM_LEAPFROG, batch_size=size)
         found = bounds.of_valid(annealing.log_weights(NUM_CHAINS), _summary)
+        stuck = annealing.acceptance < LEAST_ACCEPTANCE
+        found["log_likelihood"] = torch.where(stuck, math.nan, found["log_likelihood"])
         self.rows.put(indices, found, stage=2, draws=NUM_CHAINS, evaluations=annealing.evaluations)
         return indices[~self.cascade.passes(self.rows, indices)]
 
@@ -314,13 +318,12 @@ class Rows:
 
     def columns(self) -> dict[str, Tensor | np.ndarray]:
         """Return the columns by name."""
-        names = np.array([*STAGES, ""])[self.stage.numpy()]
         return {
             "log_likelihood": self.log_likelihood,
             "mcse": self.mcse,
             "pareto_k": self.pareto_k,
             "ess": self.ess,
-            "estimator": names,
+            "stage": self.stage,
             "draws": self.draws,
             "evaluations": self.evaluations,
             "disagrees": self.disagrees(),
@@ -364,5 +367,8 @@ def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
         chosen = result.draws.values == draws
         if draws > FEW_WEIGHTS:  # chains are too few for k-hat
             reliable[chosen] &= is_tail_light(result.pareto_k.values[chosen], int(draws))
-    found = result.drop_vars("disagrees").assign(reliable=("datum", reliable))
+    estimator = np.array([*STAGES, "none"])[result.stage.values.astype(int)]
+    found = result.drop_vars(["disagrees", "stage"]).assign(
+        estimator=("datum", estimator), reliable=("datum", reliable)
+    )
     return found.assign_attrs(reliable_share=float(reliable.mean()))
