@@ -14,6 +14,7 @@ def test_code_is_found() -> None:
     assert {page.name: len(blocks) for page, blocks in BLOCKS.items() if blocks} == {
         "contributing.md": 1,
         "README.md": 3,
+        "checks.md": 1,
         "components.md": 7,
         "evaluation.md": 5,
         "figures.md": 1,
@@ -25,7 +26,10 @@ def test_code_is_found() -> None:
         "long_runs.md": 6,
         "objectives.md": 1,
         "optimizer.md": 2,
+        "own_data_set.md": 2,
+        "own_estimator.md": 3,
         "own_likelihood.md": 2,
+        "own_objective.md": 2,
         "own_prior.md": 2,
         "own_program.md": 1,
         "parallel.md": 1,

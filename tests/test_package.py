@@ -15,67 +15,31 @@ import pyrovae as pv
 from pyrovae.versions import version
 
 PACKAGE = Path(pv.__file__).parent
-LAYERS = {  # beside the checks of arguments, which all may know
-    "networks": {"networks"},
-    "flows": set(),
-    "distributions": {"distributions"},
-    "priors": {"networks", "flows", "distributions", "priors"},
-    "likelihoods": {"networks", "distributions", "likelihoods"},
-    "posteriors": {"networks", "flows", "distributions", "posteriors"},
-    "models": {"priors", "models"},
-    "autoencoders": {"autoencoders"},
-    "_waist": {"_waist"},
-    "_compilation": {"isolation", "_compilation"},
-    "isolation": set(),
-    "arguments": set(),
-    "archives": set(),
-    "testing": set(),
-    "plots": {"models", "isolation", "plots", "training"},  # training for type checkers only
-    "objectives": {"_waist", "isolation", "objectives"},
-    "parallel": set(),
-    "versions": set(),
-    "_warnings": set(),
-    "training": {
-        "_waist",
-        "isolation",
-        "plots",
-        "_compilation",
-        "parallel",
-        "archives",
-        "versions",
-        "data",
-        "training",
-    },
-    "evaluation": {
-        "data",
-        "_waist",
-        "isolation",
-        "_compilation",
-        "parallel",
-        "versions",
-        "flows",
-        "distributions",
-        "evaluation",
-    },
-    "data": {"data"},
-}
+ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
+EVERYWHERE = {"arguments", "_warnings"}  # the checks of arguments and the line of a warning, which all may import
 
 
-def test_imports_follow_the_data() -> None:
-    found: dict[str, set[str]] = {layer: set() for layer in LAYERS}
+def allowed_imports() -> dict[str, set[str]]:
+    """Read the table of folders in the documentation: what each may import."""
+    rows = re.findall(r"^\| `(\w+)` \|.*(?<!\\)\|(.*?)\|$", ARCHITECTURE.read_text(), flags=re.MULTILINE)
+    return {name: set(re.findall(r"`(\w+)`", allowed)) for name, allowed in rows}
+
+
+def test_imports_follow_the_table_of_the_documentation() -> None:
+    found: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if parts == ("__init__",):
             continue
+        imported = found.setdefault(parts[0], set())
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyrovae"):
-                names = (
-                    [alias.name for alias in node.names] if node.module == "pyrovae" else [node.module.split(".")[1]]
-                )
-                found[parts[0]] |= set(names)
-    assert set(found) == set(LAYERS)
-    for layer, names in found.items():
-        assert names - {"arguments", "_warnings"} <= LAYERS[layer], layer
+                names = [alias.name for alias in node.names]
+                imported |= set(names if node.module == "pyrovae" else [node.module.split(".")[1]])  # type: ignore[union-attr]
+    allowed = allowed_imports()
+    assert set(found) - EVERYWHERE == set(allowed)
+    for name, imported in found.items():
+        assert imported - EVERYWHERE - {name} <= allowed.get(name, set()), name
 
 
 def test_importing_changes_no_global_setting() -> None:

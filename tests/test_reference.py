@@ -6,25 +6,29 @@ import re
 import textwrap
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, is_typeddict
 
 import pytest
 from torch import Tensor
 
 import pyrovae as pv
-import pyrovae.testing
 from pyrovae.arguments import Data
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
-MODULES = [getattr(pv, name) for name in pv.__all__ if isinstance(getattr(pv, name), ModuleType)] + [pyrovae.testing]
-PUBLIC: dict[str, Any] = {f"pyrovae.{name}": getattr(pv, name) for name in pv.__all__} | {
-    f"{module.__name__}.{name}": getattr(module, name) for module in MODULES for name in module.__all__
+NAMES: dict[str, Any] = {f"pyrovae.{name}": getattr(pv, name) for name in pv.__all__}
+PUBLIC: dict[str, Any] = NAMES | {
+    f"{name}.{part}": getattr(module, part)
+    for name, module in NAMES.items()
+    if isinstance(module, ModuleType)
+    for part in module.__all__
 }
 DOCUMENTED = {name: thing for name, thing in PUBLIC.items() if not isinstance(thing, ModuleType)}
 ERRORS = {name for name, thing in DOCUMENTED.items() if inspect.isclass(thing) and issubclass(thing, Exception)}
 NO_PAPER = {  # everything else names where it comes from
     *(f"pyrovae.parallel.{name}" for name in ("in_first", "is_first", "join", "rank", "size")),
     *("pyrovae.CheckpointError", "pyrovae.DivergenceError", "pyrovae.History", "pyrovae.fit", "pyrovae.load"),
+    *("pyrovae.SVI", "pyrovae.evaluation.Options", "pyrovae.evaluation.Problem", "pyrovae.evaluation.report"),
+    *("pyrovae.networks.as_mask", "pyrovae.objectives.WeightObjective"),
     *(
         "pyrovae.save",
         "pyrovae.autoencoders.L1",
@@ -79,7 +83,11 @@ def test_a_public_name_is_in_the_reference(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(DOCUMENTED) - ERRORS))
 def test_a_docstring_says_what_is_taken_given_and_refused(name: str) -> None:
     thing = DOCUMENTED[name]
-    signature, said = inspect.signature(thing), sections(thing)
+    said = sections(thing)
+    if is_typeddict(thing):
+        assert all(entry(said["Attributes"], key) for key in thing.__annotations__)
+        return
+    signature = inspect.signature(thing)
     for parameter in signature.parameters.values():
         text = entry(said.get("Args", "") + said.get("Attributes", ""), parameter.name)
         assert text, f"it says nothing of {parameter.name}"

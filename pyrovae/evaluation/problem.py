@@ -67,6 +67,18 @@ class Options(SharedOptions, total=False):
         checkpoint: Folder in which to keep the rows that are done. The same call goes on from there after whatever
             ended it, and has the result of a call that was never interrupted.
         kwargs: Keyword arguments of model and guide.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ... )
+        >>> options: pv.evaluation.Options = {"seed": 3, "binarization": "none", "progress": False}
+        >>> results = pv.evaluation.evaluate(vae.model, vae.guide, torch.zeros(10, 4), num_samples=200, **options)
+        >>> results.attrs["seed"], results.attrs["binarization"]
+        (3, 'none')
     """
 
     precision: Precision | None

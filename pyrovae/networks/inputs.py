@@ -170,8 +170,20 @@ class ZeroFilled(nn.Module):
 def as_mask(mask: Tensor, owner: str) -> Tensor:
     """Return a mask as booleans.
 
+    Args:
+        mask: Mask of any shape: 1 or True for observed entries, 0 or False for missing ones.
+        owner: Name of the component, for the error.
+
+    Returns:
+        Boolean tensor of the same shape.
+
     Raises:
         ValueError: If validation is on and the mask holds other values than 0 and 1.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> pv.networks.as_mask(torch.tensor([1.0, 0.0]), "my likelihood")
+        tensor([ True, False])
     """
     if mask.dtype != torch.bool and is_validation_enabled() and not ((mask == 0) | (mask == 1)).all():
         raise ValueError(

@@ -193,14 +193,51 @@ class Objective(Weighing, ELBO):
 
 
 class WeightObjective(Objective):
-    """Minus a bound that is a function of the log-weights alone, with the gradient of that function."""
+    r"""Base of objectives that are functions of the log-weights alone: a subclass writes the bound of one datum.
+
+    The loss is :math:`-\sum_n s_n B(\log w_n^{(1)}, \dots, \log w_n^{(K)})` with the scale :math:`s_n` of the data
+    plate, and its gradient is that of the bound. The base draws, checks and weighs, so a subclass trains any program
+    by :func:`pyrovae.fit`, :class:`pyrovae.SVI` and ``pyro.infer.SVI``.
+
+    Args:
+        num_particles: Draws per datum (and group), K.
+        num_groups: Groups of that many draws.
+        **options: ``max_plate_nesting``, the depth of the program's plates, found by a run by default;
+            ``vectorize_particles``, whether all draws are made in one run, True by default; ``plate``, the name of the
+            data plate; ``retain_graph``, as in Pyro's objectives.
+
+    Raises:
+        TypeError: If an option has another name, or a count is not an integer.
+        ValueError: If a count is less than 1; when called, if a latent site is not reparameterized, a site outside of
+            the data plate has parameters, or log-weights change when several draws are scored in one run.
+
+    Example:
+        >>> import math, torch, pyrovae as pv
+        >>> class Halfway(pv.objectives.WeightObjective):  # between the ELBO and the importance-weighted bound
+        ...     def bound(self, log_weights):
+        ...         iwae = log_weights.logsumexp(0) - math.log(len(log_weights))
+        ...         return (log_weights.mean(0) + iwae) / 2
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(2),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        ... )
+        >>> history = pv.fit(vae, torch.randn(50, 4), objective=Halfway(num_particles=5), epochs=1)
+    """
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
-        """The bound of each datum, shape ``(N,)``, from log-weights of all draws, shape ``(num_draws, N)``."""
+        """Return the bound of each datum, nats.
+
+        Args:
+            log_weights: Shape ``(num_particles * num_groups, N)``, nats, with gradients.
+
+        Returns:
+            Shape ``(N,)``.
+        """
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns minus the bound, nats summed over the data, shape ``()``, to be differentiated."""
+        """Return minus the bound, nats summed over the data, shape ``()``, to be differentiated."""
         weights = self._weights(model, guide, args, kwargs)
         return -(weights.scale * self.bound(weights.log_weights)).sum()
 
