@@ -5,6 +5,7 @@ are paired: the standard error is that of the mean difference over the data.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -171,16 +172,36 @@ def evaluate(vae: Any, splits: pv.data.Splits, options: Options, **others: Any) 
     return result.assign_attrs(active_units=int(sum(active[site].sum() for site in active.attrs["sites"])))
 
 
+def log_likelihood(vae: Any, splits: pv.data.Splits, options: Options) -> xr.Dataset:
+    """Return the estimates of log p(x) of the test data that can be quoted."""
+    return pv.evaluation.log_likelihood(
+        vae.model,
+        vae.guide,
+        splits.test.to(next(vae.parameters()).device),
+        seed=options.seed,
+        binarization=splits.binarization,
+    )
+
+
+def has_error(result: xr.Dataset) -> bool:
+    """Return whether k-hat allows a Monte Carlo error of the estimate from all draws."""
+    return float((result.pareto_k > 0.7).mean()) <= 0.01
+
+
 def summarize(
-    results: Mapping[str, xr.Dataset], histories: Mapping[str, pv.History], ks: Sequence[int] = ()
+    results: Mapping[str, xr.Dataset],
+    histories: Mapping[str, pv.History],
+    ks: Sequence[int] = (),
+    likelihoods: Mapping[str, xr.Dataset] = MappingProxyType({}),
 ) -> pd.DataFrame:
-    """One row a model: bounds, and how far the proposal is to be believed."""
+    """Return one row for each model: bounds, the estimate of log p(x) to quote, and diagnostics of the proposal."""
     rows = {}
     for name, result in results.items():
         reported = [k for k in result.k.values.tolist() if k in (*ks, result.attrs["num_samples"])]
         rows[name] = {
             "ELBO": cell(result.elbo, result.elbo_mcse),
-            **{f"IWAE_{k}": cell(result.iwae.sel(k=k), result.iwae_mcse.sel(k=k)) for k in reported},
+            **{f"IWAE_{k}": _bound(result, k) for k in reported},
+            **_quoted(likelihoods.get(name)),
             "ESS": f"{float(result.ess.mean()):.0f}",
             "k-hat > 0.7": f"{float((result.pareto_k > 0.7).mean()):.0%}",
             "active units": str(result.attrs["active_units"]),
@@ -195,15 +216,31 @@ def differences(results: Mapping[str, xr.Dataset]) -> list[str]:
     return ["", *(_with_errors(*row) for row in compared.values[1:])]
 
 
-def cell(values: xr.DataArray, mcse: xr.DataArray, digits: int = 2) -> str:
-    """Mean over the data ± its standard error (Monte Carlo error of the mean)."""
+def _bound(result: xr.Dataset, k: int) -> str:
+    """Return the cell of a bound, without a Monte Carlo error if k-hat says that it means nothing."""
+    is_last = k == result.attrs["num_samples"]
+    return cell(result.iwae.sel(k=k), None if is_last and not has_error(result) else result.iwae_mcse.sel(k=k))
+
+
+def _quoted(result: xr.Dataset | None) -> dict[str, str]:
+    """Return the cells of the estimate to quote, with the share of reliable data."""
+    if result is None:
+        return {}
+    share = float(result.reliable.mean())
+    quoted = cell(result.log_likelihood, result.mcse if share >= 0.99 else None)
+    return {"log p(x)": quoted, "reliable": f"{share:.0%}"}
+
+
+def cell(values: xr.DataArray, mcse: xr.DataArray | None, digits: int = 2) -> str:
+    """Return the mean over the data ± its standard error, and in brackets its Monte Carlo error if it is known."""
     n = values.sizes["datum"]
-    errors = float(values.std(ddof=1)) / n**0.5, float((mcse**2).sum()) ** 0.5 / n
-    return _with_errors(float(values.mean()), *errors, digits=digits)
+    monte_carlo = math.nan if mcse is None else float((mcse**2).sum()) ** 0.5 / n
+    return _with_errors(float(values.mean()), float(values.std(ddof=1)) / n**0.5, monte_carlo, digits=digits)
 
 
 def _with_errors(mean: float, error: float, monte_carlo: float, digits: int = 2) -> str:
-    return f"{mean:.{digits}f} ± {error:.{digits}f} ({monte_carlo:.{digits}f})"
+    brackets = "" if math.isnan(monte_carlo) else f" ({monte_carlo:.{digits}f})"
+    return f"{mean:.{digits}f} ± {error:.{digits}f}{brackets}"
 
 
 def report(splits: pv.data.Splits, table: pd.DataFrame) -> None:

@@ -47,29 +47,34 @@ def compare(options: Options) -> pd.DataFrame:
     """Does so in however many processes there are."""
     splits = comparison.load(options)
     objectives = {"VAE": Trace_ELBO(), "IWAE": pv.objectives.IWAE(options.num_particles)}
-    vaes, histories, results = {}, {}, {}
+    vaes, histories, results, likelihoods = {}, {}, {}, {}
     for name, objective in comparison.chosen(objectives, options).items():
         vaes[name] = vae = comparison.build(options, splits.train.shape[1:])
         folder = None if options.checkpoint is None else options.checkpoint / name
         histories[name] = comparison.train(vae, splits, options, objective=objective, checkpoint=folder)
         results[name] = comparison.evaluate(vae, splits, options)
+        likelihoods[name] = comparison.log_likelihood(vae, splits, options)
 
-    table = comparison.summarize(results, histories, ks=(5, 50))
+    table = comparison.summarize(results, histories, ks=(5, 50), likelihoods=likelihoods)
     if len(results) == 2:
-        table = pd.concat([table, difference(results)]).fillna("")
+        table = pd.concat([table, difference(results, likelihoods)])[table.columns].fillna("")
     comparison.report(splits, table)
     figures = comparison.draw(vaes, histories, results) | {"reconstructions": reconstructions(vaes, splits.test[:14])}
     comparison.write(options, table, figures, histories, results)
     return table
 
 
-def difference(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
-    """The bounds of the second model minus those of the first, on the same data."""
+def difference(results: Mapping[str, xr.Dataset], likelihoods: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """Return the bounds of the second model minus those of the first, on the same data."""
     first, second = results.values()
     row = {"ELBO": cell(second.elbo - first.elbo, np.hypot(first.elbo_mcse, second.elbo_mcse))}
     for k in (k for k in first.k.values.tolist() if k in (5, 50, first.attrs["num_samples"])):
         a, b = first.sel(k=k), second.sel(k=k)
-        row[f"IWAE_{k}"] = cell(b.iwae - a.iwae, np.hypot(a.iwae_mcse, b.iwae_mcse))
+        is_last = k == first.attrs["num_samples"] and not (comparison.has_error(first) and comparison.has_error(second))
+        mcse = None if is_last else np.hypot(a.iwae_mcse, b.iwae_mcse)
+        row[f"IWAE_{k}"] = cell(b.iwae - a.iwae, mcse)
+    first, second = likelihoods.values()
+    row["log p(x)"] = cell(second.log_likelihood - first.log_likelihood, np.hypot(first.mcse, second.mcse))
     return pd.DataFrame({"difference": row}).T
 
 

@@ -66,7 +66,7 @@ def as_device(name: str | torch.device) -> torch.device:
         raise ValueError(f"device {str(name)!r} is not there ({reason}); use device='auto' or device='cpu'") from error
 
 
-def as_tensors(name: str, data: Data, *, check_finite: bool = True) -> tuple[Tensor, ...]:
+def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
     """The tensors of some data, after checking them; ``name`` says in errors which data they are.
 
     Raises:
@@ -77,7 +77,7 @@ def as_tensors(name: str, data: Data, *, check_finite: bool = True) -> tuple[Ten
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         found = [type(tensor).__name__ for tensor in tensors]
         raise TypeError(f"{name} must be a tensor or a tuple of tensors, got {found}; use torch.as_tensor(...)")
-    if check_finite and not tensors[0].is_floating_point():
+    if not tensors[0].is_floating_point():
         raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}; call .float() on them")
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
@@ -86,7 +86,7 @@ def as_tensors(name: str, data: Data, *, check_finite: bool = True) -> tuple[Ten
         raise ValueError(f"{name} is empty, shape {shapes[0]}; give at least one datum")
     if any(tensor.layout != torch.strided for tensor in tensors):
         raise TypeError(f"{name} must be dense, got {[str(tensor.layout) for tensor in tensors]}; call .to_dense()")
-    for tensor in filter(torch.is_floating_point, tensors) if check_finite else ():
+    for tensor in filter(torch.is_floating_point, tensors):
         finite = tensor.isfinite().reshape(len(tensor), -1).all(1)
         if not finite.all():
             bad = (~finite).nonzero().flatten().tolist()
@@ -104,3 +104,8 @@ def fingerprint(tensors: tuple[Tensor, ...]) -> str:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return str(digest.hexdigest())
+
+
+def as_digest(checksum: str) -> Tensor:
+    """Return a checksum in hexadecimal digits as a tensor of bytes, which processes can compare."""
+    return torch.frombuffer(bytearray.fromhex(checksum), dtype=torch.uint8)

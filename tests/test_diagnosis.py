@@ -78,8 +78,8 @@ def test_just_below_one_no_float_is_large_enough() -> None:
 
 
 def test_verdicts_by_hand() -> None:
-    # 1,000 draws have a tail of 95, so that 0.45 means 0.445 with an error of 0.148, and 0.56 means 0.566 with 0.161.
-    results = results_of([0.45, 0.56, 0.71, 0.2, -np.inf], [0.05, 0.05, 0.01, 0.11, 0.0])
+    # 1,000 draws have a tail of 95, so that 0.45 means 0.445 with an error of 0.148, and 0.6 means 0.611 with 0.165.
+    results = results_of([0.45, 0.6, 0.71, 0.2, -np.inf], [0.05, 0.05, 0.01, 0.11, 0.0])
     expected = ["reliable", "proposal too narrow", "proposal too narrow", "more draws", "reliable"]
     assert diagnose(results).verdict.values.tolist() == expected
     assert diagnose(results, precision=0.2).verdict.values.tolist()[3] == "reliable"

@@ -126,7 +126,7 @@ def test_active_units() -> None:
         (torch.zeros(0, 6), ValueError, r"x is empty, shape \(0, 6\)"),
         (torch.zeros(()), ValueError, "must share a first dimension"),
         (torch.zeros(4, 6, dtype=torch.long), ValueError, "posterior cannot take .* torch.int64"),
-        (["image"], TypeError, r"must be a tensor or a NumPy array.*got \['list'\]"),
+        (["image"], TypeError, r"must be a tensor, a NumPy array.*a list of \['str'\]"),
         (torch.zeros(4, 6, dtype=torch.bfloat16), ValueError, "half precision"),
         (
             torch.full((4, 6), math.nan),

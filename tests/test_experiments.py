@@ -129,7 +129,18 @@ def test_elbo_vs_iwae_writes_the_table_and_the_results(tmp_path: Path, capsys: p
     module = importlib.import_module("experiments.elbo_vs_iwae")
     table = module.main(module.Options(**TOYS["elbo_vs_iwae"], out=tmp_path))
     assert list(table.index) == ["VAE", "IWAE", "difference"]
-    columns = ["ELBO", "IWAE_5", "IWAE_50", "IWAE_60", "ESS", "k-hat > 0.7", "active units", "seconds"]
+    columns = [
+        "ELBO",
+        "IWAE_5",
+        "IWAE_50",
+        "IWAE_60",
+        "log p(x)",
+        "reliable",
+        "ESS",
+        "k-hat > 0.7",
+        "active units",
+        "seconds",
+    ]
     assert list(table.columns) == columns
     assert table.to_string() in capsys.readouterr().out
     record = json.loads((tmp_path / "results.json").read_text())

@@ -319,7 +319,7 @@ X = torch.zeros(12, 6)
     [
         ({"train": X[:0]}, ValueError, r"train is empty, shape \(0, 6\)"),
         ({"train": X.long()}, TypeError, "train must be floating-point"),
-        ({"train": X.numpy()}, TypeError, "train must be a tensor"),
+        ({"train": [X.numpy()]}, TypeError, r"train must be a tensor.*a list of \['ndarray'\]"),
         ({"train": X / 0}, ValueError, "12 of 12 data in train hold NaN or infinite"),
         ({"valid": X / 0}, ValueError, "data in valid hold NaN or infinite"),
         ({"train": X + 0.5}, ValueError, "site 'x': values from 0.5 to 0.5.*binariz"),

@@ -144,10 +144,10 @@ def _wrong_rows(batch: Batch, allow_nan: bool) -> Tensor:
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and Python with 0, and restore them afterwards."""
+    """Seed the global generators of torch (on the CPU), NumPy and Python with 0, and restore them afterwards."""
     saved = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed CUDA as well, which is not restored
         random.seed(0)
         np.random.seed(0)
         try:

@@ -298,9 +298,9 @@ class Probe:
             self._check_argument(site, position, support)
 
     def _check_argument(self, site: Site, position: int, support: Any) -> None:
-        everything = self.problem.data.arguments[position][self.finite]
-        for start in range(0, len(everything), 1024):
-            inside = support.check(everything[start : start + 1024])
+        data = self.problem.data
+        for start in range(0, len(self.finite), 1024):
+            inside = support.check(data.select(self.finite[start : start + 1024], data.device)[position])
             if not inside.all():
                 bad = int(self.finite[start + int((~inside.reshape(len(inside), -1).all(1)).nonzero()[0])])
                 self._run_one(bad)

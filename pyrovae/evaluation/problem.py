@@ -23,7 +23,7 @@ from pyrovae._compilation.precision import Precision, check_precision, products
 from pyrovae._waist.draws import Draws, run_guide
 from pyrovae._waist.sites import Program, Site
 from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint
-from pyrovae.arguments import check_whole
+from pyrovae.arguments import as_digest, check_whole
 from pyrovae.evaluation.probe import Probe
 from pyrovae.evaluation.program_data import ProgramData
 from pyrovae.evaluation.sampler import Sampler
@@ -176,8 +176,10 @@ class Problem:
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
         guide: Pyro program of q(z | x), called likewise.
-        x: Data, shape ``(N, *event)``, or a tuple of arguments. Tensors share the first dimension and are moved to the
-            device of the programs' parameters; other arguments are passed as they are.
+        x: Data of any kind that :mod:`pyrovae.data.sources` lists, shape ``(N, *event)``, or a tuple of arguments.
+            Arrays share the first dimension; other arguments are passed as they are. Batches are read when they are
+            needed, in the order of the data set, and moved to the device of the programs' parameters. A stream is read
+            into memory.
         **options: See :class:`Options`.
 
     Attributes:
@@ -240,7 +242,8 @@ class Problem:
         try:
             self._probe()
             if parallel.size() > 1:
-                parallel.check_same("data or parameters of an evaluation", (*self.data.tensors, *self.parameters()))
+                own = as_digest(self.data.fingerprint()), *self.parameters()
+                parallel.check_same("data or parameters of an evaluation", own)
             context.enter_context(pyro.validation_enabled(False))
             context.enter_context(products(self.options["precision"]))
             if self.proposal is not None:
@@ -264,8 +267,16 @@ class Problem:
             raise ValueError(
                 "the autoguide has not seen data yet; train it, or run guide(x) once, before evaluating it"
             )
-        with self.isolation.adopting():
-            self.probe = Probe(self)
+        try:
+            with self.isolation.adopting():
+                self.probe = Probe(self)
+        except (ValueError, RuntimeError) as error:
+            if self.data.dtype.is_floating_point or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"{error}. x holds integers, {self.data.dtype}, and an evaluation has no transform; if the programs "
+                f"take floats, pass x.float() or x / 255, or a Dataset that does so for each datum"
+            ) from error
         self.plate, self.nesting, self.vectorize = self.probe.plate, self.probe.nesting, self.probe.vectorize
         self.affordable = max(1, self.memory // self.probe.bytes_per_weight)
 

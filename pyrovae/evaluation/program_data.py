@@ -6,9 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.arguments import as_tuple, fingerprint
+from pyrovae.data.arrays import is_array
+from pyrovae.data.source import Batch, repeatable
+from pyrovae.data.sources import as_source
 
 HALF = torch.float16, torch.bfloat16
+
+_CHUNK = 2**24  # bytes of data that a pass over all of them holds at a time
 
 
 class ProgramData:
@@ -16,77 +20,88 @@ class ProgramData:
 
     Args:
         name: Name of the data in error messages.
-        data: A tensor or array, or a tuple of arguments. Tensors and arrays share the first dimension, that of the
-            data. Other arguments are passed to the programs as they are.
+        data: Data of a kind that :mod:`pyrovae.data.sources` lists, or a tuple of arrays and other arguments, which are
+            passed to the programs as they are. The order is that of the data set; a stream is read into memory.
 
     Raises:
-        TypeError: If there is no tensor or array among them, or a tensor is not dense.
+        TypeError: If the data are of another kind, or a tensor is not dense.
         ValueError: If there are no data, they have different lengths, or are in half precision.
     """
 
     def __init__(self, name: str, data: Any) -> None:
-        self.name = name
-        given: tuple[Any, ...] = as_tuple(data)
-        self.arguments = [torch.as_tensor(arg) if isinstance(arg, np.ndarray) else arg for arg in given]
-        tensors = self.tensors
-        if not tensors:
-            found = [type(arg).__name__ for arg in self.arguments]
-            raise TypeError(
-                f"{name} must be a tensor or a NumPy array, or a tuple with one among its arguments, got {found}; use "
-                f"torch.as_tensor(...)"
-            )
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
-            raise ValueError(
-                f"the tensors of {name} must share a first dimension, that of the data, got shapes {shapes}; pass "
-                f"other arguments by keyword, kwargs={{...}}"
-            )
-        if not shapes[0][0]:
-            raise ValueError(f"{name} is empty, shape {shapes[0]}; give at least one datum")
-        if any(tensor.layout != torch.strided for tensor in tensors):
-            raise TypeError(f"{name} must be dense, got {[str(tensor.layout) for tensor in tensors]}; call .to_dense()")
-        if half := [tensor.dtype for tensor in tensors if tensor.dtype in HALF]:
-            raise ValueError(
-                f"{name} is in half precision, {half[0]}, whose rounding errors are larger than Monte Carlo errors; "
-                f"pass {name}.float(), and precision='bfloat16' for fast products"
-            )
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The arguments that are data."""
-        return tuple(arg for arg in self.arguments if isinstance(arg, Tensor))
+        self.others: dict[int, Any] = {}
+        if isinstance(data, tuple) and any(map(is_array, data)):
+            self.others = {place: part for place, part in enumerate(data) if not is_array(part)}
+            data = tuple(filter(is_array, data))
+        # A source turns NumPy's half precision into float32, so that the arrays themselves are checked as well.
+        _check_half(name, [getattr(part, "dtype", None) for part in (data if isinstance(data, tuple) else (data,))])
+        self.source = as_source(name, data, indexed=True)
+        with repeatable():
+            self.datum = self.source.slice(0, 1)
+        _check_half(name, [tensor.dtype for tensor in self.datum])
 
     @property
     def device(self) -> torch.device:
         """Device of the first tensor."""
-        return self.tensors[0].device
+        return self.datum[0].device
 
     def __len__(self) -> int:
         """Return the number of data."""
-        return len(self.tensors[0])
+        return len(self.source)
 
     @property
     def bytes_per_datum(self) -> int:
         """Bytes of one datum."""
-        return max(1, sum(tensor.nbytes for tensor in self.tensors) // len(self))
+        return max(1, sum(tensor.nbytes for tensor in self.datum))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first tensor."""
+        return self.datum[0].dtype
 
     def batch(self, start: int, stop: int, device: torch.device) -> tuple[Any, ...]:
         """Return the arguments with the data from ``start`` to ``stop``, on a device."""
-        return tuple(arg[start:stop].to(device) if isinstance(arg, Tensor) else arg for arg in self.arguments)
+        with repeatable():
+            return self._arguments(self.source.slice(start, stop), device)
+
+    def select(self, indices: Tensor, device: torch.device) -> tuple[Any, ...]:
+        """Return the arguments with chosen data, on a device."""
+        with repeatable():
+            return self._arguments(self.source.batch(indices), device)
 
     def finite(self) -> Tensor:
         """Return the indices of the data that hold neither NaN nor infinite values."""
         finite = torch.ones(len(self), dtype=torch.bool)
-        for tensor in filter(torch.is_floating_point, self.tensors):
-            finite &= tensor.isfinite().reshape(len(self), -1).all(1).cpu()
+        if not any(map(torch.is_floating_point, self.datum)):
+            return finite.nonzero().flatten()
+        stop = 0
+        with repeatable():
+            for batch in self.source.batches(max(1, _CHUNK // self.bytes_per_datum)):
+                start, stop = stop, stop + len(batch[0])
+                for tensor in filter(torch.is_floating_point, batch):
+                    finite[start:stop] &= tensor.detach().isfinite().reshape(len(tensor), -1).all(1).cpu()
         return finite.nonzero().flatten()
-
-    def select(self, indices: Tensor, device: torch.device) -> tuple[Any, ...]:
-        """Return the arguments with chosen data, on a device."""
-        return tuple(
-            arg[indices.to(arg.device)].to(device) if isinstance(arg, Tensor) else arg for arg in self.arguments
-        )
 
     def fingerprint(self) -> str:
         """Return the SHA-1 of the data, by which two results are known to be of the same."""
-        return fingerprint(self.tensors)
+        return self.source.fingerprint()
+
+    def _arguments(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
+        arguments: list[Any] = [tensor.to(device) for tensor in batch]
+        for place, other in self.others.items():  # in the order of their places
+            arguments.insert(place, other)
+        return tuple(arguments)
+
+
+def _check_half(name: str, dtypes: list[Any]) -> None:
+    """Refuse half precision.
+
+    Raises:
+        ValueError: If a dtype, of torch or NumPy, has 16 bits.
+    """
+    for dtype in dtypes:
+        if dtype in HALF or (isinstance(dtype, np.dtype) and dtype == np.float16):
+            raise ValueError(
+                f"{name} is in half precision, {dtype}, whose rounding errors are larger than Monte Carlo errors; pass "
+                f"{name} as float32, and precision='bfloat16' for fast products"
+            )

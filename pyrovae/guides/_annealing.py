@@ -1,9 +1,19 @@
 r"""Annealed importance sampling from a fitted mixture, in the coordinates in which its normal density is standard.
 
 With :math:`u = m + A v` for the fitted density :math:`N(m, A A^\top)`, the posterior of v is close to a standard normal
-density. So one step size serves all dimensions, and few temperatures are needed. The chains start from the mixture, and
-their weights are those of :func:`pyrovae.evaluation.ais`.
+density, so one step size serves all dimensions. Between the mixture :math:`q(v)` and the posterior lie
+
+.. math:: f_t(v) = q(v)^{1 - \beta_t}\, p(x, v)^{\beta_t}, \qquad 0 = \beta_0 < \dots < \beta_T = 1.
+
+A chain makes one Hamiltonian transition of a few leapfrog steps at each t. Values and gradients of log p and log q at a
+state serve all temperatures, so that a transition costs no more than its leapfrog steps. The weight of a chain is that
+of :func:`pyrovae.evaluation.ais`, unbiased for any number of temperatures. Step sizes come from chains that are thrown
+away.
+
+Source: *Annealed Importance Sampling* (Neal, 2001).
 """
+
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -11,48 +21,126 @@ from torch import Tensor
 from pyrovae.guides._mixture import Mixture
 from pyrovae.guides._posterior import Posterior
 
+PILOT_CHAINS = 8
+WARM_UP = 10  # moves of the pilot that find the first step size
+ACCEPTANCE = 0.65  # near the optimum of HMC in many dimensions
 
-class Whitened:
-    """A posterior and a mixture in the coordinates of the mixture's normal density.
+
+class State(NamedTuple):
+    """Chains with the values and gradients of both log-densities.
+
+    Attributes:
+        v: Positions, shape ``(num_chains, N, D)``.
+        log_p: log p(x, v), shape ``(num_chains, N)``, nats.
+        log_q: Log-density of the mixture, likewise.
+        slope_p: Gradient of log p(x, v), shape ``(num_chains, N, D)``.
+        slope_q: Gradient of the mixture's log-density, likewise.
+    """
+
+    v: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    slope_p: Tensor
+    slope_q: Tensor
+
+    def value(self, beta: float) -> Tensor:
+        """Return the log-density at an inverse temperature."""
+        return beta * self.log_p + (1 - beta) * self.log_q
+
+    def slope(self, beta: float) -> Tensor:
+        """Return its gradient."""
+        return beta * self.slope_p + (1 - beta) * self.slope_q
+
+    def where(self, condition: Tensor, other: Self) -> Self:
+        """Take the chains where ``condition``, ``(num_chains, N)``, holds from here, and the rest from ``other``."""
+        pairs = zip(self, other, strict=True)
+        return type(self)(*(torch.where(condition[..., None] if a.ndim == 3 else condition, a, b) for a, b in pairs))
+
+
+class Annealing:
+    """Chains between mixtures and posteriors of N data.
 
     Args:
         posterior: Posteriors of N data.
-        mixture: Mixtures for them.
+        mixture: Mixtures that score given values.
+        num_temperatures: Number of densities after the mixture, T.
+        num_leapfrog: Leapfrog steps of a transition.
+        batch_size: Number of states that are evaluated together, at most; by default all.
 
     Attributes:
-        size: Number of data, N.
-        dim: Number of latent dimensions, D.
         evaluations: Evaluations of log p(x, u) for each datum so far; a gradient counts 3.
+        acceptance: Mean acceptance probability of the chains of each datum, shape ``(N,)``.
     """
 
-    def __init__(self, posterior: Posterior, mixture: Mixture) -> None:
+    def __init__(
+        self,
+        posterior: Posterior,
+        mixture: Mixture,
+        num_temperatures: int,
+        num_leapfrog: int = 1,
+        batch_size: int | None = None,
+    ) -> None:
         self.posterior, self.mixture, self.density = posterior, mixture, mixture.density
-        self.size, self.dim, self.evaluations = posterior.size, posterior.dim, 0
+        self.num_leapfrog, self.evaluations, self.batch_size = num_leapfrog, 0, batch_size
+        ramp = torch.sigmoid(torch.linspace(-3, 3, num_temperatures + 1, dtype=torch.float64))
+        self.betas = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
+        self.steps = self._tune()
+        self.acceptance = torch.zeros_like(self.steps[0])
 
-    def draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Draw v from the mixture, shape ``(num_samples, N, D)``, with its log-density, ``(num_samples, N)``."""
-        drawn = self.mixture.draw(num_samples)
-        self.evaluations += num_samples
-        return self._standard(drawn.u), drawn.log_q + self.density.log_det
+    def log_weights(self, num_chains: int) -> Tensor:
+        """Run chains, and return their log-weights, shape ``(num_chains, N)``, nats."""
+        state = self._start(num_chains)
+        log_w = self.betas[1] * (state.log_p - state.log_q)
+        for t in range(1, len(self.betas) - 1):
+            state, acceptance = self._move(state, self.betas[t], self.steps[t - 1])
+            self.acceptance += acceptance.mean(0) / (len(self.betas) - 2)
+            log_w = log_w + (self.betas[t + 1] - self.betas[t]) * (state.log_p - state.log_q)
+        return log_w
 
-    def log_densities(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x, v) and the log-density of the mixture at v, shapes ``(num_samples, N)``, nats."""
-        self.evaluations += len(v)
-        u = self.density.place(v)
-        log_joint, log_guide = self.posterior.log_densities(u)
-        log_det = self.density.log_det
-        return log_joint + log_det, self.mixture.log_density(u, log_guide) + log_det
+    def _start(self, num_chains: int) -> State:
+        drawn = self.mixture.draw(num_chains)
+        self.evaluations += num_chains
+        centered = (drawn.u - self.density.mean).movedim(0, 1)
+        return self._state((centered @ self.density.inverse_root.mT).movedim(1, 0))
 
-    def value_and_gradient(self, v: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-        """Return a log-density between mixture and posterior, and its gradient."""
-        self.evaluations += 2 * len(v)
+    def _state(self, v: Tensor) -> State:
+        """Evaluate both log-densities and their gradients."""
+        self.evaluations += 3 * len(v)
+        rows = len(v) if self.batch_size is None else max(1, self.batch_size // v.shape[1])
+        parts = [self._evaluated(part) for part in v.split(rows)]
+        return State(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _evaluated(self, v: Tensor) -> State:
         with torch.enable_grad():
             at = v.detach().requires_grad_()
-            log_joint, log_mixture = self.log_densities(at)
-            value = beta * log_joint + (1 - beta) * log_mixture
-            (gradient,) = torch.autograd.grad(value.sum(), at)
-        return value.detach(), gradient
+            u = self.density.place(at)
+            log_p, log_guide = self.posterior.log_densities(u)
+            log_q = self.mixture.log_density(u, log_guide)
+            (slope_p,) = torch.autograd.grad(log_p.sum(), at, retain_graph=True)
+            (slope_q,) = torch.autograd.grad(log_q.sum(), at)
+        log_det = self.density.log_det
+        return State(v.detach(), log_p.detach() + log_det, log_q.detach() + log_det, slope_p, slope_q)
 
-    def _standard(self, u: Tensor) -> Tensor:
-        centered = (u - self.density.mean).movedim(0, 1)
-        return (centered @ self.density.inverse_root.mT).movedim(1, 0)
+    def _move(self, state: State, beta: float, step: Tensor) -> tuple[State, Tensor]:
+        """Make one transition of each chain, and return the acceptance probabilities, shape ``(num_chains, N)``."""
+        size = step[:, None]
+        momentum = torch.randn_like(state.v)
+        energy = momentum.square().sum(-1) / 2 - state.value(beta)
+        momentum = momentum + size / 2 * state.slope(beta)
+        moved = state
+        for i in range(self.num_leapfrog):
+            moved = self._state(moved.v + size * momentum)
+            momentum = momentum + (size if i < self.num_leapfrog - 1 else size / 2) * moved.slope(beta)
+        change = energy - (momentum.square().sum(-1) / 2 - moved.value(beta))
+        acceptance = change.clamp(max=0).exp().nan_to_num(nan=0.0)
+        return moved.where(torch.rand_like(acceptance) < acceptance, state), acceptance
+
+    def _tune(self) -> list[Tensor]:
+        """Return the step sizes of each datum at each temperature, shape ``(N,)``, from chains of their own."""
+        state = self._start(PILOT_CHAINS)
+        step, steps = state.log_p.new_full((self.posterior.size,), self.posterior.dim**-0.25), []
+        for t in (*[1] * WARM_UP, *range(1, len(self.betas) - 1)):
+            state, acceptance = self._move(state, self.betas[t], step)
+            steps.append(step)
+            step = step * (acceptance.mean(0) - ACCEPTANCE).mul(0.5).exp()
+        return steps[WARM_UP:]

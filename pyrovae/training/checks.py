@@ -7,7 +7,7 @@ would be that of one mini-batch.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -150,9 +150,9 @@ def _has_local_parameters(guide: Any) -> bool:
     return isinstance(guide, AutoGuide) and not any(isinstance(part, AutoCallable) for part in parts)
 
 
-def materialize(guide: Any, batch: Batch) -> None:
-    """Run an autoguide that has not run yet, which makes its parameters, some of them at random."""
+def materialize(guide: Any, first: Callable[[], Batch]) -> None:
+    """Run an autoguide that has not run yet on the first data; the run makes its parameters, some of them at random."""
     parts = guide.modules() if isinstance(guide, torch.nn.Module) else ()
     if any(isinstance(part, AutoGuide) and part.prototype_trace is None for part in parts):
         with torch.no_grad(), pyro.poutine.block():
-            guide(*batch)
+            guide(*first())

@@ -16,12 +16,13 @@ from torch import nn
 
 from pyrovae import parallel
 from pyrovae._warnings import find_stack_level
-from pyrovae.arguments import Data, as_device
+from pyrovae.arguments import as_device
 from pyrovae.isolation import isolated, owners, seeded
 from pyrovae.training.annealing import KLWarmup, kl_weight
-from pyrovae.training.batches import Batches, TensorSource, Transform
+from pyrovae.training.batches import Batches, Transform
 from pyrovae.training.checkpoints import Checkpoints
 from pyrovae.training.checks import materialize
+from pyrovae.training.data import as_training_data
 from pyrovae.training.description import Description, as_number, of_module, of_object, of_trained, plain
 from pyrovae.training.gradients import Gradients
 from pyrovae.training.gradients.eager import EagerGradients
@@ -49,12 +50,12 @@ if TYPE_CHECKING:
 
 def fit(
     module: nn.Module | tuple[Program, Program],
-    train: Data,
-    valid: Data | None = None,
+    train: Any,
+    valid: Any = None,
     *,
     objective: ELBO | None = None,
     epochs: int = 100,
-    batch_size: int = 100,
+    batch_size: int | None = None,
     learning_rate: float = 1e-3,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
@@ -85,8 +86,9 @@ def fit(
 
     With a folder for checkpoints, the same call goes on from the last one, after whatever ended the run, and with more
     epochs than it had, beyond its end. On a CPU the parameters are then, bit for bit, those of a run that was never
-    interrupted. On Ctrl-C and SIGTERM the step in progress ends and is saved before the run stops; a SIGTERM then takes
-    its usual course, the end of the process.
+    interrupted. There are two exceptions: a stream continues with a new pass, and worker processes that change data at
+    random draw anew. On Ctrl-C and SIGTERM the step in progress ends and is saved before the run stops; a SIGTERM then
+    takes its usual course, the end of the process.
 
     In processes that have joined (:mod:`pyrovae.parallel`), each takes a slice of every batch, and all end alike. The
     following raise an error, because the result would differ from a single-process run: objectives that are no sum over
@@ -99,13 +101,17 @@ def fit(
             ``(model, guide)`` of Pyro programs, autoguides among them; or a module with ``loss(*data)``, a mean over
             the data, such as :class:`pyrovae.autoencoders.Autoencoder`, for which "bound" means minus the loss.
             Parameters of ``pyro.param`` and ``pyro.module`` are trained too.
-        train: Training data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension, which the
-            programs get as several arguments. Kept on the device. NaN may mean missing where the program handles it.
-        valid: Validation data, likewise.
+        train: Training data of any kind that :mod:`pyrovae.data.sources` lists: a tensor, NumPy array or pandas
+            DataFrame of shape ``(N, *event)``, or a tuple of these, which the programs get as several arguments; a
+            NumPy memmap, a ``Dataset`` or a ``DataLoader``. Data in memory are kept on the device; others are read
+            batch by batch, on CUDA through page-locked memory. A stream without a length is read once to count its
+            data, and an epoch has as many batches as that pass. NaN may mean missing where the program handles it.
+        valid: Validation data, likewise; a stream is read into memory.
         objective: A Pyro ELBO, such as :class:`pyrovae.objectives.IWAE`; by default ``Trace_ELBO()``. Objectives that
             Pyro compiles (``JitTrace_ELBO``) are not supported.
         epochs: Largest number of passes over the training data.
-        batch_size: Data per batch; the last batch of an epoch may be shorter. One batch of all data keeps their order.
+        batch_size: Data per batch, by default those of the ``DataLoader``, or 100; the last batch of an epoch may be
+            shorter. One batch of all data keeps their order.
         learning_rate: Given to the optimizer as ``lr``.
         optimizer: Called as ``optimizer(parameters, lr=learning_rate)``; by default one fused Adam for all parameters.
         scheduler: Called on the optimizer, returns a schedule of the learning rate. A ``ReduceLROnPlateau`` is given
@@ -115,7 +121,8 @@ def fit(
         kl_warmup: Number of epochs over which the weight of the latent sites grows linearly to 1; or a function that
             returns the weight after so many epochs, counted with fractions, such as a cyclical schedule. Patience and
             best weights count the epochs that end with a weight of 1.
-        transform: Applied to the tensors of every training batch on the device, such as :func:`pyrovae.data.binarize`.
+        transform: Applied to the tensors of every training batch on the device, such as :func:`pyrovae.data.binarize`,
+            or ``lambda x: x.float() / 255`` for images stored as bytes. Validation data are not transformed.
         accumulate: Number of batches whose gradients are added up for one step of the optimizer. The step is that of
             one batch of all of their data.
         patience: Stop after so many epochs without a better bound on the validation data.
@@ -154,7 +161,7 @@ def fit(
         The history, in nats per datum.
 
     Raises:
-        TypeError: If there is neither a model and guide nor a loss, data are no tensors, or a count is no integer.
+        TypeError: If there is neither a model and guide nor a loss, data are of another kind, or a count is no integer.
         ValueError: If data are empty, of different lengths, NaN or infinite where the program cannot handle that, too
             large, or outside the likelihood's support; if model and guide disagree; if a site outside the data plate
             would be trained on mini-batches that are not scaled to all data; if an option is out of range; if the
@@ -205,7 +212,7 @@ def fit(
         scheduler_step=scheduler_step,
         callback=callback,
         epochs=epochs,
-        batch_size=batch_size,
+        batch_size=1 if batch_size is None else batch_size,
         accumulate=accumulate,
         checkpoint_every=checkpoint_every,
         tensorboard_every=tensorboard_every,
@@ -218,19 +225,20 @@ def fit(
     if patience is not None:
         observers.append(Patience(patience))
     where = _device(trained, device)
-    source = TensorSource("train", train, where)
-    held_out = None if valid is None else TensorSource("valid", valid, where)
-    parallel.check_same("data of a training", (*source.tensors, *(held_out.tensors if held_out else ())))
+    source = as_training_data("train", train, where)
+    held_out = None if valid is None else as_training_data("valid", valid, where, held_out=True)
+    parallel.check_same("data of a training", (data.digest() for data in (source, held_out) if data is not None))
     trained.to(where)
     products = _products(precision, source.device)
     loss = _loss(trained, objective, products)
-    batches = Batches(source, batch_size, transform, accumulate)
-    plan = Plan(batches, None if held_out is None else Batches(held_out, batch_size), epochs, kl_warmup, scheduler_step)
+    size = batch_size or source.batch_size or 100
+    batches = Batches(source, size, transform, accumulate)
+    plan = Plan(batches, None if held_out is None else Batches(held_out, size), epochs, kl_warmup, scheduler_step)
     _warn_of_warmup(kl_warmup, epochs)
     with seeded(seed):
         tensors = Tensors(trained, {})
         if hasattr(trained, "guide"):
-            materialize(trained.guide, batches.first(batch_size))
+            materialize(trained.guide, partial(batches.first, size))
         check_data(loss, batches, tensors)
         if plan.valid is not None:
             check_data(loss, plan.valid, tensors)

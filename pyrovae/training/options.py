@@ -9,14 +9,14 @@ from pyro.infer import ELBO
 from torch import nn
 
 from pyrovae._warnings import find_stack_level
-from pyrovae.arguments import Data, check_whole
+from pyrovae.arguments import check_whole
 from pyrovae.training.run import SchedulerStep
 from pyrovae.training.steps import NonFinite
 
 
 def check_options(
     module: nn.Module,
-    valid: Data | None,
+    valid: Any,
     objective: Any,
     *,
     learning_rate: float,

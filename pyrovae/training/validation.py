@@ -30,14 +30,14 @@ def check_data(loss: Loss, batches: Batches, tensors: Tensors) -> None:
             try:
                 is_finite = loss.check(batch, len(batches.source))
             except FloatingPointError as error:
-                batches.source.check_finite()
+                batches.check()
                 _check_scale(error, tensors.module, batch)
                 raise
-            except (ValueError, RuntimeError):
-                batches.source.check_finite()
+            except (ValueError, RuntimeError) as error:
+                batches.check(error)
                 raise
             if not is_finite:
-                batches.source.check_finite()
+                batches.check()
     known = {id(tensor) for tensor in (*tensors.module.parameters(), *tensors.stored.values())}
     for name, site in capture.trace.nodes.items():
         value: Any = site["value"]

@@ -19,7 +19,7 @@ data share a guide, so their k are alike. With mean :math:`\mu` and variance :ma
 .. math:: \text{mean } \frac{\tilde k / s^2 + \mu / \tau^2}{1 / s^2 + 1 / \tau^2}, \qquad
     \text{variance } \frac{1}{1 / s^2 + 1 / \tau^2}.
 
-An estimate is called reliable if mean plus standard deviation are at most 0.65, and at most
+An estimate is called reliable if the mean plus half a standard deviation is at most 0.65, and at most
 :math:`1 - 1 / \log_{10} K`. Normal proposals that pass have 95% intervals that cover 80% to 95%; at 0.7 they would
 cover 70%, as k-hat approaches k from below. For fewer than 20 data the mean of k over the data is not known, and
 :math:`\tilde k` and :math:`s` stand for the posterior.
@@ -43,6 +43,7 @@ REMEDIES = {
 THRESHOLD = 0.65  # of k with its error; see above
 FEW_DATA = 20  # below that, k-hat is not shrunk towards its mean over the data
 FEW_WEIGHTS = 100  # below that, k-hat says next to nothing, and the error alone decides
+LEAST_ACCEPTANCE = 0.3  # of annealed chains, below which they hardly move
 R_HAT = 1.05  # above that, the chains of a sampler have not mixed
 
 
@@ -123,7 +124,7 @@ def is_tail_light(pareto_k: Any, num_samples: int) -> np.ndarray:
         num_samples: Draws per datum.
     """
     mean, deviation = tail_shape(pareto_k, num_samples)
-    return mean + deviation <= min(THRESHOLD, 1 - 1 / np.log10(num_samples))
+    return mean + deviation / 2 <= min(THRESHOLD, 1 - 1 / np.log10(num_samples))
 
 
 def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
@@ -132,7 +133,7 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     * ``"proposal too narrow"``: the tail of the weights is too heavy, as k-hat with its error exceeds 0.65. There is
       posterior mass where the proposal has next to none, which its draws rarely show, so estimates are too low on
       average, and a single one may be off by more than ``mcse``. A proposal in the wrong place counts as such. So do
-      chains of a sampler that have not mixed (R-hat above 1.05).
+      chains of a sampler that have not mixed (R-hat above 1.05), or that hardly move (acceptance below 0.3).
     * ``"more draws"``: ``mcse`` exceeds the precision, or the draws are fewer than :func:`draws_needed`.
     * ``"no estimate"``: the estimate is NaN, or -inf since no draw had a weight.
     * ``"reliable"``: none of these.
@@ -185,6 +186,8 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
         needed = np.ceil(weights * np.maximum((results.mcse / precision) ** 2, 1.0))
     if "r_hat" in results:
         verdict = verdict.where(results.r_hat <= R_HAT, TOO_NARROW)
+    if "acceptance" in results:
+        verdict = verdict.where(results.acceptance >= LEAST_ACCEPTANCE, TOO_NARROW)
     few = (results.mcse > precision) & (verdict == RELIABLE)
     verdict = verdict.where(~few, MORE_DRAWS)
     if "reliable" in results:

@@ -19,7 +19,7 @@ The step sizes are found for every t and datum by chains that are thrown away, s
 transitions; otherwise the weights would not be unbiased.
 """
 
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -234,31 +234,10 @@ def _summary(log_weights: Tensor) -> dict[str, Tensor]:
     }
 
 
-class Annealed(Protocol):
-    """Densities of N data between which chains are annealed.
-
-    Attributes:
-        size: Number of data, N.
-        dim: Number of dimensions, D.
-    """
-
-    size: int
-    dim: int
-
-    def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
-        """Draw from the first density, shape ``(num_draws, N, D)``, with its log-density, ``(num_draws, N)``."""
-
-    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last and the first log-density at u, shapes ``(num_draws, N)``, nats."""
-
-    def value_and_gradient(self, u: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-        """Return a log-density between them, and its gradient."""
-
-
 class Path:
     """The densities between guide and posterior of some data, and tuned transitions that leave each invariant."""
 
-    def __init__(self, target: Annealed, num_temperatures: int, num_leapfrog: int) -> None:
+    def __init__(self, target: Target, num_temperatures: int, num_leapfrog: int) -> None:
         self.target, self.num_leapfrog = target, num_leapfrog
         draws, _ = target.draw(64)
         self.scale = draws.std(0)  # of the guide in each dimension, shape (N, D)

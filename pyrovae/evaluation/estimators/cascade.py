@@ -3,9 +3,10 @@ r"""The estimate of log p(x) to quote: for each datum, the cheapest estimator th
 The stages of a datum are
 
 1. *guide*: importance sampling with draws from the guide, if a pilot of them says that it is a good proposal;
-2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`;
-3. *annealed*: annealed importance sampling from that mixture, with twice as many temperatures until the estimate has
-   the wanted precision or the budget is spent.
+2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`, and with four times
+   as many if the error alone is too large;
+3. *annealed*: annealed importance sampling from the fitted density and the guide, with twice as many temperatures until
+   the estimate has the wanted precision or the budget is spent.
 
 Each stage makes fresh draws, from a proposal that is fixed before. The pilot decides about the first stage only, so
 that an estimate by the guide is not selected by its own draws. An estimate by the mixture is kept if k-hat and the
@@ -31,7 +32,6 @@ from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, is_tail_light
-from pyrovae.evaluation.estimators.ais import Path
 from pyrovae.evaluation.problem import Batch, Options, Problem, SharedOptions
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.unconstrained import Space, Target
@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 STAGES = ("guide", "refined", "annealed")
 PILOT = 256  # draws of the guide that decide whether it is a good proposal
 GOOD_K, GOOD_ESS = 0.4, 0.2  # k-hat of the pilot, and its effective sample size as a share
-LIGHT_K = 0.7  # k-hat of a stage's own draws, above which the next stage follows
-NUM_CHAINS, NUM_LEAPFROG, FIRST_TEMPERATURES = 100, 3, 10
+LIGHT_K = 0.62  # k-hat of a stage's own draws, above which the next stage follows; its error is 0.13
+MORE, MORE_DRAWS_K = 4, 0.75  # more draws from the same mixture help, as many times, if k-hat is below
+NUM_CHAINS, NUM_LEAPFROG, FIRST_TEMPERATURES = 100, 2, 40
+LEAST_ACCEPTANCE = 0.3  # of transitions, below which chains stand still, and their weights say nothing
 DISAGREEMENT = 5.0  # errors by which another estimate may exceed the reported one
 
 
@@ -54,7 +56,7 @@ def log_likelihood(
     *,
     precision: float = 0.1,
     num_samples: int = 2000,
-    budget: int = 60_000,
+    budget: int = 40_000,
     product_precision: Precision | None = None,
     **options: Unpack[SharedOptions],
 ) -> "xr.Dataset":
@@ -78,8 +80,8 @@ def log_likelihood(
     Returns:
         Dataset with dimension ``datum``: ``log_likelihood``, nats; ``mcse``, its Monte Carlo standard error;
         ``pareto_k``, k-hat of the weights; ``ess``, their effective number; ``estimator``, ``"guide"``, ``"refined"``
-        or ``"annealed"``; ``evaluations`` of log p(x, z) spent, where a gradient counts 3; and ``reliable``. Attributes
-        as those of :func:`evaluate`, with the share of reliable data.
+        or ``"annealed"``; ``draws``, the number of weights; ``evaluations`` of log p(x, z) spent, where a gradient
+        counts 3; and ``reliable``. Attributes as those of :func:`evaluate`, with the share of reliable data.
 
     Raises:
         TypeError: As :func:`evaluate`.
@@ -118,7 +120,7 @@ def log_likelihood(
         wanted_precision=precision,
         budget=budget,
     )
-    return _judged(result, precision, num_samples)
+    return _judged(result, precision)
 
 
 class Cascade:
@@ -171,44 +173,28 @@ class Cascade:
             part = batch if len(indices) == batch.size else self._part(batch, indices)
             log_weights = self._weights(part, self.num_samples)
             found = log_weights if part.size == len(indices) else log_weights[:, indices]
-            rows.put(indices, bounds.of_valid(found, _summary), stage=0, evaluations=self.num_samples)
-            passed = self._passes(rows, indices)
+            counts = {"draws": self.num_samples, "evaluations": self.num_samples}
+            rows.put(indices, bounds.of_valid(found, _summary), stage=0, **counts)
+            passed = self.passes(rows, indices)
             good[indices[~passed]] = self.refined is None
         return (~good).nonzero().flatten()
 
     def _by_mixture(self, batch: Batch, rows: "Rows", pending: Tensor) -> Tensor:
         """Estimate data by their refined mixtures, then by annealing, and return the indices that are left."""
-        from pyrovae.guides._annealing import Whitened
-        from pyrovae.guides._mixture import Draws, Mixture
         from pyrovae.guides._regression import fit
-        from pyrovae.guides.refined import scores_slowly
 
         whole = Target(self.refined.space(self.problem), batch, amortized=True)
         target = whole if len(pending) == batch.size else whole.subset(pending)
         fitted = fit(target, batch_size=self.problem.affordable)
         rows.evaluations[pending] += fitted.evaluations.cpu()
-        slow = any(map(scores_slowly, whole.space.sites.values()))
-        mixture = Mixture(target, fitted.density, self.refined.members, failed=fitted.failed, score_guide=not slow)
-        chunk = max(1, self.problem.affordable // target.size)
-        counts = [min(chunk, self.num_samples - done) for done in range(0, self.num_samples, chunk)]
-        drawn = Draws.cat([mixture.draw(count).without_values() for count in counts])
-        found = bounds.of_valid(drawn.log_weights, _summary)
-        found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
-        rows.put(pending, found, stage=1, evaluations=self.num_samples)
-        left = pending[~self._passes(rows, pending)]
+        stages = _Stages(self, rows, pending, target, fitted)
+        left = stages.refined(pending, self.num_samples)
+        light = left[rows.pareto_k[left] <= MORE_DRAWS_K]
+        left = torch.cat([left[rows.pareto_k[left] > MORE_DRAWS_K], stages.refined(light, MORE * self.num_samples)])
+        left = left[~torch.isin(left, pending[fitted.failed.cpu()])]  # no gradient, no chain that moves
         temperatures = FIRST_TEMPERATURES
-        while len(left):
-            inside = torch.isin(pending, left).nonzero().flatten()
-            part = target if len(left) == target.size else target.subset(inside)
-            density, failed = fitted.density.select(inside), fitted.failed[inside]
-            start = Mixture(part, density, self.refined.members, failed=failed, score_guide=True)
-            whitened = Whitened(part, start)
-            if float(rows.evaluations[left].min()) + _cost(temperatures) > self.budget:
-                break
-            path = Path(whitened, temperatures, NUM_LEAPFROG)
-            log_weights = path.upwards(NUM_CHAINS)
-            rows.put(left, bounds.of_valid(log_weights, _summary), stage=2, evaluations=whitened.evaluations)
-            left = left[~self._passes(rows, left)]
+        while len(left) and float(rows.evaluations[left].max()) + _cost(temperatures) <= self.budget:
+            left = stages.annealed(left, temperatures)
             temperatures *= 2
         return left
 
@@ -228,10 +214,65 @@ class Cascade:
     def _part(self, batch: Batch, indices: Tensor) -> Batch:
         return self.problem.select(batch, indices) if self.problem.probe.cuttable else batch
 
-    def _passes(self, rows: "Rows", indices: Tensor) -> Tensor:
+    def passes(self, rows: "Rows", indices: Tensor) -> Tensor:
         """Return whether the estimates of data need no further stage."""
         light = (rows.pareto_k[indices] <= LIGHT_K) | (rows.stage[indices] == 2)
         return light & (rows.mcse[indices] <= self.precision) & ~rows.disagrees()[indices]
+
+
+class _Stages:
+    """The stages that start from fitted densities, for the data of a batch that the guide leaves.
+
+    Args:
+        cascade: The cascade.
+        rows: The estimates so far.
+        pending: Indices in the batch of the data that were fitted, shape ``(n,)``.
+        target: Their posteriors.
+        fitted: Their densities.
+    """
+
+    def __init__(self, cascade: Cascade, rows: "Rows", pending: Tensor, target: Target, fitted: Any) -> None:
+        self.cascade, self.rows, self.pending, self.target, self.fitted = cascade, rows, pending, target, fitted
+
+    def refined(self, indices: Tensor, num_samples: int) -> Tensor:
+        """Estimate data by draws from their mixtures, and return the indices of those that do not pass."""
+        from pyrovae.guides._mixture import MEMBERS, Draws
+        from pyrovae.guides.refined import scores_slowly
+
+        if not len(indices):
+            return indices
+        slow = any(map(scores_slowly, self.target.space.sites.values()))
+        target, mixture = self._mixture(indices, MEMBERS, score_guide=not slow)
+        chunk = max(1, self.cascade.problem.affordable // target.size)
+        counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
+        drawn = Draws.cat([mixture.draw(count).without_values() for count in counts])
+        found = bounds.of_valid(drawn.log_weights, _summary)
+        found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
+        self.rows.put(indices, found, stage=1, draws=num_samples, evaluations=num_samples)
+        return indices[~self.cascade.passes(self.rows, indices)]
+
+    def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
+        """Estimate data by chains from their mixtures, and return the indices of those that do not pass."""
+        from pyrovae.guides._annealing import Annealing
+        from pyrovae.guides._mixture import Member
+
+        # Chains from members that reach far would have to come back; the fitted density itself is the better start.
+        target, mixture = self._mixture(indices, (Member(0.9, 0.35),), score_guide=True)
+        size = max(1, self.cascade.problem.affordable // 3)  # a gradient takes more memory
+        annealing = Annealing(target, mixture, temperatures, NUM_LEAPFROG, batch_size=size)
+        found = bounds.of_valid(annealing.log_weights(NUM_CHAINS), _summary)
+        stuck = annealing.acceptance < LEAST_ACCEPTANCE
+        found["log_likelihood"] = torch.where(stuck, math.nan, found["log_likelihood"])
+        self.rows.put(indices, found, stage=2, draws=NUM_CHAINS, evaluations=annealing.evaluations)
+        return indices[~self.cascade.passes(self.rows, indices)]
+
+    def _mixture(self, indices: Tensor, members: Any, *, score_guide: bool) -> tuple[Any, Any]:
+        from pyrovae.guides._mixture import Mixture
+
+        inside = torch.isin(self.pending, indices).nonzero().flatten()
+        target = self.target if len(inside) == self.target.size else self.target.subset(inside)
+        density, failed = self.fitted.density.select(inside), self.fitted.failed[inside]
+        return target, Mixture(target, density, members, failed=failed, score_guide=score_guide)
 
 
 class Rows:
@@ -251,10 +292,10 @@ class Rows:
 
         self.log_likelihood, self.mcse, self.pareto_k, self.ess = empty(), empty(), empty(), empty()
         self.pilot, self.pilot_mcse, self.highest, self.highest_mcse = empty(), empty(), empty(), empty()
-        self.stage = torch.full((size,), -1)
+        self.stage, self.draws = torch.full((size,), -1), torch.zeros(size, dtype=torch.long)
         self.evaluations = torch.zeros(size, dtype=torch.float64)
 
-    def put(self, indices: Tensor, found: dict[str, Tensor], *, stage: int, evaluations: float) -> None:
+    def put(self, indices: Tensor, found: dict[str, Tensor], *, stage: int, draws: int, evaluations: float) -> None:
         """Replace the estimates of some data by those of a stage; a stage without a number replaces nothing."""
         indices = indices.cpu()
         values = {name: column.detach().double().cpu() for name, column in found.items()}
@@ -263,7 +304,7 @@ class Rows:
         self._remember(kept)
         for name in ("log_likelihood", "mcse", "pareto_k", "ess"):
             getattr(self, name)[kept] = values[name][better]
-        self.stage[kept] = stage
+        self.stage[kept], self.draws[kept] = stage, draws
         self.evaluations[indices] += evaluations
 
     def disagrees(self) -> Tensor:
@@ -277,13 +318,13 @@ class Rows:
 
     def columns(self) -> dict[str, Tensor | np.ndarray]:
         """Return the columns by name."""
-        names = np.array([*STAGES, ""])[self.stage.numpy()]
         return {
             "log_likelihood": self.log_likelihood,
             "mcse": self.mcse,
             "pareto_k": self.pareto_k,
             "ess": self.ess,
-            "estimator": names,
+            "stage": self.stage,
+            "draws": self.draws,
             "evaluations": self.evaluations,
             "disagrees": self.disagrees(),
         }
@@ -315,16 +356,19 @@ def _stratified(drawn: Any, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _cost(temperatures: int) -> int:
-    """Return the evaluations of one datum's chains at so many temperatures, without their pilot."""
-    return NUM_CHAINS * (temperatures - 1) * (1 + 3 * (NUM_LEAPFROG + 1))
+    """Return about how many evaluations the chains of a datum take at so many temperatures."""
+    return 3 * NUM_CHAINS * temperatures * NUM_LEAPFROG
 
 
-def _judged(result: "xr.Dataset", precision: float, num_samples: int) -> "xr.Dataset":
+def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
     """Add the verdicts, for which the tail shapes of all data are judged together."""
     reliable = (result.mcse <= precision).values & ~result.disagrees.values
-    for stage in STAGES:
-        chosen = (result.estimator == stage).values
-        if stage != "annealed" and chosen.any():  # whose chains are too few for k-hat
-            reliable[chosen] &= is_tail_light(result.pareto_k.values[chosen], num_samples)
-    found = result.drop_vars("disagrees").assign(reliable=("datum", reliable))
+    for draws in np.unique(result.draws.values):
+        chosen = result.draws.values == draws
+        if draws > FEW_WEIGHTS:  # chains are too few for k-hat
+            reliable[chosen] &= is_tail_light(result.pareto_k.values[chosen], int(draws))
+    estimator = np.array([*STAGES, "none"])[result.stage.values.astype(int)]
+    found = result.drop_vars(["disagrees", "stage"]).assign(
+        estimator=("datum", estimator), reliable=("datum", reliable)
+    )
     return found.assign_attrs(reliable_share=float(reliable.mean()))

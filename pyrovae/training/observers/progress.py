@@ -68,7 +68,7 @@ class Reporter(Observer):
             sum(tensor.numel() for tensor in run.step.gradients.parameters.values()),
             run.state.history.objective,
             len(plan.train.source),
-            " and ".join(map(str, plan.train.source.shapes())),
+            " and ".join(str(tuple(tensor.shape[1:])) for tensor in plan.train.source.datum),
             "no validation data" if plan.valid is None else f"{len(plan.valid.source)} validation data",
             plan.train.source.device,
             progress.epoch,

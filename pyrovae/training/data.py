@@ -1,0 +1,264 @@
+"""The data of a run on its device: tensors in memory, data that are read batch by batch, and streams."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pyrovae.arguments import as_digest
+from pyrovae.data.source import Batch, Source, repeatable
+from pyrovae.data.sources import Stream, as_source
+
+
+class TrainingData(Protocol):
+    """Data from which a run takes its batches.
+
+    Attributes:
+        name: Name of the data in error messages.
+        device: Device of the batches.
+        datum: The first datum, one tensor of shape ``(1, *event)`` for each argument of the programs.
+        batch_size: Batch size that the data bring along, or None.
+    """
+
+    name: str
+    device: torch.device
+    datum: Batch
+    batch_size: int | None
+
+    def __len__(self) -> int:
+        """Return the number of data."""
+
+    def count(self, size: int) -> int:
+        """Return the number of batches of an epoch, if they are of that size."""
+
+    def order(self, size: int) -> Tensor:
+        """Return the order of an epoch, at random.
+
+        One batch of all data keeps their order, because a guide may have parameters for each datum.
+        """
+
+    def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from that of index ``start`` on; without an order, all data as stored."""
+
+    def check_finite(self) -> None:
+        """Raise ValueError if a datum is NaN or infinite; called if a program cannot take the data."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the shapes and a checksum, by which a checkpoint knows its data."""
+
+    def digest(self) -> Tensor:
+        """Return a checksum, by which processes know that they train on the same data."""
+
+
+def as_training_data(name: str, data: Any, device: torch.device | None, *, held_out: bool = False) -> TrainingData:
+    """Return data of any kind as the data of a run.
+
+    Args:
+        name: Name of the data in error messages.
+        data: Data of a kind that :mod:`pyrovae.data.sources` lists.
+        device: Device of the batches; ``None`` leaves them where they are.
+        held_out: Whether every pass must read the same data. A stream is then read into memory.
+
+    Raises:
+        TypeError: If the data are of another kind.
+        ValueError: If the data are empty or differ in length.
+    """
+    source = as_source(name, data, indexed=held_out)
+    if isinstance(source, Stream):
+        return StreamedData(source, device)
+    return DataOnRequest(source, device) if source.tensors() is None else DataInMemory(source, device)
+
+
+class _IndexedData(ABC):
+    """Data of known length that are read by index."""
+
+    def __init__(self, source: Source, device: torch.device | None) -> None:
+        self.source, self.name, self.batch_size = source, source.name, source.batch_size
+        with repeatable():
+            self.datum = source.slice(0, 1)
+        self.device = self.datum[0].device if device is None else device
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def count(self, size: int) -> int:
+        """Return the number of batches of an epoch; the last one may be smaller."""
+        return math.ceil(len(self) / size)
+
+    @abstractmethod
+    def order(self, size: int) -> Tensor:
+        """Return the order of an epoch."""
+
+    @abstractmethod
+    def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
+
+    def check_finite(self) -> None:
+        """Raise ValueError if a datum is NaN or infinite."""
+        self.source.check()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the shapes and a checksum, which are the same for equal data of another kind."""
+        shapes = [[len(self), *tensor.shape[1:]] for tensor in self.datum]
+        return {"shapes": shapes, "SHA-1": self.source.fingerprint()}
+
+    def digest(self) -> Tensor:
+        """Return the checksum."""
+        return as_digest(self.source.fingerprint())
+
+
+class DataInMemory(_IndexedData):
+    """Tensors that are kept on the device, where the loop indexes them."""
+
+    def __init__(self, source: Source, device: torch.device | None) -> None:
+        super().__init__(source, device)
+        tensors = source.tensors()
+        assert tensors is not None
+        self.tensors = tensors if device is None else tuple(tensor.to(device) for tensor in tensors)
+
+    def order(self, size: int) -> Tensor:
+        """Return the order of an epoch, drawn on the device."""
+        count = len(self)
+        return torch.randperm(count, device=self.device) if size < count else torch.arange(count, device=self.device)
+
+    def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
+        order = torch.arange(len(self), device=self.device) if order is None else order
+        for indices in order.split(size)[start:]:
+            yield tuple(tensor[indices] for tensor in self.tensors)
+
+
+class DataOnRequest(_IndexedData):
+    """Data on disk or of a data set, which are read batch by batch and then moved to the device."""
+
+    def order(self, size: int) -> Tensor:
+        """Return the order of an epoch, drawn on the CPU.
+
+        It is drawn for one batch of all data, too, because the seeds of worker processes follow from the generator.
+        """
+        order = torch.randperm(len(self))
+        return order if size < len(self) else order.sort().values
+
+    def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch. A batch is read when its turn comes; worker processes read ahead."""
+        # Workers are seeded by a copy of the global generator. A run that was interrupted starts them once more than a
+        # run that was not, which must not change the noise.
+        generator = torch.Generator()
+        generator.set_state(torch.get_rng_state())
+        order = torch.arange(len(self)) if order is None else order.cpu()
+        read = self.source.batches(
+            size, order[start * size :], generator=generator, pin_memory=self.device.type == "cuda"
+        )
+        for batch in read:
+            yield _moved(batch, self.device)
+
+
+class StreamedData:
+    """A stream, in epochs of as many batches as its first pass has.
+
+    The first pass is made at once and counts the data. A later pass that is shorter is followed by another one in the
+    same epoch; the rest of a longer one is left out.
+
+    Args:
+        stream: The stream. The batches of a ``DataLoader`` are used as they come, unless another size is asked for.
+        device: Device of the batches; ``None`` leaves them where they are.
+
+    Raises:
+        ValueError: If the stream is empty.
+    """
+
+    def __init__(self, stream: Stream, device: torch.device | None) -> None:
+        self.stream, self.name = stream, stream.name
+        sizes, datum = [], None
+        with repeatable():
+            for batch in stream.batches(100):
+                datum = tuple(tensor[:1].clone() for tensor in batch) if datum is None else datum
+                sizes.append(len(batch[0]))
+        if datum is None:
+            raise ValueError(f"{self.name} is empty: its stream ended at once. Give at least one datum.")
+        self.datum, self.total, self.passed = datum, sum(sizes), len(sizes)
+        self.batch_size = max(sizes) if isinstance(stream.data, DataLoader) else None
+        self.device = datum[0].device if device is None else device
+
+    def __len__(self) -> int:
+        return self.total
+
+    def count(self, size: int) -> int:
+        """Return the number of batches of the first pass."""
+        return self.passed if size == self.batch_size else math.ceil(self.total / size)
+
+    def order(self, size: int) -> Tensor:
+        """Return an empty tensor, because the stream has an order of its own."""
+        del size
+        return torch.empty(0, dtype=torch.long)
+
+    def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
+        """Yield as many batches as there are from ``start`` to the end of an epoch, from the beginning of a new pass.
+
+        Raises:
+            ValueError: If a later pass over the stream is empty.
+        """
+        del order
+        left = self.count(size) - start
+        while left > 0:
+            made = 0
+            for batch in islice(self._one_pass(size), left):
+                yield _moved(batch, self.device)
+                made += 1
+            if not made:
+                raise ValueError(
+                    f"{self.name} had {self.total} data in its first pass and none in a later one. Return a new "
+                    f"iterator from its __iter__, because each epoch is a pass."
+                )
+            left -= made
+
+    def check_finite(self) -> None:
+        """Raise ValueError if a datum is NaN or infinite; the message names the batch."""
+        for index, batch in enumerate(self.stream.batches(100)):
+            as_source(f"batch {index} of {self.name}", batch, indexed=True).check()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the shapes; a stream has no checksum."""
+        return {"stream": [list(tensor.shape[1:]) for tensor in self.datum]}
+
+    def digest(self) -> Tensor:
+        """Refuse to train on a stream in several processes.
+
+        Raises:
+            ValueError: In any case.
+        """
+        raise ValueError(
+            f"{self.name} is a stream, of which several processes would read different batches. Pass data with a "
+            f"length, or train in one process."
+        )
+
+    def _one_pass(self, size: int) -> Iterator[Batch]:
+        batches = self.stream.batches(size)
+        return batches if self.batch_size in (None, size) else _resized(batches, size)
+
+
+def _resized(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
+    """Join and split batches to others of a size; the last one may be smaller."""
+    rest: Batch | None = None
+    for batch in batches:
+        held = batch if rest is None else tuple(torch.cat(pair) for pair in zip(rest, batch, strict=True))
+        *full, rest = zip(*(tensor.split(size) for tensor in held), strict=True)
+        if len(rest[0]) == size:
+            full, rest = [*full, rest], None
+        yield from full
+    if rest is not None:
+        yield rest
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch on a device; the copy to CUDA is asynchronous, from page-locked memory."""
+    if device.type != "cuda":
+        return tuple(tensor.to(device) for tensor in batch)
+    return tuple(tensor if tensor.is_cuda else tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
