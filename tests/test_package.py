@@ -77,7 +77,7 @@ def test_importing_loads_no_package_that_is_used_later() -> None:
     assert [name for name in loaded if name.startswith(HEAVY)] == []
 
 
-@pytest.mark.parametrize("name", ["data", "evaluation", "plots"])
+@pytest.mark.parametrize("name", ["evaluation", "guides", "plots"])
 def test_a_lazy_submodule_is_an_attribute_and_can_be_imported(name: str) -> None:
     code = f"""
 import sys, types

@@ -61,6 +61,11 @@ class Space:
         self.dim = sum(map(math.prod, self.shapes.values()))
         self.graphs: dict[tuple[int, ...], Callable[..., Sequence[Tensor]] | None] = {}
 
+    @property
+    def width(self) -> int:
+        """Number of data to which densities are fitted together, within the memory."""
+        return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
+
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the vectors u of values of the latents, shape ``(num_draws, N, D)``."""
         dim = self.problem.data_dim

@@ -2,9 +2,9 @@ r"""A guide fitted to the posterior of each datum.
 
 An amortized guide is a poor proposal for importance sampling if its encoder, or its family, misses a posterior. For
 each datum, :class:`Refined` fits a normal density with full covariance to the posterior, in unconstrained coordinates,
-by stochastic linear regression (:mod:`pyrovae.guides._regression`). The proposal is a fixed mixture of wider copies of
-this density and of the guide itself (:mod:`pyrovae.guides._mixture`). It is fixed before the draws that count, so the
-estimate of p(x) is unbiased, and its logarithm is a lower bound in expectation.
+by stochastic linear regression (:mod:`pyrovae._refinement.regression`). The proposal is a fixed mixture of wider copies
+of this density and of the guide itself (:mod:`pyrovae._refinement.mixture`). It is fixed before the draws that count,
+so the estimate of p(x) is unbiased, and its logarithm is a lower bound in expectation.
 
 Source: *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
 2013), for the fit; *Safe and Effective Importance Sampling* (Owen and Zhou, 2000), for mixtures with a safe member.
@@ -18,12 +18,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyrovae._refinement.mixture import MEMBERS, Member, Mixture
+from pyrovae._refinement.regression import Fit, fit
+from pyrovae._refinement.scoring import scores_slowly
 from pyrovae._waist.sites import Program
-from pyrovae.distributions import NormalizingFlow
 from pyrovae.evaluation.problem import Batch, Drawn, Problem
 from pyrovae.evaluation.unconstrained import Space, Target
-from pyrovae.guides._mixture import MEMBERS, Member, Mixture
-from pyrovae.guides._regression import Fit, fit
 
 
 class Refined:
@@ -92,14 +92,9 @@ class Refined:
         """Find the space of an opened problem, before its first batch."""
         self._spaces, self._fitted = {id(problem): Space(problem)}, None
 
-    def space(self, problem: Problem) -> Space:
-        """Return the space of an opened problem."""
-        return self._spaces[id(problem)]
-
     def width(self, problem: Problem) -> int:
         """Return the number of data that are fitted together."""
-        points = 2 * self._spaces[id(problem)].dim
-        return max(8, min(64, problem.affordable // max(1, points // 8)))
+        return self._spaces[id(problem)].width
 
     def draw(self, problem: Problem, batch: Batch, num_draws: int) -> Drawn:
         """Draw from the mixture of each datum."""
@@ -122,7 +117,7 @@ class Refined:
         target, fitted = self.fit(problem, batch)
         score_guide = self.score_guide if score_guide is None else score_guide
         if score_guide is None:
-            score_guide = not any(map(scores_slowly, target.space.sites.values()))
+            score_guide = not any(scores_slowly(site["fn"]) for site in target.space.sites.values())
         options: Any = {"failed": fitted.failed, "score_guide": score_guide}
         return target, Mixture(target, fitted.density, self.members, **options)
 
@@ -172,20 +167,3 @@ class _Scored(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density that is held."""
         return self.log_q + torch.zeros_like(value)
-
-
-def scores_slowly(site: Any) -> bool:
-    """Return whether a site's density at given values takes a pass for each latent dimension."""
-    distribution: Any = site["fn"]
-    while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
-        distribution = distribution.base_dist
-    transforms: list[Any] = list(getattr(distribution, "transforms", ()))
-    if isinstance(distribution, NormalizingFlow):
-        transforms = [distribution.transform]
-    return any("utoregressive" in name for transform in transforms for name in _names(transform))
-
-
-def _names(transform: Any) -> list[str]:
-    """Return the class names of a transform and of its parts, without those of inverses of autoregressive layers."""
-    parts = getattr(transform, "transforms", None) or getattr(transform, "parts", None)
-    return [type(transform).__name__] + [name for part in parts or () for name in _names(part)]

@@ -27,6 +27,10 @@ import torch
 from torch import Tensor
 
 from pyrovae._compilation.precision import Precision
+from pyrovae._refinement.annealing import Annealing
+from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
+from pyrovae._refinement.regression import Fit, fit
+from pyrovae._refinement.scoring import scores_slowly
 from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
@@ -135,27 +139,21 @@ class Cascade:
 
     def __init__(self, problem: Problem, precision: float, num_samples: int, budget: int) -> None:
         self.problem, self.precision, self.num_samples, self.budget = problem, precision, num_samples, budget
-        self.refined: Any = None
+        self.space: Space | None = None
 
     def open(self) -> int:
         """Find out whether the latent sites can be refined, and return the number of data for a batch."""
-        from pyrovae.guides import Refined  # whose module takes proposals from this package
-
-        problem, proposal = self.problem, self.problem.proposal
-        self.refined = proposal if isinstance(proposal, Refined) else Refined(problem.model, problem.guide)
         try:
-            Space(problem)
+            self.space = Space(self.problem)
         except ValueError:  # of discrete or periodic latents, points, and random guides
-            self.refined = None
-            return problem.width(self.num_samples)
-        self.refined.open(problem)
-        return self.refined.width(problem)
+            return max(1, self.problem.affordable // self.num_samples)
+        return self.space.width
 
     def columns(self, batch: Batch) -> dict[str, Tensor | np.ndarray]:
         """Return the columns of a batch."""
         rows = Rows(batch.size)
         pending = self._by_guide(batch, rows)
-        if self.refined is not None and len(pending):
+        if self.space is not None and len(pending):
             pending = self._by_mixture(batch, rows, pending)
         return {name: column[: batch.kept] for name, column in rows.columns().items()}
 
@@ -166,7 +164,7 @@ class Cascade:
         rows.evaluations += PILOT
         rows.pilot, rows.pilot_mcse = summary["log_likelihood"].cpu(), summary["mcse"].cpu()
         good = (summary["pareto_k"] < GOOD_K) & (summary["ess"] > GOOD_ESS * PILOT)
-        if self.refined is None:
+        if self.space is None:
             good = torch.ones_like(good)
         indices = good.nonzero().flatten()
         if len(indices):
@@ -176,14 +174,13 @@ class Cascade:
             counts = {"draws": self.num_samples, "evaluations": self.num_samples}
             rows.put(indices, bounds.of_valid(found, _summary), stage=0, **counts)
             passed = self.passes(rows, indices)
-            good[indices[~passed]] = self.refined is None
+            good[indices[~passed]] = self.space is None
         return (~good).nonzero().flatten()
 
     def _by_mixture(self, batch: Batch, rows: "Rows", pending: Tensor) -> Tensor:
         """Estimate data by their refined mixtures, then by annealing, and return the indices that are left."""
-        from pyrovae.guides._regression import fit
-
-        whole = Target(self.refined.space(self.problem), batch, amortized=True)
+        assert self.space is not None
+        whole = Target(self.space, batch, amortized=True)
         target = whole if len(pending) == batch.size else whole.subset(pending)
         fitted = fit(target, batch_size=self.problem.affordable)
         rows.evaluations[pending] += fitted.evaluations.cpu()
@@ -231,17 +228,14 @@ class _Stages:
         fitted: Their densities.
     """
 
-    def __init__(self, cascade: Cascade, rows: "Rows", pending: Tensor, target: Target, fitted: Any) -> None:
+    def __init__(self, cascade: Cascade, rows: "Rows", pending: Tensor, target: Target, fitted: Fit) -> None:
         self.cascade, self.rows, self.pending, self.target, self.fitted = cascade, rows, pending, target, fitted
 
     def refined(self, indices: Tensor, num_samples: int) -> Tensor:
         """Estimate data by draws from their mixtures, and return the indices of those that do not pass."""
-        from pyrovae.guides._mixture import MEMBERS, Draws
-        from pyrovae.guides.refined import scores_slowly
-
         if not len(indices):
             return indices
-        slow = any(map(scores_slowly, self.target.space.sites.values()))
+        slow = any(scores_slowly(site["fn"]) for site in self.target.space.sites.values())
         target, mixture = self._mixture(indices, MEMBERS, score_guide=not slow)
         chunk = max(1, self.cascade.problem.affordable // target.size)
         counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
@@ -253,9 +247,6 @@ class _Stages:
 
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
         """Estimate data by chains from their mixtures, and return the indices of those that do not pass."""
-        from pyrovae.guides._annealing import Annealing
-        from pyrovae.guides._mixture import Member
-
         # Chains from members that reach far would have to come back; the fitted density itself is the better start.
         target, mixture = self._mixture(indices, (Member(0.9, 0.35),), score_guide=True)
         size = max(1, self.cascade.problem.affordable // 3)  # a gradient takes more memory
@@ -266,9 +257,7 @@ class _Stages:
         self.rows.put(indices, found, stage=2, draws=NUM_CHAINS, evaluations=annealing.evaluations)
         return indices[~self.cascade.passes(self.rows, indices)]
 
-    def _mixture(self, indices: Tensor, members: Any, *, score_guide: bool) -> tuple[Any, Any]:
-        from pyrovae.guides._mixture import Mixture
-
+    def _mixture(self, indices: Tensor, members: tuple[Member, ...], *, score_guide: bool) -> tuple[Target, Mixture]:
         inside = torch.isin(self.pending, indices).nonzero().flatten()
         target = self.target if len(inside) == self.target.size else self.target.subset(inside)
         density, failed = self.fitted.density.select(inside), self.fitted.failed[inside]
@@ -347,7 +336,7 @@ def _summary(log_weights: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _stratified(drawn: Any, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return estimates and the errors of stratified draws, where these are numbers."""
     estimate, mcse = drawn.double().log_likelihood()
     rounding = bounds.rounding_error(drawn.log_weights)

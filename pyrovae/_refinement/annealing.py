@@ -18,8 +18,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from pyrovae.guides._mixture import Mixture
-from pyrovae.guides._posterior import Posterior
+from pyrovae._refinement.mixture import Mixture
+from pyrovae._refinement.posterior import Posterior
 
 PILOT_CHAINS = 8
 WARM_UP = 10  # moves of the pilot that find the first step size

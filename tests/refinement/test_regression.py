@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrovae.guides._design import orthogonal_design
-from pyrovae.guides._posterior import value_and_gradient
-from pyrovae.guides._regression import fit
-from tests.guides.posteriors import ClosedForm, gaussian, log_gamma, normal_guide
+from pyrovae._refinement.design import orthogonal_design
+from pyrovae._refinement.posterior import value_and_gradient
+from pyrovae._refinement.regression import fit
+from tests.refinement.posteriors import ClosedForm, gaussian, log_gamma, normal_guide
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ and computes
 .. math:: \bar h = \frac1S \sum_s h_s, \qquad B = -\frac1S \sum_s h_s \epsilon_s^\top .
 
 The fit is stationary if :math:`\bar h = 0` and :math:`B = I`. The draws are the orthogonal antithetic designs of
-:mod:`pyrovae.guides._design`, whose Gram matrix is exactly :math:`S I`: the sum above *is* the least-squares
+:mod:`pyrovae._refinement.design`, whose Gram matrix is exactly :math:`S I`: the sum above *is* the least-squares
 solution, and S may be as small as 2 D. Independent draws need about 4 D.
 
 **The update.** Let :math:`(B + B^\top) / 2 = V \Lambda V^\top`. Eigenvalues are replaced by their absolute values and
@@ -44,9 +44,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pyrovae.guides._design import orthogonal_design
-from pyrovae.guides._normal import Normal
-from pyrovae.guides._posterior import Posterior, value_and_gradient
+from pyrovae._refinement.design import orthogonal_design
+from pyrovae._refinement.normal import Normal
+from pyrovae._refinement.posterior import Posterior, value_and_gradient
 
 RATES = (0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2)
 _GRADIENT_COST = 3  # a gradient costs about as much as three evaluations of log p(x, u)

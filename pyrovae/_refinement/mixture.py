@@ -33,9 +33,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from pyrovae.guides._normal import Normal
-from pyrovae.guides._posterior import Posterior
-from pyrovae.guides._regression import fit_to_draws
+from pyrovae._refinement.normal import Normal
+from pyrovae._refinement.posterior import Posterior
+from pyrovae._refinement.regression import fit_to_draws
 
 _SURROGATE_DF = 5.0
 

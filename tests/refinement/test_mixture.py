@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, StudentT
 
+from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
+from pyrovae._refinement.regression import fit
 from pyrovae.evaluation import psis
-from pyrovae.guides._mixture import MEMBERS, Draws, Member, Mixture
-from pyrovae.guides._regression import fit
-from tests.guides.posteriors import ClosedForm, gaussian, log_gamma, logit_beta, modes, normal_guide
+from tests.refinement.posteriors import ClosedForm, gaussian, log_gamma, logit_beta, modes, normal_guide
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""Densities fitted to the posterior of each datum, in pure torch: regression, mixtures, annealing."""

@@ -1,0 +1,24 @@
+"""Guides whose density at given values is expensive."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+
+from pyrovae.distributions import NormalizingFlow
+
+
+def scores_slowly(distribution: Any) -> bool:
+    """Return whether a density at given values takes a pass of a network for each latent dimension."""
+    while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
+        distribution = distribution.base_dist
+    transforms: list[Any] = list(getattr(distribution, "transforms", ()))
+    if isinstance(distribution, NormalizingFlow):
+        transforms = [distribution.transform]
+    return any("utoregressive" in name for transform in transforms for name in _names(transform))
+
+
+def _names(transform: Any) -> list[str]:
+    """Return the class names of a transform and of its parts; an inverse, which scores fast, hides its own."""
+    parts = getattr(transform, "transforms", None) or getattr(transform, "parts", None)
+    return [type(transform).__name__] + [name for part in parts or () for name in _names(part)]
