@@ -25,6 +25,7 @@ def test_code_is_found() -> None:
         "long_runs.md": 6,
         "objectives.md": 1,
         "optimizer.md": 2,
+        "own_data.md": 2,
         "own_likelihood.md": 2,
         "own_prior.md": 2,
         "own_program.md": 1,
