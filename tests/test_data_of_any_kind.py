@@ -406,5 +406,6 @@ def test_changes_of_a_mapped_file_outlive_its_reading(mode: str, x: Tensor, tmp_
     expected = np.array(data)
     source = as_source("x", data[3:])
     for _ in range(2):
-        np.testing.assert_array_equal(torch.cat(list(zip(*source.batches(11), strict=True))[0]), expected[3:])
+        (whole,) = (torch.cat(parts) for parts in zip(*source.batches(11), strict=True))
+        np.testing.assert_array_equal(whole, expected[3:])
     np.testing.assert_array_equal(data, expected)
