@@ -134,7 +134,8 @@ def _of_table(name: str, table: Any) -> Tensor:
         )
     if table.ndim == 1 and columns[0][1].kind in "iub" and not table.isna().any():  # labels are integers
         return to_tensor(table.to_numpy(dtype=getattr(table.dtype, "numpy_dtype", table.dtype)))
-    return to_tensor(table.to_numpy(dtype=np.float64, na_value=np.nan))
+    # pandas stores column by column, in which order batches would be slow to read and sums rounded in another way.
+    return to_tensor(table.to_numpy(dtype=np.float64, na_value=np.nan)).contiguous()
 
 
 def _is_floating(values: Tensor | np.ndarray) -> bool:
