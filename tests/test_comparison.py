@@ -23,7 +23,7 @@ def results_of(log_likelihood: list[float], mcse: float = 0.1, **attrs: object) 
 
 
 def test_columns_by_hand() -> None:
-    a = results_of([-1.0, -3.0, -5.0, -7.0], mcse=0.3, num_samples=50, estimator="importance sampling")
+    a = results_of([-1.0, -3.0, -5.0, -7.0], mcse=0.3, num_samples=500, estimator="importance sampling")
     a["pareto_k"] = "datum", [0.1, 0.71, 0.7, -np.inf]
     b = results_of([-2.0, -3.0, -7.0, -10.0], mcse=0.4, estimator="annealed importance sampling")
     table = compare({"a": a, "b": b})
@@ -37,7 +37,7 @@ def test_columns_by_hand() -> None:
         "bias": [np.nan, np.nan],
         "reliable": [0.0, np.nan],  # mcse is 0.3, and a precision of 0.1 is asked for
         "high_pareto_k": [0.25, np.nan],
-        "num_samples": [50, np.nan],
+        "num_samples": [500, np.nan],
     }
     assert list(table.columns) == [*numbers, "estimator"]
     for name, column in numbers.items():

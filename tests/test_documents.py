@@ -28,6 +28,7 @@ def test_code_is_found() -> None:
         "optimizer.md": 2,
         "own_data_set.md": 2,
         "own_estimator.md": 3,
+        "own_data.md": 2,
         "own_likelihood.md": 2,
         "own_objective.md": 2,
         "own_prior.md": 2,

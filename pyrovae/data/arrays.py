@@ -44,15 +44,14 @@ class Arrays(Source):
     def batch(self, indices: Tensor) -> Batch:
         """Read the data with these indices; only they are copied from a mapped file."""
         return tuple(
-            values[indices] if isinstance(values, Tensor) else to_tensor(values[indices.cpu().numpy()])
+            values[indices] if isinstance(values, Tensor) else to_tensor(_read(values, indices.cpu().numpy()))
             for values in self.columns
         )
 
     def slice(self, start: int, stop: int) -> Batch:
         """Read the data from ``start`` up to, but without, ``stop``: views of what is in memory."""
-        # A slice of a mapped file is a view, which must be copied: the file may be read-only, or change later.
         return tuple(
-            values[start:stop] if isinstance(values, Tensor) else to_tensor(np.array(values[start:stop]))
+            values[start:stop] if isinstance(values, Tensor) else to_tensor(_read(values, slice(start, stop)))
             for values in self.columns
         )
 
@@ -135,11 +134,29 @@ def _of_table(name: str, table: Any) -> Tensor:
         )
     if table.ndim == 1 and columns[0][1].kind in "iub" and not table.isna().any():  # labels are integers
         return to_tensor(table.to_numpy(dtype=getattr(table.dtype, "numpy_dtype", table.dtype)))
-    return to_tensor(table.to_numpy(dtype=np.float64, na_value=np.nan))
+    # pandas stores column by column, in which order batches would be slow to read and sums rounded in another way.
+    return to_tensor(table.to_numpy(dtype=np.float64, na_value=np.nan)).contiguous()
 
 
 def _is_floating(values: Tensor | np.ndarray) -> bool:
     return values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
+
+
+def _read(array: np.ndarray, rows: Any) -> np.ndarray:
+    """Copy rows of a mapped file, and give its pages back to the system, which keeps them in its cache.
+
+    Otherwise the resident memory of the process would grow to the size of the file.
+    """
+    found = array[rows]
+    # A slice is a view of the file, which may be read-only, or change later.
+    copied = np.array(found) if isinstance(rows, slice) else np.asarray(found)
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and not isinstance(owner, np.memmap):
+        owner = owner.base
+    # Pages of a file that is mapped as "c", copy on write, may hold changes that are nowhere else.
+    if isinstance(owner, np.memmap) and owner.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+        owner._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    return copied
 
 
 def _is_mapped(array: Any) -> bool:

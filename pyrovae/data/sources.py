@@ -106,7 +106,9 @@ def as_source(name: str, data: Any, *, indexed: bool = False) -> Source | Stream
     if not (indexed and isinstance(source, Stream)):
         return source
     if isinstance(source.data, DataLoader) and not isinstance(source.data.dataset, IterableDataset):
-        sampler = type(source.data.sampler if source.data.batch_sampler is None else source.data.batch_sampler).__name__
+        loader = source.data
+        is_of_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
+        sampler = type(loader.batch_sampler if is_of_batches else loader.sampler).__name__
         raise ValueError(
             f"{name} is a DataLoader with a {sampler}, which may leave data out or repeat them. Pass its dataset."
         )

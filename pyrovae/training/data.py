@@ -139,12 +139,8 @@ class DataOnRequest(_IndexedData):
     """Data on disk or of a data set, which are read batch by batch and then moved to the device."""
 
     def order(self, size: int) -> Tensor:
-        """Return the order of an epoch, drawn on the CPU.
-
-        It is drawn for one batch of all data, too, because the seeds of worker processes follow from the generator.
-        """
-        order = torch.randperm(len(self))
-        return order if size < len(self) else order.sort().values
+        """Return the order of an epoch, drawn on the CPU."""
+        return torch.randperm(len(self)) if size < len(self) else torch.arange(len(self))
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch. A batch is read when its turn comes; worker processes read ahead."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pyrovae.evaluation.diagnostics.verdicts import RELIABLE, diagnose
+from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, RELIABLE, diagnose
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -120,7 +120,10 @@ def _row(result: "xr.Dataset", reference: "xr.Dataset") -> dict[str, float | str
 
 def _has_error(result: "xr.Dataset") -> bool:
     """Return whether the Monte Carlo error of the mean is known."""
-    return "pareto_k" not in result or float((result.pareto_k > 0.7).mean()) <= MOST_UNRELIABLE
+    weights = result.attrs.get("num_samples", result.attrs.get("num_chains", np.inf))
+    if "pareto_k" not in result or weights <= FEW_WEIGHTS:
+        return True
+    return float((result.pareto_k > 0.7).mean()) <= MOST_UNRELIABLE
 
 
 def _reliable(result: "xr.Dataset") -> float:
