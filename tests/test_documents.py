@@ -16,7 +16,7 @@ def test_code_is_found() -> None:
         "README.md": 3,
         "checks.md": 1,
         "components.md": 8,
-        "evaluation.md": 5,
+        "evaluation.md": 6,
         "figures.md": 1,
         "from_pyro.md": 3,
         "from_pythae.md": 1,
