@@ -354,41 +354,6 @@ def test_several_processes_know_their_data_by_a_checksum(x: Tensor) -> None:
         as_training_data("train", Stream(x), None).digest()
 
 
-def test_a_mapped_file_is_not_copied(tmp_path: Path) -> None:
-    script = """
-import resource, sys, numpy as np, pyro, pyro.distributions as dist, torch, pyrovae as pv
-from pyrovae.data.sources import as_source
-from pyrovae.evaluation import evaluate
-data = np.memmap(sys.argv[1], dtype=np.float32, mode="w+", shape=(200_000, 256))
-data[::1000] = 1
-data.flush()
-def model(x):
-    bias = pyro.param("bias", torch.zeros(256))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(bias + z, 1.0).to_event(1), obs=x)
-def guide(x):
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-resident = lambda: int(next(line for line in open("/proc/self/status") if "VmRSS" in line).split()[1]) // 1024
-grown = []
-data = np.memmap(sys.argv[1], dtype=np.float32, mode="r", shape=(200_000, 256))
-evaluate(model, guide, data[:5000], 2, progress=False)  # imports
-before = resident()
-def watch(x):
-    grown.append(resident() - before)
-    return x
-options = {"epochs": 1, "batch_size": 5000, "progress": False, "checkpoint": sys.argv[2]}
-pv.fit((model, guide), data, data[:1000], transform=watch, **options)
-evaluate(model, guide, data, 2, progress=False)
-print(max(grown), resident() - before)
-"""
-    arguments = [str(tmp_path / "data.bin"), str(tmp_path / "run")]
-    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert max(map(int, run.stdout.split())) < 100, run.stdout  # MB, of 200 on disk
-
-
 def test_training_and_evaluation_import_no_package_for_data() -> None:
     code = (
         "import sys, pyrovae, pyrovae.training.data; print([m for m in ('pandas', 'torchvision') if m in sys.modules])"
