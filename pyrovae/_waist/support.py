@@ -1,10 +1,15 @@
 """The support of a distribution: which values have a probability, and whether that depends on parameters."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.constraints import MixtureSameFamilyConstraint
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+SURFACES = ("simplex", "sphere", "lowercholesky", "lowertriangular", "corrcholesky", "positivedefinite", "symmetric")
 
 
 def support_of(distribution: Any) -> Any | None:
@@ -33,9 +38,48 @@ def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
     return inside if extra <= 0 else inside.flatten(-extra).all(-1)
 
 
+def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Replace values outside of the support by draws, so that a program never sees a value that it cannot take.
+
+    Args:
+        distribution: Distribution of a site.
+        value: Value of the site, in the shape of batch and event.
+
+    Returns:
+        The value, and where it lay inside, in the batch shape; ``None`` if all of it did, or the support is not known.
+    """
+    if is_real(distribution) or (inside := inside_support(distribution, value)) is None:
+        return value, None
+    if get_proxy_mode() is None and bool(inside.all()):  # while a graph is traced, nothing is known of values
+        return value, None
+    mask = inside.reshape(inside.shape + (1,) * len(distribution.event_shape))
+    return torch.where(mask, value, distribution.sample().to(value)), inside
+
+
+def measure(distribution: Any) -> str | None:
+    """Return the name of the measure that a density refers to, or ``None`` if the support is not known.
+
+    Densities can be divided by each other if they refer to the same measure: counting, length or volume, or that of a
+    surface such as the simplex.
+    """
+    support = support_of(distribution)
+    while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    if support is None:
+        return None
+    if support.is_discrete:
+        return "counting"
+    name = type(support).__name__.strip("_").lower()
+    if is_periodic(distribution):
+        return "angle"
+    if isinstance(support, constraints.interval | constraints.half_open_interval):
+        return "interval"
+    return name if name in SURFACES else "Lebesgue"
+
+
 def is_same_support(first: Any, second: Any) -> bool:
-    """Return whether two distributions of a site have the same support, so that it depends on no draw."""
-    return _numbers(support_of(first)) == _numbers(support_of(second))
+    """Return whether two supports are the same, with all numbers in them."""
+    return _numbers(first) == _numbers(second)
 
 
 def _numbers(constraint: Any) -> Any:
@@ -55,3 +99,26 @@ def is_periodic(distribution: Any) -> bool:
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return isinstance(distribution, torch.distributions.VonMises) or "vonmises" in type(distribution).__name__.lower()
+
+
+def common_support(support: Any) -> Any | None:
+    """Return a support with numbers for its tensors, or ``None`` if it depends on the datum."""
+
+    def collapsed(constraint: Any) -> Any:
+        if not isinstance(constraint, constraints.Constraint):
+            return constraint
+        result = copy.copy(constraint)
+        for name, part in vars(constraint).items():
+            if isinstance(part, Tensor):
+                values = part.unique()
+                if values.numel() != 1:
+                    raise LookupError
+                setattr(result, name, values.reshape(()).cpu())
+            elif isinstance(part, constraints.Constraint):
+                setattr(result, name, collapsed(part))
+        return result
+
+    try:
+        return collapsed(support)
+    except LookupError:
+        return None

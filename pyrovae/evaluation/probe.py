@@ -2,7 +2,7 @@
 
 1. Guide and model run with validation for one draw of some data. The run shows the plates, checks model and guide
    against each other, and data against the support of the likelihood.
-2. They run for two draws of the first three of these data. One draw is that of the first run, so that its log-weights
+2. They run for two draws of three of these data. One draw is that of the first run, so that its log-weights
    must be the same: they may depend neither on other draws nor on other data.
 3. They run for eleven draws, and the bytes of all tensors are counted, which sets the size of batches.
 
@@ -10,7 +10,6 @@ If the second run fails or differs, further runs find the cause. A program that 
 for each draw, a program whose plate has a fixed size gets all data at once, and the rest is an error.
 """
 
-import copy
 import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -19,13 +18,20 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
-from pyrovae._waist.checks import BatchNormInputs, largest_difference, needs_one_draw_a_run, with_second_draw
+from pyrovae._waist.checks import (
+    BatchNormInputs,
+    depends_on_other_data,
+    difference_by_data,
+    largest_difference,
+    needs_one_draw_a_run,
+    with_other_data,
+    with_second_draw,
+)
 from pyrovae._waist.draws import run_guide, run_model
 from pyrovae._waist.sites import Site, is_enumerated, is_point, plate_names
-from pyrovae._waist.support import is_real, support_of
+from pyrovae._waist.support import common_support, is_real, support_of
 from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint, weigh
 from pyrovae.evaluation.program_data import HALF
 
@@ -76,6 +82,8 @@ class Probe:
             one = self._run(problem.size, validate=True)
             self._settle(one)
             self.vectorize, reason = self._takes_draws(one)
+        if not self.cuttable:
+            self._check_independent(one)
         self._check_size()
         self._choose_vectorize(reason)
         self._check_support(one, data)
@@ -108,12 +116,12 @@ class Probe:
                 f"(pyrovae.likelihoods.Masked)"
             ) from error
 
-    def _args(self, size: int) -> tuple[Any, ...]:
+    def _args(self, size: int, start: int = 0) -> tuple[Any, ...]:
         """Return the arguments for a run on some data, those without NaN first."""
         data, device = self.problem.data, self.problem.device
-        if size < len(data) and size <= len(self.finite) < len(data):
-            return data.select(self.finite[:size], device)
-        return data.batch(0, size, device)
+        if start + size < len(data) and start + size <= len(self.finite) < len(data):
+            return data.select(self.finite[start : start + size], device)
+        return data.batch(start, start + size, device)
 
     def _settle(self, one: Weights) -> None:
         self.plate, self.nesting = one.plate, one.nesting
@@ -129,15 +137,16 @@ class Probe:
         draws: int | None = None,
         values: dict[str, Tensor] | None = None,
         *,
+        start: int = 0,
         validate: bool = False,
     ) -> Weights:
-        """Run guide and model on the first data, for one draw, or for many at once."""
+        """Run guide and model on some data, for one draw, or for many at once."""
         problem = self.problem
         with pyro.validation_enabled(validate):
             return importance_weights(
                 problem.model,
                 problem.guide,
-                self._args(size),
+                self._args(size, start),
                 draws or 1,
                 kwargs=problem.options["kwargs"],
                 nesting=None if draws is None else self.nesting,
@@ -149,8 +158,8 @@ class Probe:
 
     def _second_run(self, one: Weights, data: int) -> tuple[bool, bool, str]:
         """Return whether the program takes any number of data and of draws, and if not of draws, why."""
-        few = min(FEW, data - 1)
-        if not self.cuttable or few < 1 or one.plate.size != data:
+        few = min(FEW, max(data - 2, 1))
+        if not self.cuttable or data < 2 or one.plate.size != data:
             takes, reason = self._takes_draws(one)
             return False, takes, reason
         if self.problem.options["vectorize"] is not False and not self.enumerates:
@@ -170,33 +179,54 @@ class Probe:
                 return True, True, ""
         return True, False, "" if self.problem.options["vectorize"] is False else reason
 
+    def _check_independent(self, one: Weights) -> None:
+        """Check a program that takes no fewer data: put others in the place of the second half."""
+        problem = self.problem
+        args = problem.data.batch(0, problem.size, problem.device)
+        mixed, values, kept = with_other_data(args, one.guide_sites, one.nesting, one.plate)
+        options: Any = {"kwargs": problem.options["kwargs"], "plate": problem.options["plate"]}
+        with pyro.validation_enabled(False):
+            try:
+                other = importance_weights(problem.model, problem.guide, mixed, values=one.chosen | values, **options)
+            except Exception:  # of a program that does not take these data, or that enumerates sites of the guide
+                return
+        if difference := difference_by_data(one, other, kept):
+            if not self._has_same_guide(one) and one.densities is None:
+                return
+            raise ValueError(depends_on_other_data(f"by {difference:.3g} nats for a datum"))
+
     def _agrees(self, one: Weights, few: int | None, *, draws: int | None) -> tuple[bool, str]:
-        """Score the draws of the first run again, beside others and without the other data."""
-        size = self.problem.size if few is None else few
-        values = with_second_draw(one.guide_sites, self.nesting, one.plate, few)
+        """Score the draws of the first run again, beside others and without the other data.
+
+        Of fewer data, neither the first nor the last is taken, since programs may take them for a reference.
+        """
+        size, start = (self.problem.size, 0) if few is None else (few, 1)
+        some = None if few is None else range(start, start + few)
+        values = with_second_draw(one.guide_sites, self.nesting, one.plate, some)
         if draws is None:
             dims = {name: -self.nesting - 1 - self.event_dims[name] for name in values}
             values = {name: value.select(dims[name], 0) for name, value in values.items()}
         with BatchNormInputs() as together:
             try:
-                two = self._run(size, draws, {**(one.chosen if few is None else {}), **values})
+                two = self._run(size, draws, {**(one.chosen if few is None else {}), **values}, start=start)
             except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
                 return False, str(error).split("\n")[0][:150]
         if two.plate.size != (one.plate.size if few is None else few):
             return False, f"its data plate keeps the size {two.plate.size}"
-        difference = self._difference(one, two, few)
+        difference = self._difference(one, two, some)
         if difference:
             return False, f"by {difference:.3g} nats for a datum"
         if draws is not None and (layer := together.differing(self.alone)):
             return False, f"{type(layer).__name__} takes the data for its channels"
         return True, ""
 
-    def _difference(self, one: Weights, two: Weights, few: int | None) -> float:
+    def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
         """Return the largest difference of the terms of the log-weights beyond rounding, nats."""
+        data = slice(None) if some is None else slice(some.start, some.stop)
         if one.densities is None or two.densities is None:
-            return largest_difference(two.log_weights[:1], one.log_weights[:, :few])
+            return largest_difference(two.log_weights[:1], one.log_weights[:, data])
         parts = ["likelihood", "prior"] + (["guide"] if self.repeats else [])
-        pairs = [(getattr(two.densities, part)[:1], getattr(one.densities, part)[:, :few]) for part in parts]
+        pairs = [(getattr(two.densities, part)[:1], getattr(one.densities, part)[:, data]) for part in parts]
         return max(largest_difference(second, first) for second, first in pairs)
 
     def _follows(self, one: Weights, few: int) -> bool:
@@ -212,11 +242,7 @@ class Probe:
         self.repeats = self._has_same_guide(one)
         if not self.repeats and self._agrees(one, few, draws=None)[0]:
             return True
-        raise ValueError(
-            f"the log-weight of a datum depends on the other data of its batch, {reason}; give the program what it "
-            f"computes from all data (a mean, a batch statistic) as a constant, and put batch normalization in "
-            f"evaluation mode"
-        )
+        raise ValueError(depends_on_other_data(reason))
 
     def _has_same_guide(self, one: Weights) -> bool:
         """Score the draws of the first run once more, and return whether the guide has the same density.
@@ -291,7 +317,7 @@ class Probe:
             if not site["is_observed"] or is_real(site["fn"]) or is_point(site["fn"]):
                 continue
             position = next((i for i, arg in enumerate(args) if _is_same(arg, site["value"])), None)
-            support = _common_support(site["fn"])
+            support = common_support(support_of(site["fn"]))
             if position is None or support is None:
                 self._run_all()
                 return
@@ -403,26 +429,3 @@ def _is_same(arg: Any, value: Any) -> bool:
     if not (isinstance(arg, Tensor) and isinstance(value, Tensor)):
         return False
     return arg is value or (arg.shape == value.shape and bool(torch.equal(arg, value.to(arg))))
-
-
-def _common_support(distribution: Any) -> Any | None:
-    """Return a support that is the same for all data, with numbers for tensors, or ``None``."""
-
-    def collapsed(constraint: Any) -> Any:
-        if not isinstance(constraint, constraints.Constraint):
-            return constraint
-        result = copy.copy(constraint)
-        for name, part in vars(constraint).items():
-            if isinstance(part, Tensor):
-                values = part.unique()
-                if values.numel() != 1:
-                    raise LookupError
-                setattr(result, name, values.reshape(()).cpu())
-            elif isinstance(part, constraints.Constraint):
-                setattr(result, name, collapsed(part))
-        return result
-
-    try:
-        return collapsed(support_of(distribution))
-    except LookupError:
-        return None

@@ -15,7 +15,8 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyrovae._compilation.graphs import compiled_or_none
 from pyrovae._waist.sites import Site, is_point
-from pyrovae._waist.support import is_periodic, is_same_support, support_of
+from pyrovae._waist.support import common_support, is_periodic, is_same_support, support_of
+from pyrovae._waist.weights import Weights
 from pyrovae.distributions import support_of_flow
 from pyrovae.evaluation.problem import Batch, Drawn, Problem
 
@@ -48,18 +49,59 @@ class Space:
         for name, site in of_guide.items():
             _check_continuous(name, site, in_model=name in of_model)
         self.sites = of_guide
-        self.bijections = {name: biject_to(_support(of_model[name]["fn"])) for name in of_guide}
-        for name, site in _latents(again.model_sites).items():
-            if name in of_guide and not is_same_support(site["fn"], of_model[name]["fn"]):
-                raise ValueError(
-                    f"the support of latent site {name!r} depends on other latents, so its values have no real "
-                    f"coordinates of their own; give it a fixed support, or use pyrovae.evaluation.evaluate"
-                )
+        self.supports = {name: self._fixed_support(name, of_model[name]["fn"]) for name in of_guide}
+        self._check_supports(again)
+        self.bijections = {name: biject_to(support) for name, support in self.supports.items()}
         drawn = problem.draw(batch, 2)
         real = {name: self.bijections[name].inv(drawn.values[name]) for name in of_guide}
+        for name, site in of_guide.items():
+            self._check_guide_support(name, site, of_model[name], real[name])
         self.shapes = {name: value.movedim(problem.data_dim, 1).shape[2:] for name, value in real.items()}
         self.dim = sum(map(math.prod, self.shapes.values()))
         self.graphs: dict[tuple[int, ...], Callable[..., Sequence[Tensor]] | None] = {}
+
+    def check_batch(self, batch: Batch) -> None:
+        """Check that the latent sites of a batch have the supports of the first batch.
+
+        Raises:
+            ValueError: If a support depends on the datum or on other latents.
+        """
+        self._check_supports(self.problem.run(batch))
+
+    def _fixed_support(self, name: str, distribution: Any) -> Any:
+        support = common_support(_support(distribution))
+        if support is None:
+            raise ValueError(self._varies(name))
+        return support
+
+    def _check_supports(self, weights: Weights) -> None:
+        for name, site in _latents(weights.model_sites).items():
+            if name in self.supports and not is_same_support(
+                self._fixed_support(name, site["fn"]), self.supports[name]
+            ):
+                raise ValueError(self._varies(name))
+
+    def _varies(self, name: str) -> str:
+        return (
+            f"the support of latent site {name!r} depends on other latents or on the datum, so its values have no real "
+            f"coordinates of their own; give it a fixed support, or use pyrovae.evaluation.evaluate"
+        )
+
+    def _check_guide_support(self, name: str, of_guide: Site, of_model: Site, real: Tensor) -> None:
+        """Refuse a guide that draws values outside of the model's support, or cannot draw all inside of it."""
+        other = support_of(of_guide["fn"]) or support_of_flow(of_guide["fn"])
+        wide = torch.linspace(-8, 8, 9).to(real).reshape((9,) + (1,) * real.ndim).expand(9, *real.shape)
+        support = self.supports[name]
+        if real.isfinite().all() and (
+            other is None
+            or (other.check(biject_to(support)(wide)).all() and support.check(biject_to(other)(wide)).all())
+        ):
+            return
+        raise ValueError(
+            f"latent site {name!r} has another support in the guide, {type(of_guide['fn']).__name__}, than in the "
+            f"model, {type(of_model['fn']).__name__}, so guide and posterior have no real coordinates in common; give "
+            f"both the same support, or use pyrovae.evaluation.evaluate"
+        )
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the vectors u of values of the latents, shape ``(num_draws, N, D)``."""
@@ -96,6 +138,7 @@ class Target:
     """
 
     def __init__(self, space: Space, batch: Batch) -> None:
+        space.check_batch(batch)
         self.space, self.problem, self.batch = space, space.problem, batch
         self.size, self.dim = batch.size, space.dim
 
@@ -192,6 +235,11 @@ def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
             f"latent site {name!r} is masked, so its posterior has no density where the mask is false; leave out these "
             f"data and the mask, or {instead}"
         )
+
+
+def _agree(first: Any, second: Any, real: Tensor) -> bool:
+    """Return whether two supports hold each other's values, at some real coordinates."""
+    return bool(first.check(biject_to(second)(real)).all() and second.check(biject_to(first)(real)).all())
 
 
 def _support(distribution: Any) -> Any:
