@@ -17,7 +17,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from pyrovae._waist.support import measure
+from pyrovae._waist.support import coordinates, measure
 
 Program = Callable[..., Any]
 Site = Any  # a Pyro message
@@ -200,17 +200,24 @@ def check_auxiliary(model_sites: list[Site], guide_sites: list[Site]) -> None:
     not p(x), and can be infinite.
 
     Raises:
-        ValueError: If auxiliary sites have more entries than the points that are computed from them.
+        ValueError: If auxiliary sites have not as many entries as the points that are computed from them.
     """
-    in_model = {site["name"] for site in model_sites}
+    in_model = {site["name"]: site for site in model_sites}
     alone = [s for s in guide_sites if s["infer"].get("is_auxiliary") and s["name"] not in in_model]
     points = [site for site in guide_sites if site["name"] in in_model and is_point(site["fn"])]
-    free, bound = (sum(site["value"].numel() for site in sites) for sites in (alone, points))
-    if free > bound:
+    free = sum(site["value"].numel() for site in alone)
+    bound = sum(coordinates(in_model[site["name"]]["fn"], site["value"]) for site in points)
+    if alone and free > bound:
         raise ValueError(
             f"auxiliary site {alone[0]['name']!r} of the guide has no counterpart in the model, so the mean of the "
             f"importance weights is not p(x); sample it in the model too, from a density given the other latent sites, "
             f"or leave it out of the guide"
+        )
+    if alone and free < bound:
+        raise ValueError(
+            f"auxiliary site {alone[0]['name']!r} of the guide has {free} entries in all, and {bound} of the latent "
+            f"sites {[site['name'] for site in points]} are computed as points, so these have no density; sample as "
+            f"many entries as there are"
         )
 
 
@@ -315,9 +322,11 @@ def _check_shapes(site: Site, log_prob: Tensor) -> None:
             f"site {site['name']!r}: a value of shape {tuple(site['value'].shape)} would be broadcast to the event "
             f"shape {tuple(event_shape)} of its distribution; give model, guide and data the same event shape"
         )
-    checked: Any = {**site, "log_prob": log_prob}
-    plates = [-frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
     enumerated = site["infer"].get("_dim_to_id")  # dimensions to the left of all plates
+    # Draws of an enumerated site may have all values in common, so their dimension is not checked.
+    stack = [frame for frame in site["cond_indep_stack"] if not (enumerated and frame.name == DRAWS)]
+    checked: Any = {**site, "log_prob": log_prob, "cond_indep_stack": tuple(stack)}
+    plates = [-frame.dim for frame in stack if frame.vectorized]
     check_site_shape(checked, max_plate_nesting=max(plates, default=0) if enumerated else sys.maxsize)
 
 

@@ -1,11 +1,12 @@
 """The support of a distribution: which values have a probability, and whether that depends on parameters."""
 
 import copy
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -26,6 +27,11 @@ def is_real(distribution: Any) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is None or support in (constraints.real, constraints.real_vector)
+
+
+def is_discrete(distribution: Any) -> bool:
+    """Return whether a distribution has probabilities, as far as it says."""
+    return bool(getattr(support_of(distribution), "is_discrete", False))
 
 
 def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
@@ -92,6 +98,15 @@ def _numbers(constraint: Any) -> Any:
     if isinstance(constraint, list | tuple):
         return [_numbers(part) for part in constraint]
     return constraint if isinstance(constraint, int | float | bool | str) else type(constraint).__name__
+
+
+def coordinates(distribution: Any, value: Tensor) -> int:
+    """Return how many real coordinates a value of a distribution has: one less than entries on a simplex."""
+    support = support_of(distribution)
+    try:
+        return math.prod(biject_to(support).inverse_shape(value.shape))
+    except NotImplementedError:
+        return value.numel()
 
 
 def is_periodic(distribution: Any) -> bool:

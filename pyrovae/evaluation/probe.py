@@ -31,14 +31,17 @@ from pyrovae._waist.checks import (
 )
 from pyrovae._waist.draws import run_guide, run_model
 from pyrovae._waist.sites import Site, is_enumerated, is_point, plate_names
-from pyrovae._waist.support import common_support, is_real, support_of
-from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint, weigh
+from pyrovae._waist.summation import sum_per_datum
+from pyrovae._waist.support import common_support, is_discrete, is_real, support_of
+from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint, masked_score, weigh
 from pyrovae.evaluation.program_data import HALF
 
 if TYPE_CHECKING:
     from pyrovae.evaluation.problem import Problem
 
 FEW = 3  # data of the second run
+WIDE_DRAWS = 64  # draws of model and guide by which the support of the guide is checked
+MISSED = 0.05  # share of the posterior that a guide may miss: 0.05 nats
 COUNTED = 11  # draws of the third run; few programs have a dimension of this size
 
 
@@ -72,8 +75,15 @@ class Probe:
         self.repeats = True
         self.finite = problem.data.finite()
         self.alone = BatchNormInputs()
-        with self.alone, poutine.trace(param_only=True) as capture:
+        half = HalfPrecision()
+        with self.alone, poutine.trace(param_only=True) as capture, half:
             self.cuttable, one, data = self._first_run()
+        if half.found is not None:
+            raise ValueError(
+                f"the program computes in half precision, {half.found}, in which log-weights are rounded by more than "
+                f"their Monte Carlo error; leave out casts and torch.autocast in it, and pass precision='bfloat16' for "
+                f"fast products"
+            )
         announced: list[Any] = [site["value"] for site in capture.trace.nodes.values() if site["type"] == "param"]
         self.parameters: list[Tensor] = [value.detach() for value in announced]
         self._settle(one)
@@ -87,6 +97,7 @@ class Probe:
         self._check_size()
         self._choose_vectorize(reason)
         self._check_support(one, data)
+        self._check_coverage(one)
         self._count_bytes()
 
     # --- the first run ------------------------------------------------------------------------------------------------
@@ -323,6 +334,48 @@ class Probe:
                 return
             self._check_argument(site, position, support)
 
+    def _check_coverage(self, one: Weights) -> None:
+        """Refuse a guide that has no density for a part of the posterior, found by draws of the model.
+
+        Where all of the guide's sites can take any real number, or the guide enumerates sites, nothing is run.
+        """
+        latents = [site for site in one.guide_sites if not site["is_observed"]]
+        bounded = [site["name"] for site in latents if not (is_real(site["fn"]) or is_discrete(site["fn"]))]
+        if self.enumerates or not bounded:
+            return
+        size = min(FEW, self.problem.size) if self.cuttable else self.problem.size
+        runs = [WIDE_DRAWS] if self.vectorize else [None] * (WIDE_DRAWS // 4)
+        try:
+            inside = torch.cat([self._run(size, draws, dict(one.chosen)).log_weights for draws in runs])
+            outside = torch.cat([self._unreached(one, size, draws) for draws in runs])
+        except (RuntimeError, ValueError):  # of a model that does not take draws from its prior
+            return
+        of_both = torch.stack([inside.double().logsumexp(0), outside.double().logsumexp(0)])
+        missed = float(of_both.softmax(0)[1].nan_to_num(0.0).max())
+        if missed > MISSED:
+            raise ValueError(
+                f"the guide has no density for about {missed:.0%} of a datum's posterior, as the support of its latent "
+                f"sites {bounded} is smaller than the model's, and estimates of log p(x) would be too low; give these "
+                f"sites the support that they have in the model"
+            )
+
+    def _unreached(self, one: Weights, size: int, draws: int | None) -> Tensor:
+        """Return log p(x | z) of draws of the model, shape ``(draws, n)``; -inf if the guide can make the draw."""
+        problem, count = self.problem, draws or 1
+        nesting = None if draws is None else self.nesting
+        options: Any = {"kwargs": problem.options["kwargs"], "nesting": nesting}
+        plate = one.plate._replace(size=size if self.cuttable else one.plate.size)
+        args = self._args(size)
+        with pyro.validation_enabled(False):
+            sites = run_model(problem.model, args, dict(one.chosen), count, **options)
+            values = {site["name"]: site["value"] for site in sites if not site["is_observed"]}
+            observed = [site for site in sites if site["is_observed"] and plate.name in plate_names(site)]
+            terms = [(site, masked_score(site)) for site in observed]
+            dims = None if nesting is None else -nesting - 1, plate.dim or -1
+            likelihood = sum_per_datum(terms, *dims).expand(count, plate.size)
+            drawn = run_guide(problem.guide, args, count, values=one.chosen | values, **options)
+            return torch.where(log_guide(drawn, plate) == -torch.inf, likelihood, -torch.inf)
+
     def _check_argument(self, site: Site, position: int, support: Any) -> None:
         everything = self.problem.data.arguments[position][self.finite]
         for start in range(0, len(everything), 1024):
@@ -384,6 +437,24 @@ class Probe:
         self.guide_bytes = of_guide.fixed / plate.size, max(1.0, of_guide.drawn / draws / plate.size)
         self.model_bytes = max(1.0, of_model.total / draws / plate.size)
         self.bytes_per_weight = max(1, int((of_guide.total + of_model.total) / draws / plate.size))
+
+
+class HalfPrecision(TorchFunctionMode):
+    """Note whether a tensor in half precision is made.
+
+    Attributes:
+        found: The first such type.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: torch.dtype | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype in HALF:
+            self.found = self.found or result.dtype
+        return result
 
 
 class CountBytes(TorchFunctionMode):

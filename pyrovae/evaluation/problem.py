@@ -217,7 +217,7 @@ class Problem:
             raise ValueError(
                 "the autoguide has not seen data yet; train it, or run guide(x) once, before evaluating it"
             )
-        with self.isolation.adopting():
+        with self.isolation.adopting(), torch.autocast(self.device.type, enabled=False):
             self.probe = Probe(self)
         self.plate, self.nesting, self.vectorize = self.probe.plate, self.probe.nesting, self.probe.vectorize
         self.affordable = max(1, self.memory // self.probe.bytes_per_weight)

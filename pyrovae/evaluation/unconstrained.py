@@ -251,4 +251,11 @@ def _support(distribution: Any) -> Any:
         )
     while isinstance(support, MixtureSameFamilyConstraint):
         support = support.base_constraint
+    try:
+        biject_to(support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the support of {type(distribution).__name__}, {support}, is a surface without real coordinates; use "
+            f"pyrovae.evaluation.evaluate"
+        ) from error
     return support

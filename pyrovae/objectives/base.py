@@ -25,7 +25,7 @@ from pyrovae._waist.checks import (
     with_other_data,
     with_second_draw,
 )
-from pyrovae._waist.sites import is_enumerated, score
+from pyrovae._waist.sites import check_auxiliary, is_enumerated, score
 from pyrovae._waist.weights import Densities, Weights, importance_weights
 from pyrovae.arguments import check_whole
 from pyrovae.isolation import isolated
@@ -88,6 +88,7 @@ class Weighing:
         options: Any = {"kwargs": kwargs, "plate": self.plate, "for_loss": True}
         with BatchNormInputs() as alone:
             one = importance_weights(model, guide, args, **options)
+        check_auxiliary(one.model_sites, one.guide_sites)
         nesting = one.nesting if nesting is None else nesting
         if any(map(is_enumerated, one.guide_sites)):
             return nesting
