@@ -24,6 +24,10 @@ Site = Any  # a Pyro message
 DRAWS = "_pyrovae_draws"  # name of the plate of draws
 
 
+class OutsideSupportError(ValueError):
+    """A value cannot be scored by the distribution of its site."""
+
+
 @contextmanager
 def explained_divergence() -> Iterator[None]:
     """Explain the error that a distribution raises when its parameters are NaN or infinite.
@@ -309,7 +313,7 @@ def score(site: Site) -> Tensor:
     try:
         log_prob: Tensor = fn.log_prob(value, *site["args"], **site["kwargs"])
     except ValueError as error:
-        raise ValueError(_outside_support(site, " ".join(str(error).split())[:200])) from error
+        raise OutsideSupportError(_outside_support(site, " ".join(str(error).split())[:200])) from error
     if is_validation_enabled():
         _check_shapes(site, log_prob)
     return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)

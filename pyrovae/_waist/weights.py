@@ -297,6 +297,10 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
     latents = [site for site in sites if not site["is_observed"]]
     if name is None:
         shared = shared_plates(latents or sites)
+        if not shared and len(latents) == len(sites):
+            raise ValueError(
+                f"latent sites {[site['name'] for site in latents]} share no plate; name the data plate with plate="
+            )
         data = shared[0] if shared else outermost_plate([site for site in sites if site["is_observed"]])
     else:
         plates = {frame.name: frame for site in sites for frame in site_plates(site)}

@@ -30,7 +30,7 @@ from pyrovae._waist.checks import (
     with_second_draw,
 )
 from pyrovae._waist.draws import run_guide, run_model
-from pyrovae._waist.sites import Site, is_enumerated, is_point, plate_names
+from pyrovae._waist.sites import OutsideSupportError, Site, is_enumerated, is_point, plate_names
 from pyrovae._waist.summation import sum_per_datum
 from pyrovae._waist.support import common_support, is_discrete, is_real, support_of
 from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint, masked_score, weigh
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pyrovae.evaluation.problem import Problem
 
 FEW = 3  # data of the second run
+MOST_TRIALS = 200  # runs to find the data with which a program raises an error
 WIDE_DRAWS = 64  # draws of model and guide by which the support of the guide is checked
 MISSED = 0.05  # share of the posterior that a guide may miss: 0.05 nats
 COUNTED = 11  # draws of the third run; few programs have a dimension of this size
@@ -106,7 +107,7 @@ class Probe:
         """Run once for some data, or for all if the program takes no fewer."""
         problem = self.problem
         some = min(problem.size, max(FEW + 1, problem.memory // (64 * problem.data.bytes_per_datum)))
-        if FEW < len(self.finite) < problem.size:
+        if 1 < len(self.finite) < problem.size:
             some = min(some, len(self.finite))
         if some < problem.size:
             with suppress(Exception):  # whatever is wrong shows again, and is raised, when it runs on all data
@@ -115,8 +116,14 @@ class Probe:
                     return True, one, some
         try:
             return problem.size > 1, self._run(problem.size, validate=True), problem.size
-        except (FloatingPointError, ValueError) as error:
+        except Exception as error:
             missing = problem.size - len(self.finite)
+            if not missing and isinstance(error, OutsideSupportError):
+                raise
+            good = self._without_failing(some)
+            if 1 < len(good) < min(some, len(self.finite)):
+                self.finite = torch.cat([good, self.finite[self.finite > good.max()]])
+                return True, self._run(len(good), validate=True), len(good)
             if not missing:
                 raise
             known = set(self.finite.tolist())
@@ -126,6 +133,35 @@ class Probe:
                 f"the program cannot score them; remove them, or pass a mask of the others and fill them with zeros "
                 f"(pyrovae.likelihoods.Masked)"
             ) from error
+
+    def _without_failing(self, some: int) -> Tensor:
+        """Return the indices of those data, of the first, with which the program raises no error."""
+        runs = 0
+
+        def passing(indices: Tensor) -> list[Tensor]:
+            nonlocal runs
+            runs += 1
+            if runs > MOST_TRIALS:
+                return []
+            try:
+                self._score(self.problem.data.select(indices, self.problem.device))
+                return [indices]
+            except Exception:
+                half = len(indices) // 2
+                return passing(indices[:half]) + passing(indices[half:]) if half else []
+
+        first = self.finite[:some]
+        if not len(first):
+            return first
+        if not any(passing(index) for index in first[torch.tensor([0, len(first) // 2, -1])].unsqueeze(1)):
+            return first[:0]
+        return torch.cat([first[:0], *passing(first)])
+
+    def _score(self, args: tuple[Any, ...]) -> None:
+        problem = self.problem
+        options: Any = {"kwargs": problem.options["kwargs"], "plate": problem.options["plate"]}
+        with pyro.validation_enabled():
+            importance_weights(problem.model, problem.guide, args, **options)
 
     def _args(self, size: int, start: int = 0) -> tuple[Any, ...]:
         """Return the arguments for a run on some data, those without NaN first."""
@@ -387,15 +423,7 @@ class Probe:
 
     def _run_one(self, index: int) -> None:
         """Run with validation on a datum, for the error that says what is wrong with it."""
-        problem = self.problem
-        with pyro.validation_enabled():
-            importance_weights(
-                problem.model,
-                problem.guide,
-                problem.data.batch(index, index + 1, problem.device),
-                kwargs=problem.options["kwargs"],
-                plate=problem.options["plate"],
-            )
+        self._score(self.problem.data.batch(index, index + 1, self.problem.device))
 
     def _run_all(self) -> None:
         """Run with validation on all data, in batches."""

@@ -254,6 +254,13 @@ class Problem:
         """Return the data from ``start`` to ``stop``."""
         return Batch(self.data.batch(start, stop, self.device), start, stop - start, stop - start, {})
 
+    def few(self) -> Batch:
+        """Return a batch of two data that the program can score, or the first batch if it takes no fewer."""
+        if not self.probe.cuttable:
+            return next(self.batches(2))
+        indices = self.probe.finite[:2]
+        return Batch(self.data.select(indices, self.device), 0, len(indices), len(indices), {})
+
     def width(self, num_draws: int) -> int:
         """Return how many data a batch can have within the memory, by so many draws for each."""
         return max(1, self.affordable // num_draws)
@@ -274,7 +281,7 @@ class Problem:
         Raises:
             ValueError: If the density differs at the same draws.
         """
-        batch = next(self.batches(2))
+        batch = self.few()
         drawn = self.draw(batch, 2)
         again = self.log_guide(batch, drawn.values, 2)
         if not torch.allclose(again, drawn.log_q, rtol=1e-4, atol=1e-3, equal_nan=True):

@@ -43,7 +43,7 @@ class Space:
                 "leave the site to the model, which sums it out, or use pyrovae.evaluation.evaluate"
             )
         problem.check_repeats()
-        batch = next(problem.batches(2))
+        batch = problem.few()
         first, again = problem.run(batch), problem.run(batch)
         of_guide, of_model = _latents(first.guide_sites), _latents(first.model_sites)
         for name, site in of_guide.items():
