@@ -292,11 +292,12 @@ def mask_of(site: Site) -> Any:
 
     A distribution whose mask varies within an event has no mask of the whole site, and counts in full.
     """
-    mask, fn = True if site["mask"] is None else site["mask"], site["fn"]
+    mask: Any = True if site["mask"] is None else site["mask"]
+    fn = site["fn"]
     batch = fn.batch_shape
     while hasattr(fn, "base_dist"):
         if isinstance(fn, dist.MaskedDistribution) and len(fn.batch_shape) == len(batch):
-            mask = fn._mask & mask if isinstance(fn._mask, Tensor) or isinstance(mask, Tensor) else fn._mask and mask
+            mask = torch.as_tensor(fn._mask) & torch.as_tensor(mask).to(torch.as_tensor(fn._mask).device)
         fn = fn.base_dist
     return mask
 
