@@ -62,6 +62,7 @@ class Probe:
         parameters: Values of the parameters that the programs announce to Pyro.
         event_dims: Number of event dimensions of each latent site of the guide.
         base_measures: ``"counting"`` or ``"Lebesgue"`` for each observed site.
+        unreached: What is wrong with a guide that misses a part of the posterior; empty if nothing is.
         bytes_per_weight: Bytes of all tensors in a run, for a draw and datum.
         guide_bytes: The same of the guide: for a datum, and for each draw more.
         model_bytes: The same of the model, for a draw and datum.
@@ -74,6 +75,7 @@ class Probe:
         self.problem = problem
         self._check_half_precision()
         self.repeats = True
+        self.unreached = ""
         self.finite = problem.data.finite()
         self.alone = BatchNormInputs()
         half = HalfPrecision()
@@ -371,7 +373,7 @@ class Probe:
             self._check_argument(site, position, support)
 
     def _check_coverage(self, one: Weights) -> None:
-        """Refuse a guide that has no density for a part of the posterior, found by draws of the model.
+        """Find a part of the posterior for which the guide has no density, by draws of the model.
 
         Where all of the guide's sites can take any real number, or the guide enumerates sites, nothing is run.
         """
@@ -389,11 +391,16 @@ class Probe:
         of_both = torch.stack([inside.double().logsumexp(0), outside.double().logsumexp(0)])
         missed = float(of_both.softmax(0)[1].nan_to_num(0.0).max())
         if missed > MISSED:
-            raise ValueError(
+            self.unreached = (
                 f"the guide has no density for about {missed:.0%} of a datum's posterior, as the support of its latent "
                 f"sites {bounded} is smaller than the model's, and estimates of log p(x) would be too low; give these "
                 f"sites the support that they have in the model"
             )
+
+    def check_reach(self) -> None:
+        """Refuse a guide that misses a part of the posterior, for estimators by importance weights of its draws."""
+        if self.unreached:
+            raise ValueError(self.unreached)
 
     def _unreached(self, one: Weights, size: int, draws: int | None) -> Tensor:
         """Return log p(x | z) of draws of the model, shape ``(draws, n)``; -inf if the guide can make the draw."""

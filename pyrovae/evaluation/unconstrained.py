@@ -26,6 +26,7 @@ class Space:
 
     Args:
         problem: An opened problem.
+        with_guide: Whether the guide's density is used, and not only its draws.
 
     Attributes:
         dim: Length of a vector u, D.
@@ -35,8 +36,8 @@ class Space:
             other latents; or if the guide enumerates a site.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, *, with_guide: bool = True) -> None:
+        self.problem, self.with_guide = problem, with_guide
         if problem.probe.enumerates:
             raise ValueError(
                 "the guide enumerates a discrete latent site, so log p(x, z) and log q(z | x) are not known apart; "
@@ -93,8 +94,7 @@ class Space:
         wide = torch.linspace(-8, 8, 9).to(real).reshape((9,) + (1,) * real.ndim).expand(9, *real.shape)
         support = self.supports[name]
         if real.isfinite().all() and (
-            other is None
-            or (other.check(biject_to(support)(wide)).all() and support.check(biject_to(other)(wide)).all())
+            other is None or (_holds(support, other, wide) and (not self.with_guide or _holds(other, support, wide)))
         ):
             return
         raise ValueError(
@@ -237,9 +237,14 @@ def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
         )
 
 
-def _agree(first: Any, second: Any, real: Tensor) -> bool:
-    """Return whether two supports hold each other's values, at some real coordinates."""
-    return bool(first.check(biject_to(second)(real)).all() and second.check(biject_to(first)(real)).all())
+def _holds(first: Any, second: Any, real: Tensor) -> bool:
+    """Return whether a support holds the values of another one at some real coordinates."""
+    return bool(first.check(biject_to(second)(real)).all())
+
+
+def _holds(first: Any, second: Any, real: Tensor) -> bool:
+    """Return whether a support holds the values of another one at some real coordinates."""
+    return bool(first.check(biject_to(second)(real)).all())
 
 
 def _support(distribution: Any) -> Any:
