@@ -173,8 +173,26 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, nn.Module)
 
 
+def constants(*programs: Callable[..., Any]) -> list[tuple[str, Any]]:
+    """Return numbers, tensors and arrays that function programs name, which decide their densities as parameters do."""
+    found = []
+    for program in programs:
+        inner: Any = poutine.unwrap(program)
+        while isinstance(inner, partial):
+            found += [("argument", value) for value in (*inner.args, *inner.keywords.values())]
+            inner = poutine.unwrap(inner.func)
+        if inspect.isfunction(inner):
+            found += list(_named_values(inner))
+    return [(name, value) for name, value in found if isinstance(value, bool | int | float | str | Tensor | np.ndarray)]
+
+
 def _named_modules(function: Any) -> Iterator[nn.Module]:
     """Yield the modules that a function names, and those of the functions that it names."""
+    return (value for _, value in _named_values(function) if isinstance(value, nn.Module))
+
+
+def _named_values(function: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a function names in closure, default values and global variables, and what functions there name."""
     seen: set[int] = set()
     pending = [function]
     while pending:
@@ -183,11 +201,12 @@ def _named_modules(function: Any) -> Iterator[nn.Module]:
             continue
         seen.add(id(current))
         variables = inspect.getclosurevars(current)
-        values = [*variables.nonlocals.values(), *variables.globals.values(), *(current.__defaults__ or ())]
-        for value in values:
-            if isinstance(value, nn.Module):
-                yield value
-            elif inspect.isfunction(value) and value.__module__ == current.__module__:
+        defaults = [
+            ("default", value) for value in (*(current.__defaults__ or ()), *(current.__kwdefaults__ or {}).values())
+        ]
+        for name, value in [*variables.nonlocals.items(), *variables.globals.items(), *defaults]:
+            yield name, value
+            if inspect.isfunction(value) and value.__module__ == current.__module__:
                 pending.append(value)
 
 

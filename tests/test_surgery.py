@@ -192,23 +192,23 @@ def test_divergences_add_up_to_the_term_of_the_elbo() -> None:
 def test_masked_latents_have_no_divergence_and_no_aggregate() -> None:
     x, mask = torch.randn(6, dtype=torch.float64), torch.tensor([True, True, False, True, True, True])
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask[: len(x)]):
+    def model(x: Tensor, mask: Tensor) -> None:
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask):
             z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask[: len(x)]):
+    def guide(x: Tensor, mask: Tensor) -> None:
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask):
             pyro.sample("z", dist.Normal(0.5 * x, 0.8))
 
-    divergences = pv.evaluation.kl_per_dimension(model, guide, x).z[:, 0]
+    divergences = pv.evaluation.kl_per_dimension(model, guide, (x, mask)).z[:, 0]
     exact = 0.5 * ((0.5 * x) ** 2 + 0.64 - 1) - math.log(0.8)
     np.testing.assert_allclose(divergences, exact * mask)
     with pytest.raises(ValueError, match="latent site 'z' is masked"):
-        pv.evaluation.elbo_surgery(model, guide, x)
+        pv.evaluation.elbo_surgery(model, guide, (x, mask))
     for estimator in (pv.evaluation.ais, pv.evaluation.nuts):
         with pytest.raises(ValueError, match="latent site 'z' is masked"):
-            estimator(model, guide, x)
+            estimator(model, guide, (x, mask))
 
 
 def test_enumerated_sites_are_refused() -> None:

@@ -6,7 +6,7 @@ datum another log-weight in another batch. Neither raises an error by itself. So
 and together with other draws or without the other data.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from pyrovae._waist.sites import Site, is_enumerated
 
 
 def with_second_draw(
-    sites: list[Site], nesting: int, plate: CondIndepStackFrame, data: int | None = None
+    sites: list[Site], nesting: int, plate: CondIndepStackFrame, data: range | None = None
 ) -> dict[str, Tensor]:
     """Return values of two draws per datum, made from a run with one draw.
 
@@ -29,7 +29,7 @@ def with_second_draw(
         sites: The guide's sites in a run without a dimension of draws.
         nesting: Depth of the program's own plates.
         plate: The data plate.
-        data: Number of data to keep, from the first; all by default.
+        data: Indices of the data to keep; all by default.
     """
     assert plate.dim is not None
     values = {}
@@ -41,8 +41,64 @@ def with_second_draw(
         value = value.reshape(batch + value.shape[value.ndim - event :])
         dim = plate.dim - event
         pair = torch.stack([value, value.roll(-1, dim)])
-        values[site["name"]] = pair if data is None or pair.shape[dim] == 1 else pair.narrow(dim, 0, data)
+        values[site["name"]] = pair if data is None or pair.shape[dim] == 1 else pair.narrow(dim, data.start, len(data))
     return values
+
+
+def with_other_data(
+    args: Sequence[Any], sites: list[Site], nesting: int, plate: CondIndepStackFrame
+) -> tuple[tuple[Any, ...], dict[str, Tensor], Tensor]:
+    """Keep every second datum and its draw, and put copies of these in the place of the others.
+
+    The first and the last datum are among the others, since programs may take them for a reference.
+
+    Args:
+        args: Arguments of the program. Tensors whose first dimension is that of the plate are taken for data.
+        sites: The guide's sites in a run without a dimension of draws.
+        nesting: Depth of the program's own plates.
+        plate: The data plate.
+
+    Returns:
+        Arguments, values of the latent sites, and the indices of the data that are as they were.
+    """
+    assert plate.dim is not None
+    kept = torch.arange(1, max(plate.size - 1, 2), 2) % plate.size
+    index = kept[torch.arange(plate.size) % len(kept)]
+    index[kept] = kept
+    mixed = tuple(
+        arg[index.to(arg.device)] if isinstance(arg, Tensor) and arg.shape[:1] == (plate.size,) else arg for arg in args
+    )
+    values = {}
+    for name, pair in with_second_draw(sites, nesting, plate).items():
+        value = pair[0]
+        dim = next(plate.dim - site["fn"].event_dim for site in sites if site["name"] == name)
+        values[name] = value if value.shape[dim] == 1 else value.index_select(dim, index.to(value.device))
+    return mixed, values, kept
+
+
+def difference_by_data(one: Any, other: Any, kept: Tensor) -> float:
+    """Return how far the model's log-probabilities of some data differ in two runs with other data beside them.
+
+    Args:
+        one: Weights of a run.
+        other: Weights of a run with other data beside those that were kept.
+        kept: Indices of the data that are the same in both.
+    """
+    if one.densities is None or other.densities is None:
+        pairs = [(other.log_weights, one.log_weights)]
+    else:
+        pairs = list(zip(other.densities[:2], one.densities[:2], strict=True))
+    index = kept.to(one.log_weights.device)
+    return max(largest_difference(second[:, index], first[:, index]) for second, first in pairs)
+
+
+def depends_on_other_data(reason: str) -> str:
+    """Say that a program is no density of single data."""
+    return (
+        f"the log-weight of a datum depends on the other data of its batch, {reason}; give the program what it "
+        f"computes from all data (a mean, a batch statistic) as a constant, and put batch normalization in evaluation "
+        f"mode, with track_running_stats=True"
+    )
 
 
 def largest_difference(first: Tensor, second: Tensor) -> float:

@@ -11,10 +11,14 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae._waist.sites import DRAWS, Program, Site, explained_divergence, is_enumerated, sample_sites, site_plates
+from pyrovae._waist.support import moved_inside
 
 
 class Given(Messenger):
     """Give sites their values; a subsampling plate without one takes in every run what it chose in the first.
+
+    A program gets a valid value in place of one outside of a site's support. The site's option ``_pyrovae_inside``
+    says where, and its probability there is zero.
 
     Args:
         values: Values by site.
@@ -27,9 +31,11 @@ class Given(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
+            msg["value"], inside = moved_inside(msg["fn"], self.values[msg["name"]])
             if msg["name"] in self.infer:
                 msg["infer"], msg["done"] = self.infer[msg["name"]], True
+            if inside is not None:
+                msg["infer"] = {**msg["infer"], "_pyrovae_inside": inside}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):

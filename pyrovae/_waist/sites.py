@@ -17,11 +17,15 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from pyrovae._waist.support import inside_support, is_real
+from pyrovae._waist.support import coordinates, measure
 
 Program = Callable[..., Any]
 Site = Any  # a Pyro message
 DRAWS = "_pyrovae_draws"  # name of the plate of draws
+
+
+class OutsideSupportError(ValueError):
+    """A value cannot be scored by the distribution of its site."""
 
 
 @contextmanager
@@ -33,9 +37,13 @@ def explained_divergence() -> Iterator[None]:
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
+        message, found, shapes = str(error).partition("\nTrace Shapes:")
+        if found:  # as Pyro puts its table of shapes behind the message
+            error.args = (message,)
+            error.add_note(f"Trace shapes:{shapes}")
         pattern = r"Expected parameter (\w+) .*? of distribution (\w+)\(.* found invalid values:(.*)"
-        refused = re.search(pattern, str(error), flags=re.DOTALL)
+        refused = re.search(pattern, message, flags=re.DOTALL) if isinstance(error, ValueError) else None
         if not (refused and re.search(r"\b(nan|inf)\b", refused[3])):
             raise
         raise FloatingPointError(
@@ -126,7 +134,7 @@ def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIn
         model_sites, guide_sites = trace(model, guide, args)
         check_same_latents(model_sites, guide_sites)
         for site in model_sites + guide_sites:
-            score(site, strict=True)
+            score(site)
     observed = [site for site in model_sites if site["is_observed"]]
     return outermost_plate([site for site in observed if site_plates(site)] or observed)
 
@@ -196,17 +204,24 @@ def check_auxiliary(model_sites: list[Site], guide_sites: list[Site]) -> None:
     not p(x), and can be infinite.
 
     Raises:
-        ValueError: If auxiliary sites have more entries than the points that are computed from them.
+        ValueError: If auxiliary sites have not as many entries as the points that are computed from them.
     """
-    in_model = {site["name"] for site in model_sites}
+    in_model = {site["name"]: site for site in model_sites}
     alone = [s for s in guide_sites if s["infer"].get("is_auxiliary") and s["name"] not in in_model]
     points = [site for site in guide_sites if site["name"] in in_model and is_point(site["fn"])]
-    free, bound = (sum(site["value"].numel() for site in sites) for sites in (alone, points))
-    if free > bound:
+    free = sum(site["value"].numel() for site in alone)
+    bound = sum(coordinates(in_model[site["name"]]["fn"], site["value"]) for site in points)
+    if alone and free > bound:
         raise ValueError(
             f"auxiliary site {alone[0]['name']!r} of the guide has no counterpart in the model, so the mean of the "
             f"importance weights is not p(x); sample it in the model too, from a density given the other latent sites, "
             f"or leave it out of the guide"
+        )
+    if alone and free < bound:
+        raise ValueError(
+            f"auxiliary site {alone[0]['name']!r} of the guide has {free} entries in all, and {bound} of the latent "
+            f"sites {[site['name'] for site in points]} are computed as points, so these have no density; sample as "
+            f"many entries as there are"
         )
 
 
@@ -224,36 +239,85 @@ def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
             )
 
 
-def score(site: Site, *, strict: bool = False) -> Tensor:
-    """Return the unscaled log-probability of a site, in its batch shape, nats.
-
-    A draw of a latent site outside of the support has probability zero: -inf.
-
-    Args:
-        site: The site.
-        strict: Whether such a draw is an error, as it is in training.
+def check_measures(model_sites: list[Site], guide_sites: list[Site]) -> None:
+    """Check that densities of model and guide refer to the same measure, so that their ratio is a weight.
 
     Raises:
-        ValueError: With validation, if an observed value lies outside of the support or has another event shape.
+        ValueError: If one is discrete and the other is not, one lies on a surface such as the simplex, or one is of
+            angles and the other of all real numbers.
     """
-    fn, value = site["fn"], site["value"]
-    inside = None
-    if not (strict or site["is_observed"] or is_real(fn)) and (inside := inside_support(fn, value)) is not None:
-        value = _replaced_outside(fn, value, inside)
+    of_model = {site["name"]: site["fn"] for site in model_sites if not site["is_observed"]}
+    for site in guide_sites:
+        other, name = of_model.get(site["name"]), site["name"]
+        if site["is_observed"] or other is None or is_point(site["fn"]) or is_point(other):
+            continue
+        kinds = measure(site["fn"]), measure(other)
+        if None in kinds or kinds[0] == kinds[1]:
+            continue
+        if set(kinds) <= {"interval", "Lebesgue"} or set(kinds) == {"interval", "angle"}:
+            continue
+        words = {"counting": "discrete", "Lebesgue": "a density on real numbers", "angle": "a density of angles"}
+        drawn, scored = (words.get(kind or "", f"a density on the {kind}") for kind in kinds)
+        raise ValueError(
+            f"latent site {name!r} is {drawn} in the guide, {type(site['fn']).__name__}, and {scored} in the model, "
+            f"{type(other).__name__}, so their ratio is no importance weight; give both the same support"
+        )
+
+
+def check_masks(model_sites: list[Site], guide_sites: list[Site]) -> None:
+    """Check that a latent site is masked alike in model and guide.
+
+    Where both are masked, the site is left out of the weight. If only one is, its density has no counterpart.
+
+    Raises:
+        ValueError: If the masks differ.
+    """
+    of_model = {site["name"]: site for site in model_sites if not site["is_observed"]}
+    for site in guide_sites:
+        other = of_model.get(site["name"])
+        if other is None or site["is_observed"] or is_enumerated(site) or is_enumerated(other):
+            continue
+        first, second = mask_of(other), mask_of(site)
+        if first is second or torch.equal(*torch.broadcast_tensors(*map(torch.as_tensor, (first, second)))):
+            continue
+        raise ValueError(
+            f"latent site {site['name']!r} has another mask in the guide than in the model, so where it is masked in "
+            f"one of them its density has no counterpart in the log-weight; mask it alike in both, "
+            f"pyro.poutine.mask(mask=...)"
+        )
+
+
+def mask_of(site: Site) -> Any:
+    """Return the mask of a site, of handlers and of its distribution together, in its batch shape; True if all counts.
+
+    A distribution whose mask varies within an event has no mask of the whole site, and counts in full.
+    """
+    mask: Any = True if site["mask"] is None else site["mask"]
+    fn = site["fn"]
+    batch = fn.batch_shape
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.MaskedDistribution) and len(fn.batch_shape) == len(batch):
+            mask = torch.as_tensor(fn._mask) & torch.as_tensor(mask).to(torch.as_tensor(fn._mask).device)
+        fn = fn.base_dist
+    return mask
+
+
+def score(site: Site) -> Tensor:
+    """Return the unscaled log-probability of a site, in its batch shape, nats.
+
+    A given value of a latent site outside of the support has probability zero: -inf.
+
+    Raises:
+        ValueError: With validation, if any other value lies outside of the support or has another event shape.
+    """
+    fn, value, inside = site["fn"], site["value"], site["infer"].get("_pyrovae_inside")
     try:
         log_prob: Tensor = fn.log_prob(value, *site["args"], **site["kwargs"])
     except ValueError as error:
-        raise ValueError(_outside_support(site, " ".join(str(error).split())[:200])) from error
+        raise OutsideSupportError(_outside_support(site, " ".join(str(error).split())[:200])) from error
     if is_validation_enabled():
         _check_shapes(site, log_prob)
     return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
-
-
-def _replaced_outside(fn: Any, value: Tensor, inside: Tensor) -> Tensor:
-    """Put valid values where a value lies outside of the support, if a distribution would raise an error there."""
-    if not is_validation_enabled() or inside.all():
-        return value
-    return torch.where(inside.reshape(inside.shape + (1,) * len(fn.event_shape)), value, fn.sample())
 
 
 def _check_shapes(site: Site, log_prob: Tensor) -> None:
@@ -263,9 +327,11 @@ def _check_shapes(site: Site, log_prob: Tensor) -> None:
             f"site {site['name']!r}: a value of shape {tuple(site['value'].shape)} would be broadcast to the event "
             f"shape {tuple(event_shape)} of its distribution; give model, guide and data the same event shape"
         )
-    checked: Any = {**site, "log_prob": log_prob}
-    plates = [-frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
     enumerated = site["infer"].get("_dim_to_id")  # dimensions to the left of all plates
+    # Draws of an enumerated site may have all values in common, so their dimension is not checked.
+    stack = [frame for frame in site["cond_indep_stack"] if not (enumerated and frame.name == DRAWS)]
+    checked: Any = {**site, "log_prob": log_prob, "cond_indep_stack": tuple(stack)}
+    plates = [-frame.dim for frame in stack if frame.vectorized]
     check_site_shape(checked, max_plate_nesting=max(plates, default=0) if enumerated else sys.maxsize)
 
 

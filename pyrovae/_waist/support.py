@@ -1,10 +1,16 @@
 """The support of a distribution: which values have a probability, and whether that depends on parameters."""
 
+import copy
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
+from torch.distributions.constraints import MixtureSameFamilyConstraint
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+SURFACES = ("simplex", "sphere", "lowercholesky", "lowertriangular", "corrcholesky", "positivedefinite", "symmetric")
 
 
 def support_of(distribution: Any) -> Any | None:
@@ -23,6 +29,11 @@ def is_real(distribution: Any) -> bool:
     return support is None or support in (constraints.real, constraints.real_vector)
 
 
+def is_discrete(distribution: Any) -> bool:
+    """Return whether a distribution has probabilities, as far as it says."""
+    return bool(getattr(support_of(distribution), "is_discrete", False))
+
+
 def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
     """Return where a value lies in the support, in the batch shape, or ``None`` if the support is not known."""
     support = support_of(distribution)
@@ -33,9 +44,48 @@ def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
     return inside if extra <= 0 else inside.flatten(-extra).all(-1)
 
 
+def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Replace values outside of the support by draws, so that a program never sees a value that it cannot take.
+
+    Args:
+        distribution: Distribution of a site.
+        value: Value of the site, in the shape of batch and event.
+
+    Returns:
+        The value, and where it lay inside, in the batch shape; ``None`` if all of it did, or the support is not known.
+    """
+    if is_real(distribution) or (inside := inside_support(distribution, value)) is None:
+        return value, None
+    if get_proxy_mode() is None and bool(inside.all()):  # while a graph is traced, nothing is known of values
+        return value, None
+    mask = inside.reshape(inside.shape + (1,) * len(distribution.event_shape))
+    return torch.where(mask, value, distribution.sample().to(value)), inside
+
+
+def measure(distribution: Any) -> str | None:
+    """Return the name of the measure that a density refers to, or ``None`` if the support is not known.
+
+    Densities can be divided by each other if they refer to the same measure: counting, length or volume, or that of a
+    surface such as the simplex.
+    """
+    support = support_of(distribution)
+    while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    if support is None:
+        return None
+    if support.is_discrete:
+        return "counting"
+    name = type(support).__name__.strip("_").lower()
+    if is_periodic(distribution):
+        return "angle"
+    if isinstance(support, constraints.interval | constraints.half_open_interval):
+        return "interval"
+    return name if name in SURFACES else "Lebesgue"
+
+
 def is_same_support(first: Any, second: Any) -> bool:
-    """Return whether two distributions of a site have the same support, so that it depends on no draw."""
-    return _numbers(support_of(first)) == _numbers(support_of(second))
+    """Return whether two supports are the same, with all numbers in them."""
+    return _numbers(first) == _numbers(second)
 
 
 def _numbers(constraint: Any) -> Any:
@@ -50,8 +100,40 @@ def _numbers(constraint: Any) -> Any:
     return constraint if isinstance(constraint, int | float | bool | str) else type(constraint).__name__
 
 
+def coordinates(distribution: Any, value: Tensor) -> int:
+    """Return how many real coordinates a value of a distribution has: one less than entries on a simplex."""
+    support = support_of(distribution)
+    try:
+        return math.prod(biject_to(support).inverse_shape(value.shape))
+    except NotImplementedError:
+        return value.numel()
+
+
 def is_periodic(distribution: Any) -> bool:
     """Return whether a distribution is of angles, whose support torch calls the real numbers."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return isinstance(distribution, torch.distributions.VonMises) or "vonmises" in type(distribution).__name__.lower()
+
+
+def common_support(support: Any) -> Any | None:
+    """Return a support with numbers for its tensors, or ``None`` if it depends on the datum."""
+
+    def collapsed(constraint: Any) -> Any:
+        if not isinstance(constraint, constraints.Constraint):
+            return constraint
+        result = copy.copy(constraint)
+        for name, part in vars(constraint).items():
+            if isinstance(part, Tensor):
+                values = part.unique()
+                if values.numel() != 1:
+                    raise LookupError
+                setattr(result, name, values.reshape(()).cpu())
+            elif isinstance(part, constraints.Constraint):
+                setattr(result, name, collapsed(part))
+        return result
+
+    try:
+        return collapsed(support)
+    except LookupError:
+        return None

@@ -38,8 +38,11 @@ from pyrovae._waist.sites import (
     Program,
     Site,
     check_auxiliary,
+    check_masks,
+    check_measures,
     check_same_latents,
     is_enumerated,
+    mask_of,
     outermost_plate,
     plate_names,
     same_scale,
@@ -160,6 +163,8 @@ def weigh(model_sites: list[Site], draws: Draws, *, plate: str | None = None, fo
     """
     guide_sites = draws.sites if for_loss else [site for site in draws.sites if not site["is_observed"]]
     check_same_latents(model_sites, draws.sites)
+    check_measures(model_sites, draws.sites)
+    check_masks(model_sites, draws.sites)
     if not for_loss:
         check_auxiliary(model_sites, draws.sites)
     sites = model_sites + guide_sites
@@ -202,7 +207,8 @@ def weigh(model_sites: list[Site], draws: Draws, *, plate: str | None = None, fo
                 of_guide,
             )
         )
-        densities = Densities(likelihood, prior, log_q)
+        # Outside of the support of z, the likelihood is that of a value in its place, and says nothing.
+        densities = Densities(torch.where(prior == -math.inf, 0.0, likelihood), prior, log_q)
         log_weights = joint_density(likelihood, prior) - log_q
     return Weights(
         log_weights,
@@ -275,9 +281,9 @@ def masked_score(site: Site) -> Tensor:
 
     A masked site that is summed out is uniform over its values, so that the sum is a factor of one.
     """
-    log_prob, mask = score(site), site["mask"]
-    if mask is None or not is_enumerated(site) or "_enumerate_dim" not in site["infer"]:
-        return scale_and_mask(log_prob, mask=mask)
+    log_prob = score(site)
+    if not is_enumerated(site) or "_enumerate_dim" not in site["infer"] or (mask := mask_of(site)) is True:
+        return scale_and_mask(log_prob, mask=site["mask"])
     size = site["value"].shape[site["infer"]["_enumerate_dim"] - site["fn"].event_dim]
     return torch.where(torch.as_tensor(mask), log_prob, log_prob.new_full((), -math.log(size)))
 
@@ -291,6 +297,10 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
     latents = [site for site in sites if not site["is_observed"]]
     if name is None:
         shared = shared_plates(latents or sites)
+        if not shared and len(latents) == len(sites):
+            raise ValueError(
+                f"latent sites {[site['name'] for site in latents]} share no plate; name the data plate with plate="
+            )
         data = shared[0] if shared else outermost_plate([site for site in sites if site["is_observed"]])
     else:
         plates = {frame.name: frame for site in sites for frame in site_plates(site)}

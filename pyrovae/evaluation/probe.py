@@ -2,7 +2,7 @@
 
 1. Guide and model run with validation for one draw of some data. The run shows the plates, checks model and guide
    against each other, and data against the support of the likelihood.
-2. They run for two draws of the first three of these data. One draw is that of the first run, so that its log-weights
+2. They run for two draws of three of these data. One draw is that of the first run, so that its log-weights
    must be the same: they may depend neither on other draws nor on other data.
 3. They run for eleven draws, and the bytes of all tensors are counted, which sets the size of batches.
 
@@ -10,7 +10,6 @@ If the second run fails or differs, further runs find the cause. A program that 
 for each draw, a program whose plate has a fixed size gets all data at once, and the rest is an error.
 """
 
-import copy
 import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -19,20 +18,31 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
-from pyrovae._waist.checks import BatchNormInputs, largest_difference, needs_one_draw_a_run, with_second_draw
+from pyrovae._waist.checks import (
+    BatchNormInputs,
+    depends_on_other_data,
+    difference_by_data,
+    largest_difference,
+    needs_one_draw_a_run,
+    with_other_data,
+    with_second_draw,
+)
 from pyrovae._waist.draws import run_guide, run_model
-from pyrovae._waist.sites import Site, is_enumerated, is_point, plate_names
-from pyrovae._waist.support import is_real, support_of
-from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint, weigh
+from pyrovae._waist.sites import OutsideSupportError, Site, is_enumerated, is_point, plate_names
+from pyrovae._waist.summation import sum_per_datum
+from pyrovae._waist.support import common_support, is_discrete, is_real, support_of
+from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint, masked_score, weigh
 from pyrovae.evaluation.program_data import HALF
 
 if TYPE_CHECKING:
     from pyrovae.evaluation.problem import Problem
 
 FEW = 3  # data of the second run
+MOST_TRIALS = 200  # runs to find the data with which a program raises an error
+WIDE_DRAWS = 64  # draws of model and guide by which the support of the guide is checked
+MISSED = 0.05  # share of the posterior that a guide may miss: 0.05 nats
 COUNTED = 11  # draws of the third run; few programs have a dimension of this size
 
 
@@ -52,6 +62,7 @@ class Probe:
         parameters: Values of the parameters that the programs announce to Pyro.
         event_dims: Number of event dimensions of each latent site of the guide.
         base_measures: ``"counting"`` or ``"Lebesgue"`` for each observed site.
+        unreached: What is wrong with a guide that misses a part of the posterior; empty if nothing is.
         bytes_per_weight: Bytes of all tensors in a run, for a draw and datum.
         guide_bytes: The same of the guide: for a datum, and for each draw more.
         model_bytes: The same of the model, for a draw and datum.
@@ -64,10 +75,18 @@ class Probe:
         self.problem = problem
         self._check_half_precision()
         self.repeats = True
+        self.unreached = ""
         self.finite = problem.data.finite()
         self.alone = BatchNormInputs()
-        with self.alone, poutine.trace(param_only=True) as capture:
+        half = HalfPrecision()
+        with self.alone, poutine.trace(param_only=True) as capture, half:
             self.cuttable, one, data = self._first_run()
+        if half.found is not None:
+            raise ValueError(
+                f"the program computes in half precision, {half.found}, in which log-weights are rounded by more than "
+                f"their Monte Carlo error; leave out casts and torch.autocast in it, and pass precision='bfloat16' for "
+                f"fast products"
+            )
         announced: list[Any] = [site["value"] for site in capture.trace.nodes.values() if site["type"] == "param"]
         self.parameters: list[Tensor] = [value.detach() for value in announced]
         self._settle(one)
@@ -76,9 +95,12 @@ class Probe:
             one = self._run(problem.size, validate=True)
             self._settle(one)
             self.vectorize, reason = self._takes_draws(one)
+        if not self.cuttable:
+            self._check_independent(one)
         self._check_size()
         self._choose_vectorize(reason)
         self._check_support(one, data)
+        self._check_coverage(one)
         self._count_bytes()
 
     # --- the first run ------------------------------------------------------------------------------------------------
@@ -87,7 +109,7 @@ class Probe:
         """Run once for some data, or for all if the program takes no fewer."""
         problem = self.problem
         some = min(problem.size, max(FEW + 1, problem.memory // (64 * problem.data.bytes_per_datum)))
-        if FEW < len(self.finite) < problem.size:
+        if 1 < len(self.finite) < problem.size:
             some = min(some, len(self.finite))
         if some < problem.size:
             with suppress(Exception):  # whatever is wrong shows again, and is raised, when it runs on all data
@@ -96,8 +118,14 @@ class Probe:
                     return True, one, some
         try:
             return problem.size > 1, self._run(problem.size, validate=True), problem.size
-        except (FloatingPointError, ValueError) as error:
+        except Exception as error:
             missing = problem.size - len(self.finite)
+            if not missing and isinstance(error, OutsideSupportError):
+                raise
+            good = self._without_failing(some)
+            if 1 < len(good) < min(some, len(self.finite)):
+                self.finite = torch.cat([good, self.finite[self.finite > good.max()]])
+                return True, self._run(len(good), validate=True), len(good)
             if not missing:
                 raise
             known = set(self.finite.tolist())
@@ -108,12 +136,41 @@ class Probe:
                 f"(pyrovae.likelihoods.Masked)"
             ) from error
 
-    def _args(self, size: int) -> tuple[Any, ...]:
+    def _without_failing(self, some: int) -> Tensor:
+        """Return the indices of those data, of the first, with which the program raises no error."""
+        runs = 0
+
+        def passing(indices: Tensor) -> list[Tensor]:
+            nonlocal runs
+            runs += 1
+            if runs > MOST_TRIALS:
+                return []
+            try:
+                self._score(self.problem.data.select(indices, self.problem.device))
+                return [indices]
+            except Exception:
+                half = len(indices) // 2
+                return passing(indices[:half]) + passing(indices[half:]) if half else []
+
+        first = self.finite[:some]
+        if not len(first):
+            return first
+        if not any(passing(index) for index in first[torch.tensor([0, len(first) // 2, -1])].unsqueeze(1)):
+            return first[:0]
+        return torch.cat([first[:0], *passing(first)])
+
+    def _score(self, args: tuple[Any, ...]) -> None:
+        problem = self.problem
+        options: Any = {"kwargs": problem.options["kwargs"], "plate": problem.options["plate"]}
+        with pyro.validation_enabled():
+            importance_weights(problem.model, problem.guide, args, **options)
+
+    def _args(self, size: int, start: int = 0) -> tuple[Any, ...]:
         """Return the arguments for a run on some data, those without NaN first."""
         data, device = self.problem.data, self.problem.device
-        if size < len(data) and size <= len(self.finite) < len(data):
-            return data.select(self.finite[:size], device)
-        return data.batch(0, size, device)
+        if start + size < len(data) and start + size <= len(self.finite) < len(data):
+            return data.select(self.finite[start : start + size], device)
+        return data.batch(start, start + size, device)
 
     def _settle(self, one: Weights) -> None:
         self.plate, self.nesting = one.plate, one.nesting
@@ -129,15 +186,16 @@ class Probe:
         draws: int | None = None,
         values: dict[str, Tensor] | None = None,
         *,
+        start: int = 0,
         validate: bool = False,
     ) -> Weights:
-        """Run guide and model on the first data, for one draw, or for many at once."""
+        """Run guide and model on some data, for one draw, or for many at once."""
         problem = self.problem
         with pyro.validation_enabled(validate):
             return importance_weights(
                 problem.model,
                 problem.guide,
-                self._args(size),
+                self._args(size, start),
                 draws or 1,
                 kwargs=problem.options["kwargs"],
                 nesting=None if draws is None else self.nesting,
@@ -149,8 +207,8 @@ class Probe:
 
     def _second_run(self, one: Weights, data: int) -> tuple[bool, bool, str]:
         """Return whether the program takes any number of data and of draws, and if not of draws, why."""
-        few = min(FEW, data - 1)
-        if not self.cuttable or few < 1 or one.plate.size != data:
+        few = min(FEW, max(data - 2, 1))
+        if not self.cuttable or data < 2 or one.plate.size != data:
             takes, reason = self._takes_draws(one)
             return False, takes, reason
         if self.problem.options["vectorize"] is not False and not self.enumerates:
@@ -170,33 +228,54 @@ class Probe:
                 return True, True, ""
         return True, False, "" if self.problem.options["vectorize"] is False else reason
 
+    def _check_independent(self, one: Weights) -> None:
+        """Check a program that takes no fewer data: put others in the place of the second half."""
+        problem = self.problem
+        args = problem.data.batch(0, problem.size, problem.device)
+        mixed, values, kept = with_other_data(args, one.guide_sites, one.nesting, one.plate)
+        options: Any = {"kwargs": problem.options["kwargs"], "plate": problem.options["plate"]}
+        with pyro.validation_enabled(False):
+            try:
+                other = importance_weights(problem.model, problem.guide, mixed, values=one.chosen | values, **options)
+            except Exception:  # of a program that does not take these data, or that enumerates sites of the guide
+                return
+        if difference := difference_by_data(one, other, kept):
+            if not self._has_same_guide(one) and one.densities is None:
+                return
+            raise ValueError(depends_on_other_data(f"by {difference:.3g} nats for a datum"))
+
     def _agrees(self, one: Weights, few: int | None, *, draws: int | None) -> tuple[bool, str]:
-        """Score the draws of the first run again, beside others and without the other data."""
-        size = self.problem.size if few is None else few
-        values = with_second_draw(one.guide_sites, self.nesting, one.plate, few)
+        """Score the draws of the first run again, beside others and without the other data.
+
+        Of fewer data, neither the first nor the last is taken, since programs may take them for a reference.
+        """
+        size, start = (self.problem.size, 0) if few is None else (few, 1)
+        some = None if few is None else range(start, start + few)
+        values = with_second_draw(one.guide_sites, self.nesting, one.plate, some)
         if draws is None:
             dims = {name: -self.nesting - 1 - self.event_dims[name] for name in values}
             values = {name: value.select(dims[name], 0) for name, value in values.items()}
         with BatchNormInputs() as together:
             try:
-                two = self._run(size, draws, {**(one.chosen if few is None else {}), **values})
+                two = self._run(size, draws, {**(one.chosen if few is None else {}), **values}, start=start)
             except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
                 return False, str(error).split("\n")[0][:150]
         if two.plate.size != (one.plate.size if few is None else few):
             return False, f"its data plate keeps the size {two.plate.size}"
-        difference = self._difference(one, two, few)
+        difference = self._difference(one, two, some)
         if difference:
             return False, f"by {difference:.3g} nats for a datum"
         if draws is not None and (layer := together.differing(self.alone)):
             return False, f"{type(layer).__name__} takes the data for its channels"
         return True, ""
 
-    def _difference(self, one: Weights, two: Weights, few: int | None) -> float:
+    def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
         """Return the largest difference of the terms of the log-weights beyond rounding, nats."""
+        data = slice(None) if some is None else slice(some.start, some.stop)
         if one.densities is None or two.densities is None:
-            return largest_difference(two.log_weights[:1], one.log_weights[:, :few])
+            return largest_difference(two.log_weights[:1], one.log_weights[:, data])
         parts = ["likelihood", "prior"] + (["guide"] if self.repeats else [])
-        pairs = [(getattr(two.densities, part)[:1], getattr(one.densities, part)[:, :few]) for part in parts]
+        pairs = [(getattr(two.densities, part)[:1], getattr(one.densities, part)[:, data]) for part in parts]
         return max(largest_difference(second, first) for second, first in pairs)
 
     def _follows(self, one: Weights, few: int) -> bool:
@@ -212,11 +291,7 @@ class Probe:
         self.repeats = self._has_same_guide(one)
         if not self.repeats and self._agrees(one, few, draws=None)[0]:
             return True
-        raise ValueError(
-            f"the log-weight of a datum depends on the other data of its batch, {reason}; give the program what it "
-            f"computes from all data (a mean, a batch statistic) as a constant, and put batch normalization in "
-            f"evaluation mode"
-        )
+        raise ValueError(depends_on_other_data(reason))
 
     def _has_same_guide(self, one: Weights) -> bool:
         """Score the draws of the first run once more, and return whether the guide has the same density.
@@ -291,11 +366,58 @@ class Probe:
             if not site["is_observed"] or is_real(site["fn"]) or is_point(site["fn"]):
                 continue
             position = next((i for i, arg in enumerate(args) if _is_same(arg, site["value"])), None)
-            support = _common_support(site["fn"])
+            support = common_support(support_of(site["fn"]))
             if position is None or support is None:
                 self._run_all()
                 return
             self._check_argument(site, position, support)
+
+    def _check_coverage(self, one: Weights) -> None:
+        """Find a part of the posterior for which the guide has no density, by draws of the model.
+
+        Where all of the guide's sites can take any real number, or the guide enumerates sites, nothing is run.
+        """
+        latents = [site for site in one.guide_sites if not site["is_observed"]]
+        bounded = [site["name"] for site in latents if not (is_real(site["fn"]) or is_discrete(site["fn"]))]
+        if self.enumerates or not bounded:
+            return
+        size = min(FEW, self.problem.size) if self.cuttable else self.problem.size
+        runs = [WIDE_DRAWS] if self.vectorize else [None] * (WIDE_DRAWS // 4)
+        try:
+            inside = torch.cat([self._run(size, draws, dict(one.chosen)).log_weights for draws in runs])
+            outside = torch.cat([self._unreached(one, size, draws) for draws in runs])
+        except (RuntimeError, ValueError):  # of a model that does not take draws from its prior
+            return
+        of_both = torch.stack([inside.double().logsumexp(0), outside.double().logsumexp(0)])
+        missed = float(of_both.softmax(0)[1].nan_to_num(0.0).max())
+        if missed > MISSED:
+            self.unreached = (
+                f"the guide has no density for about {missed:.0%} of a datum's posterior, as the support of its latent "
+                f"sites {bounded} is smaller than the model's, and estimates of log p(x) would be too low; give these "
+                f"sites the support that they have in the model"
+            )
+
+    def check_reach(self) -> None:
+        """Refuse a guide that misses a part of the posterior, for estimators by importance weights of its draws."""
+        if self.unreached:
+            raise ValueError(self.unreached)
+
+    def _unreached(self, one: Weights, size: int, draws: int | None) -> Tensor:
+        """Return log p(x | z) of draws of the model, shape ``(draws, n)``; -inf if the guide can make the draw."""
+        problem, count = self.problem, draws or 1
+        nesting = None if draws is None else self.nesting
+        options: Any = {"kwargs": problem.options["kwargs"], "nesting": nesting}
+        plate = one.plate._replace(size=size if self.cuttable else one.plate.size)
+        args = self._args(size)
+        with pyro.validation_enabled(False):
+            sites = run_model(problem.model, args, dict(one.chosen), count, **options)
+            values = {site["name"]: site["value"] for site in sites if not site["is_observed"]}
+            observed = [site for site in sites if site["is_observed"] and plate.name in plate_names(site)]
+            terms = [(site, masked_score(site)) for site in observed]
+            dims = None if nesting is None else -nesting - 1, plate.dim or -1
+            likelihood = sum_per_datum(terms, *dims).expand(count, plate.size)
+            drawn = run_guide(problem.guide, args, count, values=one.chosen | values, **options)
+            return torch.where(log_guide(drawn, plate) == -torch.inf, likelihood, -torch.inf)
 
     def _check_argument(self, site: Site, position: int, support: Any) -> None:
         data = self.problem.data
@@ -308,15 +430,7 @@ class Probe:
 
     def _run_one(self, index: int) -> None:
         """Run with validation on a datum, for the error that says what is wrong with it."""
-        problem = self.problem
-        with pyro.validation_enabled():
-            importance_weights(
-                problem.model,
-                problem.guide,
-                problem.data.batch(index, index + 1, problem.device),
-                kwargs=problem.options["kwargs"],
-                plate=problem.options["plate"],
-            )
+        self._score(self.problem.data.batch(index, index + 1, self.problem.device))
 
     def _run_all(self) -> None:
         """Run with validation on all data, in batches."""
@@ -358,6 +472,24 @@ class Probe:
         self.guide_bytes = of_guide.fixed / plate.size, max(1.0, of_guide.drawn / draws / plate.size)
         self.model_bytes = max(1.0, of_model.total / draws / plate.size)
         self.bytes_per_weight = max(1, int((of_guide.total + of_model.total) / draws / plate.size))
+
+
+class HalfPrecision(TorchFunctionMode):
+    """Note whether a tensor in half precision is made.
+
+    Attributes:
+        found: The first such type.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: torch.dtype | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype in HALF:
+            self.found = self.found or result.dtype
+        return result
 
 
 class CountBytes(TorchFunctionMode):
@@ -403,26 +535,3 @@ def _is_same(arg: Any, value: Any) -> bool:
     if not (isinstance(arg, Tensor) and isinstance(value, Tensor)):
         return False
     return arg is value or (arg.shape == value.shape and bool(torch.equal(arg, value.to(arg))))
-
-
-def _common_support(distribution: Any) -> Any | None:
-    """Return a support that is the same for all data, with numbers for tensors, or ``None``."""
-
-    def collapsed(constraint: Any) -> Any:
-        if not isinstance(constraint, constraints.Constraint):
-            return constraint
-        result = copy.copy(constraint)
-        for name, part in vars(constraint).items():
-            if isinstance(part, Tensor):
-                values = part.unique()
-                if values.numel() != 1:
-                    raise LookupError
-                setattr(result, name, values.reshape(()).cpu())
-            elif isinstance(part, constraints.Constraint):
-                setattr(result, name, collapsed(part))
-        return result
-
-    try:
-        return collapsed(support_of(distribution))
-    except LookupError:
-        return None

@@ -268,7 +268,7 @@ class Problem:
                 "the autoguide has not seen data yet; train it, or run guide(x) once, before evaluating it"
             )
         try:
-            with self.isolation.adopting():
+            with self.isolation.adopting(), torch.autocast(self.device.type, enabled=False):
                 self.probe = Probe(self)
         except (ValueError, RuntimeError) as error:
             if self.data.dtype.is_floating_point or isinstance(error, torch.OutOfMemoryError):
@@ -317,6 +317,13 @@ class Problem:
         args = tuple(arg[indices] if isinstance(arg, Tensor) else arg for arg in batch.args)
         return Batch(args, batch.start, len(indices), len(indices), {})
 
+    def few(self) -> Batch:
+        """Return a batch of two data that the program can score, or the first batch if it takes no fewer."""
+        if not self.probe.cuttable:
+            return next(self.batches(2))
+        indices = self.probe.finite[:2]
+        return Batch(self.data.select(indices, self.device), 0, len(indices), len(indices), {})
+
     def width(self, num_draws: int) -> int:
         """Return how many data a batch can have within the memory, by so many draws for each."""
         if self.proposal is not None:
@@ -339,7 +346,7 @@ class Problem:
         Raises:
             ValueError: If the density differs at the same draws.
         """
-        batch = next(self.batches(2))
+        batch = self.few()
         drawn = self.draw(batch, 2, amortized=True)
         again = self.log_guide(batch, drawn.values, 2, amortized=True)
         if not torch.allclose(again, drawn.log_q, rtol=1e-4, atol=1e-3, equal_nan=True):

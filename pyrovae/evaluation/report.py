@@ -211,6 +211,7 @@ class Rows:
         """
         values = self.columns.get("log_likelihood")
         if values is None:
+            self._warn_of_missing()
             return
         values = values[: self.done].reshape(self.done, -1)
         missing = np.flatnonzero(np.isnan(values).all(1))
@@ -232,6 +233,17 @@ class Rows:
                 f"there. Make more draws, or a guide that reaches the posterior of these data",
                 stacklevel=3,
             )
+
+    def _warn_of_missing(self) -> None:
+        names, missing = [], np.zeros(self.done, dtype=bool)
+        for name, values in self.columns.items():
+            rows = np.moveaxis(values, self.axis(name), 0)[: self.done].reshape(self.done, -1)
+            if np.issubdtype(rows.dtype, np.floating) and np.isnan(rows).any():
+                names.append(name)
+                missing |= np.isnan(rows).any(1)
+        if names:
+            shown = _listed(np.flatnonzero(missing))
+            warnings.warn(f"{', '.join(names)} of data {shown} are NaN; look at these data", stacklevel=4)
 
     def axis(self, name: str) -> int:
         """Return which axis of a column the data are."""

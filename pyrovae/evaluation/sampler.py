@@ -36,6 +36,7 @@ class Sampler:
         check_whole(num_samples=num_draws)
         if num_draws < 1:
             raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_draws}")
+        problem.probe.check_reach()
         self.problem, self.num_draws = problem, num_draws
         if problem.proposal is not None:
             self.width = problem.width(num_draws)

@@ -15,7 +15,8 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyrovae._compilation.graphs import compiled_or_none
 from pyrovae._waist.sites import Site, is_point
-from pyrovae._waist.support import is_periodic, is_same_support, support_of
+from pyrovae._waist.support import common_support, is_periodic, is_same_support, support_of
+from pyrovae._waist.weights import Weights
 from pyrovae.distributions import support_of_flow
 from pyrovae.evaluation.problem import Batch, Drawn, Problem
 
@@ -25,6 +26,7 @@ class Space:
 
     Args:
         problem: An opened problem.
+        with_guide: Whether the guide's density is used, and not only its draws.
 
     Attributes:
         dim: Length of a vector u, D.
@@ -34,29 +36,27 @@ class Space:
             other latents; or if the guide enumerates a site.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, *, with_guide: bool = True) -> None:
+        self.problem, self.with_guide = problem, with_guide
         if problem.probe.enumerates:
             raise ValueError(
                 "the guide enumerates a discrete latent site, so log p(x, z) and log q(z | x) are not known apart; "
                 "leave the site to the model, which sums it out, or use pyrovae.evaluation.evaluate"
             )
         problem.check_repeats()
-        batch = next(problem.batches(2))
+        batch = problem.few()
         first, again = (problem.run(batch, amortized=True) for _ in range(2))
         of_guide, of_model = _latents(first.guide_sites), _latents(first.model_sites)
         for name, site in of_guide.items():
             _check_continuous(name, site, in_model=name in of_model)
         self.sites = of_guide
-        self.bijections = {name: biject_to(_support(of_model[name]["fn"])) for name in of_guide}
-        for name, site in _latents(again.model_sites).items():
-            if name in of_guide and not is_same_support(site["fn"], of_model[name]["fn"]):
-                raise ValueError(
-                    f"the support of latent site {name!r} depends on other latents, so its values have no real "
-                    f"coordinates of their own; give it a fixed support, or use pyrovae.evaluation.evaluate"
-                )
+        self.supports = {name: self._fixed_support(name, of_model[name]["fn"]) for name in of_guide}
+        self._check_supports(again)
+        self.bijections = {name: biject_to(support) for name, support in self.supports.items()}
         drawn = problem.draw(batch, 2, amortized=True)
         real = {name: self.bijections[name].inv(drawn.values[name]) for name in of_guide}
+        for name, site in of_guide.items():
+            self._check_guide_support(name, site, of_model[name], real[name])
         self.shapes = {name: value.movedim(problem.data_dim, 1).shape[2:] for name, value in real.items()}
         self.dim = sum(map(math.prod, self.shapes.values()))
         self.graphs: dict[tuple[int, ...], Callable[..., Sequence[Tensor]] | None] = {}
@@ -65,6 +65,50 @@ class Space:
     def width(self) -> int:
         """Number of data to which densities are fitted together, within the memory."""
         return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
+
+    def check_batch(self, batch: Batch) -> None:
+        """Check that the latent sites of a batch have the supports of the first batch.
+
+        Raises:
+            ValueError: If a support depends on the datum or on other latents.
+        """
+        self._check_supports(self.problem.run(batch, amortized=True))
+
+    def _fixed_support(self, name: str, distribution: Any) -> Any:
+        support = common_support(_support(distribution))
+        if support is None:
+            raise ValueError(self._varies(name))
+        return support
+
+    def _check_supports(self, weights: Weights) -> None:
+        for name, site in _latents(weights.model_sites).items():
+            if name in self.supports and not is_same_support(
+                self._fixed_support(name, site["fn"]), self.supports[name]
+            ):
+                raise ValueError(self._varies(name))
+
+    def _varies(self, name: str) -> str:
+        return (
+            f"the support of latent site {name!r} depends on other latents or on the datum, so its values have no real "
+            f"coordinates of their own; give it a fixed support, or use pyrovae.evaluation.evaluate"
+        )
+
+    def _check_guide_support(self, name: str, of_guide: Site, of_model: Site, real: Tensor) -> None:
+        """Refuse a guide that draws values outside of the model's support, or cannot draw all inside of it."""
+        other = support_of(of_guide["fn"]) or support_of_flow(of_guide["fn"])
+        while isinstance(other, MixtureSameFamilyConstraint):
+            other = other.base_constraint
+        wide = torch.linspace(-8, 8, 9).to(real).reshape((9,) + (1,) * real.ndim).expand(9, *real.shape)
+        support = self.supports[name]
+        if real.isfinite().all() and (
+            other is None or (_holds(support, other, wide) and (not self.with_guide or _holds(other, support, wide)))
+        ):
+            return
+        raise ValueError(
+            f"latent site {name!r} has another support in the guide, {type(of_guide['fn']).__name__}, than in the "
+            f"model, {type(of_model['fn']).__name__}, so guide and posterior have no real coordinates in common; give "
+            f"both the same support, or use pyrovae.evaluation.evaluate"
+        )
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the vectors u of values of the latents, shape ``(num_draws, N, D)``."""
@@ -95,13 +139,16 @@ class Target:
         space: The map to real vectors.
         batch: Some data.
         amortized: Whether the guide is the one that a proposal refines, and not the proposal itself.
+        is_checked: Whether the supports of the latents are known to be those of the space.
 
     Attributes:
         size: Number of data in the batch, N.
         dim: Length of u, D.
     """
 
-    def __init__(self, space: Space, batch: Batch, *, amortized: bool = False) -> None:
+    def __init__(self, space: Space, batch: Batch, *, amortized: bool = False, is_checked: bool = False) -> None:
+        if not is_checked:
+            space.check_batch(batch)
         self.space, self.problem, self.batch, self.amortized = space, space.problem, batch, amortized
         self.size, self.dim = batch.size, space.dim
 
@@ -109,7 +156,8 @@ class Target:
         """Return the target of the data of the batch with these indices, shape ``(n,)``."""
         if not self.problem.probe.cuttable:
             return _Part(self, indices)
-        return Target(self.space, self.problem.select(self.batch, indices), amortized=self.amortized)
+        part = self.problem.select(self.batch, indices)
+        return Target(self.space, part, amortized=self.amortized, is_checked=True)
 
     def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
         """Draw u from the guide, shape ``(num_draws, N, D)``, and return it with log q(u | x), ``(num_draws, N)``."""
@@ -182,7 +230,7 @@ class _Part(Target):
     """
 
     def __init__(self, whole: Target, indices: Tensor) -> None:
-        super().__init__(whole.space, whole.batch, amortized=whole.amortized)
+        super().__init__(whole.space, whole.batch, amortized=whole.amortized, is_checked=True)
         self.whole, self.indices, self.size = whole, indices, len(indices)
         self.others = whole.draw(1)[0]
 
@@ -250,6 +298,11 @@ def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
         )
 
 
+def _holds(first: Any, second: Any, real: Tensor) -> bool:
+    """Return whether a support holds the values of another one at some real coordinates."""
+    return bool(first.check(biject_to(second)(real)).all())
+
+
 def _support(distribution: Any) -> Any:
     support = support_of(distribution) or support_of_flow(distribution)
     if support is None:
@@ -259,4 +312,11 @@ def _support(distribution: Any) -> Any:
         )
     while isinstance(support, MixtureSameFamilyConstraint):
         support = support.base_constraint
+    try:
+        biject_to(support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the support of {type(distribution).__name__}, {support}, is a surface without real coordinates; use "
+            f"pyrovae.evaluation.evaluate"
+        ) from error
     return support

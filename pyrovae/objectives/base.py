@@ -8,6 +8,7 @@ for a bound B per datum; the scale :math:`s_n` of the data plate, and one common
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -15,8 +16,16 @@ from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from pyrovae._waist.checks import BatchNormInputs, largest_difference, needs_one_draw_a_run, with_second_draw
-from pyrovae._waist.sites import is_enumerated, score
+from pyrovae._waist.checks import (
+    BatchNormInputs,
+    depends_on_other_data,
+    difference_by_data,
+    largest_difference,
+    needs_one_draw_a_run,
+    with_other_data,
+    with_second_draw,
+)
+from pyrovae._waist.sites import check_auxiliary, is_enumerated, score
 from pyrovae._waist.weights import Densities, Weights, importance_weights
 from pyrovae.arguments import check_whole
 from pyrovae.isolation import isolated
@@ -60,18 +69,18 @@ class Weighing:
 
     def _nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int | None:
         """Return the depth of the program's plates, or None if draws are made one by one; check it the first time."""
-        if not self.vectorize_particles:
-            return None
         particles = int(self.num_particles > 1)  # Pyro counts their dimension in max_plate_nesting
         if not self._is_checked:
             with isolated(model, guide, seed=0):  # the check must not move the generator
                 nesting = None if self.max_plate_nesting == math.inf else int(self.max_plate_nesting) - particles
-                self.max_plate_nesting = self._check_draws(model, guide, args, kwargs, nesting) + particles
+                nesting = self._check_program(model, guide, args, kwargs, nesting)
+            if self.vectorize_particles:
+                self.max_plate_nesting = nesting + particles
             self._is_checked = True
-        return int(self.max_plate_nesting) - particles
+        return int(self.max_plate_nesting) - particles if self.vectorize_particles else None
 
-    def _check_draws(self, model: Program, guide: Program, args: Any, kwargs: Any, nesting: int | None) -> int:
-        """Score the same draws alone and beside others, and return the depth of the program's plates.
+    def _check_program(self, model: Program, guide: Program, args: Any, kwargs: Any, nesting: int | None) -> int:
+        """Score the same draws alone, beside other data and beside other draws; return the depth of the plates.
 
         Raises:
             ValueError: If the log-weights differ, or the program cannot take a dimension of draws.
@@ -79,20 +88,28 @@ class Weighing:
         options: Any = {"kwargs": kwargs, "plate": self.plate, "for_loss": True}
         with BatchNormInputs() as alone:
             one = importance_weights(model, guide, args, **options)
+        check_auxiliary(one.model_sites, one.guide_sites)
         nesting = one.nesting if nesting is None else nesting
         if any(map(is_enumerated, one.guide_sites)):
+            return nesting
+        mixed, values, kept = with_other_data(args, one.guide_sites, one.nesting, one.plate)
+        with suppress(RuntimeError, IndexError, AssertionError):  # of a program that does not take these data
+            other = importance_weights(model, guide, mixed, values=one.chosen | values, **options)
+            if difference := difference_by_data(one, other, kept):
+                reason = depends_on_other_data(f"by {difference:.3g} nats for a datum")
+                raise ValueError(f"{reason}. {type(self).__name__} would be no bound of log p(x)")
+        if not self.vectorize_particles:
             return nesting
         values = {**one.chosen, **with_second_draw(one.guide_sites, nesting, one.plate)}
         with BatchNormInputs() as together:
             try:
                 two = importance_weights(model, guide, args, 2, nesting=nesting, values=values, **options)
-            except (RuntimeError, ValueError, IndexError) as error:
-                error.add_note(self._advice("it ran with one draw, and failed with two"))
-                raise
-        difference = largest_difference(two.log_weights[:1], one.log_weights)
+            except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+                reason = " ".join(str(error).split())[:150]
+                raise ValueError(self._advice(f"one draw has log-weights, two raise an error: {reason}")) from error
         if layer := together.differing(alone):
             raise ValueError(self._advice(f"{type(layer).__name__} takes the data for its channels"))
-        if difference:
+        if difference := largest_difference(two.log_weights[:1], one.log_weights):
             raise ValueError(self._advice(f"by {difference:.3g} nats for a datum"))
         return nesting
 

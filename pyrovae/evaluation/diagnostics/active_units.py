@@ -100,7 +100,9 @@ def active_units(
 def _draws_by_datum(guide: Program, args: tuple[Any, ...], plate: str | None) -> dict[str, Tensor]:
     """Run the guide once and return the draws of each latent site in the data plate, shape ``(N, units)``."""
     sites = [site for site in run_guide(guide, args).sites if not (site["is_observed"] or is_enumerated(site))]
-    data = data_plate([site for site in sites if site_plates(site)], plate)
+    data = data_plate(
+        [site for site in sites if (plate in plate_names(site) if plate else site_plates(site))] or sites, plate
+    )
     assert data.dim is not None
     found = {}
     for site in (site for site in sites if data.name in plate_names(site)):

@@ -98,7 +98,7 @@ def nuts(
     divergences: list[int] = []
 
     def prepare() -> int:
-        spaces.append(Space(problem))
+        spaces.append(Space(problem, with_guide=False))
         return problem.size
 
     def columns(batch: Batch) -> dict[str, np.ndarray]:
