@@ -242,11 +242,6 @@ def _holds(first: Any, second: Any, real: Tensor) -> bool:
     return bool(first.check(biject_to(second)(real)).all())
 
 
-def _holds(first: Any, second: Any, real: Tensor) -> bool:
-    """Return whether a support holds the values of another one at some real coordinates."""
-    return bool(first.check(biject_to(second)(real)).all())
-
-
 def _support(distribution: Any) -> Any:
     support = support_of(distribution) or support_of_flow(distribution)
     if support is None:
