@@ -148,6 +148,7 @@ class BetaTC(Objective):
             return self._terms(model, guide, args, kwargs)[2]
 
     def _terms(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Weights, float | Tensor, Decomposition]:
+        self._nesting(model, guide, args, kwargs)  # the runs of the check are not to be recorded
         of_model, of_guide = Latents(), Latents()
         weights = self._weights(of_model(model), of_guide(guide), args, kwargs)
         reconstruction = self._densities(weights).likelihood.squeeze(0)
