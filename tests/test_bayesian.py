@@ -147,7 +147,7 @@ def test_bad_arguments(x: Tensor, vae: pv.VAE) -> None:
     pv.bayesian.random_weights(half[0])
     mixed = PyroModule[torch.nn.Linear](8, 6)
     half[2] = mixed
-    with pytest.raises(ValueError, match=r"network.2 has random weights and others that are not"):
+    with pytest.raises(ValueError, match=r"network.2 has both random and fixed weights"):
         pv.BayesianVAE(vae.prior, pv.likelihoods.Bernoulli(half), vae.posterior, data_size=12)
     with pytest.raises(ValueError, match=r"num_draws.* got 0"):
         pv.evaluation.evaluate_globals(vae.model, vae.guide, x, num_draws=0)

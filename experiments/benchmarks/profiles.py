@@ -109,7 +109,7 @@ def of_evaluation(options: Options) -> Work:
 
     def work(context: AbstractContextManager[Any]) -> tuple[float, int]:
         watch = Watch(context)
-        with mock.patch("pyrovae.evaluation.estimators.importance.tqdm", return_value=watch):
+        with mock.patch("pyrovae.evaluation.report.tqdm", return_value=watch):
             pv.evaluation.evaluate(vae.model, vae.guide, x, options.draws, compile=True, seed=0)
         if len(watch.counts) < 2:
             raise ValueError(

@@ -76,6 +76,7 @@ class Probe:
         self._check_half_precision()
         self.repeats = True
         self.unreached = ""
+        self._read: tuple[int, tuple[Any, ...]] | None = None
         self.finite = problem.data.finite()
         self.alone = BatchNormInputs()
         half = HalfPrecision()
@@ -167,10 +168,15 @@ class Probe:
 
     def _args(self, size: int, start: int = 0) -> tuple[Any, ...]:
         """Return the arguments for a run on some data, those without NaN first."""
-        data, device = self.problem.data, self.problem.device
-        if start + size < len(data) and start + size <= len(self.finite) < len(data):
-            return data.select(self.finite[start : start + size], device)
-        return data.batch(start, start + size, device)
+        data, device, stop = self.problem.data, self.problem.device, start + size
+        if stop < len(data) and stop <= len(self.finite) < len(data):
+            return data.select(self.finite[start:stop], device)
+        if self._read is not None and stop <= self._read[0]:  # a data set may give other values when it is read again
+            return tuple(arg[start:stop] if isinstance(arg, Tensor) else arg for arg in self._read[1])
+        args = data.batch(start, stop, device)
+        if start == 0:
+            self._read = stop, args
+        return args
 
     def _settle(self, one: Weights) -> None:
         self.plate, self.nesting = one.plate, one.nesting

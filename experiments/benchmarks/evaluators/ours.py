@@ -29,6 +29,10 @@ from pyrovae._compilation.precision import Precision
 REPEATS = 100  # turns before an evaluation has to begin anew
 
 
+class LastTurn(BaseException):
+    """There are no more turns. An evaluation handles errors and Ctrl-C itself, so this is neither."""
+
+
 class Bar:
     """A progress bar that ends a turn when so many data are done, and keeps the others waiting for the next."""
 
@@ -49,7 +53,7 @@ class Bar:
             seconds = (time.perf_counter() - self.channel.start) * self.size / self.done
             self.done = 0
             if not self.channel.turn(seconds):
-                raise KeyboardInterrupt
+                raise LastTurn
 
 
 def main(problem: Problem, compiled: bool = False, precision: Precision | None = None, whole: bool = False) -> None:
@@ -113,11 +117,11 @@ def from_given_noise(problem: Problem, x: Tensor, evaluate: Any) -> np.ndarray:
 
 def take_turns(channel: Channel, evaluate: Any, size: int) -> None:
     """Evaluates so many data a turn until there are no more turns."""
-    with mock.patch("pyrovae.evaluation.estimators.importance.tqdm", partial(Bar, channel, size)):
+    with mock.patch("pyrovae.evaluation.report.tqdm", partial(Bar, channel, size)):
         try:
             while True:
                 evaluate()
-        except KeyboardInterrupt:
+        except LastTurn:
             pass
 
 
