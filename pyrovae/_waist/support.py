@@ -24,7 +24,7 @@ def support_of(distribution: Any) -> Any | None:
 def is_real(distribution: Any) -> bool:
     """Return whether every vector of real numbers is in the support, as far as the distribution says."""
     support = support_of(distribution)
-    while isinstance(support, constraints.independent):
+    while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support is None or support in (constraints.real, constraints.real_vector)
 
@@ -56,7 +56,9 @@ def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | Non
     """
     if is_real(distribution) or (inside := inside_support(distribution, value)) is None:
         return value, None
-    if get_proxy_mode() is None and bool(inside.all()):  # while a graph is traced, nothing is known of values
+    if get_proxy_mode() is not None:  # while a graph is traced, nothing is known of values, and it must draw nothing
+        return value, inside
+    if bool(inside.all()):
         return value, None
     mask = inside.reshape(inside.shape + (1,) * len(distribution.event_shape))
     return torch.where(mask, value, distribution.sample().to(value)), inside
