@@ -22,34 +22,34 @@ from tests.conftest import small_vae
 
 TOYS = {
     "elbo_vs_iwae": {
-        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 15,
     },
     "priors": {
-        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 15,
         "components": 5,
     },
     "likelihoods": {
-        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 15,
         "components": 2,
     },
     "posteriors": {
-        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 15,
         "context": 3,
     },
     "evaluation": {
-        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "num_data": 5,
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "num_data": 5,
         "draws": (32, 64), "temperatures": (3, 6), "num_chains": 4, "pca_latent": 3,
     },
     "gaps": {
-        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "num_data": 5,
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "num_data": 5,
         "num_chains": 4, "num_temperatures": 4, "num_steps": 5, "context": 3,
     },
     "latent_space": {
-        "data": "digits", "hidden": (16,), "latent": 3, "epochs": 1, "num_samples": 60, "test_size": 40, "pairs": 7,
+        "data": "digits", "hidden": (16,), "latent": 3, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 40, "pairs": 7,
         "cells": 3,
     },
     "sweep": {
-        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 15,
         "components": 5, "repeats": 2, "parallel": False,
     },
     "tighter_bounds": {
@@ -57,7 +57,7 @@ TOYS = {
         "dimensions": 3,
     },
     "autoencoders": {
-        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 15,
     },
     "em.mixture": {"max_iterations": 4},
     "em.bayesian": {"num_data": 40, "steps": 3, "num_draws": 5},
