@@ -222,6 +222,7 @@ def test_a_disk_that_can_no_longer_be_written_to(small_disk: Path) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:the KL warm-up does not end")
 @pytest.mark.parametrize("epochs", [3, 6])
 def test_a_damaged_checkpoint_on_a_read_only_disk(epochs: int, small_disk: Path) -> None:
     """The good older checkpoint is used; a run that has nothing to write ends, and another one says what is wrong."""

@@ -122,6 +122,7 @@ def test_beta_has_a_differentiable_loss_where_its_objective_has_one() -> None:
         _ = BetaELBO(2.0).losss
 
 
+@pytest.mark.filterwarnings("ignore:the KL warm-up does not end")
 def test_beta_and_kl_warmup_multiply() -> None:
     oracle = Oracle(scale=1.3)
     x = oracle.data(200)

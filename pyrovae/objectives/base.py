@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypedDict, Unpack
 
+import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
@@ -133,9 +134,10 @@ class Weighing:
         name = type(self).__name__
         for site in weights.model_sites + weights.guide_sites:
             # A latent that was conditioned on has a constant log-probability, which is left out.
-            if site["name"] in weights.outside and score(site).requires_grad:
+            counts = isinstance(site["fn"], dist.Unit) or score(site).requires_grad
+            if site["name"] in weights.outside and counts:
                 raise ValueError(
-                    f"site {site['name']!r} lies outside the data plate {weights.plate.name!r} and has parameters, and "
+                    f"site {site['name']!r} lies outside the data plate {weights.plate.name!r} and counts, and "
                     f"{name} is a bound per datum; move the site into the plate, or train with Trace_ELBO"
                 )
         if weights.unreparameterized and self.needs_paths:
