@@ -41,7 +41,10 @@ def explained(role: str, *context: Tensor) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError) as error:  # what torch raises for shapes and dtypes that do not fit
-        given = " and ".join(f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}" for tensor in context)
+        given = " and ".join(
+            f"a tensor of shape {tuple(each.shape)}, {each.dtype}" if isinstance(each, Tensor) else repr(each)
+            for each in context
+        )
         reason = str(error).splitlines()[0]
         if not context:
             raise ValueError(f"the {role} cannot be made ({reason}); give its parts shapes that fit") from error

@@ -45,8 +45,8 @@ TOYS = {
         "num_chains": 4, "num_temperatures": 4, "num_steps": 5, "context": 3,
     },
     "latent_space": {
-        "data": "digits", "hidden": (16,), "latent": 3, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 40, "pairs": 7,
-        "cells": 3,
+        "data": "digits", "hidden": (16,), "latent": 3, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 40,
+        "pairs": 7, "cells": 3,
     },
     "sweep": {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 15,

@@ -96,6 +96,7 @@ def is_binary(x: Any) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's word, before ours
+@pytest.mark.filterwarnings("ignore:.*(data|x) .*(NaN|weight zero)")  # a datum that fails is a row of NaN
 @pytest.mark.parametrize("name", READERS)
 @given(x=tensors())
 @example(x=torch.zeros(4, 0))
@@ -109,7 +110,8 @@ def test_data_are_read_or_refused(name: str, x: Tensor) -> None:
     answer = answer_or_refusal(lambda: reader(make())(x))
     assert answer is not None or not is_binary(x)
     if answer is not None:
-        assert torch.as_tensor(answer).isfinite().all()
+        may_fail = name in ("evaluate", "evaluate, real", "log_weights", "rqmc")  # single data, with a warning
+        assert torch.as_tensor(answer).isfinite().all() or (may_fail and not is_binary(x))
         assert x.dtype == torch.float32
         assert x.shape[-1] == SIZE
 
@@ -119,6 +121,8 @@ def test_data_are_read_or_refused(name: str, x: Tensor) -> None:
 def test_what_is_no_data_is_refused(name: str, x: Any) -> None:
     if name == "fit, validation" and x is None:
         return  # that is none
+    if isinstance(x, np.ndarray) and name != "reconstruct":
+        return  # arrays are data, see test_data_of_any_kind
     reader, make = READERS[name]
     with refused():
         reader(make())(x)
@@ -146,7 +150,7 @@ def rqmc(**options: Any) -> Any:
 
 COUNTS: dict[str, Callable[[Any], Any]] = {
     "fit(epochs=)": lambda n: fit(epochs=n),
-    "fit(batch_size=)": lambda n: fit(batch_size=n),
+    "fit(batch_size=)": lambda n: fit(batch_size=0 if n is None else n),
     "fit(patience=)": lambda n: fit(patience=0 if n is None else n),
     "evaluate(num_samples=)": lambda n: evaluate(num_samples=n),
     "evaluate(memory=)": lambda n: evaluate(memory=0 if n is None else n),
@@ -247,7 +251,10 @@ def test_weights_are_smoothed_or_refused(shape: list[int], fill: float, dtype: t
         weights.view(-1)[0] = fill
     result = answer_or_refusal(lambda: pv.evaluation.psis(weights))
     assert (result is None) == (
-        len(shape) != 2 or not weights.numel() or not dtype.is_floating_point or not weights.isfinite().all()
+        len(shape) != 2
+        or not weights.numel()
+        or not dtype.is_floating_point
+        or bool((weights.isnan() | (weights == math.inf)).any())
     )
     if result is not None:
         torch.testing.assert_close(result[0].exp().sum(0), torch.ones(shape[1]).double())

@@ -17,6 +17,8 @@ from experiments.reproduce import iaf, iwae, rows, vampprior
 PAPERS = (iwae, vampprior, iaf)
 ROWS = {f"{paper.__name__.split('.')[-1]}: {name}": row for paper in PAPERS for name, row in paper.ROWS.items()}
 
+pytestmark = pytest.mark.filterwarnings("ignore:the KL warm-up does not end")  # of toy runs
+
 
 @pytest.fixture(autouse=True)
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:

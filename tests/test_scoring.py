@@ -212,7 +212,7 @@ def test_products_in_bfloat16_are_near_and_said_to_be_so() -> None:
 
 
 def test_a_discrete_site_is_drawn_once_for_all_chunks() -> None:
-    logits = torch.randn(6, 3, dtype=torch.float64)
+    logits = torch.randn(3, dtype=torch.float64)
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -221,7 +221,7 @@ def test_a_discrete_site_is_drawn_once_for_all_chunks() -> None:
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Categorical(logits=logits[: len(x)]))
+            pyro.sample("y", dist.Categorical(logits=logits.expand(len(x), 3)))
 
     x = torch.randn(6, dtype=torch.float64)
     weights = log_weights(model, guide, x, 4000, seed=0, memory=4000)

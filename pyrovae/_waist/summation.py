@@ -5,6 +5,7 @@ summed out by Pyro's variable elimination.
 """
 
 from collections import OrderedDict
+from functools import reduce
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ def _sum_out(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
     symbols: Any = {dim: get_symbol(i) for i, dim in enumerate(plates)}
     tree: Any = OrderedDict()
     sum_dims = set()
+    dtype = reduce(torch.promote_types, (term.dtype for _, term in terms))  # einsum does not promote types itself
     for site, term in terms:
         ids = site["infer"].get("_dim_to_id", {})  # a site of a run without enumeration has none
         enumerated = {dim: get_symbol(len(plates) + ids[dim]) for dim in ids}
@@ -58,7 +60,7 @@ def _sum_out(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
         ordinal = frozenset(symbols[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized)
         for dim in (dim for dim in sizes if sizes[dim] < 1 and term.ndim >= -dim):
             sizes[dim] = max(sizes[dim], term.shape[dim])  # Pyro gives a plate without a size the size -1
-        tree.setdefault(ordinal, []).append(packed.pack(term, symbols | enumerated))
+        tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), symbols | enumerated))
     total: Any = contract_to_tensor(
         tree,
         sum_dims,

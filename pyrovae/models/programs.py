@@ -108,7 +108,7 @@ def run_component(
             raise TypeError(
                 f"the {role} is the class {name} itself ({error}). Pass an instance, {name}(...)"
             ) from error
-        shapes = [tuple(tensor.shape) for tensor in context]
+        shapes = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in context]
         raise TypeError(
             f"the {role} does not take the {len(shapes)} inputs that it is called with, of shapes {shapes} ({error}). "
             f"Pass as many data as it takes, and make a network of several inputs with pyrovae.networks.Joint"
