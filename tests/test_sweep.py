@@ -27,10 +27,11 @@ from tests.cells import compute
 TOY: dict[str, Any] = {
     "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "num_samples": 60, "test_size": 15,
     "priors": ("StandardNormal", "VampPrior"), "objectives": ("ELBO",), "repeats": 2,
+    "kl_warmup": 0,
 }  # fmt: skip
 SMALLEST = [
     *("--data", "digits", "--hidden", "16", "--latent", "2", "--epochs", "1", "--num-samples", "60"),
-    *("--test-size", "15", "--repeats", "1"),
+    *("--test-size", "15", "--repeats", "1", "--kl-warmup", "0"),
     *("--priors", "StandardNormal", "--likelihoods", "Bernoulli", "--objectives", "ELBO"),
 ]
 needs_ray = pytest.mark.skipif(not is_installed(), reason="Ray is not installed; uv sync --group sweep installs it")

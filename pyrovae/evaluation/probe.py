@@ -34,6 +34,7 @@ from pyrovae._waist.sites import OutsideSupportError, Site, is_enumerated, is_po
 from pyrovae._waist.summation import sum_per_datum
 from pyrovae._waist.support import common_support, is_discrete, is_real, support_of
 from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint, masked_score, weigh
+from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.program_data import HALF
 
 if TYPE_CHECKING:
@@ -342,7 +343,9 @@ class Probe:
         elif not self.vectorize and wanted:
             raise ValueError(f"{needs_one_draw_a_run(reason)}. Or pass vectorize=False, which runs it once a draw")
         elif not self.vectorize:
-            warnings.warn(f"{needs_one_draw_a_run(reason)}. It runs once for each draw instead", stacklevel=2)
+            warnings.warn(
+                f"{needs_one_draw_a_run(reason)}. It runs once for each draw instead", stacklevel=find_stack_level()
+            )
 
     # --- checks -------------------------------------------------------------------------------------------------------
 

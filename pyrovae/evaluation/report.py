@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrovae import archives, parallel
+from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.problem import Batch, Problem
 from pyrovae.evaluation.provenance import attributes
 
@@ -93,7 +94,7 @@ def report(
     attrs["seconds"] = time.perf_counter() - problem.started + folder.seconds
     if interrupted:
         attrs["interrupted"] = f"after {rows.done} of {problem.size} data"
-        warnings.warn(f"interrupted: the result has the {rows.done} data that were done", stacklevel=2)
+        warnings.warn(f"interrupted: the result has the {rows.done} data that were done", stacklevel=find_stack_level())
     found = {name: (rows.dims[name], values) for name, values in rows.arrays(rows.done).items()}
     return xr.Dataset(found, coords={"datum": np.arange(rows.done), **(coords or {})}, attrs=attrs)
 
@@ -145,7 +146,7 @@ def _computed(problem: Problem, columns: Columns, rows: "Rows", batch: Batch, se
             raise
         reason = " ".join(str(error).split())[:200]
         failed = [batch.start + i for i, row in enumerate(found) if not row]
-        warnings.warn(f"data {failed} raise an error and are rows of NaN: {reason}", stacklevel=2)
+        warnings.warn(f"data {failed} raise an error and are rows of NaN: {reason}", stacklevel=find_stack_level())
         return _joined(found, rows)
 
 
@@ -224,14 +225,14 @@ class Rows:
             warnings.warn(
                 f"log-weights of data {_listed(missing)} are NaN or infinite, {len(missing)} of {self.done}; their "
                 f"rows are NaN. Look at these data",
-                stacklevel=3,
+                stacklevel=find_stack_level(),
             )
         zero = np.flatnonzero(np.isneginf(values).all(1))
         if len(zero):
             warnings.warn(
                 f"all draws of data {_listed(zero)} have weight zero, {len(zero)} of {self.done}, so log p(x) is -inf "
                 f"there. Make more draws, or a guide that reaches the posterior of these data",
-                stacklevel=3,
+                stacklevel=find_stack_level(),
             )
 
     def _warn_of_missing(self) -> None:
@@ -245,7 +246,9 @@ class Rows:
                 missing |= np.isnan(rows).any(1)
         if names:
             shown = _listed(np.flatnonzero(missing))
-            warnings.warn(f"{', '.join(names)} of data {shown} are NaN; look at these data", stacklevel=4)
+            warnings.warn(
+                f"{', '.join(names)} of data {shown} are NaN; look at these data", stacklevel=find_stack_level()
+            )
 
     def axis(self, name: str) -> int:
         """Return which axis of a column the data are."""
