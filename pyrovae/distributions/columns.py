@@ -105,7 +105,7 @@ class _ColumnSupport(constraints.Constraint):
 
     @property
     def is_discrete(self) -> bool:  # type: ignore[override]
-        """Whether every column is discrete."""
+        """Return whether every column is discrete."""
         return all(part.support.is_discrete for part in self.columns.parts)
 
     def check(self, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is found out about a program before its first draw counts, by at most three runs on a few data.
+"""Facts about a program, found by at most three runs on a few data before the first draw of an estimate.
 
 1. Guide and model run with validation for one draw of some data. The run shows the plates, checks model and guide
    against each other, and data against the support of the likelihood.

@@ -105,7 +105,7 @@ class HierarchicalVAE(DescribedModel):
 
     @property
     def skip(self) -> bool:
-        """Whether the likelihood depends on all latents."""
+        """Return whether the likelihood depends on all latents."""
         return self.model.skip
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What training must know about a program before the first step, found in one run of guide and model.
+"""Facts about a program that training needs before the first step, found by one run of guide and model.
 
 A loss is a sum over data, scaled to a number of data: the batch, or more if the data plate is subsampled or a
 ``poutine.scale`` stands around it. A history divides by that number, so that it is in nats per datum. A site outside
@@ -31,7 +31,7 @@ SMALL = 1e-6  # relative, of a count of data that float32 may have rounded
 
 
 class Facts(NamedTuple):
-    """What one run on a batch tells about a program.
+    """Facts about a program, found by one run on a batch.
 
     Attributes:
         plate: Name of the data plate.

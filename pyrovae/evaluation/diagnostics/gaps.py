@@ -1,4 +1,4 @@
-r"""How far the ELBO is from log p(x), and whose fault it is: the posterior family's or the encoder's.
+r"""The inference gap, log p(x) minus the ELBO, as the sum of the approximation gap and the amortization gap.
 
 .. math::
     \log p(x) - \mathcal{L}[q]

@@ -1,4 +1,4 @@
-r"""What the KL term is made of: its dimensions, mutual information, the distance of aggregate posterior and prior.
+r"""Decompositions of the KL term: by dimension, and into mutual information and the KL from aggregate posterior to prior.
 
 With the aggregate posterior :math:`q(z) = \frac1N \sum_n q(z \mid x_n)` of the data,
 

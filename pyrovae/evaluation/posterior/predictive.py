@@ -1,4 +1,4 @@
-r"""What a program predicts: draws from its posterior, replicated data, and whether the data look like them.
+r"""Posterior predictive checks: draws from the posterior, replicated data, and a comparison of both with the data.
 
 Draws from :math:`p(z \mid x_n)` come from those of the guide by sampling importance resampling, each chosen with the
 probability of its Pareto-smoothed weight. With replicates :math:`x_n' \sim p(x \mid z)`, a statistic T has the p-value
