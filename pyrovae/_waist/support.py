@@ -107,7 +107,7 @@ def coordinates(distribution: Any, value: Tensor) -> int:
     support = support_of(distribution)
     try:
         return math.prod(biject_to(support).inverse_shape(value.shape))
-    except NotImplementedError:  # a support without a bijection, such as integers: each entry is a coordinate
+    except NotImplementedError:  # a support without a bijection, such as integers
         return value.numel()
 
 

@@ -1,4 +1,4 @@
-r"""Decompositions of the KL term: by dimension, and into mutual information and the KL from aggregate posterior to prior.
+r"""Decompositions of the KL term: by dimension, and into mutual information and the marginal KL to the prior.
 
 With the aggregate posterior :math:`q(z) = \frac1N \sum_n q(z \mid x_n)` of the data,
 
