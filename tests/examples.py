@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from tests.conftest import small_vae
+from tests.models.test_bayesian import bayesian_vae
+from tests.models.test_semi_supervised import conditional_vae, labels, m2
+from tests.objectives.test_contract import MAKERS
 from tests.scripts import SCRIPTS
-from tests.test_bayesian import bayesian_vae
 from tests.test_components import LIKELIHOODS, POSTERIORS, PRIORS
-from tests.test_conditional import conditional_vae, labels, m2
-from tests.test_objectives_contract import MAKERS
-from tests.test_training import Global
+from tests.training.test_fit import Global
 
 mlp, normal, Joint = pv.networks.mlp, pv.posteriors.DiagonalNormal, pv.networks.Joint
 Batch = tuple[Tensor, ...]

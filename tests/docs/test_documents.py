@@ -1,0 +1,54 @@
+"""The code of README and docs runs as it stands, and their links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = {page: re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL) for page in PAGES}
+
+
+def test_code_is_found() -> None:
+    assert {page.name: len(blocks) for page, blocks in BLOCKS.items() if blocks} == {
+        "contributing.md": 1,
+        "README.md": 3,
+        "checks.md": 1,
+        "components.md": 8,
+        "evaluation.md": 6,
+        "figures.md": 1,
+        "from_pyro.md": 3,
+        "from_pythae.md": 1,
+        "gpu.md": 1,
+        "index.md": 1,
+        "lecture.md": 21,
+        "long_runs.md": 7,
+        "objectives.md": 1,
+        "optimizer.md": 2,
+        "own_data_set.md": 2,
+        "own_estimator.md": 3,
+        "own_data.md": 2,
+        "own_likelihood.md": 2,
+        "own_objective.md": 2,
+        "own_prior.md": 2,
+        "own_program.md": 1,
+        "parallel.md": 1,
+        "performance.md": 1,
+        "resume.md": 1,
+        "save_and_share.md": 2,
+        "sweep.md": 1,
+    }
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]], ids=lambda page: page.name)
+def test_code_blocks_run_in_order(page: Path) -> None:
+    scope: dict[str, object] = {}
+    for block in BLOCKS[page]:
+        exec(compile(block, str(page), "exec"), scope)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+        assert (page.parent / link.split("#")[0]).exists(), link

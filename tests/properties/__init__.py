@@ -1,0 +1,1 @@
+"""Properties that hold for any size, any component and any input, by Hypothesis."""

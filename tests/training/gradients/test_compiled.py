@@ -1,0 +1,163 @@
+"""Compiled gradients: the graph of a step is the step, under the same noise."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.util import Dice
+from torch import Tensor, nn
+
+from pyrovae._compilation.graphs import Graph
+from pyrovae._waist.sites import check_program
+from pyrovae.isolation import isolated, restore_buffers, save_buffers
+from pyrovae.training.gradients.compiled import CompiledGradients
+from pyrovae.training.losses import Bound
+from tests.conftest import small_vae
+from tests.examples import BY_COMPONENT, OBJECTIVES, PROGRAMS, Batch, Example, binary, example
+from tests.objectives.test_contract import MAKERS
+
+# What gradients may differ by, of their largest entry. An entry adds up some 300 products, in another order in a graph:
+# rounding errors of half a unit in the last place each make 9 units, and 32 are more than three times that.
+ROUNDING = {torch.float64: 0.0, torch.float32: 32 * torch.finfo(torch.float32).eps}
+
+
+class Outcome(NamedTuple):
+    loss: Tensor | float
+    gradients: list[Tensor | None]
+    buffers: list[Tensor]
+    generator: Tensor
+
+
+def parameters_of(module: Any, batch: Batch) -> list[Tensor]:
+    """Those of the module and those that its programs keep in Pyro's store."""
+    with poutine.trace(param_only=True) as capture, torch.no_grad():
+        check_program(module.model, module.guide, batch)
+    values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
+    return list({id(p): p for p in (*module.parameters(), *(value.unconstrained() for value in values))}.values())
+
+
+def paths(made: Example, weighted: bool = False) -> tuple[Bound, CompiledGradients, list[Tensor]]:
+    module, objective, batches, _ = made
+    parameters = parameters_of(module, batches[0])
+    eager = Bound(module, objective)
+    with isolated(module.model, module.guide, seed=0):
+        eager.check(batches[0], len(batches[0][0]))
+    others = [*module.parameters(), *module.buffers()]
+    named = {str(index): parameter for index, parameter in enumerate(parameters)}
+    return eager, CompiledGradients(eager, named, others, module.modules(), weighted=weighted), parameters
+
+
+def outcome(
+    gradients: Any, parameters: list[Tensor], module: nn.Module, batch: Batch, weight: float, seed: int
+) -> Outcome:
+    torch.manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = None
+    loss = gradients(batch, weight)
+    found = [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
+    return Outcome(loss, found, [buffer.clone() for buffer in module.buffers()], torch.get_rng_state())
+
+
+def assert_same(found: Outcome, expected: Outcome, tolerance: float) -> None:
+    assert float(found.loss) == pytest.approx(float(expected.loss), rel=tolerance)
+    largest = max(float(slope.abs().max()) for slope in expected.gradients if slope is not None)
+    for slope, exact in zip(found.gradients, expected.gradients, strict=True):
+        assert (slope is None) == (exact is None)
+        if exact is not None:
+            torch.testing.assert_close(slope, exact, rtol=tolerance, atol=tolerance * largest)
+    for buffer, exact in zip(found.buffers, expected.buffers, strict=True):
+        torch.testing.assert_close(buffer, exact, rtol=tolerance, atol=tolerance)
+    assert torch.equal(found.generator, expected.generator)  # as many draws
+
+
+def assert_agree(made: Example, weights: tuple[float, float] = (1.0, 1.0)) -> None:
+    """Compares the paths on two batches, with other noise, other parameters and other buffers at the second."""
+    module, batches = made.module, made.batches
+    with pyro.validation_enabled(False):
+        eager, compiled, parameters = paths(made, weighted=weights != (1.0, 1.0))
+        compiled(batches[0], weights[0])
+        for seed, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            buffers = save_buffers(module.modules())
+            found = outcome(compiled, parameters, module, batch, weight, seed)
+            restore_buffers(buffers)
+            expected = outcome(eager, parameters, module, batch, weight, seed)
+            assert_same(found, expected, max(made.tolerance, ROUNDING[batch[0].dtype]))
+            with torch.no_grad():
+                for parameter in parameters:
+                    parameter.mul_(1.1).add_(0.01)
+        assert compiled.compile_seconds > 0
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("make", BY_COMPONENT.values(), ids=BY_COMPONENT)
+def test_the_graph_of_every_component_agrees(make: Callable[[], Example]) -> None:
+    assert_agree(make())
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_the_graph_of_every_objective_agrees_under_a_changing_kl_weight(make: Callable[[], Any]) -> None:
+    assert_agree(example(small_vae(), binary(12, 6), objective=make()), weights=(0.3, 0.7))
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_the_graph_of_every_objective_of_ours_agrees(make: Callable[[], Any]) -> None:
+    assert_agree(example(small_vae(), binary(12, 6), objective=make()))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_weight_has_the_precision_of_the_data() -> None:
+    assert_agree(example(small_vae(), binary(12, 6), tolerance=1e-12), weights=(0.1, 0.2))
+
+
+@pytest.mark.parametrize("name", ["batch norm", "dropout", "spectral norm", "parameters in the store", "scores"])
+def test_to_trace_leaves_everything_as_it_was(name: str) -> None:
+    module, objective, (batch, _), _ = PROGRAMS[name]()
+    parameters = parameters_of(module, batch)
+    gradients = Bound(module, objective)
+    with pyro.validation_enabled(False):
+        gradients(batch, 1.0)  # in which the objective finds the depth of the plates
+        for parameter in parameters:
+            parameter.grad = None
+        before = standing(module)
+        slopes: list[Tensor] = []
+
+        def step() -> list[Tensor]:
+            loss = gradients(batch, 1.0)
+            slopes.extend(parameter.grad for parameter in parameters if parameter.grad is not None)
+            return [torch.as_tensor(loss), *slopes]
+
+        Graph(step, [*parameters, *module.buffers()], batch, module.modules())
+    torch.testing.assert_close(standing(module), before, rtol=0, atol=0)
+    assert len(slopes) == len(parameters)
+
+
+def standing(module: nn.Module) -> dict[str, Any]:
+    """All that tracing might change."""
+    stored = dict(pyro.get_param_store().named_parameters())
+    tensors = [*module.parameters(), *module.buffers(), *stored.values()]
+    return {
+        "values": [tensor.detach().clone() for tensor in tensors],
+        "identities": [id(tensor) for tensor in tensors],
+        "generator": torch.get_rng_state(),
+        "modes": [part.training for part in module.modules()],
+        "checks": [id(pyro.util.torch_isnan), id(torch.manual_seed), id(Dice.compute_expectation)],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("make", BY_COMPONENT.values(), ids=BY_COMPONENT)
+def test_compiled_every_component_agrees(make: Callable[[], Example], dtype: torch.dtype) -> None:
+    assert_agree(make().to(dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_compiled_every_objective_agrees(make: Callable[[], Any], dtype: torch.dtype) -> None:
+    assert_agree(example(small_vae(), binary(12, 6), objective=make()).to(dtype), weights=(0.3, 0.7))
