@@ -20,7 +20,10 @@ from pyro import poutine
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyrovae._waist.checks import (
+from pyrovae._waist.densities import log_guide, log_joint
+from pyrovae._waist.draws import run_guide, run_model
+from pyrovae._waist.errors import OutsideSupportError
+from pyrovae._waist.independence import (
     BatchNormInputs,
     depends_on_other_data,
     difference_by_data,
@@ -29,11 +32,12 @@ from pyrovae._waist.checks import (
     with_other_data,
     with_second_draw,
 )
-from pyrovae._waist.draws import run_guide, run_model
-from pyrovae._waist.sites import OutsideSupportError, Site, is_enumerated, is_point, plate_names
+from pyrovae._waist.plates import plate_names
+from pyrovae._waist.scoring import masked_score
+from pyrovae._waist.sites import Site, is_enumerated, is_point
 from pyrovae._waist.summation import sum_per_datum
 from pyrovae._waist.support import common_support, is_discrete, is_real, support_of
-from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint, masked_score, weigh
+from pyrovae._waist.weights import Weights, importance_weights, weigh
 from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.program_data import HALF
 

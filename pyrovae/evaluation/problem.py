@@ -20,9 +20,10 @@ from torch import Tensor
 
 from pyrovae import parallel
 from pyrovae._compilation.precision import Precision, check_precision, products
+from pyrovae._waist.densities import log_guide, log_joint
 from pyrovae._waist.draws import Draws, run_guide
 from pyrovae._waist.sites import Program, Site
-from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint
+from pyrovae._waist.weights import Weights, importance_weights
 from pyrovae.arguments import as_digest, check_whole
 from pyrovae.evaluation.probe import Probe
 from pyrovae.evaluation.program_data import ProgramData

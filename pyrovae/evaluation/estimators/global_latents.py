@@ -10,7 +10,8 @@ import numpy as np
 import pyro
 from pyro import poutine
 
-from pyrovae._waist.sites import Program, global_draws
+from pyrovae._waist.single_runs import global_draws
+from pyrovae._waist.sites import Program
 from pyrovae.evaluation.estimators.importance import evaluate
 from pyrovae.evaluation.problem import Options, Problem
 from pyrovae.isolation import isolated

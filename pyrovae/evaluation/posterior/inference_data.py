@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pyrovae._waist.draws import Given
+from pyrovae._waist.scoring import masked_score
 from pyrovae._waist.sites import Program, Site
 from pyrovae._waist.summation import sum_per_datum
-from pyrovae._waist.weights import masked_score
 from pyrovae.evaluation.posterior.predictive import Posterior, PosteriorDraws, arranged
 from pyrovae.evaluation.problem import Batch, Options
 from pyrovae.evaluation.report import report

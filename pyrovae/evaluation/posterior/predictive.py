@@ -18,7 +18,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae._waist.draws import Given, with_draws
-from pyrovae._waist.sites import DRAWS, Program, Site, plate_names
+from pyrovae._waist.plates import DRAWS, plate_names
+from pyrovae._waist.sites import Program, Site
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.problem import Batch, Options, Problem
