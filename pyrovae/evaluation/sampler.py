@@ -11,7 +11,9 @@ from pyrovae._compilation.graphs import compiled_or_none
 from pyrovae.arguments import check_whole
 
 if TYPE_CHECKING:
-    from pyrovae.evaluation.problem import Batch, Drawn, Problem
+    from pyrovae.evaluation.batches import Batch
+    from pyrovae.evaluation.problem import Problem
+    from pyrovae.evaluation.route import Drawn
 
 
 class Sampler:
@@ -47,10 +49,10 @@ class Sampler:
         elif problem.probe.enumerates:
             self._plan(problem.affordable, problem.affordable)
         else:
-            fixed, each = problem.probe.guide_bytes
+            use = problem.probe.memory
             self._plan(
-                max(1, int(problem.memory / (each + fixed / num_draws))),
-                max(1, int(problem.memory / problem.probe.model_bytes)),
+                max(1, int(problem.memory / (use.guide_per_draw + use.guide_per_datum / num_draws))),
+                max(1, int(problem.memory / use.model_per_draw)),
             )
         self.regular = (self.width, self.chunk) if problem.options["compile"] and problem.vectorize else None
         self.graph: Callable[..., Sequence[Tensor]] | None = None

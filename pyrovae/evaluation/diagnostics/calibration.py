@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from pyrovae._waist.sites import Program
-from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.provenance import attributes
 from pyrovae.evaluation.simulation import simulate
 

@@ -22,8 +22,10 @@ from torch import Tensor
 from pyrovae._waist.divergences import divergence, is_mean_field
 from pyrovae._waist.sites import Program, Site, factors
 from pyrovae._waist.weights import Weights
+from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.estimators.importance import check_draws
-from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from pyro import poutine
 from pyrovae._waist.single_runs import global_draws
 from pyrovae._waist.sites import Program
 from pyrovae.evaluation.estimators.importance import evaluate
-from pyrovae.evaluation.problem import Options, Problem
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.isolation import isolated
 
 if TYPE_CHECKING:

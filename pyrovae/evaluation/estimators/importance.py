@@ -10,7 +10,8 @@ from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.diagnostics.psis import psis
-from pyrovae.evaluation.problem import Options, Problem
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.sampler import Sampler
 

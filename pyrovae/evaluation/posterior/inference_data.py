@@ -19,8 +19,9 @@ from pyrovae._waist.draws import Given
 from pyrovae._waist.scoring import masked_score
 from pyrovae._waist.sites import Program, Site
 from pyrovae._waist.summation import sum_per_datum
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.posterior.predictive import Posterior, PosteriorDraws, arranged
-from pyrovae.evaluation.problem import Batch, Options
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, check_generative, is_data
 

@@ -21,8 +21,10 @@ from pyrovae._waist.draws import Given, with_draws
 from pyrovae._waist.plates import DRAWS, plate_names
 from pyrovae._waist.sites import Program, Site
 from pyrovae.evaluation import bounds
+from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.psis import psis
-from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, observed_argument
 
