@@ -41,13 +41,15 @@ def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIn
     return outermost_plate([site for site in observed if site_plates(site)] or observed)
 
 
-def global_draws(model: Program, guide: Program, args: Sequence[Any], *, plate: str | None = None) -> dict[str, Tensor]:
+def global_draws(
+    model: Program, guide: Program, args: Sequence[Any], kwargs: Any = None, *, plate: str | None = None
+) -> dict[str, Tensor]:
     """Draw the latent sites that lie outside of the data plate.
 
     Raises:
         ValueError: If all latent sites lie inside.
     """
-    model_sites, guide_sites = trace(model, guide, args)
+    model_sites, guide_sites = trace(model, guide, args, kwargs)
     name = plate or outermost_plate([site for site in model_sites if site["is_observed"] and site_plates(site)]).name
     of_model = {site["name"] for site in model_sites if not site["is_observed"]}
     latents = [site for site in guide_sites if site["name"] in of_model]

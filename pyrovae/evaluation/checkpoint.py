@@ -58,7 +58,8 @@ class Checkpoint:
         """Put the rows of an earlier call in their place."""
         if self.kept is not None:
             self.seconds = self.kept["seconds"]
-            rows.add({name: values.numpy() for name, values in self.kept["columns"].items()})
+            columns = {name: values.numpy() for name, values in self.kept["columns"].items()}
+            rows.add(columns, self.kept.get("dims", {}))
 
     def save(self, rows: Rows, *, now: bool = False) -> None:
         """Write the rows that are done, if it is time to."""
@@ -68,7 +69,8 @@ class Checkpoint:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             columns = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in rows.arrays(rows.done).items()}
             seconds = self.seconds + time.perf_counter() - self.started
-            archives.write(self.path, {"description": self.description, "columns": columns, "seconds": seconds})
+            kept = {"description": self.description, "columns": columns, "dims": rows.dims, "seconds": seconds}
+            archives.write(self.path, kept)
             self.saved = time.perf_counter()
 
     def _read(self) -> dict[str, Any] | None:

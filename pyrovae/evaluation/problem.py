@@ -178,8 +178,7 @@ class Problem:
 
     def parameters(self) -> list[Tensor]:
         """Return all parameters and buffers of the programs, those of Pyro's store among them."""
-        modules = self.isolation.modules
-        own = [t for module in modules for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
+        own = self.isolation.tensors
         known = {tensor.data_ptr() for tensor in own}
         return own + [tensor for tensor in self.probe.parameters if tensor.data_ptr() not in known]
 

@@ -6,7 +6,8 @@ bar, keeps rows in a folder, and returns one labelled table. A datum that fails 
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.checkpoint import Checkpoint
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.provenance import attributes
-from pyrovae.evaluation.rows import Rows
+from pyrovae.evaluation.rows import Dims, Rows
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,8 +35,9 @@ def report(
     *,
     estimator: str,
     width: int | Callable[[], int] | None = None,
-    dims: dict[str, tuple[str, ...]] | None = None,
+    dims: Dims | None = None,
     coords: Mapping[str, Any] | None = None,
+    num_rows: int | None = None,
     units: str = "nats per datum, higher is better",
     **others: Any,
 ) -> "xr.Dataset":
@@ -54,6 +56,8 @@ def report(
             ``num_samples`` draws for each, if there is such an attribute.
         dims: Dimensions of the columns by name, ``("datum",)`` by default. It may be filled by ``columns``.
         coords: Coordinates of further dimensions.
+        num_rows: Number of rows; by default one for each datum. If there are more rows than data, the data are gone
+            through again and again.
         units: Units of the result, an attribute.
         **others: Further attributes, such as ``num_samples``.
 
@@ -81,7 +85,7 @@ def report(
     """
     import xarray as xr
 
-    rows = Rows(problem.size, {} if dims is None else dims)
+    rows = Rows(problem.size if num_rows is None else num_rows, {} if dims is None else dims)
     with problem:
         if callable(width):
             width = width()
@@ -93,7 +97,7 @@ def report(
         attrs = attributes(problem, units=units, estimator=estimator, **others)
     attrs["seconds"] = time.perf_counter() - problem.started + checkpoint.seconds
     if interrupted:
-        attrs["interrupted"] = f"after {rows.done} of {problem.size} data"
+        attrs["interrupted"] = f"after {rows.done} of {rows.size} data"
         warnings.warn(f"interrupted: the result has the {rows.done} data that were done", stacklevel=find_stack_level())
     found = {name: (rows.dims[name], values) for name, values in rows.arrays(rows.done).items()}
     return xr.Dataset(found, coords={"datum": np.arange(rows.done), **(coords or {})}, attrs=attrs)
@@ -106,18 +110,19 @@ def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint
     checkpoint.restore(rows)
     done = rows.done
 
-    def compute(numbered: tuple[int, Batch]) -> dict[str, np.ndarray]:
+    def compute(numbered: tuple[int, Batch]) -> tuple[dict[str, np.ndarray], Dims]:
         number, batch = numbered
         torch.manual_seed(first + number)
-        return _computed(problem, columns, rows, batch, first + number)
+        found = _computed(problem, columns, rows, batch, first + number)
+        return found, rows.dims  # which `columns` may have filled in this process alone
 
-    left = ((number, batch) for number, batch in enumerate(problem.batches(width)) if batch.start >= done)
+    left = ((number, batch) for number, batch in enumerate(_batches(problem, width, rows.size)) if batch.start >= done)
     hidden = None if problem.options["progress"] and parallel.is_first() else True  # None: if the output is no terminal
-    with tqdm(total=problem.size, initial=done, unit="datum", desc=estimator, disable=hidden) as bar:
+    with tqdm(total=rows.size, initial=done, unit="datum", desc=estimator, disable=hidden) as bar:
         try:
-            for found in parallel.by_turns(compute, left):
+            for found, dims in parallel.by_turns(compute, left):
                 before = rows.done
-                rows.add(found)
+                rows.add(found, dims)
                 checkpoint.save(rows)
                 bar.update(rows.done - before)
         except KeyboardInterrupt:
@@ -132,6 +137,15 @@ def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint
     return False
 
 
+def _batches(problem: Problem, width: int, num_rows: int) -> Iterator[Batch]:
+    """Yield the batches of as many passes over the data as make so many rows."""
+    for done in range(0, num_rows, problem.size):
+        for batch in problem.batches(width):
+            start = done + batch.start
+            if start < num_rows:
+                yield replace(batch, start=start, kept=min(batch.kept, num_rows - start))
+
+
 def _computed(problem: Problem, columns: Columns, rows: Rows, batch: Batch, seed: int) -> dict[str, np.ndarray]:
     """Return the columns of a batch; if it raises an error, those of its data one by one."""
     try:
@@ -144,18 +158,21 @@ def _computed(problem: Problem, columns: Columns, rows: Rows, batch: Batch, seed
         found = _one_by_one(problem, columns, batch, seed)
         if not any(found):
             raise
-        reason = " ".join(str(error).split())[:200]
-        failed = [batch.start + i for i, row in enumerate(found) if not row]
-        warnings.warn(f"data {failed} raise an error and are rows of NaN: {reason}", stacklevel=find_stack_level())
+        if failed := [batch.start + i for i, row in enumerate(found) if not row]:
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"data {failed} raise an error and are rows of NaN: {reason}", stacklevel=find_stack_level())
         return _joined(found, rows)
 
 
 def _one_by_one(problem: Problem, columns: Columns, batch: Batch, seed: int) -> list[dict[str, np.ndarray]]:
+    generator = torch.Generator().manual_seed(seed)
+    seeds = torch.randint(2**62, (batch.kept,), generator=generator).tolist()
     found: list[dict[str, np.ndarray]] = []
-    for index in range(batch.start, batch.start + batch.kept):
-        torch.manual_seed(seed + index - batch.start)
+    for index, own_seed in enumerate(seeds, batch.start):
+        torch.manual_seed(own_seed)
         try:
-            found.append(_arrays(columns(problem.batch(index, index + 1))))
+            place = index % problem.size
+            found.append(_arrays(columns(problem.batch(place, place + 1))))
         except Exception:
             found.append({})
     return found

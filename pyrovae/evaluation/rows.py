@@ -7,6 +7,8 @@ import numpy as np
 
 from pyrovae._warnings import find_stack_level
 
+Dims = dict[str, tuple[str, ...]]  # dimensions by column
+
 
 class Rows:
     """The columns of the data that are done, in arrays for all data.
@@ -14,18 +16,21 @@ class Rows:
     Results are written in place: small arrays kept between large tensors would fragment the heap without bound.
     """
 
-    def __init__(self, size: int, dims: dict[str, tuple[str, ...]]) -> None:
+    def __init__(self, size: int, dims: Dims) -> None:
         self.size, self.dims, self.done = size, dims, 0
         self.columns: dict[str, np.ndarray] = {}
 
-    def add(self, found: Mapping[str, np.ndarray]) -> None:
-        """Write the columns of the next data."""
+    def add(self, found: Mapping[str, np.ndarray], dims: Dims) -> None:
+        """Write the columns of the next data, with their dimensions."""
+        self.dims.update(dims)
         count = 0
         for name, values in found.items():
             axis = self.axis(name)
             if name not in self.columns:
                 shape = (*values.shape[:axis], self.size, *values.shape[axis + 1 :])
                 self.columns[name] = np.empty(shape, values.dtype)
+            elif not np.can_cast(values.dtype, self.columns[name].dtype, "same_kind"):
+                self.columns[name] = self.columns[name].astype(values.dtype)  # NaN in a column of counts
             count = values.shape[axis]
             place = (slice(None),) * axis + (slice(self.done, self.done + count),)
             self.columns[name][place] = values

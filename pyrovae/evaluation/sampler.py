@@ -35,9 +35,7 @@ class Sampler:
     """
 
     def __init__(self, problem: "Problem", num_draws: int) -> None:
-        check_whole(num_samples=num_draws)
-        if num_draws < 1:
-            raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_draws}")
+        check_draws(num_draws)
         problem.probe.check_reach()
         self.problem, self.num_draws = problem, num_draws
         if problem.proposal is not None:
@@ -97,11 +95,24 @@ class Sampler:
             return run()
         inputs = [tensor for tensor in (*batch.args, *values.values()) if isinstance(tensor, Tensor)]
         if self.graph is None:
-            modules = self.problem.isolation.modules
-            tensors = [t for module in modules for t in (*module.parameters(False), *module.buffers(False))]
-            self.graph = compiled_or_none(lambda: [run()], tensors, inputs, modules, caller="evaluation", frozen=True)
+            own = self.problem.isolation
+            self.graph = compiled_or_none(
+                lambda: [run()], own.tensors, inputs, own.modules, caller="evaluation", frozen=True
+            )
             self.regular = None if self.graph is None else self.regular
         return run() if self.graph is None else self.graph(*inputs)[0]
+
+
+def check_draws(num_samples: int) -> None:
+    """Check a number of draws.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is less than 1.
+    """
+    check_whole(num_samples=num_samples)
+    if num_samples < 1:
+        raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_samples}")
 
 
 def _even(total: int, most: int) -> int:

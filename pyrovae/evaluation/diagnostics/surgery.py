@@ -23,10 +23,10 @@ from pyrovae._waist.divergences import divergence, is_mean_field
 from pyrovae._waist.sites import Program, Site, factors
 from pyrovae._waist.weights import Weights
 from pyrovae.evaluation.batches import Batch
-from pyrovae.evaluation.estimators.importance import check_draws
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
+from pyrovae.evaluation.sampler import check_draws
 
 if TYPE_CHECKING:
     import xarray as xr

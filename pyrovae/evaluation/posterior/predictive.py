@@ -218,8 +218,7 @@ class Posterior:
 
     def _first(self, value: Tensor, name: str) -> Tensor:
         """Return a value whose first dimension is that of the draws, whatever stands to the left of it."""
-        dim = -self.problem.nesting - 1 - self.problem.probe.event_dims[name]
-        return value.reshape(value.shape[dim:])
+        return value.reshape(value.shape[self.problem.probe.draws_dim(name) :])
 
 
 def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | None = None) -> tuple[Tensor, list[str]]:

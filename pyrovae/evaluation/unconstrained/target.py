@@ -86,9 +86,8 @@ class Target:
         inputs = [tensor for tensor in (*self.batch.args, u, power) if isinstance(tensor, Tensor)]
         graphs = self.space.graphs
         if key not in graphs:
-            modules = self.problem.isolation.modules
-            tensors = [t for module in modules for t in (*module.parameters(False), *module.buffers(False))]
-            graphs[key] = compiled_or_none(run, tensors, inputs, modules, caller="evaluation", frozen=True)
+            own = self.problem.isolation
+            graphs[key] = compiled_or_none(run, own.tensors, inputs, own.modules, caller="evaluation", frozen=True)
         graph = graphs[key]
         value, gradient = run() if graph is None else graph(*inputs)
         return value, gradient
