@@ -24,10 +24,10 @@ def explained_divergence() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        message, found, shapes = str(error).partition("\nTrace Shapes:")
-        if found:  # as Pyro puts its table of shapes behind the message
+        message, *shapes = re.split(r"\n *Trace Shapes:", str(error), maxsplit=1)
+        if shapes:  # as Pyro puts its table of shapes behind the message
             error.args = (message,)
-            error.add_note(f"Trace shapes:{shapes}")
+            error.add_note(f"Trace shapes:{shapes[0]}")
         pattern = r"Expected parameter (\w+) .*? of distribution (\w+)\(.* found invalid values:(.*)"
         refused = re.search(pattern, message, flags=re.DOTALL) if isinstance(error, ValueError) else None
         if not (refused and re.search(r"\b(nan|inf)\b", refused[3])):
