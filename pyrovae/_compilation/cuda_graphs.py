@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 def replayed(
     run: Callable[..., Sequence[Tensor]], examples: list[Tensor], modules: Iterable[nn.Module]
 ) -> Callable[..., Sequence[Tensor]]:
-    """Return a function as a CUDA graph: one launch, without a word from Python in between.
+    """Return a function as a CUDA graph, which Python launches once per call.
 
     Args:
         run: The function.
@@ -43,10 +43,10 @@ def replayed(
 
 
 def capture(function: Callable[[], Result], device: torch.device) -> tuple[Callable[[], None], Result]:
-    """Writes down what a function launches on a CUDA device, without running it.
+    """Write down what a function launches on a CUDA device, without running it.
 
     Returns:
-        What launches it all at once, and what the function returned, whose tensors that fills.
+        A function that launches all of it at once, and the result of ``function``, whose tensors each launch fills.
     """
     graph = torch.cuda.CUDAGraph()
     # Left to itself torch captures on a stream of the device that was current at the first capture of the process.

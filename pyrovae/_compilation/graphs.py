@@ -81,7 +81,7 @@ class Graph:
             )
 
     def compile(self) -> Callable[..., Sequence[Tensor]]:
-        """Returns the function compiled; it takes what is in the place of the varying tensors."""
+        """Return the function compiled; it takes tensors in the place of the varying ones."""
         import torch._inductor as inductor  # takes a second, and only those who compile need it
 
         softplus.teach_inductor()
@@ -107,7 +107,7 @@ class Graph:
         return replayed(run, varying, self.modules) if varying[0].is_cuda else run
 
     def fold(self) -> None:
-        """Makes inputs of the matrix products into which only parameters go, with the values that they have now.
+        """Make inputs of the matrix products into which only parameters go, with the values that they have now.
 
         So the pseudo-inputs of a VampPrior, say, are not encoded at every call. What is made of the products stays in
         the graph: it is cheap, and may be expanded to the shape of all draws. Buffers and tensors that the function
@@ -155,7 +155,7 @@ def compiled_or_none(
     caller: str,
     frozen: bool = False,
 ) -> Callable[..., Sequence[Tensor]] | None:
-    """A function's graph compiled, arguments as for :class:`Graph`; or None, after a warning that says why.
+    """Return a function compiled, arguments as for :class:`Graph`; or None, after a warning that says why.
 
     With ``frozen`` parameters keep their values too, and matrix products of them alone are made once.
     """
@@ -171,22 +171,22 @@ def compiled_or_none(
 
 
 def _draws(node: fx.Node) -> bool:
-    """Whether an operation draws random numbers."""
+    """Return whether an operation draws random numbers."""
     return isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _writes(node: fx.Node) -> bool:
-    """Whether an operation writes into a tensor that was there before."""
+    """Return whether an operation writes into a tensor that was there before."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
-    """Draws as torch does; inductor's own decomposition takes other uniform numbers for them."""
+    """Draw as torch does; inductor's own decomposition takes other uniform numbers for them."""
     return torch.empty_like(p).bernoulli_(p, generator=generator)
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Makes inputs of the tensors that the function found elsewhere: as constants, they would not be read again."""
+    """Make inputs of the tensors that the function found elsewhere: as constants, they would not be read again."""
     graph, found = module.graph, []
     graph.set_codegen(CodeGen())  # inputs and outputs one by one, not as lists
     *_, last = (node for node in graph.nodes if node.op == "placeholder")

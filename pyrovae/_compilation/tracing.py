@@ -21,7 +21,11 @@ class UntraceableError(Exception):
 
 @contextmanager
 def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Puts buffers back as they were, and refuses what would not be changed by a graph."""
+    """Put buffers back as they were, and refuse changes that a graph would not repeat.
+
+    Raises:
+        UntraceableError: If a run changes the parameter store, or puts another tensor in the place of a buffer.
+    """
     buffers, store = save_buffers(modules), pyro.get_param_store()
     try:
         with store.scope(store.get_state()) as scope:
@@ -40,7 +44,7 @@ def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Lets Pyro's objectives run on tensors without values, and refuses what a graph would take for constants.
+    """Let Pyro's objectives run on tensors without values, and refuse values that a graph would take for constants.
 
     Nothing is NaN, and no enumerated value is impossible.
     """
@@ -72,7 +76,7 @@ def without_values() -> Iterator[None]:
 
 
 class _Values(TorchFunctionMode):
-    """Answers ``.item()`` by the tensor itself, without its gradient, and refuses to give values to others."""
+    """Answer ``.item()`` by the tensor itself, without its gradient, and refuse to take other values out of tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.item:
@@ -87,7 +91,7 @@ _LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class _Zeros(TorchFunctionMode):
-    """Puts zeros in the place of what Pyro would leave out of a sum if there is any: values of probability zero."""
+    """Put zeros in the place of values of probability zero, which Pyro would leave out of a sum."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.all:
