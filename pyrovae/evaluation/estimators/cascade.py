@@ -34,11 +34,14 @@ from pyrovae._refinement.scoring import scores_slowly
 from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
+from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, is_tail_light
-from pyrovae.evaluation.problem import Batch, Options, Problem, SharedOptions
+from pyrovae.evaluation.options import Options, SharedOptions
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
-from pyrovae.evaluation.unconstrained import Space, Target
+from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr
