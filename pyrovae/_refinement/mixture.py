@@ -165,11 +165,17 @@ class Mixture:
         self._surrogate = None if score_guide else fit_to_draws(posterior)
 
     @torch.no_grad()
-    def draw(self, num_samples: int) -> Draws:
-        """Draw from the mixtures and evaluate the posteriors once per draw."""
+    def draw(self, num_samples: int, noise: Tensor | None = None) -> Draws:
+        """Draw from the mixtures and evaluate the posteriors once per draw.
+
+        Args:
+            num_samples: Number of draws, S.
+            noise: Standard normal vectors from which the normal members are drawn, shape ``(S, N, D)``, such as those
+                of a quasi-random sequence; by default from torch's generator. The guide makes its own draws.
+        """
         index = self._choose(num_samples)
         from_guide = index == len(self._normals)
-        u, log_guide = self._place(index), torch.zeros_like(index, dtype=self._weights.dtype)
+        u, log_guide = self._place(index, noise), torch.zeros_like(index, dtype=self._weights.dtype)
         num_guide = int(from_guide.sum(0).max())  # the guide is the last member, so its draws are the last rows
         if num_guide:
             rows = slice(num_samples - num_guide, None)
@@ -207,11 +213,12 @@ class Mixture:
         positions = ((rows + offset) / num_samples).contiguous()
         return torch.searchsorted(self._weights.cumsum(-1), positions, right=True).T
 
-    def _place(self, index: Tensor) -> Tensor:
+    def _place(self, index: Tensor, noise: Tensor | None) -> Tensor:
         """Draw u from the widened normal members, shape ``(S, N, D)``; rows of the guide are drawn as well."""
         mean = self.density.mean
         widths = mean.new_tensor([*(width for _, width in self._normals), 1.0])[index]
-        noise = torch.randn(*index.shape, self.posterior.dim, dtype=mean.dtype, device=mean.device)
+        if noise is None:
+            noise = torch.randn(*index.shape, self.posterior.dim, dtype=mean.dtype, device=mean.device)
         standard = widths[..., None] * noise
         u = self.density.place(standard)
         for j, (density, _) in enumerate(self._normals):

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from pyrovae._refinement.normal import Normal
 from pyrovae._waist.sites import Program
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.route import Drawn
@@ -28,8 +29,11 @@ class Proposal(Protocol):
     def width(self, problem: "Problem") -> int:
         """Return the number of data for a batch."""
 
-    def draw(self, problem: "Problem", batch: Batch, num_draws: int) -> Drawn:
-        """Draw for each datum of a batch."""
+    def draw(self, problem: "Problem", batch: Batch, num_draws: int, noise: Tensor | None = None) -> Drawn:
+        """Draw for each datum of a batch, from standard normal noise if it is given, ``(num_draws, n, D)``."""
+
+    def normal(self, problem: "Problem", batch: Batch) -> Normal:
+        """Return the normal density that describes the posterior of each datum, in unconstrained coordinates."""
 
     def log_density(self, problem: "Problem", batch: Batch, values: dict[str, Tensor]) -> Tensor:
         """Return the log-density at given values, shape ``(num_draws, n)``, nats."""

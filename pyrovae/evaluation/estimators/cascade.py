@@ -3,15 +3,15 @@ r"""The estimate of log p(x) to quote: for each datum, the cheapest estimator th
 The stages of a datum are
 
 1. *guide*: importance sampling with draws from the guide, if a pilot of them says that it is a good proposal;
-2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`, and with four times
-   as many if the error alone is too large;
-3. *annealed*: annealed importance sampling from the fitted density and the guide, with twice as many temperatures until
-   the estimate has the wanted precision or the budget is spent.
+2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`. A pilot chooses their
+   number. If the estimate does not pass, short chains improve the mixture, and fresh draws follow;
+3. *annealed*: annealed importance sampling from the fitted densities and the guide, with twice as many temperatures
+   until the estimate passes or the budget is spent.
 
-Each stage makes fresh draws, from a proposal that is fixed before. The pilot decides about the first stage only, so
-that an estimate by the guide is not selected by its own draws. An estimate by the mixture is kept if k-hat and the
-Monte Carlo error of its own draws pass. This selects, among data with the same true k, those whose draws met no large
-weight, and lowers their mean by a fraction of the error that they report.
+Each stage makes fresh draws, from a proposal that is fixed before. A pilot decides about the first stage, so that an
+estimate by the guide is rarely selected by its own draws. An estimate by a mixture is kept if k-hat and the Monte Carlo
+error of its own draws pass. This selects, among data with the same true k, those whose draws met no large weight, and
+lowers their mean by a fraction of the error that they report.
 
 An estimate is reliable if its Monte Carlo error is at most the precision, and the tail shape of its weights, with the
 error of k-hat, passes as :func:`pyrovae.evaluation.diagnose` says; and if no other estimate of the same datum exceeds
@@ -79,7 +79,8 @@ def log_likelihood(
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of arguments whose tensors share the first dimension.
         precision: Monte Carlo standard error that an estimate may have, nats.
-        num_samples: Draws per datum of the stages *guide* and *refined*.
+        num_samples: Draws per datum of the stage *guide*; the stage *refined* makes half to four times as many, by the
+            effective sample size of a pilot.
         budget: Evaluations of log p(x, z) per datum, beyond which annealing stops; a gradient counts 3.
         product_precision: Precision of the products in linear and convolutional layers, which other estimators call
             ``precision``.

@@ -49,8 +49,9 @@ def nuts(
 ) -> "xr.Dataset":
     r"""Draw from the posterior of some data with Pyro's NUTS, and estimate their log p(x) by bridge sampling.
 
-    It knows the guide only as the place where its chains start. All data move as one state, so that it is meant for
-    some ten of them at a time. Of several modes it knows those that the chains have seen, which ``r_hat`` may show.
+    The chains start at draws from the guide. If the guide is a :class:`pyrovae.guides.Refined`, they move in the
+    coordinates in which its normal density is standard, which serves as the mass matrix. All data move as one state, so
+    use it for some ten data at a time. Modes that no chain has seen are missed, which ``r_hat`` may show.
 
     Args:
         model: Pyro program of p(x, z) with continuous latent sites.
@@ -144,22 +145,28 @@ def _kept(values: Tensor, dims: tuple[str, ...], kept: int) -> np.ndarray:
 
 def _chain(target: Target, num_samples: int, warmup_steps: int, kernel: Any) -> tuple[Tensor, int]:
     """Return the draws of one chain, shape ``(num_samples, N, D)``, and the number of its divergent transitions."""
+    problem, normal, start = target.problem, None, target.draw(1)[0]
+    if problem.proposal is not None:  # its density serves as the mass matrix
+        normal = problem.proposal.normal(problem, target.batch)
+        start = normal.whiten(start)
+
+    def place(moved: Tensor) -> Tensor:
+        return moved if normal is None else normal.place(moved)
 
     def potential(state: dict[str, Tensor]) -> Tensor:
-        return -target.log_joint(state["u"].unsqueeze(0)).sum()
+        return -target.log_joint(place(state["u"].unsqueeze(0))).sum()
 
-    start = {"u": target.draw(1)[0][0]}
     progress = target.problem.options["progress"]
     with torch.enable_grad():
         mcmc = MCMC(
             NUTS(potential_fn=potential, **kernel),
             num_samples,
             warmup_steps,
-            initial_params=start,
+            initial_params={"u": start[0]},
             disable_progbar=not (progress and sys.stderr.isatty()),  # Pyro's own bar is not quiet elsewhere
         )
         mcmc.run()
-    return mcmc.get_samples()["u"].detach(), sum(map(len, mcmc.diagnostics()["divergences"].values()))
+    return place(mcmc.get_samples()["u"].detach()), sum(map(len, mcmc.diagnostics()["divergences"].values()))
 
 
 def _summary(target: Target, draws: Tensor, affordable: int) -> dict[str, Tensor]:

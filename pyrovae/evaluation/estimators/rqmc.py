@@ -131,20 +131,38 @@ def _summary(log_weights: Tensor) -> dict[str, Tensor]:
 
 def _log_weights(problem: Problem, batch: Batch, num_samples: int, num_replicates: int) -> Tensor:
     """Return log-weights of a batch, shape ``(num_replicates, num_samples / num_replicates, N)``."""
+    if problem.proposal is not None:
+        return _refined_log_weights(problem, batch, num_samples, num_replicates)
     draws = run_guide(problem.guide, batch.args, kwargs=problem.options["kwargs"], values=batch.subsample)
     random = [site for site in draws.latents.values() if not is_point(site["fn"])]
     dim = sum(site["value"].numel() for site in random) // batch.size
     runs = []
     for _ in range(num_replicates):
-        seed = int(torch.randint(2**31, ()))
-        points = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(
-            num_samples // num_replicates, dtype=torch.float64
-        )
-        shift = torch.rand(batch.size, dim, dtype=torch.float64)
-        uniform = ((points.unsqueeze(1) + shift) % 1).clamp(1e-15, 1 - 1e-15)
+        uniform = _points(num_samples // num_replicates, batch.size, dim)
         with _Quasi(uniform.to(problem.device), problem.data_dim):
-            runs.append(problem.run(batch, len(points)).log_weights)
+            runs.append(problem.run(batch, len(uniform)).log_weights)
     return torch.stack(runs)
+
+
+def _refined_log_weights(problem: Problem, batch: Batch, num_samples: int, num_replicates: int) -> Tensor:
+    """Return the same of a refined guide, whose normal members are drawn from the points."""
+    assert problem.proposal is not None
+    mean = problem.proposal.normal(problem, batch).mean
+    runs = []
+    for _ in range(num_replicates):
+        noise = torch.special.ndtri(_points(num_samples // num_replicates, *mean.shape)).to(mean)
+        drawn = problem.proposal.draw(problem, batch, len(noise), noise)
+        assert drawn.log_joint is not None
+        runs.append(drawn.log_joint - drawn.log_q)
+    return torch.stack(runs)
+
+
+def _points(num_points: int, num_data: int, dim: int) -> Tensor:
+    """Return a scrambled Sobol sequence with a random shift for each datum, shape ``(num_points, num_data, dim)``."""
+    seed = int(torch.randint(2**31, ()))
+    points = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(num_points, dtype=torch.float64)
+    shift = torch.rand(num_data, dim, dtype=torch.float64)
+    return ((points.unsqueeze(1) + shift) % 1).clamp(1e-15, 1 - 1e-15)
 
 
 class _Quasi(Messenger):
