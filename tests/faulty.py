@@ -136,3 +136,9 @@ def wait_amid_writing(told: Connection, chance: random.Random) -> str | None:
     except EOFError:
         return None
     return phase
+
+
+def newest(folder: Path) -> tuple[int, int]:
+    """How far the newest checkpoint has come."""
+    names = [path.stem.split("-")[1:] for path in folder.glob("checkpoint-*.pt")]
+    return max(((int(epoch), int(step)) for epoch, step in names), default=(0, 0))

@@ -140,3 +140,21 @@ def test_the_version_is_known_where_nothing_is_installed(monkeypatch: pytest.Mon
     assert version("pyrovae") == pv.__version__
     with pytest.raises(metadata.PackageNotFoundError):
         version("torch")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the names of all modules that a file imports, also inside of functions."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return names
+
+
+def test_no_module_imports_a_test_module() -> None:
+    """A change to one test module must not break another; what several need is in modules like ``oracle``."""
+    tests = Path(__file__).parent
+    modules = {".".join(("tests", *path.relative_to(tests).with_suffix("").parts)) for path in tests.rglob("test_*.py")}
+    found = {path.name: sorted(imported_modules(path) & modules) for path in tests.rglob("*.py")}
+    assert {name: imported for name, imported in found.items() if imported} == {}

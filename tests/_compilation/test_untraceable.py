@@ -20,7 +20,7 @@ import pyrovae as pv
 from pyrovae._compilation import graphs
 from tests.conftest import small_vae
 from tests.examples import Discrete
-from tests.training.gradients.test_compiled_fit import assert_same_run, fitted
+from tests.training.runs import assert_same_run, fitted
 
 
 class Function(nn.Module):

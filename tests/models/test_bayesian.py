@@ -16,17 +16,7 @@ from pyro.optim import Adam
 from torch import Tensor
 
 import pyrovae as pv
-
-
-def bayesian_vae(data_size: int = 12) -> pv.BayesianVAE:
-    network = pv.bayesian.random_weights(pv.networks.mlp(2, 8, 6))
-    return pv.BayesianVAE(
-        pv.priors.StandardNormal(2),
-        pv.likelihoods.Bernoulli(network),
-        pv.posteriors.DiagonalNormal(pv.networks.mlp(6, 8, 4)),
-        data_size=data_size,
-    )
-
+from tests.models.examples import bayesian_vae
 
 WEIGHTS = {"0.weight": (8, 2), "0.bias": (8,), "2.weight": (6, 8), "2.bias": (6,)}
 

@@ -1,8 +1,6 @@
 """Checkpoints: a run that goes on is the run that was never interrupted, and what cannot be trusted is refused."""
 
 import copy
-import hashlib
-import io
 import random
 import signal
 from collections.abc import Callable
@@ -24,7 +22,8 @@ from pyrovae import archives
 from tests import faulty
 from tests.conftest import small_vae
 from tests.examples import Discrete
-from tests.training.test_fit import Script
+from tests.training.damaged import flip, malicious
+from tests.training.programs import Script
 
 pytestmark = [  # of runs that are made in parts
     pytest.mark.filterwarnings("ignore:the KL warm-up does not end within"),
@@ -230,29 +229,6 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
         "checkpoint-000010-000000.pt",
         "checkpoint-000011-000000.pt",
     ]
-
-
-def flip(content: bytes, at: float) -> bytes:
-    place = int(at * (len(content) - 1))
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
-
-
-class Code:
-    """Pickles to a call."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
-
-
-def malicious(path: Path) -> bytes:
-    """A file with code in it and the right checksum."""
-    buffer = io.BytesIO()
-    torch.save({"kind": "checkpoint", "description": Code(path), "state": {}}, buffer)
-    payload = buffer.getvalue()
-    return b"pyrovae archive 1 %s\n%s" % (hashlib.sha256(payload).hexdigest().encode(), payload)
 
 
 def of_another_architecture(folder: Path) -> bytes:

@@ -19,6 +19,7 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae import archives
 from tests import faulty
+from tests.faulty import newest
 
 EPOCHS = 80
 
@@ -53,12 +54,6 @@ def kill_until_it_ends(folder: Path, kills: int, chance: random.Random, **option
     process.join()
     assert process.exitcode == 0
     return found
-
-
-def newest(folder: Path) -> tuple[int, int]:
-    """How far the newest checkpoint has come."""
-    names = [path.stem.split("-")[1:] for path in folder.glob("checkpoint-*.pt")]
-    return max(((int(epoch), int(step)) for epoch, step in names), default=(0, 0))
 
 
 def differing(folder: Path, expected: tuple[dict[str, Tensor], pv.History]) -> int:

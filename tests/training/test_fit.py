@@ -23,6 +23,7 @@ import pyrovae as pv
 from pyrovae._waist.sites import LatentScale
 from tests.conftest import small_vae
 from tests.oracle import Oracle
+from tests.training.programs import Global, Regression, Script
 
 fit = partial(pv.fit, progress=False)
 
@@ -163,43 +164,6 @@ def test_optimizers_of_torch(vae: pv.VAE, x: Tensor) -> None:
     assert not torch.equal(before, vae.likelihood.network[0].weight)
 
 
-class Script(nn.Module):
-    """A module that never heard of pyrovae, with pyro.module and pyro.param."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(6, 4)
-
-    def model(self, x: Tensor) -> None:
-        weight = pyro.param("weight", torch.ones(2, 6))
-        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ weight, scale).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.module("encoder", self.encoder)
-        with pyro.plate("data", len(x)):
-            loc, log_scale = self.encoder(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-
-class Global(nn.Module):
-    """A program with a latent outside the data plate: no evaluation per datum, but training is fine."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(torch.zeros(()))
-
-    def model(self, x: Tensor) -> None:
-        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(loc, 1.0).expand([6]).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.sample("loc", dist.Normal(self.loc, 0.1))
-
-
 def test_plain_pyro_scripts_train(x: Tensor) -> None:
     script = Script()
     fit(script, x, x, epochs=30, learning_rate=0.05)
@@ -254,17 +218,6 @@ def test_enumerated_labels_train(enumerate_in: str) -> None:
     objective = TraceEnum_ELBO(max_plate_nesting=1)
     fit(mixture, x, objective=objective, epochs=100, batch_size=50, learning_rate=0.05, seed=0)
     torch.testing.assert_close(mixture.locs.sort().values, torch.tensor([-3.0, 3.0]), atol=0.5, rtol=0)
-
-
-class Regression(nn.Module):
-    """A module with a loss of its own, of several tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slope = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        return (y - self.slope * x).square().mean()
 
 
 def test_a_module_trains_by_a_loss_of_its_own() -> None:

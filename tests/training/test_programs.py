@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from tests.conftest import small_vae
+from tests.training.programs import Declared, Shared, declared
 
 fit = partial(pv.fit, progress=False)
 
@@ -149,35 +150,6 @@ def test_a_flow_is_not_begun_alike_under_all_seeds() -> None:
 def test_autoguides_of_latents_per_datum_are_refused_on_mini_batches(make: Any) -> None:
     with pytest.raises(ValueError, match=r"has parameters for each datum of site 'z'.*batch_size=30"):
         fit((model, make(model)), torch.randn(30), batch_size=10)
-
-
-def declared(x: Tensor, size: int | None, inside: Callable[[Tensor], None], scale: float | None = None) -> None:
-    plate = pyro.plate("data", size or len(x), subsample=torch.arange(len(x)))
-    with plate, poutine.scale(scale=scale or 1.0):
-        inside(x)
-
-
-class Shared(nn.Module):
-    """A mean that all data share; with 1000 data of scale 2 its posterior has scale 0.063."""
-
-    size: int | None = None
-    by_hand = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loc, self.log_scale = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(-2.0))
-
-    def model(self, x: Tensor) -> None:
-        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
-        scale = 1000 / len(x) if self.by_hand else None
-        declared(x, self.size, lambda x: pyro.sample("x", dist.Normal(mu, 2.0), obs=x), scale)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.sample("mu", dist.Normal(self.loc, self.log_scale.exp()))
-
-
-class Declared(Shared):
-    size = 1000
 
 
 class ByHand(Shared):

@@ -15,8 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 import pyrovae as pv
-from tests.evaluation.diagnostics.test_calibration import hierarchical
-from tests.models.test_semi_supervised import labels, m2
+from tests.models.examples import hierarchical, labels, m2
 from tests.oracle import Oracle
 
 with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from pyrovae.training.gradients.compiled import CompiledGradients
 from pyrovae.training.losses import Bound
 from tests.conftest import small_vae
 from tests.examples import BY_COMPONENT, OBJECTIVES, PROGRAMS, Batch, Example, binary, example
-from tests.objectives.test_contract import MAKERS
+from tests.objectives.examples import MAKERS
 
 # What gradients may differ by, of their largest entry. An entry adds up some 300 products, in another order in a graph:
 # rounding errors of half a unit in the last place each make 9 units, and 32 are more than three times that.
