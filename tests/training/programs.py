@@ -84,3 +84,10 @@ class Shared(nn.Module):
 
 class Declared(Shared):
     size = 1000
+
+
+class Broken(nn.Module):
+    def __init__(self, model: Callable[[Tensor], None], guide: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+        self.parameter = nn.Parameter(torch.zeros(()))
