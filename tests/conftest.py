@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import pyro
 import pytest
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae._compilation.graphs import Graph
 
-mpl.use("agg")
+os.environ["MPLBACKEND"] = "agg"  # also in the processes that tests start
 pyro.enable_validation(True)
 
 torch.set_num_threads(1)  # the tests themselves are run in parallel, and numbers are not to depend on how many

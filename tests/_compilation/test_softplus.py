@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
-from torch._inductor.utils import run_and_get_code
 
 from pyrovae._compilation import softplus
 from pyrovae._compilation.graphs import Graph
@@ -73,6 +72,8 @@ def test_a_graph_of_float32_calls_neither(function: Callable[[Tensor], Tensor]) 
 
 
 def test_inductor_sums_up_a_density_and_keeps_nothing_else() -> None:
+    from torch._inductor.utils import run_and_get_code  # takes seconds to import
+
     x = torch.randn(100, 64)
     graph = Graph(lambda: [cross_entropy(x, 0.3).sum(-1)], [], [x])
     (found, *_), (code,) = run_and_get_code(lambda: graph.compile()(x))

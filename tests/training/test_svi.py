@@ -147,15 +147,23 @@ def test_a_state_of_other_programs_is_refused() -> None:
 @pytest.mark.parametrize(
     ("optim", "loss", "message"),
     [
-        ({"lr": 1e-3}, Trace_ELBO(), r"optim must be an optimizer of pyro.optim, .* got dict; give pyro.optim.Adam"),
-        (torch.optim.Adam([torch.zeros(1)]), Trace_ELBO(), r"optim must be .* got Adam; give .*functools.partial"),
-        (ADAM(), Trace_ELBO, "loss must be a Pyro ELBO such as"),
-        (ADAM(), "ELBO", "loss must be a Pyro ELBO such as"),
+        (
+            lambda: {"lr": 1e-3},
+            Trace_ELBO(),
+            r"optim must be an optimizer of pyro.optim, .* got dict; give pyro.optim.Adam",
+        ),
+        (
+            lambda: torch.optim.Adam([torch.zeros(1)]),
+            Trace_ELBO(),
+            r"optim must be .* got Adam; give .*functools.partial",
+        ),
+        (ADAM, Trace_ELBO, "loss must be a Pyro ELBO such as"),
+        (ADAM, "ELBO", "loss must be a Pyro ELBO such as"),
     ],
 )
-def test_other_arguments_are_refused(optim: Any, loss: Any, message: str) -> None:
+def test_other_arguments_are_refused(optim: Callable[[], Any], loss: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        pv.SVI(decoder, Encoder(), optim, loss)
+        pv.SVI(decoder, Encoder(), optim(), loss)
 
 
 def test_a_loss_without_parameters_is_refused() -> None:
