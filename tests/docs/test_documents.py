@@ -41,6 +41,7 @@ def test_code_is_found() -> None:
     }
 
 
+@pytest.mark.usefixtures("mnist5k_parsed_once")
 @pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]], ids=lambda page: page.name)
 def test_code_blocks_run_in_order(page: Path) -> None:
     scope: dict[str, object] = {}

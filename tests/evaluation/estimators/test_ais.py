@@ -111,8 +111,9 @@ def test_the_sandwich_closes_on_the_oracle() -> None:
     oracle = Oracle(0.5, 1.0)
     widths = []
     for temperatures in (5, 80):
-        options = {"num_temperatures": temperatures, "num_leapfrog": 4, "seed": 0}
-        bounds = pv.evaluation.bdmc(oracle.vae.model, oracle.vae.guide, oracle.data(300), 16, **options)
+        bounds = pv.evaluation.bdmc(
+            oracle.vae.model, oracle.vae.guide, oracle.data(300), 16, num_temperatures=temperatures, seed=0
+        )
         exact = oracle.log_likelihood(torch.as_tensor(bounds.simulated_0.values)).numpy()
         widths.append(((exact - bounds.lower).mean().item(), (bounds.upper - exact).mean().item()))
     assert all(width > 0.1 for width in widths[0])
