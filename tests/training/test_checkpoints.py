@@ -52,7 +52,10 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         faulty.regularized_vae,
         {"objective": pv.objectives.IWAE(2), "kl_warmup": 5, "transform": pv.data.binarize},
     ),
-    "compiled": (faulty.regularized_vae, {"compile": True, "kl_warmup": 5, "transform": pv.data.binarize}),
+    **dict.fromkeys(
+        ("graph", "compiled"),
+        (faulty.regularized_vae, {"compile": True, "kl_warmup": 5, "transform": pv.data.binarize}),
+    ),
     "an objective that asks the program": (
         small_vae,
         {"objective": Trace_ELBO(num_particles=2, vectorize_particles=True)},
@@ -76,8 +79,11 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "options"), RUNS.values(), ids=RUNS)
-def test_a_run_that_goes_on_is_the_run(make: Callable[[], nn.Module], options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "compiled" else ()) for n in RUNS])
+def test_a_run_that_goes_on_is_the_run(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if name == "graph":
+        request.getfixturevalue("interpreted")
+    make, options = RUNS[name]
     whole = fitted(make, 7, None, 0, **options)
     fitted(make, 3, tmp_path, 0, **options)
     went_on = fitted(make, 7, tmp_path, 1, **options)

@@ -85,7 +85,7 @@ def kill_runs(folder: Path, runs: int, kills: int, seed: int, record: Record, **
 
 
 def test_a_killed_run_is_resumed_to_the_same_parameters(tmp_path: Path, record_property: Record) -> None:
-    kill_runs(tmp_path, runs=1, kills=6, seed=0, record=record_property)
+    kill_runs(tmp_path, runs=1, kills=4, seed=0, record=record_property)
 
 
 @pytest.mark.slow
