@@ -107,7 +107,11 @@ MEANS = {
 }
 
 
-@pytest.mark.parametrize("name", MEANS)
+# Other subclasses of AutoContinuous do what AutoMultivariateNormal does.
+SIMILAR = ("AutoDiagonalNormal", "AutoLowRankMultivariateNormal")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SIMILAR else ()) for n in MEANS])
 def test_autoguides_of_latents_per_datum_find_the_posterior_mean(name: str) -> None:
     """Data keep their order, so that each has parameters of its own."""
     x = torch.randn(20)
