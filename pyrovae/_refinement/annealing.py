@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from pyrovae._refinement.hamiltonian import adapted, transition
 from pyrovae._refinement.mixture import Mixture
 from pyrovae._refinement.posterior import Posterior
 
@@ -100,8 +101,7 @@ class Annealing:
     def _start(self, num_chains: int) -> State:
         drawn = self.mixture.draw(num_chains)
         self.evaluations += num_chains
-        centered = (drawn.u - self.density.mean).movedim(0, 1)
-        return self._state((centered @ self.density.inverse_root.mT).movedim(1, 0))
+        return self._state(self.density.whiten(drawn.u))
 
     def _state(self, v: Tensor) -> State:
         """Evaluate both log-densities and their gradients."""
@@ -123,17 +123,7 @@ class Annealing:
 
     def _move(self, state: State, beta: float, step: Tensor) -> tuple[State, Tensor]:
         """Make one transition of each chain, and return the acceptance probabilities, shape ``(num_chains, N)``."""
-        size = step[:, None]
-        momentum = torch.randn_like(state.v)
-        energy = momentum.square().sum(-1) / 2 - state.value(beta)
-        momentum = momentum + size / 2 * state.slope(beta)
-        moved = state
-        for i in range(self.num_leapfrog):
-            moved = self._state(moved.v + size * momentum)
-            momentum = momentum + (size if i < self.num_leapfrog - 1 else size / 2) * moved.slope(beta)
-        change = energy - (momentum.square().sum(-1) / 2 - moved.value(beta))
-        acceptance = change.clamp(max=0).exp().nan_to_num(nan=0.0)
-        return moved.where(torch.rand_like(acceptance) < acceptance, state), acceptance
+        return transition(state, self._state, lambda at: (at.value(beta), at.slope(beta)), step, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
         """Return the step sizes of each datum at each temperature, shape ``(N,)``, from chains of their own."""
@@ -142,5 +132,5 @@ class Annealing:
         for t in (*[1] * WARM_UP, *range(1, len(self.betas) - 1)):
             state, acceptance = self._move(state, self.betas[t], step)
             steps.append(step)
-            step = step * (acceptance.mean(0) - ACCEPTANCE).mul(0.5).exp()
+            step = adapted(step, acceptance, ACCEPTANCE)
         return steps[WARM_UP:]

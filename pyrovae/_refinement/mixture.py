@@ -36,6 +36,7 @@ from torch import Tensor
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior
 from pyrovae._refinement.regression import fit_to_draws
+from pyrovae._refinement.split import Split
 
 _SURROGATE_DF = 5.0
 
@@ -61,6 +62,8 @@ class Member(NamedTuple):
 
 
 MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.15, 2.8), Member(0.05, 6.0))  # the rest, a tenth, is the guide
+SPLIT_REACH = 0.7  # of the two densities that divide a posterior
+KEPT = 1 / 9  # of their weight that the copies of the normal density keep for data that are split
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ class Mixture:
         posterior: Posteriors of N data, with the guide.
         density: Densities fitted to them.
         members: Copies of the normal density; the guide gets the weight that is left.
+        split: Two further densities for some of the data. They get most of
+            the weight of the copies there.
         failed: Data that are left to the guide alone, shape ``(N,)``.
         score_guide: Whether the guide's density is computed at all draws. If False, it is computed at its own draws
             only, for guides that score other values slowly; see the module's docstring.
@@ -143,13 +148,17 @@ class Mixture:
         density: Normal,
         members: tuple[Member, ...] = MEMBERS,
         *,
+        split: Split | None = None,
         failed: Tensor | None = None,
         score_guide: bool = True,
     ) -> None:
         _check(members)
-        self.posterior, self.density, self.members = posterior, density, members
-        self._widths = [member.width(posterior.dim) for member in members]
+        self.posterior, self.density = posterior, density
+        self._normals = [(density, member.width(posterior.dim)) for member in members]
         weights = density.mean.new_tensor([member.weight for member in members]).repeat(posterior.size, 1)
+        if split is not None and split.chosen.any():
+            self._normals += [(half, Member(0.5, SPLIT_REACH).width(posterior.dim)) for half in split.densities]
+            weights = _with_halves(weights, split.chosen)
         if failed is not None:
             weights = torch.where(failed[:, None], 0.0, weights)
         self._weights = weights
@@ -159,7 +168,7 @@ class Mixture:
     def draw(self, num_samples: int) -> Draws:
         """Draw from the mixtures and evaluate the posteriors once per draw."""
         index = self._choose(num_samples)
-        from_guide = index == len(self.members)
+        from_guide = index == len(self._normals)
         u, log_guide = self._place(index), torch.zeros_like(index, dtype=self._weights.dtype)
         num_guide = int(from_guide.sum(0).max())  # the guide is the last member, so its draws are the last rows
         if num_guide:
@@ -183,8 +192,13 @@ class Mixture:
 
     def _normal_parts(self, u: Tensor) -> list[Tensor]:
         """Return the log-densities of the normal members at u with their weights, each of shape ``(S, N)``."""
-        distance, log_weights = self.density.squared_distance(u), self._weights.log()
-        return [log_weights[:, j] + self.density.log_prob_at(distance, width) for j, width in enumerate(self._widths)]
+        log_weights, parts = self._weights.log(), []
+        distances: dict[int, Tensor] = {}
+        for j, (density, width) in enumerate(self._normals):
+            if id(density) not in distances:
+                distances[id(density)] = density.squared_distance(u)
+            parts.append(log_weights[:, j] + density.log_prob_at(distances[id(density)], width))
+        return parts
 
     def _choose(self, num_samples: int) -> Tensor:
         """Return the member of each draw by systematic sampling, shape ``(S, N)``, in ascending order."""
@@ -196,9 +210,15 @@ class Mixture:
     def _place(self, index: Tensor) -> Tensor:
         """Draw u from the widened normal members, shape ``(S, N, D)``; rows of the guide are drawn as well."""
         mean = self.density.mean
-        widths = mean.new_tensor([*self._widths, 1.0])[index]
+        widths = mean.new_tensor([*(width for _, width in self._normals), 1.0])[index]
         noise = torch.randn(*index.shape, self.posterior.dim, dtype=mean.dtype, device=mean.device)
-        return self.density.place(widths[..., None] * noise)
+        standard = widths[..., None] * noise
+        u = self.density.place(standard)
+        for j, (density, _) in enumerate(self._normals):
+            if density is not self.density and (rows := (index == j).any(1).nonzero()[:, 0]).numel():
+                some = slice(int(rows[0]), int(rows[-1]) + 1)  # members come in ascending order
+                u[some] = torch.where((index[some] == j)[..., None], density.place(standard[some]), u[some])
+        return u
 
     def _score(self, u: Tensor, index: Tensor, log_guide: Tensor) -> Draws:
         if self._surrogate is None:
@@ -209,8 +229,15 @@ class Mixture:
         log_surrogate = self._surrogate.log_prob(u, df=_SURROGATE_DF)
         parts.append(guide_weight + log_surrogate)
         log_q = torch.stack(parts).logsumexp(0)
-        log_q = torch.where(index == len(self.members), log_q + log_guide - log_surrogate, log_q)
+        log_q = torch.where(index == len(self._normals), log_q + log_guide - log_surrogate, log_q)
         return Draws(u, log_joint, log_q, index)
+
+
+def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
+    """Add the columns of two halves, which get most of the normal members' weight where data are split."""
+    total = weights.sum(-1, keepdim=True)
+    halves = torch.where(chosen[:, None], (total - total * KEPT) / 2, 0.0)
+    return torch.cat([torch.where(chosen[:, None], KEPT * weights, weights), halves, halves], -1)
 
 
 def _check(members: tuple[Member, ...]) -> None:

@@ -52,7 +52,7 @@ class Normal:
 
     def squared_distance(self, u: Tensor) -> Tensor:
         """Return the squared Mahalanobis distance of u from the mean, shape ``(S, N)``."""
-        return ((u - self.mean).movedim(0, 1) @ self.inverse_root.mT).square().sum(-1).T
+        return self.whiten(u).square().sum(-1)
 
     def log_prob(self, u: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
         """Return the log-density at u of a widened copy.
@@ -99,6 +99,20 @@ class Normal:
             (vectors.mT @ self.inverse_root) / scales[:, :, None],
             self.log_det + scales.log().sum(-1),
         )
+
+    def within(self, mean: Tensor, covariance: Tensor) -> Self:
+        """Return the densities with this mean, ``(N, D)``, and covariance, ``(N, D, D)``, in whitened coordinates."""
+        inner = type(self).from_covariance(mean, covariance)
+        return type(self)(
+            self.mean + (self.root @ mean[..., None])[..., 0],
+            self.root @ inner.root,
+            inner.inverse_root @ self.inverse_root,
+            self.log_det + inner.log_det,
+        )
+
+    def whiten(self, u: Tensor) -> Tensor:
+        """Map u, shape ``(S, N, D)``, to standard vectors of the same shape."""
+        return ((u - self.mean).movedim(0, 1) @ self.inverse_root.mT).movedim(1, 0)
 
     def where(self, condition: Tensor, other: Self) -> Self:
         """Take the data where ``condition``, shape ``(N,)``, holds from here, and the rest from ``other``."""

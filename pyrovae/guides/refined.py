@@ -19,7 +19,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae._refinement.mixture import MEMBERS, Member, Mixture
-from pyrovae._refinement.regression import Fit, fit
+from pyrovae._refinement.refine import Refinement, refine
 from pyrovae._refinement.scoring import scores_slowly
 from pyrovae._waist.sites import Program
 from pyrovae.evaluation.problem import Batch, Drawn, Problem
@@ -80,7 +80,7 @@ class Refined:
     ) -> None:
         self.model, self.guide, self.members, self.score_guide = model, guide, members, score_guide
         self._spaces: dict[int, Space] = {}
-        self._fitted: tuple[Batch, Target, Fit] | None = None
+        self._fitted: tuple[Batch, Target, Refinement] | None = None
 
     def __repr__(self) -> str:
         """Name the guide that is refined."""
@@ -115,18 +115,22 @@ class Refined:
     def mixture(self, problem: Problem, batch: Batch, *, score_guide: bool | None = None) -> tuple[Target, Mixture]:
         """Return the mixture of a batch, fitted once."""
         target, fitted = self.fit(problem, batch)
-        score_guide = self.score_guide if score_guide is None else score_guide
         if score_guide is None:
-            score_guide = not any(scores_slowly(site["fn"]) for site in target.space.sites.values())
-        options: Any = {"failed": fitted.failed, "score_guide": score_guide}
-        return target, Mixture(target, fitted.density, self.members, **options)
+            score_guide = self._scores_guide(target)
+        return target, fitted.mixture(target, self.members, score_guide=score_guide)
 
-    def fit(self, problem: Problem, batch: Batch) -> tuple[Target, Fit]:
+    def fit(self, problem: Problem, batch: Batch) -> tuple[Target, Refinement]:
         """Fit the normal densities of a batch, once."""
         if self._fitted is None or self._fitted[0] is not batch:
             target = Target(self._spaces[id(problem)], batch, amortized=True)
-            self._fitted = batch, target, fit(target, batch_size=problem.affordable)
+            options: Any = {"score_guide": self._scores_guide(target), "batch_size": problem.affordable}
+            self._fitted = batch, target, refine(target, self.members, **options)
         return self._fitted[1], self._fitted[2]
+
+    def _scores_guide(self, target: Target) -> bool:
+        if self.score_guide is not None:
+            return self.score_guide
+        return not any(scores_slowly(site["fn"]) for site in target.space.sites.values())
 
     # --- as a Pyro program --------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from pyrovae._compilation.precision import Precision
 from pyrovae._refinement.annealing import Annealing
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
-from pyrovae._refinement.regression import Fit, fit
+from pyrovae._refinement.refine import Refinement, refine, refine_by_chains
 from pyrovae._refinement.scoring import scores_slowly
 from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 
 STAGES = ("guide", "refined", "annealed")
 PILOT = 256  # draws of the guide that decide whether it is a good proposal
-GOOD_K, GOOD_ESS = 0.4, 0.2  # k-hat of the pilot, and its effective sample size as a share
-LIGHT_K = 0.62  # k-hat of a stage's own draws, above which the next stage follows; its error is 0.13
-MORE, MORE_DRAWS_K = 4, 0.75  # more draws from the same mixture help, as many times, if k-hat is below
-NUM_CHAINS, NUM_LEAPFROG, FIRST_TEMPERATURES = 100, 2, 40
+GOOD_K, GOOD_ESS = 0.2, 0.4  # k-hat of the pilot, and its effective sample size as a share; refining costs little
+LIGHT_K, CHAINS_K = 0.6, 0.5  # k-hat of a stage's own draws, above which the next follows; its error is 0.1 and 0.3
+SHARES = (0.5, 1.0, 4.0)  # of num_samples, from which the draws of a mixture are chosen
+NUM_CHAINS, NUM_LEAPFROG, FIRST_TEMPERATURES = 128, 2, 20
 LEAST_ACCEPTANCE = 0.3  # of transitions, below which chains stand still, and their weights say nothing
 DISAGREEMENT = 5.0  # errors by which another estimate may exceed the reported one
 
@@ -155,7 +155,7 @@ class Cascade:
         rows = Rows(batch.size)
         pending = self._by_guide(batch, rows)
         if self.space is not None and len(pending):
-            pending = self._by_mixture(batch, rows, pending)
+            self._by_mixture(batch, rows, pending)
         return {name: column[: batch.kept] for name, column in rows.columns().items()}
 
     def _by_guide(self, batch: Batch, rows: "Rows") -> Tensor:
@@ -178,23 +178,28 @@ class Cascade:
             good[indices[~passed]] = self.space is None
         return (~good).nonzero().flatten()
 
-    def _by_mixture(self, batch: Batch, rows: "Rows", pending: Tensor) -> Tensor:
-        """Estimate data by their refined mixtures, then by annealing, and return the indices that are left."""
+    def _by_mixture(self, batch: Batch, rows: "Rows", pending: Tensor) -> None:
+        """Estimate data by their refined mixtures, then by annealing."""
         assert self.space is not None
         whole = Target(self.space, batch, amortized=True)
         target = whole if len(pending) == batch.size else whole.subset(pending)
-        fitted = fit(target, batch_size=self.problem.affordable)
+        fitted = refine(target, score_guide=scores_guide(target), batch_size=self.problem.affordable)
         rows.evaluations[pending] += fitted.evaluations.cpu()
         stages = _Stages(self, rows, pending, target, fitted)
-        left = stages.refined(pending, self.num_samples)
-        light = left[rows.pareto_k[left] <= MORE_DRAWS_K]
-        left = torch.cat([left[rows.pareto_k[left] > MORE_DRAWS_K], stages.refined(light, MORE * self.num_samples)])
+        left = stages.refined(pending, self._draws(fitted.share.cpu()))
+        stages.improve(left)
+        left = stages.refined(left, torch.full_like(left, int(SHARES[-1] * self.num_samples)))
         left = left[~torch.isin(left, pending[fitted.failed.cpu()])]  # no gradient, no chain that moves
-        temperatures = FIRST_TEMPERATURES
-        while len(left) and float(rows.evaluations[left].max()) + _cost(temperatures) <= self.budget:
-            left = stages.annealed(left, temperatures)
+        temperatures, hard = FIRST_TEMPERATURES, left
+        while len(hard := hard[rows.evaluations[hard] + _cost(temperatures) <= self.budget]):
+            hard = stages.annealed(hard, temperatures)
             temperatures *= 2
-        return left
+
+    def _draws(self, share: Tensor) -> Tensor:
+        """Return the number of draws by which each datum is expected to have half of the wanted error."""
+        needed = (1 / share.clamp_min(1e-6) - 1) / (self.precision / 2) ** 2
+        choices = torch.tensor([max(int(part * self.num_samples), FEW_WEIGHTS + 1) for part in SHARES])
+        return choices[torch.bucketize(needed.double(), choices.double()).clamp_max(len(choices) - 1)]
 
     def _weights(self, batch: Batch, num_draws: int) -> Tensor:
         """Return log-weights of draws from the guide, in chunks that fit the memory."""
@@ -214,8 +219,8 @@ class Cascade:
 
     def passes(self, rows: "Rows", indices: Tensor) -> Tensor:
         """Return whether the estimates of data need no further stage."""
-        light = (rows.pareto_k[indices] <= LIGHT_K) | (rows.stage[indices] == 2)
-        return light & (rows.mcse[indices] <= self.precision) & ~rows.disagrees()[indices]
+        limit = torch.where(rows.stage[indices] == 2, CHAINS_K, LIGHT_K)
+        return (rows.pareto_k[indices] <= limit) & (rows.mcse[indices] <= self.precision) & ~rows.disagrees()[indices]
 
 
 class _Stages:
@@ -229,22 +234,39 @@ class _Stages:
         fitted: Their densities.
     """
 
-    def __init__(self, cascade: Cascade, rows: "Rows", pending: Tensor, target: Target, fitted: Fit) -> None:
+    def __init__(self, cascade: Cascade, rows: "Rows", pending: Tensor, target: Target, fitted: Refinement) -> None:
         self.cascade, self.rows, self.pending, self.target, self.fitted = cascade, rows, pending, target, fitted
 
-    def refined(self, indices: Tensor, num_samples: int) -> Tensor:
-        """Estimate data by draws from their mixtures, and return the indices of those that do not pass."""
-        if not len(indices):
-            return indices
-        slow = any(scores_slowly(site["fn"]) for site in self.target.space.sites.values())
-        target, mixture = self._mixture(indices, MEMBERS, score_guide=not slow)
+    def refined(self, indices: Tensor, num_draws: Tensor) -> Tensor:
+        """Estimate data by draws from their mixtures, and return the indices of those that do not pass.
+
+        Args:
+            indices: Indices in the batch, shape ``(n,)``.
+            num_draws: Number of draws of each, shape ``(n,)``.
+        """
+        for count in num_draws.unique().tolist():
+            self._refined(indices[num_draws == count], count)
+        return indices[~self.cascade.passes(self.rows, indices)]
+
+    def _refined(self, indices: Tensor, num_samples: int) -> None:
+        target, mixture = self._mixture(indices, MEMBERS, score_guide=scores_guide(self.target))
         chunk = max(1, self.cascade.problem.affordable // target.size)
         counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
         drawn = Draws.cat([mixture.draw(count).without_values() for count in counts])
         found = bounds.of_valid(drawn.log_weights, _summary)
         found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
         self.rows.put(indices, found, stage=1, draws=num_samples, evaluations=num_samples)
-        return indices[~self.cascade.passes(self.rows, indices)]
+
+    def improve(self, indices: Tensor) -> None:
+        """Fit the densities of data anew by chains that start from their mixtures."""
+        inside = torch.isin(self.pending, indices).nonzero().flatten()
+        if not len(inside):
+            return
+        target = self.target if len(inside) == self.target.size else self.target.subset(inside)
+        options: Any = {"score_guide": scores_guide(target), "batch_size": self.cascade.problem.affordable}
+        before = self.fitted.select(inside)
+        self.fitted.put(inside, refine_by_chains(target, before, **options))
+        self.rows.evaluations[self.pending[inside]] += (self.fitted.evaluations[inside] - before.evaluations).cpu()
 
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
         """Estimate data by chains from their mixtures, and return the indices of those that do not pass."""
@@ -261,8 +283,12 @@ class _Stages:
     def _mixture(self, indices: Tensor, members: tuple[Member, ...], *, score_guide: bool) -> tuple[Target, Mixture]:
         inside = torch.isin(self.pending, indices).nonzero().flatten()
         target = self.target if len(inside) == self.target.size else self.target.subset(inside)
-        density, failed = self.fitted.density.select(inside), self.fitted.failed[inside]
-        return target, Mixture(target, density, members, failed=failed, score_guide=score_guide)
+        return target, self.fitted.select(inside).mixture(target, members, score_guide=score_guide)
+
+
+def scores_guide(target: Target) -> bool:
+    """Return whether the density of the guide at any value costs little."""
+    return not any(scores_slowly(site["fn"]) for site in target.space.sites.values())
 
 
 class Rows:
@@ -355,7 +381,7 @@ def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
     reliable = (result.mcse <= precision).values & ~result.disagrees.values
     for draws in np.unique(result.draws.values):
         chosen = result.draws.values == draws
-        if draws > FEW_WEIGHTS:  # chains are too few for k-hat
+        if draws:
             reliable[chosen] &= is_tail_light(result.pareto_k.values[chosen], int(draws))
     estimator = np.array([*STAGES, "none"])[result.stage.values.astype(int)]
     found = result.drop_vars(["disagrees", "stage"]).assign(

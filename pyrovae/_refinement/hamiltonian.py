@@ -1,0 +1,59 @@
+"""Hamiltonian transitions of many chains for many data, in coordinates in which their densities are near standard."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class Chains(Protocol):
+    """States of chains with what an evaluation of the density at them returned."""
+
+    @property
+    def v(self) -> Tensor:
+        """Positions, shape ``(num_chains, N, D)``."""
+
+    def where(self, condition: Tensor, other: Any) -> Self:
+        """Take the chains where ``condition``, ``(num_chains, N)``, holds from here, and the rest from ``other``."""
+
+
+S = TypeVar("S", bound=Chains)
+
+
+def transition(
+    state: S,
+    evaluate: Callable[[Tensor], S],
+    density: Callable[[S], tuple[Tensor, Tensor]],
+    step: Tensor,
+    num_leapfrog: int,
+) -> tuple[S, Tensor]:
+    """Make one Hamiltonian transition of each chain.
+
+    Args:
+        state: States of the chains.
+        evaluate: Returns the states at given positions.
+        density: Returns the log-density of a state, ``(num_chains, N)``, and its gradient, ``(num_chains, N, D)``.
+        step: Step size of each datum, shape ``(N,)``.
+        num_leapfrog: Number of leapfrog steps.
+
+    Returns:
+        The new states, and the acceptance probabilities, shape ``(num_chains, N)``.
+    """
+    size = step[:, None]
+    value, slope = density(state)
+    momentum = torch.randn_like(state.v)
+    energy = momentum.square().sum(-1) / 2 - value
+    moved, momentum = state, momentum + size / 2 * slope
+    for i in range(num_leapfrog):
+        moved = evaluate(moved.v + size * momentum)
+        value, slope = density(moved)
+        momentum = momentum + (size if i < num_leapfrog - 1 else size / 2) * slope
+    change = energy - (momentum.square().sum(-1) / 2 - value)
+    acceptance = change.clamp(max=0).exp().nan_to_num(nan=0.0)
+    return moved.where(torch.rand_like(acceptance) < acceptance, state), acceptance
+
+
+def adapted(step: Tensor, acceptance: Tensor, target: float) -> Tensor:
+    """Return step sizes closer to those with the wanted mean acceptance probability."""
+    return step * (acceptance.mean(0) - target).mul(0.5).exp()

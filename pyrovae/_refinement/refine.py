@@ -1,0 +1,115 @@
+"""The proposal of each datum: a normal density by regression, and for hard posteriors a better one by chains."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pyrovae._refinement.chains import NUM_CHAINS, fit_to_chains, gradients_of_chains, run_chains
+from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
+from pyrovae._refinement.normal import Normal
+from pyrovae._refinement.posterior import Posterior
+from pyrovae._refinement.regression import fit
+from pyrovae._refinement.split import Split, split
+
+PILOT = 256  # draws that tell how good a mixture is
+GOOD_SHARE = 0.1  # effective sample size of the pilot, as a share, below which chains improve the density
+_GRADIENT_COST = 3
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Densities fitted to N posteriors.
+
+    Attributes:
+        density: A normal density for each datum.
+        split: Two further ones for those data whose posterior is far from normal.
+        share: Effective sample size of a few draws from the mixture, as a share of their number, shape ``(N,)``.
+        evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts 3.
+        failed: Data that no density could be fitted to, shape ``(N,)``.
+    """
+
+    density: Normal
+    split: Split
+    share: Tensor
+    evaluations: Tensor
+    failed: Tensor
+
+    def select(self, indices: Tensor) -> Self:
+        """Return the densities of the data with these indices."""
+        rest = self.share[indices], self.evaluations[indices], self.failed[indices]
+        return type(self)(self.density.select(indices), self.split.select(indices), *rest)
+
+    def put(self, indices: Tensor, other: Self) -> None:
+        """Replace the densities of the data with these indices."""
+        self.density.put(indices, other.density)
+        self.split.put(indices, other.split)
+        self.share[indices], self.evaluations[indices] = other.share, other.evaluations
+
+    def mixture(self, posterior: Posterior, members: tuple[Member, ...] = MEMBERS, *, score_guide: bool) -> Mixture:
+        """Return the mixture of these densities and the guide."""
+        options: Any = {"split": self.split, "failed": self.failed, "score_guide": score_guide}
+        return Mixture(posterior, self.density, members, **options)
+
+
+def refine(
+    posterior: Posterior,
+    members: tuple[Member, ...] = MEMBERS,
+    *,
+    score_guide: bool = True,
+    batch_size: int | None = None,
+) -> Refinement:
+    """Fit the densities of a mixture to the posterior of each datum.
+
+    A normal density is fitted by regression. If the effective sample size of a few draws from its mixture is a small
+    share of their number, :func:`refine_by_chains` follows. These draws are thrown away.
+
+    Args:
+        posterior: Posteriors of N data, with the guide.
+        members: Copies of the normal density in the mixture.
+        score_guide: Whether the guide's density is computed at all draws.
+        batch_size: Number of gradients per evaluation, at most, over all data; by default all at once.
+    """
+    fitted = fit(posterior, batch_size=batch_size)
+    pilot = Mixture(posterior, fitted.density, members, failed=fitted.failed, score_guide=score_guide).draw(PILOT)
+    evaluations, share = fitted.evaluations + PILOT, _effective_share(pilot)
+    found = Refinement(fitted.density, Split.none(fitted.density), share, evaluations, fitted.failed)
+    hard = ((share < GOOD_SHARE) & ~fitted.failed).nonzero()[:, 0]
+    if len(hard):
+        part = posterior if len(hard) == posterior.size else posterior.subset(hard)
+        options: Any = {"score_guide": score_guide, "batch_size": batch_size}
+        found.put(hard, refine_by_chains(part, found.select(hard), members, **options))
+    return found
+
+
+def refine_by_chains(
+    posterior: Posterior,
+    found: Refinement,
+    members: tuple[Member, ...] = MEMBERS,
+    *,
+    score_guide: bool = True,
+    batch_size: int | None = None,
+) -> Refinement:
+    """Fit the densities anew to what chains visit that start at draws from the mixture.
+
+    Two further densities divide each posterior. A datum keeps its densities if a new one is not finite.
+    """
+    start = found.mixture(posterior, members, score_guide=score_guide).draw(NUM_CHAINS).u  # some are the guide's
+    before = run_chains(posterior, found.density, start, batch_size)
+    visited = before.joined(run_chains(posterior, fit_to_chains(before), before.last, batch_size))
+    density = fit_to_chains(visited)
+    halves = split(visited.seen_from(density))
+    parts = [part for normal in (density, *halves) for part in (normal.log_det, normal.mean.sum(-1))]
+    finite = torch.stack(parts).isfinite().all(0)
+    kept = Split(tuple(half.where(finite, density) for half in halves), finite)
+    evaluations = found.evaluations + _GRADIENT_COST * 2 * gradients_of_chains(NUM_CHAINS) + NUM_CHAINS + PILOT
+    better = Refinement(density.where(finite, found.density), kept, found.share, evaluations, found.failed)
+    pilot = better.mixture(posterior, members, score_guide=score_guide).draw(PILOT)
+    return replace(better, share=_effective_share(pilot))
+
+
+def _effective_share(draws: Draws) -> Tensor:
+    """Return the effective sample size of draws as a share of their number; 0 if no draw has a weight."""
+    weights = draws.log_weights.softmax(0)
+    return (1 / (len(weights) * weights.square().sum(0))).nan_to_num(nan=0.0)

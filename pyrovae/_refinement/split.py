@@ -1,0 +1,111 @@
+r"""Two normal densities for a posterior that is not normal, from draws of chains and their scores.
+
+In coordinates in which the posterior has mean 0 and covariance I approximately, the score of a normal posterior is
+:math:`-v`. The rest :math:`r = g + v` measures the departure from normality. Its strongest quadratic part is along the
+direction w that maximizes :math:`\mathrm{E}[(w^\top r)\,((w^\top v)^2 - 1)]`, the third derivative of log p along w. A
+power iteration, :math:`w \propto \mathrm{E}[r\,((w^\top v)^2 - 1)]`, finds it.
+
+The draws are divided softly along w, with weights :math:`\sigma(\pm w^\top v)`. In each half a weighted regression of
+the scores on the draws gives a precision P, and the normal density with this linear score has mean :math:`\bar v +
+P^{-1} \bar g`. The two densities follow a posterior whose curvature changes along w, and two modes, if chains have
+found both.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from pyrovae._refinement.chains import Visited, ridged, second_moment, symmetric
+from pyrovae._refinement.normal import Normal
+
+NUM_STARTS, NUM_ITERATIONS = 4, 15  # of the power iteration
+RIDGE = 0.2
+EIGENVALUES = (0.2, 5.0)  # bounds on a local precision
+
+
+@dataclass(frozen=True)
+class Split:
+    """Two normal densities for some of N data.
+
+    Attributes:
+        densities: The two densities; for other data, any.
+        chosen: Data that are split, shape ``(N,)``.
+    """
+
+    densities: tuple[Normal, ...]
+    chosen: Tensor
+
+    @classmethod
+    def none(cls, density: Normal) -> Self:
+        """Return a division of no datum."""
+        everything = torch.arange(len(density.mean), device=density.mean.device)
+        halves = density.select(everything), density.select(everything)
+        return cls(halves, torch.zeros_like(everything, dtype=torch.bool))
+
+    def put(self, indices: Tensor, other: Self) -> None:
+        """Replace the densities of the data with these indices."""
+        for mine, theirs in zip(self.densities, other.densities, strict=True):
+            mine.put(indices, theirs)
+        self.chosen[indices] = other.chosen
+
+    def select(self, indices: Tensor) -> Self:
+        """Return the densities of the data with these indices."""
+        first, second = self.densities
+        return type(self)((first.select(indices), second.select(indices)), self.chosen[indices])
+
+
+def split(visited: Visited) -> tuple[Normal, Normal]:
+    """Return two normal densities that divide the posterior of each datum.
+
+    Args:
+        visited: Draws and scores in the coordinates of a density that was fitted to them.
+    """
+    v, score = visited.v.double(), visited.score.double()
+    along = _along(v, _direction(v, score))
+    first, second = (_local(visited, v, score, (sign * along).sigmoid()) for sign in (1, -1))
+    return first, second
+
+
+def _direction(v: Tensor, score: Tensor) -> Tensor:
+    """Return the unit vectors along which the posteriors depart most from normal densities, shape ``(N, D)``."""
+    rest = score + v
+    rest = rest - rest.mean(1, keepdim=True)
+    best, highest = torch.zeros_like(v[:, 0]), torch.full_like(v[:, 0, 0], -torch.inf)
+    for _ in range(NUM_STARTS):
+        direction = _unit(torch.randn_like(best))
+        for _ in range(NUM_ITERATIONS):
+            direction = _unit(_contraction(v, rest, direction))
+        third = (direction * _contraction(v, rest, direction)).sum(-1)
+        best = torch.where((third > highest)[:, None], direction, best)
+        highest = torch.maximum(third, highest)
+    return best
+
+
+def _contraction(v: Tensor, rest: Tensor, direction: Tensor) -> Tensor:
+    return (rest * (_along(v, direction).square() - 1)[..., None]).mean(1)
+
+
+def _along(v: Tensor, direction: Tensor) -> Tensor:
+    """Return the coordinates of draws along a direction, shape ``(N, S)``."""
+    return (v @ direction[..., None])[..., 0]
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+
+
+def _local(visited: Visited, v: Tensor, score: Tensor, weights: Tensor) -> Normal:
+    """Return the normal density whose score is the weighted linear regression of the scores on the draws."""
+    weights = (weights / weights.mean(1, keepdim=True))[..., None]
+    mean, mean_score = (weights * v).mean(1), (weights * score).mean(1)
+    centered, slopes = v - mean[:, None], score - mean_score[:, None]
+    covariance = ridged(second_moment(weights * centered, centered), RIDGE)
+    slope = ridged(-second_moment(weights * centered, slopes), RIDGE)
+    precision = symmetric(torch.linalg.solve(covariance, slope))
+    values, vectors = torch.linalg.eigh(precision)
+    fitted = symmetric((vectors / values.clamp(*EIGENVALUES)[:, None, :]) @ vectors.mT)
+    centre = mean + (fitted @ mean_score[..., None])[..., 0]
+    like = visited.density.mean
+    return visited.density.within(centre.to(like), fitted.to(like))
