@@ -100,7 +100,10 @@ def test_a_package_runs_its_scripts_with_their_options(package: str, monkeypatch
     assert {name: options.seed for name, options in ran.items()} == dict.fromkeys(names, 7)
 
 
-@pytest.mark.parametrize("name", TOYS)
+ELSEWHERE = ("elbo_vs_iwae", "blurriness.experiment")  # run with more assertions by other ordinary tests
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ELSEWHERE else ()) for n in TOYS])
 def test_experiment(name: str, tmp_path: Path) -> None:
     module = importlib.import_module(f"experiments.{name}")
     module.main(module.Options(**TOYS[name], out=tmp_path))
