@@ -66,6 +66,11 @@ class Isolation:
         """All modules that are held in evaluation mode."""
         return list(self.training)
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Parameters and buffers of these modules."""
+        return [t for module in self.training for t in (*module.parameters(False), *module.buffers(False))]
+
     def adopt(self, module: nn.Module) -> None:
         """Put a module into evaluation mode, and keep what a run may change."""
         if module in self.training:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -40,6 +41,35 @@ def test_imports_follow_the_table_of_the_documentation() -> None:
     assert set(found) - EVERYWHERE == set(allowed)
     for name, imported in found.items():
         assert imported - EVERYWHERE - {name} <= allowed.get(name, set()), name
+
+
+def module_imports(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Return the modules that each module imports when it is imported, by name, from the sources of all."""
+    found: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        nodes = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom) and node.module in sources]
+        of_names = {(node.module or "", f"{node.module}.{alias.name}") for node in nodes for alias in node.names}
+        found[name] = {inner if inner in sources else outer for outer, inner in of_names} - {name}
+    return found
+
+
+def test_modules_import_each_other_without_a_cycle() -> None:
+    paths = {path.relative_to(PACKAGE.parent).with_suffix(""): path for path in PACKAGE.rglob("*.py")}
+    sources = {".".join(name.parts).removesuffix(".__init__"): path.read_text() for name, path in paths.items()}
+    imports = module_imports(sources)
+    assert "pyrovae.evaluation.route" in imports["pyrovae.evaluation.problem"]
+    assert "pyrovae.parallel" in imports["pyrovae.evaluation.report"]
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the modules
+
+
+def test_a_cycle_is_found() -> None:
+    sources = {
+        "a": "from a.b import x",
+        "a.b": "from a.c import y",
+        "a.c": "from a import b\nif t:\n    from a import x",
+    }
+    with pytest.raises(CycleError, match=r"a\.b"):
+        TopologicalSorter(module_imports(sources)).prepare()
 
 
 def test_importing_changes_no_global_setting() -> None:

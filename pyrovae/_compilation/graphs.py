@@ -12,24 +12,21 @@ decision by the value of a tensor cannot be written down.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-import pyro.util
 import torch
-from pyro.infer.util import Dice
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from pyrovae._compilation import onednn, softplus
+from pyrovae._compilation.cuda_graphs import replayed
+from pyrovae._compilation.tracing import UntraceableError, unchanged, without_values
 from pyrovae._warnings import find_stack_level
-from pyrovae.isolation import restore_buffers, save_buffers, seeded
+from pyrovae.isolation import seeded
 
 MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
 _PRODUCTS = {
@@ -37,11 +34,6 @@ _PRODUCTS = {
     *(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")),
 }
 _REORDERING = "reorder_for_locality", "reorder_for_peak_memory"
-Result = TypeVar("Result")
-
-
-class UntraceableError(Exception):
-    """A function cannot be written down as a graph; the message says why, in one line."""
 
 
 class Graph:
@@ -71,7 +63,7 @@ class Graph:
     ) -> None:
         self.fixed, self.varying, self.modules = list(fixed), list(varying), list(modules)
         try:
-            with seeded(0), _unchanged(self.modules), _without_values():
+            with seeded(0), unchanged(self.modules), without_values():
                 # The tracer knows tensors by identity, so the function need not be given those that it reads.
                 trace = make_fx(lambda _: list(function()), _REPLACEMENTS)
                 self.module = trace([*self.fixed, *self.varying])
@@ -89,7 +81,7 @@ class Graph:
             )
 
     def compile(self) -> Callable[..., Sequence[Tensor]]:
-        """Returns the function compiled; it takes what is in the place of the varying tensors."""
+        """Return the function compiled; it takes tensors in the place of the varying ones."""
         import torch._inductor as inductor  # takes a second, and only those who compile need it
 
         softplus.teach_inductor()
@@ -112,10 +104,10 @@ class Graph:
             with torch.no_grad():
                 return compiled(*fixed, *tensors, *found)
 
-        return self._captured(run, varying) if varying[0].is_cuda else run
+        return replayed(run, varying, self.modules) if varying[0].is_cuda else run
 
     def fold(self) -> None:
-        """Makes inputs of the matrix products into which only parameters go, with the values that they have now.
+        """Make inputs of the matrix products into which only parameters go, with the values that they have now.
 
         So the pseudo-inputs of a VampPrior, say, are not encoded at every call. What is made of the products stays in
         the graph: it is cheap, and may be expanded to the shape of all draws. Buffers and tensors that the function
@@ -153,42 +145,6 @@ class Graph:
                 graph.erase_node(node)
         self.module.recompile()
 
-    def _captured(
-        self, run: Callable[..., Sequence[Tensor]], examples: list[Tensor]
-    ) -> Callable[..., Sequence[Tensor]]:
-        """A CUDA graph of a function: one launch, without a word from Python in between."""
-        given, device = [example.clone() for example in examples], examples[0].device
-        with torch.cuda.device(device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with seeded(0), _unchanged(self.modules), torch.cuda.stream(stream):
-                for _ in range(3):  # what libraries set up on their first calls must not be captured
-                    run(*given)
-            torch.cuda.current_stream().wait_stream(stream)
-        launch, outputs = capture(lambda: run(*given), device)
-
-        def replay(*tensors: Tensor) -> Sequence[Tensor]:
-            for place, tensor in zip(given, tensors, strict=True):
-                place.copy_(tensor)
-            launch()
-            return outputs
-
-        replay.reads = run  # type: ignore[attr-defined]  # what the graph reads where it lies must not be freed
-        return replay
-
-
-def capture(function: Callable[[], Result], device: torch.device) -> tuple[Callable[[], None], Result]:
-    """Writes down what a function launches on a CUDA device, without running it.
-
-    Returns:
-        What launches it all at once, and what the function returned, whose tensors that fills.
-    """
-    graph = torch.cuda.CUDAGraph()
-    # Left to itself torch captures on a stream of the device that was current at the first capture of the process.
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
-        result = function()
-    return graph.replay, result
-
 
 def compiled_or_none(
     function: Callable[[], Sequence[Tensor]],
@@ -199,7 +155,7 @@ def compiled_or_none(
     caller: str,
     frozen: bool = False,
 ) -> Callable[..., Sequence[Tensor]] | None:
-    """A function's graph compiled, arguments as for :class:`Graph`; or None, after a warning that says why.
+    """Return a function compiled, arguments as for :class:`Graph`; or None, after a warning that says why.
 
     With ``frozen`` parameters keep their values too, and matrix products of them alone are made once.
     """
@@ -215,22 +171,22 @@ def compiled_or_none(
 
 
 def _draws(node: fx.Node) -> bool:
-    """Whether an operation draws random numbers."""
+    """Return whether an operation draws random numbers."""
     return isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _writes(node: fx.Node) -> bool:
-    """Whether an operation writes into a tensor that was there before."""
+    """Return whether an operation writes into a tensor that was there before."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
-    """Draws as torch does; inductor's own decomposition takes other uniform numbers for them."""
+    """Draw as torch does; inductor's own decomposition takes other uniform numbers for them."""
     return torch.empty_like(p).bernoulli_(p, generator=generator)
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Makes inputs of the tensors that the function found elsewhere: as constants, they would not be read again."""
+    """Make inputs of the tensors that the function found elsewhere: as constants, they would not be read again."""
     graph, found = module.graph, []
     graph.set_codegen(CodeGen())  # inputs and outputs one by one, not as lists
     *_, last = (node for node in graph.nodes if node.op == "placeholder")
@@ -256,79 +212,3 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.softplus.default: softplus.softplus,
     torch.ops.aten.binary_cross_entropy_with_logits.default: softplus.cross_entropy,
 }
-
-
-@contextmanager
-def _unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Puts buffers back as they were, and refuses what would not be changed by a graph."""
-    buffers, store = save_buffers(modules), pyro.get_param_store()
-    try:
-        with store.scope(store.get_state()) as scope:
-            yield
-        before = store.get_state()["params"]
-        if any(before.get(name) is not value for name, value in scope["params"].items()):
-            raise UntraceableError("the objective keeps values of its own in Pyro's parameter store (baselines)")
-        for module, name, buffer, _ in buffers:
-            if module._buffers[name] is not buffer:
-                raise UntraceableError(
-                    f"{type(module).__name__} puts another tensor in the place of its buffer {name!r}"
-                )
-    finally:
-        restore_buffers(buffers)
-
-
-@contextmanager
-def _without_values() -> Iterator[None]:
-    """Lets Pyro's objectives run on tensors without values, and refuses what a graph would take for constants.
-
-    Nothing is NaN, and no enumerated value is impossible.
-    """
-    expectation = Dice.compute_expectation
-
-    def with_zeros(dice: Dice, costs: Any) -> Any:
-        with _Zeros():
-            return expectation(dice, costs)
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise UntraceableError("the programs set the state of a random generator, as checkpoints do")
-
-    replacements: list[tuple[Any, str, Any]] = [
-        (pyro.util, "torch_isnan", lambda _: False),
-        (pyro.util, "torch_isinf", lambda _: False),
-        (Dice, "compute_expectation", with_zeros),
-        (torch, "manual_seed", refuse),
-        (torch, "set_rng_state", refuse),
-    ]
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
-    for owner, name, replacement in replacements:
-        setattr(owner, name, replacement)
-    try:
-        with _Values():
-            yield
-    finally:
-        for owner, name, original in originals:
-            setattr(owner, name, original)
-
-
-class _Values(TorchFunctionMode):
-    """Answers ``.item()`` by the tensor itself, without its gradient, and refuses to give values to others."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.item:
-            return args[0].detach()
-        of_tensors = func is torch.tensor and any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0]))
-        if func in _LEAVING or (of_tensors and not isinstance(args[0], Tensor)):
-            raise UntraceableError(f"values of a tensor are taken out of it, by {func.__name__}()")
-        return func(*args, **(kwargs or {}))
-
-
-_LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
-
-
-class _Zeros(TorchFunctionMode):
-    """Puts zeros in the place of what Pyro would leave out of a sum if there is any: values of probability zero."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.all:
-            return False
-        return args[0].where(args[1], 0) if func is Tensor.masked_select else func(*args, **(kwargs or {}))

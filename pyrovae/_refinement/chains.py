@@ -32,7 +32,7 @@ from pyrovae._refinement.hamiltonian import adapted, transition
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior, value_and_gradient
 
-NUM_CHAINS, NUM_TRANSITIONS, NUM_LEAPFROG = 32, 12, 2
+NUM_CHAINS, NUM_TRANSITIONS, NUM_LEAPFROG = 32, 9, 2  # chains for up to 50 dimensions
 BURN_IN = 3  # transitions of a set that the fit leaves out
 ACCEPTANCE = 0.7
 FIRST_STEP = 1.2  # by the fourth root of D, in standard deviations
@@ -79,7 +79,7 @@ class Visited:
     @property
     def last(self) -> Tensor:
         """Last positions u of the chains, shape ``(num_chains, N, D)``."""
-        return self.density.place(self.v[:, -NUM_CHAINS:].movedim(0, 1))
+        return self.density.place(self.v[:, -num_chains(self.v.shape[-1]) :].movedim(0, 1))
 
     def seen_from(self, density: Normal) -> Self:
         """Return the same draws in the coordinates of other densities."""
@@ -114,7 +114,7 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
     step = state.log_p.new_full((posterior.size,), FIRST_STEP * posterior.dim**-0.25)
     kept: list[State] = []
     for i in range(NUM_TRANSITIONS):
-        state, acceptance = transition(state, evaluate, lambda at: (at.log_p, at.slope), step, NUM_LEAPFROG)
+        state, acceptance = transition(state, evaluate, _density, step, NUM_LEAPFROG)
         step = adapted(step, acceptance, ACCEPTANCE)
         if i >= BURN_IN:
             kept.append(state)
@@ -122,9 +122,19 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
     return Visited(density, v, score)
 
 
-def gradients_of_chains(num_chains: int) -> int:
-    """Return the number of gradients that a set of chains takes for each datum."""
-    return num_chains * (1 + NUM_TRANSITIONS * NUM_LEAPFROG)
+def _density(state: State) -> tuple[Tensor, Tensor]:
+    """Return the log-density and a slope to move by, which is 0 where the gradient is no number."""
+    return state.log_p, state.slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def num_chains(dim: int) -> int:
+    """Return the number of chains for a datum; a covariance of D dimensions takes draws in proportion to D."""
+    return max(NUM_CHAINS, NUM_CHAINS * dim // 50)
+
+
+def gradients_of_chains(dim: int) -> int:
+    """Return the number of gradients that a set of chains takes for a datum."""
+    return num_chains(dim) * (1 + NUM_TRANSITIONS * NUM_LEAPFROG)
 
 
 def fit_to_chains(visited: Visited) -> Normal:

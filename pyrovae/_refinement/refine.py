@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pyrovae._refinement.chains import NUM_CHAINS, fit_to_chains, gradients_of_chains, run_chains
+from pyrovae._refinement.chains import fit_to_chains, gradients_of_chains, num_chains, run_chains
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior
@@ -41,6 +41,13 @@ class Refinement:
         rest = self.share[indices], self.evaluations[indices], self.failed[indices]
         return type(self)(self.density.select(indices), self.split.select(indices), *rest)
 
+    def where(self, condition: Tensor, other: Self) -> Self:
+        """Take the data where ``condition``, shape ``(N,)``, holds from here, and the rest from ``other``."""
+        pairs = ((self.share, other.share), (self.evaluations, other.evaluations), (self.failed, other.failed))
+        rest = (torch.where(condition, mine, theirs) for mine, theirs in pairs)
+        density, halves = self.density.where(condition, other.density), self.split.where(condition, other.split)
+        return type(self)(density, halves, *rest)
+
     def put(self, indices: Tensor, other: Self) -> None:
         """Replace the densities of the data with these indices."""
         self.density.put(indices, other.density)
@@ -73,7 +80,7 @@ def refine(
     """
     fitted = fit(posterior, batch_size=batch_size)
     pilot = Mixture(posterior, fitted.density, members, failed=fitted.failed, score_guide=score_guide).draw(PILOT)
-    evaluations, share = fitted.evaluations + PILOT, _effective_share(pilot)
+    evaluations, share = fitted.evaluations + PILOT, _effective_share(pilot).masked_fill(fitted.failed, 0.0)
     found = Refinement(fitted.density, Split.none(fitted.density), share, evaluations, fitted.failed)
     hard = ((share < GOOD_SHARE) & ~fitted.failed).nonzero()[:, 0]
     if len(hard):
@@ -93,20 +100,24 @@ def refine_by_chains(
 ) -> Refinement:
     """Fit the densities anew to what chains visit that start at draws from the mixture.
 
-    Two further densities divide each posterior. A datum keeps its densities if a new one is not finite.
+    Two further densities divide each posterior. A datum keeps its densities if a new one is not finite, or if the
+    effective sample size of a few draws falls by more than a half.
     """
-    start = found.mixture(posterior, members, score_guide=score_guide).draw(NUM_CHAINS).u  # some are the guide's
+    count = num_chains(posterior.dim)
+    start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some are the guide's
     before = run_chains(posterior, found.density, start, batch_size)
     visited = before.joined(run_chains(posterior, fit_to_chains(before), before.last, batch_size))
     density = fit_to_chains(visited)
     halves = split(visited.seen_from(density))
     parts = [part for normal in (density, *halves) for part in (normal.log_det, normal.mean.sum(-1))]
     finite = torch.stack(parts).isfinite().all(0)
-    kept = Split(tuple(half.where(finite, density) for half in halves), finite)
-    evaluations = found.evaluations + _GRADIENT_COST * 2 * gradients_of_chains(NUM_CHAINS) + NUM_CHAINS + PILOT
-    better = Refinement(density.where(finite, found.density), kept, found.share, evaluations, found.failed)
-    pilot = better.mixture(posterior, members, score_guide=score_guide).draw(PILOT)
-    return replace(better, share=_effective_share(pilot))
+    halves = tuple(half.where(finite, found.density) for half in halves)
+    evaluations = found.evaluations + 2 * _GRADIENT_COST * gradients_of_chains(posterior.dim) + count + PILOT
+    rest = found.share, evaluations, found.failed
+    trial = Refinement(density.where(finite, found.density), Split(halves, finite), *rest)
+    share = _effective_share(trial.mixture(posterior, members, score_guide=score_guide).draw(PILOT))
+    better = finite & (share > found.share / 2)  # heavy tails flatter a pilot, most of all that of the old density
+    return replace(trial, share=share).where(better, replace(found, evaluations=evaluations))
 
 
 def _effective_share(draws: Draws) -> Tensor:

@@ -7,8 +7,7 @@ power iteration, :math:`w \propto \mathrm{E}[r\,((w^\top v)^2 - 1)]`, finds it.
 
 The draws are divided softly along w, with weights :math:`\sigma(\pm w^\top v)`. In each half a weighted regression of
 the scores on the draws gives a precision P, and the normal density with this linear score has mean :math:`\bar v +
-P^{-1} \bar g`. The two densities follow a posterior whose curvature changes along w, and two modes, if chains have
-found both.
+P^{-1} \bar g`. The two densities follow a posterior whose curvature changes along w.
 """
 
 from dataclasses import dataclass
@@ -43,6 +42,12 @@ class Split:
         everything = torch.arange(len(density.mean), device=density.mean.device)
         halves = density.select(everything), density.select(everything)
         return cls(halves, torch.zeros_like(everything, dtype=torch.bool))
+
+    def where(self, condition: Tensor, other: Self) -> Self:
+        """Take the data where ``condition``, shape ``(N,)``, holds from here, and the rest from ``other``."""
+        pairs = zip(self.densities, other.densities, strict=True)
+        densities = tuple(mine.where(condition, theirs) for mine, theirs in pairs)
+        return type(self)(densities, torch.where(condition, self.chosen, other.chosen))
 
     def put(self, indices: Tensor, other: Self) -> None:
         """Replace the densities of the data with these indices."""

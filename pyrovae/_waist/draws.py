@@ -10,7 +10,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae._waist.sites import DRAWS, Program, Site, explained_divergence, is_enumerated, sample_sites, site_plates
+from pyrovae._waist.errors import explained_divergence
+from pyrovae._waist.plates import DRAWS, nesting_of
+from pyrovae._waist.sites import Program, Site, is_enumerated, sample_sites
 from pyrovae._waist.support import moved_inside
 
 
@@ -125,8 +127,7 @@ def run_guide(
         sites = sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
         depth = None
         if any(map(is_enumerated, sites)):
-            depth = max((-frame.dim for site in sites for frame in site_plates(site)), default=0)
-            depth = depth if nesting is None else nesting + 1
+            depth = nesting_of(sites) if nesting is None else nesting + 1
             enumerating = poutine.enum(program, first_available_dim=-depth - 1)
             sites = sample_sites(poutine.trace(enumerating).get_trace(*args, **(kwargs or {})))
     # The options of every site say which of its dimensions are enumerated, as Pyro's replay tells the model.
@@ -172,6 +173,5 @@ def run_model(
             return run(poutine.enum(program, first_available_dim=-nesting - 2))
         sites = run(program)
         if any(map(is_enumerated, sites)):
-            depth = max((-frame.dim for site in sites for frame in site_plates(site)), default=0)
-            sites = run(poutine.enum(program, first_available_dim=-depth - 1))
+            sites = run(poutine.enum(program, first_available_dim=-nesting_of(sites) - 1))
     return sites

@@ -17,10 +17,11 @@ from pyrovae.evaluation.estimators.global_latents import evaluate_globals
 from pyrovae.evaluation.estimators.importance import evaluate, log_weights
 from pyrovae.evaluation.estimators.nuts import nuts
 from pyrovae.evaluation.estimators.rqmc import rqmc
+from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.posterior.imputation import impute
 from pyrovae.evaluation.posterior.inference_data import to_inference_data
 from pyrovae.evaluation.posterior.predictive import posterior_predictive_check
-from pyrovae.evaluation.problem import Options, Problem
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 
 __all__ = [

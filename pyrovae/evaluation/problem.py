@@ -7,162 +7,37 @@ batches, the checks of the program, its draws and densities, seeds, compilation 
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
+from contextlib import ExitStack
+from typing import Any, Unpack
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyrovae import parallel
-from pyrovae._compilation.precision import Precision, check_precision, products
-from pyrovae._waist.draws import Draws, run_guide
-from pyrovae._waist.sites import Program, Site
-from pyrovae._waist.weights import Weights, importance_weights, log_guide, log_joint
+from pyrovae._compilation.precision import check_precision, products
+from pyrovae._waist.draws import Draws
+from pyrovae._waist.plates import dim_of
+from pyrovae._waist.sites import Program
+from pyrovae._waist.weights import Weights
 from pyrovae.arguments import as_digest, check_whole
-from pyrovae.evaluation.probe import Probe
+from pyrovae.evaluation.batches import Batch, batches, consecutive
+from pyrovae.evaluation.options import DEFAULTS, Options
+from pyrovae.evaluation.probe.facts import Probe
+from pyrovae.evaluation.probe.three_runs import probe
+from pyrovae.evaluation.probe.trials import Trials
 from pyrovae.evaluation.program_data import ProgramData
+from pyrovae.evaluation.proposal import Proposal
+from pyrovae.evaluation.route import Drawn, Route
 from pyrovae.evaluation.sampler import Sampler
 from pyrovae.isolation import Isolation, fresh_seed, isolated, program_device
 
 # On a CPU larger tensors are given back to the system after every run, and to fetch their pages anew costs a third of
 # the time. With so little a GPU waits for Python: on an H200 an evaluation took more than four times as long.
 MEMORY = {"cpu": 2**25, "cuda": 2**31}
-
-
-class SharedOptions(TypedDict, total=False):
-    """Options of :class:`Options` without ``precision``."""
-
-    seed: int | None
-    plate: str | None
-    binarization: str
-    vectorize: bool | None
-    memory: int | None
-    compile: bool
-    progress: bool
-    checkpoint: str | Path | None
-    kwargs: Mapping[str, Any] | None
-
-
-class Options(SharedOptions, total=False):
-    """Options that every estimator and diagnostic takes.
-
-    Attributes:
-        seed: Seed of the draws; by default a new one from the operating system. The result names it.
-        plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        binarization: How the data were binarized, kept as an attribute; results that differ in it are not compared.
-        vectorize: Whether many draws are made in one run, along a dimension to the left of the program's plates. By
-            default this is decided by a check of the program.
-        memory: Bytes that the tensors of one run may take, which sets the size of batches and chunks; by default 2^25
-            on a CPU and 2^31 on a CUDA device. The draws depend on it.
-        compile: Whether to compile the densities, for which torch's inductor takes some seconds. A program that cannot
-            be compiled runs without compilation, after a warning with the reason.
-        precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or on CUDA ``"tf32"``.
-            Its error is in no ``mcse``. By default torch's own setting.
-        progress: Whether to show a progress bar; it is quiet where the output is not a terminal.
-        checkpoint: Folder in which to keep the rows that are done. The same call goes on from there after whatever
-            ended it, and has the result of a call that was never interrupted.
-        kwargs: Keyword arguments of model and guide.
-
-    Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> options: pv.evaluation.Options = {"seed": 3, "binarization": "none", "progress": False}
-        >>> results = pv.evaluation.evaluate(vae.model, vae.guide, torch.zeros(10, 4), num_samples=200, **options)
-        >>> results.attrs["seed"], results.attrs["binarization"]
-        (3, 'none')
-    """
-
-    precision: Precision | None
-
-
-DEFAULTS: Options = {
-    "seed": None,
-    "plate": None,
-    "binarization": "not stated",
-    "vectorize": None,
-    "memory": None,
-    "compile": False,
-    "precision": None,
-    "progress": True,
-    "checkpoint": None,
-    "kwargs": None,
-}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some consecutive data.
-
-    Attributes:
-        args: Arguments of the programs.
-        start: Index of the first datum.
-        kept: Number of data that are new in this batch. A program whose plate has a fixed size gets data again to fill
-            its last batch.
-        size: Number of data that the program scores in a run.
-        subsample: Indices that subsampling plates take, by plate.
-    """
-
-    args: tuple[Any, ...]
-    start: int
-    kept: int
-    size: int
-    subsample: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Draws of a guide, with the draws in the first of the dimensions of the program's plates.
-
-    Attributes:
-        values: Values by latent site, with the indices of subsampling plates.
-        log_q: Log-density of the guide, shape ``(num_draws, n)``, nats.
-        dims: Dimension of the draws by latent site, counted from the right.
-        log_joint: log p(x, z), shape ``(num_draws, n)``, nats, if it is known.
-    """
-
-    values: dict[str, Tensor]
-    log_q: Tensor
-    dims: dict[str, int]
-    log_joint: Tensor | None = None
-
-    def part(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Return the values of the draws from ``start`` to ``stop``."""
-        return {
-            name: value.narrow(self.dims[name], start, stop - start) if name in self.dims else value
-            for name, value in self.values.items()
-        }
-
-
-@runtime_checkable
-class Proposal(Protocol):
-    """A guide that is made for each datum from another guide, such as :class:`pyrovae.guides.Refined`.
-
-    Attributes:
-        guide: The guide that it is made from.
-    """
-
-    guide: Program
-
-    def open(self, problem: "Problem") -> None:
-        """Get ready for the batches of an opened problem."""
-
-    def width(self, problem: "Problem") -> int:
-        """Return the number of data for a batch."""
-
-    def draw(self, problem: "Problem", batch: Batch, num_draws: int) -> Drawn:
-        """Draw for each datum of a batch."""
-
-    def log_density(self, problem: "Problem", batch: Batch, values: dict[str, Tensor]) -> Tensor:
-        """Return the log-density at given values, shape ``(num_draws, n)``, nats."""
 
 
 class Problem:
@@ -186,10 +61,6 @@ class Problem:
         size: Number of data, N.
         device: Device of the computation.
         seed: Seed of the draws.
-        plate: The data plate, once opened.
-        nesting: Depth of the program's own plates, once opened.
-        vectorize: Whether many draws are made in one run, once opened.
-        affordable: Number of log-weights that a run can make within the memory, once opened.
 
     Raises:
         TypeError: If an option has another name, or a count or the seed is not an integer.
@@ -240,7 +111,8 @@ class Problem:
             isolated(self.model, self.guide, seed=self.seed, forget_parameters=True)
         )
         try:
-            self._probe()
+            self.probe = self._probe()
+            self.route = Route(self.model, self.guide, self.probe, self.options)
             if parallel.size() > 1:
                 own = as_digest(self.data.fingerprint()), *self.parameters()
                 parallel.check_same("data or parameters of an evaluation", own)
@@ -261,7 +133,7 @@ class Problem:
         self._context = None
         self._samplers = {}
 
-    def _probe(self) -> None:
+    def _probe(self) -> Probe:
         guide: Any = poutine.unwrap(self.guide)
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
             raise ValueError(
@@ -269,7 +141,8 @@ class Problem:
             )
         try:
             with self.isolation.adopting(), torch.autocast(self.device.type, enabled=False):
-                self.probe = Probe(self)
+                trials = Trials(self.model, self.guide, self.data, self.device, self.options)
+                return probe(trials, self.isolation.modules, self.memory)
         except (ValueError, RuntimeError) as error:
             if self.data.dtype.is_floating_point or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -277,13 +150,35 @@ class Problem:
                 f"{error}. x holds integers, {self.data.dtype}, and an evaluation has no transform; if the programs "
                 f"take floats, pass x.float() or x / 255, or a Dataset that does so for each datum"
             ) from error
-        self.plate, self.nesting, self.vectorize = self.probe.plate, self.probe.nesting, self.probe.vectorize
-        self.affordable = max(1, self.memory // self.probe.bytes_per_weight)
+
+    @property
+    def plate(self) -> CondIndepStackFrame:
+        """The data plate, once opened."""
+        return self.probe.plate
+
+    @property
+    def nesting(self) -> int:
+        """Depth of the program's own plates, once opened."""
+        return self.probe.nesting
+
+    @property
+    def vectorize(self) -> bool:
+        """Whether many draws are made in one run, once opened."""
+        return self.probe.vectorize
+
+    @property
+    def affordable(self) -> int:
+        """Number of log-weights that a run can make within the memory, once opened."""
+        return max(1, self.memory // self.probe.memory.per_weight)
+
+    @property
+    def data_dim(self) -> int:
+        """Index of the data among the dimensions of a draw, the first of which is that of draws."""
+        return self.nesting + 1 + dim_of(self.plate)
 
     def parameters(self) -> list[Tensor]:
         """Return all parameters and buffers of the programs, those of Pyro's store among them."""
-        modules = self.isolation.modules
-        own = [t for module in modules for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
+        own = self.isolation.tensors
         known = {tensor.data_ptr() for tensor in own}
         return own + [tensor for tensor in self.probe.parameters if tensor.data_ptr() not in known]
 
@@ -295,22 +190,11 @@ class Problem:
         Args:
             width: Number of data in a batch. A program whose data plate has a fixed size gets that many.
         """
-        if self.probe.cuttable:
-            for start in range(0, self.size, width):
-                stop = min(start + width, self.size)
-                yield self.batch(start, stop)
-        elif self.plate.size == self.size:
-            yield self.batch(0, self.size)
-        else:
-            indices = torch.arange(self.plate.size, device=self.device)
-            for start in range(0, self.size, self.plate.size):
-                taken = {self.plate.name: (start + indices) % self.size}  # the last batch is filled up from the first
-                args, kept = self.data.batch(0, self.size, self.device), min(self.plate.size, self.size - start)
-                yield Batch(args, start, kept, self.plate.size, taken)
+        yield from batches(self.data, self.device, self.plate, width, cuttable=self.probe.cuttable)
 
     def batch(self, start: int, stop: int) -> Batch:
         """Return the data from ``start`` to ``stop``."""
-        return Batch(self.data.batch(start, stop, self.device), start, stop - start, stop - start, {})
+        return consecutive(self.data, self.device, start, stop)
 
     def select(self, batch: Batch, indices: Tensor) -> Batch:
         """Return some data of a batch, by their indices in it."""
@@ -330,15 +214,61 @@ class Problem:
             return self.proposal.width(self)
         return max(1, self.affordable // num_draws)
 
-    def plate_of(self, batch: Batch) -> Any:
-        """Return the data plate with the number of data in a batch as its size."""
-        return self.plate._replace(size=batch.size)
+    # --- the route ----------------------------------------------------------------------------------------------------
 
-    @property
-    def data_dim(self) -> int:
-        """Index of the data among the dimensions of a draw, the first of which is that of draws."""
-        assert self.plate.dim is not None
-        return self.nesting + 1 + self.plate.dim
+    def run(
+        self,
+        batch: Batch,
+        num_draws: int = 1,
+        values: Mapping[str, Tensor] | None = None,
+        *,
+        amortized: bool = False,
+    ) -> Weights:
+        """Run guide and model together, once or once for each draw, and return their weights.
+
+        Raises:
+            ValueError: If the guide is a proposal that has no sites of its own, unless ``amortized``.
+        """
+        if self.proposal is not None and not amortized:
+            raise ValueError(
+                f"{self.proposal!r} is one density of all latent sites, and this function needs the guide site by "
+                f"site; pass the guide that it refines, refined.guide"
+            )
+        return self.route.run(batch, num_draws, values)
+
+    def draw(self, batch: Batch, num_draws: int, *, amortized: bool = False) -> Drawn:
+        """Run the guide alone, for many draws; ``amortized`` is the guide that a proposal refines."""
+        if self.proposal is not None and not amortized:
+            return self.proposal.draw(self, batch, num_draws)
+        return self.route.draw(batch, num_draws)
+
+    def log_guide(
+        self, batch: Batch, values: Mapping[str, Tensor], num_draws: int, *, amortized: bool = False
+    ) -> Tensor:
+        """Return log q(z | x) at given values, shape ``(num_draws, n)``, nats."""
+        if self.proposal is not None and not amortized:
+            return self.proposal.log_density(self, batch, dict(values))
+        return torch.cat([self.log_density(batch, draws) for draws in self.run_guide(batch, values, num_draws)])
+
+    def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
+        """Run the guide at given values of its sites, once or once for each draw."""
+        return self.route.run_guide(batch, values, num_draws)
+
+    def log_density(self, batch: Batch, draws: Draws) -> Tensor:
+        """Return log q(z | x) of a run of the guide, shape ``(num_draws, n)``, nats."""
+        return self.route.log_density(batch, draws)
+
+    def log_joint(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Tensor:
+        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats."""
+        return self.route.log_joint(batch, values, num_draws)
+
+    def log_weights(self, batch: Batch, num_draws: int) -> Tensor:
+        """Return log-weights of draws from the guide, shape ``(num_draws, n)``, nats."""
+        if num_draws not in self._samplers:
+            self._samplers[num_draws] = Sampler(self, num_draws)
+        return self._samplers[num_draws](batch)[:, : batch.kept]
+
+    # --- checks -------------------------------------------------------------------------------------------------------
 
     def check_repeats(self) -> None:
         """Check that the guide has the same density in every run, for estimators that score draws of another run.
@@ -367,130 +297,3 @@ class Problem:
                 f"the data plate {self.plate.name!r} takes {self.plate.size} of {self.plate.full_size} data a run, so "
                 f"they cannot all be simulated; give a program that takes all of its data"
             )
-
-    # --- the route ----------------------------------------------------------------------------------------------------
-
-    def run(
-        self,
-        batch: Batch,
-        num_draws: int = 1,
-        values: Mapping[str, Tensor] | None = None,
-        *,
-        amortized: bool = False,
-    ) -> Weights:
-        """Run guide and model together, once or once for each draw, and return their weights.
-
-        Raises:
-            ValueError: If the guide is a proposal that has no sites of its own, unless ``amortized``.
-        """
-        if self.proposal is not None and not amortized:
-            raise ValueError(
-                f"{self.proposal!r} is one density of all latent sites, and this function needs the guide site by "
-                f"site; pass the guide that it refines, refined.guide"
-            )
-        with self._explained():
-            return importance_weights(
-                self.model,
-                self.guide,
-                batch.args,
-                num_draws,
-                kwargs=self.options["kwargs"],
-                nesting=self.nesting if self.vectorize else None,
-                plate=self.options["plate"],
-                values={**(values or {}), **batch.subsample},
-            )
-
-    def draw(self, batch: Batch, num_draws: int, *, amortized: bool = False) -> Drawn:
-        """Run the guide alone, for many draws; ``amortized`` is the guide that a proposal refines."""
-        if self.proposal is not None and not amortized:
-            return self.proposal.draw(self, batch, num_draws)
-        if self.vectorize:
-            draws = self._run_guide(batch, num_draws, self.nesting)
-            return self._joined([draws], batch, stacked=False)
-        runs = [self._run_guide(batch, 1, None)]
-        chosen = runs[0].chosen  # a plate that takes part of the data takes the same in every run
-        runs += [self._run_guide(batch, 1, None, chosen) for _ in range(num_draws - 1)]
-        return self._joined(runs, batch, stacked=True)
-
-    def log_guide(
-        self, batch: Batch, values: Mapping[str, Tensor], num_draws: int, *, amortized: bool = False
-    ) -> Tensor:
-        """Return log q(z | x) at given values, shape ``(num_draws, n)``, nats."""
-        if self.proposal is not None and not amortized:
-            return self.proposal.log_density(self, batch, dict(values))
-        return torch.cat([self.log_density(batch, draws) for draws in self.run_guide(batch, values, num_draws)])
-
-    def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
-        """Run the guide at given values of its sites, once or once for each draw."""
-        if self.vectorize:
-            yield self._run_guide(batch, num_draws, self.nesting, values)
-        else:
-            yield from (self._run_guide(batch, 1, None, self._one(values, i)) for i in range(num_draws))
-
-    def log_density(self, batch: Batch, draws: Draws) -> Tensor:
-        """Return log q(z | x) of a run of the guide, shape ``(num_draws, n)``, nats."""
-        return log_guide(draws, self.plate_of(batch))
-
-    def log_joint(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Tensor:
-        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats."""
-        options: Any = {"plate": self.plate_of(batch), "kwargs": self.options["kwargs"]}
-        with self._explained():
-            if self.vectorize:
-                given = {**values, **batch.subsample}
-                return log_joint(self.model, batch.args, given, num_draws, nesting=self.nesting, **options)
-            runs = ({**self._one(values, i), **batch.subsample} for i in range(num_draws))
-            parts = [log_joint(self.model, batch.args, given, 1, nesting=None, **options) for given in runs]
-            return torch.cat(parts)
-
-    def log_weights(self, batch: Batch, num_draws: int) -> Tensor:
-        """Return log-weights of draws from the guide, shape ``(num_draws, n)``, nats."""
-        if num_draws not in self._samplers:
-            self._samplers[num_draws] = Sampler(self, num_draws)
-        return self._samplers[num_draws](batch)[:, : batch.kept]
-
-    def _run_guide(
-        self, batch: Batch, num_draws: int, nesting: int | None, values: Mapping[str, Tensor] | None = None
-    ) -> Draws:
-        given = {**(values or {}), **batch.subsample}
-        with self._explained():
-            return run_guide(
-                self.guide, batch.args, num_draws, kwargs=self.options["kwargs"], nesting=nesting, values=given
-            )
-
-    def _joined(self, runs: list[Draws], batch: Batch, *, stacked: bool) -> Drawn:
-        values: dict[str, Tensor] = dict(runs[0].chosen)
-        dims = {name: -self.nesting - 1 - site["fn"].event_dim for name, site in runs[0].latents.items()}
-        for name in dims:
-            parts = [self._full(draws.latents[name], draws.num_draws) for draws in runs]
-            values[name] = torch.cat(parts, dims[name]) if stacked else parts[0]
-        log_q = torch.cat([log_guide(draws, self.plate_of(batch)) for draws in runs])
-        return Drawn(values, log_q, dims)
-
-    def _full(self, site: Site, num_draws: int) -> Tensor:
-        """Return a value with all dimensions of the program's plates and that of the draws."""
-        value, event = site["value"], site["fn"].event_dim
-        batch, rest = value.shape[: value.ndim - event], value.shape[value.ndim - event :]
-        padded = value.reshape((1,) * (self.nesting + 1 - len(batch)) + batch + rest)
-        return padded.expand(num_draws, *padded.shape[1:])
-
-    def _one(self, values: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-        """Return one of many draws, without the dimension of draws."""
-        is_drawn = self.probe.event_dims
-        return {
-            name: value.select(-self.nesting - 1 - is_drawn[name], index) if name in is_drawn else value
-            for name, value in values.items()
-        }
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Add to the errors of a run with many draws what such a run asks of a program."""
-        try:
-            yield
-        except Exception as error:
-            if self._context is not None and (isinstance(error, RuntimeError) or "shape" in str(error).lower()):
-                error.add_note(
-                    "The program ran on a few data, but not on this batch with a plate of draws to the left of its own "
-                    "plates; let its networks keep leading dimensions (pyrovae.networks.Batched), or pass "
-                    "vectorize=False."
-                )
-            raise

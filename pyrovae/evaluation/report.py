@@ -6,8 +6,8 @@ bar, keeps rows in a folder, and returns one labelled table. A datum that fails 
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae import archives, parallel
+from pyrovae import parallel
 from pyrovae._warnings import find_stack_level
-from pyrovae.evaluation.problem import Batch, Problem
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.checkpoint import Checkpoint
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.provenance import attributes
+from pyrovae.evaluation.rows import Dims, Rows
 
 if TYPE_CHECKING:
     import xarray as xr
 
 Columns = Callable[[Batch], Mapping[str, Tensor | np.ndarray]]
-
-SAVE_SECONDS = 5.0  # between two writings of the rows that are done
 
 
 def report(
@@ -34,8 +35,9 @@ def report(
     *,
     estimator: str,
     width: int | Callable[[], int] | None = None,
-    dims: dict[str, tuple[str, ...]] | None = None,
+    dims: Dims | None = None,
     coords: Mapping[str, Any] | None = None,
+    num_rows: int | None = None,
     units: str = "nats per datum, higher is better",
     **others: Any,
 ) -> "xr.Dataset":
@@ -54,6 +56,8 @@ def report(
             ``num_samples`` draws for each, if there is such an attribute.
         dims: Dimensions of the columns by name, ``("datum",)`` by default. It may be filled by ``columns``.
         coords: Coordinates of further dimensions.
+        num_rows: Number of rows; by default one for each datum. If there are more rows than data, the data are gone
+            through again and again.
         units: Units of the result, an attribute.
         **others: Further attributes, such as ``num_samples``.
 
@@ -81,58 +85,68 @@ def report(
     """
     import xarray as xr
 
-    rows = Rows(problem, {} if dims is None else dims)
+    rows = Rows(problem.size if num_rows is None else num_rows, {} if dims is None else dims)
     with problem:
         if callable(width):
             width = width()
         elif width is None:
             width = problem.width(int(others.get("num_samples", 1)))
-        folder = Folder(problem, estimator, {"width": width, **others})
-        interrupted = _walk(problem, columns, rows, folder, width, estimator)
+        checkpoint = Checkpoint(problem, estimator, {"width": width, **others})
+        interrupted = _walk(problem, columns, rows, checkpoint, width, estimator)
         rows.check()
         attrs = attributes(problem, units=units, estimator=estimator, **others)
-    attrs["seconds"] = time.perf_counter() - problem.started + folder.seconds
+    attrs["seconds"] = time.perf_counter() - problem.started + checkpoint.seconds
     if interrupted:
-        attrs["interrupted"] = f"after {rows.done} of {problem.size} data"
+        attrs["interrupted"] = f"after {rows.done} of {rows.size} data"
         warnings.warn(f"interrupted: the result has the {rows.done} data that were done", stacklevel=find_stack_level())
     found = {name: (rows.dims[name], values) for name, values in rows.arrays(rows.done).items()}
     return xr.Dataset(found, coords={"datum": np.arange(rows.done), **(coords or {})}, attrs=attrs)
 
 
-def _walk(problem: Problem, columns: Columns, rows: "Rows", folder: "Folder", width: int, estimator: str) -> bool:
+def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint, width: int, estimator: str) -> bool:
     """Compute all rows that are missing, and return whether that was interrupted."""
     generator = torch.Generator().manual_seed(int(problem.seed))
     first = int(torch.randint(2**62, (), generator=generator))
-    folder.restore(rows)
+    checkpoint.restore(rows)
     done = rows.done
 
-    def compute(numbered: tuple[int, Batch]) -> dict[str, np.ndarray]:
+    def compute(numbered: tuple[int, Batch]) -> tuple[dict[str, np.ndarray], Dims]:
         number, batch = numbered
         torch.manual_seed(first + number)
-        return _computed(problem, columns, rows, batch, first + number)
+        found = _computed(problem, columns, rows, batch, first + number)
+        return found, rows.dims  # which `columns` may have filled in this process alone
 
-    left = ((number, batch) for number, batch in enumerate(problem.batches(width)) if batch.start >= done)
+    left = ((number, batch) for number, batch in enumerate(_batches(problem, width, rows.size)) if batch.start >= done)
     hidden = None if problem.options["progress"] and parallel.is_first() else True  # None: if the output is no terminal
-    with tqdm(total=problem.size, initial=done, unit="datum", desc=estimator, disable=hidden) as bar:
+    with tqdm(total=rows.size, initial=done, unit="datum", desc=estimator, disable=hidden) as bar:
         try:
-            for found in parallel.by_turns(compute, left):
+            for found, dims in parallel.by_turns(compute, left):
                 before = rows.done
-                rows.add(found)
-                folder.save(rows)
+                rows.add(found, dims)
+                checkpoint.save(rows)
                 bar.update(rows.done - before)
         except KeyboardInterrupt:
-            folder.save(rows, now=True)
+            checkpoint.save(rows, now=True)
             if not rows.done:
                 raise
             return True
         except BaseException:
-            folder.save(rows, now=True)
+            checkpoint.save(rows, now=True)
             raise
-    folder.save(rows, now=True)
+    checkpoint.save(rows, now=True)
     return False
 
 
-def _computed(problem: Problem, columns: Columns, rows: "Rows", batch: Batch, seed: int) -> dict[str, np.ndarray]:
+def _batches(problem: Problem, width: int, num_rows: int) -> Iterator[Batch]:
+    """Yield the batches of as many passes over the data as make so many rows."""
+    for done in range(0, num_rows, problem.size):
+        for batch in problem.batches(width):
+            start = done + batch.start
+            if start < num_rows:
+                yield replace(batch, start=start, kept=min(batch.kept, num_rows - start))
+
+
+def _computed(problem: Problem, columns: Columns, rows: Rows, batch: Batch, seed: int) -> dict[str, np.ndarray]:
     """Return the columns of a batch; if it raises an error, those of its data one by one."""
     try:
         return _arrays(columns(batch))
@@ -144,24 +158,27 @@ def _computed(problem: Problem, columns: Columns, rows: "Rows", batch: Batch, se
         found = _one_by_one(problem, columns, batch, seed)
         if not any(found):
             raise
-        reason = " ".join(str(error).split())[:200]
-        failed = [batch.start + i for i, row in enumerate(found) if not row]
-        warnings.warn(f"data {failed} raise an error and are rows of NaN: {reason}", stacklevel=find_stack_level())
+        if failed := [batch.start + i for i, row in enumerate(found) if not row]:
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"data {failed} raise an error and are rows of NaN: {reason}", stacklevel=find_stack_level())
         return _joined(found, rows)
 
 
 def _one_by_one(problem: Problem, columns: Columns, batch: Batch, seed: int) -> list[dict[str, np.ndarray]]:
+    generator = torch.Generator().manual_seed(seed)
+    seeds = torch.randint(2**62, (batch.kept,), generator=generator).tolist()
     found: list[dict[str, np.ndarray]] = []
-    for index in range(batch.start, batch.start + batch.kept):
-        torch.manual_seed(seed + index - batch.start)
+    for index, own_seed in enumerate(seeds, batch.start):
+        torch.manual_seed(own_seed)
         try:
-            found.append(_arrays(columns(problem.batch(index, index + 1))))
+            place = index % problem.size
+            found.append(_arrays(columns(problem.batch(place, place + 1))))
         except Exception:
             found.append({})
     return found
 
 
-def _joined(found: list[dict[str, np.ndarray]], table: "Rows") -> dict[str, np.ndarray]:
+def _joined(found: list[dict[str, np.ndarray]], table: Rows) -> dict[str, np.ndarray]:
     """Join the columns of single data, with NaN for those that are empty."""
     whole = next(row for row in found if row)
     missing = {name: np.full_like(values, np.nan, dtype=float) for name, values in whole.items()}
@@ -173,157 +190,3 @@ def _arrays(found: Mapping[str, Tensor | np.ndarray]) -> dict[str, np.ndarray]:
         name: values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
         for name, values in found.items()
     }
-
-
-class Rows:
-    """The columns of the data that are done, in arrays for all data.
-
-    Results are written in place: small arrays kept between large tensors would fragment the heap without bound.
-    """
-
-    def __init__(self, problem: Problem, dims: dict[str, tuple[str, ...]]) -> None:
-        self.size, self.dims, self.done = problem.size, dims, 0
-        self.columns: dict[str, np.ndarray] = {}
-
-    def add(self, found: Mapping[str, np.ndarray]) -> None:
-        """Write the columns of the next data."""
-        count = 0
-        for name, values in found.items():
-            axis = self.axis(name)
-            if name not in self.columns:
-                shape = (*values.shape[:axis], self.size, *values.shape[axis + 1 :])
-                self.columns[name] = np.empty(shape, values.dtype)
-            count = values.shape[axis]
-            place = (slice(None),) * axis + (slice(self.done, self.done + count),)
-            self.columns[name][place] = values
-        self.done += count
-
-    def arrays(self, stop: int) -> dict[str, np.ndarray]:
-        """Return the columns of the data before ``stop``."""
-        return {
-            name: values[(slice(None),) * self.axis(name) + (slice(stop),)] for name, values in self.columns.items()
-        }
-
-    def check(self) -> None:
-        """Warn of rows that are NaN or -inf.
-
-        Raises:
-            FloatingPointError: If every row is NaN.
-        """
-        values = self.columns.get("log_likelihood")
-        if values is None:
-            self._warn_of_missing()
-            return
-        values = values[: self.done].reshape(self.done, -1)
-        missing = np.flatnonzero(np.isnan(values).all(1))
-        if len(missing) == self.done:
-            raise FloatingPointError(
-                f"log-weights of all {self.done} data are NaN or infinite; the model has diverged, or its data are too "
-                f"large: look at its parameters and at the scales that its networks give"
-            )
-        if len(missing):
-            warnings.warn(
-                f"log-weights of data {_listed(missing)} are NaN or infinite, {len(missing)} of {self.done}; their "
-                f"rows are NaN. Look at these data",
-                stacklevel=find_stack_level(),
-            )
-        zero = np.flatnonzero(np.isneginf(values).all(1))
-        if len(zero):
-            warnings.warn(
-                f"all draws of data {_listed(zero)} have weight zero, {len(zero)} of {self.done}, so log p(x) is -inf "
-                f"there. Make more draws, or a guide that reaches the posterior of these data",
-                stacklevel=find_stack_level(),
-            )
-
-    def _warn_of_missing(self) -> None:
-        names, missing = [], np.zeros(self.done, dtype=bool)
-        for name, values in self.columns.items():
-            rows = np.moveaxis(values, self.axis(name), 0)[: self.done].reshape(self.done, -1)
-            if name.endswith("mcse"):  # a single draw has no error
-                continue
-            if np.issubdtype(rows.dtype, np.floating) and np.isnan(rows).any():
-                names.append(name)
-                missing |= np.isnan(rows).any(1)
-        if names:
-            shown = _listed(np.flatnonzero(missing))
-            warnings.warn(
-                f"{', '.join(names)} of data {shown} are NaN; look at these data", stacklevel=find_stack_level()
-            )
-
-    def axis(self, name: str) -> int:
-        """Return which axis of a column the data are."""
-        return self.dims.setdefault(name, ("datum",)).index("datum")
-
-
-def _listed(indices: np.ndarray) -> str:
-    shown = ", ".join(map(str, indices[:10]))
-    return f"[{shown}{', ...' if len(indices) > 10 else ''}]"
-
-
-class Folder:
-    """The folder of a long evaluation, from which the same call goes on.
-
-    Args:
-        problem: The opened problem.
-        estimator: Name of the estimator.
-        options: Its options.
-
-    Attributes:
-        seconds: Seconds that earlier calls took.
-
-    Raises:
-        ValueError: If the folder holds another evaluation.
-    """
-
-    def __init__(self, problem: Problem, estimator: str, options: Mapping[str, Any]) -> None:
-        self.seconds, self.saved, self.started = 0.0, time.perf_counter(), time.perf_counter()
-        place = problem.options["checkpoint"]
-        self.path = None if place is None else Path(place).expanduser() / "rows.pt"
-        self.description: dict[str, Any] = {}
-        self.kept: dict[str, Any] | None = None
-        if self.path is None:
-            return
-        self.description = self._describe(problem, estimator, options)
-        self.kept = parallel.in_first(self._read)
-        if self.kept is None:
-            return
-        then = self.kept["description"]
-        if problem.options["seed"] is None:
-            problem.seed = self.description["seed"] = then.get("seed")
-        different = [name for name in self.description if self.description[name] != then.get(name)]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"folder {str(self.path.parent)!r} holds another evaluation: its {name} is {then.get(name)!r}, here it "
-                f"is {self.description[name]!r}; give another folder, or remove this one"
-            )
-
-    def restore(self, rows: Rows) -> None:
-        """Put the rows of an earlier call in their place."""
-        if self.kept is not None:
-            self.seconds = self.kept["seconds"]
-            rows.add({name: values.numpy() for name, values in self.kept["columns"].items()})
-
-    def save(self, rows: Rows, *, now: bool = False) -> None:
-        """Write the rows that are done, if it is time to."""
-        if self.path is None or not parallel.is_first() or not rows.done:
-            return
-        if now or time.perf_counter() - self.saved > SAVE_SECONDS:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            columns = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in rows.arrays(rows.done).items()}
-            seconds = self.seconds + time.perf_counter() - self.started
-            archives.write(self.path, {"description": self.description, "columns": columns, "seconds": seconds})
-            self.saved = time.perf_counter()
-
-    def _read(self) -> dict[str, Any] | None:
-        assert self.path is not None
-        return archives.read(self.path) if self.path.exists() else None
-
-    def _describe(self, problem: Problem, estimator: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        of_problem = attributes(problem)
-        names = "model", "guide", "data_sha1", "parameters_sha1", "binarization", "seed", "precision", "torch_version"
-        plain = {
-            name: value if isinstance(value, int | float | str | bool) else str(value)
-            for name, value in options.items()
-        }
-        return {"estimator": estimator, **plain, **{name: of_problem[name] for name in names}}

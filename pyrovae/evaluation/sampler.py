@@ -11,7 +11,9 @@ from pyrovae._compilation.graphs import compiled_or_none
 from pyrovae.arguments import check_whole
 
 if TYPE_CHECKING:
-    from pyrovae.evaluation.problem import Batch, Drawn, Problem
+    from pyrovae.evaluation.batches import Batch
+    from pyrovae.evaluation.problem import Problem
+    from pyrovae.evaluation.route import Drawn
 
 
 class Sampler:
@@ -33,9 +35,7 @@ class Sampler:
     """
 
     def __init__(self, problem: "Problem", num_draws: int) -> None:
-        check_whole(num_samples=num_draws)
-        if num_draws < 1:
-            raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_draws}")
+        check_draws(num_draws)
         problem.probe.check_reach()
         self.problem, self.num_draws = problem, num_draws
         if problem.proposal is not None:
@@ -47,10 +47,10 @@ class Sampler:
         elif problem.probe.enumerates:
             self._plan(problem.affordable, problem.affordable)
         else:
-            fixed, each = problem.probe.guide_bytes
+            use = problem.probe.memory
             self._plan(
-                max(1, int(problem.memory / (each + fixed / num_draws))),
-                max(1, int(problem.memory / problem.probe.model_bytes)),
+                max(1, int(problem.memory / (use.guide_per_draw + use.guide_per_datum / num_draws))),
+                max(1, int(problem.memory / use.model_per_draw)),
             )
         self.regular = (self.width, self.chunk) if problem.options["compile"] and problem.vectorize else None
         self.graph: Callable[..., Sequence[Tensor]] | None = None
@@ -95,11 +95,24 @@ class Sampler:
             return run()
         inputs = [tensor for tensor in (*batch.args, *values.values()) if isinstance(tensor, Tensor)]
         if self.graph is None:
-            modules = self.problem.isolation.modules
-            tensors = [t for module in modules for t in (*module.parameters(False), *module.buffers(False))]
-            self.graph = compiled_or_none(lambda: [run()], tensors, inputs, modules, caller="evaluation", frozen=True)
+            own = self.problem.isolation
+            self.graph = compiled_or_none(
+                lambda: [run()], own.tensors, inputs, own.modules, caller="evaluation", frozen=True
+            )
             self.regular = None if self.graph is None else self.regular
         return run() if self.graph is None else self.graph(*inputs)[0]
+
+
+def check_draws(num_samples: int) -> None:
+    """Check a number of draws.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is less than 1.
+    """
+    check_whole(num_samples=num_samples)
+    if num_samples < 1:
+        raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_samples}")
 
 
 def _even(total: int, most: int) -> int:

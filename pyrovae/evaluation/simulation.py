@@ -15,7 +15,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae._waist.draws import Given
-from pyrovae._waist.sites import Program, Site, site_plates
+from pyrovae._waist.plates import site_plates
+from pyrovae._waist.sites import Program, Site
 
 
 def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:

@@ -22,8 +22,11 @@ from pyrovae._refinement.mixture import MEMBERS, Member, Mixture
 from pyrovae._refinement.refine import Refinement, refine
 from pyrovae._refinement.scoring import scores_slowly
 from pyrovae._waist.sites import Program
-from pyrovae.evaluation.problem import Batch, Drawn, Problem
-from pyrovae.evaluation.unconstrained import Space, Target
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.problem import Problem
+from pyrovae.evaluation.route import Drawn
+from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.target import Target
 
 
 class Refined:

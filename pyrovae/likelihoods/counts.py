@@ -105,7 +105,7 @@ class _Inflatable(Discrete):
 
     _of_rates: Callable[..., Any]
 
-    def __init__(self, network: nn.Module, unit: float, zero_inflated: bool, dim: int) -> None:
+    def __init__(self, network: nn.Module, *, unit: float = 1.0, zero_inflated: bool = False, dim: int = -1) -> None:
         super().__init__(network, unit, dim)
         self.zero_inflated = zero_inflated
         self.num_parameters += zero_inflated
@@ -142,9 +142,6 @@ class Poisson(_Inflatable):
         >>> likelihood(torch.zeros(3, 2)).log_prob(torch.full((3, 5), 7.0)).shape
         torch.Size([3])
     """
-
-    def __init__(self, network: nn.Module, *, unit: float = 1.0, zero_inflated: bool = False, dim: int = -1) -> None:
-        super().__init__(network, unit, zero_inflated, dim)
 
     def _of_rates(self, log_rate: Tensor) -> Any:
         return PoissonDistribution(log_rate)
@@ -201,9 +198,6 @@ class NegativeBinomial(_Inflatable):
     """
 
     num_parameters = 2
-
-    def __init__(self, network: nn.Module, *, unit: float = 1.0, zero_inflated: bool = False, dim: int = -1) -> None:
-        super().__init__(network, unit, zero_inflated, dim)
 
     def _of_rates(self, log_mean: Tensor, log_dispersion: Tensor) -> Any:
         # At these limits a count is Poisson, or zero, to every digit; beyond them the dispersion overflows.

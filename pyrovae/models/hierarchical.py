@@ -14,9 +14,17 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.arguments import as_tensors, check_whole
+from pyrovae.arguments import as_tensors
 from pyrovae.components import DescribedModel
-from pyrovae.models.programs import Component, Program, draw, draw_latent, emit_parameters, run_component
+from pyrovae.models.programs import (
+    Component,
+    Program,
+    check_number_of_data,
+    draw,
+    draw_latent,
+    emit_parameters,
+    run_component,
+)
 
 Inference = Literal["bottom-up", "top-down"]
 
@@ -136,9 +144,7 @@ class HierarchicalVAE(DescribedModel):
             TypeError: If ``n`` is not an integer.
             ValueError: If ``n`` is negative.
         """
-        check_whole(n=n)
-        if n < 0:
-            raise ValueError(f"generate: n={n} data must be at least 0")
+        check_number_of_data(n)
         *conditionals, top = self.priors
         latents = [top().sample((n,))]
         for conditional in reversed(conditionals):

@@ -17,7 +17,7 @@ from pyro.poutine.runtime import Message, am_i_wrapped, apply_stack
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from pyrovae.arguments import explained
+from pyrovae.arguments import check_whole, explained
 from pyrovae.priors import Fixed
 
 Component = Callable[..., dist.TorchDistribution]
@@ -179,6 +179,18 @@ def draw_latent(role: str, site: str, p: Any) -> Tensor:
             f"of its network for each"
         )
     return value
+
+
+def check_number_of_data(n: int) -> None:
+    """Check the number of data that ``generate`` is to draw.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is negative.
+    """
+    check_whole(n=n)
+    if n < 0:
+        raise ValueError(f"generate: n={n} data must be at least 0")
 
 
 def draw(p: dist.TorchDistribution, mean: bool) -> Tensor:

@@ -10,9 +10,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.arguments import as_tensors, check_whole
+from pyrovae.arguments import as_tensors
 from pyrovae.components import DescribedModel
-from pyrovae.models.programs import Component, Program, draw, draw_latent, emit_parameters, run_component
+from pyrovae.models.programs import (
+    Component,
+    Program,
+    check_number_of_data,
+    draw,
+    draw_latent,
+    emit_parameters,
+    run_component,
+)
 
 
 class VAE(DescribedModel):
@@ -136,9 +144,7 @@ class VAE(DescribedModel):
             TypeError: If ``n`` is not an integer.
             ValueError: If ``n`` is negative.
         """
-        check_whole(n=n)
-        if n < 0:
-            raise ValueError(f"generate: n={n} data must be at least 0")
+        check_number_of_data(n)
         return draw(self.likelihood(self.prior().sample((n,)), *given), mean)
 
     @torch.no_grad()

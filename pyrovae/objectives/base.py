@@ -17,7 +17,9 @@ from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from pyrovae._waist.checks import (
+from pyrovae._waist.agreement import check_auxiliary
+from pyrovae._waist.densities import Densities
+from pyrovae._waist.independence import (
     BatchNormInputs,
     depends_on_other_data,
     difference_by_data,
@@ -26,8 +28,9 @@ from pyrovae._waist.checks import (
     with_other_data,
     with_second_draw,
 )
-from pyrovae._waist.sites import check_auxiliary, is_enumerated, score
-from pyrovae._waist.weights import Densities, Weights, importance_weights
+from pyrovae._waist.scoring import score
+from pyrovae._waist.sites import is_enumerated
+from pyrovae._waist.weights import Weights, importance_weights
 from pyrovae.arguments import check_whole
 from pyrovae.isolation import isolated
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyrovae._waist.sites import LatentScale
+from pyrovae._waist.scales import LatentScale
 
 
 class BetaELBO(ELBO):

@@ -27,8 +27,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae._waist.densities import Densities
 from pyrovae._waist.sites import Site
-from pyrovae._waist.weights import Densities, Weights
+from pyrovae._waist.weights import Weights
 
 
 class Leaves(Messenger):

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from pyrovae._waist.sites import Site, same_scale
+from pyrovae._waist.scales import same_scale
+from pyrovae._waist.sites import Site
 from pyrovae._waist.weights import Weights
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils._pytree import tree_leaves
 
-from pyrovae._compilation.graphs import capture
+from pyrovae._compilation.cuda_graphs import capture
 from pyrovae._warnings import find_stack_level
 
 Addresses = tuple[int, ...]

@@ -15,16 +15,11 @@ import torch
 from pyro.infer.autoguide import AutoCallable, AutoGuide
 from torch import Tensor
 
-from pyrovae._waist.sites import (
-    Program,
-    Site,
-    check_same_latents,
-    is_point,
-    outermost_plate,
-    score,
-    site_plates,
-    trace,
-)
+from pyrovae._waist.agreement import check_same_latents
+from pyrovae._waist.plates import outermost_plate, site_plates
+from pyrovae._waist.scoring import score
+from pyrovae._waist.single_runs import trace
+from pyrovae._waist.sites import Program, Site, is_point
 from pyrovae.training.batches import Batch
 
 SMALL = 1e-6  # relative, of a count of data that float32 may have rounded

@@ -73,6 +73,16 @@ def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) ->
     return found
 
 
+def of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
+    """Return the optimizer's type and options, and the options in which a group of parameters differs."""
+    described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
+    for index, group in enumerate(optimizer.param_groups):
+        own = plain({name: value for name, value in group.items() if name not in ("params", "initial_lr")})
+        if own := {name: value for name, value in own.items() if described.get(name) != value}:
+            described[f"group {index}"] = own
+    return described
+
+
 def misfits(state: Mapping[str, Any], trained: Mapping[str, Any], optimizer: str) -> list[str]:
     """Return the states of an optimizer that do not fit the parameters that are trained, in words.
 

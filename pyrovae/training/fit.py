@@ -17,15 +17,14 @@ from torch import nn
 from pyrovae import parallel
 from pyrovae._warnings import find_stack_level
 from pyrovae.arguments import as_device
-from pyrovae.isolation import isolated, owners, seeded
+from pyrovae.isolation import owners, seeded
 from pyrovae.training.annealing import KLWarmup, kl_weight
 from pyrovae.training.batches import Batches, Transform
 from pyrovae.training.checkpoints import Checkpoints
 from pyrovae.training.checks import materialize
 from pyrovae.training.data import as_training_data
-from pyrovae.training.description import Description, as_number, of_module, of_object, of_trained, plain
-from pyrovae.training.gradients import Gradients
-from pyrovae.training.gradients.eager import EagerGradients
+from pyrovae.training.description import as_number
+from pyrovae.training.gradients.choice import choose_gradients
 from pyrovae.training.history import History
 from pyrovae.training.losses import Bound, Loss, OwnLoss, Products
 from pyrovae.training.observers import Observer
@@ -39,6 +38,7 @@ from pyrovae.training.optimizers import TorchOptimizer
 from pyrovae.training.options import check_options, check_schedule
 from pyrovae.training.programs import Pair, Program, as_module, name_of
 from pyrovae.training.run import Plan, Run, SchedulerStep
+from pyrovae.training.run_description import describe_run
 from pyrovae.training.run_state import RunState
 from pyrovae.training.state import Tensors
 from pyrovae.training.steps import Guard, NonFinite, Step
@@ -251,13 +251,22 @@ def fit(
         schedule = None if scheduler is None else scheduler(updates.optimizer)
         check_schedule(schedule, scheduler_step, epochs, plan.steps)
         state = RunState(tensors, updates.optimizer, schedule, BestWeights(tensors), History(loss.name))
-        gradients = _gradients(loss, state, parameters, plan, is_compiled=compile)
+        gradients = choose_gradients(
+            loss,
+            tensors,
+            parameters,
+            batches,
+            is_compiled=compile,
+            weighted=callable(kl_warmup) or kl_warmup > 0,
+            # A captured step keeps its learning rate, so a schedule per batch would capture it anew at every step.
+            optimizer=None if schedule is not None and scheduler_step == "batch" else updates.optimizer,
+        )
         kept = None
         if checkpoint is not None:
             options = {"learning_rate": learning_rate, "precision": precision, "clip_norm": clip_norm, "seed": seed}
             changeable = {"epochs": epochs, "patience": patience, "compile": compile, "device": str(source.device)}
             changeable["processes"] = parallel.size()
-            description = _describe(loss, state, plan, parameters, options)
+            description = describe_run(loss, state, plan, parameters, options)
             folder = Checkpoints(checkpoint, checkpoint_every, description, changeable, checkpoint_wait)
             kept = CheckpointObserver(folder)
         hidden = None if progress and parallel.is_first() else True  # None: where the output is no terminal
@@ -289,32 +298,6 @@ def _loss(module: Any, objective: ELBO | None, products: Products) -> Loss:
     return OwnLoss(module, products)
 
 
-def _gradients(loss: Loss, state: RunState, parameters: dict[str, Any], plan: Plan, is_compiled: bool) -> Gradients:
-    """Return the way in which gradients are computed in this run."""
-    module = state.tensors.module
-    if parallel.size() > 1:
-        from pyrovae.training.gradients.distributed import DistributedGradients
-
-        if is_compiled and parallel.is_first():
-            warnings.warn("several processes train without compilation", stacklevel=find_stack_level())
-        with isolated(*loss.programs, seed=0):
-            batch = next(iter(plan.train))
-        return DistributedGradients(loss, state.tensors, parameters, batch)
-    if not is_compiled:
-        return EagerGradients(loss, parameters)
-    from pyrovae.training.gradients.compiled import CompiledGradients
-
-    return CompiledGradients(
-        loss,
-        parameters,
-        (*module.parameters(), *module.buffers()),
-        module.modules(),
-        weighted=callable(plan.kl_warmup) or plan.kl_warmup > 0,
-        # A captured step keeps its learning rate, so a schedule per batch would capture it anew at every step.
-        optimizer=None if state.schedule is not None and plan.scheduler_step == "batch" else state.optimizer,
-    )
-
-
 def _warn_of_warmup(kl_warmup: KLWarmup, epochs: int) -> None:
     if (weight := kl_weight(kl_warmup, epochs)) < 1:
         warnings.warn(
@@ -322,35 +305,3 @@ def _warn_of_warmup(kl_warmup: KLWarmup, epochs: int) -> None:
             f"{weight:.3g}; give more epochs or a shorter kl_warmup",
             stacklevel=find_stack_level(),
         )
-
-
-def _describe(loss: Loss, state: RunState, plan: Plan, parameters: dict[str, Any], options: Description) -> Description:
-    """Return the description that a checkpoint must have for a run to go on from it."""
-    sources = {"train": plan.train.source} | ({} if plan.valid is None else {"valid": plan.valid.source})
-    stored = {name: str(tuple(tensor.shape)) for name, tensor in state.tensors.stored.items()}
-    schedule = state.schedule
-    return {
-        "module": of_module(state.tensors.module),
-        **stored,
-        "loss": of_object(getattr(loss, "objective", loss)),
-        "optimizer": _of_optimizer(state.optimizer),
-        "trained": of_trained(state.optimizer, parameters),
-        "schedule": None if schedule is None else {"type": type(schedule).__name__, **plain(schedule.state_dict())},
-        "scheduler_step": plan.scheduler_step,
-        "batch_size": plan.train.size,
-        "accumulate": plan.train.accumulate,
-        "kl_warmup": plain(plan.kl_warmup),
-        "transform": plain(plan.train.transform),
-        **options,
-        **{f"{name} data": plain(source.describe()) for name, source in sources.items()},
-    }
-
-
-def _of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
-    """Return the optimizer's type and options, and the options in which a group of parameters differs."""
-    described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
-    for index, group in enumerate(optimizer.param_groups):
-        own = plain({name: value for name, value in group.items() if name not in ("params", "initial_lr")})
-        if own := {name: value for name, value in own.items() if described.get(name) != value}:
-            described[f"group {index}"] = own
-    return described

@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyrovae._waist.sites import LatentScale
+from pyrovae._waist.scales import LatentScale
 from pyrovae.isolation import isolated
 from pyrovae.training.batches import Batch
 from pyrovae.training.checks import Facts, check_sizes, inspect_program

@@ -3,8 +3,10 @@
 import math
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.evaluation import evaluate, log_weights
+from pyrovae.evaluation.batches import Batch
 from tests.oracle import Oracle
 
 
@@ -170,6 +173,59 @@ def test_a_plate_that_takes_a_part_of_many_data_loses_none(memory: int) -> None:
     x = torch.randn(53, dtype=torch.float64)
     exact = dist.Normal(torch.zeros((), dtype=torch.float64), math.sqrt(2)).log_prob(x)
     torch.testing.assert_close(log_weights(model, guide, x, 4, memory=memory), exact.expand(4, 53))
+
+
+NOISY: list[Callable[[Tensor], dist.Normal]] = [
+    lambda x: dist.Normal(x / 2 + 0.1 * torch.rand((), dtype=x.dtype), 1.0),
+    lambda x: dist.Normal(x / 2 + 0.1 * torch.randn_like(x), 1.0),
+    lambda x: dist.Normal(x / 2, 0.8 + 0.2 * torch.rand((), dtype=x.dtype)),
+]
+
+
+@pytest.mark.parametrize("posterior", NOISY)
+@pytest.mark.parametrize("subsample_size", [4, 5])
+def test_a_guide_of_another_density_in_every_run_may_take_a_part_of_the_data(
+    subsample_size: int, posterior: Callable[[Tensor], dist.Normal]
+) -> None:
+    model, _ = script(subsample_size, 12)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 12, subsample_size=subsample_size) as indices:
+            pyro.sample("z", posterior(x[indices]))
+
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64)
+    result = evaluate(model, guide, x, 2000, seed=0, progress=False)
+    exact = dist.Normal(torch.zeros((), dtype=torch.float64), math.sqrt(2)).log_prob(x)
+    assert (abs(result.log_likelihood - exact.numpy()) < 5 * result.mcse).all()
+
+
+@pytest.mark.parametrize("bad", [[0], [5], [3, 11]])
+def test_a_datum_that_fails_is_nan_in_a_column_of_counts(bad: list[int]) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0)), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    x = torch.arange(12.0)
+    problem = pv.evaluation.Problem(model, guide, x, seed=0, progress=False)
+
+    def count(batch: Batch) -> dict[str, Tensor]:
+        if any(float(i) in batch.args[0] for i in bad):
+            raise RuntimeError("a datum that cannot be counted")
+        return {"count": (problem.log_weights(batch, 30) > -5).sum(0)}
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = pv.evaluation.report(problem, count, estimator="count", width=2, num_samples=30)
+    assert [str(warning.message) for warning in told[:-1]] == [
+        f"data [{i}] raise an error and are rows of NaN: a datum that cannot be counted" for i in bad
+    ]
+    assert f"count of data {bad} are NaN" in str(told[-1].message)
+    assert np.flatnonzero(result["count"].isnull()).tolist() == bad
+    assert result["count"].dropna("datum").isin(range(31)).all()
 
 
 def test_an_autoguide_that_has_seen_no_data_is_refused(vae: pv.VAE, x: Tensor) -> None:

@@ -3,6 +3,9 @@
 import copy
 import math
 import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -17,6 +20,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from tests.models.examples import bayesian_vae
+from tests.processes import in_each
 
 WEIGHTS = {"0.weight": (8, 2), "0.bias": (8,), "2.weight": (6, 8), "2.bias": (6,)}
 
@@ -103,6 +107,39 @@ def test_the_evaluation_averages_probabilities_over_draws_of_the_weights(x: Tens
     assert (results.log_predictive >= results.log_likelihood.mean("draw")).all()
     again = pv.evaluation.evaluate_globals(vae.model, vae.guide, x, 40, num_draws=5, seed=0)
     assert again.log_predictive.equals(results.log_predictive)
+
+
+def globals_in_a_process(folder: Path | None = None) -> list[float]:
+    pyro.set_rng_seed(0)
+    vae, x = bayesian_vae(), torch.rand(12, 6, generator=torch.Generator().manual_seed(1)).round()
+    options: dict[str, Any] = {"seed": 2, "memory": 2**17, "progress": False, "checkpoint": folder}
+    results = pv.evaluation.evaluate_globals(vae.model, vae.guide, x, 20, num_draws=3, **options)
+    return [*results.log_predictive.values, *results.log_likelihood.values.ravel()]
+
+
+def test_processes_and_a_folder_leave_the_average_as_it_is(tmp_path: Path) -> None:
+    one = globals_in_a_process()
+    assert in_each(2, globals_in_a_process) == [one, one]
+    assert globals_in_a_process(tmp_path) == one
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["draw-0", "draw-1", "draw-2"]
+    assert globals_in_a_process(tmp_path) == one
+
+
+def test_keyword_arguments_reach_the_draws_of_global_latents() -> None:
+    def model(x: Tensor, *, scale: float) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(w + z, scale), obs=x)
+
+    def guide(x: Tensor, *, scale: float) -> None:
+        pyro.sample("w", dist.Normal(0.0, scale))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    run = partial(pv.evaluation.evaluate_globals, model, guide, torch.ones(4), 20, num_draws=2, seed=0, progress=False)
+    one, other = (run(kwargs={"scale": scale}).log_predictive.values for scale in (1.0, 2.0))
+    assert not np.allclose(one, other)
 
 
 def test_the_average_is_the_marginal_of_a_closed_form() -> None:

@@ -13,7 +13,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae._waist.sites import LatentScale
+from pyrovae._waist.scales import LatentScale
 from pyrovae.objectives import IWAE, PIWAE
 from tests.objectives.by_hand import (
     deep_draws,

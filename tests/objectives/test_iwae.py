@@ -12,7 +12,7 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae._waist.sites import LatentScale
+from pyrovae._waist.scales import LatentScale
 from pyrovae._waist.weights import importance_weights
 from pyrovae.objectives import IWAE
 from tests.oracle import Oracle

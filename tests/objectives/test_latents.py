@@ -12,7 +12,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae._waist.sites import LatentScale
+from pyrovae._waist.scales import LatentScale
 from pyrovae.objectives import IWAE, MMD, BetaTC, FreeBits
 from pyrovae.objectives.mmd import mmd_squared
 from tests.objectives.by_hand import flat_vae, vamp_vae

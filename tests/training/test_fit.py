@@ -18,7 +18,7 @@ from pyro.infer import (
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae._waist.sites import LatentScale
+from pyrovae._waist.scales import LatentScale
 from tests.conftest import small_vae
 from tests.oracle import Oracle
 from tests.training.programs import Broken, Global, Regression, Script

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from pyrovae._waist.draws import run_guide
-from pyrovae._waist.sites import Program, is_enumerated, plate_names, site_plates
-from pyrovae._waist.weights import data_plate
+from pyrovae._waist.plates import data_plate, plate_names, site_plates
+from pyrovae._waist.sites import Program, is_enumerated
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation.program_data import ProgramData
 from pyrovae.isolation import fresh_seed, isolated, program_device

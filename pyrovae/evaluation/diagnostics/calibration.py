@@ -9,7 +9,7 @@ is uniform on 0, ..., L if q is the posterior. The ranks pile up at both ends if
 too wide, and at one end if it is shifted.
 """
 
-from itertools import cycle
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from pyrovae._waist.sites import Program
-from pyrovae.evaluation.problem import Batch, Options, Problem
-from pyrovae.evaluation.provenance import attributes
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
+from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import simulate
 
 if TYPE_CHECKING:
@@ -46,12 +48,13 @@ def simulation_based_calibration(
             model observes of them is simulated, other arguments are given; they are gone through again and again.
         num_draws: Draws of the guide per simulated datum, L.
         num_simulations: Number of simulated data.
-        **options: See :class:`Options`; without ``checkpoint``.
+        **options: See :class:`Options`.
 
     Returns:
         Dataset with, for each latent site, say ``z``: ``z``, the ranks, 0 to L, over ``simulation`` and ``z_unit``, and
         ``z_p_value``, over ``z_unit``, that of a chi-squared test that they are uniform. Expect one in a hundred units
-        of a calibrated guide to have a p-value below 0.01. Equal values, of a discrete unit, are ranked at random.
+        of a calibrated guide to have a p-value below 0.01. Equal values, of a discrete unit, are ranked at random. The
+        p-value is NaN if fewer than 40 simulations are done.
 
     Raises:
         TypeError: As :func:`log_weights`.
@@ -78,34 +81,39 @@ def simulation_based_calibration(
             f"calibration needs num_draws of at least 1 and num_simulations of at least 50, got {num_draws} and "
             f"{num_simulations}"
         )
-    import xarray as xr
-
     simulated: Options = {**options, "binarization": "simulated"}
     problem = Problem(model, guide, x, **simulated)
-    parts: list[dict[str, Tensor]] = []
-    done = 0
-    with problem:
+    dims: dict[str, tuple[str, ...]] = {}
+
+    def prepare() -> int:
         problem.check_whole()
-        width = max(1, min(problem.width(num_draws), num_simulations))
-        for batch in cycle(list(problem.batches(width))):
-            if done >= num_simulations:
-                break
-            parts.append(_ranks(problem, batch, num_draws))
-            done += batch.kept
-        names = {"estimator": "simulation-based calibration", "num_draws": num_draws}
-        attrs = attributes(problem, units="ranks, from 0 to num_draws", num_simulations=num_simulations, **names)
-    columns: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
-    for name in parts[0]:
-        ranks = torch.cat([part[name] for part in parts])[:num_simulations].cpu().numpy()
-        columns[name] = (("simulation", f"{name}_unit"), ranks)
-        columns[f"{name}_p_value"] = ((f"{name}_unit",), np.array([_p_value(unit, num_draws) for unit in ranks.T]))
-    return xr.Dataset(columns, coords={"simulation": np.arange(num_simulations)}, attrs=attrs)
+        dims.update({name: ("datum", f"{name}_unit") for name in problem.probe.event_dims})
+        return max(1, min(problem.width(num_draws), num_simulations))
+
+    def columns(batch: Batch) -> dict[str, Tensor]:
+        return {name: values[: batch.kept] for name, values in _ranks(problem, batch, num_draws).items()}
+
+    ranks = report(
+        problem,
+        columns,
+        estimator="simulation-based calibration",
+        width=prepare,
+        dims=dims,
+        num_rows=num_simulations,
+        units="ranks, from 0 to num_draws",
+        num_draws=num_draws,
+        num_simulations=num_simulations,
+    ).rename(datum="simulation")
+    p_values = {
+        name: np.array([_p_value(unit, num_draws) for unit in values.values.T]) for name, values in ranks.items()
+    }
+    return ranks.assign({f"{name}_p_value": (f"{name}_unit", values) for name, values in p_values.items()})
 
 
 def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
     """Simulate data like a batch, and return the ranks of their latents, shape ``(n, units)``, by site."""
     latents, args = simulate(problem.model, batch.args)
-    simulated = Batch(args, batch.start, batch.kept, batch.size, batch.subsample)
+    simulated = replace(batch, args=args)
     below: dict[str, Tensor] = {}
     equal: dict[str, Tensor] = {}
     chunk = max(1, problem.affordable // batch.size)
@@ -135,7 +143,10 @@ def _p_value(ranks: np.ndarray, num_draws: int) -> float:
     """Of a chi-squared test that ranks are uniform on 0 to ``num_draws``, in at most 20 bins, some 20 ranks in each."""
     from scipy.stats import chisquare
 
+    ranks = ranks[np.isfinite(ranks)].astype(int)  # without the rows of simulations that raised an error
     bins = min(20, num_draws + 1, len(ranks) // 20)
+    if bins < 2:
+        return np.nan
     sizes = np.bincount(np.arange(num_draws + 1) * bins // (num_draws + 1))
     counts = np.bincount(ranks * bins // (num_draws + 1), minlength=bins)
     return float(chisquare(counts, sizes * len(ranks) / (num_draws + 1)).pvalue)

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from pyrovae._waist.sites import Program
 from pyrovae.evaluation import bounds
+from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.local_posteriors import Family, optimize
-from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.provenance import attributes
 from pyrovae.evaluation.report import report
-from pyrovae.evaluation.unconstrained import Space, Target
+from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr

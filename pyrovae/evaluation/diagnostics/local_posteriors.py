@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from pyrovae import flows
-from pyrovae.evaluation.unconstrained import Target
+from pyrovae.evaluation.unconstrained.target import Target
 
 Family = Literal["normal", "flow"]
 

@@ -22,9 +22,11 @@ from torch import Tensor
 from pyrovae._waist.divergences import divergence, is_mean_field
 from pyrovae._waist.sites import Program, Site, factors
 from pyrovae._waist.weights import Weights
-from pyrovae.evaluation.estimators.importance import check_draws
-from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
+from pyrovae.evaluation.sampler import check_draws
 
 if TYPE_CHECKING:
     import xarray as xr

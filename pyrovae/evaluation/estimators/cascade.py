@@ -34,11 +34,14 @@ from pyrovae._refinement.scoring import scores_slowly
 from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
+from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, is_tail_light
-from pyrovae.evaluation.problem import Batch, Options, Problem, SharedOptions
+from pyrovae.evaluation.options import Options, SharedOptions
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
-from pyrovae.evaluation.unconstrained import Space, Target
+from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,9 +49,10 @@ if TYPE_CHECKING:
 STAGES = ("guide", "refined", "annealed")
 PILOT = 256  # draws of the guide that decide whether it is a good proposal
 GOOD_K, GOOD_ESS = 0.2, 0.4  # k-hat of the pilot, and its effective sample size as a share; refining costs little
-LIGHT_K, CHAINS_K = 0.6, 0.5  # k-hat of a stage's own draws, above which the next follows; its error is 0.1 and 0.3
-SHARES = (0.5, 1.0, 4.0)  # of num_samples, from which the draws of a mixture are chosen
-NUM_CHAINS, NUM_LEAPFROG, FIRST_TEMPERATURES = 128, 2, 20
+LIGHT_K, CHAINS_K = 0.58, 0.5  # k-hat of a stage's own draws, above which the next follows; its error is 0.1 and 0.3
+SHARES = (0.5, 1.0, 2.0, 4.0)  # of num_samples, from which the draws of a mixture are chosen
+EXPECTED = 0.7  # error that the draws are expected to leave, as a share of the precision
+NUM_CHAINS, NUM_LEAPFROG, FIRST_TEMPERATURES = 128, 2, 22
 LEAST_ACCEPTANCE = 0.3  # of transitions, below which chains stand still, and their weights say nothing
 DISAGREEMENT = 5.0  # errors by which another estimate may exceed the reported one
 
@@ -188,7 +192,8 @@ class Cascade:
         stages = _Stages(self, rows, pending, target, fitted)
         left = stages.refined(pending, self._draws(fitted.share.cpu()))
         stages.improve(left)
-        left = stages.refined(left, torch.full_like(left, int(SHARES[-1] * self.num_samples)))
+        share = fitted.share.cpu()[torch.isin(pending, left)]
+        left = stages.refined(left, self._draws(share).clamp_min(int(SHARES[-2] * self.num_samples)))
         left = left[~torch.isin(left, pending[fitted.failed.cpu()])]  # no gradient, no chain that moves
         temperatures, hard = FIRST_TEMPERATURES, left
         while len(hard := hard[rows.evaluations[hard] + _cost(temperatures) <= self.budget]):
@@ -196,8 +201,8 @@ class Cascade:
             temperatures *= 2
 
     def _draws(self, share: Tensor) -> Tensor:
-        """Return the number of draws by which each datum is expected to have half of the wanted error."""
-        needed = (1 / share.clamp_min(1e-6) - 1) / (self.precision / 2) ** 2
+        """Return the number of draws by which each datum is expected to have the wanted precision, with a margin."""
+        needed = (1 / share.clamp_min(1e-6) - 1) / (EXPECTED * self.precision) ** 2
         choices = torch.tensor([max(int(part * self.num_samples), FEW_WEIGHTS + 1) for part in SHARES])
         return choices[torch.bucketize(needed.double(), choices.double()).clamp_max(len(choices) - 1)]
 
@@ -264,9 +269,11 @@ class _Stages:
             return
         target = self.target if len(inside) == self.target.size else self.target.subset(inside)
         options: Any = {"score_guide": scores_guide(target), "batch_size": self.cascade.problem.affordable}
-        before = self.fitted.select(inside)
+        before, rows = self.fitted.select(inside), self.pending[inside]
+        share = self.rows.ess[rows] / self.rows.draws[rows]
+        before.share.copy_(torch.where(self.rows.stage[rows] == 1, share, 0.0).nan_to_num(nan=0.0))
         self.fitted.put(inside, refine_by_chains(target, before, **options))
-        self.rows.evaluations[self.pending[inside]] += (self.fitted.evaluations[inside] - before.evaluations).cpu()
+        self.rows.evaluations[rows] += (self.fitted.evaluations[inside] - before.evaluations).cpu()
 
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
         """Estimate data by chains from their mixtures, and return the indices of those that do not pass."""

@@ -4,15 +4,18 @@ r"""Evaluation of programs with global latents, such as a Bayesian decoder's wei
 """
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pyro
 from pyro import poutine
 
-from pyrovae._waist.sites import Program, global_draws
+from pyrovae._waist.single_runs import global_draws
+from pyrovae._waist.sites import Program
 from pyrovae.evaluation.estimators.importance import evaluate
-from pyrovae.evaluation.problem import Options, Problem
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.isolation import isolated
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ def evaluate_globals(
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_samples: Draws of z per datum and draw of W.
         num_draws: Draws of the global latents, S.
-        **options: See :class:`Options`.
+        **options: See :class:`Options`. A checkpoint folder holds a folder for each draw of W.
 
     Returns:
         What :func:`evaluate` returns, with a dimension ``draw`` more, and over ``datum`` alone ``log_predictive``, the
@@ -70,11 +73,13 @@ def evaluate_globals(
     args, plate = problem.data.batch(0, problem.size, problem.device), options.get("plate")
     first, *others = (int(state) for state in np.random.SeedSequence(problem.seed).generate_state(num_draws + 1))
     with isolated(model, guide, seed=first):
-        draws = [global_draws(model, guide, args, plate=plate) for _ in range(num_draws)]
+        draws = [global_draws(model, guide, args, options.get("kwargs"), plate=plate) for _ in range(num_draws)]
     results = []
-    for values, own_seed in zip(draws, others, strict=True):
+    for index, (values, own_seed) in enumerate(zip(draws, others, strict=True)):
         given = pyro.condition(model, data=values), poutine.block(pyro.condition(guide, data=values), hide=list(values))
         own: Options = {**options, "seed": own_seed}
+        if folder := options.get("checkpoint"):
+            own["checkpoint"] = Path(folder) / f"draw-{index}"
         results.append(evaluate(given[0], given[1], x, num_samples, **own))
     together = xr.concat(results, "draw", combine_attrs="override")
     log_predictive = np.logaddexp.reduce(together.log_likelihood.values, axis=0) - np.log(num_draws)

@@ -10,9 +10,10 @@ from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.diagnostics.psis import psis
-from pyrovae.evaluation.problem import Options, Problem
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
-from pyrovae.evaluation.sampler import Sampler
+from pyrovae.evaluation.sampler import Sampler, check_draws
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -133,18 +134,6 @@ def log_weights(model: Program, guide: Program, x: Any, num_samples: int, **opti
         num_samples=num_samples,
     )
     return torch.from_numpy(found.log_weights.values).to(problem.device)
-
-
-def check_draws(num_samples: int) -> None:
-    """Check a number of draws.
-
-    Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is less than 1.
-    """
-    check_whole(num_samples=num_samples)
-    if num_samples < 1:
-        raise ValueError(f"num_samples, the number of draws per datum, must be at least 1, got {num_samples}")
 
 
 def _summary(log_weights: Tensor, ks: list[int]) -> dict[str, Tensor]:

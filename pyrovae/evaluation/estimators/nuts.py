@@ -25,9 +25,12 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyrovae._waist.sites import Program
-from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
-from pyrovae.evaluation.unconstrained import Space, Target
+from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -23,8 +23,10 @@ from pyrovae._waist.sites import Program, is_point
 from pyrovae.arguments import check_whole
 from pyrovae.distributions import MultivariateNormal, NormalizingFlow
 from pyrovae.evaluation import bounds
+from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.psis import psis
-from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 
 if TYPE_CHECKING:

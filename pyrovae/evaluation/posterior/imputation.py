@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyrovae._waist.draws import Given
 from pyrovae._waist.sites import Program
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.posterior.predictive import Posterior, arranged
-from pyrovae.evaluation.problem import Batch, Options
 from pyrovae.evaluation.report import report
 
 if TYPE_CHECKING:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from pyrovae._waist.draws import Given
+from pyrovae._waist.scoring import masked_score
 from pyrovae._waist.sites import Program, Site
 from pyrovae._waist.summation import sum_per_datum
-from pyrovae._waist.weights import masked_score
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.posterior.predictive import Posterior, PosteriorDraws, arranged
-from pyrovae.evaluation.problem import Batch, Options
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, check_generative, is_data
 
@@ -126,7 +127,6 @@ class _Groups:
         self.posterior, self.raw, self.num_prior_draws = posterior, raw, num_prior_draws
         self.log_likelihood = log_likelihood
         self.dims: dict[str, tuple[str, ...]] = {}
-        self.names: dict[str, list[str]] = {}  # of a site's dimensions after chain, draw and datum
 
     def columns(self, batch: Batch) -> dict[str, Tensor]:
         """Run the model on posterior draws of a batch, and on draws from its prior."""
@@ -173,19 +173,15 @@ class _Groups:
                 self.dims[f"log_likelihood/{site['name']}"] = ("draw", "datum")
                 parts.setdefault(f"log_likelihood/{site['name']}", []).append(per_datum)
             if is_data(site) and first:
-                observed, self.names[site["name"]] = arranged(site, site["value"], self.posterior.problem.plate.name)
-                self.dims[f"observed_data/{site['name']}"] = ("datum", *self._rest(site, observed.ndim - 2))
+                observed, names = arranged(site, site["value"], self.posterior.problem.plate.name)
+                self.dims[f"observed_data/{site['name']}"] = ("datum", *_own_dims(site, names))
                 parts[f"observed_data/{site['name']}"] = [observed[0]]
 
     def _add_value(self, parts: dict[str, list[Tensor]], group: str, site: Site, value: Tensor) -> None:
-        values, self.names[site["name"]] = arranged(site, value, self.posterior.problem.plate.name)
+        values, names = arranged(site, value, self.posterior.problem.plate.name)
         draw = "prior_draw" if group.startswith("prior") else "draw"
-        self.dims[f"{group}/{site['name']}"] = (draw, "datum", *self._rest(site, values.ndim - 2))
+        self.dims[f"{group}/{site['name']}"] = (draw, "datum", *_own_dims(site, names))
         parts.setdefault(f"{group}/{site['name']}", []).append(values)
-
-    def _rest(self, site: Site, count: int) -> tuple[str, ...]:
-        """Return names of a site's further dimensions that no other site has."""
-        return tuple(f"{site['name']}/{i}" for i in range(count))
 
     def datasets(
         self, table: "xr.Dataset", coords: Mapping[str, Sequence[Hashable]], dims: Mapping[str, Sequence[str]]
@@ -193,17 +189,18 @@ class _Groups:
         """Return the groups of a table, with names, coordinates and attributes."""
         import xarray as xr
 
-        names = {**self.names, **{site: list(given) for site, given in dims.items()}}
+        of_sites = _names_of_dims(table)
+        names = {**of_sites, **{site: list(given) for site, given in dims.items()}}
         for site, given in dims.items():
-            if len(given) != len(self.names.get(site, ())):
+            if len(given) != len(of_sites.get(site, ())):
                 raise ValueError(
                     f"dims names {list(given)} for {site!r}, but the sites have, after chain, draw and datum, the "
-                    f"dimensions {self.names}; name as many"
+                    f"dimensions {of_sites}; name as many"
                 )
         variables: dict[str, dict[str, Any]] = {}
         for key, column in table.items():
             group, name = str(key).split("/", 1)
-            rest = names[name] if group not in ("sample_stats", "log_likelihood") else []
+            rest = [] if group in _WITHOUT_EVENTS else names[name]
             draws = column.dims[0] != "datum"
             named = (*(["chain", "draw"] if draws else []), "datum", *rest)
             values = column.values[np.newaxis] if draws else column.values
@@ -214,6 +211,22 @@ class _Groups:
             sizes = dataset.sizes.items()
             datasets[group] = dataset.assign_coords({dim: coords.get(str(dim), np.arange(n)) for dim, n in sizes})
         return datasets
+
+
+def _own_dims(site: Site, names: Sequence[str]) -> list[str]:
+    """Return the names of a site's dimensions after draw and datum as no other site has them."""
+    return [f"{site['name']}/{name}" for name in names]
+
+
+def _names_of_dims(table: "xr.Dataset") -> dict[str, list[str]]:
+    """Return the names of the dimensions of each site after draw and datum."""
+    found = {}
+    for key, column in table.items():
+        group, site = str(key).split("/", 1)
+        if group not in _WITHOUT_EVENTS:
+            dims = [str(dim) for dim in column.dims if dim not in ("draw", "prior_draw", "datum")]
+            found[site] = [dim.removeprefix(f"{site}/") for dim in dims]
+    return found
 
 
 def _was_observed(site: Site) -> bool:
@@ -233,6 +246,7 @@ def _assemble(groups: "dict[str, xr.Dataset]") -> Any:
     return data(**ordered)
 
 
+_WITHOUT_EVENTS = "sample_stats", "log_likelihood"  # groups whose columns have no dimension after draw and datum
 _ORDER = (
     "posterior",
     "posterior_predictive",

@@ -18,10 +18,13 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae._waist.draws import Given, with_draws
-from pyrovae._waist.sites import DRAWS, Program, Site, plate_names
+from pyrovae._waist.plates import DRAWS, plate_names
+from pyrovae._waist.sites import Program, Site
 from pyrovae.evaluation import bounds
+from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.psis import psis
-from pyrovae.evaluation.problem import Batch, Options, Problem
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, observed_argument
 
@@ -215,8 +218,7 @@ class Posterior:
 
     def _first(self, value: Tensor, name: str) -> Tensor:
         """Return a value whose first dimension is that of the draws, whatever stands to the left of it."""
-        dim = -self.problem.nesting - 1 - self.problem.probe.event_dims[name]
-        return value.reshape(value.shape[dim:])
+        return value.reshape(value.shape[self.problem.probe.draws_dim(name) :])
 
 
 def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | None = None) -> tuple[Tensor, list[str]]:

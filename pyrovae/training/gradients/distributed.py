@@ -21,7 +21,9 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from pyrovae import parallel
-from pyrovae._waist.sites import is_enumerated, site_plates, trace
+from pyrovae._waist.plates import site_plates
+from pyrovae._waist.single_runs import trace
+from pyrovae._waist.sites import is_enumerated
 from pyrovae.isolation import isolated
 from pyrovae.training.batches import Batch
 from pyrovae.training.gradients.noise import Noise, SiteLocator, Slice

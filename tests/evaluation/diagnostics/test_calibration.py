@@ -1,6 +1,10 @@
 """Simulated data come from the model, and ranks tell a calibrated guide from a wrong one."""
 
 import math
+import re
+import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -14,6 +18,7 @@ from pyrovae.evaluation import simulation_based_calibration
 from pyrovae.evaluation.simulation import simulate
 from tests.models.examples import hierarchical
 from tests.oracle import Oracle
+from tests.processes import in_each
 
 
 def test_simulated_data_come_from_the_latents() -> None:
@@ -210,3 +215,70 @@ def test_masked_entries_are_simulated_as_they_are_in_the_data() -> None:
         _, (x, _) = simulate(model, data)
     assert (x[mask == 0] == 0).all()
     assert (x[mask == 1] != 0).all()
+
+
+def calibrated(**options: Any) -> Any:
+    vae = hierarchical_of_a_seed()
+    return simulation_based_calibration(vae.model, vae.guide, torch.zeros(20, 2, 2), 9, **{**CALIBRATION, **options})
+
+
+CALIBRATION: dict[str, Any] = {"num_simulations": 90, "seed": 3, "memory": 2**17, "progress": False}
+
+
+def hierarchical_of_a_seed() -> pv.HierarchicalVAE:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return hierarchical()
+
+
+def ranks_in_a_process() -> dict[str, Any]:
+    return {name: values.values.tolist() for name, values in calibrated().items()}
+
+
+def test_processes_divide_a_calibration() -> None:
+    one = ranks_in_a_process()
+    assert len(one["z1"]) == 90
+    assert all(result == one for result in in_each(2, ranks_in_a_process))
+
+
+def test_a_calibration_goes_on_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, draw = calibrated(), pv.evaluation.Problem.draw
+    calls: list[None] = []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    monkeypatch.setattr(pv.evaluation.Problem, "draw", interrupted)
+    with pytest.warns(UserWarning, match=r"interrupted: the result has the \d+ data"):
+        part = calibrated(checkpoint=tmp_path)
+    monkeypatch.undo()
+    done = part.sizes["simulation"]
+    assert 0 < done < 90
+    np.testing.assert_array_equal(part["z1"], whole["z1"][:done])
+    assert calibrated(checkpoint=tmp_path).equals(whole)
+    assert calibrated(checkpoint=tmp_path).equals(whole)  # all rows are in the folder
+
+
+def test_a_simulation_that_fails_is_a_row_of_nan() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        if (x > 3).any():
+            raise RuntimeError("the guide takes no datum above 3")
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = simulation_based_calibration(model, guide, torch.zeros(50), 20, num_simulations=1000, seed=0)
+    missing = result["z"].isnull().values[:, 0]
+    assert re.match(r"data \[.*\d\] raise an error and are rows of NaN: the guide takes no", str(told[0].message))
+    assert 0.002 < missing.mean() < 0.05  # x is normal with variance 2: 1.7% are above 3
+    assert set(np.unique(result["z"].values[~missing])) == set(range(21))
+    assert 0 <= float(result["z_p_value"][0]) <= 1

@@ -1,6 +1,8 @@
 """The terms of the KL divergence against closed forms and mixtures written by hand."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -12,6 +14,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from tests.oracle import Oracle
+from tests.processes import in_each
 from tests.scripts import Chain, GammaPoisson, Pixels
 
 
@@ -233,3 +236,29 @@ def test_a_guide_that_is_another_at_every_run_has_no_aggregate(vae: pv.VAE, x: T
     vae.posterior = pv.posteriors.SemiAmortized(vae.posterior, steps=3)
     with pytest.raises(ValueError, match="another density in every run"):
         pv.evaluation.elbo_surgery(vae.model, vae.guide, x)
+
+
+KL: dict[str, Any] = {"seed": 0, "progress": False}
+
+
+@pytest.mark.parametrize("size", [1, 2, 30])
+def test_kl_per_dimension_is_read_from_a_folder_in_which_all_rows_are_done(size: int, tmp_path: Path) -> None:
+    oracle = Oracle()
+    x = oracle.data(size)
+    first, again = (
+        pv.evaluation.kl_per_dimension(oracle.vae.model, oracle.vae.guide, x, 3, checkpoint=tmp_path, **KL)
+        for _ in range(2)
+    )
+    assert first.z.dims == ("datum", "z_unit")
+    assert again.equals(first)
+
+
+def divergences_of_one_batch() -> tuple[Any, Any]:
+    oracle = Oracle()
+    divergences = pv.evaluation.kl_per_dimension(oracle.vae.model, oracle.vae.guide, oracle.data(4), 3, **KL)
+    return divergences.z.dims, divergences.z.values.tolist()
+
+
+def test_a_process_without_a_batch_has_the_dimensions_of_the_result() -> None:
+    one = divergences_of_one_batch()
+    assert in_each(2, divergences_of_one_batch) == [one, one]

@@ -14,7 +14,8 @@ import pyrovae as pv
 from pyrovae.evaluation.estimators import hmc
 from pyrovae.evaluation.estimators.ais import Path
 from pyrovae.evaluation.problem import Problem
-from pyrovae.evaluation.unconstrained import Space, Target
+from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.target import Target
 from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, GammaPoisson
 

@@ -11,7 +11,8 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae.evaluation.estimators.nuts import _bridge
 from pyrovae.evaluation.problem import Problem
-from pyrovae.evaluation.unconstrained import Space, Target
+from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.target import Target
 from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, Chain, GammaPoisson
 

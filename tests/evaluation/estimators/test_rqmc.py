@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -30,6 +31,17 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {  # made in the test, because tor
 }
 
 
+def products(draws: Tensor) -> Tensor:
+    """Return the products of centred coordinates, whose means are the covariances."""
+    centred = draws - draws.mean(0)
+    return (centred[:, :, None] * centred[:, None]).flatten(1)
+
+
+def assert_same_mean(quasi: Tensor, plain: Tensor) -> None:
+    """Assert that two means differ by at most five standard errors of the plain one."""
+    assert ((quasi.mean(0) - plain.mean(0)).abs() < 5 * plain.std(0) / len(plain) ** 0.5).all()
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_uniform_points_become_draws(name: str) -> None:
     fn = DISTRIBUTIONS[name]()
@@ -37,8 +49,8 @@ def test_uniform_points_become_draws(name: str) -> None:
     with torch.no_grad():
         draws, others = _quantile("z", fn.expand([2**14]), uniform), fn.sample((200_000,))
     assert draws.dtype == torch.float64
-    torch.testing.assert_close(draws.mean(0), others.mean(0), atol=0.02, rtol=0)
-    torch.testing.assert_close(draws.T.cov(), others.T.cov(), atol=0.02, rtol=0.05)
+    assert_same_mean(draws, others)
+    assert_same_mean(products(draws), products(others))
     levels = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.98], dtype=torch.float64)
     torch.testing.assert_close(draws.quantile(levels, 0), others.quantile(levels, 0), atol=0.04, rtol=0.02)
 
@@ -82,7 +94,10 @@ def test_a_flow_scores_its_draws_without_being_inverted() -> None:
     x = torch.randn(4, 5, dtype=torch.float64)
     quasi = pv.evaluation.rqmc(vae.model, vae.guide, x, 8192, seed=0)
     plain = pv.evaluation.evaluate(vae.model, vae.guide, x, 50_000, seed=0)
-    assert (abs(quasi.log_likelihood - plain.log_likelihood) < 5 * plain.mcse).all()
+    error = np.hypot(quasi.mcse, plain.mcse)
+    keep = plain.pareto_k < 0.7  # of the others, the weights have no variance
+    assert keep.sum() >= 2
+    assert (abs(quasi.log_likelihood - plain.log_likelihood) < 5 * error)[keep].all()
 
 
 def test_it_runs_in_single_precision_and_repeats(vae: pv.VAE, x: Tensor) -> None:

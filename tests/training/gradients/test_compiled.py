@@ -11,7 +11,7 @@ from pyro.infer.util import Dice
 from torch import Tensor, nn
 
 from pyrovae._compilation.graphs import Graph
-from pyrovae._waist.sites import check_program
+from pyrovae._waist.single_runs import check_program
 from pyrovae.isolation import isolated, restore_buffers, save_buffers
 from pyrovae.training.gradients.compiled import CompiledGradients
 from pyrovae.training.losses import Bound

@@ -1,4 +1,4 @@
-r"""The posterior of some data as a density on real vectors, in which HMC moves and local approximations are fitted.
+r"""The map between the latent sites of a program and real vectors.
 
 All latent sites of a datum are laid side by side in one vector u. A site with a constrained value, z = f(u), adds
 :math:`\log |\det \partial f / \partial u|` to log p(x, z) and to log q(z | x) alike, and leaves log-weights alone.
@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
-from pyrovae._compilation.graphs import compiled_or_none
 from pyrovae._waist.sites import Site, is_point
 from pyrovae._waist.support import common_support, is_periodic, is_same_support, support_of
 from pyrovae._waist.weights import Weights
 from pyrovae.distributions import support_of_flow
-from pyrovae.evaluation.problem import Batch, Drawn, Problem
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.problem import Problem
 
 
 class Space:
@@ -130,138 +130,6 @@ class Space:
     def by_datum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return values of the latents with the data as second dimension, shape ``(num_draws, N, *rest)``."""
         return {name: values[name].movedim(self.problem.data_dim, 1) for name in self.sites}
-
-
-class Target:
-    """log p(x, u) and log q(u | x) of the data of a batch, in real vectors u.
-
-    Args:
-        space: The map to real vectors.
-        batch: Some data.
-        amortized: Whether the guide is the one that a proposal refines, and not the proposal itself.
-        is_checked: Whether the supports of the latents are known to be those of the space.
-
-    Attributes:
-        size: Number of data in the batch, N.
-        dim: Length of u, D.
-    """
-
-    def __init__(self, space: Space, batch: Batch, *, amortized: bool = False, is_checked: bool = False) -> None:
-        if not is_checked:
-            space.check_batch(batch)
-        self.space, self.problem, self.batch, self.amortized = space, space.problem, batch, amortized
-        self.size, self.dim = batch.size, space.dim
-
-    def subset(self, indices: Tensor) -> "Target":
-        """Return the target of the data of the batch with these indices, shape ``(n,)``."""
-        if not self.problem.probe.cuttable:
-            return _Part(self, indices)
-        part = self.problem.select(self.batch, indices)
-        return Target(self.space, part, amortized=self.amortized, is_checked=True)
-
-    def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
-        """Draw u from the guide, shape ``(num_draws, N, D)``, and return it with log q(u | x), ``(num_draws, N)``."""
-        with torch.no_grad():
-            drawn: Drawn = self.problem.draw(self.batch, num_draws, amortized=self.amortized)
-            u = self.space.flatten(drawn.values)
-            return u, drawn.log_q + self.space.values(u)[1]
-
-    def log_joint(self, u: Tensor) -> Tensor:
-        """Return log p(x, u), shape ``(num_draws, N)``, nats."""
-        values, log_det = self.space.values(u)
-        return self.problem.log_joint(self.batch, values, len(u)) + log_det
-
-    def log_guide(self, u: Tensor) -> Tensor:
-        """Return log q(u | x), shape ``(num_draws, N)``, nats."""
-        values, log_det = self.space.values(u)
-        return self.problem.log_guide(self.batch, values, len(u), amortized=self.amortized) + log_det
-
-    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x, u) and log q(u | x), shapes ``(num_draws, N)``, nats."""
-        values, log_det = self.space.values(u)
-        log_joint = self.problem.log_joint(self.batch, values, len(u))
-        log_guide = self.problem.log_guide(self.batch, values, len(u), amortized=self.amortized)
-        return log_joint + log_det, log_guide + log_det
-
-    def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-        r"""Return a log-density between guide and posterior, and its gradient.
-
-        Args:
-            u: Shape ``(num_draws, N, D)``.
-            beta: The density is :math:`\log p(x, u)^\beta q(u \mid x)^{1 - \beta}`. With 1 the guide is not run.
-
-        Returns:
-            Values, shape ``(num_draws, N)``, nats, and gradients, shape ``(num_draws, N, D)``.
-        """
-        u, power = u.detach(), torch.as_tensor(beta, dtype=u.dtype, device=u.device)
-
-        def run() -> list[Tensor]:
-            with torch.enable_grad():
-                at = u.detach().requires_grad_()
-                value = self.log_joint(at) if beta == 1 else self._between(at, power)
-                (gradient,) = torch.autograd.grad(value.sum(), at)
-            return [value.detach(), gradient]
-
-        if not (self.problem.options["compile"] and self.problem.vectorize):
-            value, gradient = run()
-            return value, gradient
-        key = (*u.shape, int(beta == 1))
-        inputs = [tensor for tensor in (*self.batch.args, u, power) if isinstance(tensor, Tensor)]
-        graphs = self.space.graphs
-        if key not in graphs:
-            modules = self.problem.isolation.modules
-            tensors = [t for module in modules for t in (*module.parameters(False), *module.buffers(False))]
-            graphs[key] = compiled_or_none(run, tensors, inputs, modules, caller="evaluation", frozen=True)
-        graph = graphs[key]
-        value, gradient = run() if graph is None else graph(*inputs)
-        return value, gradient
-
-    def _between(self, u: Tensor, beta: Tensor) -> Tensor:
-        log_joint, log_guide = self.log_densities(u)
-        return beta * log_joint + (1 - beta) * log_guide
-
-
-class _Part(Target):
-    """Some data of a batch that the program can only run as a whole; the others stay at a draw of the guide.
-
-    Args:
-        whole: Target of the batch.
-        indices: Indices of the data, shape ``(n,)``.
-    """
-
-    def __init__(self, whole: Target, indices: Tensor) -> None:
-        super().__init__(whole.space, whole.batch, amortized=whole.amortized, is_checked=True)
-        self.whole, self.indices, self.size = whole, indices, len(indices)
-        self.others = whole.draw(1)[0]
-
-    def subset(self, indices: Tensor) -> Target:
-        """Return the target of some of these data."""
-        return _Part(self.whole, self.indices[indices])
-
-    def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
-        """Draw u from the guide."""
-        u, log_q = self.whole.draw(num_draws)
-        return u[:, self.indices], log_q[:, self.indices]
-
-    def log_joint(self, u: Tensor) -> Tensor:
-        """Return log p(x, u)."""
-        return self.whole.log_joint(self._filled(u))[:, self.indices]
-
-    def log_guide(self, u: Tensor) -> Tensor:
-        """Return log q(u | x)."""
-        return self.whole.log_guide(self._filled(u))[:, self.indices]
-
-    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x, u) and log q(u | x)."""
-        return self.log_joint(u), self.log_guide(u)
-
-    def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return a log-density between guide and posterior, and its gradient."""
-        value, gradient = self.whole.value_and_gradient(self._filled(u), beta)
-        return value[:, self.indices], gradient[:, self.indices]
-
-    def _filled(self, u: Tensor) -> Tensor:
-        return self.others.expand(len(u), -1, -1).index_copy(1, self.indices, u)
 
 
 def _latents(sites: list[Site]) -> dict[str, Site]:

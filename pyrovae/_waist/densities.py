@@ -1,0 +1,77 @@
+"""The second step of the route: log-densities of draws under the model and under the guide."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+from pyrovae._waist.draws import Draws, run_model
+from pyrovae._waist.plates import dim_of, plate_names
+from pyrovae._waist.scoring import masked_score
+from pyrovae._waist.sites import Program, is_enumerated
+from pyrovae._waist.summation import sum_per_datum
+
+
+class Densities(NamedTuple):
+    r"""The three terms of a log-weight, :math:`\log w = \log p(x \mid z) + \log p(z) - \log q(z \mid x)`.
+
+    Attributes:
+        likelihood: Of the observed sites, shape ``(num_draws, N)``, nats.
+        prior: Of the model's latent sites, likewise.
+        guide: Of the guide's sites, likewise.
+    """
+
+    likelihood: Tensor
+    prior: Tensor
+    guide: Tensor
+
+
+def log_joint(
+    model: Program,
+    args: Sequence[Any],
+    values: Mapping[str, Tensor],
+    num_draws: int,
+    *,
+    plate: CondIndepStackFrame,
+    nesting: int | None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Run the model at values of its latent sites and return log p(x, z), shape ``(num_draws, N)``, nats.
+
+    For programs whose guide enumerates nothing and that have passed the checks of :func:`importance_weights`.
+
+    Args:
+        model: Pyro program of p(x, z).
+        args: Its arguments.
+        values: Values of the latent sites and indices of subsampling plates, by name.
+        num_draws: Number of draws in the values.
+        plate: The data plate, with the number of data in the arguments as its size.
+        nesting: Depth of the program's own plates, or ``None`` for values without a dimension of draws.
+        kwargs: Its keyword arguments.
+    """
+    sites = run_model(model, args, values, num_draws, kwargs=kwargs, nesting=nesting)
+    inside = [site for site in sites if plate.name in plate_names(site)]
+    draws_dim = None if nesting is None else -nesting - 1
+    terms = [(site, masked_score(site)) for site in inside]
+    if any(map(is_enumerated, inside)):
+        return sum_per_datum(terms, draws_dim, dim_of(plate)).expand(num_draws, plate.size)
+    likelihood, prior = (
+        sum_per_datum([term for term in terms if term[0]["is_observed"] == observed], draws_dim, dim_of(plate))
+        for observed in (True, False)
+    )
+    return joint_density(likelihood, prior).expand(num_draws, plate.size)
+
+
+def log_guide(draws: Draws, plate: CondIndepStackFrame) -> Tensor:
+    """Return log q(z | x) of the draws of a guide that enumerates nothing, shape ``(num_draws, N)``, nats."""
+    latents = [site for site in draws.latents.values() if plate.name in plate_names(site)]
+    terms = [(site, masked_score(site)) for site in latents]
+    return sum_per_datum(terms, draws.draws_dim, dim_of(plate)).expand(draws.num_draws, plate.size)
+
+
+def joint_density(likelihood: Tensor, prior: Tensor) -> Tensor:
+    """Add log p(x | z) and log p(z); the sum is -inf outside of the support of z, whatever the likelihood is there."""
+    return torch.where(prior == -math.inf, prior, likelihood + prior)

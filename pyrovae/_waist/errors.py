@@ -1,0 +1,61 @@
+"""Errors of a program's distributions, explained in terms of its sites and its parameters."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro.distributions as dist
+import torch
+
+from pyrovae._waist.sites import Site
+
+
+class OutsideSupportError(ValueError):
+    """A value cannot be scored by the distribution of its site."""
+
+
+@contextmanager
+def explained_divergence() -> Iterator[None]:
+    """Explain the error that a distribution raises when its parameters are NaN or infinite.
+
+    Raises:
+        FloatingPointError: In place of the ValueError of the distribution.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        message, *shapes = re.split(r"\n *Trace Shapes:", str(error), maxsplit=1)
+        if shapes:  # as Pyro puts its table of shapes behind the message
+            error.args = (message,)
+            error.add_note(f"Trace shapes:{shapes[0]}")
+        pattern = r"Expected parameter (\w+) .*? of distribution (\w+)\(.* found invalid values:(.*)"
+        refused = re.search(pattern, message, flags=re.DOTALL) if isinstance(error, ValueError) else None
+        if not (refused and re.search(r"\b(nan|inf)\b", refused[3])):
+            raise
+        raise FloatingPointError(
+            f"the model has diverged: {refused[1]} of a {refused[2]} is NaN or infinite; look at the parameters of the "
+            f"module and at its history, and go back to weights from before that, such as a checkpoint's"
+        ) from error
+
+
+def outside_support(site: Site, reason: str) -> str:
+    """Say what the error of a distribution means, and what to do."""
+    fn, value = site["fn"], site["value"]
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | torch.distributions.Independent):
+        fn = fn.base_dist
+    name = type(fn).__name__
+    found = f"values from {value.min():.4g} to {value.max():.4g}" if value.numel() else "no values"
+    message = (
+        f"site {site['name']!r}: {found}, shape {tuple(value.shape)}, cannot be scored by a {name} of batch shape "
+        f"{tuple(site['fn'].batch_shape)} and event shape {tuple(site['fn'].event_shape)} ({reason})"
+    )
+    if hasattr(fn, "hint"):
+        message += f"; {fn.hint}"
+    is_grey = ((value > 0) & (value < 1)).any() and value.min() >= 0 and value.max() <= 1
+    if isinstance(fn, torch.distributions.Bernoulli) and is_grey:
+        message += (
+            "; grey values have no Bernoulli likelihood: binarize them (pyrovae.data.binarize, or a data set with "
+            "binarization='dynamic' and fit(transform=splits.transform)), or use a likelihood of real values such as "
+            "pyrovae.likelihoods.Normal"
+        )
+    return message

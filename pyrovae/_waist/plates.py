@@ -1,0 +1,130 @@
+"""The plates of a program, and the one plate of its data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+from pyrovae._waist.sites import Site
+
+DRAWS = "_pyrovae_draws"  # name of the plate of draws
+
+
+def site_plates(site: Site) -> list[Any]:
+    """Return the vectorized plates of a site, outermost first, without the plate of draws."""
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != DRAWS]
+
+
+def plate_names(site: Site) -> set[str]:
+    """Return the names of the vectorized plates of a site."""
+    return {frame.name for frame in site_plates(site)}
+
+
+def shared_plates(sites: list[Site]) -> list[CondIndepStackFrame]:
+    """Return the plates that all sites are in, outermost first."""
+    return [frame for frame in site_plates(sites[0]) if all(frame.name in plate_names(site) for site in sites)]
+
+
+def outermost_plate(sites: list[Site]) -> CondIndepStackFrame:
+    """Return the outermost plate that all sites are in.
+
+    Raises:
+        ValueError: If no plate holds all of them.
+    """
+    if not sites:
+        raise ValueError("the model observes nothing; pass the data with pyro.sample(name, distribution, obs=x)")
+    if not (shared := shared_plates(sites)):
+        raise ValueError(
+            f"there is no data plate around the observed sites {[site['name'] for site in sites]}; declare the data "
+            f"independent with a vectorized plate, `with pyro.plate('data', len(x)):`"
+        )
+    return sized(shared[0], sites)
+
+
+def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
+    """Return the plate of that name, or the outermost one that all latent sites share.
+
+    Raises:
+        ValueError: If there is none, or a latent site lies outside of it.
+    """
+    latents = [site for site in sites if not site["is_observed"]]
+    if name is None:
+        shared = shared_plates(latents or sites)
+        if not shared and len(latents) == len(sites):
+            raise ValueError(
+                f"latent sites {[site['name'] for site in latents]} share no plate; name the data plate with plate="
+            )
+        data = shared[0] if shared else outermost_plate([site for site in sites if site["is_observed"]])
+    else:
+        plates = {frame.name: frame for site in sites for frame in site_plates(site)}
+        if name not in plates:
+            raise ValueError(f"there is no vectorized plate {name!r} in the program, which has {sorted(plates)}")
+        data = plates[name]
+    _check_same_plate(data, sites)
+    for site in latents:
+        if data.name not in plate_names(site):
+            raise ValueError(
+                f"latent site {site['name']!r} lies outside the data plate {data.name!r}, so the data are not "
+                f"independent and no datum has a weight of its own; average over draws of it "
+                f"(pyrovae.evaluation.evaluate_globals), condition on it "
+                f"(pyro.condition(model, data={{{site['name']!r}: value}}), and leave it out of the guide), "
+                f"or name another plate with plate=; if it has a plate, give that the same name, size and dim in model "
+                f"and guide"
+            )
+    return sized(data, sites)
+
+
+def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:
+    """Refuse a data plate that has another size or dimension in another place."""
+    for site in sites:
+        for frame in site_plates(site):
+            if frame.name == data.name and (frame.dim, frame.size) != (data.dim, data.size):
+                raise ValueError(
+                    f"plate {data.name!r} has size {data.size} and dim {data.dim} in one place and size {frame.size} "
+                    f"and dim {frame.dim} at site {site['name']!r}; declare it alike in model and guide"
+                )
+
+
+def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
+    """Refuse plates inside the data plate that leave something out: then log p(x) is not known."""
+    for site in sites:
+        for frame in site_plates(site):
+            if frame.name != data.name and frame.size != frame.full_size:
+                raise ValueError(
+                    f"plate {frame.name!r} of site {site['name']!r} takes {frame.size} of {frame.full_size} inside the "
+                    f"data plate {data.name!r}, so a datum is scored in part; evaluate a program that takes all of it"
+                )
+
+
+def sized(plate: CondIndepStackFrame, sites: Sequence[Site]) -> CondIndepStackFrame:
+    """Return a plate with its size. Pyro gives -1 to a plate that was declared without one.
+
+    Args:
+        plate: The plate.
+        sites: Sites inside the plate, from which a missing size is read.
+    """
+    if plate.size is not None and plate.size >= 0:
+        return plate
+    dim: int = plate.dim  # type: ignore[assignment]
+    shapes = [_batch_shape(site) for site in sites if plate.name in plate_names(site)]
+    size = max((shape[dim] for shape in shapes if len(shape) >= -dim), default=1)
+    return plate._replace(size=size, full_size=size)
+
+
+def _batch_shape(site: Site) -> torch.Size:
+    value, event = site["value"], len(site["fn"].event_shape)
+    of_value = value.shape[: value.ndim - event] if isinstance(value, Tensor) else torch.Size()
+    return torch.broadcast_shapes(of_value, site["fn"].batch_shape)
+
+
+def nesting_of(sites: Sequence[Site]) -> int:
+    """Return the depth of the vectorized plates around some sites, without the plate of draws."""
+    return max((-frame.dim for site in sites for frame in site_plates(site)), default=0)
+
+
+def dim_of(plate: CondIndepStackFrame) -> int:
+    """Return the dimension of a vectorized plate, counted from the right."""
+    assert plate.dim is not None
+    return plate.dim

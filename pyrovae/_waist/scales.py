@@ -1,0 +1,46 @@
+"""The factors by which Pyro multiplies log-probabilities: subsampling, annealing, ``poutine.scale``."""
+
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+
+class LatentScale(Messenger):
+    """Multiply the log-probabilities of latent sites in model and guide; unlike Pyro's scale, also by 0."""
+
+    def __init__(self, scale: float | Tensor) -> None:
+        super().__init__()
+        self.scale = scale
+        self.scaled: dict[float, float | Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            own = msg["scale"]
+            # Sites scaled alike get the very same tensor, so that this can be told without its value.
+            msg["scale"] = own * self.scale if isinstance(own, Tensor) else self._times(own)
+
+    def _times(self, own: float) -> float | Tensor:
+        return self.scaled.setdefault(own, own * self.scale)
+
+
+def same_scale(first: float | Tensor, second: float | Tensor) -> bool:
+    """Return whether two sites are scaled alike, without a look at values if they have the very same tensor."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first is second or torch.equal(first, second)
+    return not (isinstance(first, Tensor) or isinstance(second, Tensor)) and first == second
+
+
+def scale_of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:
+    """Return a scale as a number, or as a tensor of shape ``(N,)`` if it depends on the datum."""
+    if not isinstance(scale, Tensor):
+        return scale
+    if scale.numel() == 1:
+        return scale.reshape(())
+    if scale.ndim < -data_dim or scale.numel() != scale.shape[data_dim]:
+        raise ValueError(
+            f"a scale of shape {tuple(scale.shape)}, common to all sites, varies over more than the data, which are at "
+            f"dimension {data_dim}; scale by a number, or by one number per datum"
+        )
+    return scale.reshape(-1)

@@ -1,0 +1,76 @@
+"""The log-probability of one site, with its mask."""
+
+import math
+import sys
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
+from pyro.util import check_site_shape
+from torch import Tensor
+
+from pyrovae._waist.errors import OutsideSupportError, outside_support
+from pyrovae._waist.plates import DRAWS
+from pyrovae._waist.sites import Site, is_enumerated
+
+
+def score(site: Site) -> Tensor:
+    """Return the unscaled log-probability of a site, in its batch shape, nats.
+
+    A given value of a latent site outside of the support has probability zero: -inf.
+
+    Raises:
+        ValueError: With validation, if any other value lies outside of the support or has another event shape.
+    """
+    fn, value, inside = site["fn"], site["value"], site["infer"].get("_pyrovae_inside")
+    try:
+        log_prob: Tensor = fn.log_prob(value, *site["args"], **site["kwargs"])
+    except ValueError as error:
+        raise OutsideSupportError(outside_support(site, " ".join(str(error).split())[:200])) from error
+    if is_validation_enabled():
+        _check_shapes(site, log_prob)
+    return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
+
+
+def masked_score(site: Site) -> Tensor:
+    """Return the log-probability of a site with its mask, in its batch shape, nats.
+
+    A masked site that is summed out is uniform over its values, so that the sum is a factor of one.
+    """
+    log_prob = score(site)
+    if not is_enumerated(site) or "_enumerate_dim" not in site["infer"] or (mask := mask_of(site)) is True:
+        return scale_and_mask(log_prob, mask=site["mask"])
+    size = site["value"].shape[site["infer"]["_enumerate_dim"] - site["fn"].event_dim]
+    return torch.where(torch.as_tensor(mask), log_prob, log_prob.new_full((), -math.log(size)))
+
+
+def mask_of(site: Site) -> Any:
+    """Return the mask of a site, of handlers and of its distribution together, in its batch shape; True if all counts.
+
+    A distribution whose mask varies within an event has no mask of the whole site, and counts in full.
+    """
+    mask: Any = True if site["mask"] is None else site["mask"]
+    fn = site["fn"]
+    batch = fn.batch_shape
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.MaskedDistribution) and len(fn.batch_shape) == len(batch):
+            mask = torch.as_tensor(fn._mask) & torch.as_tensor(mask).to(torch.as_tensor(fn._mask).device)
+        fn = fn.base_dist
+    return mask
+
+
+def _check_shapes(site: Site, log_prob: Tensor) -> None:
+    event_shape = site["fn"].event_shape
+    if site["value"].shape[site["value"].ndim - len(event_shape) :] != event_shape:
+        raise ValueError(
+            f"site {site['name']!r}: a value of shape {tuple(site['value'].shape)} would be broadcast to the event "
+            f"shape {tuple(event_shape)} of its distribution; give model, guide and data the same event shape"
+        )
+    enumerated = site["infer"].get("_dim_to_id")  # dimensions to the left of all plates
+    # Draws of an enumerated site may have all values in common, so their dimension is not checked.
+    stack = [frame for frame in site["cond_indep_stack"] if not (enumerated and frame.name == DRAWS)]
+    checked: Any = {**site, "log_prob": log_prob, "cond_indep_stack": tuple(stack)}
+    plates = [-frame.dim for frame in stack if frame.vectorized]
+    check_site_shape(checked, max_plate_nesting=max(plates, default=0) if enumerated else sys.maxsize)

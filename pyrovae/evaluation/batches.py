@@ -1,0 +1,62 @@
+"""Batches of data, as many as a program takes in a run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+from pyrovae.evaluation.program_data import ProgramData
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some consecutive data.
+
+    Attributes:
+        args: Arguments of the programs.
+        start: Index of the first datum.
+        kept: Number of data that are new in this batch. A program whose plate has a fixed size gets data again to fill
+            its last batch.
+        size: Number of data that the program scores in a run.
+        subsample: Indices that subsampling plates take, by plate.
+    """
+
+    args: tuple[Any, ...]
+    start: int
+    kept: int
+    size: int
+    subsample: dict[str, Tensor]
+
+
+def batches(
+    data: ProgramData, device: torch.device, plate: CondIndepStackFrame, width: int, *, cuttable: bool
+) -> Iterator[Batch]:
+    """Yield all data in batches.
+
+    Args:
+        data: The data.
+        device: Device of the batches.
+        plate: The data plate.
+        width: Number of data in a batch. A program whose data plate has a fixed size gets that many.
+        cuttable: Whether the program runs on any number of data.
+    """
+    size = len(data)
+    if cuttable:
+        for start in range(0, size, width):
+            yield consecutive(data, device, start, min(start + width, size))
+    elif plate.size == size:
+        yield consecutive(data, device, 0, size)
+    else:
+        indices = torch.arange(plate.size, device=device)
+        for start in range(0, size, plate.size):
+            taken = {plate.name: (start + indices) % size}  # the last batch is filled up from the first
+            kept = min(plate.size, size - start)
+            yield Batch(data.batch(0, size, device), start, kept, plate.size, taken)
+
+
+def consecutive(data: ProgramData, device: torch.device, start: int, stop: int) -> Batch:
+    """Return the data from ``start`` to ``stop``."""
+    return Batch(data.batch(start, stop, device), start, stop - start, stop - start, {})

@@ -1,0 +1,185 @@
+"""The second run: whether a log-weight depends on other draws or on other data than its own.
+
+The draws of the first run are scored again, two at once and for three of the data. If that fails or differs, further
+runs find the cause: a program that takes no dimension of draws is run once for each draw, a program whose plate has a
+fixed size gets all data at once, and the rest is an error.
+"""
+
+from typing import NamedTuple
+
+from pyrovae._waist.independence import (
+    BatchNormInputs,
+    depends_on_other_data,
+    difference_by_data,
+    largest_difference,
+    with_other_data,
+    with_second_draw,
+)
+from pyrovae._waist.weights import Weights
+from pyrovae.evaluation.probe.trials import Reference, Trials
+
+FEW = 3  # data of the second run
+
+
+class Outcome(NamedTuple):
+    """What a program takes in one run.
+
+    Attributes:
+        any_data: Whether it takes any number of data.
+        many_draws: Whether it takes many draws.
+        reason: Why it does not take many draws; empty if that was not asked.
+    """
+
+    any_data: bool
+    many_draws: bool
+    reason: str
+
+
+class Dependence:
+    """Comparisons of the first run with runs of the same draws beside other draws and other data.
+
+    Args:
+        trials: Runs of the programs.
+        alone: Inputs of batch normalization in the first run.
+
+    Attributes:
+        repeats: Whether the guide has the same density in every run, as far as the comparisons show.
+    """
+
+    def __init__(self, trials: Trials, alone: BatchNormInputs) -> None:
+        self.trials, self.alone, self.repeats = trials, alone, True
+        self.vectorize = trials.options["vectorize"] is not False
+
+    def second_run(self, one: Reference) -> Outcome:
+        """Find out what the program takes, by the draws of a run that took some of the data.
+
+        Raises:
+            ValueError: If log-weights depend on other data, or the model draws random numbers outside of sample sites.
+        """
+        few = min(FEW, max(one.size - 2, 1))
+        if one.size < 2 or one.weights.plate.size != one.size:
+            return self.all_data(one)
+        reason = ""
+        if self.vectorize and not one.enumerates:
+            agrees, reason = self._agrees(one, few, draws=2)
+            if agrees:
+                return Outcome(True, True, "")
+        if not self._takes_fewer(one, few):
+            return self.all_data(one)
+        if one.enumerates:  # the draws of such a guide have dimensions of their own
+            return Outcome(True, True, "")
+        if self.vectorize and not self.repeats:
+            agrees, reason = self._agrees(one, few, draws=2)
+            if agrees:
+                return Outcome(True, True, "")
+        return Outcome(True, False, reason)
+
+    def all_data(self, one: Reference) -> Outcome:
+        """Find out whether a program that takes no fewer data takes a dimension of draws.
+
+        Raises:
+            ValueError: If the model draws random numbers outside of sample sites.
+        """
+        if not self.vectorize or one.enumerates:
+            return Outcome(False, self.vectorize, "")
+        agrees, reason = self._agrees(one, None, draws=2)
+        if not agrees and reason.startswith("by ") and self.repeats:
+            self.repeats = self._has_same_guide(one)
+            if not self.repeats:
+                agrees, reason = self._agrees(one, None, draws=2)
+        return Outcome(False, agrees, reason)
+
+    def check_other_data(self, one: Reference) -> None:
+        """Check a program that takes no fewer data: put copies of some in the place of the others.
+
+        Raises:
+            ValueError: If a log-weight depends on other data.
+        """
+        trials, weights = self.trials, one.weights
+        args = trials.data.batch(0, trials.size, trials.device)
+        mixed, values, kept = with_other_data(args, weights.guide_sites, weights.nesting, weights.plate)
+        try:
+            other = trials.score(mixed, weights.chosen | values, validate=False)
+        except Exception:  # of a program that does not take these data, or that enumerates sites of the guide
+            return
+        if difference := difference_by_data(weights, other, kept):
+            if not self._has_same_guide(one) and weights.densities is None:
+                return
+            raise ValueError(depends_on_other_data(f"by {difference:.3g} nats for a datum"))
+
+    def _agrees(self, one: Reference, few: int | None, *, draws: int | None) -> tuple[bool, str]:
+        """Score the draws of the first run again, beside others and without the other data.
+
+        Of fewer data, neither the first nor the last is taken, since programs may take them for a reference.
+
+        Args:
+            one: The first run.
+            few: Number of data; all if ``None``.
+            draws: Number of draws in one run; ``None`` for the draws of the first run, without a dimension of draws.
+        """
+        size, start = (self.trials.size, 0) if few is None else (few, 1)
+        some = None if few is None else range(start, start + few)
+        weights, nesting = one.weights, one.nesting
+        values = with_second_draw(weights.guide_sites, nesting, weights.plate, some)
+        if draws is None:
+            values = {name: value.select(-nesting - 1 - one.event_dims[name], 0) for name, value in values.items()}
+        given = {**(weights.chosen if few is None else {}), **values}
+        with BatchNormInputs() as together:
+            try:
+                if draws is None:
+                    two = self.trials.run(size, given, start=start)
+                else:
+                    two = self.trials.run(size, given, draws=draws, nesting=nesting, start=start)
+            except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+                return False, str(error).split("\n")[0][:150]
+        if two.plate.size != (weights.plate.size if few is None else few):
+            return False, f"its data plate keeps the size {two.plate.size}"
+        if difference := self._difference(weights, two, some):
+            return False, f"by {difference:.3g} nats for a datum"
+        if draws is not None and (layer := together.differing(self.alone)):
+            return False, f"{type(layer).__name__} takes the data for its channels"
+        return True, ""
+
+    def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
+        """Return the largest difference of the terms of the log-weights beyond rounding, nats."""
+        data = slice(None) if some is None else slice(some.start, some.stop)
+        if one.densities is None or two.densities is None:
+            return largest_difference(two.log_weights[:1], one.log_weights[:, data])
+        parts = ["likelihood", "prior"] + (["guide"] if self.repeats else [])
+        pairs = [(getattr(two.densities, part)[:1], getattr(one.densities, part)[:, data]) for part in parts]
+        return max(largest_difference(second, first) for second, first in pairs)
+
+    def _takes_fewer(self, one: Reference, few: int) -> bool:
+        """Return whether the program runs on fewer data, and check that their log-weights stay what they were."""
+        if one.enumerates:
+            try:
+                return self.trials.run(few).plate.size == few
+            except Exception:
+                return False
+        agrees, reason = self._agrees(one, few, draws=None)
+        if agrees or not reason.startswith("by "):
+            return agrees
+        self.repeats = self._has_same_guide(one)
+        if not self.repeats and self._agrees(one, few, draws=None)[0]:
+            return True
+        raise ValueError(depends_on_other_data(reason))
+
+    def _has_same_guide(self, one: Reference) -> bool:
+        """Score the draws of the first run once more, and return whether the guide has the same density.
+
+        Raises:
+            ValueError: If the model has another density then.
+        """
+        first = one.weights
+        again = self.trials.run(one.size, {**first.chosen, **one.values})
+        if first.densities is None or again.densities is None:
+            return True
+        if max(
+            largest_difference(getattr(again.densities, part), getattr(first.densities, part))
+            for part in ("likelihood", "prior")
+        ):
+            raise ValueError(
+                "the model has another density in every run, as it draws random numbers outside of sample sites; make "
+                "them sample sites, or switch them off (dropout: torch.nn.Dropout in evaluation mode)"
+            )
+        return not largest_difference(again.densities.guide, first.densities.guide)

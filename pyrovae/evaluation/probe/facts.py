@@ -1,0 +1,70 @@
+"""The facts about a program on which an evaluation relies."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+BaseMeasure = Literal["counting", "Lebesgue", "unknown"]
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of the tensors that a run makes.
+
+    Attributes:
+        per_weight: In guide and model, for a draw and datum.
+        guide_per_datum: In the guide, for a datum, whatever the number of draws.
+        guide_per_draw: In the guide, for each draw of a datum.
+        model_per_draw: In the model, for a draw and datum.
+    """
+
+    per_weight: int
+    guide_per_datum: float
+    guide_per_draw: float
+    model_per_draw: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Properties of a program on its data.
+
+    Attributes:
+        plate: The data plate of a run.
+        nesting: Depth of the program's own plates.
+        cuttable: Whether the program runs on any number of data.
+        vectorize: Whether many draws are made in one run.
+        enumerates: Whether sites of the guide are enumerated, so that guide and model run together.
+        event_dims: Number of event dimensions of each latent site of the guide.
+        base_measures: Base measure of each observed site.
+        parameters: Values of the parameters that the programs announce to Pyro.
+        finite: Indices of the data that the programs can score, as far as that is known: those without NaN.
+        unreached: What is wrong with a guide that misses a part of the posterior; empty if nothing is.
+        memory: Bytes of a run.
+    """
+
+    plate: CondIndepStackFrame
+    nesting: int
+    cuttable: bool
+    vectorize: bool
+    enumerates: bool
+    event_dims: dict[str, int]
+    base_measures: dict[str, BaseMeasure]
+    parameters: list[Tensor]
+    finite: Tensor
+    unreached: str
+    memory: MemoryUse
+
+    def draws_dim(self, name: str) -> int:
+        """Return the dimension of the draws in the value of a latent site, counted from the right."""
+        return -self.nesting - 1 - self.event_dims[name]
+
+    def check_reach(self) -> None:
+        """Refuse a guide that misses a part of the posterior, for estimators by importance weights of its draws.
+
+        Raises:
+            ValueError: If the guide has no density for a part of the posterior.
+        """
+        if self.unreached:
+            raise ValueError(self.unreached)

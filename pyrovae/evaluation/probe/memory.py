@@ -1,0 +1,75 @@
+"""The third run: the bytes of all tensors that guide and model make, which set the size of batches."""
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyrovae._waist.densities import log_guide, log_joint
+from pyrovae._waist.draws import run_guide, run_model
+from pyrovae._waist.weights import weigh
+from pyrovae.evaluation.probe.facts import MemoryUse
+from pyrovae.evaluation.probe.trials import Reference, Trials
+
+FEW = 3  # data of the run
+COUNTED = 11  # draws of the run; few programs have a dimension of this size
+
+
+def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: bool) -> MemoryUse:
+    """Count the bytes of a run with several draws."""
+    size = trials.few(FEW, cuttable=cuttable)
+    plate = one.weights.plate._replace(size=size if cuttable else one.weights.plate.size)
+    args = trials.args(size)
+    nesting, draws = (one.nesting, COUNTED) if vectorize else (None, 1)
+    options: Any = {"kwargs": trials.options["kwargs"], "nesting": nesting}
+    with pyro.validation_enabled(False):
+        with CountBytes(draws) as guide:
+            drawn = run_guide(trials.guide, args, draws, **options)
+            if not one.enumerates:
+                log_guide(drawn, plate)
+        with CountBytes(draws) as model:
+            if one.enumerates:
+                sites = run_model(trials.model, args, drawn.values, draws, drawn_with=drawn, **options)
+                weigh(sites, drawn, plate=plate.name)
+            else:
+                log_joint(trials.model, args, drawn.values, draws, plate=plate, **options)
+    return MemoryUse(
+        per_weight=max(1, int((guide.total + model.total) / draws / plate.size)),
+        guide_per_datum=guide.fixed / plate.size,
+        guide_per_draw=max(1.0, guide.drawn / draws / plate.size),
+        model_per_draw=max(1.0, model.total / draws / plate.size),
+    )
+
+
+class CountBytes(TorchFunctionMode):
+    """Add up the sizes of all tensors made, an upper bound on what is held at a time.
+
+    Args:
+        draws: Number of draws; a tensor with a dimension of this size is taken to hold draws.
+
+    Attributes:
+        drawn: Bytes of tensors that hold draws.
+        fixed: Bytes of all others.
+    """
+
+    def __init__(self, draws: int) -> None:
+        super().__init__()
+        self.draws, self.drawn, self.fixed = draws, 0, 0
+
+    @property
+    def total(self) -> int:
+        """Bytes of all tensors."""
+        return self.drawn + self.fixed
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not torch.is_grad_enabled():  # gradient steps of a guide hold on to nothing
+            shared = any(isinstance(arg, Tensor) and arg.data_ptr() == result.data_ptr() for arg in args)
+            size = 0 if shared else result.nbytes  # a view costs nothing
+            if self.draws in result.shape:
+                self.drawn += size
+            else:
+                self.fixed += size
+        return result

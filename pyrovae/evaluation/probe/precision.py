@@ -1,0 +1,62 @@
+"""Refusal of half precision, in which log-weights are rounded by more than their Monte Carlo error."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pyrovae.evaluation.program_data import HALF
+
+
+def check_parameters(modules: Iterable[nn.Module]) -> None:
+    """Check that no parameter or buffer is in half precision.
+
+    Raises:
+        ValueError: If one is.
+    """
+    for module in modules:
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if tensor.dtype in HALF:
+                raise ValueError(
+                    f"parameter {name!r} of {type(module).__name__} is in half precision, {tensor.dtype}, in which "
+                    f"log-weights are rounded by more than their Monte Carlo error; evaluate module.float(), and "
+                    f"pass precision='bfloat16' for fast products"
+                )
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Check that a run computes nothing in half precision.
+
+    Raises:
+        ValueError: If it does.
+    """
+    with HalfPrecision() as half:
+        yield
+    if half.found is not None:
+        raise ValueError(
+            f"the program computes in half precision, {half.found}, in which log-weights are rounded by more than "
+            f"their Monte Carlo error; leave out casts and torch.autocast in it, and pass precision='bfloat16' for "
+            f"fast products"
+        )
+
+
+class HalfPrecision(TorchFunctionMode):
+    """Note whether a tensor in half precision is made.
+
+    Attributes:
+        found: The first such type.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: torch.dtype | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype in HALF:
+            self.found = self.found or result.dtype
+        return result

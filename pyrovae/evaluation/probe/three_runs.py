@@ -1,0 +1,94 @@
+"""Facts about a program, found by at most three runs on a few data before the first draw of an estimate.
+
+1. Guide and model run with validation for one draw of some data. The run shows the plates, checks model and guide
+   against each other, and data against the support of the likelihood.
+2. They run for two draws of three of these data. One draw is that of the first run, so that its log-weights
+   must be the same: they may depend neither on other draws nor on other data.
+3. They run for eleven draws, and the bytes of all tensors are counted, which sets the size of batches.
+
+If the second run fails or differs, further runs find the cause.
+"""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from pyro import poutine
+from torch import nn
+
+from pyrovae._waist.independence import BatchNormInputs, needs_one_draw_a_run
+from pyrovae._warnings import find_stack_level
+from pyrovae.evaluation.probe.coverage import missed_part
+from pyrovae.evaluation.probe.data_support import check_data_support
+from pyrovae.evaluation.probe.dependence import Dependence, Outcome
+from pyrovae.evaluation.probe.facts import Probe
+from pyrovae.evaluation.probe.first_run import first_run
+from pyrovae.evaluation.probe.memory import memory_use
+from pyrovae.evaluation.probe.precision import check_parameters, full_precision
+from pyrovae.evaluation.probe.trials import Reference, Trials
+
+
+def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
+    """Find the facts about a program, in isolation.
+
+    Args:
+        trials: Runs of the programs.
+        modules: Modules of the programs.
+        memory: Bytes that the tensors of one run may take.
+
+    Raises:
+        ValueError: If the program or its data break one of the rules in the docstring of the module.
+
+    Warns:
+        UserWarning: If the program takes no dimension of draws, so that it runs once for each draw.
+    """
+    check_parameters(modules)
+    with BatchNormInputs() as alone, poutine.trace(param_only=True) as capture, full_precision():
+        one, takes_fewer = first_run(trials, memory)
+    announced: list[Any] = [site["value"] for site in capture.trace.nodes.values() if site["type"] == "param"]
+    dependence = Dependence(trials, alone)
+    takes = dependence.second_run(one) if takes_fewer else dependence.all_data(one)
+    if not takes.any_data and one.size < trials.size:
+        one = trials.reference(trials.size)
+        takes = dependence.all_data(one)
+    if not takes.any_data:
+        dependence.check_other_data(one)
+        _check_plate(one, trials.size)
+    vectorize = _choose_vectorize(trials.options["vectorize"], takes)
+    check_data_support(trials, one, cuttable=takes.any_data)
+    unreached = missed_part(trials, one, cuttable=takes.any_data, vectorize=vectorize)
+    return Probe(
+        plate=one.weights.plate,
+        nesting=one.nesting,
+        cuttable=takes.any_data,
+        vectorize=vectorize,
+        enumerates=one.enumerates,
+        event_dims=one.event_dims,
+        base_measures=one.base_measures,
+        parameters=[value.detach() for value in announced],
+        finite=trials.finite,
+        unreached=unreached,
+        memory=memory_use(trials, one, cuttable=takes.any_data, vectorize=vectorize),
+    )
+
+
+def _check_plate(one: Reference, size: int) -> None:
+    """Check that the plate of a program that takes no fewer data has their number as its size."""
+    plate = one.weights.plate
+    if size not in (plate.size, plate.full_size):
+        raise ValueError(
+            f"the data plate {plate.name!r} has size {plate.size} but x has {size} data; make the plate's size that of "
+            f"the data, or name another plate with plate="
+        )
+
+
+def _choose_vectorize(wanted: bool | None, takes: Outcome) -> bool:
+    """Return whether many draws are made in one run, as the program takes them and the user wants it."""
+    if wanted is False or takes.many_draws:
+        return wanted is not False
+    if wanted:
+        raise ValueError(f"{needs_one_draw_a_run(takes.reason)}. Or pass vectorize=False, which runs it once a draw")
+    warnings.warn(
+        f"{needs_one_draw_a_run(takes.reason)}. It runs once for each draw instead", stacklevel=find_stack_level()
+    )
+    return False

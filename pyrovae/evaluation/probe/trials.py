@@ -1,0 +1,164 @@
+"""Runs of a model and its guide on a few data, and the run with which later ones are compared."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyrovae._waist.plates import plate_names
+from pyrovae._waist.sites import Program, Site, is_enumerated
+from pyrovae._waist.support import support_of
+from pyrovae._waist.weights import Weights, importance_weights
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.probe.facts import BaseMeasure
+from pyrovae.evaluation.program_data import ProgramData
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run with one draw for each datum, with which other runs are compared.
+
+    Attributes:
+        weights: Weights of the run.
+        size: Number of data in the arguments of the run.
+    """
+
+    weights: Weights
+    size: int
+
+    @property
+    def nesting(self) -> int:
+        """Depth of the program's own plates."""
+        return self.weights.nesting
+
+    @property
+    def latents(self) -> list[Site]:
+        """Latent sites of the guide."""
+        return [site for site in self.weights.guide_sites if not site["is_observed"]]
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Values of the guide's latent sites, by name."""
+        return {site["name"]: site["value"] for site in self.latents}
+
+    @property
+    def event_dims(self) -> dict[str, int]:
+        """Number of event dimensions of each latent site of the guide."""
+        return {site["name"]: site["fn"].event_dim for site in self.latents}
+
+    @property
+    def enumerates(self) -> bool:
+        """Whether sites of the guide are enumerated."""
+        return any(map(is_enumerated, self.weights.guide_sites))
+
+    @property
+    def base_measures(self) -> dict[str, BaseMeasure]:
+        """Base measure of each observed site in the data plate."""
+        plate, sites = self.weights.plate.name, self.weights.model_sites
+        observed = [site for site in sites if site["is_observed"] and plate in plate_names(site)]
+        return {site["name"]: _base_measure(site["fn"]) for site in observed}
+
+
+class Trials:
+    """Runs of a model and its guide on some of the data.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        data: The data.
+        device: Device of the computation.
+        options: Options of the evaluation.
+
+    Attributes:
+        finite: Indices of the data without NaN or infinite values; see :meth:`leave_out_failing`.
+    """
+
+    def __init__(
+        self, model: Program, guide: Program, data: ProgramData, device: torch.device, options: Options
+    ) -> None:
+        self.model, self.guide, self.data, self.device, self.options = model, guide, data, device, options
+        self.finite = data.finite()
+        self._read: tuple[int, tuple[Any, ...]] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of all data."""
+        return len(self.data)
+
+    def few(self, count: int, *, cuttable: bool) -> int:
+        """Return a small number of data, or all if the program takes no fewer."""
+        return min(count, self.size) if cuttable else self.size
+
+    def args(self, size: int, start: int = 0) -> tuple[Any, ...]:
+        """Return the arguments for a run on some data, those without NaN first."""
+        stop = start + size
+        if stop < self.size and stop <= len(self.finite) < self.size:
+            return self.data.select(self.finite[start:stop], self.device)
+        if self._read is not None and stop <= self._read[0]:  # a data set may give other values when it is read again
+            return tuple(arg[start:stop] if isinstance(arg, Tensor) else arg for arg in self._read[1])
+        args = self.data.batch(start, stop, self.device)
+        if start == 0:
+            self._read = stop, args
+        return args
+
+    def run(
+        self,
+        size: int,
+        values: dict[str, Tensor] | None = None,
+        *,
+        draws: int = 1,
+        nesting: int | None = None,
+        start: int = 0,
+        validate: bool = False,
+    ) -> Weights:
+        """Run guide and model on some data, for one draw, or for many at once.
+
+        Args:
+            size: Number of data.
+            values: Values of latent sites, and indices of subsampling plates.
+            draws: Number of draws.
+            nesting: Depth of the program's own plates, for a run with a dimension of draws.
+            start: Index of the first datum.
+            validate: Whether Pyro validates the run.
+        """
+        return self._weights(self.args(size, start), values, draws, nesting, validate=validate)
+
+    def reference(self, size: int) -> Reference:
+        """Run with validation for one draw of some data."""
+        return Reference(self.run(size, validate=True), size)
+
+    def score(
+        self, args: tuple[Any, ...], values: dict[str, Tensor] | None = None, *, validate: bool = True
+    ) -> Weights:
+        """Run on given arguments for one draw."""
+        return self._weights(args, values, 1, None, validate=validate)
+
+    def leave_out_failing(self, passing: Tensor) -> None:
+        """Leave data out of later runs with which the program raises an error.
+
+        Args:
+            passing: Indices of the data that were tried without an error; those behind the last one remain.
+        """
+        self.finite = torch.cat([passing, self.finite[self.finite > passing.max()]])
+
+    def _weights(
+        self,
+        args: tuple[Any, ...],
+        values: dict[str, Tensor] | None,
+        draws: int,
+        nesting: int | None,
+        *,
+        validate: bool,
+    ) -> Weights:
+        options: Any = {"kwargs": self.options["kwargs"], "plate": self.options["plate"], "nesting": nesting}
+        with pyro.validation_enabled(validate):
+            return importance_weights(self.model, self.guide, args, draws, values=values, **options)
+
+
+def _base_measure(distribution: Any) -> BaseMeasure:
+    support = support_of(distribution)
+    if support is None:
+        return "unknown"
+    return "counting" if support.is_discrete else "Lebesgue"

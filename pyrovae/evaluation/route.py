@@ -1,0 +1,137 @@
+"""The route from a batch to log-weights: runs of model and guide, for many draws at once or for one draw a run."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+from pyrovae._waist.densities import log_guide, log_joint
+from pyrovae._waist.draws import Draws, run_guide
+from pyrovae._waist.sites import Program, Site
+from pyrovae._waist.weights import Weights, importance_weights
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.probe.facts import Probe
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Draws of a guide, with the draws in the first of the dimensions of the program's plates.
+
+    Attributes:
+        values: Values by latent site, with the indices of subsampling plates.
+        log_q: Log-density of the guide, shape ``(num_draws, n)``, nats.
+        dims: Dimension of the draws by latent site, counted from the right.
+        log_joint: log p(x, z), shape ``(num_draws, n)``, nats, if it is known.
+    """
+
+    values: dict[str, Tensor]
+    log_q: Tensor
+    dims: dict[str, int]
+    log_joint: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Return the values of the draws from ``start`` to ``stop``."""
+        return {
+            name: value.narrow(self.dims[name], start, stop - start) if name in self.dims else value
+            for name, value in self.values.items()
+        }
+
+
+class Route:
+    """Runs of a model and its guide on batches of data.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        probe: Facts about the programs.
+        options: Options of the evaluation.
+    """
+
+    def __init__(self, model: Program, guide: Program, probe: Probe, options: Options) -> None:
+        self.model, self.guide, self.probe = model, guide, probe
+        self.kwargs, self.plate = options["kwargs"], options["plate"]
+        self.nesting = probe.nesting if probe.vectorize else None
+
+    def plate_of(self, batch: Batch) -> CondIndepStackFrame:
+        """Return the data plate with the number of data in a batch as its size."""
+        return self.probe.plate._replace(size=batch.size)
+
+    def run(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor] | None = None) -> Weights:
+        """Run guide and model together, once or once for each draw, and return their weights."""
+        options: Any = {"kwargs": self.kwargs, "nesting": self.nesting, "plate": self.plate}
+        given = {**(values or {}), **batch.subsample}
+        with _explained():
+            return importance_weights(self.model, self.guide, batch.args, num_draws, values=given, **options)
+
+    def draw(self, batch: Batch, num_draws: int) -> Drawn:
+        """Run the guide alone, for many draws."""
+        runs = [self._run_guide(batch, num_draws if self.probe.vectorize else 1)]
+        if not self.probe.vectorize:
+            chosen = runs[0].chosen  # a plate that takes part of the data takes the same in every run
+            runs += [self._run_guide(batch, 1, chosen) for _ in range(num_draws - 1)]
+        values: dict[str, Tensor] = dict(runs[0].chosen)
+        dims = {name: self.probe.draws_dim(name) for name in runs[0].latents}
+        for name, dim in dims.items():
+            parts = [self._full(draws.latents[name], draws.num_draws) for draws in runs]
+            values[name] = parts[0] if self.probe.vectorize else torch.cat(parts, dim)
+        return Drawn(values, torch.cat([self.log_density(batch, draws) for draws in runs]), dims)
+
+    def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
+        """Run the guide at given values of its sites, once or once for each draw."""
+        for count, given in self._given(values, num_draws):
+            yield self._run_guide(batch, count, given)
+
+    def log_density(self, batch: Batch, draws: Draws) -> Tensor:
+        """Return log q(z | x) of a run of the guide, shape ``(num_draws, n)``, nats."""
+        return log_guide(draws, self.plate_of(batch))
+
+    def log_joint(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Tensor:
+        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats."""
+        options: Any = {"plate": self.plate_of(batch), "nesting": self.nesting, "kwargs": self.kwargs}
+        with _explained():
+            parts = [
+                log_joint(self.model, batch.args, {**given, **batch.subsample}, count, **options)
+                for count, given in self._given(values, num_draws)
+            ]
+        return parts[0] if self.probe.vectorize else torch.cat(parts)
+
+    def _given(self, values: Mapping[str, Tensor], num_draws: int) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+        """Yield the values for each run with their number of draws; one draw has no dimension of draws."""
+        if self.probe.vectorize:
+            yield num_draws, values
+            return
+        dims = {name: self.probe.draws_dim(name) for name in values if name in self.probe.event_dims}
+        for index in range(num_draws):
+            yield 1, {**values, **{name: values[name].select(dim, index) for name, dim in dims.items()}}
+
+    def _run_guide(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor] | None = None) -> Draws:
+        options: Any = {"kwargs": self.kwargs, "nesting": self.nesting}
+        with _explained():
+            return run_guide(self.guide, batch.args, num_draws, values={**(values or {}), **batch.subsample}, **options)
+
+    def _full(self, site: Site, num_draws: int) -> Tensor:
+        """Return a value with all dimensions of the program's plates and that of the draws."""
+        value, event = site["value"], site["fn"].event_dim
+        batch, rest = value.shape[: value.ndim - event], value.shape[value.ndim - event :]
+        padded = value.reshape((1,) * (self.probe.nesting + 1 - len(batch)) + batch + rest)
+        return padded.expand(num_draws, *padded.shape[1:])
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Add to the errors of a run with many draws what such a run asks of a program."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RuntimeError) or "shape" in str(error).lower():
+            error.add_note(
+                "The program ran on a few data, but not on this batch with a plate of draws to the left of its own "
+                "plates; let its networks keep leading dimensions (pyrovae.networks.Batched), or pass "
+                "vectorize=False."
+            )
+        raise

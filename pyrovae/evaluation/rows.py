@@ -1,0 +1,98 @@
+"""The rows of a result: columns of the data that are done, and warnings of those that are missing."""
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+
+from pyrovae._warnings import find_stack_level
+
+Dims = dict[str, tuple[str, ...]]  # dimensions by column
+
+
+class Rows:
+    """The columns of the data that are done, in arrays for all data.
+
+    Results are written in place: small arrays kept between large tensors would fragment the heap without bound.
+    """
+
+    def __init__(self, size: int, dims: Dims) -> None:
+        self.size, self.dims, self.done = size, dims, 0
+        self.columns: dict[str, np.ndarray] = {}
+
+    def add(self, found: Mapping[str, np.ndarray], dims: Dims) -> None:
+        """Write the columns of the next data, with their dimensions."""
+        self.dims.update(dims)
+        count = 0
+        for name, values in found.items():
+            axis = self.axis(name)
+            if name not in self.columns:
+                shape = (*values.shape[:axis], self.size, *values.shape[axis + 1 :])
+                self.columns[name] = np.empty(shape, values.dtype)
+            elif not np.can_cast(values.dtype, self.columns[name].dtype, "same_kind"):
+                self.columns[name] = self.columns[name].astype(values.dtype)  # NaN in a column of counts
+            count = values.shape[axis]
+            place = (slice(None),) * axis + (slice(self.done, self.done + count),)
+            self.columns[name][place] = values
+        self.done += count
+
+    def arrays(self, stop: int) -> dict[str, np.ndarray]:
+        """Return the columns of the data before ``stop``."""
+        return {
+            name: values[(slice(None),) * self.axis(name) + (slice(stop),)] for name, values in self.columns.items()
+        }
+
+    def check(self) -> None:
+        """Warn of rows that are NaN or -inf.
+
+        Raises:
+            FloatingPointError: If every row is NaN.
+        """
+        values = self.columns.get("log_likelihood")
+        if values is None:
+            self._warn_of_missing()
+            return
+        values = values[: self.done].reshape(self.done, -1)
+        missing = np.flatnonzero(np.isnan(values).all(1))
+        if len(missing) == self.done:
+            raise FloatingPointError(
+                f"log-weights of all {self.done} data are NaN or infinite; the model has diverged, or its data are too "
+                f"large: look at its parameters and at the scales that its networks give"
+            )
+        if len(missing):
+            warnings.warn(
+                f"log-weights of data {_listed(missing)} are NaN or infinite, {len(missing)} of {self.done}; their "
+                f"rows are NaN. Look at these data",
+                stacklevel=find_stack_level(),
+            )
+        zero = np.flatnonzero(np.isneginf(values).all(1))
+        if len(zero):
+            warnings.warn(
+                f"all draws of data {_listed(zero)} have weight zero, {len(zero)} of {self.done}, so log p(x) is -inf "
+                f"there. Make more draws, or a guide that reaches the posterior of these data",
+                stacklevel=find_stack_level(),
+            )
+
+    def _warn_of_missing(self) -> None:
+        names, missing = [], np.zeros(self.done, dtype=bool)
+        for name, values in self.columns.items():
+            rows = np.moveaxis(values, self.axis(name), 0)[: self.done].reshape(self.done, -1)
+            if name.endswith("mcse"):  # a single draw has no error
+                continue
+            if np.issubdtype(rows.dtype, np.floating) and np.isnan(rows).any():
+                names.append(name)
+                missing |= np.isnan(rows).any(1)
+        if names:
+            shown = _listed(np.flatnonzero(missing))
+            warnings.warn(
+                f"{', '.join(names)} of data {shown} are NaN; look at these data", stacklevel=find_stack_level()
+            )
+
+    def axis(self, name: str) -> int:
+        """Return which axis of a column the data are."""
+        return self.dims.setdefault(name, ("datum",)).index("datum")
+
+
+def _listed(indices: np.ndarray) -> str:
+    shown = ", ".join(map(str, indices[:10]))
+    return f"[{shown}{', ...' if len(indices) > 10 else ''}]"
