@@ -28,13 +28,14 @@ from experiments._figures import figure_of
 
 mlp = partial(pv.networks.mlp, activation=nn.Softplus)
 Model = TypeVar("Model")
+DataSet = Literal["mnist5k", "digits", "mnist", "fashion_mnist", "static_mnist", "caltech101_silhouettes"]
 
 
 @dataclass
 class Options:
     """Options of every experiment."""
 
-    data: Literal["mnist5k", "digits", "mnist", "fashion_mnist", "static_mnist", "caltech101_silhouettes"] = "mnist5k"
+    data: DataSet = "mnist5k"
     """Data set; the first two need no download."""
     binarization: Literal["none", "static", "dynamic"] = "dynamic"
     """How grey digits become binary (none: not at all); some sets are binary already."""

@@ -111,10 +111,13 @@ def refine_by_chains(
     halves = split(visited.seen_from(density))
     parts = [part for normal in (density, *halves) for part in (normal.log_det, normal.mean.sum(-1))]
     finite = torch.stack(parts).isfinite().all(0)
-    halves = tuple(half.where(finite, found.density) for half in halves)
     evaluations = found.evaluations + 2 * _GRADIENT_COST * gradients_of_chains(posterior.dim) + count + PILOT
     rest = found.share, evaluations, found.failed
-    trial = Refinement(density.where(finite, found.density), Split(halves, finite), *rest)
+    trial = Refinement(
+        density.where(finite, found.density),
+        Split(tuple(half.where(finite, found.density) for half in halves), finite),
+        *rest,
+    )
     share = _effective_share(trial.mixture(posterior, members, score_guide=score_guide).draw(PILOT))
     better = finite & (share > found.share / 2)  # heavy tails flatter a pilot, most of all that of the old density
     return replace(trial, share=share).where(better, replace(found, evaluations=evaluations))
