@@ -46,8 +46,8 @@ TOYS = {
     },
     "published_protocol": {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 15,
-        "components": 5, "context": 3, "draws": (1, 50, 100), "num_reference": 3, "num_chains": 4, "num_temperatures": 4,
-        "compile": False,
+        "components": 5, "context": 3, "draws": (1, 50, 100), "num_reference": 3, "num_chains": 4,
+        "num_temperatures": 4, "compile": False,
     },
     "latent_space": {
         "data": "digits", "hidden": (16,), "latent": 3, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 40,
