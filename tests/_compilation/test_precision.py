@@ -16,7 +16,7 @@ from pyrovae._compilation.graphs import Graph
 from pyrovae._compilation.precision import products
 from pyrovae.training.losses import Bound
 from tests.conftest import small_vae
-from tests.training.gradients.test_compiled_fit import assert_same_run, fitted
+from tests.training.runs import assert_same_run, fitted
 
 mlp, normal = pv.networks.mlp, pv.posteriors.DiagonalNormal
 

@@ -9,18 +9,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import torch._inductor as inductor
 import zuko
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor, nn
-from torch._inductor.utils import fresh_cache
 from torch.utils.checkpoint import checkpoint
 
 import pyrovae as pv
 from pyrovae._compilation import graphs
 from tests.conftest import small_vae
 from tests.examples import Discrete
-from tests.training.gradients.test_compiled_fit import assert_same_run, fitted
+from tests.training.runs import assert_same_run, fitted
 
 
 class Function(nn.Module):
@@ -140,7 +138,10 @@ def test_a_loop_unrolled_is_not_compiled(gradient: Any, x: Tensor, monkeypatch: 
 
 
 def test_without_a_compiler_training_goes_on(x: Tensor) -> None:
-    with fresh_cache(), inductor.config.patch({"cpp.cxx": ("nowhere",)}):
+    from torch._inductor import config  # takes seconds to import
+    from torch._inductor.utils import fresh_cache
+
+    with fresh_cache(), config.patch({"cpp.cxx": ("nowhere",)}):
         assert_falls_back(small_vae, None, r"No working C\+\+ compiler .*\('nowhere',\)", x)
 
 

@@ -16,7 +16,7 @@ from pyrovae.autoencoders import (
     DenoisingAutoencoder,
 )
 from tests.autoencoding import KINDS, bits, decoder, encoder
-from tests.training.gradients.test_compiled_fit import assert_same_run, fitted
+from tests.training.runs import assert_same_run, fitted
 
 fit = partial(pv.fit, progress=False)
 

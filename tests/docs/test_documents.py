@@ -41,11 +41,24 @@ def test_code_is_found() -> None:
     }
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]], ids=lambda page: page.name)
-def test_code_blocks_run_in_order(page: Path) -> None:
+def run_blocks(page: Path) -> None:
     scope: dict[str, object] = {}
     for block in BLOCKS[page]:
         exec(compile(block, str(page), "exec"), scope)
+
+
+@pytest.mark.usefixtures("mnist5k_parsed_once", "interpreted")
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]], ids=lambda page: page.name)
+def test_code_blocks_run_in_order(page: Path) -> None:
+    run_blocks(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "compile=True" in "".join(BLOCKS[page])], ids=lambda page: page.name
+)
+def test_code_blocks_run_compiled(page: Path) -> None:
+    run_blocks(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

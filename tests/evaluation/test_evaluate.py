@@ -59,7 +59,7 @@ def test_standard_errors_cover(estimate: str) -> None:
         value, error, exact = result.elbo, result.elbo_mcse, oracle.elbo(x)[0].item()
     elif estimate == "iwae_5":
         value, error = result.iwae.sel(k=5), result.iwae_mcse.sel(k=5)
-        exact = evaluate(oracle.vae.model, oracle.vae.guide, x, 4000, seed=1, k=[5]).iwae.mean().item()
+        exact = evaluate(oracle.vae.model, oracle.vae.guide, x[:400], 4000, seed=1, k=[5]).iwae.mean().item()
     else:
         value, error, exact = result.log_likelihood, result.mcse, oracle.log_likelihood(x)[0].item()
     covered = float((abs(value - exact) < 1.96 * error).mean())

@@ -23,9 +23,9 @@ from experiments import elbo_vs_iwae
 from pyrovae import archives, parallel
 from pyrovae.evaluation import evaluate, log_weights
 from tests.conftest import small_vae
+from tests.faulty import newest
 from tests.processes import in_each
-from tests.training.gradients.test_distributed import Outcome, layers, vae_with
-from tests.training.test_faults import newest
+from tests.training.gradients.examples import Outcome, layers, vae_with
 
 
 def refused(make: Callable[[], nn.Module], x: Tensor, **options: Any) -> str:

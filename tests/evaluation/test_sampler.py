@@ -60,8 +60,15 @@ def test_draws_do_not_depend_on_the_chunks_of_the_model() -> None:
     torch.testing.assert_close(*chunks, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("prior", [pv.priors.StandardNormal(3), pv.priors.VampPrior(5, data=binary(9))])
-@pytest.mark.parametrize("num_samples", [997, 1000])
+@pytest.mark.parametrize(
+    ("num_samples", "prior"),
+    [
+        (1000, pv.priors.StandardNormal(3)),
+        (997, pv.priors.VampPrior(5, data=binary(9))),
+        pytest.param(997, pv.priors.StandardNormal(3), marks=pytest.mark.slow),
+        pytest.param(1000, pv.priors.VampPrior(5, data=binary(9)), marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_weights_are_the_eager_ones(num_samples: int, prior: nn.Module) -> None:
     vae, x = counting_vae(), binary(37)
     vae = pv.VAE(prior, vae.likelihood, vae.posterior)
@@ -91,6 +98,7 @@ def test_products_of_parameters_alone_are_made_once() -> None:
     torch.testing.assert_close(value, (w @ (w @ w).exp()).tanh() @ z + w @ z)
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_components_of_a_vampprior_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, left = counting_vae(), []
     vae = pv.VAE(pv.priors.VampPrior(5, data=binary(9)), vae.likelihood, vae.posterior)

@@ -12,7 +12,7 @@ from torch import Tensor
 import pyrovae as pv
 from experiments._arithmetic import Digits, Space, attribute_direction, exchange_class, move_attribute, slopes
 from experiments._strokes import measure
-from tests.experiments.test_strokes import stroke
+from tests.experiments.strokes import stroke
 
 
 def decode(z: Tensor) -> Any:

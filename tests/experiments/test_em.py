@@ -119,7 +119,7 @@ def test_variational_inference_finds_a_conjugate_posterior() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 2, generator=generator, dtype=torch.float64)
     point = Parameters(torch.ones(1).double(), x.mean(0)[None], x.T.cov()[None])
-    options = bayesian.Options(components=1, steps=200, learning_rate=0.05, num_draws=1000)
+    options = bayesian.Options(components=1, steps=400, learning_rate=0.02, num_draws=1000)
     theta = bayesian.variational(x, point, options)
     torch.testing.assert_close(theta.means.mean((0, 1)), x.mean(0), atol=0.02, rtol=0)
     torch.testing.assert_close(theta.means.std((0, 1)), x.std(0) / 200**0.5, atol=0, rtol=0.15)

@@ -1,23 +1,11 @@
 """Thickness and slant, measured on strokes that were drawn with known ones."""
 
-import math
-
 import pytest
 import torch
-from torch import Tensor
 
 from experiments._arithmetic import interpolate
 from experiments._strokes import slant, thickness
-
-
-def stroke(width: float, degrees: float, size: int = 28, length: float = 24.0) -> Tensor:
-    """A straight stroke of a width across it, leaning to the right, drawn by the share of each pixel that it covers."""
-    fine = (torch.arange(size * 16, dtype=torch.float64) + 0.5) / 16 - size / 2
-    y, x = fine[:, None], fine
-    angle = math.radians(degrees)
-    across = (x + y * math.tan(angle)) * math.cos(angle)
-    covered = ((across.abs() <= width / 2) & (y.abs() <= length / 2)).double()
-    return covered.reshape(size, 16, size, 16).mean((1, 3))
+from tests.experiments.strokes import stroke
 
 
 @pytest.mark.parametrize("degrees", [-35.0, -10.0, 0.0, 20.0, 40.0])

@@ -14,24 +14,10 @@ from pyro.optim import Adam
 from torch import Tensor, nn
 
 import pyrovae as pv
+from tests.models.examples import CLASSES, conditional_vae, labels, m2
 from tests.oracle import Oracle
 
 Joint, mlp = pv.networks.Joint, pv.networks.mlp
-CLASSES = 3
-
-
-def labels(n: int, known: int | None = None) -> Tensor:
-    y = torch.eye(CLASSES)[torch.arange(n) % CLASSES]
-    y[n if known is None else known :] = 0
-    return y
-
-
-def conditional_vae() -> pv.VAE:
-    return pv.VAE(
-        pv.priors.StandardNormal(2),
-        pv.likelihoods.Bernoulli(Joint(mlp(2 + CLASSES, 8, 6), event_dims=(1, 1))),
-        pv.posteriors.DiagonalNormal(Joint(mlp(6 + CLASSES, 8, 4), event_dims=(1, 1))),
-    )
 
 
 def test_a_given_label_reaches_likelihood_and_posterior(x: Tensor) -> None:
@@ -50,17 +36,6 @@ def test_another_number_of_inputs_names_the_component(x: Tensor) -> None:
     vae.likelihood = pv.likelihoods.Bernoulli(mlp(2, 6))
     with pytest.raises(TypeError, match=r"likelihood does not take the 2 inputs .*, of shapes .*networks.Joint"):
         pv.fit(vae, (x, labels(12)), epochs=1)
-
-
-def m2(**options: float) -> pv.SemiSupervisedVAE:
-    return pv.SemiSupervisedVAE(
-        pv.priors.StandardNormal(2),
-        dist.OneHotCategorical(torch.tensor([0.5, 0.3, 0.2])),
-        pv.likelihoods.Bernoulli(Joint(mlp(2 + CLASSES, 8, 6), event_dims=(1, 1))),
-        pv.posteriors.DiagonalNormal(Joint(mlp(6 + CLASSES, 8, 4), event_dims=(1, 1))),
-        pv.posteriors.OneHotCategorical(mlp(6, CLASSES)),
-        **options,
-    )
 
 
 def certain(vae: pv.SemiSupervisedVAE) -> pv.SemiSupervisedVAE:

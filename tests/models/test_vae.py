@@ -195,7 +195,7 @@ def test_nuts_finds_the_posterior() -> None:
     x = oracle.data(2)
     torch.set_default_dtype(torch.float64)
     try:
-        mcmc = MCMC(NUTS(oracle.vae.model, jit_compile=False), num_samples=400, warmup_steps=200, disable_progbar=True)
+        mcmc = MCMC(NUTS(oracle.vae.model, jit_compile=False), num_samples=200, warmup_steps=100, disable_progbar=True)
         mcmc.run(x)
     finally:
         torch.set_default_dtype(torch.float32)

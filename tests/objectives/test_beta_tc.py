@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrovae.objectives import BetaTC
 from pyrovae.objectives.beta_tc import BatchWeights, log_batch_weights
 from tests.conftest import small_vae
-from tests.objectives.test_latents import Correlated, OneDraw
+from tests.objectives.correlated import Correlated, OneDraw
 
 
 def by_the_authors(n: int, size: int) -> Tensor:

@@ -15,29 +15,21 @@ from torch import Tensor, nn
 import pyrovae as pv
 from pyrovae._waist.scales import LatentScale
 from pyrovae.objectives import IWAE, PIWAE
+from tests.objectives.by_hand import (
+    deep_draws,
+    deep_logs,
+    deep_vae,
+    flat_draws,
+    flat_logs,
+    flat_vae,
+    gradients,
+    mlp,
+    normal,
+    vamp_vae,
+)
 from tests.oracle import Oracle
 
-normal, mlp = pv.posteriors.DiagonalNormal, pv.networks.mlp
 GRADIENTS = ["sticking_the_landing", "doubly_reparameterized"]
-Logs = tuple[Tensor, Tensor, Tensor, list[Tensor]]
-
-
-def flat_vae() -> pv.VAE:
-    return pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Normal(mlp(2, 5, 3)), normal(mlp(3, 5, 2 * 2))).double()
-
-
-def deep_vae() -> pv.HierarchicalVAE:
-    return pv.HierarchicalVAE(
-        priors=(normal(mlp(2, 4, 2 * 3)), pv.priors.StandardNormal(2)),
-        likelihood=pv.likelihoods.Normal(mlp(3, 4, 3)),
-        posteriors=(normal(mlp(3, 4, 2 * 3)), normal(mlp(3, 4, 2 * 2))),
-    ).double()
-
-
-def vamp_vae() -> pv.VAE:
-    vae = flat_vae()
-    vae.prior = pv.priors.VampPrior(data=2 * torch.randn(3, 3), components=3).double()
-    return vae
 
 
 def mvn_vae() -> pv.VAE:
@@ -50,46 +42,6 @@ def flow_vae() -> pv.VAE:
     vae = flat_vae()
     vae.posterior = pv.posteriors.InverseAutoregressiveFlow(mlp(3, 2 * 2), 2, depth=1, hidden=(4,)).double()
     return vae
-
-
-def of(component: Any, context: Tensor) -> torch.distributions.Normal:
-    loc, log_scale = component.network(context).chunk(2, -1)
-    return torch.distributions.Normal(loc, log_scale.exp())
-
-
-def of_x(likelihood: Any, z: Tensor) -> torch.distributions.Normal:
-    return torch.distributions.Normal(likelihood.network(z), likelihood.log_scale.exp())
-
-
-def draw(q: torch.distributions.Normal, k: int, in_one_run: bool) -> Tensor:
-    return q.rsample((k,)) if in_one_run else torch.stack([q.rsample() for _ in range(k)])
-
-
-def flat_draws(vae: Any, x: Tensor, k: int, in_one_run: bool) -> list[Tensor]:
-    return [draw(of(vae.posterior, x), k, in_one_run)]
-
-
-def flat_logs(vae: Any, x: Tensor, draws: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    (z,) = draws
-    prior = torch.distributions.Normal(torch.zeros(2).double(), 1.0)
-    return (
-        of_x(vae.likelihood, z).log_prob(x).sum(-1),
-        prior.log_prob(z).sum(-1),
-        of(vae.posterior, x).log_prob(z).sum(-1),
-    )
-
-
-def deep_draws(vae: Any, x: Tensor, k: int, in_one_run: bool) -> list[Tensor]:
-    z1 = draw(of(vae.posteriors[0], x), k, True)
-    return [z1, of(vae.posteriors[1], z1).rsample()]
-
-
-def deep_logs(vae: Any, x: Tensor, draws: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    z1, z2 = draws
-    top = torch.distributions.Normal(torch.zeros(2).double(), 1.0)
-    prior = of(vae.priors[0], z2).log_prob(z1).sum(-1) + top.log_prob(z2).sum(-1)
-    guide = of(vae.posteriors[0], x).log_prob(z1).sum(-1) + of(vae.posteriors[1], z1).log_prob(z2).sum(-1)
-    return of_x(vae.likelihood, z1).log_prob(x).sum(-1), prior, guide
 
 
 def by_hand(
@@ -107,12 +59,6 @@ def by_hand(
     likelihood, prior, _ = logs(vae, x, [part.detach() for part in z])
     (w * (likelihood + t * prior)).sum().neg().backward()
     return gradients(vae)
-
-
-def gradients(module: nn.Module) -> dict[str, Tensor]:
-    found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-    module.zero_grad()
-    return found
 
 
 @pytest.mark.parametrize("t", [1.0, 0.3])

@@ -15,7 +15,8 @@ import pyrovae as pv
 from pyrovae._waist.scales import LatentScale
 from pyrovae.objectives import IWAE, MMD, BetaTC, FreeBits
 from pyrovae.objectives.mmd import mmd_squared
-from tests.objectives.test_gradient_parts import flat_vae, vamp_vae
+from tests.objectives.by_hand import flat_vae, vamp_vae
+from tests.objectives.correlated import Correlated, OneDraw
 from tests.oracle import Oracle
 
 
@@ -157,22 +158,6 @@ def test_free_bits_of_masked_data_count_for_nothing() -> None:
     assert loss == pytest.approx((kl - p)[:4].sum().item())
 
 
-class Correlated:
-    """A posterior whose aggregate, for x from N(0, I), is a normal of which the covariance is known."""
-
-    gain = torch.tensor([[0.9, 0.4], [0.3, 1.1]], dtype=torch.float64)
-    scale = torch.tensor([0.6, 0.8], dtype=torch.float64)
-
-    def model(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x @ self.gain.T, self.scale).to_event(1))
-
-
 def test_the_parts_of_the_divergence_have_their_closed_forms() -> None:
     toy, x = Correlated(), torch.randn(3000, 2).double()
     terms = BetaTC(data_size=3000).terms(toy.model, toy.guide, x)
@@ -206,20 +191,6 @@ def test_minibatches_estimate_the_aggregate_without_bias() -> None:
     of_all = torch.distributions.Normal(x @ toy.gain.T, toy.scale).log_prob(z).sum(-1).exp().mean()
     torch.testing.assert_close(torch.stack(densities).mean(), of_all)
     assert torch.stack(densities).std() > 0.01 * of_all
-
-
-class OneDraw(dist.Independent):
-    """A diagonal normal that always draws the same."""
-
-    def __init__(self, loc: Tensor, scale: Tensor, draw: Tensor) -> None:
-        super().__init__(dist.Normal(loc, scale), 1)
-        self.draw = draw
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "OneDraw":
-        return self
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.draw.expand(*self.batch_shape, 2)
 
 
 @pytest.mark.parametrize("t", [1.0, 0.3])

@@ -13,15 +13,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.objectives import ReweightedWakeSleep
-from tests.objectives.test_gradient_parts import (
-    deep_draws,
-    deep_logs,
-    deep_vae,
-    flat_draws,
-    flat_logs,
-    flat_vae,
-    gradients,
-)
+from tests.objectives.by_hand import deep_draws, deep_logs, deep_vae, flat_draws, flat_logs, flat_vae, gradients
 
 
 @pytest.mark.parametrize("vectorize", [True, False])

@@ -51,8 +51,7 @@ def test_heavy_tails_are_better_proposals_than_a_posterior_that_is_too_narrow() 
         assert error.mean().abs() < 0.05
 
 
-@pytest.mark.parametrize("rank", [None, 1])
-def test_correlated_posteriors_learn_a_correlated_truth(rank: int | None) -> None:
+def test_correlated_posteriors_learn_a_correlated_truth() -> None:
     oracle = Oracle()
     mix = torch.tensor([[1.0, 0.0], [0.9, 0.4]]).double()  # rotates the latents, so that p(z | x) is correlated
     rotated = copy.deepcopy(oracle.vae)
@@ -66,14 +65,17 @@ def test_correlated_posteriors_learn_a_correlated_truth(rank: int | None) -> Non
     gaps = {}
     for name, posterior in {
         "mean field": pv.posteriors.DiagonalNormal(pv.networks.mlp(5, 4)),
-        "correlated": pv.posteriors.MultivariateNormal(pv.networks.mlp(5, 5 if rank is None else 6), rank),
+        "correlated": pv.posteriors.MultivariateNormal(pv.networks.mlp(5, 5)),
+        "low rank": pv.posteriors.MultivariateNormal(pv.networks.mlp(5, 6), 1),
     }.items():
         rotated.posterior = posterior.double()
+        for parameter in posterior.parameters():
+            torch.nn.init.zeros_(parameter)  # some random weights give scales from which the training does not recover
         anneal = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=200)
         pv.fit(rotated, x, epochs=200, learning_rate=0.02, scheduler=anneal, seed=0)
         result = pv.evaluation.evaluate(rotated.model, rotated.guide, x, 200, seed=0)
         gaps[name] = float(log_p) - float(result.elbo.mean())
-    assert gaps["correlated"] < 0.03 < 0.1 < gaps["mean field"]
+    assert max(gaps["correlated"], gaps["low rank"]) < 0.03 < 0.1 < gaps["mean field"]
 
 
 @pytest.mark.parametrize(

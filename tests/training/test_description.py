@@ -13,8 +13,8 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae.components import describe
+from tests.components import LIKELIHOODS, POSTERIORS, PRIORS
 from tests.conftest import small_vae
-from tests.test_components import LIKELIHOODS, POSTERIORS, PRIORS
 
 mlp, likelihoods, posteriors, priors = pv.networks.mlp, pv.likelihoods, pv.posteriors, pv.priors
 Pair = tuple[Callable[[], nn.Module], Callable[[], nn.Module]]

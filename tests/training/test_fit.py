@@ -1,8 +1,6 @@
 """fit: every ELBO, any module, the same run twice, and errors before the first step."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -23,6 +21,7 @@ import pyrovae as pv
 from pyrovae._waist.scales import LatentScale
 from tests.conftest import small_vae
 from tests.oracle import Oracle
+from tests.training.programs import Broken, Global, Regression, Script
 
 fit = partial(pv.fit, progress=False)
 
@@ -163,43 +162,6 @@ def test_optimizers_of_torch(vae: pv.VAE, x: Tensor) -> None:
     assert not torch.equal(before, vae.likelihood.network[0].weight)
 
 
-class Script(nn.Module):
-    """A module that never heard of pyrovae, with pyro.module and pyro.param."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(6, 4)
-
-    def model(self, x: Tensor) -> None:
-        weight = pyro.param("weight", torch.ones(2, 6))
-        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ weight, scale).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.module("encoder", self.encoder)
-        with pyro.plate("data", len(x)):
-            loc, log_scale = self.encoder(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-
-class Global(nn.Module):
-    """A program with a latent outside the data plate: no evaluation per datum, but training is fine."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(torch.zeros(()))
-
-    def model(self, x: Tensor) -> None:
-        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(loc, 1.0).expand([6]).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.sample("loc", dist.Normal(self.loc, 0.1))
-
-
 def test_plain_pyro_scripts_train(x: Tensor) -> None:
     script = Script()
     fit(script, x, x, epochs=30, learning_rate=0.05)
@@ -256,17 +218,6 @@ def test_enumerated_labels_train(enumerate_in: str) -> None:
     torch.testing.assert_close(mixture.locs.sort().values, torch.tensor([-3.0, 3.0]), atol=0.5, rtol=0)
 
 
-class Regression(nn.Module):
-    """A module with a loss of its own, of several tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slope = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        return (y - self.slope * x).square().mean()
-
-
 def test_a_module_trains_by_a_loss_of_its_own() -> None:
     x = torch.randn(21, dtype=torch.float64)
     data, regression = (x, 3 * x), Regression()
@@ -283,79 +234,3 @@ def test_a_module_with_a_bound_and_a_loss_trains_by_the_bound(vae: pv.VAE, x: Te
             raise AssertionError
 
     assert fit(Both(vae.model, vae.guide), x, epochs=1).objective == "Trace_ELBO"
-
-
-class Broken(nn.Module):
-    def __init__(self, model: Callable[[Tensor], None], guide: Callable[[Tensor], None]) -> None:
-        super().__init__()
-        self.model, self.guide = model, guide
-        self.parameter = nn.Parameter(torch.zeros(()))
-
-
-def empty(x: Tensor) -> None: ...
-
-
-class BrokenLoss(nn.Module):
-    def __init__(self, loss: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.loss, self.parameter = loss, nn.Parameter(torch.zeros(()))
-
-
-def no_plate(x: Tensor) -> None:
-    pyro.sample("x", dist.Normal(0.0, 1.0).expand(x.shape).to_event(2), obs=x)
-
-
-def only_model(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-
-X = torch.zeros(12, 6)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"train": X[:0]}, ValueError, r"train is empty, shape \(0, 6\)"),
-        ({"train": X.long()}, TypeError, "train must be floating-point"),
-        ({"train": [X.numpy()]}, TypeError, r"train must be a tensor.*a list of \['ndarray'\]"),
-        ({"train": X / 0}, ValueError, "12 of 12 data in train hold NaN or infinite"),
-        ({"valid": X / 0}, ValueError, "data in valid hold NaN or infinite"),
-        ({"train": X + 0.5}, ValueError, "site 'x': values from 0.5 to 0.5.*binariz"),
-        ({"train": torch.cat([X, X[:1] + 0.5]), "batch_size": 4}, ValueError, "binariz"),
-        ({"valid": X + 0.5}, ValueError, "binariz"),
-        ({"train": torch.zeros(12, 2, 3)}, ValueError, r"posterior cannot take a tensor of shape \(12, 2, 3\)"),
-        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
-        ({"patience": 0, "valid": X}, ValueError, "patience must be at least 1, got 0"),
-        ({"patience": 3}, ValueError, "patience watches validation data"),
-        ({"kl_warmup": -1}, ValueError, "kl_warmup is a number of epochs.*got -1"),
-        ({"clip_norm": 0.0}, ValueError, "clip_norm is the largest norm of a gradient, above 0, got 0.0"),
-        ({"on_nonfinite": "ignore"}, ValueError, r"on_nonfinite is one of \('raise', 'skip'\), got 'ignore'"),
-        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be at least 1, got 0"),
-        ({"device": "cuda:99"}, ValueError, "device 'cuda:99' is not there.*device='cpu'"),
-        ({"device": "tpu"}, ValueError, "device 'tpu' is not there"),
-        ({"module": nn.Linear(2, 2)}, TypeError, "Linear has none of them"),
-        ({"module": nn.ModuleDict({"model": nn.Linear(2, 2)})}, TypeError, "ModuleDict has only model"),
-        ({"module": BrokenLoss(lambda x: x.sum(1))}, TypeError, r"loss of BrokenLoss must be .* got shape \(12,\)"),
-        ({"module": BrokenLoss(lambda x: 0.0)}, TypeError, r"shape \(\), a mean over the data, got float"),
-        ({"module": BrokenLoss(torch.mean)}, ValueError, "no parameter of BrokenLoss gets a gradient from BrokenLoss"),
-        ({"module": BrokenLoss(torch.mean), "objective": Trace_ELBO()}, ValueError, "leave out objective= and kl_war"),
-        ({"module": BrokenLoss(torch.mean), "kl_warmup": 2}, ValueError, "BrokenLoss has a loss of its own"),
-        ({"module": small_vae().requires_grad_(False)}, ValueError, "VAE has no parameter to train"),
-        ({"objective": pv.objectives.IWAE}, TypeError, "a Pyro ELBO such as Trace_ELBO"),
-        ({"module": Broken(empty, empty)}, ValueError, "observes nothing"),
-        ({"module": Broken(no_plate, empty)}, ValueError, "no data plate"),
-        ({"module": Broken(only_model, empty)}, ValueError, "'z' is in the model but not in the guide"),
-        ({"module": Broken(only_model, only_model)}, ValueError, "no parameter .* gradient"),
-    ],
-)
-def test_bad_input_is_an_error_before_any_training(
-    vae: pv.VAE, arguments: dict[str, object], error: type[Exception], message: str
-) -> None:
-    before = [parameter.detach().clone() for parameter in vae.parameters()]
-    with pytest.raises(error, match=message):
-        fit(**{"module": vae, "train": X, **arguments})
-    assert all(torch.equal(old, new) for old, new in zip(before, vae.parameters(), strict=True))
-    assert pyro.infer.util.is_validation_enabled()

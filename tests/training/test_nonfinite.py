@@ -60,9 +60,13 @@ def poisoned_data() -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_a_loss_that_is_not_finite_stops_the_run_before_that_step(compiled: bool, tmp_path: Path) -> None:
-    options = {"batch_size": BATCH, "epochs": 3, "seed": SEED, "compile": compiled}
+@pytest.mark.parametrize("way", ["eager", "graph", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_loss_that_is_not_finite_stops_the_run_before_that_step(
+    way: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if way == "graph":
+        request.getfixturevalue("interpreted")
+    options = {"batch_size": BATCH, "epochs": 3, "seed": SEED, "compile": way != "eager"}
     vae = normal_vae()
     with pytest.raises(pv.DivergenceError) as error:
         fit(vae, poisoned_data(), transform=Poisoned(), checkpoint=tmp_path, **options)

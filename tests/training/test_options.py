@@ -13,8 +13,7 @@ from torch.optim import lr_scheduler
 
 import pyrovae as pv
 from tests.conftest import small_vae
-from tests.training.test_fit import Regression
-from tests.training.test_programs import Declared
+from tests.training.programs import Declared, Regression
 
 fit = partial(pv.fit, progress=False)
 

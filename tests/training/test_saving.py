@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae import archives
+from tests.components import LIKELIHOODS, POSTERIORS, PRIORS
 from tests.conftest import small_vae
 from tests.examples import Discrete
 from tests.faulty import regularized_vae
-from tests.test_components import LIKELIHOODS, POSTERIORS, PRIORS
-from tests.training.test_checkpoints import flip, malicious
-from tests.training.test_fit import Script
+from tests.training.damaged import flip, malicious
+from tests.training.programs import Script
 
 COMPONENTS = {**PRIORS, **LIKELIHOODS, **POSTERIORS}
 

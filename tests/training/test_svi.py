@@ -1,7 +1,7 @@
 """SVI: the steps of ``pyro.infer.SVI``, compiled on request, and a state to go on from."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,137 +10,12 @@ import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
-from pyro.infer import ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from pyro.infer import ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 
 import pyrovae as pv
-from tests.conftest import small_vae
 from tests.examples import Stored
-
-Program = Callable[..., Any]
-Pair = tuple[Program, Program]
-
-
-class Encoder(nn.Module):
-    """A guide that is a module and announces itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.Linear(8, 4))
-
-    def forward(self, x: Tensor, annealing: Any = 1.0) -> None:
-        pyro.module("encoder", self)
-        loc, log_scale = self.network(x).chunk(2, -1)
-        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=annealing):
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-
-def decoder(x: Tensor, annealing: Any = 1.0) -> None:
-    weight = pyro.param("weight", lambda: torch.randn(2, 6))
-    scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
-    with pyro.plate("data", len(x)):
-        with pyro.poutine.scale(scale=annealing):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z @ weight, scale).to_event(1), obs=x)
-
-
-class Labelled:
-    """A semi-supervised program, in which a label that is given leaves a network without a gradient."""
-
-    def __init__(self) -> None:
-        self.networks = nn.ModuleDict({"label": nn.Linear(6, 2), "decoder": nn.Linear(2, 6)})
-
-    def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        pyro.module("networks", self.networks)
-        with pyro.plate("data", len(x)):
-            label = pyro.sample("y", dist.Bernoulli(torch.full((2,), 0.5)).to_event(1), obs=y)
-            pyro.sample("x", dist.Normal(self.networks["decoder"](label), 1.0).to_event(1), obs=x)
-
-    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        pyro.module("networks", self.networks)
-        if y is None:
-            with pyro.plate("data", len(x)):
-                pyro.sample("y", dist.Bernoulli(logits=self.networks["label"](x)).to_event(1))
-
-
-def regression(x: Tensor) -> None:
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(6), 1.0).to_event(1))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
-
-
-def stored() -> Pair:
-    module = Stored()
-    return module.model, module.guide
-
-
-def vae() -> Pair:
-    made = small_vae()
-    return made.model, made.guide
-
-
-def labelled() -> Pair:
-    made = Labelled()
-    return made.model, made.guide
-
-
-ADAM = partial(pyro.optim.Adam, {"lr": 0.02})
-CASES: dict[str, tuple[Callable[[], Pair], Callable[[], Any], Callable[[], Any]]] = {
-    "a function and a module": (lambda: (decoder, Encoder()), ADAM, Trace_ELBO),
-    "particles": (lambda: (decoder, Encoder()), ADAM, lambda: Trace_ELBO(num_particles=2, vectorize_particles=True)),
-    "methods": (stored, ADAM, TraceMeanField_ELBO),
-    "a VAE": (vae, ADAM, Trace_ELBO),
-    "IWAE": (vae, ADAM, lambda: pv.objectives.IWAE(3)),
-    "an autoguide": (lambda: (regression, AutoNormal(regression)), ADAM, Trace_ELBO),
-    "a packed autoguide": (lambda: (regression, AutoDiagonalNormal(regression)), ADAM, Trace_ELBO),
-    "a point": (lambda: (regression, AutoDelta(regression)), ADAM, Trace_ELBO),
-    "scores": (labelled, ADAM, TraceGraph_ELBO),
-    "a function as loss": (lambda: (decoder, Encoder()), ADAM, lambda: Trace_ELBO().differentiable_loss),
-    "clipped": (
-        lambda: (decoder, Encoder()),
-        lambda: pyro.optim.ClippedAdam({"lr": 0.02, "clip_norm": 1.0}),
-        Trace_ELBO,
-    ),
-    "clip arguments": (
-        lambda: (decoder, Encoder()),
-        lambda: pyro.optim.Adam({"lr": 0.02}, {"clip_norm": 0.1}),
-        Trace_ELBO,
-    ),
-    "options for each parameter": (
-        lambda: (decoder, Encoder()),
-        lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if name == "scale" else 0.01}),
-        Trace_ELBO,
-    ),
-    "a schedule": (
-        lambda: (decoder, Encoder()),
-        lambda: pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.8}),
-        Trace_ELBO,
-    ),
-}
-
-
-def calls() -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The arguments of some steps: new data, of two shapes."""
-    generator = torch.Generator().manual_seed(3)
-    for step in range(9):
-        yield (torch.randn(7 if step % 3 == 2 else 12, 6, generator=generator).round().clamp(0, 1),), {}
-
-
-def losses(svi: Any, arguments: Any = None) -> list[float]:
-    values = []
-    for args, kwargs in calls() if arguments is None else arguments:
-        values.append(svi.step(*args, **kwargs))
-        if isinstance(svi.optim, pyro.optim.lr_scheduler.PyroLRScheduler):
-            svi.optim.step()
-    return [*values, svi.evaluate_loss(*args, **kwargs)]
-
-
-def made(make: Any, case: str, **options: Any) -> Any:
-    programs, optimizer, objective = CASES[case]
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    return make(*programs(), optimizer(), objective(), **options)
+from tests.training.svi_programs import ADAM, CASES, Encoder, calls, decoder, losses, made
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -269,112 +144,26 @@ def test_a_state_of_other_programs_is_refused() -> None:
         other.step(*args, **kwargs)
 
 
-@pytest.mark.usefixtures("interpreted")
-def test_other_kinds_of_arguments_have_graphs_of_their_own() -> None:
-    """A number that changes is another graph, and a tensor that changes is not."""
-    args, _ = next(calls())
-    weights = [0.1, 0.1, 0.5, 0.5, 1.0, 1.0]
-    for annealing, graphs in (((lambda weight: weight), 3), (torch.tensor, 1)):
-        arguments = [(args, {"annealing": annealing(weight)}) for weight in weights]
-        expected = losses(made(pyro.infer.SVI, "a function and a module"), arguments)
-        svi = made(pv.SVI, "a function and a module", compile=True)
-        assert losses(svi, arguments) == pytest.approx(expected, rel=1e-4)
-        assert len(svi._step.gradients.kinds) == graphs
-
-
-@pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (
-            [(step, (torch.zeros(12, 6), {"annealing": 1 / (step + 1)})) for step in range(12)],
-            "there are 8 graphs already",
-        ),
-        ([(step, (torch.zeros(step + 1, 6), {})) for step in range(12)], "there are 8 graphs already"),
-        ([(step, (torch.zeros(4, 6), {"annealing": Odd})) for step, Odd in enumerate([object()] * 3)], "is a object"),
-    ],
-    ids=["numbers", "shapes", "objects"],
-)
-def test_too_many_kinds_run_eagerly(arguments: Any, reason: str) -> None:
-    def model(x: Tensor, annealing: Any = 1.0) -> None:
-        decoder(x, 1.0 if type(annealing) is object else annealing)
-
-    def guide(x: Tensor, annealing: Any = 1.0) -> None:
-        with pyro.plate("data", len(x)):
-            loc = pyro.param("loc", torch.zeros(2))
-            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
-
-    given = [((x,), kwargs) for _, (x, kwargs) in arguments]
-    results = []
-    for make, options in ((pyro.infer.SVI, {}), (pv.SVI, {"compile": True})):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(0)
-        svi = make(model, guide, ADAM(), Trace_ELBO(), **options)
-        if options:
-            with pytest.warns(UserWarning, match=f"SVI goes on without compilation: .*{reason}") as told:
-                results.append(losses(svi, given))
-            assert [warning.filename for warning in told] == [__file__]
-        else:
-            results.append(losses(svi, given))
-    assert results[1] == pytest.approx(results[0], rel=1e-4)
-
-
-@pytest.mark.usefixtures("interpreted")
-def test_a_graph_is_dropped_with_its_parameters_or_modes() -> None:
-    """The parameter store is cleared, and dropout is switched off, after a graph has been made."""
-    args, _ = next(calls())
-    svi = made(pv.SVI, "a function and a module", compile=True)
-    for _ in range(3):
-        svi.step(*args)
-    svi.guide.eval()
-    pyro.clear_param_store()
-    pyro.param("weight", torch.zeros(2, 6))
-    loss = svi.step(*args)
-    expected = dist.Normal(0.0, 1.0).log_prob(args[0]).sum().item()
-    assert loss > -expected - 1  # of a decoder that says nothing, KL term included
-    for _ in range(3):
-        svi.step(*args)
-    assert pyro.param("weight").abs().sum() > 0
-
-
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_a_program_that_cannot_be_traced_runs_as_it_is(is_compiled: bool) -> None:
-    def guide(x: Tensor) -> None:
-        loc = pyro.param("loc", torch.zeros(2))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(loc if loc.sum() > -1e9 else -loc, 1.0).to_event(1))
-
-    args, _ = next(calls())
-    svi = pv.SVI(decoder, guide, ADAM(), Trace_ELBO(), compile=is_compiled)
-    svi.step(*args)
-    if is_compiled:
-        with pytest.warns(UserWarning, match="SVI goes on without compilation: a decision is made by the value"):
-            svi.step(*args)
-    before = pyro.param("loc").detach().clone()
-    svi.step(*args)
-    assert not torch.equal(pyro.param("loc"), before)
-
-
-def test_reduced_precision_is_used() -> None:
-    args, _ = next(calls())
-    exact, rounded = (made(pv.SVI, "a VAE", precision=precision).step(*args) for precision in (None, "bfloat16"))
-    assert 0 < abs(exact - rounded) < 0.02 * abs(exact)
-    with pytest.raises(ValueError, match=r"TF32 .*not of 'cpu'"):
-        made(pv.SVI, "a VAE", precision="tf32")
-
-
 @pytest.mark.parametrize(
     ("optim", "loss", "message"),
     [
-        ({"lr": 1e-3}, Trace_ELBO(), r"optim must be an optimizer of pyro.optim, .* got dict; give pyro.optim.Adam"),
-        (torch.optim.Adam([torch.zeros(1)]), Trace_ELBO(), r"optim must be .* got Adam; give .*functools.partial"),
-        (ADAM(), Trace_ELBO, "loss must be a Pyro ELBO such as"),
-        (ADAM(), "ELBO", "loss must be a Pyro ELBO such as"),
+        (
+            lambda: {"lr": 1e-3},
+            Trace_ELBO(),
+            r"optim must be an optimizer of pyro.optim, .* got dict; give pyro.optim.Adam",
+        ),
+        (
+            lambda: torch.optim.Adam([torch.zeros(1)]),
+            Trace_ELBO(),
+            r"optim must be .* got Adam; give .*functools.partial",
+        ),
+        (ADAM, Trace_ELBO, "loss must be a Pyro ELBO such as"),
+        (ADAM, "ELBO", "loss must be a Pyro ELBO such as"),
     ],
 )
-def test_other_arguments_are_refused(optim: Any, loss: Any, message: str) -> None:
+def test_other_arguments_are_refused(optim: Callable[[], Any], loss: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        pv.SVI(decoder, Encoder(), optim, loss)
+        pv.SVI(decoder, Encoder(), optim(), loss)
 
 
 def test_a_loss_without_parameters_is_refused() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae.evaluation import simulation_based_calibration
 from pyrovae.evaluation.simulation import simulate
+from tests.models.examples import hierarchical
 from tests.oracle import Oracle
 from tests.processes import in_each
 
@@ -126,15 +127,6 @@ def test_p_values_of_calibrated_guides_are_uniform() -> None:
     ]
     assert 0.38 < np.mean(p_values) < 0.62
     assert 0.2 < np.std(p_values) < 0.38
-
-
-def hierarchical() -> pv.HierarchicalVAE:
-    normal, mlp = pv.posteriors.DiagonalNormal, pv.networks.mlp
-    return pv.HierarchicalVAE(
-        priors=(normal(mlp(2, 2 * 3)), pv.priors.StandardNormal(2)),
-        likelihood=pv.likelihoods.Bernoulli(mlp(3, (2, 2))),
-        posteriors=(normal(mlp((2, 2), 2 * 3)), normal(mlp(3, 2 * 2))),
-    )
 
 
 def test_several_sites_and_given_arguments(x: Tensor) -> None:

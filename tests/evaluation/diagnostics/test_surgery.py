@@ -85,17 +85,15 @@ def test_collapsed_units() -> None:
         pv.evaluation.collapsed_units(divergences, epsilon=0)
 
 
-@pytest.mark.parametrize("memory", [2**20, 2**26])
-def test_surgery_against_the_mixture_written_by_hand(memory: int) -> None:
+def test_surgery_against_the_mixture_written_by_hand() -> None:
     oracle = Oracle(0.7, 0.3)
     x = oracle.data(90)
-    terms = pv.evaluation.elbo_surgery(oracle.vae.model, oracle.vae.guide, x, 400, seed=0, memory=memory)
     q = posterior(oracle, x)
-    z = q.sample((2000,)).flatten(0, 1)  # (draws, 2)
+    z = q.sample((1000,)).flatten(0, 1)  # (draws, 2)
     each = q.log_prob(z[:, None])  # (draws, N, 2)
     aggregate = each.sum(-1).logsumexp(1) - math.log(90)
     units = each.logsumexp(1) - math.log(90)
-    own = q.log_prob(z.unflatten(0, (2000, 90))).sum(-1).flatten()
+    own = q.log_prob(z.unflatten(0, (1000, 90))).sum(-1).flatten()
     prior = torch.distributions.Normal(0.0, 1.0).log_prob(z)
     expected = {
         "mutual_information": own - aggregate,
@@ -103,12 +101,15 @@ def test_surgery_against_the_mixture_written_by_hand(memory: int) -> None:
         "total_correlation": aggregate - units.sum(-1),
         "dimension_wise_kl": (units - prior).sum(-1),
     }
-    for name, values in expected.items():
-        assert float(terms[name].mean()) == pytest.approx(values.mean().item(), abs=0.02), name
     exact = (0.5 * (q.loc**2 + q.scale**2 - 1) - q.scale.log()).sum(-1)
-    np.testing.assert_allclose(terms.kl, exact, atol=0.2)
-    assert float(terms.kl.mean()) == pytest.approx(exact.mean().item(), abs=0.02)
-    assert float((terms.reconstruction - terms.kl).mean()) == pytest.approx(oracle.elbo(x).mean().item(), abs=0.03)
+    for memory in (2**20, 2**26):
+        terms = pv.evaluation.elbo_surgery(oracle.vae.model, oracle.vae.guide, x, 400, seed=0, memory=memory)
+        for name, values in expected.items():
+            assert float(terms[name].mean()) == pytest.approx(values.mean().item(), abs=0.02), name
+        np.testing.assert_allclose(terms.kl, exact, atol=0.2)
+        assert float(terms.kl.mean()) == pytest.approx(exact.mean().item(), abs=0.02)
+        elbo = oracle.elbo(x).mean().item()
+        assert float((terms.reconstruction - terms.kl).mean()) == pytest.approx(elbo, abs=0.03)
 
 
 def test_terms_add_up() -> None:

@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor
 
 import pyrovae as pv
@@ -24,8 +25,10 @@ def test_the_posterior_of_the_oracle() -> None:
     )
     exact = Oracle().vae.posterior(x)
     draws = reference.z.stack(sample=("chain", "draw"))
-    torch.testing.assert_close(torch.as_tensor(draws.mean("sample").values), exact.mean.detach(), atol=0.1, rtol=0)
-    torch.testing.assert_close(torch.as_tensor(draws.std("sample").values), exact.stddev.detach(), rtol=0.15, atol=0)
+    mean, std = exact.mean.detach().numpy(), exact.stddev.detach().numpy()
+    ess = reference.ess.values[:, None]
+    assert (abs(draws.mean("sample").values - mean) < 5 * std / np.sqrt(ess)).all()
+    assert (abs(draws.std("sample").values / std - 1) < 5 / np.sqrt(2 * ess)).all()
     assert (reference.r_hat < 1.05).all()
     assert (reference.ess > 200).all()
     error = abs(reference.log_likelihood - oracle.log_likelihood(x).numpy())
@@ -43,11 +46,16 @@ def test_any_program(script: GammaPoisson) -> None:
     assert (reference.mcse < 0.1).all()
     if isinstance(script, Chain):
         assert reference.z1.dims == ("chain", "draw", "datum")
-        exact = 2 / 3 * x.numpy()  # E[z1 | x]
-        np.testing.assert_allclose(reference.z1.mean(("chain", "draw")), exact, atol=0.15)
+        assert_mean(reference.z1, 2 / 3 * x.numpy(), reference.ess)  # E[z1 | x]
     elif isinstance(script, GammaPoisson):
         assert (reference.z > 0).all()
-        np.testing.assert_allclose(reference.z.mean(("chain", "draw")), (3 + x) / 2, atol=0.35)
+        assert_mean(reference.z, (3 + x.numpy()) / 2, reference.ess)
+
+
+def assert_mean(draws: xr.DataArray, exact: np.ndarray, ess: xr.DataArray) -> None:
+    """Assert that the mean of the draws is within five standard errors of the exact one."""
+    error = draws.std(("chain", "draw")) / np.sqrt(ess)
+    assert (abs(draws.mean(("chain", "draw")) - exact) < 5 * error).all()
 
 
 @pytest.mark.parametrize(("scale", "repeats"), [(1.0, 1), (0.7, 1), (0.7, 5)])
@@ -66,13 +74,13 @@ def test_the_error_of_the_bridge_covers(scale: float, repeats: int) -> None:
 
 def test_it_says_what_it_is_and_repeats() -> None:
     script = Chain()
-    options = {"num_samples": 60, "warmup_steps": 60, "seed": 1, "progress": False}
+    options = {"num_samples": 30, "warmup_steps": 60, "max_tree_depth": 4, "seed": 1, "progress": False}
     first, again = (
         pv.evaluation.nuts(script.model, script.guide, torch.zeros(2).double(), **options) for _ in range(2)
     )
     assert first.equals(again)
     assert first.attrs["estimator"] == "NUTS and bridge sampling"
-    assert first.attrs["divergences"] == 0
+    assert first.attrs["divergences"] <= 12  # a tenth of the draws
 
 
 def test_too_few_draws_are_refused() -> None:
@@ -94,7 +102,8 @@ def test_chains_leave_the_support_of_the_guide() -> None:
             pyro.sample("z", dist.HalfNormal(torch.ones_like(x)))
 
     x = torch.zeros(3, dtype=torch.float64)
-    reference = pv.evaluation.nuts(model, guide, x, 300, warmup_steps=100, num_chains=1, seed=0, progress=False)
+    options = {"warmup_steps": 100, "num_chains": 1, "max_tree_depth": 4, "seed": 0, "progress": False}
+    reference = pv.evaluation.nuts(model, guide, x, 300, **options)
     exact = dist.Normal(0.0, 2**0.5).log_prob(x)
     assert (abs(reference.log_likelihood - exact.numpy()) < 4 * reference.mcse).all()
     assert abs((reference.z < 0).mean() - 0.5) < 0.15

@@ -1,5 +1,9 @@
 """Quasi-Monte Carlo draws follow the guide, stay unbiased, and their error covers."""
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -16,26 +20,37 @@ from tests.scripts import SCRIPTS, GammaPoisson
 LOC = torch.tensor([0.5, -1.0], dtype=torch.float64)
 TRIL = torch.tensor([[1.0, 0.0], [0.7, 0.5]], dtype=torch.float64)
 FLOW = pv.flows.inverse_autoregressive(2).double()
-DISTRIBUTIONS = {
-    "Normal": dist.Normal(LOC, 2.0).to_event(1),
-    "Laplace": dist.Laplace(LOC, 2.0).to_event(1),
-    "LogNormal": dist.LogNormal(LOC, 0.5).to_event(1),
-    "own MultivariateNormal": MultivariateNormal(LOC, scale_tril=TRIL),
-    "MultivariateNormal": dist.MultivariateNormal(LOC, scale_tril=TRIL),
-    "LowRankMultivariateNormal": dist.LowRankMultivariateNormal(LOC, TRIL[:, :1], torch.ones(2).double()),
-    "NormalizingFlow": NormalizingFlow(dist.Normal(LOC, 1.0).to_event(1), FLOW()),
+DISTRIBUTIONS: dict[str, Callable[[], Any]] = {  # made in the test, because torch imports sympy for some
+    "Normal": lambda: dist.Normal(LOC, 2.0).to_event(1),
+    "Laplace": lambda: dist.Laplace(LOC, 2.0).to_event(1),
+    "LogNormal": lambda: dist.LogNormal(LOC, 0.5).to_event(1),
+    "own MultivariateNormal": lambda: MultivariateNormal(LOC, scale_tril=TRIL),
+    "MultivariateNormal": lambda: dist.MultivariateNormal(LOC, scale_tril=TRIL),
+    "LowRankMultivariateNormal": lambda: dist.LowRankMultivariateNormal(LOC, TRIL[:, :1], torch.ones(2).double()),
+    "NormalizingFlow": lambda: NormalizingFlow(dist.Normal(LOC, 1.0).to_event(1), FLOW()),
 }
+
+
+def products(draws: Tensor) -> Tensor:
+    """Return the products of centred coordinates, whose means are the covariances."""
+    centred = draws - draws.mean(0)
+    return (centred[:, :, None] * centred[:, None]).flatten(1)
+
+
+def assert_same_mean(quasi: Tensor, plain: Tensor) -> None:
+    """Assert that two means differ by at most five standard errors of the plain one."""
+    assert ((quasi.mean(0) - plain.mean(0)).abs() < 5 * plain.std(0) / len(plain) ** 0.5).all()
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_uniform_points_become_draws(name: str) -> None:
-    fn = DISTRIBUTIONS[name]
+    fn = DISTRIBUTIONS[name]()
     uniform = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(2**14, dtype=torch.float64)
     with torch.no_grad():
         draws, others = _quantile("z", fn.expand([2**14]), uniform), fn.sample((200_000,))
     assert draws.dtype == torch.float64
-    torch.testing.assert_close(draws.mean(0), others.mean(0), atol=0.02, rtol=0)
-    torch.testing.assert_close(draws.T.cov(), others.T.cov(), atol=0.02, rtol=0.05)
+    assert_same_mean(draws, others)
+    assert_same_mean(products(draws), products(others))
     levels = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.98], dtype=torch.float64)
     torch.testing.assert_close(draws.quantile(levels, 0), others.quantile(levels, 0), atol=0.04, rtol=0.02)
 
@@ -79,7 +94,10 @@ def test_a_flow_scores_its_draws_without_being_inverted() -> None:
     x = torch.randn(4, 5, dtype=torch.float64)
     quasi = pv.evaluation.rqmc(vae.model, vae.guide, x, 8192, seed=0)
     plain = pv.evaluation.evaluate(vae.model, vae.guide, x, 50_000, seed=0)
-    assert (abs(quasi.log_likelihood - plain.log_likelihood) < 5 * plain.mcse).all()
+    error = np.hypot(quasi.mcse, plain.mcse)
+    keep = plain.pareto_k < 0.7  # of the others, the weights have no variance
+    assert keep.sum() >= 2
+    assert (abs(quasi.log_likelihood - plain.log_likelihood) < 5 * error)[keep].all()
 
 
 def test_it_runs_in_single_precision_and_repeats(vae: pv.VAE, x: Tensor) -> None:

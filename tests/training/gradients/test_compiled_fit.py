@@ -1,9 +1,8 @@
 """Compiled training by ``fit``: the run is the run."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import pytest
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.training.history import History
 from tests.conftest import small_vae
 from tests.examples import binary
 from tests.steps import compiled_step
+from tests.training.runs import assert_same_run, fitted
 
 CAPTURED: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -31,27 +30,6 @@ def regularized_vae() -> pv.VAE:
     layers = nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 4)
     vae.posterior = pv.posteriors.DiagonalNormal(nn.Sequential(*layers))
     return vae.double()
-
-
-class Run(NamedTuple):
-    history: History
-    state: dict[str, Tensor]
-
-
-def fitted(make: Callable[[], nn.Module], train: Any, **options: Any) -> Run:
-    """Trains from the same start with the same noise."""
-    pyro.set_rng_seed(7)
-    pyro.clear_param_store()
-    module = make()
-    history = pv.fit(module, train, seed=1, progress=False, learning_rate=0.02, **options)
-    stored = {f"stored {name}": value.detach() for name, value in pyro.get_param_store().named_parameters()}
-    return Run(history, module.state_dict() | stored)
-
-
-def assert_same_run(found: Run, expected: Run, tolerance: float) -> None:
-    for column in ("train", "valid", "kl_weight", "learning_rate", "best_epoch"):
-        assert getattr(found.history, column) == pytest.approx(getattr(expected.history, column), rel=tolerance)
-    torch.testing.assert_close(found.state, expected.state, rtol=tolerance, atol=tolerance)
 
 
 def test_a_compiled_run_is_the_run(x: Tensor) -> None:

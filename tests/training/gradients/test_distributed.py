@@ -12,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import pyrovae as pv
 from tests.conftest import small_vae
 from tests.processes import in_each
-
-Outcome = tuple[dict[str, Tensor], dict[str, list[float]]] | str
+from tests.training.gradients.examples import Outcome, layers, vae_with
 
 COMPONENTS = {  # of all that there are, for every run of the tests
     "prior VampPrior", "posterior InverseAutoregressiveFlow", "posterior MultivariateNormal", "gated networks",
@@ -131,12 +130,6 @@ def checkpointed(reentrant: bool) -> pv.VAE:
     return vae_with(nn.Sequential(first, Checkpointed(*others, reentrant=reentrant)))
 
 
-def vae_with(encoder: nn.Module) -> pv.VAE:
-    vae = small_vae()
-    vae.posterior = pv.posteriors.DiagonalNormal(encoder)
-    return vae.double()
-
-
 def noisy_autoencoder() -> nn.Module:
     encoder, decoder = pv.networks.mlp(6, 4), pv.networks.mlp(4, 6)
     return pv.autoencoders.Autoencoder(encoder, decoder, corruption=pv.autoencoders.Masking(0.3)).double()
@@ -149,10 +142,6 @@ class Whole(pv.VAE):
         vae = small_vae()
         super().__init__(vae.prior, vae.likelihood, vae.posterior)
         self.model.data_size = self.guide.data_size = 23
-
-
-def layers() -> list[nn.Module]:
-    return [nn.Linear(6, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 4)]
 
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
