@@ -37,11 +37,11 @@ from pyrovae.evaluation.unconstrained.target import Target
 class Refined:
     """A guide whose density is fitted to the posterior of each datum, and mixed with the guide that it refines.
 
-    It takes the place of a guide in :func:`pyrovae.evaluation.evaluate`, :func:`pyrovae.evaluation.ais`,
-    :func:`pyrovae.evaluation.rqmc`, :func:`pyrovae.evaluation.nuts`, :func:`pyrovae.evaluation.impute`,
-    :func:`pyrovae.evaluation.to_inference_data` and :func:`pyrovae.evaluation.posterior_predictive_check`, and under Pyro's ELBOs for an evaluation: the fit has no
-    gradient. Each batch of data is fitted once. For a datum with 50 latent dimensions, this costs some 1,500 evaluations
-    of log p(x, z), and 4,000 more if the posterior is far from normal.
+    It takes the place of a guide in :func:`pyrovae.evaluation.evaluate`, :func:`pyrovae.evaluation.rqmc`,
+    :func:`pyrovae.evaluation.ais`, :func:`pyrovae.evaluation.nuts`, :func:`pyrovae.evaluation.impute`,
+    :func:`pyrovae.evaluation.to_inference_data` and :func:`pyrovae.evaluation.posterior_predictive_check`. Pyro's ELBOs
+    take it for an evaluation; it has no gradient. Each batch of data is fitted once. For a datum with 50 latent
+    dimensions, this costs some 1,500 evaluations of log p(x, z), and 4,000 more if the posterior is far from normal.
 
     The guide stays in the mixture, with a weight of a tenth: a normal density at one of two modes would be wrong by
     log 2 with no sign of it in the weights. If the guide's density at given values is expensive, as that of an inverse
