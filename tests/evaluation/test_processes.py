@@ -93,12 +93,14 @@ def evaluate_in_pieces() -> list[Any]:
         log_weights(vae.model, vae.guide, x[:1], 20, seed=1),
     ]
     table = evaluate(vae.model, vae.guide, x, 40, seed=1, memory=2**17, progress=False)
+    options: Any = {"num_samples": 200, "memory": 2**17, "progress": False}
+    quoted = pv.evaluation.log_likelihood(vae.model, vae.guide, x, seed=1, **options)
     unseeded = evaluate(vae.model, vae.guide, x, 10, progress=False)
     with torch.no_grad():
         vae.likelihood.network[2].bias[:] = torch.inf
     with pytest.raises(FloatingPointError, match="log-weights of all 23 data are NaN or infinite"):
         evaluate(vae.model, vae.guide, x, 10, progress=False)
-    return [*results, table.to_array().values, unseeded.attrs["seed"]]
+    return [*results, table.to_array().values, quoted.log_likelihood.values, quoted.mcse.values, unseeded.attrs["seed"]]
 
 
 def test_an_evaluation_is_that_of_one_process_bit_for_bit() -> None:
