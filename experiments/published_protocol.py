@@ -48,11 +48,11 @@ class Options(comparison.Options):
     """Pseudo-inputs of the VampPriors."""
     context: int = 64
     """Features of x that the flow is told."""
-    test_size: int | None = 300
+    test_size: int | None = 200
     """Evaluate so many test data, drawn at random."""
     draws: tuple[int, ...] = (1, 50, 5000, 65536)
     """Numbers of encoder draws."""
-    num_reference: int = 24
+    num_reference: int = 16
     """Test data, the first ones, of the annealed reference."""
     num_chains: int = 64
     """Chains of annealing."""
@@ -89,7 +89,7 @@ def main(options: Options) -> pd.DataFrame:
         histories[name] = comparison.train(
             vae, splits, options, objective=model.objective, checkpoint=options.out / "training" / name
         )
-        results[name] = estimate(vae, model, splits, options)
+        results[name] = estimate(vae, model, splits, options, options.out / "estimates" / name)
         means = {key: round(float(found.log_likelihood.mean()), 3) for key, found in results[name].items()}
         print(f"{name}: {means}", flush=True)
     table = tabulate(results, options)
@@ -151,17 +151,23 @@ def two_layers(train: Tensor, options: Options) -> nn.Module:
     )
 
 
-def estimate(vae: Any, model: Model, splits: pv.data.Splits, options: Options) -> dict[str, xr.Dataset]:
-    """Estimate log p(x) of the test data in all ways."""
+def estimate(vae: Any, model: Model, splits: pv.data.Splits, options: Options, folder: Path) -> dict[str, xr.Dataset]:
+    """Estimate log p(x) of the test data in all ways; an interrupted estimate goes on from the folder."""
     test = splits.test.to(next(vae.parameters()).device)
     shared: Any = {"seed": options.seed, "binarization": splits.binarization}
     found = {
         draws_label(count): pv.evaluation.evaluate(
-            vae.model, vae.guide, test, count, compile=options.compile and count > 50, **shared
+            vae.model,
+            vae.guide,
+            test,
+            count,
+            compile=options.compile and count > 50,
+            checkpoint=folder / str(count),
+            **shared,
         )
         for count in options.draws
     }
-    found[QUOTED] = pv.evaluation.log_likelihood(vae.model, vae.guide, test, **shared)
+    found[QUOTED] = pv.evaluation.log_likelihood(vae.model, vae.guide, test, checkpoint=folder / "quoted", **shared)
     if options.num_reference:
         guide = prior_of(vae) if model.from_prior else vae.guide
         found[ANNEALED] = pv.evaluation.ais(
@@ -170,6 +176,7 @@ def estimate(vae: Any, model: Model, splits: pv.data.Splits, options: Options) -
             test[: options.num_reference],
             options.num_chains,
             num_temperatures=options.num_temperatures * (10 if model.from_prior else 1),
+            checkpoint=folder / "annealed",
             **shared,
         )
     return found
