@@ -35,6 +35,7 @@ from torch import Tensor
 from pyrovae._waist.agreement import check_auxiliary, check_masks, check_measures, check_same_latents
 from pyrovae._waist.densities import Densities, joint_density
 from pyrovae._waist.draws import Draws, run_guide, run_model
+from pyrovae._waist.outside import check_outside
 from pyrovae._waist.plates import check_complete, data_plate, dim_of, nesting_of, plate_names
 from pyrovae._waist.scales import same_scale, scale_of_data
 from pyrovae._waist.scoring import masked_score
@@ -139,6 +140,7 @@ def weigh(model_sites: list[Site], draws: Draws, *, plate: str | None = None, fo
     _check(model_sites, draws.sites, for_loss=for_loss)
     sites = model_sites + guide_sites
     data = data_plate(sites, plate)
+    check_outside(model_sites + (draws.sites if for_loss else []), data)
     inside = [site for site in sites if data.name in plate_names(site)]
     if not for_loss:
         check_complete(inside, data)

@@ -17,6 +17,7 @@ from pyro import poutine
 from torch import nn
 
 from pyrovae._waist.independence import BatchNormInputs, needs_one_draw_a_run
+from pyrovae._waist.outside import check_given
 from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.probe.coverage import missed_part
 from pyrovae.evaluation.probe.data_support import check_data_support
@@ -54,6 +55,7 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
     if not takes.any_data:
         dependence.check_other_data(one)
         _check_plate(one, trials.size)
+    check_given(one.weights, lambda args: trials.score(args, dict(one.weights.chosen)), trials.args(one.size))
     vectorize = _choose_vectorize(trials.options["vectorize"], takes)
     check_data_support(trials, one, cuttable=takes.any_data)
     unreached = missed_part(trials, one, cuttable=takes.any_data, vectorize=vectorize)
