@@ -11,6 +11,7 @@ from typing import Any
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from pyrovae._waist.errors import ProgramError
 from pyrovae._waist.independence import largest_difference, with_other_data
 from pyrovae._waist.plates import plate_names, shared_plates
 from pyrovae._waist.scoring import mask_of, masked_score
@@ -19,7 +20,7 @@ from pyrovae._waist.sites import CONDITIONED, Site, is_factor
 NUM_DRAWS = 8  # runs with fresh draws, of which discrete latent sites may repeat some
 
 
-class OutsidePlateError(ValueError):
+class OutsidePlateError(ProgramError):
     """An observed site lies outside of the data plate and is not given."""
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import reduce
 from typing import Any
 
 import pyro.distributions as dist
@@ -59,6 +60,26 @@ def mask_of(site: Site) -> Any:
             mask = torch.as_tensor(fn._mask) & torch.as_tensor(mask).to(torch.as_tensor(fn._mask).device)
         fn = fn.base_dist
     return mask
+
+
+def entry_mask(site: Site) -> Any:
+    """Return the mask of each entry of a site's value, of handlers and of its distribution; True if all count.
+
+    Unlike :func:`mask_of`, it has the event dimensions too, so it tells apart masks that vary within an event.
+    """
+    fn = site["fn"]
+    masks = [] if site["mask"] is None else [_with_event(site["mask"], fn.event_dim)]
+    level = fn
+    while hasattr(level, "base_dist"):
+        if isinstance(level, dist.MaskedDistribution):
+            masks.append(_with_event(level._mask, fn.event_dim - len(level.batch_shape) + len(fn.batch_shape)))
+        level = level.base_dist
+    masks = [mask for mask in masks if mask is not True]
+    return reduce(lambda first, second: first & second.to(first.device), map(torch.as_tensor, masks)) if masks else True
+
+
+def _with_event(mask: Any, event_dim: int) -> Any:
+    return mask.reshape(mask.shape + (1,) * event_dim) if isinstance(mask, Tensor) and mask.ndim else mask
 
 
 def _check_shapes(site: Site, log_prob: Tensor) -> None:

@@ -32,7 +32,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from pyrovae._waist.agreement import check_auxiliary, check_masks, check_measures, check_same_latents
+from pyrovae._waist.agreement import check_auxiliary, check_masks, check_measures, check_same_latents, latent_masks
 from pyrovae._waist.densities import Densities, joint_density
 from pyrovae._waist.draws import Draws, run_guide, run_model
 from pyrovae._waist.outside import check_outside
@@ -177,7 +177,7 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
     """Check that model and guide agree, and that the model observes something."""
     check_same_latents(model_sites, guide_sites)
     check_measures(model_sites, guide_sites)
-    check_masks(model_sites, guide_sites)
+    check_masks(model_sites, latent_masks(guide_sites))
     if not for_loss:
         check_auxiliary(model_sites, guide_sites)
     if not any(site["is_observed"] for site in model_sites):

@@ -6,7 +6,7 @@ batches, the checks of the program, its draws and densities, seeds, compilation 
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Unpack
 
@@ -258,9 +258,19 @@ class Problem:
         """Return log q(z | x) of a run of the guide, shape ``(num_draws, n)``, nats."""
         return self.route.log_density(batch, draws)
 
-    def log_joint(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Tensor:
-        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats."""
-        return self.route.log_joint(batch, values, num_draws)
+    def log_joint(
+        self,
+        batch: Batch,
+        values: Mapping[str, Tensor],
+        num_draws: int,
+        masks: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Tensor:
+        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats.
+
+        Raises:
+            ProgramError: If a latent site is masked unlike in the guide, whose masks are ``masks``.
+        """
+        return self.route.log_joint(batch, values, num_draws, masks)
 
     def log_weights(self, batch: Batch, num_draws: int) -> Tensor:
         """Return log-weights of draws from the guide, shape ``(num_draws, n)``, nats."""

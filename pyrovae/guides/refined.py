@@ -107,7 +107,7 @@ class Refined:
         values, log_det = target.space.values(drawn.u[order])
         dims = {name: -problem.nesting - 1 - problem.probe.event_dims[name] for name in values}
         log_q, log_joint = drawn.log_q[order] - log_det, drawn.log_joint[order] - log_det
-        return Drawn({**batch.subsample, **values}, log_q, dims, log_joint)
+        return Drawn({**batch.subsample, **values}, log_q, dims, log_joint=log_joint)
 
     def log_density(self, problem: Problem, batch: Batch, values: dict[str, Tensor]) -> Tensor:
         """Return the log-density of the mixture at given values of the latents, shape ``(num_draws, n)``, nats."""

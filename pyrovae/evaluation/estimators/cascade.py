@@ -216,7 +216,7 @@ class Cascade:
         for done in range(0, num_draws, chunk):
             count = min(chunk, num_draws - done)
             drawn = problem.draw(batch, count, amortized=True)
-            parts.append(problem.log_joint(batch, drawn.values, count) - drawn.log_q)
+            parts.append(problem.log_joint(batch, drawn.values, count, drawn.masks) - drawn.log_q)
         return torch.cat(parts)
 
     def _part(self, batch: Batch, indices: Tensor) -> Batch:

@@ -7,6 +7,7 @@ fixed size gets all data at once, and the rest is an error.
 
 from typing import NamedTuple
 
+from pyrovae._waist.errors import ProgramError
 from pyrovae._waist.independence import (
     BatchNormInputs,
     depends_on_other_data,
@@ -130,6 +131,8 @@ class Dependence:
                     two = self.trials.run(size, given, start=start)
                 else:
                     two = self.trials.run(size, given, draws=draws, nesting=nesting, start=start)
+            except ProgramError:
+                raise
             except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
                 return False, str(error).split("\n")[0][:150]
         if two.plate.size != (weights.plate.size if few is None else few):

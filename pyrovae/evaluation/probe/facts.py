@@ -36,6 +36,7 @@ class Probe:
         cuttable: Whether the program runs on any number of data.
         vectorize: Whether many draws are made in one run.
         enumerates: Whether sites of the guide are enumerated, so that guide and model run together.
+        masked: Whether a latent site of the first run is masked.
         event_dims: Number of event dimensions of each latent site of the guide.
         base_measures: Base measure of each observed site.
         parameters: Values of the parameters that the programs announce to Pyro.
@@ -49,6 +50,7 @@ class Probe:
     cuttable: bool
     vectorize: bool
     enumerates: bool
+    masked: bool
     event_dims: dict[str, int]
     base_measures: dict[str, BaseMeasure]
     parameters: list[Tensor]

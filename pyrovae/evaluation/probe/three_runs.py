@@ -16,6 +16,7 @@ from typing import Any
 from pyro import poutine
 from torch import nn
 
+from pyrovae._waist.agreement import latent_masks
 from pyrovae._waist.independence import BatchNormInputs, needs_one_draw_a_run
 from pyrovae._waist.outside import check_given
 from pyrovae._warnings import find_stack_level
@@ -65,6 +66,7 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
         cuttable=takes.any_data,
         vectorize=vectorize,
         enumerates=one.enumerates,
+        masked=bool(latent_masks(one.weights.model_sites + one.weights.guide_sites)),
         event_dims=one.event_dims,
         base_measures=one.base_measures,
         parameters=[value.detach() for value in announced],
