@@ -75,7 +75,7 @@ def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[
     known = _log_probabilities(one)
     if not known:
         return
-    other_data = with_other_data(args, one.guide_sites, one.nesting, one.plate)[0]
+    other_data = next(with_other_data(args, one.guide_sites, one.nesting, one.plate))[0]
     for given in (other_data, *[args] * NUM_DRAWS):
         try:
             found = _log_probabilities(score(given))

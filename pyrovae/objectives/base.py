@@ -97,12 +97,12 @@ class Weighing:
         nesting = one.nesting if nesting is None else nesting
         if any(map(is_enumerated, one.guide_sites)):
             return nesting
-        mixed, values, kept = with_other_data(args, one.guide_sites, one.nesting, one.plate)
-        with suppress(RuntimeError, IndexError, AssertionError):  # of a program that does not take these data
-            other = importance_weights(model, guide, mixed, values=one.chosen | values, **options)
-            if difference := difference_by_data(one, other, kept):
-                reason = depends_on_other_data(f"by {difference:.3g} nats for a datum")
-                raise ValueError(f"{reason}. {type(self).__name__} would be no bound of log p(x)")
+        for mixed, values, kept in with_other_data(args, one.guide_sites, one.nesting, one.plate):
+            with suppress(RuntimeError, IndexError, AssertionError):  # of a program that does not take these data
+                other = importance_weights(model, guide, mixed, values=one.chosen | values, **options)
+                if difference := difference_by_data(one, other, kept):
+                    reason = depends_on_other_data(f"by {difference:.3g} nats for a datum", one)
+                    raise ValueError(f"{reason}. {type(self).__name__} would be no bound of log p(x)")
         if not self.vectorize_particles:
             return nesting
         values = {**one.chosen, **with_second_draw(one.guide_sites, nesting, one.plate)}
