@@ -90,7 +90,7 @@ def is_outside(site: Site, data_dim: int, nesting: int) -> Tensor:
 
 
 def _counted_value(site: Site) -> Tensor:
-    """Return the value of an observed site in the shape of its distribution, with draws in the place of masked entries."""
+    """Return the value of an observed site in the shape of its distribution, with draws for masked entries."""
     fn, value, mask = site["fn"], site["value"], entry_mask(site)
     value = value.expand(torch.broadcast_shapes(value.shape, fn.shape()))
     return value if mask is True else torch.where(torch.as_tensor(mask, device=value.device), value, fn.sample())

@@ -23,7 +23,7 @@ def support_of(distribution: Any) -> Any | None:
 
 def is_real(distribution: Any) -> bool:
     """Return whether every vector of real numbers is in the support, as far as the distribution says."""
-    if _transformed(distribution) is not None:
+    if bounded_base(distribution) is not None:
         return False
     support = support_of(distribution)
     while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
@@ -42,11 +42,12 @@ def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
     if support is None:
         return None
     inside = _per_value(support.check(value), distribution, value)
-    if (transformed := _transformed(distribution)) is not None:  # its support says where its last transform ends
+    if (transformed := bounded_base(distribution)) is not None:  # its support says where its last transform ends
         base_value = value
         for transform in reversed(transformed.transforms):
             base_value = transform.inv(base_value)
-        inside = inside & _per_value(support_of(transformed.base_dist).check(base_value), distribution, value)
+        support = support_of(transformed.base_dist)
+        inside = inside & _per_value(support.check(base_value), distribution, value)  # type: ignore[union-attr]
     return inside
 
 
@@ -56,8 +57,8 @@ def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
     return inside if extra <= 0 else inside.flatten(-extra).all(-1)
 
 
-def _transformed(distribution: Any) -> Any | None:
-    """Return the transformed distribution with a base of bounded support that a distribution is, if it is one."""
+def bounded_base(distribution: Any) -> Any | None:
+    """Return the transformed distribution that a distribution is, if its base is not of all real numbers."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     own = getattr(type(distribution), "support", None)
@@ -68,7 +69,7 @@ def _transformed(distribution: Any) -> Any | None:
 
 def has_varying_support(distribution: Any) -> bool:
     """Return whether the support depends on a parameter that is not the same for all draws and data."""
-    return _transformed(distribution) is not None or _varies(support_of(distribution))
+    return bounded_base(distribution) is not None or _varies(support_of(distribution))
 
 
 def _varies(constraint: Any) -> bool:

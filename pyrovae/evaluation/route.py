@@ -100,6 +100,10 @@ class Route:
         for count, given in self._given(values, num_draws):
             yield self._run_guide(batch, count, given)
 
+    def run_once(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> Draws:
+        """Run the guide once at values with a dimension of draws, or at one draw without it."""
+        return self._run_guide(batch, num_draws, values)
+
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:
         """Return log q(z | x) of a run of the guide, shape ``(num_draws, n)``, nats."""
         return log_guide(draws, self.plate_of(batch))

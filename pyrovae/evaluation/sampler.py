@@ -36,7 +36,7 @@ class Sampler:
 
     def __init__(self, problem: "Problem", num_draws: int) -> None:
         check_draws(num_draws)
-        problem.probe.check_reach()
+        problem.check_reach()
         self.problem, self.num_draws = problem, num_draws
         if problem.proposal is not None:
             self.width = problem.width(num_draws)

@@ -155,11 +155,9 @@ def test_a_masked_value_may_lie_outside(by_entry: bool) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             n = pyro.sample("z", dist.Poisson(5.0))
-            likelihood = dist.Binomial(n.unsqueeze(-1), torch.tensor([0.4]))
-            if by_entry:
-                likelihood = likelihood.mask(x >= 0).to_event(1)
-            else:
-                likelihood = likelihood.to_event(1).mask(x[:, 0] >= 0)
+            binomial = dist.Binomial(n.unsqueeze(-1), torch.tensor([0.4]))
+            mask = x >= 0
+            likelihood = binomial.mask(mask).to_event(1) if by_entry else binomial.to_event(1).mask(mask[:, 0])
             pyro.sample("x", likelihood, obs=x)
 
     guide = CASES["binomial"][0][1]

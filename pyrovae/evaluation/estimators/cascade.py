@@ -148,6 +148,7 @@ class Cascade:
 
     def open(self) -> int:
         """Find out whether the latent sites can be refined, and return the number of data for a batch."""
+        self.problem.check_reach()
         try:
             self.space = Space(self.problem)
         except ValueError:  # of discrete or periodic latents, points, and random guides

@@ -41,7 +41,6 @@ class Probe:
         base_measures: Base measure of each observed site.
         parameters: Values of the parameters that the programs announce to Pyro.
         finite: Indices of the data that the programs can score, as far as that is known: those without NaN.
-        unreached: What is wrong with a guide that misses a part of the posterior; empty if nothing is.
         memory: Bytes of a run.
     """
 
@@ -55,18 +54,8 @@ class Probe:
     base_measures: dict[str, BaseMeasure]
     parameters: list[Tensor]
     finite: Tensor
-    unreached: str
     memory: MemoryUse
 
     def draws_dim(self, name: str) -> int:
         """Return the dimension of the draws in the value of a latent site, counted from the right."""
         return -self.nesting - 1 - self.event_dims[name]
-
-    def check_reach(self) -> None:
-        """Refuse a guide that misses a part of the posterior, for estimators by importance weights of its draws.
-
-        Raises:
-            ValueError: If the guide has no density for a part of the posterior.
-        """
-        if self.unreached:
-            raise ValueError(self.unreached)

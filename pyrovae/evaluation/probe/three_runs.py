@@ -20,7 +20,6 @@ from pyrovae._waist.agreement import latent_masks
 from pyrovae._waist.independence import BatchNormInputs, needs_one_draw_a_run
 from pyrovae._waist.outside import check_given
 from pyrovae._warnings import find_stack_level
-from pyrovae.evaluation.probe.coverage import missed_part
 from pyrovae.evaluation.probe.data_support import check_data_support
 from pyrovae.evaluation.probe.dependence import Dependence, Outcome
 from pyrovae.evaluation.probe.facts import Probe
@@ -56,10 +55,9 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
     if not takes.any_data:
         dependence.check_other_data(one)
         _check_plate(one, trials.size)
-    check_given(one.weights, lambda args: trials.score(args, dict(one.weights.chosen)), trials.args(one.size))
+    check_given(one.weights, lambda args: trials.score(tuple(args), dict(one.weights.chosen)), trials.args(one.size))
     vectorize = _choose_vectorize(trials.options["vectorize"], takes)
     check_data_support(trials, one, cuttable=takes.any_data)
-    unreached = missed_part(trials, one, cuttable=takes.any_data, vectorize=vectorize)
     return Probe(
         plate=one.weights.plate,
         nesting=one.nesting,
@@ -71,7 +69,6 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
         base_measures=one.base_measures,
         parameters=[value.detach() for value in announced],
         finite=trials.finite,
-        unreached=unreached,
         memory=memory_use(trials, one, cuttable=takes.any_data, vectorize=vectorize),
     )
 
