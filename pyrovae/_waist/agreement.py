@@ -1,8 +1,13 @@
 """Checks that a model and its guide agree about their latent sites: names, points, measures, masks."""
 
-import torch
+from collections.abc import Mapping
+from typing import Any
 
-from pyrovae._waist.scoring import mask_of
+import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from pyrovae._waist.errors import ProgramError
+from pyrovae._waist.scoring import entry_mask
 from pyrovae._waist.sites import Site, is_enumerated, is_point
 from pyrovae._waist.support import coordinates, measure
 
@@ -105,24 +110,37 @@ def check_measures(model_sites: list[Site], guide_sites: list[Site]) -> None:
         )
 
 
-def check_masks(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    """Check that a latent site is masked alike in model and guide.
+def latent_masks(sites: list[Site]) -> dict[str, Any]:
+    """Return the masks of latent sites by name, in the shape of their values, without sites of which all counts."""
+    latents = [site for site in sites if not (site["is_observed"] or is_enumerated(site))]
+    masks = {site["name"]: entry_mask(site) for site in latents}
+    return {name: mask for name, mask in masks.items() if mask is not True}
+
+
+def check_masks(model_sites: list[Site], masks: Mapping[str, Any]) -> None:
+    """Check that the latent sites of a model are masked as in the guide.
 
     Where both are masked, the site is left out of the weight. If only one is, its density has no counterpart.
 
+    Args:
+        model_sites: Sites of a run of the model.
+        masks: Masks of the guide's sites, as :func:`latent_masks` returns them.
+
     Raises:
-        ValueError: If the masks differ.
+        ProgramError: If the masks differ.
     """
-    of_model = {site["name"]: site for site in model_sites if not site["is_observed"]}
-    for site in guide_sites:
-        other = of_model.get(site["name"])
-        if other is None or site["is_observed"] or is_enumerated(site) or is_enumerated(other):
+    for site in model_sites:
+        if site["is_observed"] or is_enumerated(site) or _is_same(entry_mask(site), masks.get(site["name"], True)):
             continue
-        first, second = mask_of(other), mask_of(site)
-        if first is second or torch.equal(*torch.broadcast_tensors(*map(torch.as_tensor, (first, second)))):
-            continue
-        raise ValueError(
+        raise ProgramError(
             f"latent site {site['name']!r} has another mask in the guide than in the model, so where it is masked in "
             f"one of them its density has no counterpart in the log-weight; mask it alike in both, "
             f"pyro.poutine.mask(mask=...)"
         )
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    if first is second or get_proxy_mode() is not None:  # while a graph is traced, masks have no values
+        return True
+    first, second = map(torch.as_tensor, (first, second))
+    return torch.equal(*torch.broadcast_tensors(first, second.to(first.device)))

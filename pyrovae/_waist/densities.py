@@ -8,6 +8,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from pyrovae._waist.agreement import check_masks
 from pyrovae._waist.draws import Draws, run_model
 from pyrovae._waist.plates import dim_of, plate_names
 from pyrovae._waist.scoring import masked_score
@@ -38,6 +39,7 @@ def log_joint(
     plate: CondIndepStackFrame,
     nesting: int | None,
     kwargs: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Run the model at values of its latent sites and return log p(x, z), shape ``(num_draws, N)``, nats.
 
@@ -51,8 +53,14 @@ def log_joint(
         plate: The data plate, with the number of data in the arguments as its size.
         nesting: Depth of the program's own plates, or ``None`` for values without a dimension of draws.
         kwargs: Its keyword arguments.
+        masks: Masks of the guide's latent sites at these values, with which the model's are compared.
+
+    Raises:
+        ProgramError: If a latent site is masked unlike in the guide.
     """
     sites = run_model(model, args, values, num_draws, kwargs=kwargs, nesting=nesting)
+    if masks is not None:
+        check_masks(sites, masks)
     inside = [site for site in sites if plate.name in plate_names(site)]
     draws_dim = None if nesting is None else -nesting - 1
     terms = [(site, masked_score(site)) for site in inside]

@@ -7,12 +7,13 @@ from typing import Any
 import pyro
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae._waist.errors import explained_divergence
 from pyrovae._waist.plates import DRAWS, nesting_of
-from pyrovae._waist.sites import Program, Site, is_enumerated, sample_sites
+from pyrovae._waist.sites import CONDITIONED, Program, Site, is_enumerated, sample_sites
 from pyrovae._waist.support import moved_inside
 
 
@@ -20,7 +21,8 @@ class Given(Messenger):
     """Give sites their values; a subsampling plate without one takes in every run what it chose in the first.
 
     A program gets a valid value in place of one outside of a site's support. The site's option ``_pyrovae_inside``
-    says where, and its probability there is zero.
+    says where, and its probability there is zero. The option ``_pyrovae_conditioned`` marks observed sites that
+    ``pyro.condition`` has given their value.
 
     Args:
         values: Values by site.
@@ -38,10 +40,18 @@ class Given(Messenger):
                 msg["infer"], msg["done"] = self.infer[msg["name"]], True
             if inside is not None:
                 msg["infer"] = {**msg["infer"], "_pyrovae_inside": inside}
+        elif msg["is_observed"] and any(_gives(handler, msg["name"]) for handler in _PYRO_STACK):
+            msg["infer"] = {**msg["infer"], CONDITIONED: True}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self.values[msg["name"]] = msg["value"]
+
+
+def _gives(handler: Any, name: str) -> bool:
+    """Return whether a handler has a value for a site, as those of ``pyro.condition`` do."""
+    values = getattr(handler, "data", None)
+    return isinstance(values, Mapping | poutine.Trace) and name in values
 
 
 def with_draws(program: Program, num_draws: int, nesting: int | None) -> Program:

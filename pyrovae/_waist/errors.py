@@ -14,6 +14,10 @@ class OutsideSupportError(ValueError):
     """A value cannot be scored by the distribution of its site."""
 
 
+class ProgramError(ValueError):
+    """A program has no log-weights, whatever its data are: the error is not one of single data."""
+
+
 @contextmanager
 def explained_divergence() -> Iterator[None]:
     """Explain the error that a distribution raises when its parameters are NaN or infinite.

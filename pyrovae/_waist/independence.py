@@ -6,7 +6,9 @@ datum another log-weight in another batch. Neither raises an error by itself. So
 and together with other draws or without the other data.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -15,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyrovae._waist.plates import site_plates
 from pyrovae._waist.sites import Site, is_enumerated
+
+FEW_DATA = 12  # below that, each datum is scored without each of the others
 
 
 def with_second_draw(
@@ -45,12 +50,27 @@ def with_second_draw(
     return values
 
 
+def kept_sets(size: int) -> list[Tensor]:
+    """Return sets of data to keep while copies of these take the place of all others, as indices.
+
+    Of fewer than :data:`FEW_DATA` data, each is kept in a set without each of the others, so that no dependence of one
+    datum on another is missed. Of more data, irregular sets find references that programs use: the first or the last
+    datum, the one in the middle, a neighbour, the data in reverse order.
+    """
+    index = torch.arange(size)
+    if size >= FEW_DATA:
+        golden, other = ((index * number) % 1 < 0.5 for number in (0.6180339887, 0.4142135624))
+        return [index[golden], index[~golden], index[other]]
+    number = next(n for n in range(1, FEW_DATA) if math.comb(n, n // 2) >= size)
+    codes = list(combinations(range(number), number // 2))[:size]  # none of these is a part of another one
+    sets = [[i for i, code in enumerate(codes) if place in code] for place in range(number)]
+    return [torch.tensor(kept) for kept in sets if kept]
+
+
 def with_other_data(
     args: Sequence[Any], sites: list[Site], nesting: int, plate: CondIndepStackFrame
-) -> tuple[tuple[Any, ...], dict[str, Tensor], Tensor]:
-    """Keep every second datum and its draw, and put copies of these in the place of the others.
-
-    The first and the last datum are among the others, since programs may take them for a reference.
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Tensor], Tensor]]:
+    """Keep some data and their draws, and put copies of these in the place of the others.
 
     Args:
         args: Arguments of the program. Tensors whose first dimension is that of the plate are taken for data.
@@ -58,46 +78,62 @@ def with_other_data(
         nesting: Depth of the program's own plates.
         plate: The data plate.
 
-    Returns:
+    Yields:
         Arguments, values of the latent sites, and the indices of the data that are as they were.
     """
     assert plate.dim is not None
-    kept = torch.arange(1, max(plate.size - 1, 2), 2) % plate.size
-    index = kept[torch.arange(plate.size) % len(kept)]
-    index[kept] = kept
-    mixed = tuple(
-        arg[index.to(arg.device)] if isinstance(arg, Tensor) and arg.shape[:1] == (plate.size,) else arg for arg in args
-    )
-    values = {}
-    for name, pair in with_second_draw(sites, nesting, plate).items():
-        value = pair[0]
-        dim = next(plate.dim - site["fn"].event_dim for site in sites if site["name"] == name)
-        values[name] = value if value.shape[dim] == 1 else value.index_select(dim, index.to(value.device))
-    return mixed, values, kept
+    pairs = with_second_draw(sites, nesting, plate)
+    dims = {site["name"]: plate.dim - site["fn"].event_dim for site in sites}
+    for kept in kept_sets(plate.size):
+        index = kept[torch.arange(plate.size) % len(kept)]
+        index[kept] = kept
+        mixed = tuple(
+            arg[index.to(arg.device)] if isinstance(arg, Tensor) and arg.shape[:1] == (plate.size,) else arg
+            for arg in args
+        )
+        values = {}
+        for name, pair in pairs.items():
+            value, dim = pair[0], dims[name]
+            values[name] = value if value.shape[dim] == 1 else value.index_select(dim, index.to(value.device))
+        yield mixed, values, kept
 
 
-def difference_by_data(one: Any, other: Any, kept: Tensor) -> float:
-    """Return how far the model's log-probabilities of some data differ in two runs with other data beside them.
+def difference_by_data(one: Any, other: Any, kept: Tensor, *, with_guide: bool = False) -> float:
+    """Return how far the log-probabilities of some data differ in two runs with other data beside them.
 
     Args:
         one: Weights of a run.
         other: Weights of a run with other data beside those that were kept.
         kept: Indices of the data that are the same in both.
+        with_guide: Whether the guide's log-probabilities are compared too, and not only the model's.
     """
+    parts = 3 if with_guide else 2
     if one.densities is None or other.densities is None:
         pairs = [(other.log_weights, one.log_weights)]
     else:
-        pairs = list(zip(other.densities[:2], one.densities[:2], strict=True))
+        pairs = list(zip(other.densities[:parts], one.densities[:parts], strict=True))
     index = kept.to(one.log_weights.device)
     return max(largest_difference(second[:, index], first[:, index]) for second, first in pairs)
 
 
-def depends_on_other_data(reason: str) -> str:
-    """Say that a program is no density of single data."""
+def depends_on_other_data(reason: str, weights: Any) -> str:
+    """Say that a program is no density of single data.
+
+    Args:
+        reason: By how much a log-weight differs.
+        weights: Weights of a run of the program.
+    """
+    plate = weights.plate
+    others = {frame.name for site in weights.model_sites for frame in site_plates(site)} - {plate.name}
+    guessed = (
+        f"{plate.name!r} was taken for the data plate: if that is wrong, pass plate={min(others)!r}; otherwise "
+        if others
+        else ""
+    )
     return (
-        f"the log-weight of a datum depends on the other data of its batch, {reason}; give the program what it "
-        f"computes from all data (a mean, a batch statistic) as a constant, and put batch normalization in evaluation "
-        f"mode, with track_running_stats=True"
+        f"the log-weight of a datum depends on the other data of its batch, {reason}; {guessed}give the program what "
+        f"it computes from all data (a mean, a batch statistic) as a constant, and put batch normalization in "
+        f"evaluation mode, with track_running_stats=True"
     )
 
 

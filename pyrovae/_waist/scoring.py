@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import reduce
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,17 +15,25 @@ from torch import Tensor
 from pyrovae._waist.errors import OutsideSupportError, outside_support
 from pyrovae._waist.plates import DRAWS
 from pyrovae._waist.sites import Site, is_enumerated
+from pyrovae._waist.support import has_varying_support, inside_support, moved_inside
 
 
-def score(site: Site) -> Tensor:
+def score(site: Site, *, strict: bool = False) -> Tensor:
     """Return the unscaled log-probability of a site, in its batch shape, nats.
 
-    A given value of a latent site outside of the support has probability zero: -inf.
+    A given value of a latent site outside of the support has probability zero: -inf. So has an observed value outside
+    of a support that depends on latent sites, such as that of a binomial distribution with a latent count.
+
+    Args:
+        site: A site of a run.
+        strict: Whether an observed value outside of such a support is an error.
 
     Raises:
         ValueError: With validation, if any other value lies outside of the support or has another event shape.
     """
     fn, value, inside = site["fn"], site["value"], site["infer"].get("_pyrovae_inside")
+    if site["is_observed"] and not strict and has_varying_support(fn):
+        value, inside = moved_inside(fn, _counted_value(site))
     try:
         log_prob: Tensor = fn.log_prob(value, *site["args"], **site["kwargs"])
     except ValueError as error:
@@ -59,6 +68,52 @@ def mask_of(site: Site) -> Any:
             mask = torch.as_tensor(fn._mask) & torch.as_tensor(mask).to(torch.as_tensor(fn._mask).device)
         fn = fn.base_dist
     return mask
+
+
+def is_outside(site: Site, data_dim: int, nesting: int) -> Tensor:
+    """Return for each datum whether its observed value lies outside of a support that depends on latent sites.
+
+    A datum lies outside if it does so at all values of enumerated sites. Masked values lie inside.
+
+    Args:
+        site: Observed site of a run with one draw.
+        data_dim: Dimension of the data plate, counted from the right.
+        nesting: Depth of the program's own plates.
+    """
+    inside = inside_support(site["fn"], _counted_value(site))
+    assert inside is not None
+    inside = inside.reshape((1,) * (nesting - inside.ndim) + inside.shape)
+    by_datum = inside.movedim(data_dim, -1)  # enumerated sites, other plates, data
+    enumerated = by_datum.ndim - nesting
+    flat = by_datum.reshape(-1, max(1, math.prod(by_datum.shape[enumerated:-1])), by_datum.shape[-1])
+    return ~flat.all(1).any(0)
+
+
+def _counted_value(site: Site) -> Tensor:
+    """Return the value of an observed site in the shape of its distribution, with draws for masked entries."""
+    fn, value, mask = site["fn"], site["value"], entry_mask(site)
+    value = value.expand(torch.broadcast_shapes(value.shape, fn.shape()))
+    return value if mask is True else torch.where(torch.as_tensor(mask, device=value.device), value, fn.sample())
+
+
+def entry_mask(site: Site) -> Any:
+    """Return the mask of each entry of a site's value, of handlers and of its distribution; True if all count.
+
+    Unlike :func:`mask_of`, it has the event dimensions too, so it tells apart masks that vary within an event.
+    """
+    fn = site["fn"]
+    masks = [] if site["mask"] is None else [_with_event(site["mask"], fn.event_dim)]
+    level = fn
+    while hasattr(level, "base_dist"):
+        if isinstance(level, dist.MaskedDistribution):
+            masks.append(_with_event(level._mask, fn.event_dim - len(level.batch_shape) + len(fn.batch_shape)))
+        level = level.base_dist
+    masks = [mask for mask in masks if mask is not True]
+    return reduce(lambda first, second: first & second.to(first.device), map(torch.as_tensor, masks)) if masks else True
+
+
+def _with_event(mask: Any, event_dim: int) -> Any:
+    return mask.reshape(mask.shape + (1,) * event_dim) if isinstance(mask, Tensor) and mask.ndim else mask
 
 
 def _check_shapes(site: Site, log_prob: Tensor) -> None:

@@ -36,7 +36,7 @@ def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIn
         model_sites, guide_sites = trace(model, guide, args)
         check_same_latents(model_sites, guide_sites)
         for site in model_sites + guide_sites:
-            score(site)
+            score(site, strict=True)
     observed = [site for site in model_sites if site["is_observed"]]
     return outermost_plate([site for site in observed if site_plates(site)] or observed)
 

@@ -11,6 +11,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 
 Program = Callable[..., Any]
 Site = Any  # a Pyro message
+CONDITIONED = "_pyrovae_conditioned"  # option of an observed site that a handler, and not the program, gives its value
 
 
 def sample_sites(trace: poutine.Trace) -> list[Site]:
@@ -28,6 +29,11 @@ def is_point(distribution: Any) -> bool:
     while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
         distribution = distribution.base_dist
     return isinstance(distribution, dist.Delta)
+
+
+def is_factor(site: Site) -> bool:
+    """Return whether a site is a ``pyro.factor``, a weight without a distribution."""
+    return isinstance(site["fn"], dist.Unit)
 
 
 def factors(distribution: Any) -> Any | None:

@@ -23,6 +23,8 @@ def support_of(distribution: Any) -> Any | None:
 
 def is_real(distribution: Any) -> bool:
     """Return whether every vector of real numbers is in the support, as far as the distribution says."""
+    if bounded_base(distribution) is not None:
+        return False
     support = support_of(distribution)
     while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
         support = support.base_constraint
@@ -39,9 +41,41 @@ def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
     support = support_of(distribution)
     if support is None:
         return None
-    inside: Tensor = support.check(value)
+    inside = _per_value(support.check(value), distribution, value)
+    if (transformed := bounded_base(distribution)) is not None:  # its support says where its last transform ends
+        base_value = value
+        for transform in reversed(transformed.transforms):
+            base_value = transform.inv(base_value)
+        support = support_of(transformed.base_dist)
+        inside = inside & _per_value(support.check(base_value), distribution, value)  # type: ignore[union-attr]
+    return inside
+
+
+def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
+    """Return where whole events lie inside, from where their entries do."""
     extra = inside.ndim - (value.ndim - len(distribution.event_shape))
     return inside if extra <= 0 else inside.flatten(-extra).all(-1)
+
+
+def bounded_base(distribution: Any) -> Any | None:
+    """Return the transformed distribution that a distribution is, if its base is not of all real numbers."""
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    own = getattr(type(distribution), "support", None)
+    if own is not torch.distributions.TransformedDistribution.support or is_real(distribution.base_dist):
+        return None
+    return None if support_of(distribution.base_dist) is None else distribution
+
+
+def has_varying_support(distribution: Any) -> bool:
+    """Return whether the support depends on a parameter that is not the same for all draws and data."""
+    return bounded_base(distribution) is not None or _varies(support_of(distribution))
+
+
+def _varies(constraint: Any) -> bool:
+    if isinstance(constraint, Tensor):
+        return any(size > 1 and step != 0 for size, step in zip(constraint.shape, constraint.stride(), strict=True))
+    return isinstance(constraint, constraints.Constraint) and any(map(_varies, vars(constraint).values()))
 
 
 def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | None]:

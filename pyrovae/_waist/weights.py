@@ -32,9 +32,10 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from pyrovae._waist.agreement import check_auxiliary, check_masks, check_measures, check_same_latents
+from pyrovae._waist.agreement import check_auxiliary, check_masks, check_measures, check_same_latents, latent_masks
 from pyrovae._waist.densities import Densities, joint_density
 from pyrovae._waist.draws import Draws, run_guide, run_model
+from pyrovae._waist.outside import check_outside
 from pyrovae._waist.plates import check_complete, data_plate, dim_of, nesting_of, plate_names
 from pyrovae._waist.scales import same_scale, scale_of_data
 from pyrovae._waist.scoring import masked_score
@@ -139,6 +140,7 @@ def weigh(model_sites: list[Site], draws: Draws, *, plate: str | None = None, fo
     _check(model_sites, draws.sites, for_loss=for_loss)
     sites = model_sites + guide_sites
     data = data_plate(sites, plate)
+    check_outside(model_sites + (draws.sites if for_loss else []), data)
     inside = [site for site in sites if data.name in plate_names(site)]
     if not for_loss:
         check_complete(inside, data)
@@ -175,7 +177,7 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
     """Check that model and guide agree, and that the model observes something."""
     check_same_latents(model_sites, guide_sites)
     check_measures(model_sites, guide_sites)
-    check_masks(model_sites, guide_sites)
+    check_masks(model_sites, latent_masks(guide_sites))
     if not for_loss:
         check_auxiliary(model_sites, guide_sites)
     if not any(site["is_observed"] for site in model_sites):

@@ -6,7 +6,7 @@ batches, the checks of the program, its draws and densities, seeds, compilation 
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Unpack
 
@@ -31,6 +31,7 @@ from pyrovae.evaluation.probe.three_runs import probe
 from pyrovae.evaluation.probe.trials import Trials
 from pyrovae.evaluation.program_data import ProgramData
 from pyrovae.evaluation.proposal import Proposal
+from pyrovae.evaluation.reach import check_reach
 from pyrovae.evaluation.route import Drawn, Route
 from pyrovae.evaluation.sampler import Sampler
 from pyrovae.isolation import Isolation, fresh_seed, isolated, program_device
@@ -102,6 +103,7 @@ class Problem:
         self.size, self.started = len(self.data), time.perf_counter()
         self._context: ExitStack | None = None
         self._samplers: dict[int, Sampler] = {}
+        self._reaches = False
 
     def __enter__(self) -> "Problem":
         """Isolate the programs and check them."""
@@ -258,9 +260,19 @@ class Problem:
         """Return log q(z | x) of a run of the guide, shape ``(num_draws, n)``, nats."""
         return self.route.log_density(batch, draws)
 
-    def log_joint(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Tensor:
-        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats."""
-        return self.route.log_joint(batch, values, num_draws)
+    def log_joint(
+        self,
+        batch: Batch,
+        values: Mapping[str, Tensor],
+        num_draws: int,
+        masks: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Tensor:
+        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats.
+
+        Raises:
+            ProgramError: If a latent site is masked unlike in the guide, whose masks are ``masks``.
+        """
+        return self.route.log_joint(batch, values, num_draws, masks)
 
     def log_weights(self, batch: Batch, num_draws: int) -> Tensor:
         """Return log-weights of draws from the guide, shape ``(num_draws, n)``, nats."""
@@ -269,6 +281,16 @@ class Problem:
         return self._samplers[num_draws](batch)[:, : batch.kept]
 
     # --- checks -------------------------------------------------------------------------------------------------------
+
+    def check_reach(self) -> None:
+        """Check once that the guide can draw the posterior, for estimators by importance weights of its draws.
+
+        Raises:
+            ValueError: If the guide cannot draw a part of the posterior of a datum.
+        """
+        if not self._reaches:
+            check_reach(self)
+            self._reaches = True
 
     def check_repeats(self) -> None:
         """Check that the guide has the same density in every run, for estimators that score draws of another run.

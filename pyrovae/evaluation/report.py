@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrovae import parallel
+from pyrovae._waist.errors import ProgramError
 from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.checkpoint import Checkpoint
@@ -150,7 +151,7 @@ def _computed(problem: Problem, columns: Columns, rows: Rows, batch: Batch, seed
     """Return the columns of a batch; if it raises an error, those of its data one by one."""
     try:
         return _arrays(columns(batch))
-    except (torch.OutOfMemoryError, MemoryError):
+    except (torch.OutOfMemoryError, MemoryError, ProgramError):
         raise
     except Exception as error:
         if batch.kept == 1 or not problem.probe.cuttable:

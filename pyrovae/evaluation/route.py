@@ -1,6 +1,6 @@
 """The route from a batch to log-weights: runs of model and guide, for many draws at once or for one draw a run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from pyrovae._waist.agreement import latent_masks
 from pyrovae._waist.densities import log_guide, log_joint
 from pyrovae._waist.draws import Draws, run_guide
 from pyrovae._waist.sites import Program, Site
@@ -26,12 +27,14 @@ class Drawn:
         values: Values by latent site, with the indices of subsampling plates.
         log_q: Log-density of the guide, shape ``(num_draws, n)``, nats.
         dims: Dimension of the draws by latent site, counted from the right.
+        masks: Masks of the latent sites by name, for each run of the guide; ``None`` if it has none.
         log_joint: log p(x, z), shape ``(num_draws, n)``, nats, if it is known.
     """
 
     values: dict[str, Tensor]
     log_q: Tensor
     dims: dict[str, int]
+    masks: Sequence[Mapping[str, Any]] | None = None
     log_joint: Tensor | None = None
 
     def part(self, start: int, stop: int) -> dict[str, Tensor]:
@@ -40,6 +43,16 @@ class Drawn:
             name: value.narrow(self.dims[name], start, stop - start) if name in self.dims else value
             for name, value in self.values.items()
         }
+
+    def masks_of(self, start: int, stop: int) -> Sequence[Mapping[str, Any]] | None:
+        """Return the masks of the draws from ``start`` to ``stop``, for each run of the model."""
+        if self.masks is None or len(self.masks) > 1:
+            return None if self.masks is None else self.masks[start:stop]
+        return [{name: self._narrowed(mask, self.dims[name], start, stop) for name, mask in self.masks[0].items()}]
+
+    def _narrowed(self, mask: Any, dim: int, start: int, stop: int) -> Any:
+        varies = isinstance(mask, Tensor) and mask.ndim >= -dim and mask.shape[dim] > 1
+        return mask.narrow(dim, start, stop - start) if varies else mask
 
 
 class Route:
@@ -79,24 +92,46 @@ class Route:
         for name, dim in dims.items():
             parts = [self._full(draws.latents[name], draws.num_draws) for draws in runs]
             values[name] = parts[0] if self.probe.vectorize else torch.cat(parts, dim)
-        return Drawn(values, torch.cat([self.log_density(batch, draws) for draws in runs]), dims)
+        log_q = torch.cat([self.log_density(batch, draws) for draws in runs])
+        return Drawn(values, log_q, dims, [latent_masks(draws.sites) for draws in runs])
 
     def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
         """Run the guide at given values of its sites, once or once for each draw."""
         for count, given in self._given(values, num_draws):
             yield self._run_guide(batch, count, given)
 
+    def run_once(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> Draws:
+        """Run the guide once at values with a dimension of draws, or at one draw without it."""
+        return self._run_guide(batch, num_draws, values)
+
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:
         """Return log q(z | x) of a run of the guide, shape ``(num_draws, n)``, nats."""
         return log_guide(draws, self.plate_of(batch))
 
-    def log_joint(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Tensor:
-        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats."""
+    def log_joint(
+        self,
+        batch: Batch,
+        values: Mapping[str, Tensor],
+        num_draws: int,
+        masks: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Tensor:
+        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats.
+
+        Raises:
+            ProgramError: If a latent site is masked unlike in the guide.
+        """
         options: Any = {"plate": self.plate_of(batch), "nesting": self.nesting, "kwargs": self.kwargs}
         with _explained():
             parts = [
-                log_joint(self.model, batch.args, {**given, **batch.subsample}, count, **options)
-                for count, given in self._given(values, num_draws)
+                log_joint(
+                    self.model,
+                    batch.args,
+                    {**given, **batch.subsample},
+                    count,
+                    masks=None if masks is None else masks[index],
+                    **options,
+                )
+                for index, (count, given) in enumerate(self._given(values, num_draws))
             ]
         return parts[0] if self.probe.vectorize else torch.cat(parts)
 

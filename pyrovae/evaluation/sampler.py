@@ -36,7 +36,7 @@ class Sampler:
 
     def __init__(self, problem: "Problem", num_draws: int) -> None:
         check_draws(num_draws)
-        problem.probe.check_reach()
+        problem.check_reach()
         self.problem, self.num_draws = problem, num_draws
         if problem.proposal is not None:
             self.width = problem.width(num_draws)
@@ -52,7 +52,9 @@ class Sampler:
                 max(1, int(problem.memory / (use.guide_per_draw + use.guide_per_datum / num_draws))),
                 max(1, int(problem.memory / use.model_per_draw)),
             )
-        self.regular = (self.width, self.chunk) if problem.options["compile"] and problem.vectorize else None
+        compiles = problem.options["compile"] and problem.vectorize
+        compiles &= not problem.probe.masked  # a graph cannot compare the masks of a batch
+        self.regular = (self.width, self.chunk) if compiles else None
         self.graph: Callable[..., Sequence[Tensor]] | None = None
 
     def __call__(self, batch: "Batch") -> Tensor:
@@ -86,10 +88,10 @@ class Sampler:
     def _log_joint(self, batch: "Batch", drawn: "Drawn", start: int, stop: int) -> Tensor:
         if drawn.log_joint is not None:
             return drawn.log_joint[start:stop]
-        values = drawn.part(start, stop)
+        values, masks = drawn.part(start, stop), drawn.masks_of(start, stop)
 
         def run() -> Tensor:
-            return self.problem.log_joint(batch, values, stop - start)
+            return self.problem.log_joint(batch, values, stop - start, masks)
 
         if (batch.size, stop - start) != self.regular:
             return run()

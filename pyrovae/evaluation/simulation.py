@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyrovae._waist.draws import Given
 from pyrovae._waist.plates import site_plates
-from pyrovae._waist.sites import Program, Site
+from pyrovae._waist.sites import Program, Site, is_factor
 
 
 def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
@@ -84,7 +84,7 @@ class Redrawn(Given):
 
 def is_data(site: Site) -> bool:
     """Whether an observed site is of data: in a plate, and neither a factor nor deterministic."""
-    return bool(site_plates(site)) and not (site["infer"].get("_deterministic") or _is_factor(site))
+    return bool(site_plates(site)) and not (site["infer"].get("_deterministic") or is_factor(site))
 
 
 def check_generative(sites: Iterable[Site], way_out: str) -> None:
@@ -94,7 +94,7 @@ def check_generative(sites: Iterable[Site], way_out: str) -> None:
         ValueError: If one is a ``pyro.factor``.
     """
     for site in sites:
-        if site["type"] == "sample" and _is_factor(site):
+        if site["type"] == "sample" and is_factor(site):
             raise ValueError(
                 f"site {site['name']!r} is a pyro.factor, a weight without a distribution, so the model cannot be "
                 f"drawn from; {way_out}"
@@ -118,10 +118,6 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
             f"as it is, obs=x, or have the site given, pyro.poutine.block(model, hide=[{name!r}])"
         )
     return found[0]
-
-
-def _is_factor(site: Site) -> bool:
-    return isinstance(site["fn"], dist.Unit)
 
 
 def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kept: Collection[str]) -> Site | None:

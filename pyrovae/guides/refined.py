@@ -112,7 +112,7 @@ class Refined:
         values, log_det = target.space.values(drawn.u[order])
         dims = {name: -problem.nesting - 1 - problem.probe.event_dims[name] for name in values}
         log_q, log_joint = drawn.log_q[order] - log_det, drawn.log_joint[order] - log_det
-        return Drawn({**batch.subsample, **values}, log_q, dims, log_joint)
+        return Drawn({**batch.subsample, **values}, log_q, dims, log_joint=log_joint)
 
     def normal(self, problem: Problem, batch: Batch) -> Normal:
         """Return the normal density that was fitted to each datum, in unconstrained coordinates."""

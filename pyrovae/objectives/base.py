@@ -7,11 +7,10 @@ for a bound B per datum; the scale :math:`s_n` of the data plate, and one common
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypedDict, Unpack
 
-import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
@@ -28,6 +27,7 @@ from pyrovae._waist.independence import (
     with_other_data,
     with_second_draw,
 )
+from pyrovae._waist.outside import OutsidePlateError, check_given, outside_terms
 from pyrovae._waist.scoring import score
 from pyrovae._waist.sites import is_enumerated
 from pyrovae._waist.weights import Weights, importance_weights
@@ -75,7 +75,7 @@ class Weighing:
         """Return the depth of the program's plates, or None if draws are made one by one; check it the first time."""
         particles = int(self.num_particles > 1)  # Pyro counts their dimension in max_plate_nesting
         if not self._is_checked:
-            with isolated(model, guide, seed=0):  # the check must not move the generator
+            with isolated(model, guide, seed=0), self._explained():  # the check must not move the generator
                 nesting = None if self.max_plate_nesting == math.inf else int(self.max_plate_nesting) - particles
                 nesting = self._check_program(model, guide, args, kwargs, nesting)
             if self.vectorize_particles:
@@ -93,15 +93,16 @@ class Weighing:
         with BatchNormInputs() as alone:
             one = importance_weights(model, guide, args, **options)
         check_auxiliary(one.model_sites, one.guide_sites)
+        check_given(one, lambda args: importance_weights(model, guide, args, **options), args)
         nesting = one.nesting if nesting is None else nesting
         if any(map(is_enumerated, one.guide_sites)):
             return nesting
-        mixed, values, kept = with_other_data(args, one.guide_sites, one.nesting, one.plate)
-        with suppress(RuntimeError, IndexError, AssertionError):  # of a program that does not take these data
-            other = importance_weights(model, guide, mixed, values=one.chosen | values, **options)
-            if difference := difference_by_data(one, other, kept):
-                reason = depends_on_other_data(f"by {difference:.3g} nats for a datum")
-                raise ValueError(f"{reason}. {type(self).__name__} would be no bound of log p(x)")
+        for mixed, values, kept in with_other_data(args, one.guide_sites, one.nesting, one.plate):
+            with suppress(RuntimeError, IndexError, AssertionError):  # of a program that does not take these data
+                other = importance_weights(model, guide, mixed, values=one.chosen | values, **options)
+                if difference := difference_by_data(one, other, kept):
+                    reason = depends_on_other_data(f"by {difference:.3g} nats for a datum", one)
+                    raise ValueError(f"{reason}. {type(self).__name__} would be no bound of log p(x)")
         if not self.vectorize_particles:
             return nesting
         values = {**one.chosen, **with_second_draw(one.guide_sites, nesting, one.plate)}
@@ -123,25 +124,27 @@ class Weighing:
             f"{type(self).__name__}(..., vectorize_particles=False)"
         )
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Add to the error of a site outside of the data plate which objective would count it."""
+        try:
+            yield
+        except OutsidePlateError as error:
+            name = type(self).__name__
+            raise ValueError(f"{error}. {name} is a bound per datum; Trace_ELBO counts such a site once") from error
+
     def _weights(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Weights:
-        weights = importance_weights(
-            model,
-            guide,
-            args,
-            self.num_draws,
-            kwargs=kwargs,
-            nesting=self._nesting(model, guide, args, kwargs),
-            plate=self.plate,
-            for_loss=True,
-        )
+        nesting = self._nesting(model, guide, args, kwargs)
+        options: Any = {"kwargs": kwargs, "nesting": nesting, "plate": self.plate, "for_loss": True}
+        with self._explained():
+            weights = importance_weights(model, guide, args, self.num_draws, **options)
         name = type(self).__name__
-        for site in weights.model_sites + weights.guide_sites:
-            # A latent that was conditioned on has a constant log-probability, which is left out.
-            counts = isinstance(site["fn"], dist.Unit) or score(site).requires_grad
-            if site["name"] in weights.outside and counts:
+        for site in outside_terms(weights.model_sites + weights.guide_sites, weights.plate):
+            if score(site).requires_grad:  # of a latent that was conditioned on
                 raise ValueError(
-                    f"site {site['name']!r} lies outside the data plate {weights.plate.name!r} and counts, and "
-                    f"{name} is a bound per datum; move the site into the plate, or train with Trace_ELBO"
+                    f"site {site['name']!r} lies outside the data plate {weights.plate.name!r} and depends on "
+                    f"parameters, and {name} is a bound per datum; move the site into the plate, or train with "
+                    f"Trace_ELBO"
                 )
         if weights.unreparameterized and self.needs_paths:
             raise ValueError(

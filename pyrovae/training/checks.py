@@ -57,7 +57,7 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
         latent = {site["name"] for site in model_sites if not site["is_observed"]}
         points = {site["name"] for site in guide_sites if is_point(site["fn"])} & latent
         check_same_latents(*([s for s in sites if s["name"] not in points] for sites in (model_sites, guide_sites)))
-        densities = [(site, score(site)) for site in model_sites + guide_sites]
+        densities = [(site, score(site, strict=True)) for site in model_sites + guide_sites]
     observed = [site for site in model_sites if site["is_observed"]]
     plate = outermost_plate([site for site in observed if site_plates(site)] or observed)
     local = {site["name"] for site in model_sites + guide_sites if _is_inside(site, plate.name)}

@@ -149,6 +149,7 @@ class Cascade:
 
     def open(self) -> int:
         """Find out whether the latent sites can be refined, and return the number of data for a batch."""
+        self.problem.check_reach()
         try:
             self.space = Space(self.problem)
         except ValueError:  # of discrete or periodic latents, points, and random guides
@@ -217,7 +218,7 @@ class Cascade:
         for done in range(0, num_draws, chunk):
             count = min(chunk, num_draws - done)
             drawn = problem.draw(batch, count, amortized=True)
-            parts.append(problem.log_joint(batch, drawn.values, count) - drawn.log_q)
+            parts.append(problem.log_joint(batch, drawn.values, count, drawn.masks) - drawn.log_q)
         return torch.cat(parts)
 
     def _part(self, batch: Batch, indices: Tensor) -> Batch:

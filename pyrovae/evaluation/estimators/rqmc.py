@@ -90,7 +90,7 @@ def rqmc(
     problem = Problem(model, guide, x, **options)
 
     def prepare() -> int:
-        problem.probe.check_reach()
+        problem.check_reach()
         if not problem.vectorize:
             raise ValueError(
                 "rqmc makes all draws in one run, and this program runs once for each draw; let it count dimensions "

@@ -188,7 +188,7 @@ class Posterior:
         for done in range(0, self.num_samples, chunk):
             count = min(chunk, self.num_samples - done)
             drawn = problem.draw(batch, count)
-            log_weights.append(problem.log_joint(batch, drawn.values, count) - drawn.log_q)
+            log_weights.append(problem.log_joint(batch, drawn.values, count, drawn.masks) - drawn.log_q)
             runs.append(drawn)
         values = {name: torch.cat([self._first(run.values[name], name) for run in runs]) for name in runs[0].dims}
         together = torch.cat(log_weights)

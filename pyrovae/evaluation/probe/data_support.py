@@ -5,11 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrovae._waist.errors import OutsideSupportError, outside_support
+from pyrovae._waist.plates import dim_of, plate_names
+from pyrovae._waist.scoring import is_outside
 from pyrovae._waist.sites import Site, is_point
-from pyrovae._waist.support import common_support, is_real, support_of
+from pyrovae._waist.support import common_support, has_varying_support, is_real, support_of
 from pyrovae.evaluation.batches import batches
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
+MOST_DRAWS = 64  # at one of which a datum must lie inside of a support that depends on latent sites
 WIDTH = 1024  # data that are looked at together
 
 
@@ -21,20 +25,38 @@ def check_data_support(trials: Trials, one: Reference, *, cuttable: bool) -> Non
     Raises:
         ValueError: If a datum lies outside.
     """
-    plate = one.weights.plate
-    if one.size >= trials.size and plate.size == trials.size:
-        return
+    plate, is_checked = one.weights.plate, one.size >= trials.size and one.weights.plate.size == trials.size
     args = trials.args(one.size)
     for site in one.weights.model_sites:
-        if not site["is_observed"] or is_real(site["fn"]) or is_point(site["fn"]):
+        if not site["is_observed"] or plate.name not in plate_names(site) or is_point(site["fn"]):
             continue
-        position = next((i for i, arg in enumerate(args) if _is_same(arg, site["value"])), None)
-        support = common_support(support_of(site["fn"]))
-        if position is None or support is None:
-            for batch in batches(trials.data, trials.device, plate, WIDTH, cuttable=cuttable):
-                trials.score(batch.args, batch.subsample)
-            return
-        _check_argument(trials, site, position, support)
+        if has_varying_support(site["fn"]):
+            _check_draws(trials, one, site["name"], cuttable=cuttable)
+        elif not (is_checked or is_real(site["fn"])):
+            position = next((i for i, arg in enumerate(args) if _is_same(arg, site["value"])), None)
+            support = common_support(support_of(site["fn"]))
+            if position is None or support is None:
+                for batch in batches(trials.data, trials.device, plate, WIDTH, cuttable=cuttable):
+                    trials.score(batch.args, batch.subsample)
+                return
+            _check_argument(trials, site, position, support)
+
+
+def _check_draws(trials: Trials, one: Reference, name: str, *, cuttable: bool) -> None:
+    """Check that each datum lies inside of a support that depends on latent sites, at one of several draws."""
+    weights, known = one.weights, set(trials.finite.tolist())
+    for batch in batches(trials.data, trials.device, weights.plate, WIDTH, cuttable=cuttable):
+        left = torch.tensor([(batch.start + i) % trials.size in known for i in range(batch.size)])
+        for _ in range(MOST_DRAWS):
+            sites = trials.score(batch.args, dict(batch.subsample)).model_sites
+            site = next(site for site in sites if site["name"] == name)
+            left = left & is_outside(site, dim_of(weights.plate), weights.nesting).cpu()
+            if not left.any():
+                break
+        else:
+            index = int(left.nonzero()[0])
+            reason = f"datum {batch.start + index} lies outside of its support at each of {MOST_DRAWS} draws"
+            raise OutsideSupportError(outside_support(site, reason))
 
 
 def _check_argument(trials: Trials, site: Site, position: int, support: Any) -> None:

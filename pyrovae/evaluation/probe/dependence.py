@@ -7,7 +7,11 @@ fixed size gets all data at once, and the rest is an error.
 
 from typing import NamedTuple
 
+from torch import Tensor
+
+from pyrovae._waist.errors import ProgramError
 from pyrovae._waist.independence import (
+    FEW_DATA,
     BatchNormInputs,
     depends_on_other_data,
     difference_by_data,
@@ -63,9 +67,11 @@ class Dependence:
         if self.vectorize and not one.enumerates:
             agrees, reason = self._agrees(one, few, draws=2)
             if agrees:
+                self._check_few_data(one)
                 return Outcome(True, True, "")
         if not self._takes_fewer(one, few):
             return self.all_data(one)
+        self._check_few_data(one)
         if one.enumerates:  # the draws of such a guide have dimensions of their own
             return Outcome(True, True, "")
         if self.vectorize and not self.repeats:
@@ -89,35 +95,46 @@ class Dependence:
                 agrees, reason = self._agrees(one, None, draws=2)
         return Outcome(False, agrees, reason)
 
-    def check_other_data(self, one: Reference) -> None:
-        """Check a program that takes no fewer data: put copies of some in the place of the others.
+    def _check_few_data(self, one: Reference) -> None:
+        """Check each datum without each of the others if the first run has so few that the second can miss one."""
+        if one.size < FEW_DATA and not one.enumerates:
+            self.check_other_data(one, with_guide=self.repeats)
+
+    def check_other_data(self, one: Reference, *, with_guide: bool = False) -> None:
+        """Put copies of some data in the place of the others, and compare their log-weights with those of a run.
+
+        Args:
+            one: The first run.
+            with_guide: Whether the guide's densities are compared too.
 
         Raises:
             ValueError: If a log-weight depends on other data.
         """
         trials, weights = self.trials, one.weights
-        args = trials.data.batch(0, trials.size, trials.device)
-        mixed, values, kept = with_other_data(args, weights.guide_sites, weights.nesting, weights.plate)
-        try:
-            other = trials.score(mixed, weights.chosen | values, validate=False)
-        except Exception:  # of a program that does not take these data, or that enumerates sites of the guide
-            return
-        if difference := difference_by_data(weights, other, kept):
-            if not self._has_same_guide(one) and weights.densities is None:
-                return
-            raise ValueError(depends_on_other_data(f"by {difference:.3g} nats for a datum"))
+        mixtures = with_other_data(trials.args(one.size), weights.guide_sites, weights.nesting, weights.plate)
+        for mixed, values, kept in mixtures:
+            try:
+                other = trials.score(mixed, weights.chosen | values, validate=False)
+            except Exception:  # of a program that does not take these data, or that enumerates sites of the guide
+                continue
+            if difference := difference_by_data(weights, other, kept, with_guide=with_guide):
+                repeats = self._has_same_guide(one)
+                if not repeats and (weights.densities is None or not difference_by_data(weights, other, kept)):
+                    continue
+                raise ValueError(depends_on_other_data(f"by {difference:.3g} nats for a datum", weights))
 
     def _agrees(self, one: Reference, few: int | None, *, draws: int | None) -> tuple[bool, str]:
         """Score the draws of the first run again, beside others and without the other data.
 
-        Of fewer data, neither the first nor the last is taken, since programs may take them for a reference.
+        Of fewer data, none is taken that a program may take for a reference: the first, the last, the one in the
+        middle, the largest and the smallest.
 
         Args:
             one: The first run.
             few: Number of data; all if ``None``.
             draws: Number of draws in one run; ``None`` for the draws of the first run, without a dimension of draws.
         """
-        size, start = (self.trials.size, 0) if few is None else (few, 1)
+        size, start = (self.trials.size, 0) if few is None else (few, self._start(one, few))
         some = None if few is None else range(start, start + few)
         weights, nesting = one.weights, one.nesting
         values = with_second_draw(weights.guide_sites, nesting, weights.plate, some)
@@ -130,6 +147,8 @@ class Dependence:
                     two = self.trials.run(size, given, start=start)
                 else:
                     two = self.trials.run(size, given, draws=draws, nesting=nesting, start=start)
+            except ProgramError:
+                raise
             except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
                 return False, str(error).split("\n")[0][:150]
         if two.plate.size != (weights.plate.size if few is None else few):
@@ -139,6 +158,16 @@ class Dependence:
         if draws is not None and (layer := together.differing(self.alone)):
             return False, f"{type(layer).__name__} takes the data for its channels"
         return True, ""
+
+    def _start(self, one: Reference, few: int) -> int:
+        """Return the first of some consecutive data without the references that programs use, as far as there are."""
+        references = {0, one.size - 1, one.size // 2}
+        x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)
+        if x is not None and len(x) == one.size:
+            means = x.reshape(one.size, -1).double().mean(-1)
+            references |= {int(means.argmax()), int(means.argmin())}
+        starts = range(1, one.size - few)
+        return next((start for start in starts if not references & set(range(start, start + few))), 1)
 
     def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
         """Return the largest difference of the terms of the log-weights beyond rounding, nats."""
@@ -162,7 +191,7 @@ class Dependence:
         self.repeats = self._has_same_guide(one)
         if not self.repeats and self._agrees(one, few, draws=None)[0]:
             return True
-        raise ValueError(depends_on_other_data(reason))
+        raise ValueError(depends_on_other_data(reason, one.weights))
 
     def _has_same_guide(self, one: Reference) -> bool:
         """Score the draws of the first run once more, and return whether the guide has the same density.

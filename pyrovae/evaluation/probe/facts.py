@@ -36,11 +36,11 @@ class Probe:
         cuttable: Whether the program runs on any number of data.
         vectorize: Whether many draws are made in one run.
         enumerates: Whether sites of the guide are enumerated, so that guide and model run together.
+        masked: Whether a latent site of the first run is masked.
         event_dims: Number of event dimensions of each latent site of the guide.
         base_measures: Base measure of each observed site.
         parameters: Values of the parameters that the programs announce to Pyro.
         finite: Indices of the data that the programs can score, as far as that is known: those without NaN.
-        unreached: What is wrong with a guide that misses a part of the posterior; empty if nothing is.
         memory: Bytes of a run.
     """
 
@@ -49,22 +49,13 @@ class Probe:
     cuttable: bool
     vectorize: bool
     enumerates: bool
+    masked: bool
     event_dims: dict[str, int]
     base_measures: dict[str, BaseMeasure]
     parameters: list[Tensor]
     finite: Tensor
-    unreached: str
     memory: MemoryUse
 
     def draws_dim(self, name: str) -> int:
         """Return the dimension of the draws in the value of a latent site, counted from the right."""
         return -self.nesting - 1 - self.event_dims[name]
-
-    def check_reach(self) -> None:
-        """Refuse a guide that misses a part of the posterior, for estimators by importance weights of its draws.
-
-        Raises:
-            ValueError: If the guide has no density for a part of the posterior.
-        """
-        if self.unreached:
-            raise ValueError(self.unreached)

@@ -5,7 +5,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from pyrovae._waist.errors import OutsideSupportError
+from pyrovae._waist.errors import OutsideSupportError, ProgramError
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
 FEWEST = 4  # data of the run, by which a second run can take three and leave out the first
@@ -36,6 +36,8 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
                 return one, True
     try:
         return trials.reference(size), size > 1
+    except ProgramError:
+        raise
     except Exception as error:
         missing = size - num_finite
         if not missing and isinstance(error, OutsideSupportError):

@@ -16,9 +16,10 @@ from typing import Any
 from pyro import poutine
 from torch import nn
 
+from pyrovae._waist.agreement import latent_masks
 from pyrovae._waist.independence import BatchNormInputs, needs_one_draw_a_run
+from pyrovae._waist.outside import check_given
 from pyrovae._warnings import find_stack_level
-from pyrovae.evaluation.probe.coverage import missed_part
 from pyrovae.evaluation.probe.data_support import check_data_support
 from pyrovae.evaluation.probe.dependence import Dependence, Outcome
 from pyrovae.evaluation.probe.facts import Probe
@@ -54,20 +55,20 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
     if not takes.any_data:
         dependence.check_other_data(one)
         _check_plate(one, trials.size)
+    check_given(one.weights, lambda args: trials.score(tuple(args), dict(one.weights.chosen)), trials.args(one.size))
     vectorize = _choose_vectorize(trials.options["vectorize"], takes)
     check_data_support(trials, one, cuttable=takes.any_data)
-    unreached = missed_part(trials, one, cuttable=takes.any_data, vectorize=vectorize)
     return Probe(
         plate=one.weights.plate,
         nesting=one.nesting,
         cuttable=takes.any_data,
         vectorize=vectorize,
         enumerates=one.enumerates,
+        masked=bool(latent_masks(one.weights.model_sites + one.weights.guide_sites)),
         event_dims=one.event_dims,
         base_measures=one.base_measures,
         parameters=[value.detach() for value in announced],
         finite=trials.finite,
-        unreached=unreached,
         memory=memory_use(trials, one, cuttable=takes.any_data, vectorize=vectorize),
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
+from pyrovae._waist.scoring import entry_mask
 from pyrovae._waist.sites import Site, is_point
 from pyrovae._waist.support import common_support, is_periodic, is_same_support, support_of
 from pyrovae._waist.weights import Weights
@@ -67,12 +68,15 @@ class Space:
         return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
 
     def check_batch(self, batch: Batch) -> None:
-        """Check that the latent sites of a batch have the supports of the first batch.
+        """Check that the latent sites of a batch have the supports of the first batch and no mask.
 
         Raises:
-            ValueError: If a support depends on the datum or on other latents.
+            ValueError: If a support depends on the datum or on other latents, or a site is masked.
         """
-        self._check_supports(self.problem.run(batch, amortized=True))
+        weights = self.problem.run(batch, amortized=True)
+        self._check_supports(weights)
+        for name, site in _latents(weights.model_sites).items():
+            _check_unmasked(name, site)
 
     def _fixed_support(self, name: str, distribution: Any) -> Any:
         support = common_support(_support(distribution))
@@ -159,10 +163,15 @@ def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
             f"latent site {name!r} is auxiliary, in the guide but not in the model, so the posterior has no such "
             f"dimension; {instead}"
         )
-    if site["mask"] is not None:
+    _check_unmasked(name, site)
+
+
+def _check_unmasked(name: str, site: Site) -> None:
+    """Refuse a latent site that is masked."""
+    if entry_mask(site) is not True:
         raise ValueError(
             f"latent site {name!r} is masked, so its posterior has no density where the mask is false; leave out these "
-            f"data and the mask, or {instead}"
+            f"data and the mask, or use pyrovae.evaluation.evaluate"
         )
 
 

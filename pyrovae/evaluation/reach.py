@@ -1,0 +1,184 @@
+"""The reach of a guide: a part of the posterior that the guide cannot draw.
+
+Then the mean weight is less than p(x), and neither k-hat nor the Monte Carlo error shows it. Two searches with a few
+draws for each datum find such a part:
+
+1. *Moves from the guide's draws.* Draws that are resampled by their weights follow the posterior where the guide has
+   a density. One coordinate of each is moved by about a standard deviation, or a discrete value to another one, as in
+   the Metropolis algorithm. The share of moves that would be accepted and lead to values that the guide cannot draw
+   is the flow of posterior mass out of the guide's support.
+2. *Draws from the prior*, weighted by the likelihood, find mass that is far from the guide's draws.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyrovae._waist.draws import run_model
+from pyrovae._waist.errors import ProgramError
+from pyrovae._waist.plates import dim_of, plate_names
+from pyrovae._waist.scoring import masked_score, score
+from pyrovae._waist.sites import Site, is_point
+from pyrovae._waist.summation import sum_per_datum
+from pyrovae._waist.support import bounded_base, is_discrete, is_real, is_same_support, support_of
+from pyrovae.evaluation.batches import Batch
+
+if TYPE_CHECKING:
+    from pyrovae.evaluation.problem import Problem
+
+NUM_DRAWS = 64  # draws of model and guide for each datum
+MISSED = 0.05  # share of the posterior that a guide may miss: 0.05 nats
+FLOW = 0.02  # share of moves out of the guide's support; the half of a normal posterior has 0.15
+STEP = 1.5  # standard deviations by which a coordinate is moved
+NEVER_DRAWN = -15.0  # log-probability of a discrete value; torch replaces a probability of zero by 1e-7
+MOST_VALUES = 1000  # values of a discrete site that are listed
+
+
+def check_reach(problem: "Problem") -> None:
+    """Check that the guide can draw the posterior, for estimators by importance weights of its draws.
+
+    Guides whose sites take any real number, or have the supports that they have in the model, are not run.
+
+    Args:
+        problem: An opened problem.
+
+    Raises:
+        ProgramError: If the guide cannot draw a part of the posterior of a datum.
+    """
+    if problem.probe.enumerates or problem.proposal is not None:
+        return
+    weights = problem.run(problem.few())
+    of_model = {site["name"]: site for site in weights.model_sites}
+    latents = [site for site in weights.guide_sites if not site["is_observed"] and site["name"] in of_model]
+    narrow = {site["name"]: of_model[site["name"]] for site in latents if _may_be_narrow(site, of_model)}
+    if not narrow:
+        return
+    search = _Search(problem, narrow)
+    for batch in problem.batches(problem.width(NUM_DRAWS)):
+        try:
+            flow, missed = search.flow(batch), search.far_part(batch)
+        except (RuntimeError, ValueError):  # of a datum that the program cannot score, which the evaluation reports
+            continue
+        found = ((flow > FLOW) | (missed > MISSED))[: batch.kept]
+        if found.any():
+            first = int(found.nonzero()[0])
+            share = f"about {missed[first]:.0%}" if missed[first] > MISSED else "a part"
+            raise ProgramError(
+                f"the guide has no density for {share} of the posterior of datum {batch.start + first}: it cannot draw "
+                f"all values of its latent sites {list(narrow)} that the model gives a probability, and estimates of "
+                f"log p(x) would be too low; give these sites the support that they have in the model"
+            )
+
+
+def _may_be_narrow(site: Site, of_model: Mapping[str, Site]) -> bool:
+    fn, other = site["fn"], of_model[site["name"]]["fn"]
+    if is_point(fn) or is_real(fn):
+        return False
+    return is_discrete(fn) or bounded_base(fn) is not None or not is_same_support(support_of(fn), support_of(other))
+
+
+class _Search:
+    """The two searches for posterior mass that the guide cannot draw.
+
+    Args:
+        problem: An opened problem.
+        narrow: The model's sites by name that may have a larger support than the guide's.
+    """
+
+    def __init__(self, problem: "Problem", narrow: Mapping[str, Site]) -> None:
+        self.problem, self.narrow = problem, narrow
+        self.log_weights = torch.empty(0)
+
+    def flow(self, batch: Batch) -> Tensor:
+        """Return the share of moves from the posterior to values that the guide cannot draw, shape ``(n,)``."""
+        problem, dim = self.problem, self.problem.data_dim
+        drawn = problem.draw(batch, NUM_DRAWS)
+        log_joint = problem.log_joint(batch, drawn.values, NUM_DRAWS, drawn.masks)
+        self.log_weights = (log_joint - drawn.log_q).double().nan_to_num(nan=-torch.inf)
+        shares = (self.log_weights - self.log_weights.amax(0).nan_to_num(neginf=0.0)).exp() + 1e-30
+        order = torch.multinomial(shares.T, NUM_DRAWS, replacement=True).T  # (draws, data)
+        data = torch.arange(order.shape[1], device=order.device)
+        values = dict(drawn.values)
+        for name in drawn.dims:
+            value = values[name].movedim(dim, 1)
+            values[name] = value[order, data if value.shape[1] > 1 else 0 * data].movedim(1, dim)
+        before, flow = log_joint.gather(0, order), torch.zeros(order.shape[1], dtype=torch.float64)
+        for name, site in self.narrow.items():
+            spread = drawn.values[name].movedim(dim, 1)
+            moved = {**values, name: _moved(site, values[name].movedim(dim, 1), spread).movedim(1, dim)}
+            ratio = (problem.log_joint(batch, moved, NUM_DRAWS) - before).clamp(max=0).exp().nan_to_num(nan=0.0)
+            flow += torch.where(self._unreachable(batch, moved), ratio, 0.0).double().mean(0).cpu()
+        return flow
+
+    def far_part(self, batch: Batch) -> Tensor:
+        """Return the share of the posterior that draws from the prior find outside of the guide's reach, ``(n,)``."""
+        try:
+            draws = NUM_DRAWS if self.problem.vectorize else 1
+            runs = [self._from_prior(batch, draws) for _ in range(1 if self.problem.vectorize else NUM_DRAWS // 4)]
+        except (RuntimeError, ValueError):  # of a model that does not take draws from its prior
+            return torch.zeros(batch.size, dtype=torch.float64)
+        outside = torch.cat(runs).double()
+        totals = [part.logsumexp(0) - torch.tensor(float(len(part))).log() for part in (self.log_weights, outside)]
+        return torch.stack(totals).softmax(0)[1].nan_to_num(0.0).cpu()
+
+    def _from_prior(self, batch: Batch, draws: int) -> Tensor:
+        """Return log p(x | z) of draws from the prior, shape ``(draws, n)``; -inf if the guide can make the draw."""
+        problem, plate = self.problem, self.problem.plate
+        options: Any = {"kwargs": problem.options["kwargs"], "nesting": problem.route.nesting}
+        sites = run_model(problem.model, batch.args, dict(batch.subsample), draws, **options)
+        values = {site["name"]: site["value"] for site in sites if not site["is_observed"]}
+        observed = [site for site in sites if site["is_observed"] and plate.name in plate_names(site)]
+        terms = [(site, masked_score(site)) for site in observed]
+        draws_dim = None if problem.route.nesting is None else -problem.nesting - 1
+        likelihood = sum_per_datum(terms, draws_dim, dim_of(plate)).expand(draws, batch.size)
+        run = problem.route.run_once(batch, draws, values)
+        return torch.where(self._flags(batch, run), likelihood, -torch.inf)
+
+    def _unreachable(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
+        """Return whether the guide cannot draw given values, shape ``(draws, n)``."""
+        return torch.cat([self._flags(batch, run) for run in self.problem.run_guide(batch, values, NUM_DRAWS)])
+
+    def _flags(self, batch: Batch, run: Any) -> Tensor:
+        terms = []
+        for name in self.narrow:
+            site = run.latents[name]
+            limit = NEVER_DRAWN if is_discrete(site["fn"]) else -torch.finfo(torch.float32).max
+            terms.append((site, (score(site) < limit).float()))
+        return sum_per_datum(terms, run.draws_dim, dim_of(self.problem.plate)).expand(run.num_draws, batch.size) > 0
+
+
+def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
+    """Move one coordinate of each draw and datum.
+
+    Args:
+        site: The model's site.
+        value: Draws that follow the posterior, shape ``(draws, n, *rest)``.
+        drawn: Draws of the guide, likewise.
+    """
+    fn = site["fn"]
+    if is_discrete(fn) and fn.event_dim:  # one of several classes
+        shift = int(torch.randint(1, max(2, value.shape[-1]), ()))
+        return value.roll(shift, -1)
+    flat = value.flatten(2) if value.ndim > 2 else value.unsqueeze(2)
+    place = torch.randint(flat.shape[2], flat.shape[:2], device=flat.device).unsqueeze(2)
+    if is_discrete(fn):
+        new = _other_value(fn, flat.gather(2, place))
+    else:
+        spread = torch.maximum(value.std(0, keepdim=True), 0.1 * drawn.std(0, keepdim=True))
+        step = STEP * spread.expand_as(value).reshape(flat.shape).gather(2, place)
+        new = flat.gather(2, place) + step * torch.randn_like(step)
+    return flat.scatter(2, place, new.to(flat)).reshape(value.shape)
+
+
+def _other_value(fn: Any, value: Tensor) -> Tensor:
+    """Return another value of a discrete distribution: any of a few, or one of the nearest six integers."""
+    try:
+        known = fn.enumerate_support(expand=False).flatten()
+    except (NotImplementedError, AttributeError):
+        known = torch.empty(0)
+    if 0 < len(known) <= MOST_VALUES:
+        return known.cpu()[torch.randint(len(known), value.shape)].to(value)
+    step, sign = torch.randint(1, 4, value.shape), 2 * torch.randint(2, value.shape) - 1
+    return value + (step * sign).to(value)
