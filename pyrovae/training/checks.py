@@ -72,7 +72,7 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
     is_common = _scaled_alike(inside, plate.name)
     return Facts(
         plate=plate.name,
-        data_count=size * (_data_scale(inside, plate) if is_common else plate.full_size / plate.size),
+        data_count=size * _data_scale([site for site in observed if site["name"] in local], plate),
         full_size=plate.full_size,
         outside={site["name"]: _own_scale(site) or 1.0 for site in outside},
         local=next((site["name"] for site in model_sites if site["name"] in local & latent), None),
@@ -145,7 +145,8 @@ def _own_scale(site: Site, within: str = "") -> float | None:
 def _without_plates(site: Site, within: str) -> Tensor:
     """Return a site's scale without the factors of its plates but that of ``within``."""
     inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
-    scale = torch.as_tensor(site["scale"]).detach().double()
+    given = site["scale"]
+    scale = given.detach().double() if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
     return scale / math.prod(frame.full_size / frame.size for frame in inner)
 
 
@@ -156,9 +157,10 @@ def _scaled_alike(inside: Sequence[Site], plate: str) -> bool:
     return all(torch.allclose(scale, first, rtol=SMALL, atol=0.0) for scale, first in pairs)
 
 
-def _data_scale(inside: Sequence[Site], plate: Any) -> float:
-    """Return what a datum counts in the loss: the common scale of its sites if it is a number, else the plate's own."""
-    return (_own_scale(inside[0], plate.name) if inside else None) or float(plate.full_size / plate.size)
+def _data_scale(observed: Sequence[Site], plate: Any) -> float:
+    """Return what a datum counts in the loss: the scale of the observed sites if they agree, else the plate's own."""
+    scale = _own_scale(observed[0], plate.name) if observed and _scaled_alike(observed, plate.name) else None
+    return scale or float(plate.full_size / plate.size)
 
 
 def _in_words(scale: Tensor) -> str:

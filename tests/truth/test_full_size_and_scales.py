@@ -154,7 +154,7 @@ def terms(x: Tensor) -> tuple[float, float]:
 
 
 SCALED = {
-    "likelihood": (scaled_likelihood, lambda fit, kl, c: c * fit - kl),
+    "likelihood": (scaled_likelihood, lambda fit, kl, c: fit - kl / c),
     "latents": (scaled_latents, lambda fit, kl, c: fit - c * kl),
     "model alone": (scaled_model_alone, None),
     "some data": (scaled_data, None),

@@ -6,6 +6,8 @@
    must be the same: they may depend neither on other draws nor on other data.
 3. They run for eleven draws, and the bytes of all tensors are counted, which sets the size of batches.
 
+In the second and third run, the model must not use random numbers that it draws outside of its sample sites.
+
 If the second run fails or differs, further runs find the cause.
 """
 
@@ -45,6 +47,7 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
     check_parameters(modules)
     with BatchNormInputs() as alone, poutine.trace(param_only=True) as capture, full_precision():
         one, takes_fewer = first_run(trials, memory)
+    trials.noise.sources.clear()  # the first run may set up parameters at random
     announced: list[Any] = [site["value"] for site in capture.trace.nodes.values() if site["type"] == "param"]
     dependence = Dependence(trials, alone)
     takes = dependence.second_run(one) if takes_fewer else dependence.all_data(one)
@@ -57,6 +60,8 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
     vectorize = _choose_vectorize(trials.options["vectorize"], takes)
     check_data_support(trials, one, cuttable=takes.any_data)
     unreached = missed_part(trials, one, cuttable=takes.any_data, vectorize=vectorize)
+    memory_of_run = memory_use(trials, one, cuttable=takes.any_data, vectorize=vectorize)
+    trials.check_noise(one.size)
     return Probe(
         plate=one.weights.plate,
         nesting=one.nesting,
@@ -68,7 +73,7 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
         parameters=[value.detach() for value in announced],
         finite=trials.finite,
         unreached=unreached,
-        memory=memory_use(trials, one, cuttable=takes.any_data, vectorize=vectorize),
+        memory=memory_of_run,
     )
 
 
