@@ -112,6 +112,8 @@ class Problem:
         )
         try:
             self.probe = self._probe()
+            if self.probe.makes_modules:
+                context.enter_context(self.isolation.adopting(keep=False))
             self.route = Route(self.model, self.guide, self.probe, self.options)
             if parallel.size() > 1:
                 own = as_digest(self.data.fingerprint()), *self.parameters()
@@ -142,7 +144,7 @@ class Problem:
         try:
             with self.isolation.adopting(), torch.autocast(self.device.type, enabled=False):
                 trials = Trials(self.model, self.guide, self.data, self.device, self.options)
-                return probe(trials, self.isolation.modules, self.memory)
+                return probe(trials, self.isolation, self.memory)
         except (ValueError, RuntimeError) as error:
             if self.data.dtype.is_floating_point or isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -32,7 +32,6 @@ def moved(change: Callable[[Tensor], Tensor]) -> Program:
 
 
 NOISE: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "dropout layer": ("torch", lambda z: nn.Dropout(0.5)(z)),
     "dropout": ("torch", lambda z: functional.dropout(z, 0.1)),
     "rare dropout": ("torch", lambda z: functional.dropout(z, 1e-4)),
     "rand": ("torch", lambda z: z + torch.rand(())),
@@ -202,6 +201,24 @@ class Cached:
         self.calls += 1
         self.cache[len(x)] = x
         normal_model(x)
+
+
+def with_layer_of_each_run() -> Program:
+    return moved(lambda z: nn.Dropout(0.5)(z))
+
+
+@pytest.mark.parametrize("estimate", [E.evaluate, E.log_likelihood])
+def test_a_layer_that_is_made_in_the_program_is_in_evaluation_mode(estimate: Callable[..., Any]) -> None:
+    made: list[nn.Dropout] = []
+
+    def change(z: Tensor) -> Tensor:
+        made.append(nn.Dropout(0.5))
+        return nn.Sequential(made[-1], nn.Identity())(z)
+
+    check_close(estimate(moved(change), normal_guide, X, seed=0), exact_normal(X))
+    assert all(layer.training for layer in made)
+    with pytest.raises(ValueError, match="outside of sample sites"):  # a loss runs modules in the mode that they are in
+        pv.objectives.IWAE(3).loss(with_layer_of_each_run(), normal_guide, X)
 
 
 @pytest.mark.parametrize("make", [with_layer, with_parameter, with_initial_value, with_fixed_features, Cached])

@@ -72,7 +72,7 @@ def evaluate_globals(
     problem = Problem(model, guide, x, **options)
     args, plate = problem.data.batch(0, problem.size, problem.device), options.get("plate")
     first, *others = (int(state) for state in np.random.SeedSequence(problem.seed).generate_state(num_draws + 1))
-    with isolated(model, guide, seed=first):
+    with isolated(model, guide, seed=first) as isolation, isolation.adopting():
         draws = [global_draws(model, guide, args, options.get("kwargs"), plate=plate) for _ in range(num_draws)]
     results = []
     for index, (values, own_seed) in enumerate(zip(draws, others, strict=True)):

@@ -42,6 +42,8 @@ class Probe:
         finite: Indices of the data that the programs can score, as far as that is known: those without NaN.
         unreached: What is wrong with a guide that misses a part of the posterior; empty if nothing is.
         memory: Bytes of a run.
+        makes_modules: Whether runs after the first call modules that it did not call, such as a dropout layer that the
+            program makes.
     """
 
     plate: CondIndepStackFrame
@@ -55,6 +57,7 @@ class Probe:
     finite: Tensor
     unreached: str
     memory: MemoryUse
+    makes_modules: bool
 
     def draws_dim(self, name: str) -> int:
         """Return the dimension of the draws in the value of a latent site, counted from the right."""

@@ -12,12 +12,9 @@ If the second run fails or differs, further runs find the cause.
 """
 
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 from pyro import poutine
-from torch import nn
-
 from pyrovae._waist.independence import BatchNormInputs, needs_one_draw_a_run
 from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.probe.coverage import missed_part
@@ -28,14 +25,15 @@ from pyrovae.evaluation.probe.first_run import first_run
 from pyrovae.evaluation.probe.memory import memory_use
 from pyrovae.evaluation.probe.precision import check_parameters, full_precision
 from pyrovae.evaluation.probe.trials import Reference, Trials
+from pyrovae.isolation import Isolation
 
 
-def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
+def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
     """Find the facts about a program, in isolation.
 
     Args:
         trials: Runs of the programs.
-        modules: Modules of the programs.
+        isolation: Holds the modules of the programs.
         memory: Bytes that the tensors of one run may take.
 
     Raises:
@@ -44,9 +42,10 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
     Warns:
         UserWarning: If the program takes no dimension of draws, so that it runs once for each draw.
     """
-    check_parameters(modules)
+    check_parameters(isolation.modules)
     with BatchNormInputs() as alone, poutine.trace(param_only=True) as capture, full_precision():
         one, takes_fewer = first_run(trials, memory)
+    modules_of_first_run = len(isolation.training)
     trials.noise.sources.clear()  # the first run may set up parameters at random
     announced: list[Any] = [site["value"] for site in capture.trace.nodes.values() if site["type"] == "param"]
     dependence = Dependence(trials, alone)
@@ -74,6 +73,7 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
         finite=trials.finite,
         unreached=unreached,
         memory=memory_of_run,
+        makes_modules=len(isolation.training) > modules_of_first_run,
     )
 
 
