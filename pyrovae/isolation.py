@@ -190,19 +190,6 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, nn.Module)
 
 
-def constants(*programs: Callable[..., Any]) -> list[tuple[str, Any]]:
-    """Return numbers, tensors and arrays that function programs name, which decide their densities as parameters do."""
-    found = []
-    for program in programs:
-        inner: Any = poutine.unwrap(program)
-        while isinstance(inner, partial):
-            found += [("argument", value) for value in (*inner.args, *inner.keywords.values())]
-            inner = poutine.unwrap(inner.func)
-        if inspect.isfunction(inner):
-            found += list(_named_values(inner))
-    return [(name, value) for name, value in found if isinstance(value, bool | int | float | str | Tensor | np.ndarray)]
-
-
 def _named_modules(function: Any) -> Iterator[nn.Module]:
     """Yield the modules that a function names, and those of the functions that it names."""
     return (value for _, value in _named_values(function) if isinstance(value, nn.Module))

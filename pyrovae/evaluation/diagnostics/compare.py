@@ -8,12 +8,14 @@ With :math:`d_n = \log \hat p_A(x_n) - \log \hat p_B(x_n)` and N data, the mean 
 What makes a datum hard for both models cancels in :math:`d_n`, so the standard error is far below that of either mean.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, RELIABLE, diagnose
 
 if TYPE_CHECKING:
@@ -58,6 +60,9 @@ def compare(results: "Mapping[str, xr.Dataset]", *, reference: str | None = None
         TypeError: If the results are not by name.
         ValueError: If there are no results, or none of the reference's name; if two are of different data,
             binarization or base measure, or one does not say; if one has dimensions other than ``datum``.
+
+    Warns:
+        UserWarning: If two are of models that observe sites of different names.
 
     Source:
         *Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC* (Vehtari, Gelman and Gabry,
@@ -165,5 +170,13 @@ def _check_pair(names: tuple[str, str], first: "xr.Dataset", second: "xr.Dataset
                 f"{names[0]!r} and {names[1]!r} are not comparable, their {what} is {one!r} and {other!r}; "
                 f"{SAME.get(what, 'evaluate both on the very same data')}"
             )
+    observed = [each.attrs.get("observed_sites") for each in (first, second)]
+    if None not in observed and observed[0] != observed[1]:
+        warnings.warn(
+            f"{names[0]!r} observes the sites {observed[0]!r} and {names[1]!r} observes {observed[1]!r}; their "
+            f"log-likelihoods are comparable only if both are of the same data, and not if one is conditional, "
+            f"log p(x | y), and the other joint, log p(x, y)",
+            stacklevel=find_stack_level(),
+        )
     if (first.datum.values != second.datum.values).any():
         raise ValueError(f"{names[0]!r} and {names[1]!r} hold different data along 'datum'; choose the same of both")
