@@ -81,7 +81,7 @@ class Network(nn.Module):
 
 
 OWNER, NETWORK = Owner(0.5), Network(0.5)
-UNCALLED = nn.Linear(1, 1)
+HOLDER = {"network": nn.Linear(1, 1)}
 
 PROGRAMS: dict[str, tuple[Program, Callable[[pytest.MonkeyPatch], None]]] = {
     "class attribute": (with_scale(lambda: Config.scale), lambda m: m.setattr(Config, "scale", 1.0)),
@@ -97,8 +97,8 @@ PROGRAMS: dict[str, tuple[Program, Callable[[pytest.MonkeyPatch], None]]] = {
     "helper": (with_scale(lambda: helper()), lambda m: m.setitem(globals(), "helper", lambda: 1.0)),
     "helper of a helper": (with_scale(indirect), lambda m: m.setattr(helper, "__code__", (lambda: 1.0).__code__)),
     "module that is not called": (
-        with_scale(lambda: UNCALLED.weight[0, 0].abs() + 0.5),
-        lambda m: m.setattr(UNCALLED, "weight", nn.Parameter(torch.tensor([[7.0]]))),
+        with_scale(lambda: HOLDER["network"].weight[0, 0].abs() + 0.5),
+        lambda m: m.setitem(HOLDER, "network", nn.Linear(1, 1)),
     ),
 }
 
