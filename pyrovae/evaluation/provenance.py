@@ -37,6 +37,7 @@ def attributes(problem: "Problem", *, units: str = "nats per datum, higher is be
         "parameters_sha1": fingerprint(tuple(problem.parameters())),
         "programs_sha1": digest(problem.contents),
         "observed_sites": ", ".join(sorted(problem.probe.base_measures)),
+        "dtype": problem.probe.dtype,
         "precision": options["precision"] or "as torch is set",
         "autocast": "off" if autocast is None else str(autocast).removeprefix("torch."),
         "seconds": time.perf_counter() - problem.started,

@@ -42,6 +42,7 @@ class Probe:
         finite: Indices of the data that the programs can score, as far as that is known: those without NaN.
         unreached: What is wrong with a guide that misses a part of the posterior; empty if nothing is.
         memory: Bytes of a run.
+        dtype: Type of the log-weights, such as ``"float32"``.
         makes_modules: Whether runs after the first call modules that it did not call, such as a dropout layer that the
             program makes.
     """
@@ -57,6 +58,7 @@ class Probe:
     finite: Tensor
     unreached: str
     memory: MemoryUse
+    dtype: str
     makes_modules: bool
 
     def draws_dim(self, name: str) -> int:

@@ -73,6 +73,7 @@ def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
         finite=trials.finite,
         unreached=unreached,
         memory=memory_of_run,
+        dtype=str(one.weights.log_weights.dtype).removeprefix("torch."),
         makes_modules=len(isolation.training) > modules_of_first_run,
     )
 
