@@ -1,9 +1,9 @@
 """Random numbers that a program draws outside of its sample sites.
 
-At given values of all sites, a program draws nothing, so its density is the same in every run. A dropout layer that is
-made in the program, or ``torch.randn_like``, breaks that. The state of the generators is therefore compared from site to
-site. A program may draw numbers without using them, as in ``pyro.param("w", torch.randn(3))``. So if torch's generator
-has moved, such numbers are replaced, and only a density that then differs is said to depend on noise.
+At given values of all sites, a program draws nothing, so its density is the same in every run. Dropout or
+``torch.randn_like`` in a program breaks that. The state of the generators is therefore compared from site to site. A
+program may draw numbers without using them, as in ``pyro.param("w", torch.randn(3))``. So if torch's generator has
+moved, such numbers are replaced, and only a density that then differs is said to depend on noise.
 """
 
 import random
@@ -135,9 +135,10 @@ def differs_again(run: Callable[[], Sequence[Tensor]]) -> bool:
 
 def draws_outside_sites(noise: NoiseOutsideSites) -> str:
     """Say that a model draws random numbers outside of sample sites."""
+    sources = " and ".join(sorted(noise.sources))
     return (
-        f"the model draws random numbers of {' and '.join(sorted(noise.sources))} outside of sample sites, so its density "
-        f"is another one in every run; make them sample sites, or leave them out (a torch.nn.Dropout that is made "
+        f"the model draws random numbers of {sources} outside of sample sites, so its density is another one in every "
+        f"run; make them sample sites, or leave them out (a torch.nn.Dropout that is made "
         f"outside of the program is switched off in an evaluation)"
     )
 

@@ -52,7 +52,9 @@ class Checkpoint:
                 f"folder {str(self.path.parent)!r} holds an evaluation of another program: {changed}; give another "
                 f"folder, or remove this one"
             )
-        different = [name for name in self.description if name != "programs" and self.description[name] != then.get(name)]
+        different = [
+            name for name in self.description if name != "programs" and self.description[name] != then.get(name)
+        ]
         if different:
             name = different[0]
             raise ValueError(

@@ -2,8 +2,8 @@
 
 From a program one reaches functions by the names that its code loads, closures, default values, bound objects, classes,
 attributes and containers. Code of the standard library and of installed packages is left out, because versions stand
-for it. Numbers that change when the programs run (counters) are left out, because a program whose density they decide is
-refused.
+for it. Numbers that change when the programs run (counters) are left out, because a program whose density depends on
+them is refused.
 
 Not reached are the environment, files, and what a program asks for by name (``getattr``, a registry).
 """
@@ -133,7 +133,7 @@ def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, An
 
 
 def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield closure, default values, and the globals that a function loads; of modules, the attributes that it loads."""
+    """Yield closure, default values, and the globals that a function loads; of modules, their loaded attributes."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents

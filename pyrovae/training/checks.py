@@ -73,7 +73,7 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
     return Facts(
         plate=plate.name,
         data_count=size * _data_scale([site for site in observed if site["name"] in local], plate),
-        full_size=plate.full_size,
+        full_size=-1 if plate.full_size is None else plate.full_size,
         outside={site["name"]: _own_scale(site) or 1.0 for site in outside},
         local=next((site["name"] for site in model_sites if site["name"] in local & latent), None),
         is_finite=all(_is_number(site, density) for site, density in densities),

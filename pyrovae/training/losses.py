@@ -106,8 +106,9 @@ class Bound:
             self.has_warned = True
             warnings.warn(
                 f"the sites of the data plate {facts.plate!r} have different scales, {facts.scales}, so the history "
-                f"holds the weighted objective relative to the scale of the observed sites, which is no bound on log p(x); "
-                f"for a bound, evaluate the model after training (pyrovae.evaluation.evaluate leaves scales out)",
+                f"holds the weighted objective relative to the scale of the observed sites, which is no bound on "
+                f"log p(x); for a bound, evaluate the model after training (pyrovae.evaluation.evaluate leaves scales "
+                f"out)",
                 stacklevel=find_stack_level(),
             )
         self.num_train = self.num_train or total

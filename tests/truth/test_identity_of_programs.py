@@ -110,7 +110,7 @@ def test_a_folder_refuses_a_changed_program(name: str, tmp_path: Path, monkeypat
     again = E.evaluate(model, normal_guide, X, 100, seed=0, checkpoint=tmp_path)
     assert again.log_likelihood.equals(first.log_likelihood)
     change(monkeypatch)
-    with pytest.raises(ValueError, match="holds an evaluation of another program: its .*model"):
+    with pytest.raises(ValueError, match=r"holds an evaluation of another program: its .*model"):
         E.evaluate(model, normal_guide, X, 100, seed=0, checkpoint=tmp_path)
 
 
@@ -133,7 +133,7 @@ def edited(literal: str) -> Program:
         f"        pyro.sample('x', dist.Normal(z, {literal}), obs=x)\n"
     )
     names: dict[str, Any] = {"pyro": pyro, "dist": dist, "__name__": "program_of_a_user"}
-    exec(source, names)  # noqa: S102
+    exec(source, names)
     model: Program = names["model"]
     return model
 

@@ -69,8 +69,9 @@ def test_compare_prints_no_error_of_a_narrow_guide(scale: float) -> None:
 
 def with_constant(constant: float) -> Program:
     def model(x: Tensor) -> None:
-        normal_model(x)
         with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
             pyro.factor("constant", constant + 0 * x)
 
     return model

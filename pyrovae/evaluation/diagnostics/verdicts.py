@@ -276,7 +276,7 @@ def _rounding(results: "xr.Dataset") -> "xr.DataArray":
 
 
 def _excess(results: "xr.Dataset", precision: float) -> "xr.DataArray":
-    """Return the Monte Carlo part of ``mcse`` in units of what rounding leaves of the precision; NaN if it leaves none."""
+    """Return the Monte Carlo part of ``mcse`` by what rounding leaves of the precision; NaN if it leaves nothing."""
     rounding = _rounding(results)
     left = (precision**2 - rounding**2).where(rounding < precision)
     return np.sqrt((results.mcse**2 - rounding**2).clip(min=0.0) / left)

@@ -15,6 +15,7 @@ import warnings
 from typing import Any
 
 from pyro import poutine
+
 from pyrovae._waist.independence import BatchNormInputs, needs_one_draw_a_run
 from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.probe.coverage import missed_part
