@@ -105,8 +105,15 @@ def fingerprint(tensors: tuple[Tensor, ...]) -> str:
     digest: Any = hashlib.sha1(usedforsecurity=False)
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(as_bytes(tensor))
     return str(digest.hexdigest())
+
+
+def as_bytes(tensor: Tensor) -> Any:
+    """Return the values of a tensor as a NumPy array of bytes, for a checksum."""
+    dense = tensor.detach().cpu().contiguous()
+    # A dimension of size 1 may have any stride in a contiguous tensor, and a view as bytes takes only a stride of 1.
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()
 
 
 def as_digest(checksum: str) -> Tensor:

@@ -7,6 +7,7 @@ import inspect
 import random
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -57,6 +58,7 @@ class Isolation:
 
     def __init__(self, *, forget_parameters: bool) -> None:
         self.training: dict[nn.Module, bool] = {}
+        self.passing: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
         self.buffers: Buffers = []
         self.plates: list[tuple[Any, dict[Any, Any]]] = []
         self.parameters = set(pyro.get_param_store().keys()) if forget_parameters else None
@@ -82,13 +84,23 @@ class Isolation:
             self.plates.append((plates, dict(plates)))
 
     @contextmanager
-    def adopting(self) -> Iterator[None]:
-        """Adopt every module that is called, also one that only a closure or an import makes known."""
+    def adopting(self, *, keep: bool = True) -> Iterator[None]:
+        """Adopt every module that is called, also one that only a closure or an import makes known.
+
+        Args:
+            keep: Whether modules are kept. A program that makes a module in each run would keep them all, so its later
+                runs only put them into evaluation mode.
+        """
         thread = threading.get_ident()
 
         def adopt(module: nn.Module, _: Any) -> None:
-            if threading.get_ident() == thread:
+            if threading.get_ident() != thread or module in self.training:
+                return
+            if keep:
                 self.adopt(module)
+            else:
+                self.passing.setdefault(module, module.training)
+                module.training = False
 
         hook = register_module_forward_pre_hook(adopt)
         try:
@@ -98,7 +110,7 @@ class Isolation:
 
     def restore(self) -> None:
         """Put everything back."""
-        for module, mode in self.training.items():
+        for module, mode in (*self.training.items(), *self.passing.items()):
             module.training = mode
         restore_buffers(self.buffers)
         for plates, before in self.plates:
@@ -176,19 +188,6 @@ def owners(*programs: Callable[..., Any]) -> list[nn.Module]:
 
 def _is_module(value: Any) -> bool:
     return isinstance(value, nn.Module)
-
-
-def constants(*programs: Callable[..., Any]) -> list[tuple[str, Any]]:
-    """Return numbers, tensors and arrays that function programs name, which decide their densities as parameters do."""
-    found = []
-    for program in programs:
-        inner: Any = poutine.unwrap(program)
-        while isinstance(inner, partial):
-            found += [("argument", value) for value in (*inner.args, *inner.keywords.values())]
-            inner = poutine.unwrap(inner.func)
-        if inspect.isfunction(inner):
-            found += list(_named_values(inner))
-    return [(name, value) for name, value in found if isinstance(value, bool | int | float | str | Tensor | np.ndarray)]
 
 
 def _named_modules(function: Any) -> Iterator[nn.Module]:

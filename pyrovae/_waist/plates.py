@@ -63,6 +63,7 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
             raise ValueError(f"there is no vectorized plate {name!r} in the program, which has {sorted(plates)}")
         data = plates[name]
     _check_same_plate(data, sites)
+    check_packing(latents, data.name)
     for site in latents:
         if data.name not in plate_names(site):
             raise ValueError(
@@ -74,6 +75,28 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
                 f"and guide"
             )
     return sized(data, sites)
+
+
+def check_packing(latents: Sequence[Site], plate: str) -> None:
+    """Refuse a guide that draws latents of all data as one vector, as autoguides such as AutoDiagonalNormal do.
+
+    Args:
+        latents: Latent sites of the guide, or of model and guide.
+        plate: Name of the data plate.
+
+    Raises:
+        ValueError: If a vector outside of the plate holds latents inside of it.
+    """
+    inside = [site for site in latents if plate in plate_names(site)]
+    for site in latents:
+        is_vector = site["infer"].get("is_auxiliary") and site["fn"].event_dim == 1
+        if inside and is_vector and plate not in plate_names(site):
+            raise ValueError(
+                f"the guide draws the latent sites of all data as one vector, {site['name']!r}, which lies outside the "
+                f"data plate {plate!r}, so no datum has a density of its own; train a guide that samples inside of the "
+                f"plate: pyro.infer.autoguide.AutoNormal(model), or a program that computes the latent sites from the "
+                f"data"
+            )
 
 
 def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:

@@ -1,7 +1,7 @@
 """One run of a guide and its model, as they are: no dimension of draws, nothing enumerated."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 from pyro import poutine
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrovae._waist.agreement import check_same_latents
 from pyrovae._waist.errors import explained_divergence
-from pyrovae._waist.plates import outermost_plate, plate_names, site_plates
+from pyrovae._waist.plates import check_packing, outermost_plate, plate_names, site_plates
 from pyrovae._waist.scoring import score
 from pyrovae._waist.sites import Program, Site, sample_sites
 
@@ -41,17 +41,32 @@ def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIn
     return outermost_plate([site for site in observed if site_plates(site)] or observed)
 
 
+class GlobalDraw(NamedTuple):
+    """A draw of the latent sites outside of the data plate.
+
+    Attributes:
+        values: Values of the sites that model and guide share, by name.
+        outside: Names of all latent sites of the guide outside of the plate, auxiliary ones among them.
+        plate: Name of the data plate.
+    """
+
+    values: dict[str, Tensor]
+    outside: list[str]
+    plate: str
+
+
 def global_draws(
     model: Program, guide: Program, args: Sequence[Any], kwargs: Any = None, *, plate: str | None = None
-) -> dict[str, Tensor]:
+) -> GlobalDraw:
     """Draw the latent sites that lie outside of the data plate.
 
     Raises:
-        ValueError: If all latent sites lie inside.
+        ValueError: If all latent sites lie inside, or the guide draws those inside as one vector.
     """
     model_sites, guide_sites = trace(model, guide, args, kwargs)
     name = plate or outermost_plate([site for site in model_sites if site["is_observed"] and site_plates(site)]).name
     of_model = {site["name"] for site in model_sites if not site["is_observed"]}
+    check_packing([site for site in guide_sites if not site["is_observed"]], name)
     latents = [site for site in guide_sites if site["name"] in of_model]
     outside = [site for site in latents if name not in plate_names(site)]
     if not outside:
@@ -59,4 +74,5 @@ def global_draws(
             f"all latent sites, {[site['name'] for site in latents]}, lie inside the data plate {name!r}; there is no "
             f"global latent to average over: use pyrovae.evaluation.evaluate"
         )
-    return {site["name"]: site["value"].detach() for site in outside}
+    own = [site["name"] for site in guide_sites if not site["is_observed"] and name not in plate_names(site)]
+    return GlobalDraw({site["name"]: site["value"].detach() for site in outside}, own, name)

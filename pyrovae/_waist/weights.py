@@ -70,6 +70,11 @@ class Weights(NamedTuple):
     guide_sites: list[Site]
     chosen: dict[str, Tensor]
 
+    @property
+    def of_model(self) -> Sequence[Tensor]:
+        """The terms that the model contributes; the log-weights if enumerated sites are summed out."""
+        return (self.log_weights,) if self.densities is None else self.densities[:2]
+
 
 def importance_weights(
     model: Program,

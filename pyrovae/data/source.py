@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae.arguments import as_bytes
+
 Batch = tuple[Tensor, ...]
 
 _CHUNK = 2**24  # bytes that a pass over the data holds at a time
@@ -120,7 +122,7 @@ class Source(ABC):
                     for write, tensor in zip(sinks, batch, strict=True):
                         write(f"{(len(self), *tensor.shape[1:])} {tensor.dtype}".encode())
                 for write, tensor in zip(sinks, batch, strict=True):
-                    write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+                    write(as_bytes(tensor))
             for spool in spools:
                 spool.seek(0)
                 while content := spool.read(_CHUNK):

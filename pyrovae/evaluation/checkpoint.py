@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from pyrovae import archives, parallel
+from pyrovae.evaluation.identity import difference
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.provenance import attributes
 from pyrovae.evaluation.rows import Rows
 
-SAVE_SECONDS = 5.0  # between two writings of the rows that are done  # between two writings of the rows that are done
+SAVE_SECONDS = 5.0  # between two writings of the rows that are done
 
 
 class Checkpoint:
@@ -46,7 +47,14 @@ class Checkpoint:
         then = self.kept["description"]
         if problem.options["seed"] is None:
             problem.seed = self.description["seed"] = then.get("seed")
-        different = [name for name in self.description if self.description[name] != then.get(name)]
+        if (programs := then.get("programs")) and (changed := difference(self.description["programs"], programs)):
+            raise ValueError(
+                f"folder {str(self.path.parent)!r} holds an evaluation of another program: {changed}; give another "
+                f"folder, or remove this one"
+            )
+        different = [
+            name for name in self.description if name != "programs" and self.description[name] != then.get(name)
+        ]
         if different:
             name = different[0]
             raise ValueError(
@@ -84,4 +92,5 @@ class Checkpoint:
             name: value if isinstance(value, int | float | str | bool) else str(value)
             for name, value in options.items()
         }
-        return {"estimator": estimator, **plain, **{name: of_problem[name] for name in names}}
+        of_programs = {"programs": dict(problem.contents)}
+        return {"estimator": estimator, **plain, **{name: of_problem[name] for name in names}, **of_programs}

@@ -38,7 +38,8 @@ class Options(SharedOptions, total=False):
             Its error is in no ``mcse``. By default torch's own setting.
         progress: Whether to show a progress bar; it is quiet where the output is not a terminal.
         checkpoint: Folder in which to keep the rows that are done. The same call goes on from there after whatever
-            ended it, and has the result of a call that was never interrupted.
+            ended it, and has the result of a call that was never interrupted. A folder of other data, options or
+            programs is refused by name; changes of the environment, and of files that programs read, are not seen.
         kwargs: Keyword arguments of model and guide.
 
     Example:

@@ -25,6 +25,7 @@ from pyrovae._waist.sites import Program
 from pyrovae._waist.weights import Weights
 from pyrovae.arguments import as_digest, check_whole
 from pyrovae.evaluation.batches import Batch, batches, consecutive
+from pyrovae.evaluation.identity import LARGE, contents, unchanged
 from pyrovae.evaluation.options import DEFAULTS, Options
 from pyrovae.evaluation.probe.facts import Probe
 from pyrovae.evaluation.probe.three_runs import probe
@@ -62,6 +63,7 @@ class Problem:
         size: Number of data, N.
         device: Device of the computation.
         seed: Seed of the draws.
+        contents: Code and numbers that decide the densities besides parameters, by where they are found, once opened.
 
     Raises:
         TypeError: If an option has another name, or a count or the seed is not an integer.
@@ -112,8 +114,13 @@ class Problem:
         self.isolation: Isolation = context.enter_context(
             isolated(self.model, self.guide, seed=self.seed, forget_parameters=True)
         )
+        programs = {"model": self.model, "guide": self.guide}
         try:
+            before = contents(programs, self.isolation.training, most_bytes=LARGE)
             self.probe = self._probe()
+            self.contents = unchanged(before, contents(programs, self.isolation.training))
+            if self.probe.makes_modules:
+                context.enter_context(self.isolation.adopting(keep=False))
             self.route = Route(self.model, self.guide, self.probe, self.options)
             if parallel.size() > 1:
                 own = as_digest(self.data.fingerprint()), *self.parameters()
@@ -144,7 +151,7 @@ class Problem:
         try:
             with self.isolation.adopting(), torch.autocast(self.device.type, enabled=False):
                 trials = Trials(self.model, self.guide, self.data, self.device, self.options)
-                return probe(trials, self.isolation.modules, self.memory)
+                return probe(trials, self.isolation, self.memory)
         except (ValueError, RuntimeError) as error:
             if self.data.dtype.is_floating_point or isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyrovae.arguments import fingerprint
-from pyrovae.isolation import constants, owners
+from pyrovae.evaluation.identity import digest
+from pyrovae.isolation import owners
 from pyrovae.versions import version
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ def attributes(problem: "Problem", *, units: str = "nats per datum, higher is be
         "binarization": options["binarization"],
         "base_measure": measures.pop() if len(measures) == 1 else str(dict(problem.probe.base_measures)),
         "data_sha1": problem.data.fingerprint(),
-        "parameters_sha1": fingerprint((*problem.parameters(), *_numbers(problem))),
+        "parameters_sha1": fingerprint(tuple(problem.parameters())),
+        "programs_sha1": digest(problem.contents),
+        "observed_sites": ", ".join(sorted(problem.probe.base_measures)),
+        "dtype": problem.probe.dtype,
         "precision": options["precision"] or "as torch is set",
         "autocast": "off" if autocast is None else str(autocast).removeprefix("torch."),
         "seconds": time.perf_counter() - problem.started,
@@ -41,17 +45,6 @@ def attributes(problem: "Problem", *, units: str = "nats per datum, higher is be
         "units": units,
         **{f"{package}_version": version(package) for package in ("pyrovae", "torch", "pyro-ppl", "arviz")},
     }
-
-
-def _numbers(problem: "Problem") -> list[torch.Tensor]:
-    """Return the constants of function programs as tensors, except for modules' parameters, which are known."""
-    found = []
-    for name, value in constants(problem.model, problem.guide):
-        text = f"{name}={value!r}" if isinstance(value, bool | int | float | str) else name
-        found.append(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
-        if not isinstance(value, bool | int | float | str):
-            found.append(torch.as_tensor(value))
-    return found
 
 
 def describe(program: "Program") -> str:

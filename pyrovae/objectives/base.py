@@ -27,6 +27,13 @@ from pyrovae._waist.independence import (
     with_other_data,
     with_second_draw,
 )
+from pyrovae._waist.noise import (
+    NoiseOutsideSites,
+    depends_on_noise,
+    differs_again,
+    draws_outside_sites,
+    keeps_a_state,
+)
 from pyrovae._waist.outside import OutsidePlateError, check_given, outside_terms
 from pyrovae._waist.scoring import score
 from pyrovae._waist.sites import is_enumerated
@@ -87,11 +94,24 @@ class Weighing:
         """Score the same draws alone, beside other data and beside other draws; return the depth of the plates.
 
         Raises:
-            ValueError: If the log-weights differ, or the program cannot take a dimension of draws.
+            ValueError: If the log-weights differ, the model uses random numbers outside of sample sites, or the
+                program cannot take a dimension of draws.
         """
         options: Any = {"kwargs": kwargs, "plate": self.plate, "for_loss": True}
+        noise = NoiseOutsideSites()
+        model = noise(model)
         with BatchNormInputs() as alone:
             one = importance_weights(model, guide, args, **options)
+        noise.sources.clear()  # the first run may set up parameters at random
+
+        def check_repeats() -> None:
+            if noise.sources and depends_on_noise(
+                noise, lambda: importance_weights(model, guide, args, **options).of_model
+            ):
+                raise ValueError(draws_outside_sites(noise))
+            if differs_again(lambda: importance_weights(model, guide, args, **options).of_model):
+                raise ValueError(keeps_a_state())
+
         check_auxiliary(one.model_sites, one.guide_sites)
         check_given(one, lambda args: importance_weights(model, guide, args, **options), args)
         nesting = one.nesting if nesting is None else nesting
@@ -101,8 +121,11 @@ class Weighing:
             with suppress(RuntimeError, IndexError, AssertionError):  # of a program that does not take these data
                 other = importance_weights(model, guide, mixed, values=one.chosen | values, **options)
                 if difference := difference_by_data(one, other, kept):
+                    check_repeats()
                     reason = depends_on_other_data(f"by {difference:.3g} nats for a datum", one)
                     raise ValueError(f"{reason}. {type(self).__name__} would be no bound of log p(x)")
+        if noise.sources:
+            check_repeats()
         if not self.vectorize_particles:
             return nesting
         values = {**one.chosen, **with_second_draw(one.guide_sites, nesting, one.plate)}
@@ -115,6 +138,7 @@ class Weighing:
         if layer := together.differing(alone):
             raise ValueError(self._advice(f"{type(layer).__name__} takes the data for its channels"))
         if difference := largest_difference(two.log_weights[:1], one.log_weights):
+            check_repeats()
             raise ValueError(self._advice(f"by {difference:.3g} nats for a datum"))
         return nesting
 

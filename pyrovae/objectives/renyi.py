@@ -6,9 +6,12 @@ r"""The variational Rényi bound: a family from the ELBO to the importance-weigh
 import math
 from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from pyrovae.objectives.base import Options, WeightObjective, log_mean_exp
+
+CLOSE = 0.5  # largest exponent, in absolute value, for which the mean of powers is computed around 1
 
 
 class Renyi(WeightObjective):
@@ -53,6 +56,12 @@ class Renyi(WeightObjective):
 
     def bound(self, log_weights: Tensor) -> Tensor:
         """The bound of each datum, shape ``(N,)``, from log-weights, shape ``(num_particles, N)``."""
-        if self.alpha == 1:
-            return log_weights.mean(0)
-        return log_mean_exp((1 - self.alpha) * log_weights) / (1 - self.alpha)
+        order, mean = 1 - self.alpha, log_weights.mean(0)
+        if order == 0:
+            return mean
+        # Near alpha = 1 all powers are close to 1. The logarithm of their mean would lose what a division by 1 - alpha
+        # brings back, so the difference from 1 is averaged instead.
+        exponents = order * (log_weights - mean)
+        is_close = (exponents.abs() <= CLOSE).all(0)
+        around_one = torch.where(is_close, exponents, 0.0).expm1().mean(0).log1p() / order
+        return torch.where(is_close, mean + around_one, log_mean_exp(order * log_weights) / order)

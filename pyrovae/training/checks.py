@@ -31,16 +31,20 @@ class Facts(NamedTuple):
     Attributes:
         plate: Name of the data plate.
         data_count: Number of data that the loss of the batch is scaled to.
+        full_size: Number of data that the plate declares, -1 if it declares none.
         outside: Scale of each site outside the data plate that is latent or depends on a parameter, by name.
         local: Name of a latent site in the data plate; ``None`` if there is none.
         is_finite: Whether all log-probabilities are finite.
+        scales: Scale of each site in the data plate, in words, by name; empty if all sites are scaled alike.
     """
 
     plate: str
     data_count: float
+    full_size: int
     outside: dict[str, float]
     local: str | None
     is_finite: bool
+    scales: dict[str, str]
 
 
 def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
@@ -64,22 +68,42 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
     outside = [site for site in model_sites + guide_sites if site["name"] not in local]
     outside = [site for site in outside if not site["is_observed"]] + _of_parameters(outside, model, guide, batch)
     size = plate.size if plate.size > 0 else len(batch[0])  # Pyro's size is -1 where none is given
+    inside = [site for site in model_sites + guide_sites if site["name"] in local]
+    is_common = _scaled_alike(inside, plate.name)
     return Facts(
         plate=plate.name,
         data_count=size * _data_scale([site for site in observed if site["name"] in local], plate),
+        full_size=-1 if plate.full_size is None else plate.full_size,
         outside={site["name"]: _own_scale(site) or 1.0 for site in outside},
         local=next((site["name"] for site in model_sites if site["name"] in local & latent), None),
         is_finite=all(_is_number(site, density) for site, density in densities),
+        scales={} if is_common else {site["name"]: _in_words(_without_plates(site, plate.name)) for site in inside},
     )
 
 
-def check_sizes(facts: Facts, guide: Program, batch: int, total: int) -> None:
-    """Refuse a mini-batch whose loss would have another optimum than that of all data.
+def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int) -> None:
+    """Refuse a batch whose loss would have another optimum than that of all data.
+
+    Args:
+        facts: Facts about the program on the batch.
+        guide: Pyro program of q(z | x).
+        batch: Number of data in the batch.
+        total: Number of data that the batch is a part of.
+        most: Number of training data.
 
     Raises:
-        ValueError: If a site outside the data plate is not weighed against all data, or an autoguide has parameters for
-            each datum of a mini-batch.
+        ValueError: If a site outside the data plate is not weighed against all data or is weighed against more, or an
+            autoguide has parameters for each datum of a mini-batch.
     """
+    for name, scale in facts.outside.items():
+        declared = facts.data_count / scale if scale and batch < total else float(facts.full_size)
+        if declared > most * (1 + SMALL):
+            raise ValueError(
+                f"site {name!r} lies outside the data plate {facts.plate!r}, which stands for {declared:g} data, but "
+                f"there are {most} data to train on, so that its posterior would be that of {declared:g} data; "
+                f"declare the number of the training data, pyro.plate({facts.plate!r}, {most}, "
+                f"subsample=torch.arange(len(x))), or pass all {declared:g} data"
+            )
     if batch >= total:
         return
     if facts.local is not None and _has_local_parameters(guide) and facts.data_count < total * (1 - SMALL):
@@ -114,22 +138,33 @@ def _is_inside(site: Site, plate: str) -> bool:
 
 def _own_scale(site: Site, within: str = "") -> float | None:
     """Return a site's scale without the factors of its plates but that of ``within``; None for one scale per datum."""
-    scale = site["scale"]
-    if isinstance(scale, Tensor):
-        if scale.numel() != 1:
-            return None
-        scale = scale.item()
+    scale = _without_plates(site, within)
+    return scale.item() if scale.numel() == 1 else None
+
+
+def _without_plates(site: Site, within: str) -> Tensor:
+    """Return a site's scale without the factors of its plates but that of ``within``."""
     inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
-    return float(scale) / math.prod(frame.full_size / frame.size for frame in inner)
+    given = site["scale"]
+    scale = given.detach().double() if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
+    return scale / math.prod(frame.full_size / frame.size for frame in inner)
+
+
+def _scaled_alike(inside: Sequence[Site], plate: str) -> bool:
+    """Return whether the sites of the data plate have one scale in common."""
+    scales = [_without_plates(site, plate) for site in inside]
+    pairs = [torch.broadcast_tensors(scale, scales[0]) for scale in scales]
+    return all(torch.allclose(scale, first, rtol=SMALL, atol=0.0) for scale, first in pairs)
 
 
 def _data_scale(observed: Sequence[Site], plate: Any) -> float:
     """Return what a datum counts in the loss: the scale of the observed sites if they agree, else the plate's own."""
-    scales = [_own_scale(site, plate.name) for site in observed]
-    first = scales[0] if scales else None
-    if first and all(scale is not None and math.isclose(scale, first, rel_tol=SMALL) for scale in scales):
-        return first
-    return float(plate.full_size / plate.size)
+    scale = _own_scale(observed[0], plate.name) if observed and _scaled_alike(observed, plate.name) else None
+    return scale or float(plate.full_size / plate.size)
+
+
+def _in_words(scale: Tensor) -> str:
+    return f"{scale.item():g}" if scale.numel() == 1 else f"{scale.min().item():g} to {scale.max().item():g}"
 
 
 def _is_number(site: Site, log_prob: Tensor) -> bool:

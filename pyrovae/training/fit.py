@@ -94,7 +94,8 @@ def fit(
     following raise an error, because the result would differ from a single-process run: objectives that are no sum over
     the data, batch normalization, sites outside the data plate, parameters of ``pyro.param``.
 
-    A program with a site outside the data plate is trained on mini-batches only if its plate declares the full size.
+    A program with a site outside the data plate is trained on mini-batches only if its plate declares the full size,
+    and it is not trained if its plate declares more data than ``train`` holds.
 
     Args:
         module: A module with ``model(*data)`` and ``guide(*data)``, such as :class:`pyrovae.VAE`; a pair
@@ -177,8 +178,8 @@ def fit(
             are in the module then, the error has the ``history``, and the previous checkpoint is whole.
 
     Warns:
-        UserWarning: If the KL warm-up does not end within the run, or a schedule that counts batches is stepped once
-            per epoch.
+        UserWarning: If the KL warm-up does not end within the run, if a schedule that counts batches is stepped once
+            per epoch, or if sites of the data plate have different scales, so that the history is no bound.
 
     Example:
         >>> import torch, pyrovae as pv

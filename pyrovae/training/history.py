@@ -17,7 +17,9 @@ class History:
     Attributes:
         objective: Name of the objective, such as ``"Trace_ELBO"``, or of the module that was trained by its own loss.
         train: The bound that was optimized, averaged over the epoch's steps. While the KL weight is below 1 it is the
-            weighted bound. A scale of the programs is divided out.
+            weighted bound. The scale of the observed sites is divided out. If sites of the data plate have different
+            scales, ``train`` and ``valid`` hold the weighted objective, which is no bound on log p(x), and a warning
+            says so.
         valid: The bound on the validation data at the end of the epoch, with a KL weight of 1 and the same noise every
             time; empty without validation data.
         kl_weight: Weight of the latent sites at the epoch's last step.

@@ -1,6 +1,7 @@
 """Losses that training minimizes: minus a Pyro objective's bound, or the loss that a module has of its own."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrovae._waist.scales import LatentScale
+from pyrovae._warnings import find_stack_level
 from pyrovae.isolation import isolated
 from pyrovae.training.batches import Batch
 from pyrovae.training.checks import Facts, check_sizes, inspect_program
@@ -77,6 +79,7 @@ class Bound:
     Attributes:
         plate: Name of the data plate, once data have been checked.
         counts: Number of data that a loss is scaled to, by the size of the batch.
+        num_train: Number of training data, which are checked first.
     """
 
     def __init__(self, module: Any, objective: Any, products: Products = nullcontext) -> None:
@@ -86,16 +89,30 @@ class Bound:
         self.plate = ""
         self.counts: dict[int, float] = {}
         self.is_half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in module.parameters())
-        self.has_run = False
+        self.has_run = self.has_warned = False
+        self.num_train = 0
 
     def check(self, batch: Batch, total: int) -> bool:
         """Check model and guide against each other and the data; return whether all log-probabilities are finite.
 
         Raises:
             ValueError: If the programs or the size of the batch do not fit.
+
+        Warns:
+            UserWarning: If sites of the data plate are scaled differently.
         """
         facts = self._inspect(batch)
-        check_sizes(facts, self.guide, len(batch[0]), total)
+        if facts.scales and not self.has_warned:
+            self.has_warned = True
+            warnings.warn(
+                f"the sites of the data plate {facts.plate!r} have different scales, {facts.scales}, so the history "
+                f"holds the weighted objective relative to the scale of the observed sites, which is no bound on "
+                f"log p(x); for a bound, evaluate the model after training (pyrovae.evaluation.evaluate leaves scales "
+                f"out)",
+                stacklevel=find_stack_level(),
+            )
+        self.num_train = self.num_train or total
+        check_sizes(facts, self.guide, len(batch[0]), total, self.num_train)
         if not self.has_run:  # what objectives find out by a run, such as the plates' depth, must not move the noise
             with pyro.validation_enabled(False):
                 try:

@@ -77,7 +77,7 @@ def active_units(
         raise ValueError(f"active_units compares two or more data and draws, got {len(data)} and {num_samples}")
     args = data.batch(0, len(data), program_device(guide, default=data.device))
     seed = fresh_seed() if seed is None else seed
-    with isolated(guide, seed=seed):
+    with isolated(guide, seed=seed) as isolation, isolation.adopting():
         runs = [_draws_by_datum(guide, args, plate) for _ in range(num_samples)]
     columns: dict[str, tuple[str, np.ndarray]] = {}
     for name in runs[0]:

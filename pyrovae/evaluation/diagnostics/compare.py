@@ -8,12 +8,14 @@ With :math:`d_n = \log \hat p_A(x_n) - \log \hat p_B(x_n)` and N data, the mean 
 What makes a datum hard for both models cancels in :math:`d_n`, so the standard error is far below that of either mean.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, RELIABLE, diagnose
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ def compare(results: "Mapping[str, xr.Dataset]", *, reference: str | None = None
 
     A difference is significant if it is large against both of its errors, and nearly all data are reliable. If k-hat
     exceeds 0.7 for more than 1% of the data, the estimate is a lower bound whose Monte Carlo error is not known, and
-    its ``mcse`` is empty: use :func:`log_likelihood`. The Monte Carlo errors are taken as independent. Estimators may
+    its ``mcse`` is empty: use :func:`log_likelihood`. So it is for 100 weights per datum or fewer, from which k-hat
+    cannot be estimated. The Monte Carlo errors are taken as independent. Estimators may
     differ, but data may not: densities of grey values cannot be compared with probabilities of binary ones.
 
     Args:
@@ -47,8 +50,8 @@ def compare(results: "Mapping[str, xr.Dataset]", *, reference: str | None = None
         * ``difference``, ``difference_error``, ``difference_mcse``: the same of the paired difference from the
           reference, 0 of itself;
         * ``bias``: bias of the logarithm of an average of weights, about -mcse^2 / 2 per datum, which averaging over
-          data does not remove; NaN if any k-hat exceeds 0.7, because it cannot be estimated in that case, and for
-          estimators without k-hat;
+          data does not remove; NaN if any k-hat exceeds 0.7, because it cannot be estimated in that case, for 100
+          weights or fewer, and for estimators without k-hat;
         * ``reliable``: share of the data that :func:`diagnose` calls reliable;
         * ``high_pareto_k``: share of the data with k-hat above 0.7, NaN if there is no ``pareto_k``;
         * ``num_samples``: draws or chains per datum, NaN where the result does not say;
@@ -58,6 +61,9 @@ def compare(results: "Mapping[str, xr.Dataset]", *, reference: str | None = None
         TypeError: If the results are not by name.
         ValueError: If there are no results, or none of the reference's name; if two are of different data,
             binarization or base measure, or one does not say; if one has dimensions other than ``datum``.
+
+    Warns:
+        UserWarning: If two are of models that observe sites of different names.
 
     Source:
         *Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC* (Vehtari, Gelman and Gabry,
@@ -106,7 +112,7 @@ def _row(result: "xr.Dataset", reference: "xr.Dataset") -> dict[str, float | str
     if result is not reference and not (_has_error(result) and _has_error(reference)):
         both = np.full_like(variances, np.nan)
     weighted = "pareto_k" in result
-    known = weighted and bool((result.pareto_k <= 0.7).all())
+    known = _has_k_hat(result) and bool((result.pareto_k <= 0.7).all())
     return {
         **_mean("log_likelihood", "", values, variances),
         **_mean("difference", "difference_", difference, both),
@@ -120,10 +126,15 @@ def _row(result: "xr.Dataset", reference: "xr.Dataset") -> dict[str, float | str
 
 def _has_error(result: "xr.Dataset") -> bool:
     """Return whether the Monte Carlo error of the mean is known."""
-    weights = result.attrs.get("num_samples", result.attrs.get("num_chains", np.inf))
-    if "pareto_k" not in result or weights <= FEW_WEIGHTS:
+    if "pareto_k" not in result:
         return True
-    return float((result.pareto_k > 0.7).mean()) <= MOST_UNRELIABLE
+    return _has_k_hat(result) and float((result.pareto_k > 0.7).mean()) <= MOST_UNRELIABLE
+
+
+def _has_k_hat(result: "xr.Dataset") -> bool:
+    """Return whether there are enough weights for a k-hat."""
+    weights = result.attrs.get("num_samples", result.attrs.get("num_chains", np.inf))
+    return "pareto_k" in result and weights > FEW_WEIGHTS
 
 
 def _reliable(result: "xr.Dataset") -> float:
@@ -165,5 +176,13 @@ def _check_pair(names: tuple[str, str], first: "xr.Dataset", second: "xr.Dataset
                 f"{names[0]!r} and {names[1]!r} are not comparable, their {what} is {one!r} and {other!r}; "
                 f"{SAME.get(what, 'evaluate both on the very same data')}"
             )
+    observed = [each.attrs.get("observed_sites") for each in (first, second)]
+    if None not in observed and observed[0] != observed[1]:
+        warnings.warn(
+            f"{names[0]!r} observes the sites {observed[0]!r} and {names[1]!r} observes {observed[1]!r}; their "
+            f"log-likelihoods are comparable only if both are of the same data, and not if one is conditional, "
+            f"log p(x | y), and the other joint, log p(x, y)",
+            stacklevel=find_stack_level(),
+        )
     if (first.datum.values != second.datum.values).any():
         raise ValueError(f"{names[0]!r} and {names[1]!r} hold different data along 'datum'; choose the same of both")

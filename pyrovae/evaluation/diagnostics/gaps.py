@@ -147,8 +147,15 @@ def _check_reference(reference: "xr.Dataset", attrs: dict[str, Any], size: int) 
             f"the reference holds {reference.sizes['datum']} data, or holds them in another order, and x {size}; give "
             f"the whole result as it was made"
         )
-    kinds = {"data_sha1": "other data than x", "model": "another model", "parameters_sha1": "other parameters"}
+    kinds = {
+        "data_sha1": "other data than x",
+        "model": "another model",
+        "parameters_sha1": "other parameters",
+        "programs_sha1": "other parameters or other code of the programs",
+    }
     for attribute, what in kinds.items():
+        if attribute == "programs_sha1" and attribute not in reference.attrs:
+            continue  # a result of an earlier version
         if reference.attrs.get(attribute) != attrs[attribute]:
             raise ValueError(
                 f"the reference is a result for {what}, {reference.attrs.get(attribute)} instead of "

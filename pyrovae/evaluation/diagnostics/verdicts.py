@@ -33,16 +33,19 @@ import pandas as pd
 if TYPE_CHECKING:
     import xarray as xr
 
-RELIABLE, MORE_DRAWS, TOO_NARROW, FAILED = "reliable", "more draws", "proposal too narrow", "no estimate"
+RELIABLE, MORE_DRAWS, TOO_NARROW = "reliable", "more draws", "proposal too narrow"
+ROUNDED, FAILED = "rounding", "no estimate"
 REMEDIES = {
     RELIABLE: "none",
-    MORE_DRAWS: "pyrovae.evaluation.log_likelihood, or evaluate with num_samples=draws_needed",
-    TOO_NARROW: "pyrovae.evaluation.log_likelihood, or a better guide",
+    MORE_DRAWS: "pyrovae.evaluation.log_likelihood, or the same estimator with draws_needed draws or chains",
+    TOO_NARROW: "pyrovae.evaluation.log_likelihood, or a better guide; of ais, more temperatures",
+    ROUNDED: "evaluate in float64: module.double(), x.double(), and tensors of that type in the programs",
     FAILED: "look at these data: their log-weights are NaN, or they raised an error",
 }
 THRESHOLD = 0.65  # of k with its error; see above
 FEW_DATA = 20  # below that, k-hat is not shrunk towards its mean over the data
-FEW_WEIGHTS = 100  # below that, k-hat says next to nothing, and the error alone decides
+FEW_WEIGHTS = 100  # with as many or fewer, k-hat says next to nothing, and no error has a warrant
+COARSE = 0.5  # share of the precision that rounding may take if mcse exceeds the precision
 LEAST_ACCEPTANCE = 0.3  # of annealed chains, below which they hardly move
 R_HAT = 1.05  # above that, the chains of a sampler have not mixed
 
@@ -62,7 +65,8 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
         precision: The standard error to reach, nats.
 
     Returns:
-        Draws per datum, whole numbers as floats; infinite where k-hat is 1 or more.
+        Draws or chains per datum, whole numbers as floats; infinite where k-hat is 1 or more, and where the rounding of
+        log-weights exceeds the precision, which more draws do not change.
 
     Raises:
         ValueError: If the precision is not positive and finite, there is no ``pareto_k``, or there are too few draws to
@@ -89,7 +93,7 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
     num_samples = _num_samples(results)
     _check_precision(precision)
     pareto_k = results.pareto_k.where(results.pareto_k < 1)
-    by_error = num_samples * (results.mcse / precision) ** (1 / (1 - pareto_k.clip(min=0.5)))
+    by_error = num_samples * _excess(results, precision) ** (1 / (1 - pareto_k.clip(min=0.5)))
     at_least = 10 ** (1 / (1 - pareto_k.clip(min=0)))
     needed: xr.DataArray = np.ceil(np.maximum(by_error, at_least)).fillna(np.inf).rename("draws_needed")
     return needed
@@ -134,13 +138,17 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
       posterior mass where the proposal has next to none, which its draws rarely show, so estimates are too low on
       average, and a single one may be off by more than ``mcse``. A proposal in the wrong place counts as such. So do
       chains of a sampler that have not mixed (R-hat above 1.05), or that hardly move (acceptance below 0.3).
-    * ``"more draws"``: ``mcse`` exceeds the precision, or the draws are fewer than :func:`draws_needed`.
+    * ``"more draws"``: ``mcse`` exceeds the precision, or the draws are fewer than :func:`draws_needed`. Results that
+      hold a k-hat of 100 weights or fewer, such as a few chains of :func:`ais`, count as such: so few weights show no
+      tail, and their ``mcse`` is often far too small.
+    * ``"rounding"``: ``mcse`` exceeds the precision, and the rounding of log-weights alone takes more than half of the
+      precision, as the log-weights are large for their type, float32 for most programs. More draws do not help.
     * ``"no estimate"``: the estimate is NaN, or -inf since no draw had a weight.
     * ``"reliable"``: none of these.
 
-    Every estimator is judged. Results with fewer than 100 weights per datum, such as chains of annealed importance
-    sampling, are judged by their ``mcse`` alone, since k-hat needs more. Results of :func:`log_likelihood` hold their
-    own verdicts.
+    Every estimator is judged. Chains of :func:`ais` are judged by the k-hat of their weights and by their acceptance.
+    Results without k-hat, those of :func:`nuts`, are judged by ``mcse`` and R-hat. Results of :func:`log_likelihood`
+    hold their own verdicts.
 
     Args:
         results: Of :func:`evaluate`, :func:`log_likelihood`, :func:`rqmc`, :func:`ais` or :func:`nuts`.
@@ -183,13 +191,17 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
         verdict = verdict.where(needed <= weights, MORE_DRAWS)
         verdict = verdict.where(is_tail_light(results.pareto_k.values, weights), TOO_NARROW)
     else:
-        needed = np.ceil(weights * np.maximum((results.mcse / precision) ** 2, 1.0))
+        needed = np.ceil(weights * np.maximum(_excess(results, precision) ** 2, 1.0)).fillna(np.inf)
+        if "pareto_k" in results:
+            needed, verdict = np.maximum(needed, FEW_WEIGHTS + 1), verdict.where(False, MORE_DRAWS)
     if "r_hat" in results:
         verdict = verdict.where(results.r_hat <= R_HAT, TOO_NARROW)
     if "acceptance" in results:
         verdict = verdict.where(results.acceptance >= LEAST_ACCEPTANCE, TOO_NARROW)
     few = (results.mcse > precision) & (verdict == RELIABLE)
     verdict = verdict.where(~few, MORE_DRAWS)
+    coarse = (results.mcse > precision) & (_rounding(results) > COARSE * precision)
+    verdict = verdict.where(~coarse, ROUNDED)
     if "reliable" in results:
         verdict = verdict.where(~results.reliable | (verdict == RELIABLE), RELIABLE)
         verdict = verdict.where(results.reliable | (verdict != RELIABLE), MORE_DRAWS)
@@ -243,7 +255,7 @@ def verdicts(results: "xr.Dataset", *, precision: float = 0.1, worst: int = 10) 
     ordered = diagnosis.isel(datum=order)
     rows = {}
     for verdict, remedy in REMEDIES.items():
-        if verdict == FAILED and not (diagnosis.verdict == FAILED).any():
+        if verdict in (ROUNDED, FAILED) and not (diagnosis.verdict == verdict).any():
             continue
         own = ordered.isel(datum=(ordered.verdict == verdict).values)
         rows[verdict] = {
@@ -254,6 +266,20 @@ def verdicts(results: "xr.Dataset", *, precision: float = 0.1, worst: int = 10) 
             "what_to_do": remedy,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _rounding(results: "xr.Dataset") -> "xr.DataArray":
+    """Return the rounding error of each estimate, nats; 0 for results that do not say the type of their log-weights."""
+    dtype = results.attrs.get("dtype")
+    size = abs(results.get("log_likelihood", results.mcse))
+    return (0.0 if dtype is None else np.finfo(dtype).eps) * size.where(np.isfinite(size), 0.0)
+
+
+def _excess(results: "xr.Dataset", precision: float) -> "xr.DataArray":
+    """Return the Monte Carlo part of ``mcse`` by what rounding leaves of the precision; NaN if it leaves nothing."""
+    rounding = _rounding(results)
+    left = (precision**2 - rounding**2).where(rounding < precision)
+    return np.sqrt((results.mcse**2 - rounding**2).clip(min=0.0) / left)
 
 
 def _check_precision(precision: float) -> None:

@@ -173,7 +173,7 @@ def bdmc(
     template = Problem(model, guide, x, **options)
     with template:
         template.check_whole()
-    with isolated(model, guide, seed=template.seed):
+    with isolated(model, guide, seed=template.seed) as isolation, isolation.adopting():
         latents, args = simulate(model, template.data.batch(0, template.size, template.device))
     simulated: Options = {**options, "seed": template.seed, "binarization": "simulated"}
     problem = Problem(model, guide, args, **simulated)

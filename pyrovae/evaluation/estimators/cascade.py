@@ -387,12 +387,13 @@ def _cost(temperatures: int) -> int:
 
 def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
     """Add the verdicts, for which the tail shapes of all data are judged together."""
-    reliable = (result.mcse <= precision).values & ~result.disagrees.values
-    for draws in np.unique(result.draws.values):
+    computed = ~np.isnan(result.stage.values.astype(float))  # a datum that raised an error is a row of NaN
+    reliable = computed & (result.mcse <= precision).values & ~(result.disagrees.values == 1)
+    for draws in np.unique(result.draws.values[computed]):
         chosen = result.draws.values == draws
         if draws:
             reliable[chosen] &= is_tail_light(result.pareto_k.values[chosen], int(draws))
-    estimator = np.array([*STAGES, "none"])[result.stage.values.astype(int)]
+    estimator = np.array([*STAGES, "none"])[np.where(computed, result.stage.values, -1).astype(int)]
     found = result.drop_vars(["disagrees", "stage"]).assign(
         estimator=("datum", estimator), reliable=("datum", reliable)
     )

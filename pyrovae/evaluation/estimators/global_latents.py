@@ -72,12 +72,13 @@ def evaluate_globals(
     problem = Problem(model, guide, x, **options)
     args, plate = problem.data.batch(0, problem.size, problem.device), options.get("plate")
     first, *others = (int(state) for state in np.random.SeedSequence(problem.seed).generate_state(num_draws + 1))
-    with isolated(model, guide, seed=first):
+    with isolated(model, guide, seed=first) as isolation, isolation.adopting():
         draws = [global_draws(model, guide, args, options.get("kwargs"), plate=plate) for _ in range(num_draws)]
     results = []
-    for index, (values, own_seed) in enumerate(zip(draws, others, strict=True)):
-        given = pyro.condition(model, data=values), poutine.block(pyro.condition(guide, data=values), hide=list(values))
-        own: Options = {**options, "seed": own_seed}
+    for index, (draw, own_seed) in enumerate(zip(draws, others, strict=True)):
+        given = [pyro.condition(program, data=draw.values) for program in (model, guide)]
+        given[1] = poutine.block(given[1], hide=draw.outside)
+        own: Options = {**options, "seed": own_seed, "plate": draw.plate}
         if folder := options.get("checkpoint"):
             own["checkpoint"] = Path(folder) / f"draw-{index}"
         results.append(evaluate(given[0], given[1], x, num_samples, **own))

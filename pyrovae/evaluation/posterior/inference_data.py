@@ -46,8 +46,9 @@ def to_inference_data(
     """Draws from prior, posterior and predictive distributions of each datum, as ArviZ takes them.
 
     Resampled draws repeat where weights are uneven: look at ``ess`` and ``pareto_k`` before trusting them, since ArviZ
-    takes the draws for a chain and cannot know. Enumerated sites are drawn, not summed out. Predictions are given the
-    program's other arguments, and given an observed argument where a later site reads it in place of the site's value.
+    takes the draws for a chain and cannot know. Sites that the guide enumerates are drawn, not summed out. Predictions
+    are given the program's other arguments, and given an observed argument where a later site reads it in place of the
+    site's value.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.

@@ -19,6 +19,7 @@ from pyrovae._waist.independence import (
     with_other_data,
     with_second_draw,
 )
+from pyrovae._waist.noise import differs_again, keeps_a_state
 from pyrovae._waist.weights import Weights
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
@@ -86,8 +87,12 @@ class Dependence:
         Raises:
             ValueError: If the model draws random numbers outside of sample sites.
         """
-        if not self.vectorize or one.enumerates:
+        if one.enumerates:
+            self._check_state(one)
             return Outcome(False, self.vectorize, "")
+        if not self.vectorize:
+            self.repeats = self._has_same_guide(one)
+            return Outcome(False, False, "")
         agrees, reason = self._agrees(one, None, draws=2)
         if not agrees and reason.startswith("by ") and self.repeats:
             self.repeats = self._has_same_guide(one)
@@ -118,6 +123,7 @@ class Dependence:
             except Exception:  # of a program that does not take these data, or that enumerates sites of the guide
                 continue
             if difference := difference_by_data(weights, other, kept, with_guide=with_guide):
+                trials.check_noise(one.size)
                 repeats = self._has_same_guide(one)
                 if not repeats and (weights.densities is None or not difference_by_data(weights, other, kept)):
                     continue
@@ -154,6 +160,7 @@ class Dependence:
         if two.plate.size != (weights.plate.size if few is None else few):
             return False, f"its data plate keeps the size {two.plate.size}"
         if difference := self._difference(weights, two, some):
+            self.trials.check_noise(one.size)
             return False, f"by {difference:.3g} nats for a datum"
         if draws is not None and (layer := together.differing(self.alone)):
             return False, f"{type(layer).__name__} takes the data for its channels"
@@ -182,9 +189,11 @@ class Dependence:
         """Return whether the program runs on fewer data, and check that their log-weights stay what they were."""
         if one.enumerates:
             try:
-                return self.trials.run(few).plate.size == few
+                takes_fewer = self.trials.run(few).plate.size == few
             except Exception:
                 return False
+            self._check_state(one)
+            return takes_fewer
         agrees, reason = self._agrees(one, few, draws=None)
         if agrees or not reason.startswith("by "):
             return agrees
@@ -207,8 +216,16 @@ class Dependence:
             largest_difference(getattr(again.densities, part), getattr(first.densities, part))
             for part in ("likelihood", "prior")
         ):
-            raise ValueError(
-                "the model has another density in every run, as it draws random numbers outside of sample sites; make "
-                "them sample sites, or switch them off (dropout: torch.nn.Dropout in evaluation mode)"
-            )
+            self.trials.check_noise(one.size)
+            raise ValueError(keeps_a_state())
         return not largest_difference(again.densities.guide, first.densities.guide)
+
+    def _check_state(self, one: Reference) -> None:
+        """Check that programs whose guide enumerates sites have the same density in two runs of the same seed.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        if differs_again(lambda: self.trials.run(one.size).of_model):
+            self.trials.check_noise(one.size)
+            raise ValueError(keeps_a_state())

@@ -42,6 +42,9 @@ class Probe:
         parameters: Values of the parameters that the programs announce to Pyro.
         finite: Indices of the data that the programs can score, as far as that is known: those without NaN.
         memory: Bytes of a run.
+        dtype: Type of the log-weights, such as ``"float32"``.
+        makes_modules: Whether runs after the first call modules that it did not call, such as a dropout layer that the
+            program makes.
     """
 
     plate: CondIndepStackFrame
@@ -55,6 +58,8 @@ class Probe:
     parameters: list[Tensor]
     finite: Tensor
     memory: MemoryUse
+    dtype: str
+    makes_modules: bool
 
     def draws_dim(self, name: str) -> int:
         """Return the dimension of the draws in the value of a latent site, counted from the right."""

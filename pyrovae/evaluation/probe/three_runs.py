@@ -6,15 +6,15 @@
    must be the same: they may depend neither on other draws nor on other data.
 3. They run for eleven draws, and the bytes of all tensors are counted, which sets the size of batches.
 
+In the second and third run, the model must not use random numbers that it draws outside of its sample sites.
+
 If the second run fails or differs, further runs find the cause.
 """
 
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 from pyro import poutine
-from torch import nn
 
 from pyrovae._waist.agreement import latent_masks
 from pyrovae._waist.independence import BatchNormInputs, needs_one_draw_a_run
@@ -27,14 +27,15 @@ from pyrovae.evaluation.probe.first_run import first_run
 from pyrovae.evaluation.probe.memory import memory_use
 from pyrovae.evaluation.probe.precision import check_parameters, full_precision
 from pyrovae.evaluation.probe.trials import Reference, Trials
+from pyrovae.isolation import Isolation
 
 
-def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
+def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
     """Find the facts about a program, in isolation.
 
     Args:
         trials: Runs of the programs.
-        modules: Modules of the programs.
+        isolation: Holds the modules of the programs.
         memory: Bytes that the tensors of one run may take.
 
     Raises:
@@ -43,9 +44,11 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
     Warns:
         UserWarning: If the program takes no dimension of draws, so that it runs once for each draw.
     """
-    check_parameters(modules)
+    check_parameters(isolation.modules)
     with BatchNormInputs() as alone, poutine.trace(param_only=True) as capture, full_precision():
         one, takes_fewer = first_run(trials, memory)
+    modules_of_first_run = len(isolation.training)
+    trials.noise.sources.clear()  # the first run may set up parameters at random
     announced: list[Any] = [site["value"] for site in capture.trace.nodes.values() if site["type"] == "param"]
     dependence = Dependence(trials, alone)
     takes = dependence.second_run(one) if takes_fewer else dependence.all_data(one)
@@ -58,6 +61,8 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
     check_given(one.weights, lambda args: trials.score(tuple(args), dict(one.weights.chosen)), trials.args(one.size))
     vectorize = _choose_vectorize(trials.options["vectorize"], takes)
     check_data_support(trials, one, cuttable=takes.any_data)
+    memory_of_run = memory_use(trials, one, cuttable=takes.any_data, vectorize=vectorize)
+    trials.check_noise(one.size)
     return Probe(
         plate=one.weights.plate,
         nesting=one.nesting,
@@ -69,7 +74,9 @@ def probe(trials: Trials, modules: Iterable[nn.Module], memory: int) -> Probe:
         base_measures=one.base_measures,
         parameters=[value.detach() for value in announced],
         finite=trials.finite,
-        memory=memory_use(trials, one, cuttable=takes.any_data, vectorize=vectorize),
+        memory=memory_of_run,
+        dtype=str(one.weights.log_weights.dtype).removeprefix("torch."),
+        makes_modules=len(isolation.training) > modules_of_first_run,
     )
 
 

@@ -7,6 +7,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyrovae._waist.noise import NoiseOutsideSites, depends_on_noise, draws_outside_sites
 from pyrovae._waist.plates import plate_names
 from pyrovae._waist.sites import Program, Site, is_enumerated
 from pyrovae._waist.support import support_of
@@ -73,14 +74,18 @@ class Trials:
 
     Attributes:
         finite: Indices of the data without NaN or infinite values; see :meth:`leave_out_failing`.
+        noise: Handler around the model that notes random numbers outside of sites.
     """
 
     def __init__(
         self, model: Program, guide: Program, data: ProgramData, device: torch.device, options: Options
     ) -> None:
-        self.model, self.guide, self.data, self.device, self.options = model, guide, data, device, options
+        self.noise = NoiseOutsideSites()
+        self.model = self.noise(model)
+        self.guide, self.data, self.device, self.options = guide, data, device, options
         self.finite = data.finite()
         self._read: tuple[int, tuple[Any, ...]] | None = None
+        self._noise_is_idle = False
 
     @property
     def size(self) -> int:
@@ -134,6 +139,21 @@ class Trials:
     ) -> Weights:
         """Run on given arguments for one draw."""
         return self._weights(args, values, 1, None, validate=validate)
+
+    def check_noise(self, size: int) -> None:
+        """Check that the model uses no random numbers that it draws outside of sample sites.
+
+        Args:
+            size: Number of data in the arguments of a run.
+
+        Raises:
+            ValueError: If it does.
+        """
+        if not self.noise.sources or self._noise_is_idle:
+            return
+        if depends_on_noise(self.noise, lambda: self.run(size).of_model):
+            raise ValueError(draws_outside_sites(self.noise))
+        self._noise_is_idle = True
 
     def leave_out_failing(self, passing: Tensor) -> None:
         """Leave data out of later runs with which the program raises an error.

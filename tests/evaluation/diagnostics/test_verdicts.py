@@ -107,7 +107,10 @@ def test_reliable_data_are_covered(scale: float) -> None:
 
 def test_every_estimator_is_judged() -> None:
     chains = results_of([0.3, 0.3], [0.05, 0.4], 32).drop_attrs().assign_attrs(num_chains=32)
-    assert diagnose(chains).verdict.values.tolist() == ["reliable", "more draws"]
+    assert diagnose(chains).verdict.values.tolist() == ["more draws", "more draws"]  # too few for a k-hat
+    assert diagnose(chains).draws_needed.values.tolist() == [101, 512]
+    many = chains.assign_attrs(num_chains=1000)
+    assert diagnose(many).verdict.values.tolist() == ["reliable", "more draws"]
     mixed = results_of([0.0, 0.0], [0.01, 0.01]).drop_vars("pareto_k").assign(r_hat=("datum", [1.01, 1.4]))
     assert diagnose(mixed).verdict.values.tolist() == ["reliable", "proposal too narrow"]
     failed = results_of([np.nan, 0.1], [np.nan, 0.01])

@@ -1,0 +1,196 @@
+"""Random numbers that a program draws outside of its sample sites.
+
+At given values of all sites, a program draws nothing, so its density is the same in every run. Dropout or
+``torch.randn_like`` in a program breaks that. The state of the generators is therefore compared from site to site. A
+program may draw numbers without using them, as in ``pyro.param("w", torch.randn(3))``. So if torch's generator has
+moved, such numbers are replaced, and only a density that then differs is said to depend on noise.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyrovae._waist.independence import largest_difference
+
+FILLS = (torch.nan, -1e6, 1e6)  # comparisons with NaN are false, so numbers that are compared need two other values
+REDRAWN = range(1, 9)  # seeds of integers in place of those that were drawn
+
+
+class NoiseOutsideSites(Messenger):
+    """Note whether generators move between the sites of a program; a handler.
+
+    Attributes:
+        sources: Names of the packages whose global generators moved outside of sites.
+        change: Function that replaces numbers drawn by torch outside of sites; ``None`` leaves them as they are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: set[str] = set()
+        self.change: Callable[[Tensor], Tensor] | None = None
+        self.in_site = 0
+        self._before: dict[str, Any] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Any:
+        self.in_site = 0
+        self._stack = ExitStack()
+        if self.change is not None:
+            self._stack.enter_context(ChangedNoise(self))
+        self._before = _generators()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._compare()
+        self._stack.close()
+        super().__exit__(*error)
+
+    def _process_message(self, msg: Any) -> None:
+        if not self.in_site:
+            self._compare()
+        self.in_site += 1
+        super()._process_message(msg)
+
+    def _postprocess_message(self, msg: Any) -> None:
+        super()._postprocess_message(msg)
+        self.in_site -= 1
+        if not self.in_site:
+            self._before = _generators()
+
+    def _compare(self) -> None:
+        now = _generators()
+        self.sources |= {name for name, state in now.items() if state != self._before.get(name, state)}
+
+
+class ChangedNoise(TorchDispatchMode):
+    """Replace the random numbers that torch draws outside of sites.
+
+    Args:
+        noise: The handler that knows where the sites are.
+    """
+
+    def __init__(self, noise: NoiseOutsideSites) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        change = self.noise.change
+        if change is None or self.noise.in_site or torch.Tag.nondeterministic_seeded not in func.tags:
+            return result
+        for value in result if isinstance(result, tuple) else (result,):
+            if isinstance(value, Tensor):
+                value.copy_(change(value))  # in place, since some functions write into their argument
+        return result
+
+
+def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor]]) -> bool:
+    """Return whether the densities of a program depend on numbers that it draws outside of sites.
+
+    Args:
+        noise: The handler around the program, which has seen generators move.
+        run: Runs the program at given or drawn values of its sites, and returns its densities.
+    """
+    if noise.sources - {"torch"}:
+        return True
+    changes = [lambda value, fill=fill: _filled(value, fill) for fill in FILLS]
+    changes += [lambda value, seed=seed: _redrawn(value, seed) for seed in REDRAWN]
+    restore = _restoring()
+
+    def densities(change: Callable[[Tensor], Tensor] | None) -> Sequence[Tensor]:
+        restore()  # the sites draw what they drew before
+        noise.change = change
+        try:
+            return run()
+        finally:
+            noise.change = None
+
+    first = densities(None)
+    if _differ(densities(None), first):
+        return False  # for another reason than the numbers: a state that changes from run to run
+    for change in changes:
+        try:
+            other = densities(change)
+        except Exception:  # of numbers that the program needs
+            return True
+        if _differ(other, first):
+            return True
+    return False
+
+
+def differs_again(run: Callable[[], Sequence[Tensor]]) -> bool:
+    """Return whether a program has other densities in a second run from the same states of torch's generators."""
+    restore = _restoring()
+    first = run()
+    restore()
+    return _differ(run(), first)
+
+
+def draws_outside_sites(noise: NoiseOutsideSites) -> str:
+    """Say that a model draws random numbers outside of sample sites."""
+    sources = " and ".join(sorted(noise.sources))
+    return (
+        f"the model draws random numbers of {sources} outside of sample sites, so its density is another one in every "
+        f"run; make them sample sites, or leave them out (a torch.nn.Dropout that is made "
+        f"outside of the program is switched off in an evaluation)"
+    )
+
+
+def keeps_a_state() -> str:
+    """Say that a model has another density in every run, although it draws no random numbers."""
+    return (
+        "the model has another density in every run at the same values of its sites, as it keeps a state that changes "
+        "from run to run (a counter, a cache, a generator of its own); make the state an argument of the program, or "
+        "keep it fixed"
+    )
+
+
+def _differ(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return any(largest_difference(*pair) > 0 for pair in zip(first, second, strict=True))
+
+
+def _generators() -> dict[str, Any]:
+    """Return the states of the global generators, by package."""
+    of_torch = [torch.get_rng_state().numpy().tobytes()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        of_torch += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    of_numpy: Any = np.random.get_state()
+    return {"torch": of_torch, "NumPy": _plain(of_numpy), "Python": random.getstate()}
+
+
+def _restoring() -> Callable[[], None]:
+    """Return a function that puts torch's generators back to their present states."""
+    state = torch.get_rng_state()
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+
+    def restore() -> None:
+        torch.set_rng_state(state)
+        for index, each in enumerate(on_cuda):
+            torch.cuda.set_rng_state(each, index)
+
+    return restore
+
+
+def _plain(state: Any) -> Any:
+    parts = state if isinstance(state, tuple) else sorted(map(str, state.items()))
+    return [part.tobytes() if isinstance(part, np.ndarray) else part for part in parts]
+
+
+def _filled(value: Tensor, fill: float) -> Tensor:
+    return torch.full_like(value, fill) if value.is_floating_point() else value
+
+
+def _redrawn(value: Tensor, seed: int) -> Tensor:
+    """Return the same numbers in another order, or for fewer than two numbers another of 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    if value.numel() < 2:
+        return torch.full_like(value, seed % 2)
+    order = torch.randperm(value.numel(), generator=generator).to(value.device)
+    return value.reshape(-1)[order].reshape(value.shape)

@@ -1,0 +1,231 @@
+"""The code and the numbers that decide the densities of programs, besides parameters, found from the programs.
+
+From a program one reaches functions by the names that its code loads, closures, default values, bound objects, classes,
+attributes and containers. Code of the standard library and of installed packages is left out, because versions stand
+for it. Numbers that change when the programs run (counters) are left out, because a program whose density depends on
+them is refused.
+
+Not reached are the environment, files, and what a program asks for by name (``getattr``, a registry).
+"""
+
+import dis
+import functools
+import hashlib
+import sys
+import sysconfig
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyrovae.arguments import as_bytes
+
+MOST = 20_000  # values that are visited
+LONGEST = 60  # characters of a value that is kept as it is
+LARGE = 2**20  # bytes of an array that is read once only
+
+_OF_TORCH = frozenset(vars(nn.Module()))  # attributes of every module: hooks, parameters, the training mode
+_PACKAGES = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib"))
+_PLAIN = bool | int | float | complex | str | bytes | np.generic | torch.dtype | torch.device | torch.Size
+_DESCRIBED = (
+    nn.Module,
+    Messenger,
+    torch.distributions.Distribution,
+    torch.distributions.Transform,
+    torch.distributions.constraints.Constraint,
+)
+
+
+def contents(
+    programs: Mapping[str, Any], known: Mapping[nn.Module, Any], *, most_bytes: float = torch.inf
+) -> dict[str, str]:
+    """Return the code and the numbers of programs, by where they are found.
+
+    Args:
+        programs: The programs by name.
+        known: Modules whose parameters and buffers are left out.
+        most_bytes: Size of the largest arrays that are read.
+    """
+    found: dict[str, str] = {}
+    seen: dict[int, Any] = {}  # keeps what it has seen, so that no other object gets the same identity
+    pending = deque(programs.items())
+    while pending and len(seen) < MOST:
+        path, value = pending.popleft()
+        if (text := _as_text(value, most_bytes)) is not None:
+            found[path] = text
+        elif id(value) not in seen:
+            seen[id(value)] = value
+            if (code := getattr(value, "__code__", None)) is not None and not _is_installed(value):
+                found[f"code of {path}"] = _digest(_of_code(code, value.__doc__))
+            pending.extend((f"{path}.{name}", part) for name, part in _parts(value, known))
+    return found
+
+
+def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """Return what runs of the programs have left as it was."""
+    return {path: text for path, text in after.items() if before.get(path, text) == text}
+
+
+def digest(found: Mapping[str, str]) -> str:
+    """Return the SHA-1 of what was found."""
+    return _digest(repr(sorted(found.items())).encode())
+
+
+def difference(now: Mapping[str, str], then: Mapping[str, str]) -> str:
+    """Name the first value that differs, with both values; empty if none does."""
+    for path in (*now, *then):
+        if now.get(path) != then.get(path):
+            return f"its {path} is {then.get(path, 'not there')}, here it is {now.get(path, 'not there')}"
+    return ""
+
+
+def _as_text(value: Any, most_bytes: float) -> str | None:
+    """Return a value that has no parts as text, an empty text for one that is not read, None for one with parts."""
+    if value is None or isinstance(value, _PLAIN):
+        text = repr(value)
+        return text if len(text) <= LONGEST else _digest(text.encode())
+    if isinstance(value, Tensor):
+        if value.is_meta or value.layout != torch.strided:
+            return str(tuple(value.shape))
+        shape = f"{tuple(value.shape)} {value.dtype}"
+        return f"{shape} {_digest(as_bytes(value))[:12]}" if value.nbytes <= most_bytes else None
+    if isinstance(value, np.ndarray):
+        shape = f"{value.shape} {value.dtype}"
+        return f"{shape} {_digest(_array_bytes(value))[:12]}" if value.nbytes <= most_bytes else None
+    return None
+
+
+def _array_bytes(array: np.ndarray) -> Any:
+    return repr(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
+
+
+def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what a value is made of, by name."""
+    if isinstance(value, MethodType):
+        yield from (("__func__", value.__func__), ("__self__", value.__self__))
+    elif isinstance(value, functools.partial):
+        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
+    elif isinstance(value, FunctionType):
+        yield from () if _is_installed(value) and not value.__closure__ else _of_function(value)
+    elif isinstance(value, property):
+        yield from (("fget", value.fget),)
+    elif isinstance(value, staticmethod | classmethod):
+        yield from (("__func__", value.__func__),)
+    elif isinstance(value, type):
+        if not _is_installed(value):
+            yield from ((name, part) for name, part in vars(value).items() if not _is_special(name))
+            yield from ((base.__name__, base) for base in value.__bases__)
+    elif isinstance(value, Mapping):
+        yield from ((repr(key)[:LONGEST], part) for key, part in list(value.items()))
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+        yield from ((str(index), part) for index, part in enumerate(parts))
+    elif isinstance(value, nn.Module):
+        yield from _of_module(value, known)
+    elif not isinstance(value, ModuleType | torch.Generator | Tensor | np.ndarray):
+        yield from _of_object(value)
+
+
+def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield closure, default values, and the globals that a function loads; of modules, their loaded attributes."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # of a variable that has no value yet
+            continue
+    yield from (("defaults", function.__defaults__), ("keyword defaults", function.__kwdefaults__))
+    if wrapped := getattr(function, "__wrapped__", None):
+        yield "__wrapped__", wrapped
+    if _is_installed(function):
+        return
+    for name, attributes in _loaded(function.__code__):
+        value = function.__globals__.get(name)
+        if isinstance(value, ModuleType):
+            if not _is_installed(value):
+                yield from ((f"{name}.{each}", vars(value)[each]) for each in attributes if each in vars(value))
+        elif name in function.__globals__:
+            yield name, value
+
+
+def _of_module(module: nn.Module, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, Any]]:
+    yield "class", type(module)
+    yield from module._modules.items()
+    if module not in known:
+        yield from (*module._parameters.items(), *module._buffers.items())
+    for name, part in vars(module).items():
+        if name not in _OF_TORCH and not name.startswith("_pyro") and not _is_special(name):
+            yield name, part
+
+
+def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
+    if _is_installed(type(value)) and not isinstance(value, _DESCRIBED):
+        return
+    yield "class", type(value)
+    yield from ((name, part) for name, part in list(getattr(value, "__dict__", {}).items()) if not _is_special(name))
+    for each in type(value).__mro__:
+        names = each.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if hasattr(value, name) and not _is_special(name):
+                yield name, getattr(value, name)
+
+
+def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
+    """Return the names of the globals that code loads, and for each the attributes that any code in it loads."""
+    names: dict[str, None] = {}
+    attributes: dict[str, None] = {}
+    pending = [code]
+    while pending:
+        current = pending.pop()
+        for instruction in dis.get_instructions(current):
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                names[instruction.argval] = None
+            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                attributes[instruction.argval] = None
+        pending += [constant for constant in current.co_consts if isinstance(constant, CodeType)]
+    return [(name, list(attributes)) for name in names]
+
+
+def _of_code(code: CodeType, documentation: str | None = None) -> bytes:
+    """Return instructions, names and constants of code, without its place in a file and its docstring."""
+    constants = [
+        _of_code(constant) if isinstance(constant, CodeType) else _of_constant(constant)
+        for constant in code.co_consts
+        if documentation is None or constant != documentation
+    ]
+    return repr((code.co_code, code.co_names, code.co_varnames, constants)).encode()
+
+
+def _of_constant(constant: Any) -> str:
+    return repr(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)
+
+
+def _is_special(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _is_installed(value: Any) -> bool:
+    """Return whether a function, class or module belongs to pyrovae, the standard library or an installed package."""
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    return name is not None and _is_installed_module(name)
+
+
+@functools.cache
+def _is_installed_module(name: str) -> bool:
+    top = name.partition(".")[0]
+    if top == "__main__":
+        return False
+    if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is not None and str(Path(file).resolve()).startswith(_PACKAGES)
+
+
+def _digest(content: Any) -> str:
+    checksum: Callable[..., Any] = hashlib.sha1
+    return str(checksum(content, usedforsecurity=False).hexdigest())
