@@ -1,0 +1,91 @@
+"""The estimates of the data of a batch, from the first stage of the cascade to the last."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae.evaluation import bounds
+from pyrovae.evaluation.diagnostics.psis import psis
+
+LIGHT_K, CHAINS_K = 0.58, 0.5  # k-hat of a stage's own draws, above which the next follows; its error is 0.1 and 0.3
+DISAGREEMENT = 5.0  # errors by which another estimate may exceed the reported one
+
+
+class Estimates:
+    """The estimates of the data of a batch so far.
+
+    Args:
+        size: Number of data.
+
+    Attributes:
+        pilot: Estimate by the pilot draws of the guide, shape ``(n,)``, nats.
+        pilot_mcse: Its Monte Carlo standard error.
+    """
+
+    def __init__(self, size: int) -> None:
+        def empty() -> Tensor:
+            return torch.full((size,), math.nan, dtype=torch.float64)
+
+        self.log_likelihood, self.mcse, self.pareto_k, self.ess = empty(), empty(), empty(), empty()
+        self.pilot, self.pilot_mcse, self.highest, self.highest_mcse = empty(), empty(), empty(), empty()
+        self.stage, self.draws = torch.full((size,), -1), torch.zeros(size, dtype=torch.long)
+        self.evaluations = torch.zeros(size, dtype=torch.float64)
+
+    def put(self, indices: Tensor, found: dict[str, Tensor], *, stage: int, draws: int, evaluations: float) -> None:
+        """Replace the estimates of some data by those of a stage; a stage without a number replaces nothing."""
+        indices = indices.cpu()
+        values = {name: column.detach().double().cpu() for name, column in found.items()}
+        better = values["log_likelihood"].isfinite() | self.log_likelihood[indices].isnan()
+        kept = indices[better]
+        self._remember(kept)
+        for name in ("log_likelihood", "mcse", "pareto_k", "ess"):
+            getattr(self, name)[kept] = values[name][better]
+        self.stage[kept], self.draws[kept] = stage, draws
+        self.evaluations[indices] += evaluations
+
+    def passes(self, indices: Tensor, precision: float) -> Tensor:
+        """Return whether the estimates of data need no further stage."""
+        limit = torch.where(self.stage[indices] == 2, CHAINS_K, LIGHT_K)
+        return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
+
+    def disagrees(self) -> Tensor:
+        """Return where an estimate from another proposal exceeds the present one by more than their errors allow."""
+        found = torch.zeros(len(self.stage), dtype=torch.bool)
+        others = ((self.highest, self.highest_mcse), (self.pilot, self.pilot_mcse))
+        for value, error in others:
+            excess = value - self.log_likelihood
+            found |= excess > DISAGREEMENT * torch.hypot(error.nan_to_num(nan=math.inf), self.mcse) + 1e-9
+        return found
+
+    def columns(self) -> dict[str, Tensor | np.ndarray]:
+        """Return the columns by name."""
+        return {
+            "log_likelihood": self.log_likelihood,
+            "mcse": self.mcse,
+            "pareto_k": self.pareto_k,
+            "ess": self.ess,
+            "stage": self.stage,
+            "draws": self.draws,
+            "evaluations": self.evaluations,
+            "disagrees": self.disagrees(),
+        }
+
+    def _remember(self, indices: Tensor) -> None:
+        """Keep the highest of the estimates that are replaced, with its error."""
+        before, error = self.log_likelihood[indices], self.mcse[indices]
+        higher = before.isfinite() & ~(before <= self.highest[indices])
+        self.highest[indices[higher]], self.highest_mcse[indices[higher]] = before[higher], error[higher]
+
+
+def summary(log_weights: Tensor) -> dict[str, Tensor]:
+    """Return the columns of log-weights of shape ``(num_draws, n)``."""
+    exact = log_weights.double()
+    estimate, mcse = bounds.log_likelihood(exact)
+    return {
+        "log_likelihood": estimate,
+        "mcse": torch.hypot(mcse, bounds.rounding_error(log_weights)),
+        "ess": bounds.effective_sample_size(exact),
+        "pareto_k": psis(log_weights)[1],
+    }

@@ -1,0 +1,112 @@
+"""The stages of the cascade that start from densities fitted to the posterior of each datum."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae._refinement.annealing import Annealing
+from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
+from pyrovae._refinement.refine import Refinement, refine_by_chains
+from pyrovae._refinement.scoring import scores_slowly
+from pyrovae.evaluation import bounds
+from pyrovae.evaluation.estimators.estimates import Estimates, summary
+from pyrovae.evaluation.problem import Problem
+from pyrovae.evaluation.unconstrained.target import Target
+
+NUM_CHAINS, NUM_LEAPFROG = 128, 2
+LEAST_ACCEPTANCE = 0.3  # of transitions, below which chains stand still, and their weights say nothing
+
+
+class Stages:
+    """The stages that start from fitted densities, for the data of a batch that the guide leaves.
+
+    Args:
+        problem: A model, a guide and data.
+        estimates: The estimates so far.
+        precision: Wanted Monte Carlo standard error, nats.
+        pending: Indices in the batch of the data that were fitted, shape ``(n,)``.
+        target: Their posteriors.
+        fitted: Their densities.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        estimates: Estimates,
+        precision: float,
+        pending: Tensor,
+        target: Target,
+        fitted: Refinement,
+    ) -> None:
+        self.problem, self.estimates, self.precision = problem, estimates, precision
+        self.pending, self.target, self.fitted = pending, target, fitted
+
+    def refined(self, indices: Tensor, num_draws: Tensor) -> Tensor:
+        """Estimate data by draws from their mixtures, and return the indices of those that do not pass.
+
+        Args:
+            indices: Indices in the batch, shape ``(n,)``.
+            num_draws: Number of draws of each, shape ``(n,)``.
+        """
+        for count in num_draws.unique().tolist():
+            self._refined(indices[num_draws == count], count)
+        return indices[~self.estimates.passes(indices, self.precision)]
+
+    def _refined(self, indices: Tensor, num_samples: int) -> None:
+        target, mixture = self._mixture(indices, MEMBERS, score_guide=scores_guide(self.target))
+        chunk = max(1, self.problem.affordable // target.size)
+        counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
+        drawn = Draws.cat([mixture.draw(count).without_values() for count in counts])
+        found = bounds.of_valid(drawn.log_weights, summary)
+        found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
+        self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=num_samples)
+
+    def improve(self, indices: Tensor) -> None:
+        """Fit the densities of data anew by chains that start from their mixtures."""
+        inside = torch.isin(self.pending, indices).nonzero().flatten()
+        if not len(inside):
+            return
+        target = self.target if len(inside) == self.target.size else self.target.subset(inside)
+        options: Any = {"score_guide": scores_guide(target), "batch_size": self.problem.affordable}
+        before, rows = self.fitted.select(inside), self.pending[inside]
+        share = self.estimates.ess[rows] / self.estimates.draws[rows]
+        before.share.copy_(torch.where(self.estimates.stage[rows] == 1, share, 0.0).nan_to_num(nan=0.0))
+        self.fitted.put(inside, refine_by_chains(target, before, **options))
+        self.estimates.evaluations[rows] += (self.fitted.evaluations[inside] - before.evaluations).cpu()
+
+    def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
+        """Estimate data by chains from their mixtures, and return the indices of those that do not pass."""
+        # Chains from members that reach far would have to come back; the fitted density itself is the better start.
+        target, mixture = self._mixture(indices, (Member(0.9, 0.35),), score_guide=True)
+        size = max(1, self.problem.affordable // 3)  # a gradient takes more memory
+        annealing = Annealing(target, mixture, temperatures, NUM_LEAPFROG, batch_size=size)
+        found = bounds.of_valid(annealing.log_weights(NUM_CHAINS), summary)
+        stuck = annealing.acceptance < LEAST_ACCEPTANCE
+        found["log_likelihood"] = torch.where(stuck, math.nan, found["log_likelihood"])
+        self.estimates.put(indices, found, stage=2, draws=NUM_CHAINS, evaluations=annealing.evaluations)
+        return indices[~self.estimates.passes(indices, self.precision)]
+
+    def _mixture(self, indices: Tensor, members: tuple[Member, ...], *, score_guide: bool) -> tuple[Target, Mixture]:
+        inside = torch.isin(self.pending, indices).nonzero().flatten()
+        target = self.target if len(inside) == self.target.size else self.target.subset(inside)
+        return target, self.fitted.select(inside).mixture(target, members, score_guide=score_guide)
+
+
+def scores_guide(target: Target) -> bool:
+    """Return whether the density of the guide at any value costs little."""
+    return not any(scores_slowly(site["fn"]) for site in target.space.sites.values())
+
+
+def cost(temperatures: int) -> int:
+    """Return about how many evaluations the chains of a datum take at so many temperatures."""
+    return 3 * NUM_CHAINS * temperatures * NUM_LEAPFROG
+
+
+def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return estimates and the errors of stratified draws, where these are numbers."""
+    estimate, mcse = drawn.double().log_likelihood()
+    rounding = bounds.rounding_error(drawn.log_weights)
+    known = found["log_likelihood"].isfinite()
+    return torch.where(known, estimate, math.nan), torch.where(known, torch.hypot(mcse, rounding), math.nan)
