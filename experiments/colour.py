@@ -6,7 +6,7 @@ protocol of the literature, importance sampling with draws from the encoder; the
 number is the one to quote where most of its data are reliable. The reference codes each channel by the frequencies of
 its levels in the training data, without a model of the image.
 
-The photographs ship in scikit-learn. Each is cut into tiles of 64 x 64 pixels, which are assigned at random to training,
+The photographs ship in scikit-learn. Each is cut into tiles of 64 x 64 pixels, assigned at random to training,
 validation and test data, so that patches of different splits share no pixel. Patches of the training data overlap;
 those of the other splits do not.
 """

@@ -38,6 +38,7 @@ from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, is_tail_light
 from pyrovae.evaluation.options import Options, SharedOptions
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.unconstrained.space import Space
@@ -57,6 +58,7 @@ LEAST_ACCEPTANCE = 0.3  # of transitions, below which chains stand still, and th
 DISAGREEMENT = 5.0  # errors by which another estimate may exceed the reported one
 
 
+@takes_vae
 def log_likelihood(
     model: Program,
     guide: Program,
