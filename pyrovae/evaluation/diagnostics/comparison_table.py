@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 
-class ComparisonTable(pd.DataFrame):
+class ComparisonTable(pd.DataFrame):  # type: ignore[misc]
     """Table of :func:`pyrovae.evaluation.compare`, printed with errors beside the means; parts of it print in full.
 
     Example:
