@@ -36,7 +36,7 @@ TILE, PATCH = 64, 32
 class Options(comparison.Options):
     """Options of the experiment."""
 
-    data: Literal["photographs", "cifar10"] = "photographs"
+    data: Literal["photographs", "cifar10"] = "photographs"  # type: ignore[assignment]
     """Patches of the two photographs in scikit-learn, or CIFAR-10, which is downloaded if it is missing."""
     latents: tuple[int, ...] = (8, 32)
     """Numbers of latent dimensions; each is a model."""
@@ -108,7 +108,7 @@ def photographs(stride: int) -> pv.data.Splits:
         for part, step in ((train, stride), (valid, PATCH), (test, PATCH))
     )
     tensors = [torch.from_numpy(part.transpose(0, 3, 1, 2)).float() / (LEVELS - 1) for part in patches]
-    return pv.data.Splits("patches of photographs", *tensors, "none")
+    return pv.data.Splits("patches of photographs", tensors[0], tensors[1], tensors[2], "none")
 
 
 def _cut(image: np.ndarray, size: int, stride: int) -> np.ndarray:

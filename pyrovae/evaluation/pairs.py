@@ -27,7 +27,7 @@ class Evaluation(Protocol[Others, Result]):
     @overload
     def __call__(self, vae: HasPrograms, /, *others: Others.args, **options: Others.kwargs) -> Result: ...
 
-    def __call__(self, *given: Any, **options: Any) -> Any:
+    def __call__(self, *given: Any, **options: Any) -> Any:  # type: ignore[misc]  # mypy has no implementation of overloads of a ParamSpec
         """Evaluate."""
 
 

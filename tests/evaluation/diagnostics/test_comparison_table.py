@@ -3,9 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 from pyrovae.evaluation import compare
-from tests.evaluation.diagnostics.test_compare import results_of
+
+
+def results_of(log_likelihood: list[float]) -> xr.Dataset:
+    values = np.array(log_likelihood)
+    attrs = {"data_sha1": "ab", "binarization": "static", "base_measure": "counting"}
+    columns = {"log_likelihood": ("datum", values), "mcse": ("datum", np.full(len(values), 0.1))}
+    return xr.Dataset(columns, coords={"datum": np.arange(len(values))}, attrs=attrs)
 
 
 def test_the_best_model_comes_first_and_the_first_given_is_the_reference() -> None:
