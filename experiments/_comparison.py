@@ -213,7 +213,8 @@ def summarize(
 
 def differences(results: Mapping[str, xr.Dataset]) -> list[str]:
     """The estimates of log p(x) of all models minus that of the first, on the same data."""
-    compared = pv.evaluation.compare(results)[["difference", "difference_error", "difference_mcse"]]
+    columns = ["difference", "difference_error", "difference_mcse"]
+    compared = pv.evaluation.compare(results).loc[list(results), columns]
     return ["", *(_with_errors(*row) for row in compared.values[1:])]
 
 

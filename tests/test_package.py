@@ -17,7 +17,7 @@ from pyrovae.versions import version
 
 PACKAGE = Path(pv.__file__).parent
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
-EVERYWHERE = {"arguments", "_warnings"}  # the checks of arguments and the line of a warning, which all may import
+EVERYWHERE = {"arguments", "_progress", "_warnings"}  # checks, the progress bar, the line of a warning
 
 
 def allowed_imports() -> dict[str, set[str]]:

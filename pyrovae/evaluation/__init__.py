@@ -1,6 +1,7 @@
 """Evaluation by importance weighting: bounds on log p(x) per datum, their errors, and whether to believe them.
 
-Everything takes any ``(model, guide)`` and reads only its log-weights. Nats per datum, higher is better.
+Everything takes any ``(model, guide)`` and reads only its log-weights. Functions of ``(model, guide, x)`` take
+``(vae, x)`` as well, for a module that has a ``model`` and a ``guide``. Nats per datum, higher is better.
 """
 
 from pyrovae.evaluation.diagnostics.active_units import active_units
@@ -10,6 +11,7 @@ from pyrovae.evaluation.diagnostics.compare import compare
 from pyrovae.evaluation.diagnostics.gaps import inference_gaps
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.diagnostics.surgery import collapsed_units, elbo_surgery, kl_per_dimension
+from pyrovae.evaluation.diagnostics.typicality import typicality
 from pyrovae.evaluation.diagnostics.verdicts import diagnose, draws_needed, verdicts
 from pyrovae.evaluation.estimators.ais import ais, bdmc
 from pyrovae.evaluation.estimators.cascade import log_likelihood
@@ -50,5 +52,6 @@ __all__ = [
     "rqmc",
     "simulation_based_calibration",
     "to_inference_data",
+    "typicality",
     "verdicts",
 ]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyrovae import parallel
+from pyrovae._progress import tqdm
 from pyrovae._waist.errors import ProgramError
 from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.batches import Batch

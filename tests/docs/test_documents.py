@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+import pyro
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+HOWTO = sorted((ROOT / "docs" / "howto").glob("*.md"))
 BLOCKS = {page: re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL) for page in PAGES}
 
 
@@ -28,7 +30,12 @@ def test_code_is_found() -> None:
         "optimizer.md": 2,
         "own_data_set.md": 2,
         "own_estimator.md": 3,
-        "own_data.md": 2,
+        "own_data.md": 1,
+        "own_images.md": 2,
+        "cells.md": 1,
+        "mixed_table.md": 1,
+        "larger_than_memory.md": 1,
+        "out_of_distribution.md": 1,
         "own_likelihood.md": 2,
         "own_objective.md": 2,
         "own_prior.md": 2,
@@ -37,7 +44,7 @@ def test_code_is_found() -> None:
         "performance.md": 1,
         "resume.md": 1,
         "save_and_share.md": 2,
-        "sweep.md": 1,
+        "sweep.md": 2,
     }
 
 
@@ -50,6 +57,15 @@ def run_blocks(page: Path) -> None:
 @pytest.mark.usefixtures("mnist5k_parsed_once", "interpreted")
 @pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]], ids=lambda page: page.name)
 def test_code_blocks_run_in_order(page: Path) -> None:
+    run_blocks(page)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mnist5k_parsed_once", "interpreted")
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("page", [page for page in HOWTO if BLOCKS[page]], ids=lambda page: page.name)
+def test_howto_pages_run_for_other_seeds(page: Path, seed: int) -> None:
+    pyro.set_rng_seed(seed)
     run_blocks(page)
 
 

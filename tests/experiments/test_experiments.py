@@ -32,6 +32,10 @@ TOYS = {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 15,
         "components": 2,
     },
+    "colour": {
+        "channels": (4, 4), "latents": (2,), "stride": 32, "epochs": 1, "kl_warmup": 0, "num_samples": 120,
+        "test_size": 2,
+    },
     "posteriors": {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 1, "kl_warmup": 0, "num_samples": 60, "test_size": 15,
         "context": 3,

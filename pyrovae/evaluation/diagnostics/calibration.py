@@ -19,6 +19,7 @@ from torch import Tensor
 from pyrovae._waist.sites import Program
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import simulate
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes_vae
 def simulation_based_calibration(
     model: Program,
     guide: Program,

@@ -9,13 +9,14 @@ What makes a datum hard for both models cancels in :math:`d_n`, so the standard 
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from pyrovae._warnings import find_stack_level
+from pyrovae.evaluation.diagnostics.comparison_table import ComparisonTable
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, RELIABLE, diagnose
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ SAME = {  # attributes without which log-likelihoods are not comparable, and wha
 }
 
 
-def compare(results: "Mapping[str, xr.Dataset]", *, reference: str | None = None) -> pd.DataFrame:
+def compare(
+    results: "Mapping[str, xr.Dataset] | Sequence[xr.Dataset]", *, reference: str | None = None
+) -> pd.DataFrame:
     """Compare the estimates of log p(x) of several models on the same data.
 
     A difference is significant if it is large against both of its errors, and nearly all data are reliable. If k-hat
@@ -39,11 +42,13 @@ def compare(results: "Mapping[str, xr.Dataset]", *, reference: str | None = None
     differ, but data may not: densities of grey values cannot be compared with probabilities of binary ones.
 
     Args:
-        results: Of :func:`evaluate` or of another estimator, by the models' names.
+        results: Of :func:`evaluate` or of another estimator, by the models' names. Those of a list are named
+            ``"model 0"``, ``"model 1"``, and so on.
         reference: Name of the model to subtract; by default the first.
 
     Returns:
-        One row a model, with columns in nats per datum, higher is better, unless said otherwise:
+        One row a model, the best first, with columns in nats per datum, higher is better, unless said otherwise. The
+        table prints means with their errors over the data, and Monte Carlo errors in brackets; ``.T`` prints all:
 
         * ``log_likelihood``, ``error``, ``mcse``: mean over the data, its standard error over the data, and its Monte
           Carlo standard error, NaN if it is not known;
@@ -82,14 +87,16 @@ def compare(results: "Mapping[str, xr.Dataset]", *, reference: str | None = None
         ...     "small": pv.evaluation.evaluate(small.model, small.guide, x, num_samples=200, seed=0),
         ...     "large": pv.evaluation.evaluate(large.model, large.guide, x, num_samples=200, seed=0),
         ... })
-        >>> list(table.index), float(table.difference["small"])
-        (['small', 'large'], 0.0)
+        >>> sorted(table.index), float(table.difference["small"])
+        (['large', 'small'], 0.0)
     """
     import xarray as xr
 
     given: object = results
     if isinstance(given, xr.Dataset):  # which is a mapping too
         raise TypeError("compare takes results by the models' names, such as compare({'VAE': results})")
+    if not isinstance(results, Mapping):
+        results = {f"model {i}": result for i, result in enumerate(results)}
     if not results:
         raise ValueError("there are no results to compare; give at least one, by its model's name")
     reference = next(iter(results)) if reference is None else reference
@@ -100,7 +107,8 @@ def compare(results: "Mapping[str, xr.Dataset]", *, reference: str | None = None
     for name, result in results.items():
         _check_pair((reference, name), results[reference], result)
     rows = {name: _row(result, results[reference]) for name, result in results.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return ComparisonTable(table.sort_values("log_likelihood", ascending=False, kind="stable"))
 
 
 def _row(result: "xr.Dataset", reference: "xr.Dataset") -> dict[str, float | str]:

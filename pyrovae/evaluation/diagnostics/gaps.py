@@ -19,6 +19,7 @@ from pyrovae.evaluation import bounds
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.local_posteriors import Family, optimize
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.provenance import attributes
 from pyrovae.evaluation.report import report
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes_vae
 def inference_gaps(
     model: Program,
     guide: Program,

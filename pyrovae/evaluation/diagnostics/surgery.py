@@ -24,6 +24,7 @@ from pyrovae._waist.sites import Program, Site, factors
 from pyrovae._waist.weights import Weights
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.sampler import check_draws
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes_vae
 def kl_per_dimension(
     model: Program,
     guide: Program,
@@ -121,6 +123,7 @@ def collapsed_units(divergences: "xr.Dataset", *, epsilon: float = 0.01, delta: 
     return (divergences < epsilon).mean("datum") >= 1 - delta
 
 
+@takes_vae
 def elbo_surgery(
     model: Program,
     guide: Program,

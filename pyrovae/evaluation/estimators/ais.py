@@ -31,6 +31,7 @@ from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.estimators import hmc
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import simulate
@@ -45,6 +46,7 @@ PILOT_CHAINS = 8
 ACCEPTANCE = 0.65  # near the optimum of HMC in many dimensions
 
 
+@takes_vae
 def ais(
     model: Program,
     guide: Program,
@@ -118,6 +120,7 @@ def ais(
     )
 
 
+@takes_vae
 def bdmc(
     model: Program,
     guide: Program,

@@ -36,6 +36,7 @@ from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, is_tail_light
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
 from pyrovae.evaluation.estimators.stages import Stages, cost, scores_guide
 from pyrovae.evaluation.options import Options, SharedOptions
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.unconstrained.space import Space
@@ -52,6 +53,7 @@ EXPECTED = 0.7  # error that the draws are expected to leave, as a share of the 
 FIRST_TEMPERATURES = 22
 
 
+@takes_vae
 def log_likelihood(
     model: Program,
     guide: Program,

@@ -15,6 +15,7 @@ from pyrovae._waist.single_runs import global_draws
 from pyrovae._waist.sites import Program
 from pyrovae.evaluation.estimators.importance import evaluate
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.isolation import isolated
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes_vae
 def evaluate_globals(
     model: Program,
     guide: Program,

@@ -11,6 +11,7 @@ from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.sampler import Sampler, check_draws
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes_vae
 def evaluate(
     model: Program,
     guide: Program,
@@ -89,6 +91,7 @@ def evaluate(
     )
 
 
+@takes_vae
 def log_weights(model: Program, guide: Program, x: Any, num_samples: int, **options: Unpack[Options]) -> Tensor:
     r"""Draw importance log-weights, :math:`\log p(x_n, z) - \log q(z \mid x_n)` with :math:`z \sim q(z \mid x_n)`.
 

@@ -27,6 +27,7 @@ from torch.distributions import MultivariateNormal
 from pyrovae._waist.sites import Program
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.unconstrained.space import Space
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes_vae
 def nuts(
     model: Program,
     guide: Program,

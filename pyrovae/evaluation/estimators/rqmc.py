@@ -26,6 +26,7 @@ from pyrovae.evaluation import bounds
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes_vae
 def rqmc(
     model: Program,
     guide: Program,

@@ -15,6 +15,7 @@ from pyrovae._waist.draws import Given
 from pyrovae._waist.sites import Program
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.posterior.predictive import Posterior, arranged
 from pyrovae.evaluation.report import report
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes_vae
 def impute(
     model: Program,
     guide: Program,

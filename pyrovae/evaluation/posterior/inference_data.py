@@ -21,6 +21,7 @@ from pyrovae._waist.sites import Program, Site
 from pyrovae._waist.summation import sum_per_datum
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.posterior.predictive import Posterior, PosteriorDraws, arranged
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, check_generative, is_data
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes_vae
 def to_inference_data(
     model: Program,
     guide: Program,

@@ -24,6 +24,7 @@ from pyrovae.evaluation import bounds
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, observed_argument
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes_vae
 def posterior_predictive_check(
     model: Program,
     guide: Program,

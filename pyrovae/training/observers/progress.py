@@ -6,9 +6,8 @@ import logging
 import signal
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from pyrovae import parallel
+from pyrovae._progress import tqdm
 from pyrovae.training.observers import Observer
 from pyrovae.training.programs import name_of
 

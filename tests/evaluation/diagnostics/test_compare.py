@@ -59,9 +59,9 @@ def test_results_without_a_name_are_refused() -> None:
 
 def test_the_reference_is_chosen() -> None:
     results = {"a": results_of([0.0, 2.0]), "b": results_of([1.0, 4.0])}
-    assert compare(results).difference.tolist() == [0.0, 1.5]
-    assert compare(results, reference="b").difference.tolist() == [-1.5, 0.0]
-    assert list(compare(results, reference="b").index) == ["a", "b"]
+    assert compare(results).difference.to_dict() == {"a": 0.0, "b": 1.5}
+    assert compare(results, reference="b").difference.to_dict() == {"a": -1.5, "b": 0.0}
+    assert list(compare(results, reference="b").index) == ["b", "a"]
 
 
 def test_one_datum_has_no_standard_error() -> None:

@@ -1,0 +1,42 @@
+"""The table of a comparison: a DataFrame with all columns, which prints the few that fit on a line."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+
+class ComparisonTable(pd.DataFrame):  # type: ignore[misc]
+    """Table of :func:`pyrovae.evaluation.compare`, printed with errors beside the means; parts of it print in full.
+
+    Example:
+        >>> columns = {"log_likelihood": [-93.2], "error": [0.41], "mcse": [0.02], "difference": [0.0]}
+        >>> columns |= {"difference_error": [0.0], "difference_mcse": [0.0]}
+        >>> columns |= {"reliable": [1.0], "estimator": ["cascade"]}
+        >>> ComparisonTable(columns, index=["VAE"])
+                         log p(x) difference reliable estimator
+        VAE  -93.20 ± 0.41 (0.02)          -     100%   cascade
+    """
+
+    def __repr__(self) -> str:
+        return self._narrow().to_string()
+
+    def _repr_html_(self) -> str:
+        return self._narrow().to_html()
+
+    def _narrow(self) -> pd.DataFrame:
+        rows = {
+            "log p(x)": [_cell(*row) for row in self[["log_likelihood", "error", "mcse"]].to_numpy()],
+            "difference": [
+                "-" if tuple(row[:2]) == (0.0, 0.0) else _cell(*row)
+                for row in self[["difference", "difference_error", "difference_mcse"]].to_numpy()
+            ],
+            "reliable": ["" if math.isnan(share) else f"{share:.0%}" for share in self["reliable"]],
+            "estimator": list(self["estimator"]),
+        }
+        return pd.DataFrame(rows, index=self.index)
+
+
+def _cell(mean: Any, error: Any, mcse: Any) -> str:
+    """Return the mean ± its standard error over the data, and in brackets its Monte Carlo error if that is known."""
+    return f"{mean:.2f} ± {error:.2f}" + ("" if math.isnan(mcse) else f" ({mcse:.2f})")

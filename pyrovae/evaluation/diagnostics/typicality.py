@@ -1,0 +1,76 @@
+r"""Out-of-distribution scores from log p(x): is a datum as likely as those that the model has been trained for?
+
+Let :math:`\ell_1, \dots, \ell_M` be the log-likelihoods of held-out data and :math:`\ell` that of a new datum. A datum
+from elsewhere may have too low a log-likelihood or, in high dimensions, too high a one, so both sides count:
+
+.. math:: \text{score} = \Big| \ell - \frac{1}{M} \sum_m \ell_m \Big|, \qquad
+    p = \min\Big(1,\; 2\, \frac{1 + \min(\#\{\ell_m \le \ell\}, \#\{\ell_m \ge \ell\})}{M + 1}\Big).
+
+If the datum comes from the same distribution, :math:`\Pr(p \le \alpha) \le \alpha`, whatever the model.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_SAME = ("base_measure", "binarization", "estimator")
+
+
+def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
+    """Compare the log-likelihood of each datum with those of held-out data.
+
+    Args:
+        results: Result of :func:`log_likelihood` or another estimator for the data in question.
+        reference: Result of the same estimator for held-out data of the training distribution, such as the validation
+            data. Training data would not do: a model that overfits gives them a higher log-likelihood.
+
+    Returns:
+        Dataset over ``datum``: ``log_likelihood``, nats; ``score``, the distance from the mean of the reference, nats;
+        and ``p_value``, two-sided. With M held-out data the smallest p-value is ``2 / (M + 1)``.
+
+    Raises:
+        ValueError: If a result holds no ``log_likelihood`` over ``datum``; or if both differ in base measure,
+            binarization or estimator.
+
+    Source:
+        *Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality* (Nalisnick, Matsukawa, Teh and
+        Lakshminarayanan, 2019), for single data; the p-value is that of *Conformal Anomaly Detection* (Laxhammar,
+        2014).
+
+    Example:
+        >>> import numpy as np, pyrovae as pv, xarray as xr
+        >>> held_out = xr.Dataset({"log_likelihood": ("datum", np.linspace(-110, -90, 99))})
+        >>> new = xr.Dataset({"log_likelihood": ("datum", [-100.0, -250.0, -20.0])})
+        >>> pv.evaluation.typicality(new, held_out).p_value.values.tolist()
+        [1.0, 0.02, 0.02]
+    """
+    import xarray as xr
+
+    for name, result in (("results", results), ("reference", reference)):
+        if "log_likelihood" not in result or result.log_likelihood.dims != ("datum",):
+            raise ValueError(
+                f"{name} holds no log_likelihood over 'datum' but {dict(result.sizes)}. Pass the result of an estimator"
+            )
+    for attribute in _SAME:
+        one, other = results.attrs.get(attribute), reference.attrs.get(attribute)
+        if one != other:
+            raise ValueError(
+                f"the {attribute} of results is {one!r}, and that of the reference is {other!r}. Evaluate both in the "
+                f"same way"
+            )
+    values, known = results.log_likelihood.values, np.sort(reference.log_likelihood.dropna("datum").values)
+    if not len(known):
+        raise ValueError("the reference holds no log_likelihood that is a number. Evaluate held-out data")
+    at_most = np.searchsorted(known, values, side="right")
+    at_least = len(known) - np.searchsorted(known, values, side="left")
+    p_value = np.minimum(1.0, 2 * (1 + np.minimum(at_most, at_least)) / (len(known) + 1))
+    columns = {
+        "log_likelihood": values,
+        "score": np.abs(values - known.mean()),
+        "p_value": np.where(np.isnan(values), np.nan, p_value),
+    }
+    found = {name: ("datum", column) for name, column in columns.items()}
+    return xr.Dataset(found, coords={"datum": results.datum}, attrs={**results.attrs, "num_reference": len(known)})
