@@ -140,6 +140,8 @@ def _plain(value: Any) -> Any:
         return [part for part in map(_plain, value) if part is not _ABSENT]
     if isinstance(value, Tensor):
         return _plain_tensor(value)
+    if isinstance(value, nn.Module) and isinstance(value, torch.distributions.Transform):
+        return {"type": type(value).__name__, **_numbers(value)}
     if isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
         return {"type": type(value).__name__, **_plain_items(_parameters_of(value))}
     if isinstance(value, partial):

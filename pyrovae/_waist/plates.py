@@ -56,24 +56,36 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
             raise ValueError(
                 f"latent sites {[site['name'] for site in latents]} share no plate; name the data plate with plate="
             )
-        data = shared[0] if shared else outermost_plate([site for site in sites if site["is_observed"]])
+        observed = [site for site in sites if site["is_observed"]]  # latents that are conditioned on may lie outside
+        data = shared[0] if shared else outermost_plate([site for site in observed if site_plates(site)] or observed)
     else:
         plates = {frame.name: frame for site in sites for frame in site_plates(site)}
         if name not in plates:
             raise ValueError(f"there is no vectorized plate {name!r} in the program, which has {sorted(plates)}")
         data = plates[name]
     _check_same_plate(data, sites)
-    for site in latents:
-        if data.name not in plate_names(site):
-            raise ValueError(
-                f"latent site {site['name']!r} lies outside the data plate {data.name!r}, so the data are not "
-                f"independent and no datum has a weight of its own; average over draws of it "
-                f"(pyrovae.evaluation.evaluate_globals), condition on it "
-                f"(pyro.condition(model, data={{{site['name']!r}: value}}), and leave it out of the guide), "
-                f"or name another plate with plate=; if it has a plate, give that the same name, size and dim in model "
-                f"and guide"
-            )
+    if outside := [site for site in latents if data.name not in plate_names(site)]:
+        raise ValueError(_outside_plate(outside, data.name))
     return sized(data, sites)
+
+
+def _outside_plate(sites: Sequence[Site], plate: str) -> str:
+    """Say why latent sites outside the data plate leave no weight for a datum, and what to do."""
+    shared = [site["name"] for site in sites if not site["infer"].get("is_auxiliary")]
+    if not shared:
+        return (
+            f"auxiliary site {sites[0]['name']!r} of the guide lies outside the data plate {plate!r}, so the draws of "
+            f"different data depend on each other and no datum has a weight of its own; use a guide that samples "
+            f"inside the plate, such as AutoNormal or one that reads the data"
+        )
+    return (
+        f"latent site {shared[0]!r} lies outside the data plate {plate!r}, so the data are not "
+        f"independent and no datum has a weight of its own; average over draws of it "
+        f"(pyrovae.evaluation.evaluate_globals), condition on it "
+        f"(pyro.condition(model, data={{{shared[0]!r}: value}}), and leave it out of the guide), "
+        f"or name another plate with plate=; if it has a plate, give that the same name, size and dim in model "
+        f"and guide"
+    )
 
 
 def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:

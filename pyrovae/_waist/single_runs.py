@@ -44,7 +44,7 @@ def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIn
 def global_draws(
     model: Program, guide: Program, args: Sequence[Any], kwargs: Any = None, *, plate: str | None = None
 ) -> dict[str, Tensor]:
-    """Draw the latent sites that lie outside of the data plate.
+    """Draw the latent sites that lie outside of the data plate, and the auxiliary sites of the guide there.
 
     Raises:
         ValueError: If all latent sites lie inside.
@@ -52,11 +52,11 @@ def global_draws(
     model_sites, guide_sites = trace(model, guide, args, kwargs)
     name = plate or outermost_plate([site for site in model_sites if site["is_observed"] and site_plates(site)]).name
     of_model = {site["name"] for site in model_sites if not site["is_observed"]}
-    latents = [site for site in guide_sites if site["name"] in of_model]
+    latents = [site for site in guide_sites if not site["is_observed"]]
     outside = [site for site in latents if name not in plate_names(site)]
-    if not outside:
+    if not any(site["name"] in of_model for site in outside):
         raise ValueError(
-            f"all latent sites, {[site['name'] for site in latents]}, lie inside the data plate {name!r}; there is no "
+            f"all latent sites, {[site['name'] for site in latents if site['name'] in of_model]}, lie inside the data plate {name!r}; there is no "
             f"global latent to average over: use pyrovae.evaluation.evaluate"
         )
     return {site["name"]: site["value"].detach() for site in outside}

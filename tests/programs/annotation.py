@@ -65,7 +65,7 @@ class SumOfLabels(Annotation):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         prior = dist.OneHotCategorical(torch.ones(TYPES) / TYPES)
-        with pyro.plate("batch", len(x)):
+        with pyro.plate("labels", len(x)):
             y = pyro.sample("y", prior) if y is None else y
         super().guide(x, y)
 

@@ -44,11 +44,11 @@ class VAE(nn.Module):
 
 
 class FlowVAE(VAE):
-    """The VAE with a guide that moves normal draws through an affine flow, conditioned on the data."""
+    """The VAE with a guide that moves normal draws through a spline."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.flow = transforms.Planar(1)
+        self.flow = transforms.Spline(1, count_bins=4)
 
     def guide(self, x: Tensor) -> None:
         pyro.module("flow", self.flow)
@@ -56,8 +56,7 @@ class FlowVAE(VAE):
         with pyro.plate("data", x.shape[0]):
             loc, log_scale = self.encoder(x).chunk(2, -1)
             base = dist.Normal(loc, (0.3 * log_scale).exp()).to_event(1)
-            shift = transforms.AffineTransform(0.1, 1.1, event_dim=1)
-            pyro.sample("latent", dist.TransformedDistribution(base, [self.flow, shift]))
+            pyro.sample("latent", dist.TransformedDistribution(base, [self.flow]))
 
 
 class ConditionalVAE(nn.Module):

@@ -62,6 +62,10 @@ class Case:
         pyro.set_rng_seed(seed)
         return programs
 
+    def kind(self, tool: str) -> str:
+        """Return the kind of outcome that is expected of a tool."""
+        return "refused" if tool in self.refused else "right"
+
     def unpenalized(self) -> Any:
         """Return the module whose log-weights an evaluation is compared with."""
         return self.fresh() if self.without_factor is None else replace(self, build=self.without_factor).fresh()

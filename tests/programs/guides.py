@@ -78,12 +78,10 @@ def closed_form() -> np.ndarray:
     return stats.norm.logpdf(points()[0].double().numpy(), 0, math.sqrt(2))
 
 
-NEAR = partial(init_to_value, values={"z": torch.zeros(3), "first": torch.zeros(3), "second": torch.zeros(3)})
-
-
 def normal(make: Callable[..., Any], model: Callable[..., Any]) -> Any:
     """Return an autoguide about as wide as the posterior, so that few draws are enough."""
-    return make(model, init_loc_fn=NEAR, init_scale=0.8)
+    values = {name: torch.zeros(3) for name in ("z", "first", "second")}
+    return make(model, init_loc_fn=init_to_value(values=values), init_scale=0.8)
 
 
 def several(model: Callable[..., Any]) -> AutoGuideList:

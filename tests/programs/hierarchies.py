@@ -84,15 +84,12 @@ class Regression(PyroModule):
 class HandWritten(Regression):
     """The regression with a guide of its own."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.loc, self.log_scale = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
-
     def guide(self, x: Tensor, y: Tensor) -> None:
-        scale = self.log_scale.exp()
-        pyro.sample("sigma", dist.LogNormal(self.loc[0], 0.3 * scale[0]))
-        pyro.sample("linear.weight", dist.Normal(self.loc[None, 1:3], scale[1:3]).to_event(2))
-        pyro.sample("linear.bias", dist.Normal(self.loc[3:], scale[3:]).to_event(1))
+        loc = pyro.param("loc", torch.zeros(4))
+        scale = pyro.param("scale", torch.ones(4), constraint=dist.constraints.positive)
+        pyro.sample("sigma", dist.LogNormal(loc[0], 0.3 * scale[0]))
+        pyro.sample("linear.weight", dist.Normal(loc[None, 1:3], scale[1:3]).to_event(2))
+        pyro.sample("linear.bias", dist.Normal(loc[3:], scale[3:]).to_event(1))
 
 
 def several(model: Callable[..., Any]) -> AutoGuideList:
