@@ -189,7 +189,9 @@ def program_refusals(docs: Path) -> pd.DataFrame:
 
 
 def _letters(programs: Mapping[str, Mapping[str, Mapping[str, str]]]) -> dict[str, str]:
-    names = dict.fromkeys(cell["refusal"] for tools in programs.values() for cell in tools.values() if "refusal" in cell)
+    names = dict.fromkeys(
+        cell["refusal"] for tools in programs.values() for cell in tools.values() if "refusal" in cell
+    )
     return dict(zip(names, ascii_lowercase, strict=False))
 
 

@@ -7,7 +7,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from tests.programs.autoencoders import together
-from tests.programs.case import Case, noise
+from tests.programs.case import GUIDE_ENUMERATES, Case, noise
 
 GENES, TYPES = 5, 2
 
@@ -73,5 +73,6 @@ class SumOfLabels(Annotation):
 CASES = (
     Case("annotation, labels given", Annotation, labelled, without_factor=lambda: Annotation(0.0)),
     Case("annotation, labels enumerated", Annotation, counts, elbo=lambda: TraceEnum_ELBO(max_plate_nesting=1),
-         guide_enumerates=True, without_factor=lambda: SumOfLabels(0.0)),
+         guide_enumerates=True, without_factor=lambda: SumOfLabels(0.0),
+         refused=GUIDE_ENUMERATES),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from pyro.distributions import transforms
 from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from tests.programs.case import HAMILTONIAN, Case, noise, refused
+from tests.programs.case import DISCRETE, GUIDE_ENUMERATES, Case, noise, refused
 from tests.programs.reference import Grid, integrate, normal_grid
 
 PIXELS, CLASSES = 4, 3
@@ -149,9 +149,10 @@ CASES = (
     Case("VAE, flow in the guide", FlowVAE, images, exact=exact(FlowVAE, images, latent=Z)),
     Case("conditional VAE", ConditionalVAE, pairs, exact=exact(ConditionalVAE, pairs, z=Z)),
     Case("M2, labels given", SemiSupervised, labelled, exact=exact(SemiSupervised, labelled, z=Z)),
-    Case("M2, labels sampled", SemiSupervised, images, exact=exact(SemiSupervised, images, z=Z, y=Y)),
+    Case("M2, labels sampled", SemiSupervised, images, exact=exact(SemiSupervised, images, z=Z, y=Y),
+         refused=DISCRETE),
     Case("M2, labels enumerated in the model", SUMMED, images, elbo=ENUMERATED, enumerated=True,
-         exact=exact(SUMMED, images, z=Z, y=Y)),
+         exact=exact(SUMMED, images, z=Z, y=Y), refused=refused("not in the guide", "inference data")),
     Case("M2, labels enumerated in the guide", LABELS, images, elbo=ENUMERATED, guide_enumerates=True,
-         exact=exact(LABELS, images, z=Z, y=Y)),
+         exact=exact(LABELS, images, z=Z, y=Y), refused=GUIDE_ENUMERATES),
 )  # fmt: skip

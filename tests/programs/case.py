@@ -100,3 +100,12 @@ def refused(name: str, *tools: str) -> dict[str, str]:
 def noise(*shape: int, seed: int = 0) -> Tensor:
     """Return standard normal noise that is the same in every run."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+DISCRETE = {
+    **refused("without reparameterized draws", "IWAE"),
+    **refused("discrete site", *HAMILTONIAN),
+    **refused("without inverse", "rqmc"),
+}
+GUIDE_ENUMERATES = {**refused("enumerated in the guide", *HAMILTONIAN), **refused("without inverse", "rqmc")}
+SUMMED_OUT = {**refused("without latents", *HAMILTONIAN), **refused("not in the guide", "inference data")}

@@ -1,7 +1,7 @@
 """Guides of Pyro over one latent for each datum: normal data with a normal mean, whose log p(x) has a closed form."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from pyro.poutine import block
 from scipy import stats
 from torch import Tensor, nn
 
-from tests.programs.case import Case, Guided, noise
+from tests.programs.case import HAMILTONIAN, PER_DATUM, Case, Guided, noise, refused
 
 
 class Means(nn.Module):
@@ -95,17 +95,23 @@ def guided(make: Callable[..., Any], program: type[Means] = Means) -> Callable[[
     return lambda: Guided(program(), make)
 
 
-def auto(name: str, make: Callable[..., Any], program: type[Means] = Means) -> Case:
-    return Case(f"one latent a datum, {name}", guided(make, program), points, exact=closed_form, by_datum=False)
+def auto(name: str, make: Callable[..., Any], refused: Mapping[str, str], program: type[Means] = Means) -> Case:
+    guide = guided(make, program)
+    return Case(f"one latent a datum, {name}", guide, points, exact=closed_form, by_datum=False, refused=refused)
 
+
+AUXILIARY = refused("auxiliary site", *HAMILTONIAN)
+PACKED = refused("packed latents", *PER_DATUM)
 
 CASES = (
     Case("one latent a datum, hand-written", Amortized, points, exact=closed_form),
-    *(auto(make.__name__, partial(normal, make)) for make in (AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal)),
-    auto("AutoLowRankMultivariateNormal", partial(normal, AutoLowRankMultivariateNormal)),
-    auto("AutoIAFNormal", AutoIAFNormal),
-    auto("AutoLaplaceApproximation", AutoLaplaceApproximation),
-    auto("AutoDelta", AutoDelta),
-    auto("AutoGuideList", several, TwoMeans),
-    Case("one latent a datum, EasyGuide", guided(Grouped), points, exact=closed_form),
+    auto("AutoNormal", partial(normal, AutoNormal), AUXILIARY),
+    auto("AutoDiagonalNormal", partial(normal, AutoDiagonalNormal), PACKED),
+    auto("AutoMultivariateNormal", partial(normal, AutoMultivariateNormal), PACKED),
+    auto("AutoLowRankMultivariateNormal", partial(normal, AutoLowRankMultivariateNormal), PACKED),
+    auto("AutoIAFNormal", AutoIAFNormal, PACKED | refused("built in another way", "save and load")),
+    auto("AutoLaplaceApproximation", AutoLaplaceApproximation, PACKED),
+    auto("AutoDelta", AutoDelta, refused("point", *PER_DATUM)),
+    auto("AutoGuideList", several, AUXILIARY, TwoMeans),
+    Case("one latent a datum, EasyGuide", guided(Grouped), points, exact=closed_form, refused=AUXILIARY),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from tests.programs.autoencoders import exact
-from tests.programs.case import Case, Guided, noise
+from tests.programs.case import PER_DATUM, SUMMED_OUT, Case, Guided, noise, refused
 from tests.programs.reference import normal_grid
 
 GLOBALS = ["weights", "locs", "scale"]
@@ -131,13 +131,17 @@ def with_globals(make: type) -> Guided:
 ENUMERATED = lambda: TraceEnum_ELBO(max_plate_nesting=1)  # noqa: E731
 
 CASES = (
-    Case("Gaussian mixture, learned", LearnedMixture, points, elbo=ENUMERATED, exact=mixture_density, enumerated=True),
-    Case("Gaussian mixture, AutoDelta", lambda: with_globals(AutoDelta), points, elbo=ENUMERATED),
-    Case("Gaussian mixture, AutoNormal", lambda: with_globals(AutoNormal), points, elbo=ENUMERATED),
-    Case("sparse gamma, given weights", lambda: SparseGamma(given=True), events),
-    Case("sparse gamma, global weights", SparseGamma, events),
+    Case("Gaussian mixture, learned", LearnedMixture, points, elbo=ENUMERATED, exact=mixture_density, enumerated=True,
+         refused=SUMMED_OUT),
+    Case("Gaussian mixture, AutoDelta", lambda: with_globals(AutoDelta), points, elbo=ENUMERATED,
+         refused=refused("point", *PER_DATUM)),
+    Case("Gaussian mixture, AutoNormal", lambda: with_globals(AutoNormal), points, elbo=ENUMERATED,
+         refused=refused("shared latent", *PER_DATUM) | refused("not in the guide", "inference data")),
+    Case("sparse gamma, given weights", lambda: SparseGamma(given=True), events,
+         refused=refused("without inverse", "rqmc")),
+    Case("sparse gamma, global weights", SparseGamma, events, refused=refused("shared latent", *PER_DATUM)),
     Case("item responses, given items", ItemResponses, responses,
          exact=exact(ItemResponses, responses, ability=normal_grid(dims=1))),
     Case("item responses, AutoNormal", lambda: Guided(ItemResponses(given=False), AutoNormal), responses,
-         by_datum=False),
+         by_datum=False, refused=refused("shared latent", *PER_DATUM)),
 )  # fmt: skip

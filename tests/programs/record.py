@@ -22,10 +22,11 @@ PATH = Path(__file__).parents[2] / "docs" / "results" / "programs.json"
 def main(parts: Sequence[str]) -> None:
     """Run the programs whose names contain one of the parts, by default all, and keep the outcomes of the others."""
     torch.set_num_threads(1)
-    known = json.loads(PATH.read_text()) if PATH.exists() else {}
     for name, case in CASES.items():
         if not parts or any(part in name for part in parts):
-            known[name] = record(case)
+            found = record(case)
+            known = json.loads(PATH.read_text()) if PATH.exists() else {}  # another process may have written
+            known[name] = found
             PATH.write_text(json.dumps({name: known[name] for name in CASES if name in known}, indent=1) + "\n")
 
 

@@ -43,10 +43,14 @@ def integrate(case_model: Callable[..., Any], data: Sequence[Any], grids: Mappin
     given = {name: grids[name][0][index] for name, index in chosen.items()}
     log_measure = sum(grids[name][1][index].double() for name, index in chosen.items())
     conditioned = pyro.condition(case_model, data=given)
-    return np.array([
-        float((per_copy([(1, poutine.trace(conditioned).get_trace(*args))], len(points)) + log_measure).logsumexp(0))
-        for args in copies(data, len(points))
-    ])
+    return np.array(
+        [
+            float(
+                (per_copy([(1, poutine.trace(conditioned).get_trace(*args))], len(points)) + log_measure).logsumexp(0)
+            )
+            for args in copies(data, len(points))
+        ]
+    )
 
 
 def copies(data: Sequence[Any], number: int) -> list[tuple[Any, ...]]:
@@ -81,9 +85,9 @@ def log_weights(case: Case, programs: Any, draws: int) -> np.ndarray:
     with torch.no_grad():
         if case.enumerated:
             elbo, data = case.elbo(), [case.datum(index) for index in range(case.size)]
-            return -np.array([
-                [elbo.loss(programs.model, programs.guide, *datum) for datum in data] for _ in range(draws)
-            ])
+            return -np.array(
+                [[elbo.loss(programs.model, programs.guide, *datum) for datum in data] for _ in range(draws)]
+            )
         if not case.by_datum:
             return torch.stack([_once(programs, case.data(), case.size) for _ in range(draws)]).numpy()
         return torch.stack([_once(programs, args, draws) for args in copies(case.data(), draws)], -1).numpy()

@@ -17,17 +17,11 @@ REFUSALS = {
     "scored together": r"the program gives other log-weights when many draws are scored in one run",
     "without reparameterized draws": r"latent site '.*' has no reparameterized draws",
     "not in the guide": r"latent site '.*' is in the model but not in the guide",
+    "built in another way": r"is of a module built in another way",
     "without a plate": r"there is no data plate around the observed sites",
 }
 
 
 def name_of(message: str) -> str:
-    """Return the name of the refusal with this message.
-
-    Raises:
-        KeyError: If no pattern fits.
-    """
-    for name, pattern in REFUSALS.items():
-        if re.search(pattern, message):
-            return name
-    raise KeyError(message)
+    """Return the name of the refusal with this message, ``"not listed"`` if no pattern fits."""
+    return next((name for name, pattern in REFUSALS.items() if re.search(pattern, message)), "not listed")

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor, nn
 
-from tests.programs.case import Case, noise
+from tests.programs.case import DISCRETE, Case, noise
 
 PIXELS, STEPS = 5, 2
 
@@ -51,4 +51,6 @@ def scenes() -> tuple[Tensor]:
     return (noise(3, PIXELS),)
 
 
-CASES = (Case("attend, infer, repeat", AttendInferRepeat, scenes, elbo=TraceGraph_ELBO, draws=50_000),)
+CASES = (
+    Case("attend, infer, repeat", AttendInferRepeat, scenes, elbo=TraceGraph_ELBO, draws=50_000, refused=DISCRETE),
+)

@@ -1,5 +1,8 @@
 """Sequences: a deep Markov model, and hidden Markov models with parallel and sequential plates."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -9,16 +12,21 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor, nn
 
-from tests.programs.case import Case, Guided, noise
+from tests.programs.case import HAMILTONIAN, PER_DATUM, SUMMED_OUT, Case, Guided, noise, refused
 
 STEPS, NOTES, STATES = 3, 2, 2
 
 
 class DeepMarkovModel(nn.Module):
-    """Pyro's deep Markov model for sequences of different lengths, with one latent dimension and a small RNN."""
+    """Pyro's deep Markov model for sequences of different lengths, with one latent dimension and a small RNN.
 
-    def __init__(self) -> None:
+    Args:
+        is_masked: Whether the steps after the end of a sequence are masked.
+    """
+
+    def __init__(self, *, is_masked: bool = True) -> None:
         super().__init__()
+        self.is_masked = is_masked
         self.transition, self.emitter = nn.Linear(1, 2), nn.Linear(1, NOTES)
         self.rnn = nn.RNN(NOTES, 3, batch_first=True)
         self.combiner = nn.Linear(4, 2)
@@ -28,11 +36,14 @@ class DeepMarkovModel(nn.Module):
         z = x.new_zeros(1)
         with pyro.plate("z_minibatch", len(x)):
             for t in pyro.markov(range(x.shape[1])):
-                with poutine.mask(mask=t < lengths):
+                with self.mask(t < lengths):
                     loc, log_scale = self.transition(z).chunk(2, -1)
                     z = pyro.sample(f"z_{t}", dist.Normal(loc, (0.2 * log_scale).exp()).to_event(1))
                     notes = dist.Bernoulli(logits=self.emitter(z)).to_event(1)
                     pyro.sample(f"obs_x_{t}", notes, obs=x[:, t])
+
+    def mask(self, seen: Tensor) -> AbstractContextManager[Any]:
+        return poutine.mask(mask=seen) if self.is_masked else nullcontext()
 
     def guide(self, x: Tensor, lengths: Tensor) -> None:
         pyro.module("dmm", self)
@@ -40,7 +51,7 @@ class DeepMarkovModel(nn.Module):
         z = x.new_zeros(1)
         with pyro.plate("z_minibatch", len(x)):
             for t in pyro.markov(range(x.shape[1])):
-                with poutine.mask(mask=t < lengths):
+                with self.mask(t < lengths):
                     h = hidden[:, x.shape[1] - 1 - t]
                     shape = torch.broadcast_shapes(z.shape[:-1], h.shape[:-1])
                     joined = torch.cat([z.expand(*shape, 1), h.expand(*shape, 3)], -1)
@@ -123,12 +134,15 @@ def global_map() -> Guided:
     return Guided(BayesianHiddenMarkovModel(), make)
 
 
-
 CASES = (
-    Case("deep Markov model, ragged", DeepMarkovModel, sequences, draws=50_000),
+    Case("deep Markov model, ragged", DeepMarkovModel, sequences, draws=50_000,
+         refused=refused("masked site", *HAMILTONIAN)),
     Case("HMM, vectorized plate", HiddenMarkovModel, sequences, elbo=lambda: TraceEnum_ELBO(max_plate_nesting=1),
-         exact=forward_algorithm, enumerated=True),
+         exact=forward_algorithm, enumerated=True, refused=SUMMED_OUT),
     Case("HMM, sequential plate", lambda: HiddenMarkovModel(sequential=True), sequences,
-         elbo=lambda: TraceEnum_ELBO(max_plate_nesting=0), exact=forward_algorithm, enumerated=True),
-    Case("HMM, global priors, AutoDelta", global_map, sequences, elbo=lambda: TraceEnum_ELBO(max_plate_nesting=1)),
+         elbo=lambda: TraceEnum_ELBO(max_plate_nesting=0), exact=forward_algorithm, enumerated=True,
+         refused=refused("without a plate", "fit", *PER_DATUM, "checkpoint")
+         | refused("not in the guide", "inference data")),
+    Case("HMM, global priors, AutoDelta", global_map, sequences, elbo=lambda: TraceEnum_ELBO(max_plate_nesting=1),
+         refused=refused("point", *PER_DATUM)),
 )  # fmt: skip

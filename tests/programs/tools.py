@@ -152,7 +152,7 @@ def check_save_and_load(case: Case) -> None:
     """A module that is built anew has the saved module's losses after loading."""
     with tempfile.TemporaryDirectory() as folder:
         programs = case.fresh()
-        fit((programs.model, programs.guide), case.data(), epochs=1, objective=case.elbo(), batch_size=case.size)
+        pv.SVI(programs.model, programs.guide, pyro.optim.Adam({"lr": 1e-2}), case.elbo()).step(*case.data())
         pv.save(programs, Path(folder) / "programs.pt")
         expected = _loss(case, programs)
         other = case.fresh(seed=1)
@@ -180,10 +180,10 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "log_likelihood": partial(
         check_estimator, estimate=partial(pv.evaluation.log_likelihood, num_samples=1000, precision=0.2)
     ),
-    "ais": partial(check_estimator, estimate=partial(pv.evaluation.ais, num_chains=32, num_temperatures=40)),
+    "ais": partial(check_estimator, estimate=partial(pv.evaluation.ais, num_chains=32, num_temperatures=20)),
     "rqmc": partial(check_estimator, estimate=partial(pv.evaluation.rqmc, num_samples=1024)),
     "nuts": partial(
-        check_estimator, estimate=partial(pv.evaluation.nuts, num_samples=80, warmup_steps=50, max_tree_depth=4)
+        check_estimator, estimate=partial(pv.evaluation.nuts, num_samples=60, warmup_steps=40, max_tree_depth=3)
     ),
     "inference data": check_inference_data,
     "checkpoint": check_checkpoint,

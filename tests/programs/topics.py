@@ -8,7 +8,7 @@ from pyro.infer import TraceEnum_ELBO
 from scipy import integrate, stats
 from torch import Tensor, nn
 
-from tests.programs.case import Case, noise
+from tests.programs.case import PER_DATUM, Case, noise, refused
 from tests.programs.reference import normal_grid
 
 VOCABULARY, WORDS = 6, 4
@@ -118,8 +118,10 @@ def two_normals() -> np.ndarray:
 
 
 CASES = (
-    Case("ProdLDA", ProdLDA, documents, exact=two_normals),
+    Case("ProdLDA", ProdLDA, documents, exact=two_normals,
+         refused=refused("scored together", "IWAE") | refused("one draw a run", "rqmc")),
     Case("LDA, integer words", LDA, words, elbo=lambda: TraceEnum_ELBO(max_plate_nesting=2), exact=exact_lda,
-         enumerated=True),
-    Case("LDA, global topics", GlobalLDA, words, elbo=lambda: TraceEnum_ELBO(max_plate_nesting=2), enumerated=True),
+         enumerated=True, refused=refused("without inverse", "rqmc") | refused("not in the guide", "inference data")),
+    Case("LDA, global topics", GlobalLDA, words, elbo=lambda: TraceEnum_ELBO(max_plate_nesting=2), enumerated=True,
+         refused=refused("shared latent", *PER_DATUM) | refused("not in the guide", "inference data")),
 )  # fmt: skip
