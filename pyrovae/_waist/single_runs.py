@@ -51,12 +51,12 @@ def global_draws(
     """
     model_sites, guide_sites = trace(model, guide, args, kwargs)
     name = plate or outermost_plate([site for site in model_sites if site["is_observed"] and site_plates(site)]).name
-    of_model = {site["name"] for site in model_sites if not site["is_observed"]}
     latents = [site for site in guide_sites if not site["is_observed"]]
     outside = [site for site in latents if name not in plate_names(site)]
+    of_model = [site["name"] for site in model_sites if not site["is_observed"]]
     if not any(site["name"] in of_model for site in outside):
         raise ValueError(
-            f"all latent sites, {[site['name'] for site in latents if site['name'] in of_model]}, lie inside the data plate {name!r}; there is no "
+            f"all latent sites, {of_model}, lie inside the data plate {name!r}; there is no "
             f"global latent to average over: use pyrovae.evaluation.evaluate"
         )
     return {site["name"]: site["value"].detach() for site in outside}

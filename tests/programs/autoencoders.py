@@ -1,5 +1,6 @@
 """Autoencoders: plain, conditional, semi-supervised, and with a flow as the guide."""
 
+from functools import partial
 from typing import Any
 
 import pyro
@@ -140,9 +141,9 @@ def exact(build: Any, data: Any, **grids: Grid) -> Any:
 
 Z = normal_grid(dims=1)
 Y = torch.eye(CLASSES), torch.zeros(CLASSES)
-LABELS = lambda: SemiSupervised("both")  # noqa: E731
-SUMMED = lambda: SemiSupervised("model")  # noqa: E731
-ENUMERATED = lambda: TraceEnum_ELBO(max_plate_nesting=1)  # noqa: E731
+LABELS = partial(SemiSupervised, "both")
+SUMMED = partial(SemiSupervised, "model")
+ENUMERATED = partial(TraceEnum_ELBO, max_plate_nesting=1)
 
 CASES = (
     Case("VAE", VAE, images, elbo=TraceMeanField_ELBO, exact=exact(VAE, images, latent=Z)),

@@ -1,5 +1,7 @@
 """Mixtures, factor models and item responses."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -128,7 +130,7 @@ def with_globals(make: type) -> Guided:
     return Guided(Mixture(), lambda model: make(poutine.block(model, expose=GLOBALS)))
 
 
-ENUMERATED = lambda: TraceEnum_ELBO(max_plate_nesting=1)  # noqa: E731
+ENUMERATED = partial(TraceEnum_ELBO, max_plate_nesting=1)
 
 CASES = (
     Case("Gaussian mixture, learned", LearnedMixture, points, elbo=ENUMERATED, exact=mixture_density, enumerated=True,

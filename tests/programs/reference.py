@@ -28,12 +28,7 @@ def normal_grid(points: int = 61, width: float = 6.0, *, dims: int = 0) -> Grid:
     return values.reshape(-1, *[1] * dims), torch.full((points,), math.log(2 * width / (points - 1)))
 
 
-def choices(count: int) -> Grid:
-    """Return all values of a discrete latent, which are summed."""
-    return torch.arange(count), torch.zeros(count)
-
-
-def integrate(case_model: Callable[..., Any], data: Sequence[Any], grids: Mapping[str, Grid]) -> np.ndarray:
+def integrate(model: Callable[..., Any], data: Sequence[Any], grids: Mapping[str, Grid]) -> np.ndarray:
     """Return log p(x) of each datum, the sum of p(x, z) over the product of the grids of its latent sites.
 
     The model runs once for each datum, on as many copies of it as the product has points.
@@ -42,15 +37,12 @@ def integrate(case_model: Callable[..., Any], data: Sequence[Any], grids: Mappin
     chosen = dict(zip(grids, points.T, strict=True))
     given = {name: grids[name][0][index] for name, index in chosen.items()}
     log_measure = sum(grids[name][1][index].double() for name, index in chosen.items())
-    conditioned = pyro.condition(case_model, data=given)
-    return np.array(
-        [
-            float(
-                (per_copy([(1, poutine.trace(conditioned).get_trace(*args))], len(points)) + log_measure).logsumexp(0)
-            )
-            for args in copies(data, len(points))
-        ]
-    )
+    conditioned = pyro.condition(model, data=given)
+    totals = []
+    for args in copies(data, len(points)):
+        trace = poutine.trace(conditioned).get_trace(*args)
+        totals.append((per_copy([(1, trace)], len(points)) + log_measure).logsumexp(0).item())
+    return np.array(totals)
 
 
 def copies(data: Sequence[Any], number: int) -> list[tuple[Any, ...]]:

@@ -104,7 +104,7 @@ def exact_lda() -> np.ndarray:
 
 
 def two_normals() -> np.ndarray:
-    """Return log p(counts) of each document: only the difference of the two logits counts, a normal of scale sqrt(2)."""
+    """Return log p(counts) of each document, an integral over the difference of its two logits, which is normal."""
     grid, log_measure = normal_grid()
     pyro.set_rng_seed(0)
     module = ProdLDA()
