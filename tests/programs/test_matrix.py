@@ -24,7 +24,7 @@ def cells() -> Iterator[Any]:
             yield pytest.param(name, tool, marks=marks, id=f"{name}-{tool}")
 
 
-@pytest.mark.parametrize(("name", "tool"), cells())
+@pytest.mark.parametrize(("name", "tool"), list(cells()))
 def test_a_cell_has_the_expected_outcome(name: str, tool: str) -> None:
     found = outcome(CASES[name], tool)
     assert found.kind == CASES[name].kind(tool), f"{found.message}\n{found.where}"
