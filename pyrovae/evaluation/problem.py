@@ -145,7 +145,7 @@ class Problem:
                 trials = Trials(self.model, self.guide, self.data, self.device, self.options)
                 return probe(trials, self.isolation.modules, self.memory)
         except (ValueError, RuntimeError) as error:
-            is_of_dtype = isinstance(error, RuntimeError | OutsideSupportError)
+            is_of_dtype = isinstance(error, RuntimeError | OutsideSupportError) or "dtype" in str(error)
             if self.data.dtype.is_floating_point or isinstance(error, torch.OutOfMemoryError) or not is_of_dtype:
                 raise
             raise ValueError(

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+import pyrovae as pv
+from tests.programs import tools
 from tests.programs.case import TOOLS
 from tests.programs.cases import CASES
-from tests.programs.driver import Outcome, outcome
+from tests.programs.driver import outcome
 from tests.programs.record import PATH
 from tests.programs.refusals import REFUSALS
 
@@ -36,9 +38,9 @@ def test_the_committed_outcomes_are_the_expected_ones() -> None:
     """Run ``python -m tests.programs.record`` and ``python -m experiments.tables`` after a change of a program."""
     committed = json.loads(PATH.read_text())
     assert list(committed) == list(CASES)
-    for name, tools in committed.items():
-        assert list(tools) == list(TOOLS)
-        for tool, cell in tools.items():
+    for name, row in committed.items():
+        assert list(row) == list(TOOLS)
+        for tool, cell in row.items():
             if tool not in CASES[name].wrong:
                 assert cell["outcome"] == CASES[name].kind(tool), (name, tool)
                 assert cell.get("refusal") == CASES[name].refused.get(tool), (name, tool)
@@ -46,9 +48,6 @@ def test_the_committed_outcomes_are_the_expected_ones() -> None:
 
 def test_a_wrong_number_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks fail if log p(x) is off by a tenth of a nat, or the loss of a step by a thousandth."""
-    import pyrovae as pv
-    from tests.programs import tools
-
     case = CASES["one latent a datum, hand-written"]
     estimate = pv.evaluation.rqmc
 
@@ -66,15 +65,11 @@ def test_a_wrong_number_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_failure_deep_inside_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.programs import tools
-
     def fail(case: Any) -> None:
         raise RuntimeError("the size of tensor a must match")
 
     monkeypatch.setitem(tools.CHECKS, "fit", fail)
-    found = outcome(CASES["VAE"], "fit")
-    assert isinstance(found, Outcome)
-    assert found.kind == "error"
+    assert outcome(CASES["VAE"], "fit").kind == "error"
 
 
 def test_each_refusal_is_expected_somewhere() -> None:
