@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from string import ascii_lowercase
 
 import pandas as pd
 
@@ -165,6 +166,35 @@ def gaps(docs: Path) -> pd.DataFrame:
     return pd.concat(list(parts.values()))
 
 
+def program_outcomes(docs: Path) -> pd.DataFrame:
+    """Outcome of each tool on each program: right, or the letter of the refusal."""
+    cells = json.loads((docs / "results" / "programs.json").read_text())
+    letters = _letters(cells)
+    table = {
+        program: {tool: letters[cell["refusal"]] if "refusal" in cell else "✓" for tool, cell in tools.items()}
+        for program, tools in cells.items()
+    }
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def program_refusals(docs: Path) -> pd.DataFrame:
+    """The refusals by letter: the number of cells, and the message of the first of them."""
+    programs = json.loads((docs / "results" / "programs.json").read_text())
+    cells = [cell for tools in programs.values() for cell in tools.values() if "refusal" in cell]
+    table = {}
+    for refusal, letter in _letters(programs).items():
+        messages = [cell["message"] for cell in cells if cell["refusal"] == refusal]
+        table[letter] = {"cells": str(len(messages)), "message": messages[0].replace("|", "\\|")}
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def _letters(programs: Mapping[str, Mapping[str, Mapping[str, str]]]) -> dict[str, str]:
+    names = dict.fromkeys(
+        cell["refusal"] for tools in programs.values() for cell in tools.values() if "refusal" in cell
+    )
+    return dict(zip(names, ascii_lowercase, strict=False))
+
+
 STEP = ("ms per step", "/ Pyro", "/ PyTorch", "/ NumPyro")
 STEP_COMPILED = ("ms per step", "/ Pyro", "/ PyTorch, compiled", "/ NumPyro")
 IMAGE = ("ms per image", "/ pythae", "/ sum of parts", "set-up, s", "peak memory, MiB")
@@ -192,6 +222,8 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
     "autoencoders": partial(results, "results/autoencoders", columns=CODES),
     "sweep": partial(results, "results/sweep", columns=("ELBO", "IWAE_200", "difference", "error over data")),
     "gaps": gaps,
+    "programs": program_outcomes,
+    "programs, refusals": program_refusals,
     "training": partial(results, "benchmarks/training", columns=STEP),
     "training, IWAE_50": partial(results, "benchmarks/training_iwae_50", columns=STEP),
     "training, IWAE_50, again": iwae_50_again,

@@ -120,7 +120,15 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
     """Return the public attributes of a module and its buffers that are not in the state dict, as plain values."""
     constants = {name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)}
     public = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
-    return _plain_items({**public, **constants})
+    return _plain_items({**public, **_initialization(public), **constants})
+
+
+def _initialization(public: dict[str, Any]) -> dict[str, Any]:
+    """Return the initialization of an autoguide without its values, which Pyro trains in place as parameters."""
+    match public.get("init_loc_fn"):
+        case partial(func=function, args=args, keywords={"values": _, **others}):
+            return {"init_loc_fn": partial(function, *args, **others)}
+    return {}
 
 
 def _plain_items(items: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +148,8 @@ def _plain(value: Any) -> Any:
         return [part for part in map(_plain, value) if part is not _ABSENT]
     if isinstance(value, Tensor):
         return _plain_tensor(value)
+    if isinstance(value, nn.Module) and isinstance(value, torch.distributions.Transform):
+        return {"type": type(value).__name__, **_numbers(value)}
     if isinstance(value, torch.distributions.Distribution | torch.distributions.Transform):
         return {"type": type(value).__name__, **_plain_items(_parameters_of(value))}
     if isinstance(value, partial):

@@ -87,17 +87,18 @@ def mnist5k_parsed_once() -> Iterator[None]:
         yield
 
 
+def interpret(graph: Graph) -> Callable[..., Sequence[Tensor]]:
+    """Return a function that runs a graph as it is, operation by operation."""
+    fixed, found = ([tensor.detach() for tensor in group] for group in (graph.fixed, graph.found))
+
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return graph.module(*fixed, *tensors, *found)
+
+    return run
+
+
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs graphs as they are, operation by operation."""
-
-    def interpret(graph: Graph) -> Callable[..., Sequence[Tensor]]:
-        fixed, found = ([tensor.detach() for tensor in group] for group in (graph.fixed, graph.found))
-
-        def run(*tensors: Tensor) -> Sequence[Tensor]:
-            with torch.no_grad():
-                return graph.module(*fixed, *tensors, *found)
-
-        return run
-
+    """Runs graphs as they are, without a compiler."""
     monkeypatch.setattr(Graph, "compile", interpret)

@@ -56,7 +56,8 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
             raise ValueError(
                 f"latent sites {[site['name'] for site in latents]} share no plate; name the data plate with plate="
             )
-        data = shared[0] if shared else outermost_plate([site for site in sites if site["is_observed"]])
+        observed = [site for site in sites if site["is_observed"]]  # latents that are conditioned on may lie outside
+        data = shared[0] if shared else outermost_plate([site for site in observed if site_plates(site)] or observed)
     else:
         plates = {frame.name: frame for site in sites for frame in site_plates(site)}
         if name not in plates:

@@ -20,6 +20,7 @@ from torch import Tensor
 from pyrovae import parallel
 from pyrovae._compilation.precision import check_precision, products
 from pyrovae._waist.draws import Draws
+from pyrovae._waist.errors import OutsideSupportError
 from pyrovae._waist.plates import dim_of
 from pyrovae._waist.sites import Program
 from pyrovae._waist.weights import Weights
@@ -153,7 +154,8 @@ class Problem:
                 trials = Trials(self.model, self.guide, self.data, self.device, self.options)
                 return probe(trials, self.isolation, self.memory)
         except (ValueError, RuntimeError) as error:
-            if self.data.dtype.is_floating_point or isinstance(error, torch.OutOfMemoryError):
+            is_of_dtype = isinstance(error, RuntimeError | OutsideSupportError) or "dtype" in str(error)
+            if self.data.dtype.is_floating_point or isinstance(error, torch.OutOfMemoryError) or not is_of_dtype:
                 raise
             raise ValueError(
                 f"{error}. x holds integers, {self.data.dtype}, and an evaluation has no transform; if the programs "

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pyro.infer
 import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoIAFNormal, AutoNormal
 from torch import Tensor, nn
 
 import pyrovae as pv
@@ -70,6 +70,21 @@ def regression(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
 
+class Twice(nn.Module):
+    """A guide that announces its network under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> None:
+        for name in ("first", "second"):
+            pyro.module(name, self.network)
+        loc, log_scale = self.network(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
 def stored() -> Pair:
     module = Stored()
     return module.model, module.guide
@@ -96,6 +111,8 @@ CASES: dict[str, tuple[Callable[[], Pair], Callable[[], Any], Callable[[], Any]]
     "IWAE": (vae, ADAM, lambda: pv.objectives.IWAE(3)),
     "an autoguide": (lambda: (regression, AutoNormal(regression)), ADAM, Trace_ELBO),
     "a packed autoguide": (lambda: (regression, AutoDiagonalNormal(regression)), ADAM, Trace_ELBO),
+    "a flow": (lambda: (regression, AutoIAFNormal(regression)), ADAM, Trace_ELBO),
+    "a module of two names": (lambda: (decoder, Twice()), ADAM, Trace_ELBO),
     "a point": (lambda: (regression, AutoDelta(regression)), ADAM, Trace_ELBO),
     "scores": (labelled, ADAM, TraceGraph_ELBO),
     "a function as loss": (lambda: (decoder, Encoder()), ADAM, lambda: Trace_ELBO().differentiable_loss),

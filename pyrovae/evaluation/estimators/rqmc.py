@@ -161,6 +161,8 @@ def _refined_log_weights(problem: Problem, batch: Batch, num_samples: int, num_r
 
 def _points(num_points: int, num_data: int, dim: int) -> Tensor:
     """Return a scrambled Sobol sequence with a random shift for each datum, shape ``(num_points, num_data, dim)``."""
+    if not dim:  # every latent is summed out
+        return torch.empty(num_points, num_data, 0, dtype=torch.float64)
     seed = int(torch.randint(2**31, ()))
     points = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(num_points, dtype=torch.float64)
     shift = torch.rand(num_data, dim, dtype=torch.float64)

@@ -48,6 +48,11 @@ class Space:
         batch = problem.few()
         first, again = (problem.run(batch, amortized=True) for _ in range(2))
         of_guide, of_model = _latents(first.guide_sites), _latents(first.model_sites)
+        if not of_guide:
+            raise ValueError(
+                "the guide has no latent sites, so there is nothing to move; use pyrovae.evaluation.evaluate, whose "
+                "estimate is exact if the model sums out all of its latents"
+            )
         for name, site in of_guide.items():
             _check_continuous(name, site, in_model=name in of_model)
         self.sites = of_guide

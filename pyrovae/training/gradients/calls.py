@@ -81,9 +81,12 @@ class CallGradients:
         """Name the parameters of a call: by the module if they are its own, else as Pyro does."""
         names = {id(tensor): name for name, tensor in self.module.named_parameters()}
         found: dict[str, Tensor] = {}
+        known = set()
         for name, site in trace.nodes.items():
             tensor = site["value"].unconstrained()
-            found[names.pop(id(tensor), name)] = tensor
+            if id(tensor) not in known:  # a program may announce a tensor under two names, as AutoIAFNormal does
+                found[names.pop(id(tensor), name)] = tensor
+            known.add(id(tensor))
         own = dict(self.module.named_parameters())  # of which a program need not announce all
         found |= {name: own[name] for name in names.values() if own[name].grad is not None}
         self.parameters = found

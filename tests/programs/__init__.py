@@ -1,0 +1,1 @@
+"""Programs in the style of Pyro's examples, each run through every tool; docs/programs.md shows the outcomes."""
