@@ -75,8 +75,9 @@ def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[
     known = _log_probabilities(one)
     if not known:
         return
-    other_data = next(with_other_data(args, one.guide_sites, one.nesting, one.plate))[0]
-    for given in (other_data, *[args] * NUM_DRAWS):
+    mixed = next(with_other_data(args, one.guide_sites, one.nesting, one.plate), None)  # none if there is one datum
+    other_data = None if mixed is None else mixed[0]
+    for given in (*([] if other_data is None else [other_data]), *[args] * NUM_DRAWS):
         try:
             found = _log_probabilities(score(given))
         except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):

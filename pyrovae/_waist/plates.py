@@ -89,8 +89,10 @@ def check_packing(latents: Sequence[Site], plate: str) -> None:
         ValueError: If a vector outside of the plate holds latents inside of it.
     """
     inside = [site for site in latents if plate in plate_names(site)]
+    names = {site["name"] for site in latents}
     for site in latents:
-        is_vector = site["infer"].get("is_auxiliary") and site["fn"].event_dim == 1
+        is_of_one_site = site["name"].removesuffix("_unconstrained") in names - {site["name"]}  # of AutoNormal
+        is_vector = site["infer"].get("is_auxiliary") and site["fn"].event_dim == 1 and not is_of_one_site
         if inside and is_vector and plate not in plate_names(site):
             raise ValueError(
                 f"the guide draws the latent sites of all data as one vector, {site['name']!r}, which lies outside the "

@@ -3,7 +3,7 @@
 From a program one reaches functions by the names that its code loads, closures, default values, bound objects, classes,
 attributes and containers. Code of the standard library and of installed packages is left out, because versions stand
 for it. Numbers that change when the programs run (counters) are left out, because a program whose density depends on
-them is refused.
+them is refused. So are tensors that a dictionary holds under keys other than names, which are caches.
 
 Not reached are the environment, files, and what a program asks for by name (``getattr``, a registry).
 """
@@ -122,7 +122,10 @@ def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, An
             yield from ((name, part) for name, part in vars(value).items() if not _is_special(name))
             yield from ((base.__name__, base) for base in value.__bases__)
     elif isinstance(value, Mapping):
-        yield from ((repr(key)[:LONGEST], part) for key, part in list(value.items()))
+        kept = (
+            (key, part) for key, part in list(value.items()) if isinstance(key, str) or not isinstance(part, Tensor)
+        )
+        yield from ((repr(key)[:LONGEST], part) for key, part in kept)
     elif isinstance(value, list | tuple | set | frozenset):
         parts = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
         yield from ((str(index), part) for index, part in enumerate(parts))

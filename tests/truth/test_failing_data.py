@@ -79,7 +79,7 @@ def test_log_likelihood_of_a_datum_that_fails(name: str, index: int) -> None:
 def test_several_data_that_fail(bad: int) -> None:
     x = X.clone()
     x[:bad] = BAD
-    with pytest.warns(UserWarning, match="raise an error"):
+    with pytest.warns(UserWarning, match="raise an error"), pytest.warns(UserWarning, match="are NaN or infinite"):
         found = E.log_likelihood(raising, normal_guide, x, seed=0)
     assert np.isnan(found.log_likelihood.values).tolist() == [True] * bad + [False] * (9 - bad)
     check_close(found.isel(datum=slice(bad, None)), exact_normal(x)[bad:])
