@@ -21,7 +21,7 @@ from pyrovae.training.description import (
     misfits,
     versions,
 )
-from pyrovae.training.folder_lock import FolderLock
+from pyrovae.folder_lock import FolderLock
 from pyrovae.training.state import STORED, check_state, file_format, require
 from pyrovae.training.store import constraints_of
 
