@@ -161,9 +161,11 @@ def _read(path: Path) -> dict[str, Any]:
         ValueError: If the file is damaged.
     """
     try:
-        content: dict[str, Any] = archives.read(path)
+        content = archives.read(path)
     except archives.ArchiveError as error:
         raise ValueError(f"{error} To evaluate anew, remove it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} is not a file of an evaluation. To evaluate anew, remove it.")
     return content
 
 
@@ -176,8 +178,8 @@ def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -
     described: dict[str, Any] = _plain(
         {
             "estimator": estimator,
+            **options,  # first, so that an error names an option before what follows from it
             **settings,
-            **options,
             **{name: found[name] for name in (*names, *versions)},
             "proposal": _proposal(problem),
             "device": problem.device.type,

@@ -18,10 +18,10 @@ from tests.faulty import PROCESSES, make_slow
 NUM_DATA = 24
 
 
-def model_and_data() -> tuple[pv.VAE, Tensor]:
+def model_and_data(num_data: int = NUM_DATA) -> tuple[pv.VAE, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return small_vae(), torch.bernoulli(torch.full((NUM_DATA, 6), 0.4))
+        return small_vae(), torch.bernoulli(torch.full((num_data, 6), 0.4))
 
 
 def evaluated(folder: Path | None, **options: Any) -> xr.Dataset:
@@ -31,13 +31,13 @@ def evaluated(folder: Path | None, **options: Any) -> xr.Dataset:
 
 
 def refined(folder: Path | None, **options: Any) -> xr.Dataset:
-    vae, x = model_and_data()
+    vae, x = model_and_data(80)  # a batch has at least 8 data
     guide = pv.guides.Refined(vae.model, vae.guide)
     return pv.evaluation.evaluate(vae.model, guide, x, 50, checkpoint=folder, **options)
 
 
 def log_likelihood(folder: Path | None, **options: Any) -> xr.Dataset:
-    vae, x = model_and_data()
+    vae, x = model_and_data(80)  # a batch has at least 8 data
     return pv.evaluation.log_likelihood(vae.model, vae.guide, x, num_samples=150, checkpoint=folder, **options)
 
 
@@ -80,8 +80,8 @@ def calibration(folder: Path | None, **options: Any) -> xr.Dataset:
 
 ESTIMATORS: dict[str, tuple[Callable[..., xr.Dataset], int]] = {  # with the memory that gives them batches of few data
     "evaluate": (evaluated, 2**13),
-    "refined": (refined, 2**13),
-    "log_likelihood": (log_likelihood, 2**13),
+    "refined": (refined, 2**10),
+    "log_likelihood": (log_likelihood, 2**10),
     "rqmc": (rqmc, 2**13),
     "ais": (ais, 2**13),
     "bdmc": (bdmc, 2**13),

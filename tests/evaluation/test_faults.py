@@ -107,7 +107,7 @@ def test_every_estimator_is_killed_and_continues(name: str, tmp_path: Path, reco
 
 @pytest.mark.parametrize("name", ["evaluate", pytest.param("bdmc", marks=pytest.mark.slow)])
 def test_an_evaluation_without_a_seed_continues_with_the_seed_of_its_folder(name: str, tmp_path: Path) -> None:
-    found, counts = kill_until_it_ends(name, tmp_path, 2, random.Random(3), seed=None)
+    found, _ = kill_until_it_ends(name, tmp_path, 2, random.Random(3), seed=None)
     assert_same(found, uninterrupted(name, tmp_path, found.attrs["seed"]))
 
 
