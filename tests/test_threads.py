@@ -1,5 +1,6 @@
 """Calls from several threads wait for each other, and forked and spawned processes compute the same numbers."""
 
+import copy
 import multiprocessing
 import random
 import threading
@@ -45,9 +46,8 @@ def active(vae: pv.VAE) -> list[float]:
     return pv.evaluation.active_units(vae.guide, data(), seed=0)["z"].values.ravel().tolist()
 
 
-def trained(_: pv.VAE) -> list[float]:
-    vae = seeded_vae()
-    return pv.fit(vae, data(), epochs=2, batch_size=7, seed=0, progress=False).train
+def trained(vae: pv.VAE) -> list[float]:
+    return pv.fit(copy.deepcopy(vae), data(), epochs=2, batch_size=7, seed=0, progress=False).train
 
 
 CALLS = [evaluated, annealed, active, trained]
@@ -85,11 +85,11 @@ def test_runs_without_a_seed_do_not_disturb_each_other() -> None:
             running -= 1
         return x
 
-    def run(_: int) -> int:
-        return len(pv.fit(seeded_vae(), data(), epochs=2, batch_size=7, transform=watch, progress=False).train)
+    def run(vae: pv.VAE) -> int:
+        return len(pv.fit(vae, data(), epochs=2, batch_size=7, transform=watch, progress=False).train)
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(run, range(4))) == [2] * 4
+        assert list(pool.map(run, [small_vae() for _ in range(4)])) == [2] * 4
     assert most == 1
     assert len(pyro.poutine.runtime._PYRO_STACK) == before
 
@@ -100,12 +100,13 @@ def test_threads_leave_the_generators_alone() -> None:
         random.random()
         return x
 
-    def run(_: int) -> None:
-        pv.fit(seeded_vae(), data(), epochs=3, batch_size=7, seed=0, transform=noisy, progress=False)
+    def run(vae: pv.VAE) -> None:
+        pv.fit(vae, data(), epochs=3, batch_size=7, seed=0, transform=noisy, progress=False)
 
+    vaes = [small_vae() for _ in range(8)]
     before = np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(run, range(8)))
+        list(pool.map(run, vaes))
     assert (np.random.get_state()[1] == before[0]).all()
     assert random.getstate() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
