@@ -178,10 +178,10 @@ def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -
     described: dict[str, Any] = _plain(
         {
             "estimator": estimator,
-            **options,  # first, so that an error names an option before what follows from it
+            **options,  # first, so that an error names an option before the width of a batch, which follows from it
+            "proposal": _proposal(problem),
             **settings,
             **{name: found[name] for name in (*names, *versions)},
-            "proposal": _proposal(problem),
             "device": problem.device.type,
         }
     )

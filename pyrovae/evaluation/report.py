@@ -95,7 +95,7 @@ def report(
             width = width()
         elif width is None:
             width = problem.width(int(others.get("num_samples", 1)))
-        of_rows = {"width": width, "num_rows": rows.size, "coords": coords, **(settings or {}), **others}
+        of_rows = {**(settings or {}), **others, "num_rows": rows.size, "coords": coords, "width": width}
         with Checkpoint(problem, estimator, of_rows) as checkpoint:
             interrupted = _walk(problem, columns, rows, checkpoint, width, estimator)
         rows.check()

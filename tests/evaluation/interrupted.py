@@ -14,6 +14,7 @@ import pyrovae as pv
 from pyrovae.evaluation import checkpoint
 from tests.conftest import small_vae
 from tests.faulty import PROCESSES, make_slow
+from tests.oracle import Oracle
 
 NUM_DATA = 24
 
@@ -30,14 +31,20 @@ def evaluated(folder: Path | None, **options: Any) -> xr.Dataset:
     return pv.evaluation.evaluate(vae.model, vae.guide, x, 50, checkpoint=folder, **options)
 
 
+def oracle_and_data() -> tuple[pv.VAE, Tensor]:
+    """A model whose posterior is too narrow, so that it is refined, and data for several batches of at least 8."""
+    oracle = Oracle(0.5)
+    return oracle.vae, oracle.data(48)
+
+
 def refined(folder: Path | None, **options: Any) -> xr.Dataset:
-    vae, x = model_and_data(80)  # a batch has at least 8 data
+    vae, x = oracle_and_data()
     guide = pv.guides.Refined(vae.model, vae.guide)
     return pv.evaluation.evaluate(vae.model, guide, x, 50, checkpoint=folder, **options)
 
 
 def log_likelihood(folder: Path | None, **options: Any) -> xr.Dataset:
-    vae, x = model_and_data(80)  # a batch has at least 8 data
+    vae, x = oracle_and_data()
     return pv.evaluation.log_likelihood(vae.model, vae.guide, x, num_samples=150, checkpoint=folder, **options)
 
 

@@ -1,5 +1,6 @@
 """Faults of a sweep on Ray: killed workers, killed drivers, cells that raise, a full disk."""
 
+import importlib
 import os
 import random
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,22 +68,31 @@ def end_group(driver: "subprocess.Popen[str]") -> None:
     driver.wait()
 
 
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One Ray with two cores for all tests; its start takes seconds."""
+    with importlib.import_module("experiments._ray")._connected(None, 2):
+        yield
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_killed_workers(tmp_path: Path, record_property: Record) -> None:
     cells = cells_in(tmp_path)
     for i in range(0, NUM_CELLS, 2):
         cells[f"cell {i}"]["kills"] = 1
-    filled = fill(tmp_path / "cells", cells, compute, shared=np.ones(3), execute=on_ray(cores=2), retries=1)
+    filled = fill(tmp_path / "cells", cells, compute, shared=np.ones(3), execute=on_ray(), retries=1)
     record_property("printed", f"{NUM_CELLS // 2} workers killed, {len(filled.results)} of {NUM_CELLS} cells computed")
     assert list(filled.results) == list(cells)
     assert [float(result.square[0]) for result in filled.results.values()] == [i**2 for i in range(NUM_CELLS)]
     assert attempts(tmp_path) == NUM_CELLS + NUM_CELLS // 2
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_cells_that_raise(tmp_path: Path, record_property: Record) -> None:
     cells = cells_in(tmp_path)
     for i in range(0, NUM_CELLS, 3):
         cells[f"cell {i}"]["failures"] = 99
-    filled = fill(tmp_path / "cells", cells, compute, shared=np.ones(3), execute=on_ray(cores=2), retries=1)
+    filled = fill(tmp_path / "cells", cells, compute, shared=np.ones(3), execute=on_ray(), retries=1)
     record_property("printed", f"{len(filled.failed)} cells raise, {len(filled.results)} of {NUM_CELLS} are computed")
     assert sorted(filled.failed) == sorted(f"cell {i}" for i in range(0, NUM_CELLS, 3))
     assert all(reasons[-1].startswith("ValueError: no luck") for reasons in filled.failed.values())
@@ -117,6 +127,7 @@ def test_killed_drivers(tmp_path: Path, record_property: Record) -> None:
     assert "0 failed" in output
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_full_disk(small_disk: Path, tmp_path: Path, record_property: Record) -> None:
     """The sweep ends with the error of the disk, what is written is whole, and the next call computes the rest."""
     cells, ballast = cells_in(tmp_path), small_disk / "ballast"
@@ -129,11 +140,11 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, record_property: Record) 
         return compute(settings, shared)
 
     with pytest.raises(OSError, match=r"No space left|unable to|errno = 28"):
-        fill(small_disk / "cells", cells, filling, shared=np.ones(3), execute=on_ray(cores=1))
+        fill(small_disk / "cells", cells, filling, shared=np.ones(3), execute=on_ray())
     kept = finished(small_disk)
     assert 0 < len(kept) < NUM_CELLS
     ballast.unlink()
-    filled = fill(small_disk / "cells", cells, compute, shared=np.ones(3), execute=on_ray(cores=1))
+    filled = fill(small_disk / "cells", cells, compute, shared=np.ones(3), execute=on_ray())
     record_property("printed", f"{len(kept)} cells before the disk was full, {filled.num_kept} kept, none lost")
     assert filled.num_kept == len(kept)
     assert len(filled.results) == NUM_CELLS
