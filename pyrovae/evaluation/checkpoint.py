@@ -70,7 +70,7 @@ class Checkpoint:
         self.description = {} if folder is None else _describe(problem, estimator, settings)
         self.lock: FolderLock | None = None
         self.kept: dict[str, Any] | None = None
-        self.has_warned = False
+        self.num_written, self.has_warned = 0, False
 
     def __enter__(self) -> "Checkpoint":
         if self.folder is not None:
@@ -87,13 +87,14 @@ class Checkpoint:
             self.seconds = self.kept["seconds"]
             columns = {name: values.numpy() for name, values in self.kept["columns"].items()}
             rows.add(columns, self.kept["dims"])
+            self.num_written = rows.done
 
     def save(self, rows: Rows, *, now: bool = False) -> None:
         """Write the rows that are done, if it is time to.
 
         A disk that cannot be written to costs no row that is in memory: the evaluation goes on after one warning.
         """
-        if self.folder is None or not parallel.is_first() or not rows.done:
+        if self.folder is None or not parallel.is_first() or rows.done == self.num_written:
             return
         if not now and time.perf_counter() - self.saved <= SAVE_SECONDS:
             return
@@ -103,6 +104,7 @@ class Checkpoint:
         path = self.folder / "rows.pt"
         try:
             archives.write(path, kept)
+            self.num_written = rows.done
         except OSError as error:
             if not self.has_warned:
                 self.has_warned = True
