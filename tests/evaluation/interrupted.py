@@ -1,6 +1,7 @@
 """Long evaluations of a small model, in processes of their own that can be killed at any moment."""
 
 import pickle
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -105,6 +106,7 @@ def compute(name: str, folder: Path | None, seed: int | None = 1) -> xr.Dataset:
 
 def run(name: str, folder: Path | None, seed: int | None, out: Path, tells: Connection) -> None:
     """Evaluate, with a slow writing after every batch, and leave the result in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs that a shell starts in the background
     checkpoint.SAVE_SECONDS = 0.0
     make_slow(tells)
     tells.send("started")
