@@ -31,26 +31,29 @@ LOCK = threading.RLock()
 def seeded(seed: int | None) -> Iterator[None]:
     """Draw from generators seeded with ``seed``; without a seed, from the global ones.
 
-    With a seed, the global generators of torch, NumPy and Python are afterwards as they were.
+    With a seed, the global generators of torch, NumPy and Python are afterwards as they were. Calls from several
+    threads wait for each other, also without a seed, because Pyro's handlers are global.
 
     Raises:
         TypeError: If the seed is not an integer.
         ValueError: If it is negative or too large.
     """
     if seed is None:
-        yield
+        with LOCK:
+            yield
         return
     check_whole(seed=seed)
     if not 0 <= seed < 2**64:
         raise ValueError(f"a seed lies between 0 and 2^64 - 1, got {seed}")
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with LOCK, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(int(seed))
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+    with LOCK:
+        numpy_state, python_state = np.random.get_state(), random.getstate()
+        try:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                torch.manual_seed(int(seed))
+                yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 class Isolation:

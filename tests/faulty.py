@@ -24,7 +24,9 @@ from tests.conftest import small_vae
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # The first optimizer of a process imports torch._dynamo. Imported here once, these modules cost a process no seconds.
-PROCESSES.set_forkserver_preload(["tests.faulty", "torch._dynamo", "pyrovae.evaluation", "experiments.elbo_vs_iwae"])
+PROCESSES.set_forkserver_preload(
+    ["tests.faulty", "torch._dynamo", "pyrovae.evaluation", "xarray", "experiments.elbo_vs_iwae"]
+)
 PAUSE = 0.02
 
 

@@ -1,96 +1,221 @@
-"""The folder of a long evaluation, from which an interrupted one goes on."""
+"""The folder of a long evaluation, from which an interrupted evaluation continues."""
 
 import time
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyrovae import archives, parallel
+from pyrovae._warnings import find_stack_level
+from pyrovae.arguments import fingerprint
 from pyrovae.evaluation.identity import difference
-from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.provenance import attributes
 from pyrovae.evaluation.rows import Rows
+from pyrovae.folder_lock import FolderLock
+from pyrovae.isolation import fresh_seed
+
+if TYPE_CHECKING:
+    from pyrovae.evaluation.problem import Problem
 
 SAVE_SECONDS = 5.0  # between two writings of the rows that are done
+_CHANGEABLE = {"progress", "checkpoint", "seed"}  # options of a call; the seed itself is compared
+
+
+def seed_in(folder: str | Path) -> int:
+    """Return the seed that a folder holds for calls without a seed; a new folder gets a new seed.
+
+    The data that bidirectional Monte Carlo simulates and the draws of global latents depend on the seed, so it must be
+    known before the rows are read.
+
+    Raises:
+        ValueError: If the path is empty, or the file with the seed is damaged.
+    """
+    path = archives.as_path(folder, "checkpoint") / "seed.pt"
+    if path.exists():
+        return int(_read(path)["seed"])
+    seed = fresh_seed()
+    with suppress(OSError):  # a folder that cannot be written to keeps no rows either
+        path.parent.mkdir(parents=True, exist_ok=True)
+        archives.write(path, {"seed": seed})
+    return seed
 
 
 class Checkpoint:
-    """The rows of an evaluation that are done, in a folder from which the same call goes on.
+    """The rows of an evaluation that are done, in a folder from which the same call continues.
+
+    A context manager, within which the folder is locked for this evaluation.
 
     Args:
         problem: The opened problem.
         estimator: Name of the estimator.
-        options: Its options.
+        settings: Its options.
 
     Attributes:
         seconds: Seconds that earlier calls took.
 
     Raises:
-        ValueError: If the folder holds another evaluation.
+        OSError: On entry, if the folder cannot be made, or another evaluation uses it.
+        ValueError: On entry, if the folder holds another evaluation, or its file is damaged.
     """
 
-    def __init__(self, problem: Problem, estimator: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, problem: "Problem", estimator: str, settings: Mapping[str, Any]) -> None:
         self.seconds, self.saved, self.started = 0.0, time.perf_counter(), time.perf_counter()
-        place = problem.options["checkpoint"]
-        self.path = None if place is None else Path(place).expanduser() / "rows.pt"
-        self.description: dict[str, Any] = {}
+        folder = problem.options["checkpoint"]
+        self.folder = None if folder is None else archives.as_path(folder, "checkpoint")
+        self.description = {} if folder is None else _describe(problem, estimator, settings)
+        self.lock: FolderLock | None = None
         self.kept: dict[str, Any] | None = None
-        if self.path is None:
-            return
-        self.description = self._describe(problem, estimator, options)
-        self.kept = parallel.in_first(self._read)
-        if self.kept is None:
-            return
-        then = self.kept["description"]
-        if problem.options["seed"] is None:
-            problem.seed = self.description["seed"] = then.get("seed")
-        if (programs := then.get("programs")) and (changed := difference(self.description["programs"], programs)):
-            raise ValueError(
-                f"folder {str(self.path.parent)!r} holds an evaluation of another program: {changed}; give another "
-                f"folder, or remove this one"
-            )
-        different = [
-            name for name in self.description if name != "programs" and self.description[name] != then.get(name)
-        ]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"folder {str(self.path.parent)!r} holds another evaluation: its {name} is {then.get(name)!r}, here it "
-                f"is {self.description[name]!r}; give another folder, or remove this one"
-            )
+        self.num_written, self.has_warned = 0, False
+
+    def __enter__(self) -> "Checkpoint":
+        if self.folder is not None:
+            self.kept = parallel.in_first(self._open)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.lock is not None:
+            self.lock.release()
 
     def restore(self, rows: Rows) -> None:
         """Put the rows of an earlier call in their place."""
         if self.kept is not None:
             self.seconds = self.kept["seconds"]
             columns = {name: values.numpy() for name, values in self.kept["columns"].items()}
-            rows.add(columns, self.kept.get("dims", {}))
+            rows.add(columns, self.kept["dims"])
+            self.num_written = rows.done
 
     def save(self, rows: Rows, *, now: bool = False) -> None:
-        """Write the rows that are done, if it is time to."""
-        if self.path is None or not parallel.is_first() or not rows.done:
+        """Write the rows that are done, if it is time to.
+
+        A disk that cannot be written to costs no row that is in memory: the evaluation goes on after one warning.
+        """
+        if self.folder is None or not parallel.is_first() or rows.done == self.num_written:
             return
-        if now or time.perf_counter() - self.saved > SAVE_SECONDS:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            columns = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in rows.arrays(rows.done).items()}
-            seconds = self.seconds + time.perf_counter() - self.started
-            kept = {"description": self.description, "columns": columns, "dims": rows.dims, "seconds": seconds}
-            archives.write(self.path, kept)
-            self.saved = time.perf_counter()
+        if not now and time.perf_counter() - self.saved <= SAVE_SECONDS:
+            return
+        columns = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in rows.arrays(rows.done).items()}
+        seconds = self.seconds + time.perf_counter() - self.started
+        kept = {"description": self.description, "columns": columns, "dims": rows.dims, "seconds": seconds}
+        path = self.folder / "rows.pt"
+        try:
+            archives.write(path, kept)
+            self.num_written = rows.done
+        except OSError as error:
+            if not self.has_warned:
+                self.has_warned = True
+                warnings.warn(
+                    f"{str(path)!r} cannot be written ({error.strerror or error}), and the evaluation goes on. Rows "
+                    f"since the last writing are lost if the process is killed.",
+                    stacklevel=find_stack_level(),
+                )
+        self.saved = time.perf_counter()
 
-    def _read(self) -> dict[str, Any] | None:
-        assert self.path is not None
-        return archives.read(self.path) if self.path.exists() else None
+    def _open(self) -> dict[str, Any] | None:
+        """Lock the folder, and return what it holds of this evaluation."""
+        assert self.folder is not None
+        name, lock = str(self.folder), FolderLock(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except BlockingIOError as error:
+            raise OSError(
+                f"another run uses the folder {name!r} ({error.strerror}). Wait until it ends, or give each evaluation "
+                f"its own folder."
+            ) from error
+        except OSError as error:
+            raise OSError(
+                f"the folder {name!r} cannot hold rows ({error.strerror or error}). Give a folder that can be written "
+                f"to."
+            ) from error
+        try:
+            with suppress(OSError):  # on a read-only file system the files stay
+                archives.remove_unfinished(self.folder)
+            path = self.folder / "rows.pt"
+            kept = _read(path) if path.exists() else None
+            if kept is not None:
+                self._check(kept.get("description", {}))
+        except BaseException:
+            lock.release()
+            raise
+        self.lock = lock
+        return kept
 
-    def _describe(self, problem: Problem, estimator: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        of_problem = attributes(problem)
-        names = "model", "guide", "data_sha1", "parameters_sha1", "binarization", "seed", "precision", "torch_version"
-        plain = {
-            name: value if isinstance(value, int | float | str | bool) else str(value)
-            for name, value in options.items()
+    def _check(self, then: Mapping[str, Any]) -> None:
+        programs = self.description["programs"]
+        if changed := difference(programs, then.get("programs", programs)):
+            raise ValueError(
+                f"folder {str(self.folder)!r} holds an evaluation of another program: {changed}. Give another folder, "
+                f"or remove this one."
+            )
+        names = [name for name in (*self.description, *then) if name != "programs"]
+        different = [name for name in names if self.description.get(name) != then.get(name)]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"folder {str(self.folder)!r} holds another evaluation: its {name} is {then.get(name)!r}, here it is "
+                f"{self.description.get(name)!r}. Give another folder, or remove this one."
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a file of this module.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        content = archives.read(path)
+    except archives.ArchiveError as error:
+        raise ValueError(f"{error} To evaluate anew, remove it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} is not a file of an evaluation. To evaluate anew, remove it.")
+    return content
+
+
+def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything that rows depend on, by name, as plain values."""
+    found = attributes(problem)
+    names = "model", "guide", "data_sha1", "parameters_sha1", "binarization", "seed", "autocast"
+    versions = "pyrovae_version", "torch_version", "pyro-ppl_version"
+    options = {name: value for name, value in problem.options.items() if name not in _CHANGEABLE}
+    described: dict[str, Any] = _plain(
+        {
+            "estimator": estimator,
+            **options,  # first, so that an error names an option before the width of a batch, which follows from it
+            "proposal": _proposal(problem),
+            **settings,
+            **{name: found[name] for name in (*names, *versions)},
+            "device": problem.device.type,
         }
-        of_programs = {"programs": dict(problem.contents)}
-        return {"estimator": estimator, **plain, **{name: of_problem[name] for name in names}, **of_programs}
+    )
+    return described | {"programs": dict(problem.contents)}
+
+
+def _proposal(problem: "Problem") -> dict[str, Any] | None:
+    """Return the type and the settings of a proposal."""
+    if problem.proposal is None:
+        return None
+    public = {name: value for name, value in vars(problem.proposal).items() if not name.startswith("_")}
+    settings = {name: value for name, value in public.items() if name not in ("model", "guide")}  # described elsewhere
+    return {"type": type(problem.proposal).__name__, **settings}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as numbers, strings and their containers; tensors and arrays are their checksums."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor | np.ndarray):
+        return fingerprint((torch.as_tensor(value),))
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(getattr(value, "__qualname__", type(value).__name__))

@@ -37,9 +37,10 @@ class Options(SharedOptions, total=False):
         precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or on CUDA ``"tf32"``.
             Its error is in no ``mcse``. By default torch's own setting.
         progress: Whether to show a progress bar; it is quiet where the output is not a terminal.
-        checkpoint: Folder in which to keep the rows that are done. The same call goes on from there after whatever
-            ended it, and has the result of a call that was never interrupted. A folder of other data, options or
-            programs is refused by name; changes of the environment, and of files that programs read, are not seen.
+        checkpoint: Folder in which to keep the rows that are done. The same call continues from there after whatever
+            ended it, and returns the result of a call that was never interrupted. ``~`` is expanded. A folder of other
+            data, options or programs is refused by name; changes of the environment, and of files that programs read,
+            are not seen.
         kwargs: Keyword arguments of model and guide.
 
     Example:

@@ -26,6 +26,7 @@ from pyrovae._waist.sites import Program
 from pyrovae._waist.weights import Weights
 from pyrovae.arguments import as_digest, check_whole
 from pyrovae.evaluation.batches import Batch, batches, consecutive
+from pyrovae.evaluation.checkpoint import seed_in
 from pyrovae.evaluation.identity import LARGE, contents, unchanged
 from pyrovae.evaluation.options import DEFAULTS, Options
 from pyrovae.evaluation.probe.facts import Probe
@@ -102,11 +103,15 @@ class Problem:
             raise ValueError(f"memory must be a positive number of bytes, got {self.memory}")
         check_precision(self.options["precision"], self.device)
         seed = self.options["seed"]
-        self.seed: int = parallel.in_first(fresh_seed) if seed is None else seed
+        self.seed: int = parallel.in_first(self._new_seed) if seed is None else seed
         self.size, self.started = len(self.data), time.perf_counter()
         self._context: ExitStack | None = None
         self._samplers: dict[int, Sampler] = {}
         self._reaches = False
+
+    def _new_seed(self) -> int:
+        folder = self.options["checkpoint"]
+        return fresh_seed() if folder is None else seed_in(folder)
 
     def __enter__(self) -> "Problem":
         """Isolate the programs and check them."""

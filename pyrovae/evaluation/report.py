@@ -40,6 +40,7 @@ def report(
     coords: Mapping[str, Any] | None = None,
     num_rows: int | None = None,
     units: str = "nats per datum, higher is better",
+    settings: Mapping[str, Any] | None = None,
     **others: Any,
 ) -> "xr.Dataset":
     """Run an estimator on all data of a problem and return its result.
@@ -60,6 +61,8 @@ def report(
         num_rows: Number of rows; by default one for each datum. If there are more rows than data, the data are gone
             through again and again.
         units: Units of the result, an attribute.
+        settings: Options on which the rows depend, and which are no attributes. A checkpoint folder with other settings
+            is refused.
         **others: Further attributes, such as ``num_samples``.
 
     Returns:
@@ -67,7 +70,8 @@ def report(
 
     Raises:
         FloatingPointError: If the columns of every datum are NaN.
-        ValueError: If the checkpoint folder holds another evaluation.
+        OSError: If the checkpoint folder cannot be made, or another evaluation uses it.
+        ValueError: If the checkpoint folder holds another evaluation, or its file is damaged.
         Exception: Any error that the programs raise for every datum of a batch.
 
     Example:
@@ -92,8 +96,9 @@ def report(
             width = width()
         elif width is None:
             width = problem.width(int(others.get("num_samples", 1)))
-        checkpoint = Checkpoint(problem, estimator, {"width": width, **others})
-        interrupted = _walk(problem, columns, rows, checkpoint, width, estimator)
+        of_rows = {**(settings or {}), **others, "num_rows": rows.size, "coords": coords, "width": width}
+        with Checkpoint(problem, estimator, of_rows) as checkpoint:
+            interrupted = _walk(problem, columns, rows, checkpoint, width, estimator)
         rows.check()
         attrs = attributes(problem, units=units, estimator=estimator, **others)
     attrs["seconds"] = time.perf_counter() - problem.started + checkpoint.seconds

@@ -12,6 +12,7 @@ from typing import Any
 
 from pyrovae import archives, parallel
 from pyrovae._warnings import find_stack_level
+from pyrovae.folder_lock import FolderLock
 from pyrovae.training.description import (
     FORMAT,
     Description,
@@ -21,7 +22,6 @@ from pyrovae.training.description import (
     misfits,
     versions,
 )
-from pyrovae.training.folder_lock import FolderLock
 from pyrovae.training.state import STORED, check_state, file_format, require
 from pyrovae.training.store import constraints_of
 

@@ -164,9 +164,11 @@ def test_another_architecture_with_the_same_tensors_is_refused(tmp_path: Path) -
         fitted(rectified, 4, tmp_path, 0)
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_what_may_change(tmp_path: Path) -> None:
     fitted(small_vae, 2, tmp_path, 0)
     changed = {"patience": 50, "progress": True, "device": "cpu", "on_nonfinite": "skip", "checkpoint_every": 2}
+    changed |= {"compile": True, "checkpoint_wait": 1.0, "tensorboard": tmp_path / "board", "tensorboard_every": 2}
     _, history = fitted(small_vae, 4, tmp_path, 0, **changed)
     assert len(history.train) == 4
     assert len(fitted(small_vae, 1, tmp_path, 0)[1].train) == 4  # fewer epochs than there are

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -183,18 +183,6 @@ def test_a_write_that_fails_leaves_the_state_in_memory_and_the_previous_checkpoi
         check_that_a_broken_disk_costs_nothing(
             tmp_path, lambda: patch.setattr(os, call, fail), patch.undo, os.strerror(number)
         )
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB, for which one must be allowed to mount."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "pyrovae-test", str(place)]
-    if os.name != "posix" or os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_a_full_disk(small_disk: Path) -> None:

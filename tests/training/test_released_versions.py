@@ -98,7 +98,11 @@ def no_relu(module: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"seed": 4}, "seed is 4"), ({"learning_rate": 0.1}, "lr is 0.1"), ({"batch_size": 12}, "batch_size is 12")],
+    [
+        ({"seed": 4}, "seed is 4"),
+        ({"learning_rate": 0.1}, "(learning_rate|lr) is 0.1"),
+        ({"batch_size": 12}, "batch_size is 12"),
+    ],
     ids=["seed", "learning rate", "batch size"],
 )
 def test_another_run_is_refused(options: dict[str, Any], message: str, folder: Path) -> None:

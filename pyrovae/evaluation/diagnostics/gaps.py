@@ -118,6 +118,7 @@ def inference_gaps(
         family=family,
         num_steps=num_steps,
         num_samples=num_samples,
+        settings={"num_particles": num_particles, "learning_rate": learning_rate},
     )
     log_p = reference.log_likelihood.values[: result.sizes["datum"]]
     return result.assign(

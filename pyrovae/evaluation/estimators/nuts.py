@@ -101,7 +101,6 @@ def nuts(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     problem = Problem(model, guide, x, **options)
     spaces: list[Space] = []
-    divergences: list[int] = []
 
     def prepare() -> int:
         spaces.append(Space(problem, with_guide=False))
@@ -116,9 +115,10 @@ def nuts(
             )
         kernel = {"max_tree_depth": max_tree_depth}
         chains = [_chain(target, num_samples, warmup_steps, kernel) for _ in range(num_chains)]
-        divergences.extend(chain[1] for chain in chains)
         draws = torch.stack([chain[0] for chain in chains])  # (num_chains, num_samples, N, D)
         found = _summary(target, draws, problem.affordable)
+        found["divergences"] = torch.zeros(batch.size)
+        found["divergences"][0] = sum(chain[1] for chain in chains)  # of all data, which move as one state
         for name, values in found.items():
             dims.setdefault(name, _dims(name, values.ndim))
         return {name: _kept(values, dims[name], batch.kept) for name, values in found.items()}
@@ -133,8 +133,9 @@ def nuts(
         num_samples=num_samples,
         num_chains=num_chains,
         warmup_steps=warmup_steps,
+        settings={"max_tree_depth": max_tree_depth},
     )
-    return result.assign_attrs(divergences=sum(divergences))
+    return result.drop_vars("divergences").assign_attrs(divergences=int(result.divergences.sum()))
 
 
 def _dims(name: str, ndim: int) -> tuple[str, ...]:

@@ -113,6 +113,7 @@ def impute(
         dims=dims,
         coords={"imputation": np.arange(num_imputations)} if num_imputations else {},
         units="those of the data",
+        settings={"site": site},
         num_samples=num_samples,
     )
 

@@ -119,6 +119,7 @@ def to_inference_data(
         num_samples=num_samples,
         num_draws=kept,
         weights=weights,
+        settings={"num_prior_draws": num_prior_draws, "log_likelihood": log_likelihood},
     )
     return _assemble(groups.datasets(table, coords or {}, dims or {}))
 

@@ -110,6 +110,7 @@ def posterior_predictive_check(
         units="those of the statistic",
         num_samples=num_samples,
         num_draws=num_draws,
+        settings={"statistic": statistic},
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.training.folder_lock import FolderLock
+from pyrovae.folder_lock import FolderLock
 from tests import faulty
 from tests.conftest import small_vae
 
@@ -142,7 +142,7 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path: Path, monkeypatch
     def unsupported(_: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr("pyrovae.training.folder_lock._lock", unsupported)
+    monkeypatch.setattr("pyrovae.folder_lock._lock", unsupported)
     with pytest.warns(UserWarning, match="has no locks .*Function not implemented.* no other run uses this folder"):
         assert len(train(tmp_path).train) == 2
 
@@ -157,7 +157,7 @@ def test_a_file_system_that_locks_only_what_is_open_for_writing(
         if modes[-1] == os.O_RDONLY:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    monkeypatch.setattr("pyrovae.training.folder_lock._lock", as_on_nfs)
+    monkeypatch.setattr("pyrovae.folder_lock._lock", as_on_nfs)
     lock = FolderLock(tmp_path)
     lock.acquire()
     assert modes == [os.O_RDONLY, os.O_RDWR]
