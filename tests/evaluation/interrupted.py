@@ -120,3 +120,8 @@ def start(name: str, folder: Path | None, out: Path, seed: int | None = 1) -> tu
     process.start()
     tells.close()
     return process, told
+
+
+def assert_same(found: xr.Dataset, expected: xr.Dataset) -> None:
+    found, expected = (result.assign_attrs(seconds=0.0) for result in (found, expected))
+    xr.testing.assert_identical(found, expected)

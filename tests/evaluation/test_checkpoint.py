@@ -19,8 +19,7 @@ import pyrovae as pv
 from pyrovae import archives
 from pyrovae.evaluation import checkpoint
 from tests.conftest import small_vae
-from tests.evaluation.interrupted import NUM_DATA, evaluated
-from tests.evaluation.test_faults import assert_same
+from tests.evaluation.interrupted import NUM_DATA, assert_same, evaluated
 from tests.training.damaged import flip, malicious
 
 

@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 from pyrovae import archives
-from tests.evaluation.interrupted import ESTIMATORS, NUM_DATA, start
+from tests.evaluation.interrupted import ESTIMATORS, NUM_DATA, assert_same, start
 from tests.faulty import PAUSE
 
 Record = Callable[[str, object], None]
@@ -79,11 +79,6 @@ def uninterrupted(name: str, folder: Path, seed: int) -> xr.Dataset:
     process.join()
     whole: xr.Dataset = pickle.loads((folder / "whole").read_bytes())
     return whole
-
-
-def assert_same(found: xr.Dataset, expected: xr.Dataset) -> None:
-    found, expected = (result.assign_attrs(seconds=0.0) for result in (found, expected))
-    xr.testing.assert_identical(found, expected)
 
 
 def check_kills(name: str, folder: Path, kills: int, record: Record) -> None:
