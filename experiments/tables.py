@@ -109,7 +109,9 @@ def runs(docs: Path) -> pd.DataFrame:
 def first_rows(docs: Path) -> pd.DataFrame:
     """The first rows of the papers' tables."""
     tables = [reproduction(paper, docs).loc[list(names)].rename(index=names) for paper, names in FIRST_ROWS.items()]
-    return pd.concat(tables)[["published", "5,000 encoder draws", "k-hat > 0.7", "log p(x)", "reliable", "epochs", "hours"]]
+    return pd.concat(tables)[
+        ["published", "5,000 encoder draws", "k-hat > 0.7", "log p(x)", "reliable", "epochs", "hours"]
+    ]
 
 
 def speed(docs: Path) -> pd.DataFrame:

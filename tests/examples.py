@@ -198,11 +198,11 @@ class Subsampled(nn.Module):
 
     def model(self, x: Tensor) -> None:
         pyro.factor("penalty", -self.vae.likelihood.network[0].weight.square().sum())
-        with pyro.plate("data", 1000, subsample_size=len(x)):
+        with pyro.plate("data", 8, subsample_size=len(x)):
             pyro.sample("x", self.vae.likelihood(pyro.sample("z", self.vae.prior())), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", 1000, subsample_size=len(x)):
+        with pyro.plate("data", 8, subsample_size=len(x)):
             pyro.sample("z", self.vae.posterior(x))
 
 
@@ -240,7 +240,7 @@ PROGRAMS: dict[str, Callable[[], Example]] = {
     "hierarchy top-down, VampPrior": lambda: in_layers("top-down"),
     "conditional": lambda: example(conditional_vae(), binary(8, 6), labels(8)),
     "semi-supervised": half_labelled,
-    "Bayesian": lambda: example(bayesian_vae(40), binary(8, 6)),
+    "Bayesian": lambda: example(bayesian_vae(8), binary(8, 6)),
     "masked": partly_observed,
     **{f"script {type(s).__name__}": lambda s=s: example(Shifted(s), s.data(8)) for s in SCRIPTS},
     "parameters in the store": lambda: example(Stored(), torch.randn(8, 6)),

@@ -37,7 +37,7 @@ from pyrovae.evaluation.proposal import Proposal
 from pyrovae.evaluation.reach import check_reach
 from pyrovae.evaluation.route import Drawn, Route
 from pyrovae.evaluation.sampler import Sampler
-from pyrovae.isolation import Isolation, fresh_seed, isolated, program_device
+from pyrovae.isolation import Isolation, fresh_seed, isolated, program_device, seeded
 
 # On a CPU larger tensors are given back to the system after every run, and to fetch their pages anew costs a third of
 # the time. With so little a GPU waits for Python: on an H200 an evaluation took more than four times as long.
@@ -303,7 +303,8 @@ class Problem:
             ValueError: If the guide cannot draw a part of the posterior of a datum.
         """
         if not self._reaches:
-            check_reach(self)
+            with seeded(self.seed):  # within a batch, whose draws must not depend on whether it is the first
+                check_reach(self)
             self._reaches = True
 
     def check_repeats(self) -> None:

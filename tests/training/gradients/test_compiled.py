@@ -53,7 +53,7 @@ def paths(made: Example, weighted: bool = False) -> tuple[Bound, CompiledGradien
     parameters = parameters_of(module, batches[0])
     eager = Bound(module, objective)
     with isolated(module.model, module.guide, seed=0):
-        eager.check(batches[0], len(batches[0][0]))
+        eager.check(batches[0], 8)
     others = [*module.parameters(), *module.buffers()]
     named = {str(index): parameter for index, parameter in enumerate(parameters)}
     return eager, CompiledGradients(eager, named, others, module.modules(), weighted=weighted), parameters
