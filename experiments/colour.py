@@ -1,4 +1,4 @@
-"""How many bits per dimension does a small convolutional VAE need for colour images, by two estimates of log p(x)?
+"""Bits per dimension of colour images under a small convolutional VAE, by two estimates of log p(x).
 
 The likelihood scores the 256 levels of each channel by a discretized logistic distribution. The first estimate is the
 protocol of the literature, importance sampling with draws from the encoder; the second is

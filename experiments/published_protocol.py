@@ -1,4 +1,4 @@
-"""How wrong is the standard protocol, and which rankings of models does it change?
+"""Error of the standard protocol, and the rankings of models that it changes.
 
 The field reports negative log-likelihoods (NLL) by importance sampling with 5,000 draws from the encoder. The logarithm
 of a mean of weights is too low on average, so the NLL is overstated, and the more so the poorer the encoder serves as a

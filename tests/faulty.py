@@ -142,6 +142,6 @@ def wait_amid_writing(told: Connection, chance: random.Random) -> str | None:
 
 
 def newest(folder: Path) -> tuple[int, int]:
-    """How far the newest checkpoint has come."""
+    """Return the epoch and the step of the newest checkpoint."""
     names = [path.stem.split("-")[1:] for path in folder.glob("checkpoint-*.pt")]
     return max(((int(epoch), int(step)) for epoch, step in names), default=(0, 0))

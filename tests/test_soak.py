@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="t
 
 @dataclass
 class Usage:
-    """What a process uses: resident memory in bytes, and numbers of files, threads and temporary files."""
+    """The resident memory of a process in bytes, and its numbers of files, threads and temporary files."""
 
     memory: int
     files: int

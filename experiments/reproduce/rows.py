@@ -229,7 +229,7 @@ def evaluated(vae: Any, paper: Paper, options: Options, folder: Path) -> dict[st
 
 
 def record(name: str, row: Row, history: pv.History, options: Options) -> dict[str, Any]:
-    """What is kept of the training of a row."""
+    """Return the entries of the JSON file that describe the training of a row."""
     return {
         "row": name,
         "target": row.target,

@@ -179,7 +179,7 @@ class Problem:
 
     @property
     def vectorize(self) -> bool:
-        """Whether many draws are made in one run, once opened."""
+        """Return whether an opened problem makes many draws in one run."""
         return self.probe.vectorize
 
     @property

@@ -58,7 +58,7 @@ def kill_until_it_ends(
     for kill in range(kills):
         known = num_rows(rows)
         process, told = start(name, rows, out, seed)
-        # NUTS moves all data as one state, so its only writing is its end.
+        # NUTS moves all data as one state, so it writes its rows once, at the end.
         most = 0 if name == "nuts" else PHASES_OF_A_WRITING + 2
         least = most if kill == kills - 1 else min(1, most)  # the last kill comes after a writing
         phase = wait(told, chance, least, most)

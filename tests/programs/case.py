@@ -35,7 +35,6 @@ class Case:
         guide_enumerates: Whether the guide has enumerated sites, so that Pyro's loss is no log-weight.
         without_factor: Makes the module without the factors of a training loss, which an evaluation leaves out.
         refused: Name of the refusal in :mod:`tests.programs.refusals` by tool.
-        wrong: Reason by tool of a cell that is known to be wrong; the test is a strict xfail.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Case:
     guide_enumerates: bool = False
     without_factor: Callable[[], Any] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
-    wrong: Mapping[str, str] = field(default_factory=dict)
 
     def fresh(self, seed: int = 0) -> Any:
         """Return the module with new parameters; those of an autoguide exist after its first run."""

@@ -18,11 +18,9 @@ from tests.programs.refusals import REFUSALS
 
 def cells() -> Iterator[Any]:
     """Yield each program with each tool. A third of the cells are ordinary tests, but fewer of NUTS, which is slow."""
-    for row, (name, case) in enumerate(CASES.items()):
+    for row, name in enumerate(CASES):
         for column, tool in enumerate(TOOLS):
             marks = [pytest.mark.slow] if (row + column) % (9 if tool == "nuts" else 3) else []
-            if tool in case.wrong:
-                marks.append(pytest.mark.xfail(reason=case.wrong[tool], strict=True))
             yield pytest.param(name, tool, marks=marks, id=f"{name}-{tool}")
 
 
@@ -41,9 +39,8 @@ def test_the_committed_outcomes_are_the_expected_ones() -> None:
     for name, row in committed.items():
         assert list(row) == list(TOOLS)
         for tool, cell in row.items():
-            if tool not in CASES[name].wrong:
-                assert cell["outcome"] == CASES[name].kind(tool), (name, tool)
-                assert cell.get("refusal") == CASES[name].refused.get(tool), (name, tool)
+            assert cell["outcome"] == CASES[name].kind(tool), (name, tool)
+            assert cell.get("refusal") == CASES[name].refused.get(tool), (name, tool)
 
 
 def test_a_wrong_number_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

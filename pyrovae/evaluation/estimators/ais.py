@@ -28,8 +28,8 @@ from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.batches import Batch
-from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.estimators import hmc
+from pyrovae.evaluation.estimators.estimates import summary
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
@@ -107,7 +107,7 @@ def ais(
     def columns(batch: Batch) -> dict[str, Tensor]:
         path = Path(Target(spaces[0], batch), num_temperatures, num_leapfrog)
         log_weights = path.upwards(num_chains)[:, : batch.kept]
-        return {**bounds.of_valid(log_weights, _summary), "acceptance": path.acceptance[: batch.kept]}
+        return {**bounds.of_valid(log_weights, summary), "acceptance": path.acceptance[: batch.kept]}
 
     return report(
         problem,
@@ -185,9 +185,9 @@ def bdmc(
     def columns(batch: Batch) -> dict[str, Tensor]:
         space = spaces[0]
         path = Path(Target(space, batch), num_temperatures, num_leapfrog)
-        lower = bounds.of_valid(path.upwards(num_chains), _summary)
+        lower = bounds.of_valid(path.upwards(num_chains), summary)
         exact = space.flatten(_of_batch(space, latents, batch)).expand(num_chains, -1, -1)
-        upper = bounds.of_valid(-path.downwards(exact), _summary)
+        upper = bounds.of_valid(-path.downwards(exact), summary)
         return {
             "lower": lower["log_likelihood"],
             "lower_mcse": lower["mcse"],
@@ -227,17 +227,6 @@ def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[st
         value = latents[name].reshape((1,) * (ndim - latents[name].ndim) + latents[name].shape)
         selected[name] = value.narrow(space.problem.data_dim, batch.start, batch.size)
     return selected
-
-
-def _summary(log_weights: Tensor) -> dict[str, Tensor]:
-    exact = log_weights.double()
-    estimate, mcse = bounds.log_likelihood(exact)
-    return {
-        "log_likelihood": estimate,
-        "mcse": torch.hypot(mcse, bounds.rounding_error(log_weights)),
-        "ess": bounds.effective_sample_size(exact),
-        "pareto_k": psis(log_weights)[1],
-    }
 
 
 class Path:

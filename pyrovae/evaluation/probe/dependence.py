@@ -27,7 +27,7 @@ FEW = 3  # data of the second run
 
 
 class Outcome(NamedTuple):
-    """What a program takes in one run.
+    """The numbers of data and draws that a program takes in one run.
 
     Attributes:
         any_data: Whether it takes any number of data.

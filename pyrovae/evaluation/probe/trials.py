@@ -51,7 +51,7 @@ class Reference:
 
     @property
     def enumerates(self) -> bool:
-        """Whether sites of the guide are enumerated."""
+        """Return whether sites of the guide are enumerated."""
         return any(map(is_enumerated, self.weights.guide_sites))
 
     @property
