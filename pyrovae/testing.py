@@ -6,12 +6,15 @@ devices.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
+
+from pyrovae._warnings import find_stack_level
 
 __all__ = ["check_likelihood", "check_posterior", "check_prior"]
 
@@ -169,8 +172,13 @@ def _check_device(component: nn.Module, context: tuple[Any, ...], event: torch.S
         try:
             p = clone(*(part.to("meta") for part in context))
             log_prob = p.log_prob(torch.empty(*p.batch_shape, *event, device="meta"))
-        except NotImplementedError:
-            return  # an operation such as torch.nonzero needs values
+        except NotImplementedError as error:  # an operation such as torch.nonzero needs values
+            warnings.warn(
+                f"whether all tensors of {type(component).__name__} follow it to a device was not checked, because an "
+                f"operation needs values ({str(error).splitlines()[0][:80]}); run it on a CUDA device once",
+                stacklevel=find_stack_level(),
+            )
+            return
         except RuntimeError as error:
             raise AssertionError(f"after .to(device), some tensor is not on the device: {error}") from error
     assert log_prob.device.type == "meta", f"after .to(device), log_prob is still on {log_prob.device}"
