@@ -217,7 +217,7 @@ class Guided(nn.Module):
     def model(self, x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(torch.zeros(6).to(x), 1.0).to_event(1))
         scale = pyro.sample("scale", dist.Gamma(x.new_tensor(2.0), 2.0))
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", 8, subsample=torch.arange(len(x))):
             pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
 
 
@@ -244,7 +244,7 @@ PROGRAMS: dict[str, Callable[[], Example]] = {
     "masked": partly_observed,
     **{f"script {type(s).__name__}": lambda s=s: example(Shifted(s), s.data(8)) for s in SCRIPTS},
     "parameters in the store": lambda: example(Stored(), torch.randn(8, 6)),
-    "global latent": lambda: example(Global(), torch.randn(8, 6)),
+    "global latent": lambda: example(Global(8), torch.randn(8, 6)),
     "scores": lambda: example(Discrete(), binary(8, 6)),
     "scores, TraceGraph": lambda: example(Discrete(), binary(8, 6), objective=TraceGraph_ELBO()),
     "wake and sleep": lambda: example(

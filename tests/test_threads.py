@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from tests.conftest import small_vae
+from tests.faulty import PROCESSES
 
 NUM_CALLS = 6
 
@@ -129,9 +130,15 @@ def all_numbers(_: int = 0) -> list[list[float]]:
     return [call(seeded_vae()) for call in CALLS]
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
-def test_worker_processes_have_the_numbers_of_this_one(method: str) -> None:
+def numbers_before_and_in_workers(method: str) -> list[list[list[float]]]:
     expected = all_numbers()
     with multiprocessing.get_context(method).Pool(2) as pool:
-        assert pool.map(all_numbers, range(2)) == [expected] * 2
+        return [expected, *pool.map(all_numbers, range(2))]
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
+def test_worker_processes_have_the_numbers_of_their_parent(method: str) -> None:
+    """The parent is a new process, since torch refuses gradients in a fork of a process whose gradients had threads."""
+    with ProcessPoolExecutor(1, mp_context=PROCESSES) as parents:
+        expected, *found = parents.submit(numbers_before_and_in_workers, method).result()
+    assert found == [expected] * 2
