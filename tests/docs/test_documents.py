@@ -20,7 +20,7 @@ def test_code_is_found() -> None:
         "components.md": 8,
         "evaluation.md": 6,
         "figures.md": 1,
-        "from_pyro.md": 3,
+        "from_pyro.md": 4,
         "from_pythae.md": 1,
         "gpu.md": 1,
         "index.md": 1,
