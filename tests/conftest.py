@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ pyro.enable_validation(True)
 torch.set_num_threads(1)  # the tests themselves are run in parallel, and numbers are not to depend on how many
 os.environ["OMP_NUM_THREADS"] = "1"  # nor in the processes that they start
 HAS_CUDA = torch.cuda.is_available()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in what it runs in the background
 
 # The same examples in every run; pytest --hypothesis-profile=thorough looks for new ones.
 settings.register_profile("repeatable", max_examples=12, derandomize=True, deadline=None, database=None)

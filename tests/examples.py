@@ -35,21 +35,26 @@ Batch = tuple[Tensor, ...]
 
 
 class Example(NamedTuple):
-    """A module in float64 with an objective and two batches of one shape."""
+    """A module in float64 with an objective and two batches of one shape.
+
+    ``size`` is the number of training data: that of one batch for a program with a latent outside a data plate that
+    does not declare its full size.
+    """
 
     module: nn.Module
     objective: Any
     batches: Sequence[Batch]
     tolerance: float = 1e-9
+    size: int = 8
 
     def to(self, dtype: torch.dtype) -> "Example":
         batches = [tuple(tensor.to(dtype) for tensor in batch) for batch in self.batches]
         return self._replace(module=self.module.to(dtype), batches=batches)
 
 
-def example(module: nn.Module, *data: Tensor, objective: Any = None, tolerance: float = 1e-9) -> Example:
+def example(module: nn.Module, *data: Tensor, objective: Any = None, tolerance: float = 1e-9, size: int = 8) -> Example:
     batches = list(zip(*(part.double().chunk(2) for part in data), strict=True))
-    return Example(module.double(), objective or Trace_ELBO(), batches, tolerance)
+    return Example(module.double(), objective or Trace_ELBO(), batches, tolerance, size)
 
 
 def binary(*shape: int) -> Tensor:
@@ -217,7 +222,7 @@ class Guided(nn.Module):
     def model(self, x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(torch.zeros(6).to(x), 1.0).to_event(1))
         scale = pyro.sample("scale", dist.Gamma(x.new_tensor(2.0), 2.0))
-        with pyro.plate("data", 8, subsample=torch.arange(len(x))):
+        with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
 
 
@@ -244,7 +249,7 @@ PROGRAMS: dict[str, Callable[[], Example]] = {
     "masked": partly_observed,
     **{f"script {type(s).__name__}": lambda s=s: example(Shifted(s), s.data(8)) for s in SCRIPTS},
     "parameters in the store": lambda: example(Stored(), torch.randn(8, 6)),
-    "global latent": lambda: example(Global(8), torch.randn(8, 6)),
+    "global latent": lambda: example(Global(), torch.randn(8, 6), size=4),
     "scores": lambda: example(Discrete(), binary(8, 6)),
     "scores, TraceGraph": lambda: example(Discrete(), binary(8, 6), objective=TraceGraph_ELBO()),
     "wake and sleep": lambda: example(
@@ -257,8 +262,8 @@ PROGRAMS: dict[str, Callable[[], Example]] = {
         Enumerated(False), torch.randn(8), objective=TraceEnum_ELBO(max_plate_nesting=1)
     ),
     "subsample and penalty": lambda: example(Subsampled(), binary(8, 6)),
-    "AutoNormal": lambda: example(Guided(AutoNormal), torch.randn(8, 6)),
-    "AutoMultivariateNormal": lambda: example(Guided(AutoMultivariateNormal), torch.randn(8, 6)),
+    "AutoNormal": lambda: example(Guided(AutoNormal), torch.randn(8, 6), size=4),
+    "AutoMultivariateNormal": lambda: example(Guided(AutoMultivariateNormal), torch.randn(8, 6), size=4),
 }
 BY_COMPONENT = COMPONENTS | PROGRAMS
 OBJECTIVES: dict[str, Callable[[], Any]] = {

@@ -136,7 +136,9 @@ def numbers_before_and_in_workers(method: str) -> list[list[list[float]]]:
         return [expected, *pool.map(all_numbers, range(2))]
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "forkserver"))]
+)
 def test_worker_processes_have_the_numbers_of_their_parent(method: str) -> None:
     """The parent is a new process, since torch refuses gradients in a fork of a process whose gradients had threads."""
     with ProcessPoolExecutor(1, mp_context=PROCESSES) as parents:

@@ -238,6 +238,7 @@ def test_data_without_labels_are_refused() -> None:
         train_classifier(bare, Options(), 1, seed=0)
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_every_way_and_leaves_out_what_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

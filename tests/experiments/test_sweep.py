@@ -44,7 +44,7 @@ def local_ray() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["in order", pytest.param("on Ray", marks=needs_ray)])
+@pytest.fixture(params=["in order", pytest.param("on Ray", marks=[needs_ray, pytest.mark.slow])])
 def execute(request: pytest.FixtureRequest) -> Executor:
     if request.param == "in order":
         return in_order
@@ -94,6 +94,7 @@ def test_a_cell_that_fails_is_tried_again_and_reported(
     assert attempts(tmp_path) == {"zero": 1, "one": 2, "two": 1, "three": 4}
 
 
+@pytest.mark.slow
 @needs_ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_cell_whose_worker_is_killed_is_tried_again_and_reported(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_quasi_random_estimates_have_no_bias(oracle: Oracle) -> None:
     assert abs(ratios.mean() - 1) < 4 * ratios.std() / 400**0.5
 
 
+@pytest.mark.slow
 def test_chains_of_nuts_move_in_the_coordinates_of_its_density(oracle: Oracle) -> None:
     x = oracle.data(3)
     options = {"num_samples": 200, "warmup_steps": 50, "seed": 0, "progress": False}

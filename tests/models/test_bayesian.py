@@ -144,6 +144,7 @@ def test_keyword_arguments_reach_the_draws_of_global_latents() -> None:
     assert not np.allclose(one, other)
 
 
+@pytest.mark.slow
 def test_the_average_is_the_marginal_of_a_closed_form() -> None:
     """x = w + z + noise with w global: given the data the predictive of one datum is known."""
     x = torch.tensor([0.5, -1.0, 2.0]).double()

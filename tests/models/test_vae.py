@@ -190,6 +190,7 @@ def test_predictive(vae: pv.VAE, x: Tensor) -> None:
     assert draws["x"].shape == (7, 12, 6)
 
 
+@pytest.mark.slow
 def test_nuts_finds_the_posterior() -> None:
     oracle = Oracle()
     x = oracle.data(2)

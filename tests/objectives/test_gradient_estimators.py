@@ -44,6 +44,7 @@ def measured(problem: Problem) -> dict[tuple[str, int], Moments]:
     return {(name, draws): moments.measure(problem, name, draws, TOY) for name, draws in cells}
 
 
+@pytest.mark.slow
 def test_only_the_density_alone_is_biased(problem: Problem, measured: dict[tuple[str, int], Moments]) -> None:
     assert problem.exact is not None
     for (name, _), own in measured.items():

@@ -34,6 +34,7 @@ def test_calibration_marks_the_units_that_are_not_calibrated() -> None:
     assert line.get_ydata().max() == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_band_of_calibration_holds_uniform_ranks() -> None:
     random = np.random.default_rng(1)
     runs, left = 100, 0

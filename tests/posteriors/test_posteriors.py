@@ -51,6 +51,7 @@ def test_heavy_tails_are_better_proposals_than_a_posterior_that_is_too_narrow() 
         assert error.mean().abs() < 0.05
 
 
+@pytest.mark.slow
 def test_correlated_posteriors_learn_a_correlated_truth() -> None:
     oracle = Oracle()
     mix = torch.tensor([[1.0, 0.0], [0.9, 0.4]]).double()  # rotates the latents, so that p(z | x) is correlated

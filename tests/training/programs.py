@@ -31,20 +31,15 @@ class Script(nn.Module):
 
 
 class Global(nn.Module):
-    """A program with a latent outside the data plate: it can be trained, but not evaluated per datum.
+    """A program with a latent outside the data plate: it can be trained, but not evaluated per datum."""
 
-    Args:
-        size: Number of the training data; with None, that of the batch.
-    """
-
-    def __init__(self, size: int | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.size = size
         self.loc = nn.Parameter(torch.zeros(()))
 
     def model(self, x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
-        with pyro.plate("data", self.size or len(x), subsample=torch.arange(len(x))):
+        with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(loc, 1.0).expand([6]).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:

@@ -45,6 +45,7 @@ def test_training_raises_the_elbo_on_real_digits() -> None:
     assert float(after) == pytest.approx(history.valid[-1], abs=2)  # the same units, nats per datum
 
 
+@pytest.mark.slow
 def test_training_finds_probabilistic_pca() -> None:
     oracle = Oracle()
     x = oracle.data(4000).float()

@@ -38,6 +38,7 @@ def test_compiled_losses_are_those_of_pyro(case: str) -> None:
     assert svi._step.gradients.compile_seconds > 0
 
 
+@pytest.mark.slow
 def test_compiled_for_real() -> None:
     expected = losses(made(pyro.infer.SVI, "a function and a module"))
     assert losses(made(pv.SVI, "a function and a module", compile=True)) == pytest.approx(expected, rel=1e-4)

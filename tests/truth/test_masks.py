@@ -74,7 +74,7 @@ def test_a_mask_that_both_programs_have_is_right(tool: str, sample: Callable[[An
         log_weights = TOOLS[tool](model, guide, (x, mask))
         assert (log_weights == 0).all(0).tolist() == (~mask).tolist()
     else:
-        options: dict[str, Any] = {"small batches": {"memory": 10_000}, "compiled": {"compile": True}}.get(tool, {})
+        options: dict[str, Any] = {"small batches": {"memory": 100_000}, "compiled": {"compile": True}}.get(tool, {})
         found = E.evaluate(model, guide, (x, mask), 2000, seed=0, **options)
         check_close(found, np.where(mask, exact_normal(x), 0))
 

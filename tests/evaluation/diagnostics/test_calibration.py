@@ -235,6 +235,7 @@ def ranks_in_a_process() -> dict[str, Any]:
     return {name: values.values.tolist() for name, values in calibrated().items()}
 
 
+@pytest.mark.slow
 def test_processes_divide_a_calibration() -> None:
     one = ranks_in_a_process()
     assert len(one["z1"]) == 90

@@ -57,6 +57,7 @@ def test_both_gaps_are_those_of_the_closed_form() -> None:
     assert abs(gaps.inference_gap - gaps.approximation_gap - gaps.amortization_gap).max() < 1e-12
 
 
+@pytest.mark.slow
 def test_the_flow_closes_the_approximation_gap() -> None:
     vae, x, log_p = correlated()
     x, log_p = x[:20], log_p[:20]

@@ -42,6 +42,7 @@ def test_verdicts_on_the_oracle(scale: float, shift: float, num_samples: int, ve
     assert float((diagnose(results).verdict == verdict).mean()) >= share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.75**0.5, 0.4**0.5])  # k = 0.25, and 0.6: infinite variance
 def test_the_predicted_draws_halve_the_error(scale: float) -> None:
     oracle = Oracle(scale)

@@ -49,11 +49,11 @@ def parameters_of(module: Any, batch: Batch) -> list[Tensor]:
 
 
 def paths(made: Example, weighted: bool = False) -> tuple[Bound, CompiledGradients, list[Tensor]]:
-    module, objective, batches, _ = made
+    module, objective, batches, _, size = made
     parameters = parameters_of(module, batches[0])
     eager = Bound(module, objective)
     with isolated(module.model, module.guide, seed=0):
-        eager.check(batches[0], 8)
+        eager.check(batches[0], size)
     others = [*module.parameters(), *module.buffers()]
     named = {str(index): parameter for index, parameter in enumerate(parameters)}
     return eager, CompiledGradients(eager, named, others, module.modules(), weighted=weighted), parameters
@@ -127,7 +127,7 @@ def test_the_weight_has_the_precision_of_the_data() -> None:
 
 @pytest.mark.parametrize("name", ["batch norm", "dropout", "spectral norm", "parameters in the store", "scores"])
 def test_to_trace_leaves_everything_as_it_was(name: str) -> None:
-    module, objective, (batch, _), _ = PROGRAMS[name]()
+    module, objective, (batch, _), *_ = PROGRAMS[name]()
     parameters = parameters_of(module, batch)
     gradients = Bound(module, objective)
     with pyro.validation_enabled(False):

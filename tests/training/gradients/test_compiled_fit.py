@@ -32,6 +32,7 @@ def regularized_vae() -> pv.VAE:
     return vae.double()
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_the_run(x: Tensor) -> None:
     """Two shapes of batch, annealing, new binary data at every step, a schedule and validation data."""
     options = {
