@@ -111,6 +111,7 @@ def in_a_process() -> Any:
     return jackknife(oracle.vae.model, oracle.vae.guide, oracle.data(40), 100, memory=2**16).to_dict()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_result_of_one() -> None:
     one = in_a_process()
     for result in in_each(2, in_a_process):

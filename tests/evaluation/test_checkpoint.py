@@ -132,7 +132,11 @@ def test_a_damaged_file_is_refused(damage: Callable[[bytes, Path], bytes], tmp_p
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number",
+    [errno.ENOSPC, *(pytest.param(number, marks=pytest.mark.slow) for number in (errno.EACCES, errno.EIO))],
+    ids=errno.errorcode.get,
+)
 def test_a_write_that_fails_costs_no_row(
     call: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

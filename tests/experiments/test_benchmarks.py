@@ -153,6 +153,7 @@ def test_contenders_do_the_same_work(k: int, monkeypatch: pytest.MonkeyPatch) ->
     assert facts["pyrovae"]["loss"] == pytest.approx(log_two, rel=0.2)
 
 
+@pytest.mark.slow
 def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = training.main(training.Options(**TOY, contenders=("PyTorch",), out=tmp_path))
     assert list(table.index) == ["PyTorch"]

@@ -114,6 +114,7 @@ def test_a_prediction_averages_probabilities(points: Tensor, path: list[HalfStep
     assert (single[0].mcse == 0).all()
 
 
+@pytest.mark.slow
 def test_variational_inference_finds_a_conjugate_posterior() -> None:
     """One component, of which much is known: the posterior's spread of the mean is the standard error of the data."""
     generator = torch.Generator().manual_seed(0)

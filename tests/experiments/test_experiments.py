@@ -110,9 +110,12 @@ def test_a_package_runs_its_scripts_with_their_options(package: str, monkeypatch
 
 
 ELSEWHERE = ("elbo_vs_iwae", "blurriness.experiment")  # run with more assertions by other ordinary tests
+LONG = ("published_protocol", "em.bayesian", "gradient_estimators.moments", "evaluation")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ELSEWHERE else ()) for n in TOYS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ELSEWHERE + LONG else ()) for n in TOYS]
+)
 def test_experiment(name: str, tmp_path: Path) -> None:
     module = importlib.import_module(f"experiments.{name}")
     module.main(module.Options(**TOYS[name], out=tmp_path))

@@ -119,6 +119,7 @@ def globals_in_a_process(folder: Path | None = None) -> list[float]:
     return [*results.log_predictive.values, *results.log_likelihood.values.ravel()]
 
 
+@pytest.mark.slow
 def test_processes_and_a_folder_leave_the_average_as_it_is(tmp_path: Path) -> None:
     one = globals_in_a_process()
     assert in_each(2, globals_in_a_process) == [one, one]

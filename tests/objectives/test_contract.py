@@ -28,6 +28,7 @@ from tests.objectives.by_hand import deep_vae, gradients
 from tests.objectives.examples import MAKERS
 
 PLAIN = {name: make for name, make in MAKERS.items() if not name.startswith("Beta")}
+TRAINED = ("IWAE", "doubly", "ReweightedWakeSleep", "MMD")  # in every run of the tests, the others in the slow ones
 OURS = {name: make for name, make in MAKERS.items() if not name.startswith("BetaELBO")}
 
 
@@ -36,7 +37,11 @@ def test_all_public_names_are_tried() -> None:
     assert tried - {"Truncated"} | {"WeightObjective"} == set(objectives.__all__)
 
 
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, marks=() if name in TRAINED else pytest.mark.slow) for name, make in MAKERS.items()],
+    ids=MAKERS,
+)
 def test_fit_trains_with_it(make: Callable[[], Any], vae: pv.VAE, x: Tensor) -> None:
     before = [parameter.detach().clone() for parameter in vae.parameters()]
     history = pv.fit(vae, x, x, objective=make(), epochs=40, batch_size=6, kl_warmup=2, learning_rate=0.02, seed=0)

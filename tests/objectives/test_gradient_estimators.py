@@ -55,6 +55,7 @@ def test_only_the_density_alone_is_biased(problem: Problem, measured: dict[tuple
             assert moments.z_scores(own, problem.exact).abs().max() < 4.5
 
 
+@pytest.mark.slow
 def test_variances_are_ordered_and_fall_with_the_draws(measured: dict[tuple[str, int], Moments]) -> None:
     variance = {cell: float(own.variance.sum()) for cell, own in measured.items()}
     for draws in (1, 10):

@@ -133,7 +133,10 @@ def worst(vae: Any, first: Any, second: Any, x: Tensor, t: float = 1.0) -> float
 
 
 @pytest.mark.parametrize("t", [1.0, pytest.param(0.4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", [flat_vae, deep_vae, vamp_vae, mvn_vae, flow_vae])
+@pytest.mark.parametrize(
+    "make",
+    [flat_vae, *(pytest.param(make, marks=pytest.mark.slow) for make in (deep_vae, vamp_vae, mvn_vae, flow_vae))],
+)
 def test_doubly_reparameterized_gradients_are_unbiased(make: Callable[[], Any], t: float) -> None:
     vae, x = make(), torch.tensor([[1.5, -1.0, 2.0]]).double()
     assert worst(vae, IWAE(3, gradient="doubly_reparameterized"), IWAE(3), x, t) < 4.5

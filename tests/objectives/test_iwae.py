@@ -61,6 +61,7 @@ def test_all_ways_to_call_it_agree(vae: pv.VAE, x: Tensor, vectorize: bool) -> N
     assert losses == pytest.approx([losses[0]] * 4)
 
 
+@pytest.mark.slow
 def test_svi_trains_with_it(vae: pv.VAE, x: Tensor) -> None:
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), IWAE(3))
     losses = [svi.step(x) for _ in range(200)]

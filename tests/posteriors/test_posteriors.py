@@ -79,6 +79,7 @@ def test_correlated_posteriors_learn_a_correlated_truth() -> None:
     assert max(gaps["correlated"], gaps["low rank"]) < 0.03 < 0.1 < gaps["mean field"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -77,9 +77,10 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "global generators": (small_vae, {"seed": None, "transform": noisy}),
     "no validation data": (small_vae, {"valid": None}),
 }
+LONG = ("compiled", "graph", "milestones", "once a cycle", "momentum, plateaus", "an objective that asks the program")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "compiled" else ()) for n in RUNS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in RUNS])
 def test_a_run_that_goes_on_is_the_run(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if name == "graph":
         request.getfixturevalue("interpreted")

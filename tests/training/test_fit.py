@@ -192,7 +192,7 @@ def test_programs_with_a_penalty_and_conditioned_programs_train(vae: pv.VAE, x: 
     assert vae.likelihood.network[0].weight.square().sum().item() < before
 
 
-@pytest.mark.parametrize("enumerate_in", ["model", "guide"])
+@pytest.mark.parametrize("enumerate_in", ["model", pytest.param("guide", marks=pytest.mark.slow)])
 def test_enumerated_labels_train(enumerate_in: str) -> None:
     class Mixture(nn.Module):
         def __init__(self) -> None:

@@ -111,6 +111,7 @@ def test_best_weights_are_restored_and_training_stops_early(x: Tensor) -> None:
     assert all(torch.equal(tensor, best[name]) for name, tensor in vae.state_dict().items())
 
 
+@pytest.mark.slow
 def test_buffers_are_those_of_the_best_epoch(x: Tensor) -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:

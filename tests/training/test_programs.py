@@ -107,8 +107,8 @@ MEANS = {
 }
 
 
-# Other subclasses of AutoContinuous do what AutoMultivariateNormal does.
-SIMILAR = ("AutoDiagonalNormal", "AutoLowRankMultivariateNormal")
+# Subclasses of AutoContinuous, whose latents of all data are one vector, take their time.
+SIMILAR = ("AutoDiagonalNormal", "AutoLowRankMultivariateNormal", "AutoMultivariateNormal")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SIMILAR else ()) for n in MEANS])

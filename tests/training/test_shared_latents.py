@@ -79,7 +79,9 @@ def test_a_site_outside_the_data_plate_needs_the_full_size(make: Callable[[], Sh
     assert len(fit(make(), x, epochs=1, batch_size=1000, seed=0).train) == 1
 
 
-@pytest.mark.parametrize("make", [Declared, ByHand], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [Declared, pytest.param(ByHand, marks=pytest.mark.slow)], ids=lambda make: make.__name__
+)
 def test_the_posterior_of_a_shared_latent_is_that_of_all_data(make: Callable[[], Shared]) -> None:
     x = torch.randn(1000) * 2 + 3
     module = make()

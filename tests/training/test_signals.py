@@ -23,7 +23,9 @@ pytestmark = [  # of runs that are made in parts
 
 
 @pytest.mark.parametrize("step", [1, 7, 8, 9])  # of three steps an epoch
-@pytest.mark.parametrize("way", ["eager", "graph", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "way", ["eager", *(pytest.param(way, marks=pytest.mark.slow) for way in ("graph", "compiled"))]
+)
 def test_a_run_stopped_amid_an_epoch_goes_on_from_that_step(
     step: int, way: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -129,6 +129,7 @@ def test_the_datum_is_named() -> None:
         E.evaluate(model, guide, x, 20, seed=0)
 
 
+@pytest.mark.slow
 def test_other_classes_of_distributions_with_the_same_support_are_right() -> None:
     x = torch.tensor([0.1, 0.5, 1.2])
     fine = {

@@ -40,6 +40,7 @@ def test_annealing_that_is_far_off_is_not_reliable(scale: float, chains: int, te
         assert set(verdict) <= {"more draws", "proposal too narrow"}
 
 
+@pytest.mark.slow
 def test_more_temperatures_and_chains_make_annealing_reliable() -> None:
     few = E.ais(normal_model, narrow(0.2), X, 32, num_temperatures=30, seed=0)
     table = E.verdicts(few, precision=0.2)
@@ -142,6 +143,7 @@ def test_the_advice_on_packing_works() -> None:
     check_close(E.evaluate(local_model, guide, X[:5], 5000, seed=0), exact_normal(X[:5]))
 
 
+@pytest.mark.slow
 def test_the_advice_on_packing_works_beside_a_shared_latent() -> None:
     guide = trained(autoguide.AutoNormal(mixed_model), mixed_model)
     found = E.evaluate_globals(mixed_model, guide, X[:5], 5000, num_draws=8, seed=0)
@@ -149,7 +151,9 @@ def test_the_advice_on_packing_works_beside_a_shared_latent() -> None:
     assert abs(found.log_predictive.values - right).max() < 0.25  # w is near 0
 
 
-@pytest.mark.parametrize("make", [autoguide.AutoNormal, *PACKING[:2]])
+@pytest.mark.parametrize(
+    "make", [autoguide.AutoNormal, *(pytest.param(make, marks=pytest.mark.slow) for make in PACKING[:2])]
+)
 def test_a_guide_of_shared_latents_alone_is_evaluated(make: Callable[..., Any]) -> None:
     guide = trained(make(shared_model), shared_model)
     found = E.evaluate_globals(shared_model, guide, X[:5], 200, num_draws=20, seed=0)

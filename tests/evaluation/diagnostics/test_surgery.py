@@ -259,6 +259,7 @@ def divergences_of_one_batch() -> tuple[Any, Any]:
     return divergences.z.dims, divergences.z.values.tolist()
 
 
+@pytest.mark.slow
 def test_a_process_without_a_batch_has_the_dimensions_of_the_result() -> None:
     one = divergences_of_one_batch()
     assert in_each(2, divergences_of_one_batch) == [one, one]

@@ -108,6 +108,7 @@ def test_the_inverse_weights_of_reverse_chains_are_unbiased() -> None:
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / 8000**0.5
 
 
+@pytest.mark.slow
 def test_the_sandwich_closes_on_the_oracle() -> None:
     oracle = Oracle(0.5, 1.0)
     widths = []

@@ -17,6 +17,7 @@ from tests.oracle import Oracle
 from tests.scripts import SCRIPTS, Chain, GammaPoisson
 
 
+@pytest.mark.slow
 def test_the_posterior_of_the_oracle() -> None:
     oracle = Oracle(0.3, 2.0)  # a guide that is far off
     x = oracle.data(2)
@@ -36,6 +37,7 @@ def test_the_posterior_of_the_oracle() -> None:
     assert (reference.mcse < 0.05).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: type(script).__name__)
 def test_any_program(script: GammaPoisson) -> None:
     x = script.data(3)
