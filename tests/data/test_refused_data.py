@@ -77,7 +77,7 @@ def test_chunks_of_a_check_count_on(x: Tensor, monkeypatch: pytest.MonkeyPatch) 
             as_source("train", data).check()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("items", "error", "message"),
     [

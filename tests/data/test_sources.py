@@ -185,6 +185,7 @@ def test_batches_of_a_mapped_file_are_copies(tmp_path: Path) -> None:
     assert all((batch == 0).all() for batch in batches)
 
 
+@pytest.mark.slow
 def test_a_mapped_file_is_never_copied_as_a_whole(tmp_path: Path) -> None:
     script = """
         import sys, numpy as np, torch, tracemalloc

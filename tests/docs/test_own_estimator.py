@@ -49,6 +49,7 @@ def test_it_is_the_formula(oracle: Oracle, num_samples: int) -> None:
     assert float(result.mcse[0]) == pytest.approx(error, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_it_has_less_bias_than_the_logarithm_of_the_mean() -> None:
     oracle = Oracle(scale=1.3, shift=0.8)
     x = oracle.data(1).repeat(20_000, 1)

@@ -259,6 +259,7 @@ def test_the_table_has_a_row_for_every_way_and_leaves_out_what_is_not_there(
     assert list(toy.index) == ["KL", "reverse KL", "Jensen-Shannon"]
 
 
+@pytest.mark.slow
 def test_only_the_models_asked_for_are_trained(tmp_path: Path) -> None:
     table = main(Options(**TOY, models=("f-GAN, KL",), out=tmp_path))
     assert list(table.index) == ["real, training data", "f-GAN, KL"]

@@ -110,7 +110,7 @@ def test_a_package_runs_its_scripts_with_their_options(package: str, monkeypatch
 
 
 ELSEWHERE = ("elbo_vs_iwae", "blurriness.experiment")  # run with more assertions by other ordinary tests
-LONG = ("published_protocol", "em.bayesian", "gradient_estimators.moments", "evaluation")
+LONG = ("priors", "likelihoods", "published_protocol", "em.bayesian", "gradient_estimators.moments", "evaluation")
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ def test_each_datum_has_a_flow_of_its_own() -> None:
     assert moved.tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 def test_the_flow_starts_at_a_guide_that_is_no_normal() -> None:
     torch.manual_seed(1)
     vae = pv.VAE(

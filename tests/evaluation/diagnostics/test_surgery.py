@@ -85,6 +85,7 @@ def test_collapsed_units() -> None:
         pv.evaluation.collapsed_units(divergences, epsilon=0)
 
 
+@pytest.mark.slow
 def test_surgery_against_the_mixture_written_by_hand() -> None:
     oracle = Oracle(0.7, 0.3)
     x = oracle.data(90)

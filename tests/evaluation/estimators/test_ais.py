@@ -63,6 +63,7 @@ def test_few_temperatures_are_unbiased_too() -> None:
     assert ratios.std() > 0.05
 
 
+@pytest.mark.slow
 def test_annealing_repairs_a_proposal_that_importance_sampling_cannot_use() -> None:
     oracle = Oracle(0.3, 2.0)
     x = oracle.data(16)
@@ -76,6 +77,7 @@ def test_annealing_repairs_a_proposal_that_importance_sampling_cannot_use() -> N
     assert (annealed.acceptance > 0.4).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: type(script).__name__)
 def test_any_program(script: GammaPoisson) -> None:
     x = script.data(200)

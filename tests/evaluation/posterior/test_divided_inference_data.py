@@ -38,6 +38,7 @@ def groups_of_one_batch() -> dict[str, dict[str, Any]]:
     return groups_of(vae.model, vae.guide, torch.ones(4, 6))
 
 
+@pytest.mark.slow
 def test_a_process_without_a_batch_has_the_names_of_dimensions() -> None:
     one = groups_of_one_batch()
     assert one["posterior"]["z"][0] == ("chain", "draw", "datum", "z_dim_0")
