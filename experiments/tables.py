@@ -223,6 +223,7 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
     "likelihoods": partial(results, "results/likelihoods", columns=BITS),
     "autoencoders": partial(results, "results/autoencoders", columns=CODES),
     "sweep": partial(results, "results/sweep", columns=("ELBO", "IWAE_200", "difference", "error over data")),
+    "colour": partial(results, "results/colour"),
     "gaps": gaps,
     "programs": program_outcomes,
     "programs, refusals": program_refusals,
