@@ -29,7 +29,11 @@ def check_precision(precision: Precision | None, device: torch.device) -> None:
         ValueError: If there is no such precision, or the device does not have it.
     """
     if precision is not None and precision not in get_args(Precision):
-        raise ValueError(f"precision is one of {get_args(Precision)}, or None for torch's own, got {precision!r}")
+        raise ValueError(
+            f"precision is one of {get_args(Precision)}, or None for torch's own, got {precision!r}; it "
+            f"sets matrix products. A Monte Carlo error in nats is the precision of log_likelihood, verdicts and "
+            f"draws_needed"
+        )
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"TF32 is a format of CUDA devices, not of {device.type!r}; use precision='bfloat16' or None")
 

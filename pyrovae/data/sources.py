@@ -130,6 +130,8 @@ def _source(name: str, data: Any) -> Source | Stream:
 
 
 def _described(data: Any) -> str:
+    if all(hasattr(data, part) for part in ("train", "valid", "test")):
+        return f"a {type(data).__name__} with .train, .valid and .test"
     if isinstance(data, list | tuple):
         return f"a {type(data).__name__} of {sorted({type(part).__name__ for part in data}) or 'nothing'}"
     return f"a {type(data).__name__}"

@@ -12,6 +12,10 @@ from torch import Tensor
 from pyrovae.distributions.unit_interval import OpenUnitInterval
 
 
+class OutsideColumnError(ValueError):
+    """A value cannot be scored by the distribution of its column. Missing values are not the cause."""
+
+
 class Columns(TorchDistribution):
     """Distributions side by side in the last batch dimension, one or several columns each; NaN means missing.
 
@@ -90,10 +94,17 @@ class Columns(TorchDistribution):
         if not inside.all():
             column = int((~inside).nonzero()[0])
             own, family = value[..., column], type(getattr(part, "base_dist", part)).__name__
-            raise ValueError(
+            raise OutsideColumnError(
                 f"column {self.names[start + column]!r} holds values from {own.min():.4g} to {own.max():.4g}, which "
                 f"a {family} cannot score. Recode the column, or choose another likelihood for it"
             )
+
+
+def names_column(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it was raised from, is an :class:`OutsideColumnError`."""
+    while error is not None and not isinstance(error, OutsideColumnError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class _ColumnSupport(constraints.Constraint):

@@ -44,6 +44,7 @@ def codes(
         ``ax`` or ``axes`` as given; by default an array with the axes of each panel.
 
     Raises:
+        TypeError: If codes are a distribution.
         ValueError: If codes are not of shape ``(n, latent)`` with at least two dimensions, labels are not ``n``, the
             projection is not of shape ``(n, 2)``, or the axes are not as many as the panels.
 
@@ -56,6 +57,11 @@ def codes(
     planes, labels = {}, {}
     for name, (points, given) in panels.items():
         labels[name] = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+        if isinstance(points, torch.distributions.Distribution):
+            raise TypeError(
+                f"Codes of {name!r} must be a tensor, got the distribution {type(points).__name__}. Pass its mean, as "
+                f"in vae.encode(x).mean."
+            )
         z = torch.as_tensor(points).detach().cpu().numpy()
         if z.ndim != 2 or z.shape[1] < 2 or labels[name].shape != z.shape[:1]:
             shapes = [z.shape, labels[name].shape]

@@ -7,6 +7,7 @@ import pyro
 from pyro import poutine
 from torch import nn
 
+from pyrovae.distributions.columns import names_column
 from pyrovae.isolation import isolated
 from pyrovae.training.batches import Batches
 from pyrovae.training.gradients import Gradients
@@ -34,7 +35,8 @@ def check_data(loss: Loss, batches: Batches, tensors: Tensors) -> None:
                 _check_scale(error, tensors.module, batch)
                 raise
             except (ValueError, RuntimeError) as error:
-                batches.check(error)
+                if not names_column(error):  # a table may hold NaN, which is then not the cause
+                    batches.check(error)
                 raise
             if not is_finite:
                 batches.check()

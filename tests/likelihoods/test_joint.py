@@ -128,3 +128,18 @@ def test_draws_and_moments() -> None:
     assert ((draws.mean(0) - p.mean.squeeze(0)).abs() < 4 * error).all()
     torch.testing.assert_close(draws.var(0), p.variance.squeeze(0).detach(), rtol=0.1, atol=0.01)
     assert p.expand((3, 1)).sample().shape == (3, 1, 5)
+
+
+@pytest.mark.parametrize("call", ["fit", "evaluate"])
+def test_a_wrong_code_is_reported_although_other_values_are_missing(call: str) -> None:
+    """The codes of pandas are -1 for missing values, and the message names that column instead of the NaN."""
+    x = table(20)
+    x[:, 3], x[::2, 0] = -1.0, torch.nan
+    vae = vae_of_table(joint())
+    with pytest.raises(ValueError, match="column 'group' holds values from -1 "):
+        pv.fit(vae, x, epochs=1, progress=False) if call == "fit" else pv.evaluation.evaluate(vae, x, 10, seed=0)
+
+
+def test_impute_says_how_a_mask_is_made() -> None:
+    with pytest.raises(TypeError, match=r"got a Tensor. For a tensor x with NaN, pass \(x.nan_to_num"):
+        pv.evaluation.impute(vae_of_table(joint()), table(5))  # type: ignore[arg-type]

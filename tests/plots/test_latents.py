@@ -103,3 +103,9 @@ def test_codes_of_a_wrong_shape_are_refused() -> None:
         plots.codes({"a": (torch.zeros(5, 1), torch.zeros(5))})
     with pytest.raises(ValueError, match=r"got \[\(5, 2\), \(4,\)\]. Give one label to each code"):
         plots.codes({"a": (torch.zeros(5, 2), ["x"] * 4)})
+
+
+def test_a_posterior_in_place_of_codes_is_refused() -> None:
+    posterior = torch.distributions.Normal(torch.zeros(5, 2), 1.0)
+    with pytest.raises(TypeError, match=r"got the distribution Normal. Pass its mean"):
+        plots.codes({"VAE": (posterior, np.zeros(5))})

@@ -32,6 +32,7 @@ def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
         and ``p_value``, two-sided. With M held-out data the smallest p-value is ``2 / (M + 1)``.
 
     Raises:
+        TypeError: If an argument is not a result.
         ValueError: If a result holds no ``log_likelihood`` over ``datum``; or if both differ in base measure,
             binarization or estimator.
 
@@ -50,6 +51,11 @@ def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
     import xarray as xr
 
     for name, result in (("results", results), ("reference", reference)):
+        if not isinstance(result, xr.Dataset):
+            raise TypeError(
+                f"{name} must be the result of an estimator, got a {type(result).__name__}. Pass "
+                f"pyrovae.evaluation.log_likelihood(vae, x)"
+            )
         if "log_likelihood" not in result or result.log_likelihood.dims != ("datum",):
             raise ValueError(
                 f"{name} holds no log_likelihood over 'datum' but {dict(result.sizes)}. Pass the result of an estimator"

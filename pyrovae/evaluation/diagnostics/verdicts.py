@@ -91,7 +91,7 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
     import xarray as xr
 
     num_samples = _num_samples(results)
-    _check_precision(precision)
+    check_wanted_precision(precision)
     pareto_k = results.pareto_k.where(results.pareto_k < 1)
     by_error = num_samples * _excess(results, precision) ** (1 / (1 - pareto_k.clip(min=0.5)))
     at_least = 10 ** (1 / (1 - pareto_k.clip(min=0)))
@@ -179,7 +179,7 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     """
     import xarray as xr
 
-    _check_precision(precision)
+    check_wanted_precision(precision)
     if "mcse" not in results:
         raise ValueError(f"these results hold no 'mcse' but {list(results)}; evaluate the model")
     weights = _count(results)
@@ -282,7 +282,19 @@ def _excess(results: "xr.Dataset", precision: float) -> "xr.DataArray":
     return np.sqrt((results.mcse**2 - rounding**2).clip(min=0.0) / left)
 
 
-def _check_precision(precision: float) -> None:
+def check_wanted_precision(precision: float) -> None:
+    """Check a Monte Carlo standard error that estimates should reach.
+
+    Raises:
+        TypeError: If it is the name of a dtype, the ``precision`` of matrix products in :class:`Options`.
+        ValueError: If it is not positive and finite.
+    """
+    if isinstance(precision, str):
+        raise TypeError(
+            f"precision is the Monte Carlo standard error to reach here, in nats, got {precision!r}. To set the "
+            f"precision of matrix products, pass evaluate(..., precision={precision!r}) or "
+            f"log_likelihood(..., product_precision={precision!r})"
+        )
     if not 0 < precision < np.inf:
         raise ValueError(
             f"precision, the standard error to reach in nats, must be positive and finite, got {precision}"

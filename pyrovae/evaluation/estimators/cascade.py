@@ -19,7 +19,6 @@ it by more than their errors allow. All estimates are lower bounds in expectatio
 proposal, is the sign of a missed mode.
 """
 
-import math
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -32,7 +31,7 @@ from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.batches import Batch
-from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, is_tail_light
+from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, check_wanted_precision, is_tail_light
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
 from pyrovae.evaluation.estimators.stages import Stages, cost, scores_guide
 from pyrovae.evaluation.options import Options, SharedOptions
@@ -91,6 +90,7 @@ def log_likelihood(
 
     Raises:
         TypeError: As :func:`evaluate`.
+        TypeError: If ``precision`` is the name of a dtype, which belongs in ``product_precision``.
         ValueError: As :func:`evaluate`; if ``precision`` or ``budget`` is not positive.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
@@ -111,8 +111,9 @@ def log_likelihood(
         (True, True)
     """
     check_whole(num_samples=num_samples, budget=budget)
-    if not 0 < precision < math.inf or budget < 1:
-        raise ValueError(f"precision and budget must be positive, got precision={precision} and budget={budget}")
+    check_wanted_precision(precision)
+    if budget < 1:
+        raise ValueError(f"budget must be positive, got {budget}")
     if num_samples <= FEW_WEIGHTS:
         raise ValueError(f"a verdict needs more than {FEW_WEIGHTS} draws, got num_samples={num_samples}")
     settings: Options = {**options, "precision": product_precision}

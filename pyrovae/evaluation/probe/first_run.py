@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._waist.errors import OutsideSupportError, ProgramError
+from pyrovae.distributions.columns import names_column
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
 FEWEST = 4  # data of the run, by which a second run can take three and leave out the first
@@ -46,7 +47,7 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
         if 1 < len(passing) < min(some, num_finite):
             trials.leave_out_failing(passing)
             return trials.reference(len(passing)), True
-        if not missing:
+        if not missing or names_column(error):
             raise
         known = set(trials.finite.tolist())
         first = next(i for i in range(size) if i not in known)

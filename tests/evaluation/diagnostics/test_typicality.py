@@ -57,3 +57,8 @@ def test_results_of_different_things_are_refused(attribute: str) -> None:
 def test_a_result_without_log_likelihoods_is_refused() -> None:
     with pytest.raises(ValueError, match="reference holds no log_likelihood over 'datum'"):
         typicality(result_of([0.0]), xr.Dataset())
+
+
+def test_a_vae_in_place_of_a_result_is_refused() -> None:
+    with pytest.raises(TypeError, match="results must be the result of an estimator, got a VAE"):
+        typicality(Oracle().vae, result_of([0.0]))  # type: ignore[arg-type]

@@ -1,12 +1,13 @@
 """Verdicts are right where the proposal is known to be right, too narrow, too wide or shifted; so are predictions."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from pyrovae.evaluation import diagnose, draws_needed, evaluate, verdicts
+from pyrovae.evaluation import diagnose, draws_needed, evaluate, log_likelihood, verdicts
 from pyrovae.evaluation.diagnostics.verdicts import tail_shape
 from tests.oracle import Oracle
 
@@ -167,3 +168,15 @@ def test_the_summary_is_over_data_alone() -> None:
     assert diagnose(two).verdict.sizes == {"draw": 2, "datum": 1}
     with pytest.raises(ValueError, match=r"over 'datum' alone.*\('draw', 'datum'\)"):
         verdicts(two)
+
+
+@pytest.mark.parametrize("judge", [draws_needed, verdicts])
+def test_a_dtype_is_no_monte_carlo_error(judge: Callable[..., object]) -> None:
+    with pytest.raises(TypeError, match=r"in nats, got 'bfloat16'. .*product_precision='bfloat16'"):
+        judge(xr.Dataset(), precision="bfloat16")
+
+
+def test_log_likelihood_refuses_a_dtype_as_its_monte_carlo_error() -> None:
+    oracle = Oracle()
+    with pytest.raises(TypeError, match="product_precision='bfloat16'"):
+        log_likelihood(oracle.vae.model, oracle.vae.guide, oracle.data(2), precision="bfloat16")  # type: ignore[arg-type]
