@@ -90,8 +90,8 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
     """
     import xarray as xr
 
-    num_samples = _num_samples(results)
     check_wanted_precision(precision)
+    num_samples = _num_samples(results)
     pareto_k = results.pareto_k.where(results.pareto_k < 1)
     by_error = num_samples * _excess(results, precision) ** (1 / (1 - pareto_k.clip(min=0.5)))
     at_least = 10 ** (1 / (1 - pareto_k.clip(min=0)))
