@@ -302,7 +302,8 @@ def train_pythae(train: Tensor, options: Options) -> Trained:
     def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
         with torch.no_grad():
             images, zeros = exact.decoder(z).reconstruction, torch.zeros_like(z[:1])
-            losses = [exact.loss_function(*pair, zeros, zeros, zeros)[1] for pair in zip(images[:, None], x[:, None])]
+            pairs = zip(images[:, None], x[:, None], strict=True)  # pythae returns a mean over the data
+            losses = [exact.loss_function(*pair, zeros, zeros, zeros)[1] for pair in pairs]
         return -torch.stack(losses)
 
     return Trained({name: value.numpy(force=True) for name, value in model.state_dict().items()}, log_likelihood)
@@ -357,7 +358,9 @@ def train_numpyro(train: Tensor, options: Options) -> Trained:
         with jax.enable_x64(True):
             exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), parameters)
             trained = numpyro.handlers.substitute(model, data=exact)
-            found = numpyro_log_likelihood(trained, {"z": jnp.asarray(z.numpy())[None]}, jnp.asarray(x.flatten(1).numpy()))
+            found = numpyro_log_likelihood(
+                trained, {"z": jnp.asarray(z.numpy())[None]}, jnp.asarray(x.flatten(1).numpy())
+            )
             return torch.tensor(np.asarray(found["x"][0]))
 
     return Trained(dict(leaves(parameters)), log_likelihood)

@@ -51,7 +51,9 @@ class Options(rows.Options):
         if self.schedule == "paper" and self.epochs != sum(epochs for epochs, _ in STAGES):
             raise ValueError(f"the paper's schedule has 3280 epochs, got epochs={self.epochs}; give --epochs 3280")
         if self.schedule == "paper" and self.optimizer != "adam":
-            raise ValueError(f"the paper's schedule is one of Adam, got optimizer={self.optimizer!r}; give --optimizer adam")
+            raise ValueError(
+                f"the paper's schedule is one of Adam, got optimizer={self.optimizer!r}; give --optimizer adam"
+            )
 
 
 def main(options: Options) -> pd.DataFrame:

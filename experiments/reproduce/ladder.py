@@ -63,7 +63,7 @@ class LadderVAE(nn.Module):
     ) -> None:
         super().__init__()
         if not latents or len(latents) != len(hidden):
-            raise ValueError(f"LadderVAE: got {len(latents)} latents and {len(hidden)} widths. Give one of each a layer")
+            raise ValueError(f"LadderVAE: got {len(latents)} latents and {len(hidden)} widths. Give both for a layer.")
         self.event_shape, self.latents, self.hidden = tuple(event_shape), tuple(latents), tuple(hidden)
         size = math.prod(event_shape)
         self.up = nn.ModuleList(

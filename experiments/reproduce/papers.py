@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from experiments.reproduce import iwae, posteriors, rainforth, vampprior
+from experiments.reproduce import flow_and_ladder, iwae, rainforth, vampprior
 from experiments.reproduce.rows import Row
 
 PAPERS: dict[str, Mapping[str, Row]] = {
     "iwae": iwae.ROWS,
     "rainforth": rainforth.ROWS,
     "vampprior": vampprior.ROWS,
-    "posteriors": posteriors.ROWS,
+    "flow_and_ladder": flow_and_ladder.ROWS,
 }
 MAIN = "."  # the part of the rows of the tables themselves
 AGAIN = "1 layer, IWAE, k = 5"  # the row of the IWAE paper that is run in other ways too

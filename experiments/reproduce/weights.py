@@ -1,7 +1,7 @@
 """Weights of the rows that were run: an archive of all of them for a release, and a row loaded from a local folder.
 
 The archive is not part of the repository. ``python -m experiments.reproduce.weights`` makes it from the weights in the
-folder of checkpoints, with the committed results beside them. Unpacked anywhere, it is a folder that :func:`load` takes:
+folder of checkpoints, with the committed results beside them. :func:`load` takes the folder that it unpacks to:
 
     <folder>/<paper>/<row>.pt, .json                 a row of a table
     <folder>/<part>/<paper>/<row>.pt, .json          the same row, run once more with another seed or schedule
@@ -10,7 +10,6 @@ folder of checkpoints, with the committed results beside them. Unpacked anywhere
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +92,7 @@ def pack(archive: Path, *, out: Path, checkpoints: Path) -> tuple[list[str], lis
     with ZipFile(unfinished, "w") as zipped:
         for name, content in {**files, "SHA256SUMS": sums.encode()}.items():
             zipped.writestr(ZipInfo(name), content, compress_type=ZIP_DEFLATED)  # with the same date in every archive
-    os.replace(unfinished, archive)
+    unfinished.replace(archive)
     return packed, missing
 
 
