@@ -1,6 +1,6 @@
 """Richer posteriors on MNIST, dynamic binarization: an inverse autoregressive flow, and a ladder of latent layers.
 
-*IAF, 1 x 100*: one latent layer of 100 dimensions whose posterior is an inverse autoregressive flow (*Improving
+*IAF, 1 x 100*: one latent layer of 100 dimensions whose posterior is an inverse autoregressive flow (*Improved
 Variational Inference with Inverse Autoregressive Flow*, Kingma et al., 2016). The published number, 83.04 nats, states
 no networks. Ours are the gated ones of the VampPrior paper, with two layers of the flow, of 320 units each, the
 shallowest and narrowest of the flow's paper.

@@ -155,6 +155,8 @@ def run_row(paper: Paper, name: str, options: Options) -> None:
     pyro.set_rng_seed(options.seed)
     vae = row.build(paper.train)
     if options.weights is not None:
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        vae.to(automatic if options.device == "auto" else options.device)
         pv.load(options.weights, into=vae)
         kept = json.loads(path.read_text()) | {"weights": digest(options.weights)}
         path.write_text(json.dumps(kept | evaluated(vae.eval(), paper, options, folder), indent=2) + "\n")
