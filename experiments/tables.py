@@ -13,12 +13,12 @@ from string import ascii_lowercase
 
 import pandas as pd
 
-from experiments.reproduce import iaf, iwae, vampprior
+from experiments._reproduced import as_markdown, foreign, rankings, seeds
+from experiments.reproduce.papers import AGAIN, PAPER_SCHEDULE, PAPERS, PARTS
 from experiments.reproduce.rows import slug, tabulate
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
-PAPERS = {"iwae": iwae.ROWS, "vampprior": vampprior.ROWS, "iaf": iaf.ROWS}
 FIRST_ROWS = {
     "iwae": {"1 layer, VAE, k = 1": "Burda et al., VAE", "1 layer, IWAE, k = 5": "Burda et al., IWAE, k = 5"},
     "vampprior": {
@@ -48,10 +48,9 @@ def rewritten(text: str, docs: Path) -> str:
     return MARKED.sub(lambda match: f"{match[1]}{markdown(TABLES[match[2]](docs))}{match[3]}", text)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, its columns aligned to the right."""
-    lines = [("", *table.columns), ("---", *["---:"] * table.shape[1]), *table.itertuples()]
-    return "".join(f"|{'|'.join(f' {cell} '.replace('  ', ' ') for cell in line)}|\n" for line in lines)
+def markdown(table: pd.DataFrame | str) -> str:
+    """A table in Markdown, its columns aligned to the right; text that is Markdown already stays as it is."""
+    return table if isinstance(table, str) else as_markdown(table)
 
 
 def reproduction(paper: str, docs: Path, *, part: str = ".") -> pd.DataFrame:
@@ -61,13 +60,17 @@ def reproduction(paper: str, docs: Path, *, part: str = ".") -> pd.DataFrame:
 
 
 def other_schedules(docs: Path, parts: Mapping[str, str]) -> pd.DataFrame:
-    """The rows of the IWAE paper's table that were run in other ways too, each named with its way."""
+    """The rows of the IWAE paper's table that were run in other ways too, each named with its way.
+
+    One row is to be run by the paper's schedule; it is empty until then.
+    """
     tables = [
         reproduction("iwae", docs, part=part).rename(index=lambda row, way=way: f"{row}: {way}")
         for part, way in parts.items()
     ]
     table = pd.concat(tables)
-    return table[table["5,000 encoder draws"] != ""]
+    awaited = f"{AGAIN}: {parts.get(PAPER_SCHEDULE)}"
+    return table[(table["5,000 encoder draws"] != "") | (table.index == awaited)]
 
 
 def optimizers(docs: Path) -> pd.DataFrame:
@@ -92,17 +95,18 @@ def optimizers(docs: Path) -> pd.DataFrame:
 def runs(docs: Path) -> pd.DataFrame:
     """How the rows that have been run were, and on what."""
     kept = {}
-    for paper, rows in PAPERS.items():
-        for path in (docs / "reproduction" / paper / f"{slug(name)}.json" for name in rows):
-            if path.exists():
-                record = json.loads(path.read_text())
-                machine, versions = record["machine"], record["machine"]["versions"]
-                kept[record["row"]] = {
-                    "seed": record["seed"],
-                    "device": machine.get("gpu", f"{machine['cores']} cores, {machine['cpu']}"),
-                    "torch, Pyro": f"{versions['torch']}, {versions['pyro-ppl']}",
-                    "command": f"`{record['command']}`",
-                }
+    for part, way in PARTS.items():
+        for paper, rows in PAPERS.items():
+            for path in (docs / "reproduction" / part / paper / f"{slug(name)}.json" for name in rows):
+                if path.exists():
+                    record = json.loads(path.read_text())
+                    machine, versions = record["machine"], record["machine"]["versions"]
+                    kept[f"{record['row']}: {way}" if way else record["row"]] = {
+                        "seed": record["seed"],
+                        "device": machine.get("gpu", f"{machine['cores']} cores, {machine['cpu']}"),
+                        "torch, Pyro": f"{versions['torch']}, {versions['pyro-ppl']}",
+                        "command": f"`{record['command']}`",
+                    }
     return pd.DataFrame.from_dict(kept, orient="index", columns=["seed", "device", "torch, Pyro", "command"])
 
 
@@ -208,12 +212,20 @@ CODES = {name: name for name in ("digits", "masked digits", "letters")} | {
 BITS = {"bits/dim": "bits per dimension", "difference": "difference"}
 MODELS = ("ELBO", "IWAE_1000", "difference", "ESS", "k-hat > 0.7", "active units", "seconds")
 
-TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
+TABLES: dict[str, Callable[[Path], pd.DataFrame | str]] = {
     **{paper: partial(reproduction, paper) for paper in PAPERS},
     "iwae, optimizers": optimizers,
     "iwae, other schedules": partial(
-        other_schedules, parts={"adam": "Adam, warm-up", "without_warmup": "Adam, no warm-up"}
+        other_schedules,
+        parts={
+            "adam": "Adam, warm-up",
+            "without_warmup": "Adam, no warm-up",
+            PAPER_SCHEDULE: PARTS[PAPER_SCHEDULE],
+        },
     ),
+    "iwae, seeds": seeds,
+    "foreign": foreign,
+    "rankings": rankings,
     "runs": runs,
     "first rows": first_rows,
     "speed": speed,

@@ -5,6 +5,7 @@ again. What it reached is kept as a small JSON file with all that it took. A row
 table: no number comes from the paper but the target.
 """
 
+import hashlib
 import json
 import math
 import shlex
@@ -38,6 +39,7 @@ COLUMNS = (
     "epochs",
     "hours",
 )
+RELIABLE = 0.95  # share of reliable data below which a row says so
 
 
 @dataclass
@@ -68,10 +70,14 @@ class Options:
     """Where to compute; auto is a CUDA device if there is one, else the CPU."""
     seed: int = 0
     """Seed of the initial weights, the training and the evaluation."""
+    hours: float | None = None
+    """Stop the training after so many hours and evaluate what it reached [default: train all epochs]."""
     out: Path = Path("docs/reproduction")
     """Folder for the results of a row, which are to be committed."""
     checkpoints: Path = Path("results/reproduce")
     """Folder for checkpoints, weights and results per datum."""
+    part: str = "."
+    """Folder in both of these, for a row that is run once more in another way, such as with another seed."""
     weights: Path | None = None
     """File of weights to evaluate in place of a training, of one row that was run before [default: none]."""
 
@@ -101,7 +107,7 @@ class Paper:
         test: Test data.
         binarization: How the test data were binarized, in words.
         rows: Its rows by name.
-        fit_options: Further options of ``fit``, such as validation data.
+        fit_options: Further options of ``fit``, such as validation data. They replace those of ``run_row``.
     """
 
     name: str
@@ -110,6 +116,20 @@ class Paper:
     binarization: str
     rows: Mapping[str, Row]
     fit_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def dynamic_mnist(name: str, rows: Mapping[str, Row], options: Options, **fit_options: Any) -> Paper:
+    """Return a table for MNIST, dynamic binarization: 60,000 training digits are drawn anew in every epoch.
+
+    Args:
+        name: Short name of the paper.
+        rows: Its rows.
+        options: Options of the reproduction.
+        **fit_options: Further options of ``fit``.
+    """
+    grey, binary = (pv.data.mnist(binarization, root=options.root) for binarization in ("none", "dynamic"))
+    fit_options = {"transform": pv.data.binarize, **fit_options}
+    return Paper(name, torch.cat([grey.train, grey.valid]), binary.test, "dynamic", rows, fit_options)
 
 
 def run(paper: Paper, options: Options) -> pd.DataFrame:
@@ -122,7 +142,7 @@ def run(paper: Paper, options: Options) -> pd.DataFrame:
         raise ValueError(f"there is no row {min(unknown)!r}; choose from {list(paper.rows)}")
     for name in options.rows:
         run_row(paper, name, options)
-    table = tabulate(paper.name, {name: row.target for name, row in paper.rows.items()}, options.out)
+    table = tabulate(paper.name, {name: row.target for name, row in paper.rows.items()}, options.out / options.part)
     print(f"\n{paper.name}, {paper.binarization}: test NLL, nats, lower is better\n")
     print(table.to_string())
     return table
@@ -130,37 +150,60 @@ def run(paper: Paper, options: Options) -> pd.DataFrame:
 
 def run_row(paper: Paper, name: str, options: Options) -> None:
     """Trains and evaluates a row, and writes what it reached."""
-    row, folder = paper.rows[name], options.checkpoints / paper.name / slug(name)
-    path = options.out / paper.name / f"{slug(name)}.json"
+    row, folder = paper.rows[name], options.checkpoints / options.part / paper.name / slug(name)
+    path = options.out / options.part / paper.name / f"{slug(name)}.json"
     pyro.set_rng_seed(options.seed)
     vae = row.build(paper.train)
     if options.weights is not None:
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        vae.to(automatic if options.device == "auto" else options.device)
         pv.load(options.weights, into=vae)
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text()) | {"weights": digest(options.weights)}
         path.write_text(json.dumps(kept | evaluated(vae.eval(), paper, options, folder), indent=2) + "\n")
         return
-    history = pv.fit(
-        vae,
-        paper.train,
-        objective=row.objective(),
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        optimizer=muon if options.optimizer == "muon" else None,
-        learning_rate=options.learning_rate,
-        kl_warmup=options.kl_warmup,
-        compile=options.compile,
-        precision=options.precision,
-        checkpoint=folder,
-        seed=options.seed,
-        device=options.device,
-        **{"scheduler": partial(LambdaLR, lr_lambda=Cosine(options.epochs)), **paper.fit_options},
-    )
+    history = pv.fit(vae, paper.train, **fit_options(paper, row, options, folder, path))
     if history.interrupted:
         raise SystemExit(f"{name} stopped after {len(history.train)} epochs; give the same command to go on")
     pv.save(vae, folder / "weights.pt")
-    found = evaluated(vae, paper, options, folder)
+    found = {"weights": digest(folder / "weights.pt"), **evaluated(vae, paper, options, folder)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record(name, row, history, options) | found, indent=2) + "\n")
+
+
+def fit_options(paper: Paper, row: Row, options: Options, folder: Path, path: Path) -> dict[str, Any]:
+    """Return the options of ``fit`` for a row.
+
+    A training that ran out of its hours is not trained further when the same command is given again: its epochs are
+    those that the committed file has.
+    """
+    epochs = options.epochs
+    if options.hours is not None and path.exists():
+        epochs = json.loads(path.read_text())["epochs"]
+    return {
+        "objective": row.objective(),
+        "epochs": epochs,
+        "batch_size": options.batch_size,
+        "optimizer": muon if options.optimizer == "muon" else None,
+        "learning_rate": options.learning_rate,
+        "kl_warmup": options.kl_warmup,
+        "compile": options.compile,
+        "precision": options.precision,
+        "checkpoint": folder,
+        "seed": options.seed,
+        "device": options.device,
+        "scheduler": partial(LambdaLR, lr_lambda=Cosine(options.epochs)),
+        "callback": None if options.hours is None else partial(_is_late, hours=options.hours),
+        **paper.fit_options,
+    }
+
+
+def _is_late(history: pv.History, *, hours: float) -> bool:
+    return history.seconds[-1] >= 3600 * hours
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, by which its weights are recognized."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -244,8 +287,13 @@ def record(name: str, row: Row, history: pv.History, options: Options) -> dict[s
         "seed": options.seed,
         "train_seconds": history.seconds[-1],
         "machine": machine("cpu" if options.device == "auto" else options.device),
-        "command": shlex.join(["python", "-m", f"experiments.reproduce.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """Return the command that this process was started with, for a JSON file."""
+    return shlex.join(["python", "-m", f"experiments.reproduce.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def tabulate(paper: str, targets: Mapping[str, float], folder: Path) -> pd.DataFrame:
@@ -256,21 +304,20 @@ def tabulate(paper: str, targets: Mapping[str, float], folder: Path) -> pd.DataF
 
 def _line(path: Path, target: float) -> dict[str, str]:
     line = dict.fromkeys(COLUMNS, "") | {"published": f"{target:.2f}"}
-    if not path.exists():
-        return line
-    kept = json.loads(path.read_text())
-    return (
-        line
-        | _quoted(kept.get("quoted"))
-        | {
-            "5,000 encoder draws": f"{kept['nll']:.2f} ± {kept['standard_error']:.2f}",
-            "ELBO": f"{kept['elbo']:.2f}",
-            "k-hat > 0.7": f"{kept['k_hat_above_0.7']:.0%}",
-            "active units": " + ".join(str(units) for units in kept["active_units"]),
-            "epochs": str(kept["epochs"]),
-            "hours": f"{kept['train_seconds'] / 3600:.1f}",
-        }
-    )
+    return line | cells(json.loads(path.read_text())) if path.exists() else line
+
+
+def cells(kept: Mapping[str, Any]) -> dict[str, str]:
+    """Return the cells of a row that was run, by column, from its JSON file."""
+    found = _quoted(kept.get("quoted")) | {
+        "5,000 encoder draws": f"{kept['nll']:.2f} ± {kept['standard_error']:.2f}",
+        "ELBO": f"{kept['elbo']:.2f}",
+        "k-hat > 0.7": f"{kept['k_hat_above_0.7']:.0%}",
+        "active units": " + ".join(str(units) for units in kept["active_units"]),
+        "epochs": str(kept["epochs"]),
+        "hours": f"{kept['train_seconds'] / 3600:.1f}",
+    }
+    return {column: found[column] for column in COLUMNS if column in found}
 
 
 def _quoted(kept: Mapping[str, float] | None) -> dict[str, str]:
@@ -280,7 +327,7 @@ def _quoted(kept: Mapping[str, float] | None) -> dict[str, str]:
     error = f" ({kept['monte_carlo_error']:.2f})" if kept["reliable"] >= 0.99 else ""
     return {
         "log p(x)": f"{kept['nll']:.2f} ± {kept['standard_error']:.2f}{error}",
-        "reliable": f"{kept['reliable']:.1%}",
+        "reliable": f"{kept['reliable']:.1%}" + (", below 95%" if kept["reliable"] < RELIABLE else ""),
         "overstated by": f"{kept['overstated_by']:.2f} ± {kept['overstated_by_error']:.2f}",
     }
 
@@ -288,6 +335,11 @@ def _quoted(kept: Mapping[str, float] | None) -> dict[str, str]:
 def slug(name: str) -> str:
     """A row's name as the name of a file."""
     return name.lower().replace(" = ", "_").replace(", ", "-").replace(" ", "_")
+
+
+def published_adam() -> Callable[..., torch.optim.Optimizer]:
+    """Return Adam with the epsilon of Burda et al., 1e-4."""
+    return partial(torch.optim.Adam, eps=1e-4, fused=True)
 
 
 def set_bias(network: nn.Module, x: Tensor) -> None:

@@ -13,11 +13,11 @@ import xarray as xr
 from torch import nn
 
 import pyrovae as pv
-from experiments.reproduce import iaf, iwae, rows, vampprior
+from experiments.reproduce import flow_and_ladder, iwae, rainforth, rows, vampprior
+from experiments.reproduce.papers import PAPERS
 
 NUM_TEST = 20
-PAPERS = (iwae, vampprior, iaf)
-ROWS = {f"{paper.__name__.split('.')[-1]}: {name}": row for paper in PAPERS for name, row in paper.ROWS.items()}
+ROWS = {f"{paper}: {name}": row for paper, found in PAPERS.items() for name, row in found.items()}
 
 pytestmark = pytest.mark.filterwarnings("ignore:the KL warm-up does not end")  # of toy runs
 
@@ -52,7 +52,15 @@ def test_a_row_has_a_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("paper", "name"), [(iwae, "2 layers, IWAE, k = 5"), (vampprior, "HVAE, VampPrior"), (iaf, "IAF")]
+    ("paper", "name"),
+    [
+        (iwae, "1 layer, DReG, k = 5"),
+        (vampprior, "HVAE, VampPrior"),
+        (rainforth, "PIWAE, M = 8, K = 8"),
+        pytest.param(iwae, "2 layers, IWAE, k = 5", marks=pytest.mark.slow),
+        pytest.param(flow_and_ladder, "IAF, 1 x 100", marks=pytest.mark.slow),
+        pytest.param(flow_and_ladder, "ladder VAE, 5 layers", marks=pytest.mark.slow),
+    ],
 )
 def test_a_row_is_trained_evaluated_and_kept(
     paper: ModuleType, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -63,7 +71,7 @@ def test_a_row_is_trained_evaluated_and_kept(
     kept = json.loads(path.read_text())
     assert (kept["row"], kept["target"]) == (name, paper.ROWS[name].target)
     assert (kept["epochs"], kept["test_data"], kept["num_samples"]) == (1, NUM_TEST, 60)
-    assert kept["binarization"] == ("dynamic" if paper is iwae else "static")
+    assert kept["binarization"] == ("static" if paper is vampprior else "dynamic")
     [evaluation] = (tmp_path / "checkpoints").rglob("evaluation.nc")
     with xr.open_dataset(evaluation) as results:
         per_datum = results.log_likelihood.values
@@ -95,6 +103,18 @@ def test_the_error_of_the_quoted_number_stands_if_nearly_all_data_are_reliable()
     kept |= {"overstated_by": 0.5, "overstated_by_error": 0.01}
     assert rows._quoted(kept)["log p(x)"] == "80.00 ± 0.20 (0.01)"
     assert rows._quoted(kept | {"reliable": 0.9})["log p(x)"] == "80.00 ± 0.20"
+
+
+def test_a_row_with_too_few_reliable_data_says_so() -> None:
+    kept = {
+        "nll": 80.0,
+        "standard_error": 0.2,
+        "monte_carlo_error": 0.01,
+        "overstated_by": 0.5,
+        "overstated_by_error": 0.01,
+    }
+    shown = [rows._quoted(kept | {"reliable": share})["reliable"] for share in (0.9499, 0.95, 1.0)]
+    assert shown == ["95.0%, below 95%", "95.0%", "100.0%"]
 
 
 def test_the_bound_on_the_training_data_is_that_of_the_best_epoch() -> None:
@@ -137,6 +157,80 @@ def test_a_row_is_trained_as_the_options_say(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(SystemExit):
         iwae.main(iwae.Options(rows=("1 layer, VAE, k = 1",), out=tmp_path, checkpoints=tmp_path, optimizer="muon"))
     assert fits[1]["optimizer"] is rows.muon
+
+
+def test_a_training_ends_with_its_hours_and_is_not_trained_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"nll": 80.0, "standard_error": 0.2, "elbo": -85.0, "k_hat_above_0.7": 0.5, "active_units": [3]}
+    monkeypatch.setattr(rows, "evaluated", lambda *_: found)
+    given = {"rows": ("1 layer, VAE, k = 1",), "schedule": "paper", "epochs": 3280, "batch_size": 500, "compile": False}
+    given |= {"out": tmp_path / "out", "checkpoints": tmp_path / "checkpoints", "part": "paper_schedule", "hours": 1e-9}
+    for _ in range(2):
+        iwae.main(iwae.Options(**given))
+        [path] = (tmp_path / "out" / "paper_schedule" / "iwae").iterdir()
+        assert json.loads(path.read_text())["epochs"] == 1
+    saved = max((tmp_path / "checkpoints" / "paper_schedule").rglob("checkpoint-*.pt"))
+    assert saved.name.startswith("checkpoint-000001")
+
+
+@pytest.mark.parametrize(("paper", "schedule"), [(iwae, "paper"), (rainforth, "pythae")])
+def test_a_published_schedule_is_one_of_adam(
+    paper: ModuleType, schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = []
+    monkeypatch.setattr(pv, "fit", lambda *_, **given: fits.append(given) or pv.History("", interrupted=True))
+    given = {"rows": (next(iter(paper.ROWS)),), "schedule": schedule, "epochs": 3280}
+    with pytest.raises(SystemExit):
+        paper.main(paper.Options(**given, out=tmp_path, checkpoints=tmp_path))
+    optimizer = fits[0]["optimizer"]([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    assert (type(optimizer), optimizer.defaults["eps"]) == (torch.optim.Adam, 1e-4)
+    for change in ({"optimizer": "muon"}, {"epochs": 10}):
+        with pytest.raises(ValueError, match=r"3280|of Adam"):
+            paper.Options(**given | change)
+
+
+def test_the_schedule_of_pythae_falls_at_its_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    monkeypatch.setattr(pv, "fit", lambda *_, **given: fits.append(given) or pv.History("", interrupted=True))
+    given = {"schedule": "pythae", "epochs": 3280, "out": tmp_path, "checkpoints": tmp_path}
+    with pytest.raises(SystemExit):
+        rainforth.main(rainforth.Options(rows=(next(iter(rainforth.ROWS)),), **given))
+    optimizer = torch.optim.Adam(nn.Linear(1, 1).parameters(), lr=1e-3)
+    schedule, rates = fits[0]["scheduler"](optimizer), []
+    for _ in range(1100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    falls = [epoch for epoch in range(1, 1100) if rates[epoch] < rates[epoch - 1]]
+    assert falls == [2, 5, 14, 28, 41, 122, 365, 1094]
+    assert rates[-1] == pytest.approx(1e-3 * 10 ** (-8 / 7))
+
+
+def test_the_weights_of_rainforth_start_as_those_of_pythae() -> None:
+    vae = rainforth.build(torch.zeros(1, 28, 28))
+    layers = [part for part in vae.modules() if isinstance(part, nn.Linear)]
+    assert all(not layer.bias.any() for layer in layers)
+    *_, last = vae.posterior.network
+    bounds = [float(part.detach().abs().max()) for part in (last.weight[:50], last.weight[50:])]
+    limit = (6 / 250) ** 0.5  # of a layer from 200 to 50 units
+    assert bounds == pytest.approx([limit, limit / 2], rel=0.01)
+    assert float(layers[0].weight.detach().abs().max()) == pytest.approx(
+        (6 / 250) ** 0.5, rel=0.01
+    )  # from 50 to 200 units
+
+
+def test_rows_have_the_sizes_and_the_objectives_that_their_names_say() -> None:
+    digits = torch.zeros(500, 28, 28)
+    dreg = iwae.ROWS["1 layer, DReG, k = 50"].objective()
+    assert (dreg.num_particles, dreg.gradient) == (50, "doubly_reparameterized")
+    found = {name: row.objective() for name, row in rainforth.ROWS.items()}
+    numbers = {name.split(",")[0]: (each.num_particles, each.num_draws) for name, each in found.items()}
+    assert numbers == {"MIWAE": (8, 64), "PIWAE": (8, 64), "CIWAE": (64, 64)}
+    assert found["CIWAE, K = 64, beta = 0.05"].beta == 0.05
+    ladder = flow_and_ladder.ROWS["ladder VAE, 5 layers"].build(digits)
+    assert ladder.latents == (64, 32, 16, 8, 4)
+    assert flow_and_ladder.ROWS["IAF, 1 x 100"].build(digits).posterior.latent == 100
 
 
 def test_the_learning_rate_falls_along_a_cosine_to_a_hundredth() -> None:

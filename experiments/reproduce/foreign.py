@@ -1,0 +1,381 @@
+"""Foreign weights: a VAE trained by pythae and one by NumPyro, evaluated by pyrovae with both numbers.
+
+Each library trains a VAE of its own, on static MNIST, with the networks that it offers: pythae those that it has by
+default, NumPyro those of its VAE example. Then the weights go by their names into a :class:`pyrovae.VAE`. Before the
+evaluation, log p(x | z) of the new decoder is compared with that of the library, in double precision; they may differ
+by 1e-5 nats at most.
+
+The libraries are imported when they are needed: ``uv run --group benchmarks python -m experiments.reproduce.foreign``.
+"""
+
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+
+import pyrovae as pv
+from experiments.benchmarks.rounds import machine
+from experiments.reproduce import rows
+from experiments.reproduce.rows import Paper
+
+Library = Literal["pythae", "numpyro"]
+Weights = Mapping[str, np.ndarray]
+
+TOLERANCE = 1e-5  # nats, of log p(x | z)
+COMPARED = 100  # data for which log p(x | z) is compared
+
+
+@dataclass
+class Options:
+    """Options of the evaluation of foreign weights."""
+
+    libraries: tuple[Library, ...] = ("pythae", "numpyro")
+    """Libraries that train."""
+    data: Literal["static_mnist", "digits"] = "static_mnist"
+    """Data set; the digits are small, embedded and need no download."""
+    epochs: int = 50
+    """Passes over the training data."""
+    batch_size: int = 100
+    """Data per step."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam."""
+    latent: int = 20
+    """Latent dimensions."""
+    hidden: int = 400
+    """Hidden units of NumPyro's networks; pythae's have 512."""
+    num_samples: int = 5000
+    """Draws per test datum of the evaluation."""
+    num_test: int | None = None
+    """Number of test data [default: all]."""
+    compile: bool = True
+    """Compile the evaluation."""
+    root: Path | None = None
+    """Folder of the data [default: PYROVAE_DATA, else ~/.cache/pyrovae]."""
+    seed: int = 0
+    """Seed of the initial weights, the training and the evaluation."""
+    out: Path = Path("docs/reproduction")
+    """Folder for the results, which are to be committed."""
+    checkpoints: Path = Path("results/reproduce")
+    """Folder for weights and results per datum."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A VAE as its library trained it.
+
+    Attributes:
+        weights: Its tensors by the names that the library gives them.
+        log_likelihood: The library's own log p(x | z), in double precision: ``z``, shape ``(N, latent)``, and ``x``,
+            shape ``(N, *event)``, to shape ``(N,)``, nats.
+    """
+
+    weights: Weights
+    log_likelihood: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a library's tensors for those of a :class:`pyrovae.VAE` with one hidden layer in either network.
+
+    Attributes:
+        activation: Nonlinearity of the hidden layers.
+        sources: For each tensor of the VAE the foreign tensors that stand in it, one below another, with the factor of
+            each. A log-variance has the factor 1/2, because a posterior's network returns the logarithm of the scale.
+        transposed: Whether matrices are stored as ``(in, out)``.
+    """
+
+    activation: Callable[[], nn.Module]
+    sources: Mapping[str, tuple[tuple[str, float], ...]]
+    transposed: bool = False
+
+
+def _sources(encoder: str, loc: str, spread: str, factor: float, hidden: str, output: str) -> Any:
+    """Return the sources of weights and biases, from the names of the layers."""
+    layers = {
+        "guide.posterior.network.1": ((encoder, 1.0),),
+        "guide.posterior.network.3": ((loc, 1.0), (spread, factor)),
+        "model.likelihood.network.0": ((hidden, 1.0),),
+        "model.likelihood.network.2": ((output, 1.0),),
+    }
+    return {
+        f"{ours}.{kind}": tuple((theirs.format(kind), factor) for theirs, factor in found)
+        for ours, found in layers.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def _of_stax(sources: Mapping[str, tuple[tuple[str, float], ...]]) -> dict[str, tuple[tuple[str, float], ...]]:
+    """Return sources by the places that stax gives to weights and biases, 0 and 1."""
+    return {
+        ours: tuple((name.replace("weight", "0").replace("bias", "1"), factor) for name, factor in found)
+        for ours, found in sources.items()
+    }
+
+
+NAMES: dict[Library, Names] = {
+    "pythae": Names(
+        nn.ReLU,
+        _sources(
+            encoder="encoder.layers.0.0.{}",
+            loc="encoder.embedding.{}",
+            spread="encoder.log_var.{}",
+            factor=0.5,
+            hidden="decoder.layers.0.0.{}",
+            output="decoder.layers.1.0.{}",
+        ),
+    ),
+    "numpyro": Names(
+        nn.Softplus,
+        _of_stax(
+            _sources(
+                encoder="encoder$params.0.{}",
+                loc="encoder$params.3.0.{}",
+                spread="encoder$params.3.1.0.{}",
+                factor=1.0,
+                hidden="decoder$params.0.{}",
+                output="decoder$params.2.{}",
+            )
+        ),
+        transposed=True,
+    ),
+}
+
+
+def main(options: Options) -> None:
+    """Train with each library, and evaluate what it trained.
+
+    Raises:
+        ModuleNotFoundError: If a library is not installed.
+        ValueError: If weights do not fit their names, or log p(x | z) differs.
+    """
+    for library in options.libraries:
+        require(library)
+    splits = pv.data.digits("static") if options.data == "digits" else pv.data.static_mnist(root=options.root)
+    for library in options.libraries:
+        started = time.perf_counter()
+        trained = TRAINERS[library](splits.train, options)
+        seconds = time.perf_counter() - started
+        vae = as_vae(trained.weights, NAMES[library], splits.train.shape[1:])
+        difference = largest_difference(vae, trained, splits.test[:COMPARED])
+        print(f"{library}: log p(x | z) of {COMPARED} data differs by {difference:.1e} nats at most")
+        if not difference <= TOLERANCE:
+            raise ValueError(f"log p(x | z) of pyrovae and of {library} differ by {difference:.2g} nats.")
+        folder = options.checkpoints / "foreign" / library
+        folder.mkdir(parents=True, exist_ok=True)
+        pv.save(vae, folder / "weights.pt")
+        paper = Paper("foreign", splits.train, splits.test[: options.num_test], "static", {})
+        given = rows.Options(num_samples=options.num_samples, compile=options.compile, seed=options.seed)
+        found = rows.evaluated(vae, paper, given, folder)
+        kept = record(library, options) | {
+            "largest_difference": difference,
+            "train_seconds": seconds,
+            "weights": rows.digest(folder / "weights.pt"),
+        }
+        path = options.out / "foreign" / f"{library}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(kept | found, indent=2) + "\n")
+        print(f"{library}: test NLL {found['nll']:.2f} by {found['num_samples']} encoder draws,", end=" ")
+        print(f"{found['quoted']['nll']:.2f} by log p(x), {found['quoted']['reliable']:.1%} of the data reliable")
+
+
+def record(library: Library, options: Options) -> dict[str, Any]:
+    """Return the entries of the JSON file that describe the training."""
+    return {
+        "library": library,
+        "version": version(library),
+        "data": options.data,
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "latent": options.latent,
+        "seed": options.seed,
+        "machine": machine("cpu"),
+        "command": rows.command(),
+    }
+
+
+def require(library: Library) -> None:
+    """Import a library.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed. The message says how to install it.
+    """
+    try:
+        import_module(library)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{library} is not installed. Run `uv run --group benchmarks python -m experiments.reproduce.foreign`, or "
+            f"install it with `pip install {library}`.",
+            name=error.name,
+        ) from error
+
+
+def as_vae(weights: Weights, names: Names, event_shape: torch.Size | tuple[int, ...]) -> pv.VAE:
+    """Return a VAE with foreign weights, in evaluation mode.
+
+    Args:
+        weights: The foreign tensors by name.
+        names: The names.
+        event_shape: Shape of a datum.
+
+    Raises:
+        ValueError: If a tensor is missing, has another shape, or has no place in the VAE.
+    """
+    used = {name for found in names.sources.values() for name, _ in found}
+    if wrong := sorted(used.symmetric_difference(weights)):
+        state = "is missing" if wrong[0] in used else "has no place in the VAE"
+        raise ValueError(f"the tensor {wrong[0]!r} {state}. The foreign weights are {sorted(weights)}.")
+    tensors = {
+        ours: torch.cat([factor * _as_tensor(weights[name], names.transposed) for name, factor in found])
+        for ours, found in names.sources.items()
+    }
+    hidden, latent = tensors["model.likelihood.network.0.weight"].shape
+    mlp = partial(pv.networks.mlp, activation=names.activation)
+    vae = pv.VAE(
+        prior=pv.priors.StandardNormal(latent),
+        likelihood=pv.likelihoods.Bernoulli(mlp(latent, hidden, tuple(event_shape))),
+        posterior=pv.posteriors.DiagonalNormal(mlp(tuple(event_shape), hidden, 2 * latent)),
+    )
+    for name, tensor in vae.state_dict().items():
+        if name in tensors and tensors[name].shape != tensor.shape:
+            raise ValueError(
+                f"{' and '.join(source for source, _ in names.sources[name])} have shape {tuple(tensors[name].shape)} "
+                f"together, but {name!r} has {tuple(tensor.shape)}."
+            )
+    vae.load_state_dict(tensors)
+    return vae.eval()
+
+
+def _as_tensor(array: np.ndarray, transposed: bool) -> Tensor:
+    return torch.tensor(np.asarray(array).T if transposed else np.asarray(array))
+
+
+def largest_difference(vae: pv.VAE, trained: Trained, x: Tensor) -> float:
+    """Return by how much log p(x | z) of the VAE and of the library differ at most, nats, for draws of the encoder."""
+    exact, x = copy.deepcopy(vae).double(), x.double()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        z = exact.encode(x).sample()
+        ours = exact.likelihood(z).log_prob(x)
+    return float((ours - trained.log_likelihood(z, x)).abs().max())
+
+
+def train_pythae(train: Tensor, options: Options) -> Trained:
+    """Train pythae's VAE with its default networks by its own trainer.
+
+    Args:
+        train: Training data, shape ``(N, *event)``.
+        options: Options.
+    """
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    torch.manual_seed(options.seed)
+    config = VAEConfig(input_dim=tuple(train.shape[1:]), latent_dim=options.latent, reconstruction_loss="bce")
+    model = VAE(config)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer_config = BaseTrainerConfig(
+            output_dir=folder,
+            num_epochs=options.epochs,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+            no_cuda=True,
+        )
+        BaseTrainer(model, BaseDataset(train, torch.zeros(len(train))), training_config=trainer_config).train()
+    model.eval()
+    exact = copy.deepcopy(model).double()
+
+    def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            images, zeros = exact.decoder(z).reconstruction, torch.zeros_like(z[:1])
+            pairs = zip(images[:, None], x[:, None], strict=True)  # pythae returns a mean over the data
+            losses = [exact.loss_function(*pair, zeros, zeros, zeros)[1] for pair in pairs]
+        return -torch.stack(losses)
+
+    return Trained({name: value.numpy(force=True) for name, value in model.state_dict().items()}, log_likelihood)
+
+
+def train_numpyro(train: Tensor, options: Options) -> Trained:
+    """Train the VAE of NumPyro's example by its ``SVI``, an epoch a compiled call.
+
+    Args:
+        train: Training data, shape ``(N, *event)``. What is left over after whole batches is left out of an epoch.
+        options: Options.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from jax.example_libraries import stax
+    from numpyro.infer import SVI, Trace_ELBO
+    from numpyro.infer.util import log_likelihood as numpyro_log_likelihood
+
+    size = train[0].numel()
+    into_two = stax.parallel(stax.Dense(options.latent), stax.serial(stax.Dense(options.latent), stax.Exp))
+    encoder = stax.serial(stax.Dense(options.hidden), stax.Softplus, stax.FanOut(2), into_two)
+    decoder = stax.serial(stax.Dense(options.hidden), stax.Softplus, stax.Dense(size), stax.Sigmoid)
+
+    def model(x: Any) -> None:
+        decode = numpyro.module("decoder", decoder, (len(x), options.latent))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(options.latent), 1.0).to_event(1))
+            numpyro.sample("x", dist.Bernoulli(decode(z)).to_event(1), obs=x)
+
+    def guide(x: Any) -> None:
+        encode = numpyro.module("encoder", encoder, x.shape)
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal(*encode(x)).to_event(1))
+
+    svi = SVI(model, guide, numpyro.optim.Adam(options.learning_rate), Trace_ELBO())
+    images, key = jnp.asarray(train.flatten(1).numpy()), jax.random.key(options.seed)
+    state = svi.init(key, images[: options.batch_size])
+    whole = len(images) // options.batch_size * options.batch_size
+
+    def epoch(state: Any, images: Any, key: Any) -> Any:
+        order = jax.random.permutation(key, len(images))[:whole].reshape(-1, options.batch_size)
+        return jax.lax.scan(lambda state, indices: svi.update(state, images[indices]), state, order)
+
+    compiled = jax.jit(epoch)
+    for each in jax.random.split(key, options.epochs):
+        state, _ = compiled(state, images, each)
+    parameters = jax.device_get(svi.get_params(state))
+
+    def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
+        with jax.enable_x64(True):
+            exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), parameters)
+            trained = numpyro.handlers.substitute(model, data=exact)
+            found = numpyro_log_likelihood(
+                trained, {"z": jnp.asarray(z.numpy())[None]}, jnp.asarray(x.flatten(1).numpy())
+            )
+            return torch.tensor(np.asarray(found["x"][0]))
+
+    return Trained(dict(leaves(parameters)), log_likelihood)
+
+
+def leaves(tree: Any, name: str = "") -> list[tuple[str, np.ndarray]]:
+    """Return the arrays of nested dictionaries, lists and tuples, by their path: ``decoder$params.0.1``."""
+    if not isinstance(tree, Mapping | list | tuple):
+        return [(name, np.asarray(tree))]
+    parts = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    return [leaf for key, part in parts for leaf in leaves(part, f"{name}.{key}" if name else str(key))]
+
+
+TRAINERS: dict[Library, Callable[[Tensor, Options], Trained]] = {"pythae": train_pythae, "numpyro": train_numpyro}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

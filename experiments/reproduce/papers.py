@@ -1,0 +1,33 @@
+"""All rows of all published tables, and the other ways in which some of them are run."""
+
+from collections.abc import Mapping
+
+from experiments.reproduce import flow_and_ladder, iwae, rainforth, vampprior
+from experiments.reproduce.rows import Row
+
+PAPERS: dict[str, Mapping[str, Row]] = {
+    "iwae": iwae.ROWS,
+    "rainforth": rainforth.ROWS,
+    "vampprior": vampprior.ROWS,
+    "flow_and_ladder": flow_and_ladder.ROWS,
+}
+MAIN = "."  # the part of the rows of the tables themselves
+AGAIN = "1 layer, IWAE, k = 5"  # the row of the IWAE paper that is run in other ways too
+SEEDS = {0: MAIN, 1: "seed_1", 2: "seed_2"}  # parts by seed
+PAPER_SCHEDULE = "paper_schedule"
+PARTS = {MAIN: "", PAPER_SCHEDULE: "Adam, the paper's schedule", SEEDS[1]: "seed 1", SEEDS[2]: "seed 2"}
+
+
+def paper_of(row: str) -> str:
+    """Return the name of the paper that has a row.
+
+    Args:
+        row: Name of the row, such as ``"1 layer, IWAE, k = 5"``.
+
+    Raises:
+        ValueError: If no paper has it.
+    """
+    for paper, rows in PAPERS.items():
+        if row in rows:
+            return paper
+    raise ValueError(f"there is no row {row!r}. Choose from {[name for rows in PAPERS.values() for name in rows]}.")
