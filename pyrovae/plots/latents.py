@@ -18,7 +18,7 @@ _MOST_CLASSES = 20  # more integers than that are numbers, not classes
 
 
 def codes(
-    panels: Mapping[str, tuple[Tensor, Any]],
+    panels: Mapping[str, tuple[Any, Any]],
     *,
     projection: Callable[[np.ndarray], np.ndarray] | None = None,
     label: str | None = None,

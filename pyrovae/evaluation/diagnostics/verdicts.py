@@ -282,7 +282,7 @@ def _excess(results: "xr.Dataset", precision: float) -> "xr.DataArray":
     return np.sqrt((results.mcse**2 - rounding**2).clip(min=0.0) / left)
 
 
-def check_wanted_precision(precision: float) -> None:
+def check_wanted_precision(precision: float | str) -> None:
     """Check a Monte Carlo standard error that estimates should reach.
 
     Raises:
