@@ -170,15 +170,16 @@ def run_model(
         nesting: Depth of the program's own plates; ``None`` for values without a dimension of draws.
         drawn_with: The run of the guide that made the values, if it enumerated sites.
     """
-    enumerated = drawn_with is not None and drawn_with.depth is not None
-    program = with_draws(Given(values, drawn_with.infer if drawn_with else None)(model), num_draws, nesting)
+    given = Given(values, drawn_with.infer if drawn_with else None)
 
     def run(program: Program) -> list[Site]:
         return sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
 
     with explained_divergence():
-        if enumerated:
-            return run(poutine.enum(program))
+        if drawn_with is not None and drawn_with.depth is not None:
+            # Pyro's enumeration sees a site first, as in TraceEnum_ELBO, and notes the dimensions that it depends on.
+            return run(with_draws(given(poutine.enum(model)), num_draws, nesting))
+        program = with_draws(given(model), num_draws, nesting)
         if nesting is not None:
             return run(poutine.enum(program, first_available_dim=-nesting - 2))
         sites = run(program)

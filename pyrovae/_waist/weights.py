@@ -17,7 +17,8 @@ site that model or guide enumerate, :math:`y`, is summed out exactly by Pyro's v
 .. math:: \log w_n^{(k)} = \log \sum_y p(x_n, y, z_{n, y}^{(k)}) / q(z_{n, y}^{(k)} \mid x_n, y),
 
 whether its posterior is part of the guide or not: :math:`q(y \mid x)` has no influence on the sum. A masked site that
-is summed out contributes a factor of one. A draw outside of the model's support has weight zero.
+is summed out keeps its probabilities, as in :class:`pyro.infer.TraceEnum_ELBO`: they sum to one, and sites without a
+mask may depend on its value. A draw outside of the model's support has weight zero.
 
 Only the model's sites and the guide's latent sites belong to log p(x). A :func:`pyro.factor` or an observed site in the
 guide is part of a training loss. Scales are not multiplied in: a plate's subsampling and :func:`pyro.poutine.scale`
