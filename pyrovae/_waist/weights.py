@@ -41,7 +41,7 @@ from pyrovae._waist.outside import check_outside
 from pyrovae._waist.plates import check_complete, data_plate, dim_of, nesting_of, plate_names
 from pyrovae._waist.scales import same_scale, scale_of_data
 from pyrovae._waist.scoring import masked_score
-from pyrovae._waist.sites import Program, Site, is_enumerated, sample_sites
+from pyrovae._waist.sites import Program, Site, is_deterministic, is_enumerated, sample_sites
 from pyrovae._waist.summation import Term, sum_per_datum
 
 
@@ -195,7 +195,7 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
     check_masks(model_sites, latent_masks(guide_sites))
     if not for_loss:
         check_auxiliary(model_sites, guide_sites)
-    if not any(site["is_observed"] for site in model_sites):
+    if not any(site["is_observed"] and not is_deterministic(site) for site in model_sites):
         raise ValueError(
             f"the model observes nothing, it samples {[site['name'] for site in model_sites]}; pass the data with "
             f"pyro.sample(name, distribution, obs=x), and model and guide in this order"

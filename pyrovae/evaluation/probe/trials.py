@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrovae._waist.noise import NoiseOutsideSites, depends_on_noise, draws_outside_sites
 from pyrovae._waist.plates import plate_names
-from pyrovae._waist.sites import Program, Site, is_enumerated
+from pyrovae._waist.sites import Program, Site, is_deterministic, is_enumerated
 from pyrovae._waist.support import support_of
 from pyrovae._waist.weights import Weights, importance_weights
 from pyrovae.evaluation.options import Options
@@ -63,7 +63,8 @@ class Reference:
     def base_measures(self) -> dict[str, BaseMeasure]:
         """Base measure of each observed site in the data plate."""
         plate, sites = self.weights.plate.name, self.weights.model_sites
-        observed = [site for site in sites if site["is_observed"] and plate in plate_names(site)]
+        observed = [site for site in sites if site["is_observed"] and not is_deterministic(site)]
+        observed = [site for site in observed if plate in plate_names(site)]
         return {site["name"]: _base_measure(site["fn"]) for site in observed}
 
 
