@@ -120,8 +120,9 @@ def run_guide(
     kwargs: Mapping[str, Any] | None = None,
     nesting: int | None = None,
     values: Mapping[str, Tensor] | None = None,
+    depth: int | None = None,
 ) -> Draws:
-    """Run a guide once and return its draws.
+    """Run a guide and return its draws. A guide that enumerates runs twice, unless the depth of its plates is known.
 
     Args:
         guide: Pyro program of q(z | x).
@@ -130,16 +131,23 @@ def run_guide(
         kwargs: Its keyword arguments.
         nesting: Depth of the program's own plates; the draws stand in the next dimension to the left.
         values: Values of sites by name, which the guide takes instead of draws, and indices of subsampling plates.
+            Dimensions of enumerated sites stand to the left of the plates and of the draws.
+        depth: Depth of the program's own plates, if it is known for a run without ``nesting``.
     """
     given = Given(values or {})
     program = with_draws(given(guide), num_draws, nesting)
+    depth = depth if nesting is None else nesting + 1
+
+    def run(program: Program) -> list[Site]:
+        return sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
+
     with explained_divergence():
-        sites = sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
-        depth = None
-        if any(map(is_enumerated, sites)):
-            depth = nesting_of(sites) if nesting is None else nesting + 1
-            enumerating = poutine.enum(program, first_available_dim=-depth - 1)
-            sites = sample_sites(poutine.trace(enumerating).get_trace(*args, **(kwargs or {})))
+        sites = run(program if depth is None else poutine.enum(program, first_available_dim=-depth - 1))
+        if not any(map(is_enumerated, sites)):
+            depth = None
+        elif depth is None:
+            depth = nesting_of(sites)
+            sites = run(poutine.enum(program, first_available_dim=-depth - 1))
     # The options of every site say which of its dimensions are enumerated, as Pyro's replay tells the model.
     infer = {site["name"]: site["infer"] for site in sites} if depth is not None else {}
     chosen = {name: value for name, value in given.values.items() if name not in {site["name"] for site in sites}}
@@ -170,15 +178,16 @@ def run_model(
         nesting: Depth of the program's own plates; ``None`` for values without a dimension of draws.
         drawn_with: The run of the guide that made the values, if it enumerated sites.
     """
-    enumerated = drawn_with is not None and drawn_with.depth is not None
-    program = with_draws(Given(values, drawn_with.infer if drawn_with else None)(model), num_draws, nesting)
+    given = Given(values, drawn_with.infer if drawn_with else None)
 
     def run(program: Program) -> list[Site]:
         return sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
 
     with explained_divergence():
-        if enumerated:
-            return run(poutine.enum(program))
+        if drawn_with is not None and drawn_with.depth is not None:
+            # Pyro's enumeration sees a site first, as in TraceEnum_ELBO, and notes the dimensions that it depends on.
+            return run(with_draws(given(poutine.enum(model)), num_draws, nesting))
+        program = with_draws(given(model), num_draws, nesting)
         if nesting is not None:
             return run(poutine.enum(program, first_available_dim=-nesting - 2))
         sites = run(program)

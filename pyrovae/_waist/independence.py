@@ -28,7 +28,8 @@ def with_second_draw(
 ) -> dict[str, Tensor]:
     """Return values of two draws per datum, made from a run with one draw.
 
-    The first draw is that of the run, the second that of the next datum: any value has a log-weight.
+    The first draw is that of the run, the second that of the next datum: any value has a log-weight. Dimensions of
+    enumerated sites, on which a value depends, stay to the left of the draws.
 
     Args:
         sites: The guide's sites in a run without a dimension of draws.
@@ -38,16 +39,23 @@ def with_second_draw(
     """
     assert plate.dim is not None
     values = {}
+    for name, (value, event) in _drawn_values(sites, nesting).items():
+        dim = plate.dim - event
+        pair = torch.stack([value, value.roll(-1, dim)], dim=-nesting - 1 - event)
+        values[name] = pair if data is None or pair.shape[dim] == 1 else pair.narrow(dim, data.start, len(data))
+    return values
+
+
+def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, int]]:
+    """Return values with all dimensions of the plates, and numbers of event dimensions, of sites that are drawn."""
+    drawn = {}
     for site in sites:
         if site["is_observed"] or is_enumerated(site):
             continue
         event, value = site["fn"].event_dim, site["value"]
         batch = (1,) * (nesting - (value.ndim - event)) + value.shape[: value.ndim - event]
-        value = value.reshape(batch + value.shape[value.ndim - event :])
-        dim = plate.dim - event
-        pair = torch.stack([value, value.roll(-1, dim)])
-        values[site["name"]] = pair if data is None or pair.shape[dim] == 1 else pair.narrow(dim, data.start, len(data))
-    return values
+        drawn[site["name"]] = value.reshape(batch + value.shape[value.ndim - event :]), event
+    return drawn
 
 
 def kept_sets(size: int) -> list[Tensor]:
@@ -82,8 +90,7 @@ def with_other_data(
         Arguments, values of the latent sites, and the indices of the data that are as they were.
     """
     assert plate.dim is not None
-    pairs = with_second_draw(sites, nesting, plate)
-    dims = {site["name"]: plate.dim - site["fn"].event_dim for site in sites}
+    drawn = _drawn_values(sites, nesting)
     for kept in kept_sets(plate.size):
         index = kept[torch.arange(plate.size) % len(kept)]
         index[kept] = kept
@@ -92,8 +99,8 @@ def with_other_data(
             for arg in args
         )
         values = {}
-        for name, pair in pairs.items():
-            value, dim = pair[0], dims[name]
+        for name, (value, event) in drawn.items():
+            dim = plate.dim - event
             values[name] = value if value.shape[dim] == 1 else value.index_select(dim, index.to(value.device))
         yield mixed, values, kept
 

@@ -7,7 +7,8 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from pyrovae._waist.sites import Site
+from pyrovae._waist.sites import Site, is_deterministic, is_enumerated, is_point
+from pyrovae._waist.support import coordinates
 
 DRAWS = "_pyrovae_draws"  # name of the plate of draws
 
@@ -56,7 +57,8 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
             raise ValueError(
                 f"latent sites {[site['name'] for site in latents]} share no plate; name the data plate with plate="
             )
-        observed = [site for site in sites if site["is_observed"]]  # latents that are conditioned on may lie outside
+        # Latents that are conditioned on may lie outside.
+        observed = [site for site in sites if site["is_observed"] and not is_deterministic(site)]
         data = shared[0] if shared else outermost_plate([site for site in observed if site_plates(site)] or observed)
     else:
         plates = {frame.name: frame for site in sites for frame in site_plates(site)}
@@ -81,25 +83,36 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
 def check_packing(latents: Sequence[Site], plate: str) -> None:
     """Refuse a guide that draws latents of all data as one vector, as autoguides such as AutoDiagonalNormal do.
 
+    A vector of latents that all data share passes.
+
     Args:
-        latents: Latent sites of the guide, or of model and guide.
+        latents: Latent sites of model and guide.
         plate: Name of the data plate.
 
     Raises:
         ValueError: If a vector outside of the plate holds latents inside of it.
     """
-    inside = [site for site in latents if plate in plate_names(site)]
+    drawn = [site for site in latents if not is_enumerated(site)]
+    outside = [site for site in drawn if plate not in plate_names(site)]
+    auxiliary = [site for site in outside if site["infer"].get("is_auxiliary")]
     names = {site["name"] for site in latents}
-    for site in latents:
-        is_of_one_site = site["name"].removesuffix("_unconstrained") in names - {site["name"]}  # of AutoNormal
-        is_vector = site["infer"].get("is_auxiliary") and site["fn"].event_dim == 1 and not is_of_one_site
-        if inside and is_vector and plate not in plate_names(site):
-            raise ValueError(
-                f"the guide draws the latent sites of all data as one vector, {site['name']!r}, which lies outside the "
-                f"data plate {plate!r}, so no datum has a density of its own; train a guide that samples inside of the "
-                f"plate: pyro.infer.autoguide.AutoNormal(model), or a program that computes the latent sites from the "
-                f"data"
-            )
+    vectors = [
+        site
+        for site in auxiliary
+        if site["fn"].event_dim == 1
+        and site["name"].removesuffix("_unconstrained") not in names - {site["name"]}  # of AutoNormal
+    ]
+    if len(outside) == len(drawn) or not vectors:
+        return
+    of_model = {site["name"]: site["fn"] for site in drawn if not is_point(site["fn"])}
+    points = {site["name"]: site for site in outside if is_point(site["fn"])}
+    shared = sum(coordinates(of_model.get(name, site["fn"]), site["value"]) for name, site in points.items())
+    if sum(site["value"].numel() for site in auxiliary) > shared:
+        raise ValueError(
+            f"the guide draws the latent sites of all data as one vector, {vectors[0]['name']!r}, which lies outside "
+            f"the data plate {plate!r}, so no datum has a density of its own; train a guide that samples inside of the "
+            f"plate: pyro.infer.autoguide.AutoNormal(model), or a program that computes the latent sites from the data"
+        )
 
 
 def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:

@@ -46,13 +46,23 @@ def score(site: Site, *, strict: bool = False) -> Tensor:
 def masked_score(site: Site) -> Tensor:
     """Return the log-probability of a site with its mask, in its batch shape, nats.
 
-    A masked site that is summed out is uniform over its values, so that the sum is a factor of one.
+    A masked site that is summed out keeps its log-probability, as in :class:`pyro.infer.TraceEnum_ELBO`. The
+    probabilities of its values sum to one, and sites that depend on it and are not masked need them.
     """
-    log_prob = score(site)
-    if not is_enumerated(site) or "_enumerate_dim" not in site["infer"] or (mask := mask_of(site)) is True:
-        return scale_and_mask(log_prob, mask=site["mask"])
-    size = site["value"].shape[site["infer"]["_enumerate_dim"] - site["fn"].event_dim]
-    return torch.where(torch.as_tensor(mask), log_prob, log_prob.new_full((), -math.log(size)))
+    if is_enumerated(site) and "_enumerate_dim" in site["infer"]:
+        return score({**site, "fn": without_mask(site["fn"])})
+    return scale_and_mask(score(site), mask=site["mask"])
+
+
+def without_mask(fn: Any) -> Any:
+    """Return a distribution without the masks of its method ``mask``, in the same batch shape."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return without_mask(fn.base_dist).expand(fn.batch_shape)
+    if not hasattr(fn, "base_dist") or (inner := without_mask(fn.base_dist)) is fn.base_dist:
+        return fn
+    if isinstance(fn, torch.distributions.Independent):
+        return inner.to_event(fn.reinterpreted_batch_ndims)
+    return inner.expand(fn.batch_shape) if isinstance(fn, dist.ExpandedDistribution) else fn
 
 
 def mask_of(site: Site) -> Any:

@@ -12,7 +12,7 @@ from pyrovae._waist.agreement import check_same_latents
 from pyrovae._waist.errors import explained_divergence
 from pyrovae._waist.plates import check_packing, outermost_plate, plate_names, site_plates
 from pyrovae._waist.scoring import score
-from pyrovae._waist.sites import Program, Site, sample_sites
+from pyrovae._waist.sites import Program, Site, is_deterministic, sample_sites
 
 
 def trace(model: Program, guide: Program, args: Sequence[Any], kwargs: Any = None) -> tuple[list[Site], list[Site]]:
@@ -37,7 +37,7 @@ def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIn
         check_same_latents(model_sites, guide_sites)
         for site in model_sites + guide_sites:
             score(site, strict=True)
-    observed = [site for site in model_sites if site["is_observed"]]
+    observed = [site for site in model_sites if site["is_observed"] and not is_deterministic(site)]
     return outermost_plate([site for site in observed if site_plates(site)] or observed)
 
 
@@ -64,9 +64,10 @@ def global_draws(
         ValueError: If all latent sites lie inside, or the guide draws those inside as one vector.
     """
     model_sites, guide_sites = trace(model, guide, args, kwargs)
-    name = plate or outermost_plate([site for site in model_sites if site["is_observed"] and site_plates(site)]).name
+    observed = [site for site in model_sites if site["is_observed"] and not is_deterministic(site)]
+    name = plate or outermost_plate([site for site in observed if site_plates(site)]).name
     of_model = {site["name"] for site in model_sites if not site["is_observed"]}
-    check_packing([site for site in guide_sites if not site["is_observed"]], name)
+    check_packing([site for site in model_sites + guide_sites if not site["is_observed"]], name)
     latents = [site for site in guide_sites if site["name"] in of_model]
     outside = [site for site in latents if name not in plate_names(site)]
     if not outside:

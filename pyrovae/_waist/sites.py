@@ -44,6 +44,11 @@ def factors(distribution: Any) -> Any | None:
     return factors(distribution.base_dist) if independent else None
 
 
+def is_deterministic(site: Site) -> bool:
+    """Return whether a site is a ``pyro.deterministic``, a value that the program computes and records."""
+    return bool(site["infer"].get("_deterministic"))
+
+
 class Latents(Messenger):
     """Keep the messages of latent sites by name, in the order of the runs: the guide's, then the model's."""
 

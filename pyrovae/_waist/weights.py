@@ -17,7 +17,8 @@ site that model or guide enumerate, :math:`y`, is summed out exactly by Pyro's v
 .. math:: \log w_n^{(k)} = \log \sum_y p(x_n, y, z_{n, y}^{(k)}) / q(z_{n, y}^{(k)} \mid x_n, y),
 
 whether its posterior is part of the guide or not: :math:`q(y \mid x)` has no influence on the sum. A masked site that
-is summed out contributes a factor of one. A draw outside of the model's support has weight zero.
+is summed out keeps its probabilities, as in :class:`pyro.infer.TraceEnum_ELBO`: they sum to one, and sites without a
+mask may depend on its value. A draw outside of the model's support has weight zero.
 
 Only the model's sites and the guide's latent sites belong to log p(x). A :func:`pyro.factor` or an observed site in the
 guide is part of a training loss. Scales are not multiplied in: a plate's subsampling and :func:`pyro.poutine.scale`
@@ -29,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
@@ -39,7 +41,7 @@ from pyrovae._waist.outside import check_outside
 from pyrovae._waist.plates import check_complete, data_plate, dim_of, nesting_of, plate_names
 from pyrovae._waist.scales import same_scale, scale_of_data
 from pyrovae._waist.scoring import masked_score
-from pyrovae._waist.sites import Program, Site, is_enumerated
+from pyrovae._waist.sites import Program, Site, is_deterministic, is_enumerated, sample_sites
 from pyrovae._waist.summation import Term, sum_per_datum
 
 
@@ -87,6 +89,7 @@ def importance_weights(
     plate: str | None = None,
     for_loss: bool = False,
     values: Mapping[str, Tensor] | None = None,
+    depth: int | None = None,
 ) -> Weights:
     """Run guide and model, and return their log-weights, differentiable and open to Pyro's handlers.
 
@@ -104,6 +107,8 @@ def importance_weights(
             a factor common to all sites, never multiply: they are the returned ``scale``.
         values: Values of sites by name, which replace draws: a latent site with its dimension of draws, a subsampling
             plate with the indices of its data. A plate that is not named chooses once, for all draws.
+        depth: Depth of the program's own plates, if it is known for a run without ``nesting``. Values with dimensions
+            of enumerated sites need it.
 
     Raises:
         ValueError: If there is no draw to make, model and guide disagree about their latent sites, there is no data
@@ -114,7 +119,12 @@ def importance_weights(
     values = dict(values or {})
 
     def run(count: int) -> Weights:
-        draws = run_guide(guide, args, count, kwargs=kwargs, nesting=nesting, values=values)
+        options: Any = {"kwargs": kwargs, "nesting": nesting, "values": values}
+        draws = run_guide(guide, args, count, depth=depth, **options)
+        if draws.depth is not None and nesting is None and depth is None:
+            own = nesting_of(sample_sites(poutine.trace(model).get_trace(*args, **(kwargs or {}))))
+            if own > draws.depth:  # plates of the model alone, to the left of which the guide must enumerate
+                draws = run_guide(guide, args, count, depth=own, **options)
         values.update(draws.chosen)
         with_guide = draws if draws.depth is not None else None
         sites = run_model(model, args, draws.values, count, kwargs=kwargs, nesting=nesting, drawn_with=with_guide)
@@ -185,7 +195,7 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
     check_masks(model_sites, latent_masks(guide_sites))
     if not for_loss:
         check_auxiliary(model_sites, guide_sites)
-    if not any(site["is_observed"] for site in model_sites):
+    if not any(site["is_observed"] and not is_deterministic(site) for site in model_sites):
         raise ValueError(
             f"the model observes nothing, it samples {[site['name'] for site in model_sites]}; pass the data with "
             f"pyro.sample(name, distribution, obs=x), and model and guide in this order"

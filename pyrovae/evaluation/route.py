@@ -77,6 +77,7 @@ class Route:
     def run(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor] | None = None) -> Weights:
         """Run guide and model together, once or once for each draw, and return their weights."""
         options: Any = {"kwargs": self.kwargs, "nesting": self.nesting, "plate": self.plate}
+        options["depth"] = self.probe.nesting if self.probe.enumerates else None
         given = {**(values or {}), **batch.subsample}
         with _explained():
             return importance_weights(self.model, self.guide, batch.args, num_draws, values=given, **options)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyrovae._waist.draws import Given
 from pyrovae._waist.plates import site_plates
-from pyrovae._waist.sites import Program, Site, is_factor
+from pyrovae._waist.sites import Program, Site, is_deterministic, is_factor
 
 
 def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
@@ -84,7 +84,7 @@ class Redrawn(Given):
 
 def is_data(site: Site) -> bool:
     """Whether an observed site is of data: in a plate, and neither a factor nor deterministic."""
-    return bool(site_plates(site)) and not (site["infer"].get("_deterministic") or is_factor(site))
+    return bool(site_plates(site)) and not (is_deterministic(site) or is_factor(site))
 
 
 def check_generative(sites: Iterable[Site], way_out: str) -> None:

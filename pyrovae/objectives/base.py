@@ -115,11 +115,10 @@ class Weighing:
         check_auxiliary(one.model_sites, one.guide_sites)
         check_given(one, lambda args: importance_weights(model, guide, args, **options), args)
         nesting = one.nesting if nesting is None else nesting
-        if any(map(is_enumerated, one.guide_sites)):
-            return nesting
+        depth = one.nesting if any(map(is_enumerated, one.guide_sites)) else None
         for mixed, values, kept in with_other_data(args, one.guide_sites, one.nesting, one.plate):
             with suppress(RuntimeError, IndexError, AssertionError):  # of a program that does not take these data
-                other = importance_weights(model, guide, mixed, values=one.chosen | values, **options)
+                other = importance_weights(model, guide, mixed, values=one.chosen | values, depth=depth, **options)
                 if difference := difference_by_data(one, other, kept):
                     check_repeats()
                     reason = depends_on_other_data(f"by {difference:.3g} nats for a datum", one)

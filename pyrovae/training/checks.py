@@ -19,7 +19,7 @@ from pyrovae._waist.agreement import check_same_latents
 from pyrovae._waist.plates import outermost_plate, site_plates
 from pyrovae._waist.scoring import score
 from pyrovae._waist.single_runs import trace
-from pyrovae._waist.sites import Program, Site, is_point
+from pyrovae._waist.sites import Program, Site, is_deterministic, is_point
 from pyrovae.training.batches import Batch
 
 SMALL = 1e-6  # relative, of a count of data that float32 may have rounded
@@ -62,20 +62,20 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
         points = {site["name"] for site in guide_sites if is_point(site["fn"])} & latent
         check_same_latents(*([s for s in sites if s["name"] not in points] for sites in (model_sites, guide_sites)))
         densities = [(site, score(site, strict=True)) for site in model_sites + guide_sites]
-    observed = [site for site in model_sites if site["is_observed"]]
+    observed = [site for site in model_sites if site["is_observed"] and not is_deterministic(site)]
     plate = outermost_plate([site for site in observed if site_plates(site)] or observed)
     local = {site["name"] for site in model_sites + guide_sites if _is_inside(site, plate.name)}
     outside = [site for site in model_sites + guide_sites if site["name"] not in local]
     outside = [site for site in outside if not site["is_observed"]] + _of_parameters(outside, model, guide, batch)
     size = plate.size if plate.size > 0 else len(batch[0])  # Pyro's size is -1 where none is given
-    inside = [site for site in model_sites + guide_sites if site["name"] in local]
+    inside = [site for site in model_sites + guide_sites if site["name"] in local and not is_deterministic(site)]
     is_common = _scaled_alike(inside, plate.name)
     return Facts(
         plate=plate.name,
         data_count=size * _data_scale([site for site in observed if site["name"] in local], plate),
         full_size=-1 if plate.full_size is None else plate.full_size,
         outside={site["name"]: _own_scale(site) or 1.0 for site in outside},
-        local=next((site["name"] for site in model_sites if site["name"] in local & latent), None),
+        local=next((site["name"] for site in guide_sites if site["name"] in local & latent), None),
         is_finite=all(_is_number(site, density) for site, density in densities),
         scales={} if is_common else {site["name"]: _in_words(_without_plates(site, plate.name)) for site in inside},
     )

@@ -10,6 +10,7 @@ comes from R independent sequences,
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import pyro.distributions as dist
@@ -19,7 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae._waist.draws import run_guide
-from pyrovae._waist.sites import Program, is_point
+from pyrovae._waist.sites import Program, is_enumerated, is_point
 from pyrovae.arguments import check_whole
 from pyrovae.distributions import MultivariateNormal, NormalizingFlow
 from pyrovae.evaluation import bounds
@@ -136,12 +137,12 @@ def _log_weights(problem: Problem, batch: Batch, num_samples: int, num_replicate
     if problem.proposal is not None:
         return _refined_log_weights(problem, batch, num_samples, num_replicates)
     draws = run_guide(problem.guide, batch.args, kwargs=problem.options["kwargs"], values=batch.subsample)
-    random = [site for site in draws.latents.values() if not is_point(site["fn"])]
-    dim = sum(site["value"].numel() for site in random) // batch.size
+    random = [site for site in draws.latents.values() if not (is_point(site["fn"]) or is_enumerated(site))]
+    dim = sum(math.prod(_own(site["value"].shape, site["fn"], problem.nesting)) for site in random) // batch.size
     runs = []
     for _ in range(num_replicates):
         uniform = _points(num_samples // num_replicates, batch.size, dim)
-        with _Quasi(uniform.to(problem.device), problem.data_dim):
+        with _Quasi(uniform.to(problem.device), problem.data_dim, problem.nesting):
             runs.append(problem.run(batch, len(uniform)).log_weights)
     return torch.stack(runs)
 
@@ -169,17 +170,27 @@ def _points(num_points: int, num_data: int, dim: int) -> Tensor:
     return ((points.unsqueeze(1) + shift) % 1).clamp(1e-15, 1 - 1e-15)
 
 
-class _Quasi(Messenger):
-    """Make the guide's draws out of uniform points, shape ``(num_samples, N, D)``, in the order of its sites."""
+def _own(shape: Sequence[int], fn: Any, nesting: int) -> Sequence[int]:
+    """Return a shape without the dimensions of enumerated sites, which stand to the left of all plates."""
+    return shape[max(0, len(shape) - nesting - fn.event_dim) :]
 
-    def __init__(self, uniform: Tensor, data_dim: int) -> None:
+
+class _Quasi(Messenger):
+    """Make the guide's draws out of uniform points, shape ``(num_samples, N, D)``, in the order of its sites.
+
+    A latent that depends on an enumerated site has the same points at all of the site's values.
+    """
+
+    def __init__(self, uniform: Tensor, data_dim: int, nesting: int) -> None:
         super().__init__()
-        self.uniform, self.data_dim, self.used = uniform, data_dim, 0
+        self.uniform, self.data_dim, self.nesting, self.used = uniform, data_dim, nesting, 0
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg) or is_point(msg["fn"]):
             return
-        shape = list(msg["fn"].shape())
+        if is_enumerated(msg):
+            return
+        shape = list(_own(msg["fn"].shape(), msg["fn"], self.nesting + 1))
         rest = shape[1 : self.data_dim] + shape[self.data_dim + 1 :]
         own = self.uniform[..., self.used : self.used + math.prod(rest)]
         self.used += math.prod(rest)

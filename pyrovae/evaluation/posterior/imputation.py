@@ -98,7 +98,8 @@ def impute(
         drawn, found = posterior.draw(batch), _Moments(site, *batch.args[:2])
         chosen = drawn.log_weights.softmax(0)
         picked = torch.multinomial(chosen.T, max(num_imputations, 1), replacement=True).T[:num_imputations]
-        for part, sites in posterior.runs(batch, num_samples, Given, drawn.values):
+        values = posterior.complete(batch, num_samples, drawn.values)
+        for part, sites in posterior.runs(batch, num_samples, Given, values):
             found.add(sites, chosen[part], picked - part.start, posterior.problem.plate.name)
         result = {**found.columns(), "ess": 1 / (chosen**2).sum(0)}
         if num_imputations:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrovae._waist.draws import Given
 from pyrovae._waist.scoring import masked_score
-from pyrovae._waist.sites import Program, Site
+from pyrovae._waist.sites import Program, Site, is_deterministic
 from pyrovae._waist.summation import sum_per_datum
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
@@ -48,9 +48,10 @@ def to_inference_data(
     """Draws from prior, posterior and predictive distributions of each datum, as ArviZ takes them.
 
     Resampled draws repeat where weights are uneven: look at ``ess`` and ``pareto_k`` before trusting them, since ArviZ
-    takes the draws for a chain and cannot know. Sites that the guide enumerates are drawn, not summed out. Predictions
-    are given the program's other arguments, and given an observed argument where a later site reads it in place of the
-    site's value.
+    takes the draws for a chain and cannot know. Sites that the guide enumerates are drawn, not summed out. Sites that
+    the model alone enumerates are summed out of the weights, and then drawn given the data and the other latents.
+    Predictions are given the program's other arguments, and given an observed argument where a later site reads it in
+    place of the site's value.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -138,7 +139,7 @@ class _Groups:
         size = drawn.log_weights.shape[1]
         everything = torch.arange(kept, device=drawn.log_weights.device).unsqueeze(1).expand(kept, size)
         chosen = everything if self.raw else drawn.resample(kept)
-        values = drawn.take(chosen)
+        values = self.posterior.complete(batch, kept, drawn.take(chosen))
         parts: dict[str, list[Tensor]] = {}
         for part, sites in self.posterior.runs(batch, kept, Given, values):
             for site in sites:
@@ -169,7 +170,7 @@ class _Groups:
         """Add the value of a latent, or of an observed site its value, once, and its log-probability."""
         if not site["is_observed"]:
             self._add_value(parts, "posterior", site, site["value"])
-        elif not site["infer"].get("_deterministic"):
+        elif not is_deterministic(site):
             if self.log_likelihood:
                 problem = self.posterior.problem
                 draws_dim = -problem.nesting - 1 if problem.vectorize else None

@@ -6,6 +6,7 @@ probability of its Pareto-smoothed weight. With replicates :math:`x_n' \sim p(x 
 .. math:: p_n = \Pr\big(T(x_n') \ge T(x_n) \mid x_n\big).
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
+from pyrovae.evaluation.posterior.summed_out import GuideDraws, draw_summed_out
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, observed_argument
@@ -154,7 +155,10 @@ class PosteriorDraws:
 
 
 class Posterior:
-    """Posterior draws of the data of a problem, and runs of the model on them. Enumerated sites are drawn.
+    """Posterior draws of the data of a problem, and runs of the model on them.
+
+    Sites that the guide enumerates are drawn. Sites that the model alone enumerates are summed out of the weights, and
+    then drawn given the data and the other latents.
 
     Args:
         model: Pyro program of p(x, z).
@@ -176,7 +180,8 @@ class Posterior:
                 f"num_samples, draws of the guide, and num_draws, draws from the posterior, must be at least 1, got "
                 f"{num_samples} and {num_draws}"
             )
-        self.problem = Problem(_Drawn()(model), _Drawn()(guide), x, **options)
+        self.drawn = GuideDraws()
+        self.problem = Problem(*self.drawn.around(model, guide), x, **options)
         self.num_samples, self.num_draws = num_samples, num_draws
 
     def width(self) -> int:
@@ -209,15 +214,37 @@ class Posterior:
     ) -> Iterator[tuple[slice, list[Site]]]:
         """Run the model under a handler, at values of its latents or at its own; yield sites of the data plate."""
         problem = self.problem
-        chunk = max(1, min(num_draws, problem.affordable // batch.size)) if problem.vectorize else 1
-        for start in range(0, num_draws, chunk):
-            part = slice(start, min(start + chunk, num_draws))
-            given = {name: value[part if problem.vectorize else start] for name, value in (values or {}).items()}
-            program = handler({**given, **batch.subsample})(problem.model)
-            program = with_draws(program, part.stop - start, problem.nesting if problem.vectorize else None)
+        for part, given in self._parts(batch, num_draws, values or {}):
+            program = handler(given)(problem.model)
+            program = with_draws(program, part.stop - part.start, problem.nesting if problem.vectorize else None)
             trace: Any = poutine.trace(program).get_trace(*batch.args, **(problem.options["kwargs"] or {}))
             sites = [n for n in trace.nodes.values() if n["type"] == "sample" and not site_is_subsample(n)]
             yield part, [site for site in sites if problem.plate.name in plate_names(site)]
+
+    def complete(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return values with those of the sites that the model alone sums out, drawn given the data and the values."""
+        if not self.drawn.summed_out:
+            return dict(values)
+        problem, made = self.problem, dict[str, list[Tensor]]()
+        options: Any = {name: getattr(problem, name) for name in ("nesting", "vectorize")}
+        for part, given in self._parts(batch, num_draws, values):
+            count = part.stop - part.start
+            kwargs = problem.options["kwargs"]
+            drawn = draw_summed_out(problem.model, batch.args, given, count, kwargs=kwargs, **options)
+            for name, value in drawn.items():
+                made.setdefault(name, []).append(value if problem.vectorize else value.unsqueeze(0))
+        return {**values, **{name: torch.cat(parts) for name, parts in made.items()}}
+
+    def _parts(
+        self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]
+    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Yield chunks of draws with what the model is given in each."""
+        problem = self.problem
+        chunk = max(1, min(num_draws, problem.affordable // batch.size)) if problem.vectorize else 1
+        for start in range(0, num_draws, chunk):
+            part = slice(start, min(start + chunk, num_draws))
+            given = {name: value[part if problem.vectorize else start] for name, value in values.items()}
+            yield part, {**given, **batch.subsample}
 
     def _first(self, value: Tensor, name: str) -> Tensor:
         """Return a value whose first dimension is that of the draws, whatever stands to the left of it."""
@@ -228,7 +255,8 @@ def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | No
     """Return a site's value, shape ``(draws, n, *rest)``, and the names of the remaining dimensions.
 
     A log-probability is one with an empty event shape. ``plate`` is the name of the data plate. The names are those of
-    the plates inside the data plate, by name, and of the event, as ArviZ names them.
+    the plates inside the data plate, and for the event and for dimensions of the batch without a plate, which may stand
+    to the right of the data plate, those that ArviZ gives.
     """
     batch_shape, event_shape = (
         site["fn"].batch_shape,
@@ -243,21 +271,17 @@ def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | No
     front = [names.index(DRAWS), names.index(plate)]
     value = value.movedim(front, [0, 1])
     inner = [name for i, name in enumerate(names) if i not in front]
-    kept = [size for size, name in zip(value.shape[2:], inner, strict=False) if name]  # no plate, no dimension
-    value = value.reshape(*value.shape[:2], *kept, *event_shape)
-    return value, [name for name in inner if name] + [f"{site['name']}_dim_{i}" for i in range(len(event_shape))]
-
-
-class _Drawn(Messenger):
-    """Draw enumerated sites."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        msg["infer"] = {**msg["infer"], "enumerate": None}
+    kept = [(size, name) for size, name in zip(value.shape[2:], inner, strict=False) if name or size > 1]
+    value = value.reshape(*value.shape[:2], *(size for size, _ in kept), *event_shape)
+    numbers = itertools.count()
+    labels = [name for _, name in kept] + [None] * len(event_shape)
+    return value, [name or f"{site['name']}_dim_{next(numbers)}" for name in labels]
 
 
 def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: PosteriorDraws) -> tuple[Tensor, Tensor]:
     """Return the statistic of some data, shape ``(n,)``, and of their replicates, shape ``(num_draws, n)``."""
     values, args = drawn.take(drawn.resample(posterior.num_draws)), list(drawn.batch.args)
+    values = posterior.complete(drawn.batch, posterior.num_draws, values)
     observed: list[Tensor] = []
     replicated: list[Tensor] = []
     for _, sites in posterior.runs(drawn.batch, posterior.num_draws, Redrawn, values):

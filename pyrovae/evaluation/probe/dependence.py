@@ -65,7 +65,7 @@ class Dependence:
         if one.size < 2 or one.weights.plate.size != one.size:
             return self.all_data(one)
         reason = ""
-        if self.vectorize and not one.enumerates:
+        if self.vectorize:
             agrees, reason = self._agrees(one, few, draws=2)
             if agrees:
                 self._check_few_data(one)
@@ -73,8 +73,6 @@ class Dependence:
         if not self._takes_fewer(one, few):
             return self.all_data(one)
         self._check_few_data(one)
-        if one.enumerates:  # the draws of such a guide have dimensions of their own
-            return Outcome(True, True, "")
         if self.vectorize and not self.repeats:
             agrees, reason = self._agrees(one, few, draws=2)
             if agrees:
@@ -87,9 +85,6 @@ class Dependence:
         Raises:
             ValueError: If the model draws random numbers outside of sample sites.
         """
-        if one.enumerates:
-            self._check_state(one)
-            return Outcome(False, self.vectorize, "")
         if not self.vectorize:
             self.repeats = self._has_same_guide(one)
             return Outcome(False, False, "")
@@ -102,7 +97,7 @@ class Dependence:
 
     def _check_few_data(self, one: Reference) -> None:
         """Check each datum without each of the others if the first run has so few that the second can miss one."""
-        if one.size < FEW_DATA and not one.enumerates:
+        if one.size < FEW_DATA:
             self.check_other_data(one, with_guide=self.repeats)
 
     def check_other_data(self, one: Reference, *, with_guide: bool = False) -> None:
@@ -119,8 +114,8 @@ class Dependence:
         mixtures = with_other_data(trials.args(one.size), weights.guide_sites, weights.nesting, weights.plate)
         for mixed, values, kept in mixtures:
             try:
-                other = trials.score(mixed, weights.chosen | values, validate=False)
-            except Exception:  # of a program that does not take these data, or that enumerates sites of the guide
+                other = trials.score(mixed, weights.chosen | values, depth=one.depth, validate=False)
+            except Exception:  # of a program that does not take these data
                 continue
             if difference := difference_by_data(weights, other, kept, with_guide=with_guide):
                 trials.check_noise(one.size)
@@ -150,7 +145,7 @@ class Dependence:
         with BatchNormInputs() as together:
             try:
                 if draws is None:
-                    two = self.trials.run(size, given, start=start)
+                    two = self.trials.run(size, given, start=start, depth=one.depth)
                 else:
                     two = self.trials.run(size, given, draws=draws, nesting=nesting, start=start)
             except ProgramError:
@@ -179,21 +174,14 @@ class Dependence:
     def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
         """Return the largest difference of the terms of the log-weights beyond rounding, nats."""
         data = slice(None) if some is None else slice(some.start, some.stop)
-        if one.densities is None or two.densities is None:
-            return largest_difference(two.log_weights[:1], one.log_weights[:, data])
+        if one.densities is None or two.densities is None:  # the guide's density cannot be told apart
+            return largest_difference(two.log_weights[:1], one.log_weights[:, data]) if self.repeats else 0.0
         parts = ["likelihood", "prior"] + (["guide"] if self.repeats else [])
         pairs = [(getattr(two.densities, part)[:1], getattr(one.densities, part)[:, data]) for part in parts]
         return max(largest_difference(second, first) for second, first in pairs)
 
     def _takes_fewer(self, one: Reference, few: int) -> bool:
         """Return whether the program runs on fewer data, and check that their log-weights stay what they were."""
-        if one.enumerates:
-            try:
-                takes_fewer = self.trials.run(few).plate.size == few
-            except Exception:
-                return False
-            self._check_state(one)
-            return takes_fewer
         agrees, reason = self._agrees(one, few, draws=None)
         if agrees or not reason.startswith("by "):
             return agrees
@@ -209,9 +197,10 @@ class Dependence:
             ValueError: If the model has another density then.
         """
         first = one.weights
-        again = self.trials.run(one.size, {**first.chosen, **one.values})
+        again = self.trials.run(one.size, {**first.chosen, **one.values}, depth=one.depth)
         if first.densities is None or again.densities is None:
-            return True
+            self._check_state(one)
+            return not largest_difference(again.log_weights, first.log_weights)
         if max(
             largest_difference(getattr(again.densities, part), getattr(first.densities, part))
             for part in ("likelihood", "prior")
@@ -221,7 +210,7 @@ class Dependence:
         return not largest_difference(again.densities.guide, first.densities.guide)
 
     def _check_state(self, one: Reference) -> None:
-        """Check that programs whose guide enumerates sites have the same density in two runs of the same seed.
+        """Check that programs with enumerated sites have the same density in two runs of the same seed.
 
         Raises:
             ValueError: If they do not.

@@ -26,7 +26,7 @@ def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: boo
     options: Any = {"kwargs": trials.options["kwargs"], "nesting": nesting}
     with pyro.validation_enabled(False):
         with CountBytes(draws) as guide:
-            drawn = run_guide(trials.guide, args, draws, **options)
+            drawn = run_guide(trials.guide, args, draws, depth=one.depth, **options)
             if not one.enumerates:
                 log_guide(drawn, plate)
         with CountBytes(draws) as model:

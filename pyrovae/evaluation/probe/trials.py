@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrovae._waist.noise import NoiseOutsideSites, depends_on_noise, draws_outside_sites
 from pyrovae._waist.plates import plate_names
-from pyrovae._waist.sites import Program, Site, is_enumerated
+from pyrovae._waist.sites import Program, Site, is_deterministic, is_enumerated
 from pyrovae._waist.support import support_of
 from pyrovae._waist.weights import Weights, importance_weights
 from pyrovae.evaluation.options import Options
@@ -55,10 +55,16 @@ class Reference:
         return any(map(is_enumerated, self.weights.guide_sites))
 
     @property
+    def depth(self) -> int | None:
+        """Depth of the program's own plates, which a run of a guide that enumerates needs; ``None`` for others."""
+        return self.nesting if self.enumerates else None
+
+    @property
     def base_measures(self) -> dict[str, BaseMeasure]:
         """Base measure of each observed site in the data plate."""
         plate, sites = self.weights.plate.name, self.weights.model_sites
-        observed = [site for site in sites if site["is_observed"] and plate in plate_names(site)]
+        observed = [site for site in sites if site["is_observed"] and not is_deterministic(site)]
+        observed = [site for site in observed if plate in plate_names(site)]
         return {site["name"]: _base_measure(site["fn"]) for site in observed}
 
 
@@ -115,6 +121,7 @@ class Trials:
         *,
         draws: int = 1,
         nesting: int | None = None,
+        depth: int | None = None,
         start: int = 0,
         validate: bool = False,
     ) -> Weights:
@@ -125,20 +132,26 @@ class Trials:
             values: Values of latent sites, and indices of subsampling plates.
             draws: Number of draws.
             nesting: Depth of the program's own plates, for a run with a dimension of draws.
+            depth: The same for a run without it, which values with dimensions of enumerated sites need.
             start: Index of the first datum.
             validate: Whether Pyro validates the run.
         """
-        return self._weights(self.args(size, start), values, draws, nesting, validate=validate)
+        return self._weights(self.args(size, start), values, draws, nesting, depth, validate=validate)
 
     def reference(self, size: int) -> Reference:
         """Run with validation for one draw of some data."""
         return Reference(self.run(size, validate=True), size)
 
     def score(
-        self, args: tuple[Any, ...], values: dict[str, Tensor] | None = None, *, validate: bool = True
+        self,
+        args: tuple[Any, ...],
+        values: dict[str, Tensor] | None = None,
+        *,
+        depth: int | None = None,
+        validate: bool = True,
     ) -> Weights:
         """Run on given arguments for one draw."""
-        return self._weights(args, values, 1, None, validate=validate)
+        return self._weights(args, values, 1, None, depth, validate=validate)
 
     def check_noise(self, size: int) -> None:
         """Check that the model uses no random numbers that it draws outside of sample sites.
@@ -169,10 +182,12 @@ class Trials:
         values: dict[str, Tensor] | None,
         draws: int,
         nesting: int | None,
+        depth: int | None,
         *,
         validate: bool,
     ) -> Weights:
-        options: Any = {"kwargs": self.options["kwargs"], "plate": self.options["plate"], "nesting": nesting}
+        options: Any = {"kwargs": self.options["kwargs"], "plate": self.options["plate"]}
+        options |= {"nesting": nesting, "depth": depth}
         with pyro.validation_enabled(validate):
             return importance_weights(self.model, self.guide, args, draws, values=values, **options)
 
