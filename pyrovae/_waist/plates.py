@@ -105,7 +105,7 @@ def check_packing(latents: Sequence[Site], plate: str) -> None:
     if len(outside) == len(drawn) or not vectors:
         return
     of_model = {site["name"]: site["fn"] for site in drawn if not is_point(site["fn"])}
-    points = {site["name"]: site for site in outside if is_point(site["fn"])}
+    points = {site["name"]: site for site in outside if is_point(site["fn"]) and not site["infer"].get("is_auxiliary")}
     shared = sum(coordinates(of_model.get(name, site["fn"]), site["value"]) for name, site in points.items())
     if sum(site["value"].numel() for site in auxiliary) > shared:
         raise ValueError(

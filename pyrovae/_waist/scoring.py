@@ -50,15 +50,15 @@ def masked_score(site: Site) -> Tensor:
     probabilities of its values sum to one, and sites that depend on it and are not masked need them.
     """
     if is_enumerated(site) and "_enumerate_dim" in site["infer"]:
-        return score({**site, "fn": without_mask(site["fn"])})
+        return score({**site, "fn": _without_mask(site["fn"])})
     return scale_and_mask(score(site), mask=site["mask"])
 
 
-def without_mask(fn: Any) -> Any:
+def _without_mask(fn: Any) -> Any:
     """Return a distribution without the masks of its method ``mask``, in the same batch shape."""
     if isinstance(fn, dist.MaskedDistribution):
-        return without_mask(fn.base_dist).expand(fn.batch_shape)
-    if not hasattr(fn, "base_dist") or (inner := without_mask(fn.base_dist)) is fn.base_dist:
+        return _without_mask(fn.base_dist).expand(fn.batch_shape)
+    if not hasattr(fn, "base_dist") or (inner := _without_mask(fn.base_dist)) is fn.base_dist:
         return fn
     if isinstance(fn, torch.distributions.Independent):
         return inner.to_event(fn.reinterpreted_batch_ndims)

@@ -45,27 +45,73 @@ def _reduce(log_prob: Tensor, draws_dim: int | None, data_dim: int) -> Tensor:
     return per_datum.reshape(-1, per_datum.shape[-1])
 
 
+def log_table(terms: list[Term], site: Site) -> Tensor:
+    """Return the logarithm of the joint probability of the data and each value of an enumerated site, up to a constant.
+
+    All other enumerated sites are summed out. The site must depend on no other one.
+
+    Args:
+        terms: Sites with their log-probabilities, in the batch shape of each site, nats.
+        site: One of these sites.
+
+    Returns:
+        Tensor, shape ``(num_values, *plates)``, nats, with a dimension of size one where the site has no plate.
+    """
+    plates = _Plates(terms)
+    own = plates.enumerated(site)[site["infer"]["_enumerate_dim"]]
+    dims = sorted(frame.dim for frame in site["cond_indep_stack"] if frame.vectorized)
+    total = plates.contract([plates.symbols[dim] for dim in dims], own)
+    order = [total._pyro_dims.index(symbol) for symbol in (own, *(plates.symbols[dim] for dim in dims))]
+    shape = [plates.sizes[dim] if dim in dims else 1 for dim in range(min(dims, default=0), 0)]
+    return total.permute(order).reshape(-1, *shape)
+
+
 def _sum_out(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
-    kept = [dim for dim in (draws_dim, data_dim) if dim is not None]
-    plates = {frame.dim: frame for site, _ in terms for frame in site["cond_indep_stack"] if frame.vectorized}
-    sizes = {dim: frame.size for dim, frame in plates.items()}
-    symbols: Any = {dim: get_symbol(i) for i, dim in enumerate(plates)}
-    tree: Any = OrderedDict()
-    sum_dims = set()
-    dtype = reduce(torch.promote_types, (term.dtype for _, term in terms))  # einsum does not promote types itself
-    for site, term in terms:
-        ids = site["infer"].get("_dim_to_id", {})  # a site of a run without enumeration has none
-        enumerated = {dim: get_symbol(len(plates) + ids[dim]) for dim in ids}
-        sum_dims |= set(enumerated.values())
-        ordinal = frozenset(symbols[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized)
-        for dim in (dim for dim in sizes if sizes[dim] < 1 and term.ndim >= -dim):
-            sizes[dim] = max(sizes[dim], term.shape[dim])  # Pyro gives a plate without a size the size -1
-        tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), symbols | enumerated))
-    total: Any = contract_to_tensor(
-        tree,
-        sum_dims,
-        target_ordinal=frozenset(symbols[dim] for dim in kept),
-        ring=LogRing(dim_to_size={symbols[dim]: sizes[dim] for dim in kept}),
-    )
-    order = [total._pyro_dims.index(symbols[dim]) for dim in kept]
+    plates = _Plates(terms)
+    kept = [plates.symbols[dim] for dim in (draws_dim, data_dim) if dim is not None]
+    total = plates.contract(kept)
+    order = [total._pyro_dims.index(symbol) for symbol in kept]
     return total.permute(order).reshape(-1, total.shape[order[-1]])
+
+
+class _Plates:
+    """Log-probabilities by the plates in which they lie, as Pyro's variable elimination takes them.
+
+    Args:
+        terms: Sites with their log-probabilities.
+
+    Attributes:
+        symbols: Name of each plate in a contraction, by dimension.
+        sizes: Size of each plate, by dimension.
+    """
+
+    def __init__(self, terms: list[Term]) -> None:
+        plates = {frame.dim: frame for site, _ in terms for frame in site["cond_indep_stack"] if frame.vectorized}
+        self.sizes = {dim: frame.size for dim, frame in plates.items()}
+        self.symbols: Any = {dim: get_symbol(i) for i, dim in enumerate(plates)}
+        self._tree: Any = OrderedDict()
+        self._sum_dims: set[str] = set()
+        dtype = reduce(torch.promote_types, (term.dtype for _, term in terms))  # einsum does not promote types itself
+        for site, term in terms:
+            enumerated = self.enumerated(site)
+            self._sum_dims |= set(enumerated.values())
+            ordinal = frozenset(self.symbols[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized)
+            for dim in (dim for dim in self.sizes if self.sizes[dim] < 1 and term.ndim >= -dim):
+                self.sizes[dim] = max(self.sizes[dim], term.shape[dim])  # Pyro's size of a plate without one is -1
+            self._tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), self.symbols | enumerated))
+
+    def enumerated(self, site: Site) -> dict[int, str]:
+        """Return the names of the enumerated sites on which a site depends, by dimension."""
+        ids = site["infer"].get("_dim_to_id", {})  # a site of a run without enumeration has none
+        return {dim: get_symbol(len(self.symbols) + ids[dim]) for dim in ids}
+
+    def contract(self, kept: list[str], value: str | None = None) -> Any:
+        """Sum over all plates but some, and sum out all enumerated sites but at most one."""
+        sizes = {symbol: self.sizes[dim] for dim, symbol in self.symbols.items() if symbol in kept}
+        return contract_to_tensor(
+            self._tree,
+            self._sum_dims,
+            target_ordinal=frozenset(kept),
+            target_dims=None if value is None else {value},
+            ring=LogRing(dim_to_size=sizes),
+        )

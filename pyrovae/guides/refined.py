@@ -142,7 +142,7 @@ class Refined:
     def _scores_guide(self, target: Target) -> bool:
         if self.score_guide is not None:
             return self.score_guide
-        return not any(scores_slowly(site["fn"]) for site in target.space.sites.values())
+        return not any(scores_slowly(site["fn"]) for site in target.space.drawn_sites)
 
     # --- as a Pyro program --------------------------------------------------------------------------------------------
 

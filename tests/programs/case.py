@@ -103,5 +103,5 @@ DISCRETE = {
     **refused("discrete site", *HAMILTONIAN),
     **refused("without inverse", "rqmc"),
 }
-GUIDE_ENUMERATES = {**refused("enumerated in the guide", *HAMILTONIAN), **refused("without inverse", "rqmc")}
-SUMMED_OUT = {**refused("without latents", *HAMILTONIAN), **refused("not in the guide", "inference data")}
+GUIDE_ENUMERATES = refused("enumerated in the guide", *HAMILTONIAN)
+SUMMED_OUT = refused("without latents", *HAMILTONIAN)

@@ -25,7 +25,7 @@ from pyro.poutine import block
 from scipy import stats
 from torch import Tensor, nn
 
-from tests.programs.case import HAMILTONIAN, PER_DATUM, Case, Guided, noise, refused
+from tests.programs.case import PER_DATUM, Case, Guided, noise, refused
 
 
 class Means(nn.Module):
@@ -100,18 +100,17 @@ def auto(name: str, make: Callable[..., Any], refused: Mapping[str, str], progra
     return Case(f"one latent a datum, {name}", guide, points, exact=closed_form, by_datum=False, refused=refused)
 
 
-AUXILIARY = refused("auxiliary site", *HAMILTONIAN)
 PACKED = refused("packed latents", *PER_DATUM)
 
 CASES = (
     Case("one latent a datum, hand-written", Amortized, points, exact=closed_form),
-    auto("AutoNormal", partial(normal, AutoNormal), AUXILIARY),
+    auto("AutoNormal", partial(normal, AutoNormal), {}),
     auto("AutoDiagonalNormal", partial(normal, AutoDiagonalNormal), PACKED),
     auto("AutoMultivariateNormal", partial(normal, AutoMultivariateNormal), PACKED),
     auto("AutoLowRankMultivariateNormal", partial(normal, AutoLowRankMultivariateNormal), PACKED),
     auto("AutoIAFNormal", AutoIAFNormal, PACKED | refused("built in another way", "save and load")),
     auto("AutoLaplaceApproximation", AutoLaplaceApproximation, PACKED),
     auto("AutoDelta", AutoDelta, refused("point", *PER_DATUM)),
-    auto("AutoGuideList", several, AUXILIARY, TwoMeans),
-    Case("one latent a datum, EasyGuide", guided(Grouped), points, exact=closed_form, refused=AUXILIARY),
+    auto("AutoGuideList", several, {}, TwoMeans),
+    Case("one latent a datum, EasyGuide", guided(Grouped), points, exact=closed_form),
 )  # fmt: skip

@@ -7,7 +7,6 @@ REFUSALS = {
     "packed latents": r"the guide draws the latent sites of all data as one vector, '.*'",
     "point": r"the guide puts all mass of latent site '.*' on a point",
     "partly a point": r"of the latent sites .* are computed as points, so these have no density",
-    "auxiliary site": r"latent site '.*' is auxiliary, in the guide but not in the model",
     "discrete site": r"latent site '.*' is discrete, .*, and Hamiltonian moves need continuous latents",
     "enumerated in the guide": r"the guide enumerates a discrete latent site",
     "masked site": r"latent site '.*' is masked, so its posterior has no density",
@@ -16,7 +15,6 @@ REFUSALS = {
     "one draw a run": r"rqmc makes all draws in one run, and this program runs once for each draw",
     "scored together": r"the program gives other log-weights when many draws are scored in one run",
     "without reparameterized draws": r"latent site '.*' has no reparameterized draws",
-    "not in the guide": r"latent site '.*' is in the model but not in the guide",
     "built in another way": r"is of a module built in another way",
     "without a plate": r"there is no data plate around the observed sites",
 }

@@ -141,8 +141,7 @@ CASES = (
          exact=forward_algorithm, enumerated=True, refused=SUMMED_OUT),
     Case("HMM, sequential plate", lambda: HiddenMarkovModel(sequential=True), sequences,
          elbo=lambda: TraceEnum_ELBO(max_plate_nesting=0), exact=forward_algorithm, enumerated=True,
-         refused=refused("without a plate", "fit", *PER_DATUM, "checkpoint")
-         | refused("not in the guide", "inference data")),
+         refused=refused("without a plate", "fit", *PER_DATUM, "checkpoint")),
     Case("HMM, global priors, AutoDelta", global_map, sequences, elbo=lambda: TraceEnum_ELBO(max_plate_nesting=1),
          refused=refused("point", *PER_DATUM)),
 )  # fmt: skip

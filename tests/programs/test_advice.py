@@ -122,11 +122,6 @@ FOLLOWED: dict[str, tuple[str, str, Callable[[], None]]] = {
     ),
     "point": ("Gaussian mixture, AutoDelta", "evaluate", condition_on_the_point),
     "partly a point": ("regression, AutoGuideList", "evaluate", sample_all_entries),
-    "auxiliary site": (
-        "one latent a datum, EasyGuide",
-        "nuts",
-        partial(is_right, "one latent a datum, EasyGuide", "evaluate"),
-    ),
     "discrete site": ("M2, labels sampled", "nuts", partial(is_right, "M2, labels sampled", "evaluate")),
     "enumerated in the guide": (
         "M2, labels enumerated in the guide",
@@ -142,11 +137,6 @@ FOLLOWED: dict[str, tuple[str, str, Callable[[], None]]] = {
         "M2, labels sampled",
         "IWAE",
         partial(is_right, "M2, labels enumerated in the guide", "fit"),
-    ),
-    "not in the guide": (
-        "M2, labels enumerated in the model",
-        "inference data",
-        partial(is_right, "M2, labels sampled", "inference data"),
     ),
     "built in another way": ("one latent a datum, AutoIAFNormal", "save and load", build_as_it_was_built),
     "without a plate": ("HMM, sequential plate", "fit", partial(is_right, "HMM, vectorized plate", "fit", "evaluate")),

@@ -121,7 +121,7 @@ CASES = (
     Case("ProdLDA", ProdLDA, documents, exact=two_normals,
          refused=refused("scored together", "IWAE") | refused("one draw a run", "rqmc")),
     Case("LDA, integer words", LDA, words, elbo=lambda: TraceEnum_ELBO(max_plate_nesting=2), exact=exact_lda,
-         enumerated=True, refused=refused("without inverse", "rqmc") | refused("not in the guide", "inference data")),
+         enumerated=True, refused=refused("without inverse", "rqmc")),
     Case("LDA, global topics", GlobalLDA, words, elbo=lambda: TraceEnum_ELBO(max_plate_nesting=2), enumerated=True,
-         refused=refused("shared latent", *PER_DATUM) | refused("not in the guide", "inference data")),
+         refused=refused("shared latent", *PER_DATUM)),
 )  # fmt: skip

@@ -96,7 +96,7 @@ class Stages:
 
 def scores_guide(target: Target) -> bool:
     """Return whether the density of the guide at any value costs little."""
-    return not any(scores_slowly(site["fn"]) for site in target.space.sites.values())
+    return not any(scores_slowly(site["fn"]) for site in target.space.drawn_sites)
 
 
 def cost(temperatures: int) -> int:

@@ -226,11 +226,10 @@ class Posterior:
         if not self.drawn.summed_out:
             return dict(values)
         problem, made = self.problem, dict[str, list[Tensor]]()
-        options: Any = {name: getattr(problem, name) for name in ("nesting", "vectorize")}
+        options: Any = {"plate": problem.plate.name, "kwargs": problem.options["kwargs"]}
+        options["nesting"] = problem.nesting if problem.vectorize else None
         for part, given in self._parts(batch, num_draws, values):
-            count = part.stop - part.start
-            kwargs = problem.options["kwargs"]
-            drawn = draw_summed_out(problem.model, batch.args, given, count, kwargs=kwargs, **options)
+            drawn = draw_summed_out(problem.model, batch.args, given, part.stop - part.start, **options)
             for name, value in drawn.items():
                 made.setdefault(name, []).append(value if problem.vectorize else value.unsqueeze(0))
         return {**values, **{name: torch.cat(parts) for name, parts in made.items()}}

@@ -1,16 +1,17 @@
 """Draws of discrete sites that the model sums out, given the data and draws of its other latent sites."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from pyro import poutine
-from pyro.infer import infer_discrete
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyrovae._waist.draws import Given, with_draws
-from pyrovae._waist.scoring import without_mask
-from pyrovae._waist.sites import Program, is_enumerated, sample_sites
+from pyrovae._waist.draws import run_model
+from pyrovae._waist.plates import plate_names
+from pyrovae._waist.scoring import masked_score
+from pyrovae._waist.sites import Program, Site, is_enumerated
+from pyrovae._waist.summation import log_table
 
 
 class GuideDraws(Messenger):
@@ -49,12 +50,16 @@ class _InModel(Messenger):
             self.guide.summed_out.add(msg["name"])
 
 
-class _Unmasked(Messenger):
-    """Take the masks off enumerated sites, which keep their probabilities where they are summed out."""
+class _Fixed(Messenger):
+    """Leave sites with a given value out of the enumeration."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_enumerated(msg):
-            msg["mask"], msg["fn"] = None, without_mask(msg["fn"])
+        if msg["name"] in self.names:
+            msg["infer"] = {**msg["infer"], "enumerate": None}
 
 
 def draw_summed_out(
@@ -63,26 +68,49 @@ def draw_summed_out(
     values: Mapping[str, Tensor],
     num_draws: int,
     *,
-    nesting: int,
-    vectorize: bool,
+    plate: str,
+    nesting: int | None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
-    """Draw the sites that a model enumerates from their distribution given the data and the other latent sites.
+    r"""Draw the sites that a model enumerates from their distribution given the data and the other latent sites.
+
+    The sites are drawn in the order of the model, each given those before it, with those behind it summed out,
+
+    .. math:: y_t \sim p(y_t \mid y_{<t}, x, z) \propto \sum_{y_{>t}} p(x, y, z),
+
+    in a run of the model for each.
 
     Args:
         model: Pyro program of p(x, y, z) that enumerates y.
         args: Its arguments.
         values: Values of z, and indices of subsampling plates, by name.
         num_draws: Number of draws in the values.
-        nesting: Depth of the program's own plates.
-        vectorize: Whether the values have a dimension of draws.
+        plate: Name of the data plate.
+        nesting: Depth of the program's own plates; ``None`` for values without a dimension of draws.
         kwargs: Keyword arguments of the model.
 
     Returns:
-        Values of y by name, in the full shape of their sites.
+        Values of y by name, with all dimensions of the plates of their sites.
     """
-    depth = nesting + 1 if vectorize else nesting
-    program = _Unmasked()(with_draws(Given(values)(model), num_draws, nesting if vectorize else None))
-    drawing = infer_discrete(program, first_available_dim=-depth - 1, temperature=1)
-    sites = sample_sites(poutine.trace(drawing).get_trace(*args, **(kwargs or {})))
-    return {site["name"]: site["value"].expand(site["fn"].shape()) for site in sites if is_enumerated(site)}
+    drawn: dict[str, Tensor] = {}
+    while True:
+        program = _Fixed(drawn)(model)
+        sites = run_model(program, args, {**values, **drawn}, num_draws, kwargs=kwargs, nesting=nesting)
+        left = [site for site in sites if is_enumerated(site) and plate in plate_names(site)]
+        if not left:
+            return drawn
+        terms = [(site, masked_score(site)) for site in sites if plate in plate_names(site)]
+        table = log_table(terms, left[0])
+        chosen = torch.distributions.Categorical(logits=table.movedim(0, -1)).sample()
+        drawn[left[0]["name"]] = _value_at(left[0], chosen)
+
+
+def _value_at(site: Site, chosen: Tensor) -> Tensor:
+    """Return the values of an enumerated site with given indices."""
+    event, value = site["fn"].event_dim, site["value"]
+    support = value.movedim(site["infer"]["_enumerate_dim"] - event, 0)
+    own = support.shape[max(1, support.ndim - event - chosen.ndim) :]  # without dimensions of other enumerated sites
+    own = (1,) * (chosen.ndim + event - len(own)) + own
+    support = support.reshape(len(support), *own).expand(len(support), *chosen.shape, *own[chosen.ndim :])
+    index = chosen.reshape(1, *chosen.shape, *(1,) * event).expand(1, *support.shape[1:])
+    return support.gather(0, index).squeeze(0)

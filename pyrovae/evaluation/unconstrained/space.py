@@ -2,6 +2,9 @@ r"""The map between the latent sites of a program and real vectors.
 
 All latent sites of a datum are laid side by side in one vector u. A site with a constrained value, z = f(u), adds
 :math:`\log |\det \partial f / \partial u|` to log p(x, z) and to log q(z | x) alike, and leaves log-weights alone.
+
+An autoguide such as AutoNormal draws u at auxiliary sites and computes z = f(u) from them, as points. Its density at u
+is found by a run in which the auxiliary sites are given, and the points are computed anew.
 """
 
 import math
@@ -15,7 +18,7 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyrovae._waist.scoring import entry_mask
 from pyrovae._waist.sites import Site, is_point
-from pyrovae._waist.support import common_support, is_periodic, is_same_support, support_of
+from pyrovae._waist.support import common_support, is_periodic, is_real, is_same_support, support_of
 from pyrovae._waist.weights import Weights
 from pyrovae.distributions import support_of_flow
 from pyrovae.evaluation.batches import Batch
@@ -30,11 +33,13 @@ class Space:
         with_guide: Whether the guide's density is used, and not only its draws.
 
     Attributes:
+        sites: Latent sites of model and guide, by name.
+        noise: Auxiliary sites of the guide, whose values are the coordinates of the points.
         dim: Length of a vector u, D.
 
     Raises:
-        ValueError: If a latent site is discrete, masked, an angle, auxiliary or a point, or its support depends on
-            other latents; or if the guide enumerates a site.
+        ValueError: If a latent site is discrete, masked or an angle, or a point that is not computed from auxiliary
+            sites by the map of its support; if its support depends on other latents; or if the guide enumerates a site.
     """
 
     def __init__(self, problem: Problem, *, with_guide: bool = True) -> None:
@@ -53,17 +58,24 @@ class Space:
                 "the guide has no latent sites, so there is nothing to move; use pyrovae.evaluation.evaluate, whose "
                 "estimate is exact if the model sums out all of its latents"
             )
-        for name, site in of_guide.items():
-            _check_continuous(name, site, in_model=name in of_model)
-        self.sites = of_guide
-        self.supports = {name: self._fixed_support(name, of_model[name]["fn"]) for name in of_guide}
+        self.noise = {name: site for name, site in of_guide.items() if name not in of_model}
+        self.sites = {name: site for name, site in of_guide.items() if name in of_model}
+        self.points = [name for name, site in self.sites.items() if self.noise and is_point(site["fn"])]
+        for name, site in self.sites.items():
+            _check_continuous(name, of_model[name] if name in self.points else site)
+        for name, site in self.noise.items():
+            _check_unmasked(name, site)
+        self.supports = {name: self._fixed_support(name, of_model[name]["fn"]) for name in self.sites}
         self._check_supports(again)
         self.bijections = {name: biject_to(support) for name, support in self.supports.items()}
         drawn = problem.draw(batch, 2, amortized=True)
-        real = {name: self.bijections[name].inv(drawn.values[name]) for name in of_guide}
-        for name, site in of_guide.items():
-            self._check_guide_support(name, site, of_model[name], real[name])
-        self.shapes = {name: value.movedim(problem.data_dim, 1).shape[2:] for name, value in real.items()}
+        real = {name: self.bijections[name].inv(drawn.values[name]) for name in self.sites}
+        for name, site in self.sites.items():
+            if name not in self.points:
+                self._check_guide_support(name, site, of_model[name], real[name])
+        self.shapes = {name: self._by_datum(value).shape[2:] for name, value in real.items()}
+        self.noise_shapes = {name: self._by_datum(drawn.values[name]).shape[2:] for name in self.noise}
+        self._check_noise(drawn.values, real)
         self.dim = sum(map(math.prod, self.shapes.values()))
         self.graphs: dict[tuple[int, ...], Callable[..., Sequence[Tensor]] | None] = {}
 
@@ -71,6 +83,11 @@ class Space:
     def width(self) -> int:
         """Number of data to which densities are fitted together, within the memory."""
         return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
+
+    @property
+    def drawn_sites(self) -> list[Site]:
+        """The sites that the guide draws, auxiliary ones among them."""
+        return [site for name, site in self.sites.items() if name not in self.points] + list(self.noise.values())
 
     def check_batch(self, batch: Batch) -> None:
         """Check that the latent sites of a batch have the supports of the first batch and no mask.
@@ -102,6 +119,21 @@ class Space:
             f"coordinates of their own; give it a fixed support, or use pyrovae.evaluation.evaluate"
         )
 
+    def _check_noise(self, values: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> None:
+        """Check that the auxiliary sites of the guide hold the coordinates of its points, in the same order."""
+        if not self.noise:
+            return
+        noise = [self._flat(values[name]) for name in self.noise]
+        points = [self._flat(real[name]) for name in self.points]
+        drawn, computed = (torch.cat(parts, -1) if parts else torch.empty(0) for parts in (noise, points))
+        is_map = drawn.shape == computed.shape and torch.allclose(drawn, computed, rtol=1e-3, atol=1e-3)
+        if not (is_map and all(is_real(site["fn"]) for site in self.noise.values())):
+            raise ValueError(
+                f"latent site {next(iter(self.noise))!r} is auxiliary, in the guide but not in the model, and does not "
+                f"hold the real coordinates of the model's latent sites, so the posterior has no such dimension; use "
+                f"pyrovae.evaluation.evaluate"
+            )
+
     def _check_guide_support(self, name: str, of_guide: Site, of_model: Site, real: Tensor) -> None:
         """Refuse a guide that draws values outside of the model's support, or cannot draw all inside of it."""
         other = support_of(of_guide["fn"]) or support_of_flow(of_guide["fn"])
@@ -121,31 +153,52 @@ class Space:
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the vectors u of values of the latents, shape ``(num_draws, N, D)``."""
-        dim = self.problem.data_dim
-        real = (self.bijections[name].inv(values[name]).movedim(dim, 1) for name in self.sites)
-        return torch.cat([value.reshape(*value.shape[:2], -1) for value in real], dim=-1)
+        return torch.cat([self._flat(self.bijections[name].inv(values[name])) for name in self.sites], dim=-1)
 
     def values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return the values of the latents at u, and the log-determinant of the map, shape ``(num_draws, N)``."""
         values, log_det, dim = {}, u.new_zeros(u.shape[:2]), self.problem.data_dim
-        parts = u.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
-        for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
-            real = part.reshape(*u.shape[:2], *shape).movedim(1, dim)
+        for name, real in self._split(u, self.shapes).items():
             values[name] = self.bijections[name](real)
             own = self.bijections[name].log_abs_det_jacobian(real, values[name]).movedim(dim, 1)
             log_det = log_det + own.reshape(*u.shape[:2], -1).sum(-1)
         return values, log_det
 
+    def given_to_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return what the guide is given at u: values of the latents, or of the noise from which it computes them."""
+        if not self.noise:
+            return values
+        real = self._split(u, self.shapes)
+        coordinates = torch.cat([self._flat(real[name]) for name in self.points], -1)
+        drawn = {name: value for name, value in values.items() if name not in self.points}
+        return drawn | self._split(coordinates, self.noise_shapes)
+
     def by_datum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return values of the latents with the data as second dimension, shape ``(num_draws, N, *rest)``."""
-        return {name: values[name].movedim(self.problem.data_dim, 1) for name in self.sites}
+        return {name: self._by_datum(values[name]) for name in self.sites}
+
+    def _by_datum(self, value: Tensor) -> Tensor:
+        return value.movedim(self.problem.data_dim, 1)
+
+    def _flat(self, value: Tensor) -> Tensor:
+        by_datum = self._by_datum(value)
+        return by_datum.reshape(*by_datum.shape[:2], -1)
+
+    def _split(self, u: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """Return the parts of vectors, shape ``(num_draws, N, D)``, in the shapes of sites."""
+        parts = u.split([math.prod(shape) for shape in shapes.values()], dim=-1)
+        dim = self.problem.data_dim
+        return {
+            name: part.reshape(*u.shape[:2], *shape).movedim(1, dim)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
 
 
 def _latents(sites: list[Site]) -> dict[str, Site]:
     return {site["name"]: site for site in sites if not site["is_observed"]}
 
 
-def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
+def _check_continuous(name: str, site: Site) -> None:
     """Refuse a latent site that has no posterior density on real vectors."""
     instead = "use pyrovae.evaluation.evaluate"
     if is_point(site["fn"]):
@@ -162,11 +215,6 @@ def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
         raise ValueError(
             f"latent site {name!r} is an angle of a VonMises distribution, which is periodic, and not a real number as "
             f"its support says; {instead}, or parameterize the angle by a point on the circle"
-        )
-    if not in_model:
-        raise ValueError(
-            f"latent site {name!r} is auxiliary, in the guide but not in the model, so the posterior has no such "
-            f"dimension; {instead}"
         )
     _check_unmasked(name, site)
 

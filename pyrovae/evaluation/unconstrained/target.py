@@ -1,5 +1,7 @@
 """The densities of a batch on real vectors, in which HMC moves and local approximations are fitted."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -51,14 +53,13 @@ class Target:
     def log_guide(self, u: Tensor) -> Tensor:
         """Return log q(u | x), shape ``(num_draws, N)``, nats."""
         values, log_det = self.space.values(u)
-        return self.problem.log_guide(self.batch, values, len(u), amortized=self.amortized) + log_det
+        return self._log_guide(u, values) + log_det
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x, u) and log q(u | x), shapes ``(num_draws, N)``, nats."""
         values, log_det = self.space.values(u)
         log_joint = self.problem.log_joint(self.batch, values, len(u))
-        log_guide = self.problem.log_guide(self.batch, values, len(u), amortized=self.amortized)
-        return log_joint + log_det, log_guide + log_det
+        return log_joint + log_det, self._log_guide(u, values) + log_det
 
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
         r"""Return a log-density between guide and posterior, and its gradient.
@@ -91,6 +92,10 @@ class Target:
         graph = graphs[key]
         value, gradient = run() if graph is None else graph(*inputs)
         return value, gradient
+
+    def _log_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        given = self.space.given_to_guide(u, values)
+        return self.problem.log_guide(self.batch, given, len(u), amortized=self.amortized)
 
     def _between(self, u: Tensor, beta: Tensor) -> Tensor:
         log_joint, log_guide = self.log_densities(u)
