@@ -1,7 +1,7 @@
-"""The one place where log-probabilities of sites are summed per draw and datum.
+"""The only place where log-probabilities of sites are summed per draw and datum.
 
-Every objective, estimator and diagnostic calls :func:`sum_per_datum`. Discrete sites that ask to be enumerated are
-summed out by Pyro's variable elimination.
+Every objective, estimator and diagnostic calls :func:`sum_per_datum`. Pyro's variable elimination sums out discrete
+sites that request to be enumerated.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ Term = tuple[Site, Tensor]
 
 
 def sum_per_datum(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
-    """Sum log-probabilities over all dimensions but those of the draws and of the data.
+    """Sum log-probabilities over all dimensions except those of the draws and of the data.
 
     Args:
         terms: Sites with their log-probabilities, in the batch shape of each site, nats.
@@ -54,12 +54,12 @@ def _sum_out(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
     sum_dims = set()
     dtype = reduce(torch.promote_types, (term.dtype for _, term in terms))  # einsum does not promote types itself
     for site, term in terms:
-        ids = site["infer"].get("_dim_to_id", {})  # a site of a run without enumeration has none
+        ids = site["infer"].get("_dim_to_id", {})  # missing in a run without enumeration
         enumerated = {dim: get_symbol(len(plates) + ids[dim]) for dim in ids}
         sum_dims |= set(enumerated.values())
         ordinal = frozenset(symbols[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized)
         for dim in (dim for dim in sizes if sizes[dim] < 1 and term.ndim >= -dim):
-            sizes[dim] = max(sizes[dim], term.shape[dim])  # Pyro gives a plate without a size the size -1
+            sizes[dim] = max(sizes[dim], term.shape[dim])  # Pyro gives the size -1 to a plate without a size
         tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), symbols | enumerated))
     total: Any = contract_to_tensor(
         tree,

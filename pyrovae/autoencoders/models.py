@@ -2,14 +2,14 @@ r"""Deterministic autoencoders, for comparison with the VAE: a code :math:`h = f
 
 .. math:: L_R = L(x, g(h)) + R(h), \qquad h = f(\tilde x), \qquad \tilde x \text{ a corrupted } x.
 
-Autoencoders differ in two parts that can be exchanged: the corruption that makes :math:`\tilde x`, and the penalty R.
-With :math:`\hat x = g(h)`, the loss L is a sum over the dimensions of x:
+Autoencoders differ in two exchangeable components: the corruption that makes :math:`\tilde x`, and the penalty R. With
+:math:`\hat x = g(h)`, the loss L is a sum over the dimensions of x:
 
 .. math::
     -\sum_k x_k \log \hat x_k + (1 - x_k) \log (1 - \hat x_k) \quad \text{for binary data}, \qquad
     \sum_k (x_k - \hat x_k)^2 \quad \text{for real data}.
 
-The code has no prior, so :math:`p(x)` is not defined. An autoencoder therefore has no model, no guide and no draws.
+The code has no prior, so :math:`p(x)` is not defined. An autoencoder therefore has neither a model nor a guide.
 """
 
 from collections.abc import Callable
@@ -42,14 +42,14 @@ class Autoencoder(Described):
         decoder: g, ``(N, code)`` to ``(N, *event)``: logits for binary data, values for real data.
         error: ``"cross_entropy"``, in nats, for data in [0, 1], or ``"squared"`` for real data.
         corruption: Maps x to :math:`\tilde x`: :class:`Masking`, :class:`GaussianNoise`, or any callable.
-        penalty: R, called as ``penalty(encoder, x, code)`` with the corrupted x, returning shape ``(N,)``: :class:`L1`,
-            :class:`KLSparsity`, :class:`Contraction`, or any callable.
+        penalty: R, called as ``penalty(encoder, x, code)`` with the corrupted x, which returns shape ``(N,)``:
+            :class:`L1`, :class:`KLSparsity`, :class:`Contraction`, or any callable.
 
     Raises:
-        ValueError: If ``error`` is unknown. When run, if data for the cross-entropy are outside [0, 1], or if shapes do
+        ValueError: If ``error`` is unknown; when run, if data for the cross-entropy are outside [0, 1], or if shapes do
             not fit.
         TypeError: When run, if the encoder does not return a tensor.
-        AttributeError: If an attribute is used that only a density has.
+        AttributeError: If an attribute is used that requires a density.
 
     Source:
         *Reducing the Dimensionality of Data with Neural Networks* (Hinton and Salakhutdinov, 2006).
@@ -82,8 +82,8 @@ class Autoencoder(Described):
         code = _run("encoder", self.encoder, x)
         if code.ndim != 2 or len(code) != len(x):
             raise ValueError(
-                f"the encoder returned shape {tuple(code.shape)} for data of shape {tuple(x.shape)}. Let it return one "
-                f"vector for each datum, shape ({len(x)}, code)"
+                f"the encoder returned shape {tuple(code.shape)} for data of shape {tuple(x.shape)}. Return one vector "
+                f"for each datum, shape ({len(x)}, code)"
             )
         return code
 
@@ -136,8 +136,8 @@ class Autoencoder(Described):
         output = _run("decoder", self.decoder, code)
         if output.shape != x.shape:
             raise ValueError(
-                f"the decoder returned shape {tuple(output.shape)} for data of shape {tuple(x.shape)}. Let it return "
-                f"their event shape {tuple(x.shape[1:])}"
+                f"the decoder returned shape {tuple(output.shape)} for data of shape {tuple(x.shape)}. Return the "
+                f"event shape of the data, {tuple(x.shape[1:])}"
             )
         compare = mse_loss if self.error == "squared" else binary_cross_entropy_with_logits
         return compare(output, x, reduction="none").reshape(len(x), -1).sum(1)
@@ -145,8 +145,8 @@ class Autoencoder(Described):
     def __getattr__(self, name: str) -> Any:
         if name in _OF_A_DENSITY:
             raise AttributeError(
-                f"{type(self).__name__} has no {name!r}, because an autoencoder has no density p(x), hence no ELBO, no "
-                f"likelihood and no draws. Compare reconstructions (.errors), or use a pyrovae.VAE"
+                f"{type(self).__name__} has no {name!r}, because an autoencoder has no density p(x) and thus no ELBO, "
+                f"likelihood or draws. Compare reconstructions (.errors), or use a pyrovae.VAE"
             )
         return super().__getattr__(name)
 
@@ -155,11 +155,11 @@ class SparseAutoencoder(Autoencoder):
     r"""Autoencoder with codes near zero (L1), or with units that are rarely active (KL).
 
     Args:
-        encoder: See :class:`Autoencoder`; for ``"kl"`` its codes must lie between 0 and 1, as after a sigmoid.
+        encoder: See :class:`Autoencoder`. For ``"kl"``, its codes must lie between 0 and 1, as after a sigmoid.
         decoder: See :class:`Autoencoder`.
-        weight: :math:`\lambda`.
-        sparsity: ``"l1"``, :class:`L1`, or ``"kl"``, :class:`KLSparsity`.
-        target: Mean activity of a unit, for ``"kl"``.
+        weight: Weight of the penalty, :math:`\lambda`.
+        sparsity: ``"l1"`` for :class:`L1`, or ``"kl"`` for :class:`KLSparsity`.
+        target: Target for the mean activity of a unit, for ``"kl"``.
         error: See :class:`Autoencoder`.
 
     Raises:
@@ -226,10 +226,10 @@ class DenoisingAutoencoder(Autoencoder):
 
 
 class ContractiveAutoencoder(Autoencoder):
-    """Autoencoder whose code changes little with x.
+    """Autoencoder whose code changes little if x changes.
 
     Args:
-        encoder: See :class:`Autoencoder`; without layers that mix the data, such as batch normalization.
+        encoder: See :class:`Autoencoder`. It must not mix the data, as batch normalization does.
         decoder: See :class:`Autoencoder`.
         weight: Weight of the :class:`Contraction` penalty.
         error: See :class:`Autoencoder`.
@@ -258,7 +258,7 @@ def _run(role: str, network: Network, given: Tensor) -> Tensor:
         output = network(given)
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"the {role} returned a {type(output).__name__}, not a tensor. Pass a network, not a likelihood or "
+            f"the {role} returned a {type(output).__name__}, not a tensor. Pass a network instead of a likelihood or "
             f"posterior of a VAE"
         )
     return output

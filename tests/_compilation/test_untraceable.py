@@ -78,8 +78,12 @@ UNTRACEABLE: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "number": (calling(lambda h: h * float(h.detach().mean())), None, BY_VALUE),
     "batch norm without momentum": (lambda: vae_with(nn.BatchNorm1d(8, momentum=None)), None, BY_VALUE),
     "rejection sampling": (Redrawn, None, BY_VALUE),
-    "list": (calling(lambda h: h * h.mean().tolist()), None, r"values of a tensor are taken out of it, by tolist\(\)"),
-    "NumPy": (calling(lambda h: h * np.asarray(h.detach()).mean()), None, r"taken out of it, by __array__\(\)"),
+    "list": (calling(lambda h: h * h.mean().tolist()), None, r"values of a tensor are read by tolist\(\)"),
+    "NumPy": (
+        calling(lambda h: h * np.asarray(h.detach()).mean()),
+        None,
+        r"values of a tensor are read by __array__\(\)",
+    ),
     "tensor of tensors": (calling(lambda h: h * torch.tensor([h.detach().mean(), 1.0]).sum()), None, r"by tensor\(\)"),
     "mask": (calling(lambda h: h * h[h > 0].sum()), None, r"the shape of a result depends on values, .*nonzero"),
     "checkpoint": (
@@ -91,7 +95,7 @@ UNTRACEABLE: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "baseline": (
         lambda: Discrete(baseline={"use_decaying_avg_baseline": True}),
         TraceGraph_ELBO(),
-        r"values of its own in Pyro's parameter store \(baselines\)",
+        r"its own values in Pyro's parameter store \(baselines\)",
     ),
     "coupling of zuko": (
         lambda: pv.VAE(
@@ -114,7 +118,7 @@ def inverted_flow() -> pv.VAE:
 def assert_falls_back(make: Callable[[], nn.Module], objective: Any, reason: str, x: Tensor) -> None:
     options = {"objective": objective, "epochs": 2, "batch_size": 6}
     plain = fitted(make, x, **copy.deepcopy(options))
-    with pytest.warns(UserWarning, match=f"^fit goes on without compilation: .*{reason}") as caught:
+    with pytest.warns(UserWarning, match=f"^fit continues without compilation: .*{reason}") as caught:
         compiled = fitted(make, x, compile=True, **options)
     assert len(caught) == 1
     assert "\n" not in str(caught[0].message)
@@ -148,7 +152,7 @@ def test_without_a_compiler_training_goes_on(x: Tensor) -> None:
 def test_a_generator_of_ones_own_is_not_compiled(x: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     make = calling(lambda h: h + torch.randn(h.shape, generator=generator))
-    with pytest.warns(UserWarning, match="without compilation: the programs hold a Generator of their own"):
+    with pytest.warns(UserWarning, match="without compilation: the programs use their own random Generator"):
         fitted(make, x, compile=True, epochs=2)
 
 

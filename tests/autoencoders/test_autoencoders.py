@@ -173,7 +173,7 @@ SQUARED = {"error": "squared"}
         (
             lambda: fit(SparseAutoencoder(encoder(), decoder(), sparsity="kl"), torch.rand(12, 6)),
             ValueError,
-            r"codes must lie .* got -.* to .*\. Let the encoder end in torch.nn.Sigmoid\(\)",
+            r"codes must lie .* got -.* to .*\. Use torch.nn.Sigmoid\(\)",
         ),
         (
             lambda: fit(KINDS["Autoencoder"](), X[:, :5]),
@@ -201,9 +201,9 @@ SQUARED = {"error": "squared"}
             TypeError,
             "the encoder returned a Independent, not a tensor",
         ),
-        (lambda: fit(KINDS["Autoencoder"](), X, objective=Trace_ELBO()), ValueError, "leave out objective= and kl_war"),
-        (lambda: fit(KINDS["Autoencoder"](), X, kl_warmup=1), ValueError, "leave out objective= and kl_warmup="),
-        (lambda: fit(KINDS["Autoencoder"]().requires_grad_(False), X), ValueError, "has no parameter to train"),
+        (lambda: fit(KINDS["Autoencoder"](), X, objective=Trace_ELBO()), ValueError, "Omit objective= and kl_war"),
+        (lambda: fit(KINDS["Autoencoder"](), X, kl_warmup=1), ValueError, "Omit objective= and kl_warmup="),
+        (lambda: fit(KINDS["Autoencoder"]().requires_grad_(False), X), ValueError, "has no trainable parameter"),
         (lambda: fit(KINDS["Autoencoder"](), X / 0), ValueError, "12 of 12 data in train hold NaN"),
     ],
 )

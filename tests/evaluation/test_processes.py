@@ -50,7 +50,7 @@ def run_refused() -> list[str]:
 def test_what_would_be_another_number_is_refused_in_all_processes() -> None:
     first, second = in_each(2, run_refused)
     assert first == second
-    assert "data of a training are not in process 1 what they are in the first; make them from the same" in first[0]
+    assert r"the training data differ between process 1 and the first process\. Create them from the same" in first[0]
     assert "the loss of Autoencoder is not known to be a sum over the data" in first[1]
 
 
@@ -125,7 +125,7 @@ def test_a_divergence_is_the_same_error_in_all_processes(tmp_path: Path) -> None
     assert first == second
     assert first[1:3] == alone[1:3]
     assert first[0] == alone[0].replace(str(tmp_path / "1"), str(tmp_path / "2"))
-    assert "the first site to go wrong is" in first[0]
+    assert "the first site that is not finite is" in first[0]
 
 
 class Signalled:

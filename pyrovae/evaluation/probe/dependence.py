@@ -1,8 +1,8 @@
-"""The second run: whether a log-weight depends on other draws or on other data than its own.
+"""The second run: a check that the log-weight of a draw and a datum depends on no other draws and no other data.
 
-The draws of the first run are scored again, two at once and for three of the data. If that fails or differs, further
-runs find the cause: a program that takes no dimension of draws is run once for each draw, a program whose plate has a
-fixed size gets all data at once, and the rest is an error.
+The draws of the first run are scored again, two at once and for three of the data. If this fails or the log-weights
+differ, further runs find the cause. A program that cannot have a dimension of draws is run once for each draw. A
+program whose plate has a fixed size gets all data at once. All other causes raise an error.
 """
 
 from typing import NamedTuple
@@ -23,16 +23,16 @@ from pyrovae._waist.noise import differs_again, keeps_a_state
 from pyrovae._waist.weights import Weights
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
-FEW = 3  # data of the second run
+FEW = 3  # number of data in the second run
 
 
 class Outcome(NamedTuple):
-    """The numbers of data and draws that a program takes in one run.
+    """The numbers of data and draws that a program can score in one run.
 
     Attributes:
-        any_data: Whether it takes any number of data.
-        many_draws: Whether it takes many draws.
-        reason: Why it does not take many draws; empty if that was not asked.
+        any_data: True if a run may have any number of data.
+        many_draws: True if a run may have many draws.
+        reason: Reason why a run may not have many draws; empty if this was not tested.
     """
 
     any_data: bool
@@ -41,14 +41,14 @@ class Outcome(NamedTuple):
 
 
 class Dependence:
-    """Comparisons of the first run with runs of the same draws beside other draws and other data.
+    """Comparisons of the first run with runs that score the same draws among other draws and other data.
 
     Args:
         trials: Runs of the programs.
         alone: Inputs of batch normalization in the first run.
 
     Attributes:
-        repeats: Whether the guide has the same density in every run, as far as the comparisons show.
+        repeats: True if the guide had the same density in all runs that were compared.
     """
 
     def __init__(self, trials: Trials, alone: BatchNormInputs) -> None:
@@ -56,7 +56,7 @@ class Dependence:
         self.vectorize = trials.options["vectorize"] is not False
 
     def second_run(self, one: Reference) -> Outcome:
-        """Find out what the program takes, by the draws of a run that took some of the data.
+        """Determine which numbers of data and draws the program can score, from the draws of the first run.
 
         Raises:
             ValueError: If log-weights depend on other data, or the model draws random numbers outside of sample sites.
@@ -73,7 +73,7 @@ class Dependence:
         if not self._takes_fewer(one, few):
             return self.all_data(one)
         self._check_few_data(one)
-        if one.enumerates:  # the draws of such a guide have dimensions of their own
+        if one.enumerates:  # enumeration adds its own dimensions to the draws of such a guide
             return Outcome(True, True, "")
         if self.vectorize and not self.repeats:
             agrees, reason = self._agrees(one, few, draws=2)
@@ -82,7 +82,7 @@ class Dependence:
         return Outcome(True, False, reason)
 
     def all_data(self, one: Reference) -> Outcome:
-        """Find out whether a program that takes no fewer data takes a dimension of draws.
+        """Determine whether a program that must score all data at once can have a dimension of draws.
 
         Raises:
             ValueError: If the model draws random numbers outside of sample sites.
@@ -101,16 +101,16 @@ class Dependence:
         return Outcome(False, agrees, reason)
 
     def _check_few_data(self, one: Reference) -> None:
-        """Check each datum without each of the others if the first run has so few that the second can miss one."""
+        """Check each datum without each other datum, if the first run has so few that the second could miss one."""
         if one.size < FEW_DATA and not one.enumerates:
             self.check_other_data(one, with_guide=self.repeats)
 
     def check_other_data(self, one: Reference, *, with_guide: bool = False) -> None:
-        """Put copies of some data in the place of the others, and compare their log-weights with those of a run.
+        """Replace some data by copies of others, and compare the log-weights of the rest with those of the first run.
 
         Args:
             one: The first run.
-            with_guide: Whether the guide's densities are compared too.
+            with_guide: If true, the guide's densities are compared too.
 
         Raises:
             ValueError: If a log-weight depends on other data.
@@ -120,7 +120,7 @@ class Dependence:
         for mixed, values, kept in mixtures:
             try:
                 other = trials.score(mixed, weights.chosen | values, validate=False)
-            except Exception:  # of a program that does not take these data, or that enumerates sites of the guide
+            except Exception:  # the program cannot score these data, or enumerates sites of the guide
                 continue
             if difference := difference_by_data(weights, other, kept, with_guide=with_guide):
                 trials.check_noise(one.size)
@@ -130,15 +130,15 @@ class Dependence:
                 raise ValueError(depends_on_other_data(f"by {difference:.3g} nats for a datum", weights))
 
     def _agrees(self, one: Reference, few: int | None, *, draws: int | None) -> tuple[bool, str]:
-        """Score the draws of the first run again, beside others and without the other data.
+        """Score the draws of the first run again, among other draws and without the other data.
 
-        Of fewer data, none is taken that a program may take for a reference: the first, the last, the one in the
+        The smaller set of data leaves out each datum that a program may use as a reference: the first, the last, the
         middle, the largest and the smallest.
 
         Args:
             one: The first run.
             few: Number of data; all if ``None``.
-            draws: Number of draws in one run; ``None`` for the draws of the first run, without a dimension of draws.
+            draws: Number of draws in one run; with ``None`` the draws of the first run, without a dimension of draws.
         """
         size, start = (self.trials.size, 0) if few is None else (few, self._start(one, few))
         some = None if few is None else range(start, start + few)
@@ -167,7 +167,7 @@ class Dependence:
         return True, ""
 
     def _start(self, one: Reference, few: int) -> int:
-        """Return the first of some consecutive data without the references that programs use, as far as there are."""
+        """Return the start of a range of data without the references that programs use, if there is such a range."""
         references = {0, one.size - 1, one.size // 2}
         x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)
         if x is not None and len(x) == one.size:
@@ -177,7 +177,7 @@ class Dependence:
         return next((start for start in starts if not references & set(range(start, start + few))), 1)
 
     def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
-        """Return the largest difference of the terms of the log-weights beyond rounding, nats."""
+        """Return the largest difference between terms of the log-weights that exceeds rounding, nats."""
         data = slice(None) if some is None else slice(some.start, some.stop)
         if one.densities is None or two.densities is None:
             return largest_difference(two.log_weights[:1], one.log_weights[:, data])
@@ -186,7 +186,7 @@ class Dependence:
         return max(largest_difference(second, first) for second, first in pairs)
 
     def _takes_fewer(self, one: Reference, few: int) -> bool:
-        """Return whether the program runs on fewer data, and check that their log-weights stay what they were."""
+        """Return whether the program runs on fewer data, and check that their log-weights do not change."""
         if one.enumerates:
             try:
                 takes_fewer = self.trials.run(few).plate.size == few
@@ -203,10 +203,10 @@ class Dependence:
         raise ValueError(depends_on_other_data(reason, one.weights))
 
     def _has_same_guide(self, one: Reference) -> bool:
-        """Score the draws of the first run once more, and return whether the guide has the same density.
+        """Score the draws of the first run again, and return whether the guide has the same density.
 
         Raises:
-            ValueError: If the model has another density then.
+            ValueError: If the density of the model has changed.
         """
         first = one.weights
         again = self.trials.run(one.size, {**first.chosen, **one.values})
@@ -221,10 +221,10 @@ class Dependence:
         return not largest_difference(again.densities.guide, first.densities.guide)
 
     def _check_state(self, one: Reference) -> None:
-        """Check that programs whose guide enumerates sites have the same density in two runs of the same seed.
+        """Check that programs whose guide enumerates sites have the same density in two runs with the same seed.
 
         Raises:
-            ValueError: If they do not.
+            ValueError: If the densities differ.
         """
         if differs_again(lambda: self.trials.run(one.size).of_model):
             self.trials.check_noise(one.size)

@@ -50,7 +50,7 @@ def test_data_that_are_too_likely_and_too_unlikely_are_found() -> None:
 
 @pytest.mark.parametrize("attribute", ["base_measure", "binarization", "estimator"])
 def test_results_of_different_things_are_refused(attribute: str) -> None:
-    with pytest.raises(ValueError, match=f"the {attribute} of results is 'a', and that of the reference is 'b'"):
+    with pytest.raises(ValueError, match=f"{attribute} is 'a' for results and 'b' for the reference"):
         typicality(result_of([0.0], **{attribute: "a"}), result_of([0.0], **{attribute: "b"}))
 
 
