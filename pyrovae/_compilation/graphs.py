@@ -71,7 +71,7 @@ class Graph:
             if "get value out of a tracing tensor" in str(error):
                 raise UntraceableError("a decision is made by the value of a tensor") from error
             if "argument of type: <class 'torch._C.Generator'>" in str(error):  # torch 2.11
-                raise UntraceableError("the programs use their own random Generator") from error
+                raise UntraceableError("the programs hold a Generator, which is not a tensor") from error
             raise
         self.found = _lift(self.module)
         operations = len(self.module.graph.nodes)

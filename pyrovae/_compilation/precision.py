@@ -60,7 +60,7 @@ def products(precision: Precision | None) -> Iterator[None]:
 
 
 class _Rounded(TorchFunctionMode):
-    """Runs layers on rounded copies of their float32 arguments."""
+    """Context manager that runs layers on rounded copies of their float32 arguments."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

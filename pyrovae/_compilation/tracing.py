@@ -74,7 +74,7 @@ def without_values() -> Iterator[None]:
 
 
 class _Values(TorchFunctionMode):
-    """Returns the detached tensor for ``.item()``, and raises an error if other values are read from tensors."""
+    """Context manager that returns the detached tensor for ``.item()``; other reads of values raise an error."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.item:
@@ -89,7 +89,7 @@ _LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class _Zeros(TorchFunctionMode):
-    """Keeps values of probability zero as zeros, because Pyro would leave them out of a sum."""
+    """Context manager that keeps values of probability zero as zeros, because Pyro would leave them out of a sum."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.all:

@@ -1,6 +1,6 @@
 r"""Stochastic linear regression: a full-covariance normal density for each datum, from gradients at draws.
 
-**The idea.** Let :math:`q = N(m, A A^\top)`. Two identities of Stein's, due to Bonnet and Price, give the derivatives
+**The idea.** Let :math:`q = N(m, A A^\top)`. Two identities of Stein, due to Bonnet and Price, give the derivatives
 of :math:`\mathrm{E}_q[\log p(x, u)]` with respect to mean and covariance: the mean gradient, and half of the mean
 Hessian. The ELBO is therefore stationary if
 

@@ -18,7 +18,7 @@ from pyrovae._waist.support import moved_inside
 
 
 class Given(Messenger):
-    """Gives sites their values. A subsampling plate without a value chooses the same data in every run.
+    """Handler that gives sites their values. A subsampling plate without a value chooses the same data in every run.
 
     If a value lies outside the support of its site, the program gets a valid value instead. The site's option
     ``_pyrovae_inside`` marks such values, whose probability is zero. The option ``_pyrovae_conditioned`` marks observed

@@ -70,7 +70,7 @@ class NoiseOutsideSites(Messenger):
 
 
 class ChangedNoise(TorchDispatchMode):
-    """Replaces the random numbers that torch draws outside sites.
+    """Context manager that replaces the random numbers that torch draws outside sites.
 
     Args:
         noise: The handler that knows the positions of the sites.

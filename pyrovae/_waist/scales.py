@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class LatentScale(Messenger):
-    """Multiplies the log-probabilities of latent sites in model and guide; unlike Pyro's scale, also by 0."""
+    """Handler that multiplies the log-probabilities of latent sites; unlike Pyro's scale, it accepts the factor 0."""
 
     def __init__(self, scale: float | Tensor) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ def factors(distribution: Any) -> Any | None:
 
 
 class Latents(Messenger):
-    """Records the messages of latent sites by name, in the order of the runs: the guide's, then the model's."""
+    """Handler that records the messages of latent sites by name, first the guide's and then the model's."""
 
     def __init__(self) -> None:
         super().__init__()

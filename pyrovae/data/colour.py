@@ -131,7 +131,7 @@ def _packed(path: Path, base: str, md5: dict[str, str]) -> dict[str, bytes]:
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads a pickle that holds only arrays, lists and text; anything else raises an error and is not executed."""
+    """Reader of pickles that hold only arrays, lists and text; anything else raises an error without being executed."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return NumPy's constructors of arrays.

@@ -113,7 +113,7 @@ def own_collate(loader: DataLoader[Any]) -> Any:
 
 
 class _Collate:
-    """Stacks data to a batch by ``default_collate``, but keeps PIL images as bytes, and names data in errors."""
+    """Function that stacks data to a batch by ``default_collate``; PIL images stay bytes, and errors name the data."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -134,7 +134,7 @@ class _Collate:
 
 
 class _Reader(Dataset[Batch]):
-    """Reads whole batches of a data set, in this process or in workers."""
+    """Data set whose items are whole batches of another data set, read in this process or in workers."""
 
     def __init__(self, name: str, dataset: Any, collate: Any) -> None:
         self.name, self.dataset, self.collate = name, dataset, collate

@@ -72,7 +72,7 @@ def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], pa
             failures.append(f"{url}: {error}")
         except ValueError as error:
             damage = damage or str(error)
-    reasons = "; ".join(failures) or "see the message before"
+    reasons = "; ".join(failures) or "see the previous message"
     if damage:
         raise ValueError(
             f"{damage} A new download failed ({reasons}). Delete the file, or replace it by the right file."

@@ -96,7 +96,7 @@ def as_source(name: str, data: Any, *, indexed: bool = False) -> Source | Stream
         A :class:`Source`, or a :class:`Stream` if the data have no length and ``indexed`` is false.
 
     Raises:
-        TypeError: If the data are of another kind, do not hold numbers, or are sparse.
+        TypeError: If the data have an unsupported type, do not hold numbers, or are sparse.
         ValueError: If the data are empty or differ in length, or if ``indexed`` is true for a ``DataLoader`` with a
             custom sampler.
     """

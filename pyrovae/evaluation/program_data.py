@@ -25,7 +25,7 @@ class ProgramData:
             into memory.
 
     Raises:
-        TypeError: If the data are of another kind, or a tensor is not dense.
+        TypeError: If the data have an unsupported type, or a tensor is not dense.
         ValueError: If there are no data, arrays have different lengths, or an array is in half precision.
     """
 

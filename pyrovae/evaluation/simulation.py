@@ -38,8 +38,8 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
         data.
 
     Raises:
-        ValueError: If the model observes nothing inside a plate, or has a ``pyro.factor``; if an observed value is none
-            of the arguments, equals several of them, or belongs to an argument that another site observes; or if the
+        ValueError: If the model observes nothing inside a plate, or has a ``pyro.factor``; if an observed value equals
+            none of the arguments or several of them, or belongs to an argument that another site observes; or if the
             value of a site differs from its argument in the number of entries.
 
     Example:
@@ -64,7 +64,7 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
 
 
 class Redrawn(Given):
-    """Samples the observed sites in plates of a program, given some or all latents.
+    """Handler that samples the observed sites in a program's plates, given some or all latents.
 
     Observed sites outside all plates, ``pyro.factor`` and ``pyro.deterministic`` keep their values. A sampled site
     stores the observed value as ``site["infer"]["obs"]``.
@@ -108,13 +108,13 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
     """Return the index of the argument that a site observes: the tensor itself, or a tensor with the same entries.
 
     Raises:
-        ValueError: If the observed value is none of the arguments, or equals several of them.
+        ValueError: If the observed value equals none of the arguments, or several of them.
     """
     found = [i for i, arg in enumerate(args) if arg is observed] or [
         i for i, arg in enumerate(args) if torch.equal(arg.flatten(), torch.as_tensor(observed).to(arg).flatten())
     ]
     if len(found) != 1:
-        what = f"equals the arguments {found}" if found else "is none of the arguments"
+        what = f"equals the arguments {found}" if found else "equals none of the arguments"
         raise ValueError(
             f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model, "
             f"which have shapes {[tuple(arg.shape) for arg in args]}, so the argument to replace is not known. Observe "

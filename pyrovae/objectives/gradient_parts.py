@@ -34,7 +34,7 @@ from pyrovae._waist.weights import Weights
 
 
 class Leaves(Messenger):
-    """Makes the draws that no other handler has made, and lets the program continue with leaves in their place.
+    """Handler that makes the draws that other handlers have not made, and replaces them by leaves of the graph.
 
     The context manager must be outside all other handlers, so that these have expanded the distributions.
     """

@@ -21,7 +21,7 @@ def posterior_predictive(check: xr.Dataset, *, statistic: str = "statistic", ax:
     Args:
         check: Result of :func:`pyrovae.evaluation.posterior_predictive_check`.
         statistic: Name of the statistic, with its unit, for the axes.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
         The axes.
@@ -76,7 +76,7 @@ def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None 
     Args:
         result: Result of :func:`pyrovae.evaluation.simulation_based_calibration`.
         site: Name of the latent site; may be omitted if there is only one.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
         The axes. Units that leave the band are coloured and listed in the legend.

@@ -25,7 +25,7 @@ def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) ->
 
     Args:
         histories: Histories that :func:`pyrovae.fit` returned, by name.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
         The axes.
@@ -74,7 +74,7 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
 
     Args:
         results: Results of :func:`pyrovae.evaluation.evaluate`, by name.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
         The axes.
@@ -115,7 +115,7 @@ def differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: Table of :func:`pyrovae.evaluation.compare`, one row per model.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
         The axes, with the models from top to bottom in the order of the table.

@@ -38,7 +38,7 @@ def codes(
         label: Name of the labels, with its unit, for the legend or the colour bar.
         columns: Panels per row.
         ax: Axes for a single panel.
-        axes: Axes for all panels, one for each; by default those of a new figure.
+        axes: Axes for all panels, one for each; by default the axes of a new figure.
 
     Returns:
         ``ax`` or ``axes`` as given; by default an array with the axes of each panel.
@@ -91,7 +91,7 @@ def aggregate_posteriors(
         draws: Draws from the aggregate posterior and from the prior, both of shape ``(n, latent)``, by name.
         columns: Panels per row.
         ax: Axes for a single panel.
-        axes: Axes for all panels, one for each; by default those of a new figure.
+        axes: Axes for all panels, one for each; by default the axes of a new figure.
 
     Returns:
         ``ax`` or ``axes`` as given; by default an array with the axes of each panel.

@@ -30,7 +30,7 @@ def images(
         stacked: If true, panels are drawn below each other, for comparison column by column. If false, they are drawn
             next to each other, at most four in a row.
         ax: Axes for a single panel.
-        axes: Axes for all panels, one for each; by default those of a new figure.
+        axes: Axes for all panels, one for each; by default the axes of a new figure.
 
     Returns:
         ``ax`` or ``axes`` as given; by default an array with the axes of each panel.
@@ -65,7 +65,7 @@ def manifold(images: Tensor, *, x: Tensor | None = None, y: Tensor | None = None
             ``(rows, columns, 3, height, width)``; the first row is on top.
         x: Values of the first dimension, shape ``(columns,)``, written below some columns.
         y: Values of the second dimension, shape ``(rows,)``, from top to bottom, written beside some rows.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
         The axes.
@@ -116,7 +116,7 @@ def strips(
             All rows have the same shape.
         marks: Text above some columns, by their index.
         ax: Axes for a single row.
-        axes: Axes for all rows, one for each; by default those of a new figure.
+        axes: Axes for all rows, one for each; by default the axes of a new figure.
 
     Returns:
         ``ax`` or ``axes`` as given; by default an array with the axes of each row.

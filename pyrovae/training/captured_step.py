@@ -17,7 +17,7 @@ Addresses = tuple[int, ...]
 
 
 class CapturedUpdates:
-    """Makes updates that are captured once for each set of tensors that they read and write.
+    """Updates that are captured once for each set of tensors that they read and write.
 
     A graph keeps the numbers with which it was captured, such as the learning rate, and the addresses of gradients,
     parameters and the optimizer's state. If a number or an address changes, the update is captured again.

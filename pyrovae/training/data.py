@@ -67,7 +67,7 @@ def as_training_data(name: str, data: Any, device: torch.device | None, *, held_
         held_out: If true, every pass must read the same data. A stream is then read into memory.
 
     Raises:
-        TypeError: If the data are of another kind.
+        TypeError: If the data have an unsupported type.
         ValueError: If the data are empty or differ in length.
     """
     source = as_source(name, data, indexed=held_out)

@@ -85,10 +85,10 @@ def fit(
     the end. Ctrl-C ends the training but not the script: module and history hold the result up to that point.
 
     With a checkpoint folder, the same call continues an interrupted run from its last checkpoint. With more epochs it
-    also continues a finished run. On a CPU, the parameters are then bit for bit those of an uninterrupted run, with two
-    exceptions: a stream continues with a new pass, and worker processes that change data at random draw new numbers. On
-    Ctrl-C and SIGTERM, the current step is finished and saved before the run stops. A SIGTERM then ends the process as
-    usual.
+    also continues a finished run. On a CPU, the parameters then equal those of an uninterrupted run bit for bit, with
+    two exceptions: a stream continues with a new pass, and worker processes that change data at random draw new
+    numbers. On Ctrl-C and SIGTERM, the current step is finished and saved before the run stops. A SIGTERM then ends the
+    process as usual.
 
     If several processes have joined ( :mod:`pyrovae.parallel`), each takes a slice of every batch, and all end with the
     same parameters. The following raise an error, because the result would differ from a single-process run: objectives
@@ -167,8 +167,8 @@ def fit(
         The history, in nats per datum.
 
     Raises:
-        TypeError: If ``module`` has neither a model and guide nor a loss, if data are of another kind, or if a count is
-            not an integer.
+        TypeError: If ``module`` has neither a model and guide nor a loss, if data have an unsupported type, or if a
+            count is not an integer.
         ValueError: If data are empty, of different lengths, too large, outside the likelihood's support, or NaN or
             infinite for a program that cannot handle this; if model and guide disagree; if a site outside the data
             plate would be trained on mini-batches that are not scaled to all data; if an option is out of range; if the

@@ -177,7 +177,7 @@ class Bound:
 
 
 class SingleScores(Messenger):
-    """Sums log-probabilities of half precision in float32, so that the sum over a batch neither rounds nor overflows.
+    """Handler that sums log-probabilities of half precision in float32, so that their sum does not overflow.
 
     Pyro multiplies log-probabilities by the scale of their site. A scale of shape ``(1,)`` therefore sets the dtype.
     """

@@ -64,7 +64,7 @@ def what_is_wrong(tensor: Tensor) -> str:
 
 
 class NonFiniteFinder(Messenger):
-    """Records the first site, in execution order, whose value or log-probability is not finite."""
+    """Handler that records the first site, in execution order, whose value or log-probability is not finite."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ def check_data(loss: Loss, batches: Batches, tensors: Tensors) -> None:
     """Run all data once with validation, and find the parameters that the programs keep in Pyro's store.
 
     Raises:
-        ValueError: If a program cannot score the data, because they are NaN, too large, or of another kind.
+        ValueError: If a program cannot score the data, because they are NaN, too large, or outside its support.
         FloatingPointError: If a parameter is NaN or infinite.
     """
     with isolated(*loss.programs, seed=0), poutine.trace(param_only=True) as capture:

@@ -91,7 +91,7 @@ UNTRACEABLE: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
         None,
         "the programs set the state of a random generator",
     ),
-    "buffer": (lambda: vae_with(Moved()), None, "Moved puts another tensor in the place of its buffer 'calls'"),
+    "buffer": (lambda: vae_with(Moved()), None, "Moved replaces its buffer 'calls' by another tensor"),
     "baseline": (
         lambda: Discrete(baseline={"use_decaying_avg_baseline": True}),
         TraceGraph_ELBO(),
@@ -137,7 +137,7 @@ def test_what_cannot_be_traced_says_why_and_trains_as_it_is(
 def test_a_loop_unrolled_is_not_compiled(gradient: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MAX_OPERATIONS", 300)
     objective = pv.objectives.IWAE(2, gradient=gradient)
-    reason = r"there are [3-9]\d\d operations, of a loop unrolled, and 300 are the limit"
+    reason = r"there are [3-9]\d\d operations, from an unrolled loop, but the limit is 300"
     assert_falls_back(inverted_flow, objective, reason, x)
 
 
@@ -152,7 +152,7 @@ def test_without_a_compiler_training_goes_on(x: Tensor) -> None:
 def test_a_generator_of_ones_own_is_not_compiled(x: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     make = calling(lambda h: h + torch.randn(h.shape, generator=generator))
-    with pytest.warns(UserWarning, match="without compilation: the programs use their own random Generator"):
+    with pytest.warns(UserWarning, match="without compilation: the programs hold a Generator, which is not a tensor"):
         fitted(make, x, compile=True, epochs=2)
 
 

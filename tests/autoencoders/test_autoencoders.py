@@ -111,7 +111,7 @@ def test_parts_are_exchanged_by_assignment(x: Tensor) -> None:
     torch.testing.assert_close(autoencoder.loss(x), (autoencoder.errors(x) + autoencoder.encode(x).sum(1)).mean())
 
 
-NOT_THERE = "Autoencoder has no '{}', because an autoencoder has no density p\\(x\\), hence no ELBO"
+NOT_THERE = "Autoencoder has no '{}', because an autoencoder has no density p\\(x\\) and thus no ELBO"
 
 
 @pytest.mark.parametrize("name", ["model", "guide", "prior", "likelihood", "posterior", "generate"])
@@ -188,7 +188,7 @@ SQUARED = {"error": "squared"}
         (
             lambda: fit(Autoencoder(encoder(), mlp(3, (2, 3))), X),
             ValueError,
-            r"the decoder returned shape \(12, 2, 3\) for data of shape \(12, 6\)\. .* event shape \(6,\)",
+            r"the decoder returned shape \(12, 2, 3\) for data of shape \(12, 6\)\. Return the event shape .*, \(6,\)",
         ),
         (
             lambda: fit(Autoencoder(nn.Unflatten(1, (2, 3)), decoder()), X),

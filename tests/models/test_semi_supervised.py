@@ -286,5 +286,5 @@ def test_imputation_in_chunks_and_images() -> None:
 
 def test_masked_refuses_entries_that_depend_on_each_other() -> None:
     likelihood = pv.likelihoods.Masked(lambda z: dist.MultivariateNormal(z, torch.eye(2)))
-    with pytest.raises(TypeError, match="those of a MultivariateNormal are not independent given z"):
+    with pytest.raises(TypeError, match="the entries of a MultivariateNormal are not independent given z"):
         likelihood(torch.zeros(3, 2), torch.ones(3, 2))

@@ -32,7 +32,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes, Path], bytes], str]] = {
     "checksum flipped": (lambda content, _: flip(content, 40 / (len(content) - 1)), "cut off or damaged"),
     "another format": (
         lambda content, _: content.replace(b"archive 1", b"archive 2", 1),
-        "has format '2' of a later",
+        "has format '2', but this",
     ),
     "a pickle": (lambda content, _: b"\x80\x04N.", "not written by pyrovae"),
     "malicious": (lambda content, folder: malicious(folder / "run by it"), "objects other than tensors and plain"),

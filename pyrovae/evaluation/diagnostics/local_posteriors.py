@@ -71,7 +71,7 @@ class LocalFlow(_Local):
 
 
 class _Apply(nn.Module):
-    """Calls the inverse of a flow, which makes draws in one pass of the network."""
+    """Inverse of a flow, which makes draws in one pass of the network."""
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()

@@ -163,7 +163,7 @@ def elbo_surgery(
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> def network(x):  # q(z | x) = N((x_0, 0), I), so only the first latent knows x
+        >>> def network(x):  # q(z | x) = N((x_0, 0), I), so only the first latent depends on x
         ...     return torch.cat([x[..., :1], torch.zeros(*x.shape[:-1], 3)], dim=-1)
         >>> posterior = pv.posteriors.DiagonalNormal(network)
         >>> vae = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Normal(pv.networks.mlp(2, 4)), posterior)

@@ -174,7 +174,7 @@ def _points(num_points: int, num_data: int, dim: int) -> Tensor:
 
 
 class _Quasi(Messenger):
-    """Makes the guide's draws from uniform points, shape ``(num_samples, N, D)``, in the order of its sites."""
+    """Handler that makes the guide's draws from uniform points, shape ``(num_samples, N, D)``, site by site."""
 
     def __init__(self, uniform: Tensor, data_dim: int) -> None:
         super().__init__()

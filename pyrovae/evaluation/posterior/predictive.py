@@ -257,7 +257,7 @@ def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | No
 
 
 class _Drawn(Messenger):
-    """Samples enumerated sites."""
+    """Handler that samples enumerated sites."""
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["infer"] = {**msg["infer"], "enumerate": None}

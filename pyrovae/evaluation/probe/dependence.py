@@ -59,7 +59,7 @@ class Dependence:
         """Determine which numbers of data and draws the program can score, from the draws of the first run.
 
         Raises:
-            ValueError: If log-weights depend on other data, or the model draws random numbers outside of sample sites.
+            ValueError: If log-weights depend on other data, or the model draws random numbers outside sample sites.
         """
         few = min(FEW, max(one.size - 2, 1))
         if one.size < 2 or one.weights.plate.size != one.size:
@@ -85,7 +85,7 @@ class Dependence:
         """Determine whether a program that must score all data at once can have a dimension of draws.
 
         Raises:
-            ValueError: If the model draws random numbers outside of sample sites.
+            ValueError: If the model draws random numbers outside sample sites.
         """
         if one.enumerates:
             self._check_state(one)

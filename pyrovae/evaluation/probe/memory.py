@@ -44,7 +44,7 @@ def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: boo
 
 
 class CountBytes(TorchFunctionMode):
-    """Sums the sizes of all tensors that are created, an upper bound on the memory that is in use at any time.
+    """Context manager that sums the sizes of all new tensors, an upper bound on the memory in use at any time.
 
     Args:
         draws: Number of draws. A tensor with a dimension of this size is assumed to hold draws.

@@ -45,7 +45,7 @@ def full_precision() -> Iterator[None]:
 
 
 class HalfPrecision(TorchFunctionMode):
-    """Records whether a tensor in half precision is created.
+    """Context manager that records whether a tensor in half precision is created.
 
     Attributes:
         found: Dtype of the first such tensor, or None.

@@ -138,7 +138,7 @@ class _Value:
 
 
 class _Writer(fx.Interpreter):
-    """Runs a graph on the example, and records each operation on values that depend on the input."""
+    """Interpreter that runs a graph on the example, and records operations on values that depend on the input."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)

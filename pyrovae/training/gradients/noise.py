@@ -122,7 +122,7 @@ class Noise:
 
 
 class SiteLocator(Messenger):
-    """Tells the noise which dimension of a site's draws holds the data. It must be the innermost handler.
+    """Handler that tells the noise which dimension of a site's draws holds the data. It must be the innermost one.
 
     Args:
         noise: Noise to inform.
@@ -145,7 +145,7 @@ class SiteLocator(Messenger):
 
 
 class _Drawing(TorchDispatchMode):
-    """Intercepts every operation of torch, and lets the noise make the random draws."""
+    """Context manager that intercepts every operation of torch, and lets the noise make the random draws."""
 
     def __init__(self, noise: Noise) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class _Drawing(TorchDispatchMode):
 
 
 class _Python(TorchFunctionMode):
-    """Intercepts calls from Python code, which costs nothing in a backward pass without Python code."""
+    """Context manager that intercepts calls from Python code, at no cost in a backward pass without such code."""
 
     def __init__(self, noise: Noise) -> None:
         super().__init__()

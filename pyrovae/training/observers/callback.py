@@ -15,7 +15,7 @@ Callback = Callable[[History], bool | None]
 
 
 class CallbackObserver(Observer):
-    """Calls a function with the history after each epoch, and stops the run once it returns True.
+    """Observer that calls a function with the history after each epoch, and stops the run once it returns True.
 
     Args:
         function: The function.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointObserver(Observer):
-    """Saves a run in a folder of checkpoints, which the first process reads and writes.
+    """Observer that saves a run in a folder of checkpoints, which the first process reads and writes.
 
     Args:
         checkpoints: The folder.

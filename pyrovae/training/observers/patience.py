@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Patience(Observer):
-    """Stops a run after some epochs without a better bound, counted while the weight of the latent sites is 1.
+    """Observer that stops a run after epochs without a better bound, counted while the KL weight is 1.
 
     Args:
         epochs: Number of epochs to wait.
@@ -25,4 +25,4 @@ class Patience(Observer):
         weights = run.state.history.kl_weight[run.state.best.epoch + 1 :]
         if sum(weight >= 1 for weight in weights) < self.epochs:
             return None
-        return "since the bound on the validation data has not become better for long enough"
+        return f"because the bound on the validation data has not improved for {self.epochs} epochs"

@@ -52,7 +52,7 @@ class ProgressBar(Observer):
 
 
 class Reporter(Observer):
-    """Logs the run, each of its epochs, and its end. Only the first process logs at level INFO."""
+    """Observer that logs the run, each of its epochs, and its end. Only the first process logs at level INFO."""
 
     def __init__(self) -> None:
         self.level = logging.INFO if parallel.is_first() else logging.DEBUG
@@ -89,5 +89,5 @@ class Reporter(Observer):
             logger.log(self.level, "stopped by %s in epoch %d, step %d", by, progress.epoch, progress.step)
         elif reason is not None:
             logger.log(self.level, "stopped %s", reason)
-        at = "amid an epoch" if history.best_epoch is None else f"of epoch {history.best_epoch}"
+        at = "of the last step" if history.best_epoch is None else f"of epoch {history.best_epoch}"
         logger.log(self.level, "trained %d epochs; the module has the weights %s", progress.epoch, at)

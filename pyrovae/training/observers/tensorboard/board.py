@@ -54,7 +54,7 @@ class Writer(Protocol):
 
 
 class TensorBoard(Observer):
-    """Writes a run for TensorBoard.
+    """Observer that writes a run for TensorBoard.
 
     Args:
         place: Folder of the event files, or a writer, which is then neither purged nor closed.

@@ -19,7 +19,7 @@ _COLUMNS, _NUMBER = 8, 32
 
 
 class Pictures:
-    """Draws the images of a module, each time with the same data and the same noise.
+    """Images of a module, each time with the same data and the same noise.
 
     Args:
         module: Module with ``reconstruct(x, *given)`` or ``generate(n, *given)``, or both. Methods with an argument
