@@ -154,8 +154,8 @@ def _check_size(path: Path, payload: BinaryIO, size: int) -> None:
         raise _not_plain(path) from error
     if found > size:
         raise ArchiveError(
-            f"{str(path)!r} has {size} bytes but would occupy {found} bytes in memory. pyrovae writes no such file; "
-            f"get it from a source that you trust."
+            f"{str(path)!r} has {size} bytes but would occupy {found} bytes in memory. pyrovae does not write such "
+            f"files. Get the file from a source that you trust."
         )
 
 
@@ -169,7 +169,7 @@ def _load(path: Path, payload: BinaryIO, device: str) -> Any:
         if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise ArchiveError(
                 f"{str(path)!r} holds a tensor of shape {tuple(tensor.shape)} in {tensor.untyped_storage().nbytes()} "
-                f"bytes. pyrovae writes no such file; get it from a source that you trust."
+                f"bytes. pyrovae does not write such files. Get the file from a source that you trust."
             )
     return content
 

@@ -47,10 +47,12 @@ def explained(role: str, *context: Tensor) -> Iterator[None]:
         )
         reason = str(error).splitlines()[0]
         if not context:
-            raise ValueError(f"the {role} cannot be constructed ({reason}). Pass arguments whose shapes fit") from error
+            raise ValueError(
+                f"the {role} cannot be constructed ({reason}). Pass arguments of matching shapes."
+            ) from error
         raise ValueError(
             f"the {role} cannot take {given} ({reason}). Pass data of the shape and dtype that its network takes, or "
-            f"use a network that takes these"
+            f"use a network that takes these."
         ) from error
 
 
@@ -67,7 +69,7 @@ def as_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device {str(name)!r} is not available ({reason}). Use device='auto' or device='cpu'"
+            f"device {str(name)!r} is not available ({reason}). Use device='auto' or device='cpu'."
         ) from error
 
 
@@ -81,23 +83,23 @@ def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
     tensors = as_tuple(data)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         found = [type(tensor).__name__ for tensor in tensors]
-        raise TypeError(f"{name} must be a tensor or a tuple of tensors, got {found}. Use torch.as_tensor(...)")
+        raise TypeError(f"{name} must be a tensor or a tuple of tensors, got {found}. Use torch.as_tensor(...).")
     if not tensors[0].is_floating_point():
-        raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}. Call .float() on the tensor")
+        raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}. Call .float() on the tensor.")
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
         raise ValueError(f"the tensors of {name} must share a first dimension, that of the data, got shapes {shapes}")
     if not shapes[0][0]:
-        raise ValueError(f"{name} is empty, shape {shapes[0]}. Pass at least one datum")
+        raise ValueError(f"{name} is empty, shape {shapes[0]}. Pass at least one datum.")
     if any(tensor.layout != torch.strided for tensor in tensors):
-        raise TypeError(f"{name} must be dense, got {[str(tensor.layout) for tensor in tensors]}. Call .to_dense()")
+        raise TypeError(f"{name} must be dense, got {[str(tensor.layout) for tensor in tensors]}. Call .to_dense().")
     for tensor in filter(torch.is_floating_point, tensors):
         finite = tensor.isfinite().reshape(len(tensor), -1).all(1)
         if not finite.all():
             bad = (~finite).nonzero().flatten().tolist()
             raise ValueError(
                 f"{len(bad)} of {len(tensor)} data in {name} hold NaN or infinite values, the first at index {bad[0]}. "
-                f"Remove them, or replace the values by zeros and pass a mask (pyrovae.likelihoods.Masked)"
+                f"Remove them, or replace the values by zeros and pass a mask (pyrovae.likelihoods.Masked)."
             )
     return tensors
 

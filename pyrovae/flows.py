@@ -59,8 +59,10 @@ def coupling(
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.flows.coupling(5)()(torch.zeros(3, 5)).shape
-        torch.Size([3, 5])
+        >>> transform, u = pv.flows.coupling(5)(), torch.randn(3, 5)
+        >>> z = transform(u)
+        >>> z.shape, torch.allclose(transform.inv(z), u, atol=1e-4)
+        (torch.Size([3, 5]), True)
     """
     return _layers(latent, context, depth, hidden, passes=2, **_univariate(univariate)).inv
 
@@ -95,8 +97,10 @@ def autoregressive(
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.flows.autoregressive(5, context=2)(torch.zeros(3, 2))(torch.zeros(3, 5)).shape
-        torch.Size([3, 5])
+        >>> transform, u = pv.flows.autoregressive(5, context=2)(torch.zeros(3, 2)), torch.randn(3, 5)
+        >>> z = transform(u)
+        >>> z.shape, torch.allclose(transform.inv(z), u, atol=1e-4)
+        (torch.Size([3, 5]), True)
     """
     return _layers(latent, context, depth, hidden, **_univariate(univariate)).inv
 
@@ -128,8 +132,10 @@ def inverse_autoregressive(
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.flows.inverse_autoregressive(5)()(torch.zeros(3, 5)).shape
-        torch.Size([3, 5])
+        >>> transform, u = pv.flows.inverse_autoregressive(5)(), torch.randn(3, 5)
+        >>> z = transform(u)
+        >>> z.shape, torch.allclose(transform.inv(z), u, atol=1e-4)
+        (torch.Size([3, 5]), True)
     """
     return _layers(latent, context, depth, hidden, univariate=_gate, shapes=((), ()))
 

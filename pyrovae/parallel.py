@@ -57,7 +57,7 @@ def join(device: str | torch.device = "auto") -> Iterator[None]:
         if local >= devices:
             raise ValueError(
                 f"this machine has {devices} CUDA devices for at least {local + 1} processes. Start one process for "
-                f"each device (torchrun --nproc-per-node={devices}), or compute on the CPU (device='cpu')"
+                f"each device (torchrun --nproc-per-node={devices}), or compute on the CPU (device='cpu')."
             )
         torch.cuda.set_device(local)
     place = {"store": _store(), "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
@@ -169,7 +169,7 @@ def check_same(what: str, tensors: Iterable[Tensor]) -> None:
     if others := [rank for rank, other in enumerate(found) if other != found[0]]:
         raise ValueError(
             f"{what} differ between process {others[0]} and the first process. Create them from the same seed in all "
-            f"processes, or only in the first (pyrovae.parallel.in_first)"
+            f"processes, or only in the first (pyrovae.parallel.in_first)."
         )
 
 

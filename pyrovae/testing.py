@@ -175,7 +175,7 @@ def _check_device(component: nn.Module, context: tuple[Any, ...], event: torch.S
         except NotImplementedError as error:  # an operation such as torch.nonzero needs values
             warnings.warn(
                 f"the devices of all tensors of {type(component).__name__} could not be checked, because an operation "
-                f"needs values ({str(error).splitlines()[0][:80]}). Run the check on a CUDA device once",
+                f"needs values ({str(error).splitlines()[0][:80]}). Run the check on a CUDA device once.",
                 stacklevel=find_stack_level(),
             )
             return

@@ -33,7 +33,7 @@ def check_precision(precision: Precision | None, device: torch.device) -> None:
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(
             f"precision='tf32' is available only on CUDA devices, not on {device.type!r}. Use precision='bfloat16' or "
-            f"None"
+            f"None."
         )
 
 

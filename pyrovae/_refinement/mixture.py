@@ -254,5 +254,5 @@ def _check(members: tuple[Member, ...]) -> None:
     if (total := sum(member.weight for member in members)) >= 1:
         raise ValueError(
             f"the weights of the members must sum to less than 1, because the guide gets the remaining weight, got "
-            f"{total:g}. Lower the weights"
+            f"{total:g}. Lower the weights."
         )

@@ -23,7 +23,7 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
         if site["infer"].get("num_samples") is not None:
             raise ValueError(
                 f"latent site {site['name']!r} requests {site['infer']['num_samples']} parallel samples, which do not "
-                f"sum over all of its values. Enumerate it, infer={{'enumerate': 'parallel'}}, or sample it"
+                f"sum over all of its values. Enumerate it, infer={{'enumerate': 'parallel'}}, or sample it."
             )
     _check_points(model_sites, guide_sites)
     in_model = {site["name"] for site in model_sites if not (site["is_observed"] or is_enumerated(site))}
@@ -33,12 +33,12 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
     if missing := sorted(in_model - in_guide):
         raise ValueError(
             f"latent site {missing[0]!r} is in the model but not in the guide, which has {sorted(in_guide)}. Sample it "
-            f"in the guide under the same name, or observe it"
+            f"in the guide under the same name, or observe it."
         )
     if surplus := sorted(in_guide - in_model - auxiliary):
         raise ValueError(
             f"latent site {surplus[0]!r} is in the guide but not in the model, which has {sorted(in_model)}. Sample it "
-            f"in the model under the same name, or mark it with infer={{'is_auxiliary': True}}"
+            f"in the model under the same name, or mark it with infer={{'is_auxiliary': True}}."
         )
 
 
@@ -53,7 +53,7 @@ def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
             raise ValueError(
                 f"the guide puts all mass of latent site {site['name']!r} on a point, a maximum a posteriori estimate, "
                 f"so its draws have no density and no weights. Sample the site in the guide, or condition the model on "
-                f"its value"
+                f"its value."
             )
 
 
@@ -76,13 +76,13 @@ def check_auxiliary(model_sites: list[Site], guide_sites: list[Site]) -> None:
         raise ValueError(
             f"auxiliary site {alone[0]['name']!r} of the guide has no counterpart in the model, so the mean of the "
             f"importance weights is not p(x). Sample it in the model too, from a density given the other latent sites, "
-            f"or remove it from the guide"
+            f"or remove it from the guide."
         )
     if alone and free < bound:
         raise ValueError(
             f"the auxiliary sites of the guide, such as {alone[0]['name']!r}, have {free} entries, but {bound} entries "
             f"of the latent sites {[site['name'] for site in points]} are computed as points, so these have no "
-            f"density. Sample {bound} auxiliary entries"
+            f"density. Sample {bound} auxiliary entries."
         )
 
 
@@ -108,7 +108,7 @@ def check_measures(model_sites: list[Site], guide_sites: list[Site]) -> None:
         raise ValueError(
             f"latent site {name!r} is {drawn} in the guide, {type(site['fn']).__name__}, but {scored} in the model, "
             f"{type(other).__name__}, so the ratio of the densities is not an importance weight. Give both the same "
-            f"support"
+            f"support."
         )
 
 
@@ -137,7 +137,7 @@ def check_masks(model_sites: list[Site], masks: Mapping[str, Any]) -> None:
         raise ProgramError(
             f"latent site {site['name']!r} has different masks in guide and model. Where only one is masked, the "
             f"density of the other has no counterpart in the log-weight. Use the same mask in both, "
-            f"pyro.poutine.mask(mask=...)"
+            f"pyro.poutine.mask(mask=...)."
         )
 
 

@@ -38,7 +38,7 @@ def explained_divergence() -> Iterator[None]:
             raise
         raise FloatingPointError(
             f"the model has diverged: {refused[1]} of a {refused[2]} is NaN or infinite. Check the parameters of the "
-            f"module and its history, and return to earlier weights, such as those of a checkpoint"
+            f"module and its history, and return to earlier weights, such as those of a checkpoint."
         ) from error
 
 
@@ -54,12 +54,12 @@ def outside_support(site: Site, reason: str) -> str:
         f"{tuple(site['fn'].batch_shape)} and event shape {tuple(site['fn'].event_shape)} ({reason})"
     )
     if hasattr(fn, "hint"):
-        message += f". {fn.hint}"
+        message += f". {fn.hint}."
     is_grey = ((value > 0) & (value < 1)).any() and value.min() >= 0 and value.max() <= 1
     if isinstance(fn, torch.distributions.Bernoulli) and is_grey:
         message += (
             ". Bernoulli likelihoods cannot score grey values. Binarize them (pyrovae.data.binarize, or a data set "
             "with binarization='dynamic' and fit(transform=splits.transform)), or use a likelihood of real values such "
-            "as pyrovae.likelihoods.Normal"
+            "as pyrovae.likelihoods.Normal."
         )
     return message

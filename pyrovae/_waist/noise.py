@@ -139,7 +139,7 @@ def draws_outside_sites(noise: NoiseOutsideSites) -> str:
     return (
         f"the model draws random numbers of {sources} outside sample sites, so its density differs from run to run. "
         f"Draw them at sample sites, or remove them; an evaluation switches off a torch.nn.Dropout that is created "
-        f"outside the program"
+        f"outside the program."
     )
 
 
@@ -148,7 +148,7 @@ def keeps_a_state() -> str:
     return (
         "the density of the model differs from run to run at the same values of its sites, because the model keeps a "
         "state that changes (a counter, a cache, its own generator). Make the state an argument of the program, or "
-        "keep it fixed"
+        "keep it fixed."
     )
 
 

@@ -47,17 +47,17 @@ def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
         name = site["name"]
         latents = [other for other in sites if not other["is_observed"]]
         others = [frame.name for frame in shared_plates([*latents, site])] if latents else []
-        way_out = f"move it into that plate{f', or pass plate={others[0]!r}' if others else ''}"
+        remedy = f"move it into that plate{f', or pass plate={others[0]!r}' if others else ''}"
         if is_factor(site):
             raise OutsidePlateError(
                 f"the factor {name!r} lies outside the data plate {plate.name!r}, so it belongs to no datum and to no "
-                f"log-weight. To score it, {way_out}; to leave it out, pass pyro.poutine.block(program, "
-                f"hide=[{name!r}])"
+                f"log-weight. To score it, {remedy}; to leave it out, pass pyro.poutine.block(program, "
+                f"hide=[{name!r}])."
             )
         raise OutsidePlateError(
             f"observed site {name!r} lies outside the data plate {plate.name!r}, so its log-probability belongs to no "
-            f"datum and to no log-weight. To score it, {way_out}. If p(x) is meant to be conditional on its value, "
-            f"sample it without obs= and pass pyro.condition(model, data={{{name!r}: value}})"
+            f"datum and to no log-weight. To score it, {remedy}. If p(x) is meant to be conditional on its value, "
+            f"sample it without obs= and pass pyro.condition(model, data={{{name!r}: value}})."
         )
 
 
@@ -91,7 +91,7 @@ def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[
                 raise OutsidePlateError(
                     f"site {name!r} is given a value and lies outside the data plate {one.plate.name!r}, but its "
                     f"log-probability depends on the data or on latent sites of the plate, by {difference:.3g} nats. "
-                    f"It is therefore a part of log p(x). Move it into the plate"
+                    f"It is therefore a part of log p(x). Move it into the plate."
                 )
 
 

@@ -34,7 +34,7 @@ def outermost_plate(sites: list[Site]) -> CondIndepStackFrame:
         ValueError: If there is no site or no shared plate.
     """
     if not sites:
-        raise ValueError("the model observes nothing. Observe the data by pyro.sample(name, distribution, obs=x)")
+        raise ValueError("the model observes nothing. Observe the data by pyro.sample(name, distribution, obs=x).")
     if not (shared := shared_plates(sites)):
         raise ValueError(
             f"there is no data plate around the observed sites {[site['name'] for site in sites]}. Declare the data "
@@ -54,7 +54,7 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
         shared = shared_plates(latents or sites)
         if not shared and len(latents) == len(sites):
             raise ValueError(
-                f"latent sites {[site['name'] for site in latents]} share no plate. Name the data plate with plate="
+                f"latent sites {[site['name'] for site in latents]} share no plate. Name the data plate with plate=."
             )
         observed = [site for site in sites if site["is_observed"]]  # conditioned latent sites may lie outside
         data = shared[0] if shared else outermost_plate([site for site in observed if site_plates(site)] or observed)
@@ -63,7 +63,7 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
         if name not in plates:
             raise ValueError(
                 f"there is no vectorized plate {name!r} in the program, whose plates are {sorted(plates)}. Pass one of "
-                f"them as plate="
+                f"them as plate=."
             )
         data = plates[name]
     _check_same_plate(data, sites)
@@ -75,7 +75,7 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
                 f"independent and a single datum has no weight. Average over draws of the site "
                 f"(pyrovae.evaluation.evaluate_globals), condition on it (pyro.condition(model, "
                 f"data={{{site['name']!r}: value}}), and remove it from the guide), or name another plate with plate=. "
-                f"If the site has a plate, give the plate the same name, size and dim in model and guide"
+                f"If the site has a plate, give the plate the same name, size and dim in model and guide."
             )
     return sized(data, sites)
 
@@ -99,7 +99,7 @@ def check_packing(latents: Sequence[Site], plate: str) -> None:
             raise ValueError(
                 f"the guide draws the latent sites of all data as one vector, {site['name']!r}, which lies outside the "
                 f"data plate {plate!r}, so a single datum has no density. Train a guide that samples inside the plate: "
-                f"pyro.infer.autoguide.AutoNormal(model), or a program that computes the latent sites from the data"
+                f"pyro.infer.autoguide.AutoNormal(model), or a program that computes the latent sites from the data."
             )
 
 
@@ -111,7 +111,7 @@ def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:
                 raise ValueError(
                     f"plate {data.name!r} has size {data.size} and dim {data.dim} in one place but size {frame.size} "
                     f"and dim {frame.dim} at site {site['name']!r}. Declare it with the same size and dim in model and "
-                    f"guide"
+                    f"guide."
                 )
 
 
@@ -123,7 +123,7 @@ def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
                 raise ValueError(
                     f"plate {frame.name!r} of site {site['name']!r} subsamples {frame.size} of {frame.full_size} "
                     f"entries inside the data plate {data.name!r}, so a datum is scored only in part. Evaluate a "
-                    f"program that scores all of it"
+                    f"program that scores all of it."
                 )
 
 

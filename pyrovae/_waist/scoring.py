@@ -121,7 +121,7 @@ def _check_shapes(site: Site, log_prob: Tensor) -> None:
     if site["value"].shape[site["value"].ndim - len(event_shape) :] != event_shape:
         raise ValueError(
             f"site {site['name']!r}: a value of shape {tuple(site['value'].shape)} would be broadcast to the event "
-            f"shape {tuple(event_shape)} of its distribution. Give model, guide and data the same event shape"
+            f"shape {tuple(event_shape)} of its distribution. Give model, guide and data the same event shape."
         )
     enumerated = site["infer"].get("_dim_to_id")  # dimensions to the left of all plates
     # All draws of an enumerated site may share their values, so the dimension of draws is not checked.

@@ -72,7 +72,7 @@ def global_draws(
     if not outside:
         raise ValueError(
             f"all latent sites, {[site['name'] for site in latents]}, lie inside the data plate {name!r}, so there is "
-            f"no global latent to average over. Use pyrovae.evaluation.evaluate"
+            f"no global latent to average over. Use pyrovae.evaluation.evaluate."
         )
     own = [site["name"] for site in guide_sites if not site["is_observed"] and name not in plate_names(site)]
     return GlobalDraw({site["name"]: site["value"].detach() for site in outside}, own, name)

@@ -189,7 +189,7 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
     if not any(site["is_observed"] for site in model_sites):
         raise ValueError(
             f"the model observes nothing; its sample sites are {[site['name'] for site in model_sites]}. Observe the "
-            f"data by pyro.sample(name, distribution, obs=x), and pass model and guide in this order"
+            f"data by pyro.sample(name, distribution, obs=x), and pass model and guide in this order."
         )
 
 

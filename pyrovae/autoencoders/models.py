@@ -57,9 +57,13 @@ class Autoencoder(Described):
     Example:
         >>> import torch, pyrovae as pv
         >>> autoencoder = pv.autoencoders.Autoencoder(pv.networks.mlp((8, 8), 4), pv.networks.mlp(4, (8, 8)))
-        >>> history = pv.fit(autoencoder, torch.rand(50, 8, 8).round(), epochs=2, seed=0)
-        >>> autoencoder.reconstruct(torch.zeros(3, 8, 8)).shape
-        torch.Size([3, 8, 8])
+        >>> x = torch.rand(50, 8, 8).round()
+        >>> before = autoencoder.errors(x).sum().item()
+        >>> history = pv.fit(autoencoder, x, epochs=5, learning_rate=0.01, seed=0)
+        >>> autoencoder.errors(x).sum().item() < before
+        True
+        >>> autoencoder.reconstruct(x).shape
+        torch.Size([50, 8, 8])
     """
 
     def __init__(
@@ -83,7 +87,7 @@ class Autoencoder(Described):
         if code.ndim != 2 or len(code) != len(x):
             raise ValueError(
                 f"the encoder returned shape {tuple(code.shape)} for data of shape {tuple(x.shape)}. Return one vector "
-                f"for each datum, shape ({len(x)}, code)"
+                f"for each datum, shape ({len(x)}, code)."
             )
         return code
 
@@ -129,10 +133,10 @@ class Autoencoder(Described):
         if self.error == "cross_entropy" and is_validation_enabled() and not ((x >= 0) & (x <= 1)).all():
             raise ValueError(
                 f"the cross-entropy needs data between 0 and 1, got values from {x.min():.4g} to {x.max():.4g}. "
-                f"Rescale or binarize them, or use error='squared'"
+                f"Rescale or binarize them, or use error='squared'."
             )
         if x.ndim < 2:
-            raise ValueError(f"data must have shape (N, *event), got {tuple(x.shape)}. Pass numbers with shape (N, 1)")
+            raise ValueError(f"data must have shape (N, *event), got {tuple(x.shape)}. Pass numbers with shape (N, 1).")
         output = _run("decoder", self.decoder, code)
         if output.shape != x.shape:
             raise ValueError(
@@ -146,7 +150,7 @@ class Autoencoder(Described):
         if name in _OF_A_DENSITY:
             raise AttributeError(
                 f"{type(self).__name__} has no {name!r}, because an autoencoder has no density p(x) and thus no ELBO, "
-                f"likelihood or draws. Compare reconstructions (.errors), or use a pyrovae.VAE"
+                f"likelihood or draws. Compare reconstructions (.errors), or use a pyrovae.VAE."
             )
         return super().__getattr__(name)
 
@@ -169,11 +173,11 @@ class SparseAutoencoder(Autoencoder):
         *Efficient Learning of Sparse Representations with an Energy-Based Model* (Ranzato et al., 2007).
 
     Example:
-        >>> import pyrovae as pv
-        >>> networks = pv.networks.mlp(64, 100), pv.networks.mlp(100, 64)
-        >>> autoencoder = pv.autoencoders.SparseAutoencoder(*networks, weight=0.1)
-        >>> autoencoder.penalty
-        L1(weight=0.1)
+        >>> import torch, pyrovae as pv
+        >>> encoder, decoder = torch.nn.Identity(), torch.nn.Identity()  # the loss is the penalty of the code (2, -1)
+        >>> autoencoder = pv.autoencoders.SparseAutoencoder(encoder, decoder, weight=0.1, error="squared")
+        >>> autoencoder.loss(torch.tensor([[2.0, -1.0]]))
+        tensor(0.3000)
     """
 
     def __init__(
@@ -208,10 +212,13 @@ class DenoisingAutoencoder(Autoencoder):
         *Extracting and Composing Robust Features with Denoising Autoencoders* (Vincent et al., 2008).
 
     Example:
-        >>> import pyrovae as pv
-        >>> networks = pv.networks.mlp(64, 32), pv.networks.mlp(32, 64)
-        >>> noise = pv.autoencoders.GaussianNoise(0.5)
-        >>> autoencoder = pv.autoencoders.DenoisingAutoencoder(*networks, corruption=noise, error="squared")
+        >>> import torch, pyrovae as pv
+        >>> encoder, decoder = torch.nn.Identity(), torch.nn.Identity()
+        >>> hide = pv.autoencoders.Masking(1.0)  # replaces all entries by zero
+        >>> autoencoder = pv.autoencoders.DenoisingAutoencoder(encoder, decoder, corruption=hide, error="squared")
+        >>> x = torch.tensor([[2.0, -1.0]])
+        >>> autoencoder.loss(x), autoencoder.errors(x)  # only the loss corrupts the data
+        (tensor(5.), tensor([0.]))
     """
 
     def __init__(
@@ -241,9 +248,11 @@ class ContractiveAutoencoder(Autoencoder):
         *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).
 
     Example:
-        >>> import pyrovae as pv
-        >>> networks = pv.networks.mlp(64, 32), pv.networks.mlp(32, 64)
-        >>> autoencoder = pv.autoencoders.ContractiveAutoencoder(*networks, weight=0.1)
+        >>> import torch, pyrovae as pv
+        >>> encoder, decoder = torch.nn.Identity(), torch.nn.Identity()  # the squared norm of the Jacobian is 2
+        >>> autoencoder = pv.autoencoders.ContractiveAutoencoder(encoder, decoder, weight=0.1, error="squared")
+        >>> autoencoder.loss(torch.tensor([[2.0, -1.0]]))
+        tensor(0.2000)
     """
 
     def __init__(
@@ -259,6 +268,6 @@ def _run(role: str, network: Network, given: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         raise TypeError(
             f"the {role} returned a {type(output).__name__}, not a tensor. Pass a network instead of a likelihood or "
-            f"posterior of a VAE"
+            f"posterior of a VAE."
         )
     return output

@@ -96,7 +96,7 @@ class KLSparsity(_Weighted):
         if is_validation_enabled() and not ((code >= 0) & (code <= 1)).all():
             raise ValueError(
                 f"autoencoders.KLSparsity: codes must lie between 0 and 1, got {code.min():.4g} to {code.max():.4g}. "
-                f"Use torch.nn.Sigmoid() as the last layer of the encoder"
+                f"Use torch.nn.Sigmoid() as the last layer of the encoder."
             )
         activity = code.mean(0)
         target = torch.full_like(activity, self.target)
@@ -170,5 +170,5 @@ def _check_unmixed(encoder: Any) -> None:
         if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
             raise ValueError(
                 f"{type(layer).__name__} makes the code of a datum depend on the whole batch, so a single datum has no "
-                f"Jacobian. Use torch.nn.LayerNorm in the encoder, or remove the layer"
+                f"Jacobian. Use torch.nn.LayerNorm in the encoder, or remove the layer."
             )

@@ -88,10 +88,10 @@ def binarize(x: Tensor) -> Tensor:
 def _check_grey(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
         found = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} takes a dense floating-point tensor of grey values, got {found}. Call .float() on it")
+        raise TypeError(f"{name} takes a dense floating-point tensor of grey values, got {found}. Call .float() on it.")
     if is_validation_enabled() and not ((x >= 0) & (x <= 1)).all():
         raise ValueError(
-            f"{name} takes grey values in [0, 1], but got values from {x.min():.4g} to {x.max():.4g}. Rescale them"
+            f"{name} takes grey values in [0, 1], but got values from {x.min():.4g} to {x.max():.4g}. Rescale them."
         )
 
 
@@ -128,13 +128,13 @@ def dequantize(x: Tensor, levels: int = 256) -> Tensor:
     _check_grey("dequantize", x)
     if torch.finfo(x.dtype).eps > torch.finfo(torch.float32).eps:
         raise TypeError(
-            f"dequantize takes float32 or float64, because {x.dtype} is too coarse for the levels. Call .float()"
+            f"dequantize takes float32 or float64, because {x.dtype} is too coarse for the levels. Call .float()."
         )
     level = (x * (levels - 1)).round()
     if not ((x * (levels - 1) - level).abs() < 1e-3).all():
         raise ValueError(
             f"dequantize takes multiples of 1/{levels - 1} in [0, 1], but got other values, from {x.min():.4g} to "
-            f"{x.max():.4g}. Pass the number of levels, and data with binarization='none'"
+            f"{x.max():.4g}. Pass the number of levels, and data with binarization='none'."
         )
     # Odd multiples of 2^-15 are symmetric and never 0 or 1, and n + u is exact in float32, so values keep their level.
     noise = (torch.randint(2**14, x.shape, device=x.device).to(x.dtype) + 0.5) / 2**14

@@ -92,7 +92,7 @@ class Columns(TorchDistribution):
             own, family = value[..., column], type(getattr(part, "base_dist", part)).__name__
             raise ValueError(
                 f"column {self.names[start + column]!r} holds values from {own.min():.4g} to {own.max():.4g}, which "
-                f"a {family} cannot score. Recode the column, or choose another likelihood for it"
+                f"a {family} cannot score. Recode the column, or choose another likelihood for it."
             )
 
 
@@ -129,6 +129,6 @@ def entrywise(distribution: Any, owner: str) -> Any:
     if not independent or len(distribution.event_shape) != distribution.reinterpreted_batch_ndims:
         raise TypeError(
             f"{owner} scores the entries one by one, but the entries of a {type(distribution).__name__} are not "
-            f"independent given z. Return a distribution made by .to_event(n)"
+            f"independent given z. Return a distribution made by .to_event(n)."
         )
     return distribution.base_dist

@@ -59,7 +59,7 @@ def takes_vae(function: Callable[Concatenate[Program, Program, Others], Result])
         if len(given) > 1 and not callable(given[1]):
             raise TypeError(
                 f"{name} takes (model, guide, x), or (vae, x) for a module with the attributes model and guide, but "
-                f"the guide is a {type(given[1]).__name__}. Pass both programs"
+                f"the guide is a {type(given[1]).__name__}. Pass both programs."
             )
         return function(*given, **options)
 

@@ -75,17 +75,21 @@ class Problem:
             the log-weight of a datum depends on other data.
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> problem = pv.evaluation.Problem(vae.model, vae.guide, torch.zeros(10, 4), seed=0)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, so that all log-weights equal log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.linspace(-1.0, 1.0, 10)
+        >>> problem = pv.evaluation.Problem(model, guide, x, seed=0)
         >>> with problem:
         ...     batch = next(problem.batches(10))
-        ...     problem.log_weights(batch, 7).shape
-        torch.Size([7, 10])
+        ...     log_weights = problem.log_weights(batch, 7)
+        >>> log_weights.shape, torch.allclose(log_weights, dist.Normal(0.0, 2**0.5).log_prob(x), atol=1e-4)
+        (torch.Size([7, 10]), True)
     """
 
     def __init__(self, model: Program, guide: Program, x: Any, **options: Unpack[Options]) -> None:
@@ -153,7 +157,7 @@ class Problem:
         guide: Any = poutine.unwrap(self.guide)
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
             raise ValueError(
-                "the autoguide has not been initialized. Train it, or call guide(x) once, before you evaluate it"
+                "the autoguide has not been initialized. Train it, or call guide(x) once, before you evaluate it."
             )
         try:
             with self.isolation.adopting(), torch.autocast(self.device.type, enabled=False):
@@ -165,7 +169,7 @@ class Problem:
                 raise
             raise ValueError(
                 f"{error}. x holds integers, {self.data.dtype}, which an evaluation does not convert. If the programs "
-                f"expect floats, pass x.float() or x / 255, or a Dataset that converts each datum"
+                f"expect floats, pass x.float() or x / 255, or a Dataset that converts each datum."
             ) from error
 
     @property
@@ -250,7 +254,7 @@ class Problem:
         if self.proposal is not None and not amortized:
             raise ValueError(
                 f"{self.proposal!r} is a single density of all latent sites, but this function needs a density for "
-                f"each site. Pass the guide that it refines, refined.guide"
+                f"each site. Pass the guide that it refines, refined.guide."
             )
         return self.route.run(batch, num_draws, values)
 
@@ -322,7 +326,7 @@ class Problem:
             raise ValueError(
                 f"the density of the guide differs by {float((again - drawn.log_q).abs().max()):.3g} nats between two "
                 f"runs at the same draws, because the guide draws random numbers outside sample sites. Use a guide "
-                f"with a fixed density, such as vae.posterior.amortized instead of pyrovae.posteriors.SemiAmortized"
+                f"with a fixed density, such as vae.posterior.amortized instead of pyrovae.posteriors.SemiAmortized."
             )
 
     def check_whole(self) -> None:
@@ -334,5 +338,5 @@ class Problem:
         if self.plate.size != self.plate.full_size:
             raise ValueError(
                 f"the data plate {self.plate.name!r} subsamples {self.plate.size} of {self.plate.full_size} data in "
-                f"each run, so the data cannot all be simulated. Pass a program that scores all of its data"
+                f"each run, so the data cannot all be simulated. Pass a program that scores all of its data."
             )

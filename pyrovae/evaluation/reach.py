@@ -69,7 +69,7 @@ def check_reach(problem: "Problem") -> None:
                 f"the guide has no density for {share} of the posterior of datum {batch.start + first}, because it "
                 f"cannot draw all values of its latent sites {list(narrow)} that have positive probability in the "
                 f"model. Estimates of log p(x) would be too low. Give these sites the support that they have in the "
-                f"model"
+                f"model."
             )
 
 

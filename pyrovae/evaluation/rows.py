@@ -57,19 +57,19 @@ class Rows:
         if len(missing) == self.done:
             raise FloatingPointError(
                 f"log-weights of all {self.done} data are NaN or infinite. The model has diverged, or its data are too "
-                f"large: check its parameters and the scales that its networks return"
+                f"large: check its parameters and the scales that its networks return."
             )
         if len(missing):
             warnings.warn(
                 f"log-weights of data {_listed(missing)} are NaN or infinite, {len(missing)} of {self.done}, and "
-                f"their rows are NaN. Inspect these data",
+                f"their rows are NaN. Inspect these data.",
                 stacklevel=find_stack_level(),
             )
         zero = np.flatnonzero(np.isneginf(values).all(1))
         if len(zero):
             warnings.warn(
                 f"all draws of data {_listed(zero)} have weight zero, {len(zero)} of {self.done}, so their log p(x) "
-                f"is estimated as -inf. Make more draws, or use a guide that covers the posterior of these data",
+                f"is estimated as -inf. Make more draws, or use a guide that covers the posterior of these data.",
                 stacklevel=find_stack_level(),
             )
 
@@ -85,7 +85,7 @@ class Rows:
         if names:
             shown = _listed(np.flatnonzero(missing))
             warnings.warn(
-                f"{', '.join(names)} of data {shown} are NaN. Inspect these data", stacklevel=find_stack_level()
+                f"{', '.join(names)} of data {shown} are NaN. Inspect these data.", stacklevel=find_stack_level()
             )
 
     def axis(self, name: str) -> int:

@@ -59,7 +59,7 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
         positions[observed["name"]] = position = _position(observed, simulated, positions)
         simulated[position] = _as_argument(observed, simulated[position])
     if not positions:
-        raise ValueError("the model observes nothing inside a plate. Observe the data by pyro.sample(..., obs=x)")
+        raise ValueError("the model observes nothing inside a plate. Observe the data by pyro.sample(..., obs=x).")
     return latents, tuple(simulated)
 
 
@@ -90,8 +90,8 @@ def is_data(site: Site) -> bool:
     return bool(site_plates(site)) and not (site["infer"].get("_deterministic") or is_factor(site))
 
 
-def check_generative(sites: Iterable[Site], way_out: str) -> None:
-    """Check that all sites of a model can be sampled; ``way_out`` is the remedy in the error message.
+def check_generative(sites: Iterable[Site], remedy: str) -> None:
+    """Check that all sites of a model can be sampled; otherwise the error message ends with ``remedy``.
 
     Raises:
         ValueError: If a site is a ``pyro.factor``.
@@ -100,7 +100,7 @@ def check_generative(sites: Iterable[Site], way_out: str) -> None:
         if site["type"] == "sample" and is_factor(site):
             raise ValueError(
                 f"site {site['name']!r} is a pyro.factor, a weight without a distribution, so the model cannot be "
-                f"sampled; {way_out}"
+                f"sampled. {remedy}"
             )
 
 
@@ -118,7 +118,7 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
         raise ValueError(
             f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model, "
             f"which have shapes {[tuple(arg.shape) for arg in args]}, so the argument to replace is not known. Observe "
-            f"an argument unchanged, obs=x, or hide the site, pyro.poutine.block(model, hide=[{name!r}])"
+            f"an argument unchanged, obs=x, or hide the site, pyro.poutine.block(model, hide=[{name!r}])."
         )
     return found[0]
 
@@ -126,7 +126,7 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
 def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kept: Collection[str]) -> Site | None:
     """Run the model, add latents up to the first observed site that is sampled, and return that site."""
     sites: list[Site] = list(poutine.trace(Redrawn(latents, kept)(model)).get_trace(*args).nodes.values())
-    check_generative(sites, "hide it, pyro.poutine.block(model, hide=[name])")
+    check_generative(sites, "Hide the site, pyro.poutine.block(model, hide=[name])")
     for site in sites:
         if site["type"] == "sample" and not (site["is_observed"] or site_is_subsample(site)):
             if site["infer"].get("was_observed"):
@@ -141,7 +141,7 @@ def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> i
     for other in (name for name, index in taken.items() if index == position):
         raise ValueError(
             f"sites {other!r} and {site['name']!r} observe the same argument, {position}. Pass each site its own "
-            f"argument"
+            f"argument."
         )
     return position
 
@@ -152,7 +152,7 @@ def _as_argument(site: Site, arg: Tensor) -> Tensor:
     if value.numel() != arg.numel():
         raise ValueError(
             f"site {site['name']!r} draws a value of shape {tuple(value.shape)} but observes an argument of shape "
-            f"{tuple(arg.shape)}. Give its distribution the batch and event shape of the data"
+            f"{tuple(arg.shape)}. Give its distribution the batch and event shape of the data."
         )
     drawn = value.reshape(arg.shape).to(arg)
     return torch.where(_scored(site).reshape(arg.shape), drawn, arg)

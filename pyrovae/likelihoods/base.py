@@ -27,7 +27,7 @@ class Likelihood(Described):
         if dim >= 0:
             raise ValueError(
                 f"likelihoods.{type(self).__name__}: dim={dim} must be negative, because batch dimensions are on the "
-                f"left. Use dim=-1 for vectors and dim=-3 for the channels of images"
+                f"left. Use dim=-1 for vectors and dim=-3 for the channels of images."
             )
         self.network, self.dim = network, int(dim)
 
@@ -39,7 +39,7 @@ class Likelihood(Described):
         if self.num_parameters > 1 and own < -self.dim:
             raise ValueError(
                 f"{name}: dim={self.dim}, but an event of the network's output, shape {tuple(output.shape)}, has only "
-                f"{own} dimensions. Use a dim from {-own} to -1, or a network that returns images"
+                f"{own} dimensions. Use a dim from {-own} to -1, or a network that returns images."
             )
         parameters = split(output, self.num_parameters, name, self.dim)
         return self._distribution(*parameters).to_event(own)

@@ -36,7 +36,7 @@ class _LocationScale(Likelihood):
             if learn_scale:
                 raise ValueError(
                     f"{name}: learn_scale=True needs a starting value, but scale is None. Pass scale=1.0, or omit "
-                    f"learn_scale so that the network returns the scales"
+                    f"learn_scale so that the network returns the scales."
                 )
             self.num_parameters = 2
             return

@@ -85,7 +85,7 @@ class Joint(Described):
             if p.event_shape != (len(group),):
                 raise ValueError(
                     f"likelihoods.Joint: the likelihood of the columns {group} has event shape {tuple(p.event_shape)}, "
-                    f"but {(len(group),)} is required. Change the output of its network"
+                    f"but {(len(group),)} is required. Change the output of its network."
                 )
             entries.append(entrywise(p, f"likelihoods.Joint, columns {group},"))
         joined: Any = Columns(self.names, entries).to_event(1)

@@ -40,10 +40,10 @@ def random_weights(network: nn.Module, prior: Callable[[Tensor], dist.TorchDistr
         *Weight Uncertainty in Neural Networks* (Blundell et al., 2015).
 
     Example:
-        >>> import pyro, torch, pyrovae as pv
-        >>> network = pv.bayesian.random_weights(pv.networks.mlp(2, 4))
-        >>> pyro.poutine.trace(network).get_trace(torch.zeros(3, 2)).nodes["0.weight"]["value"].shape
-        torch.Size([4, 2])
+        >>> import torch, pyrovae as pv
+        >>> network, z = pv.bayesian.random_weights(pv.networks.mlp(2, 4)), torch.ones(3, 2)
+        >>> network(z).shape, torch.equal(network(z), network(z))  # each run draws new weights
+        (torch.Size([3, 4]), False)
     """
     to_pyro_module_(network)
     for module in list(network.modules()):
@@ -75,14 +75,16 @@ class BayesianVAE(VAE):
         Welling, 2014), appendix F, for random decoder weights.
 
     Example:
-        >>> import torch, pyrovae as pv
+        >>> import pyro, torch, pyrovae as pv
         >>> vae = pv.BayesianVAE(
         ...     pv.priors.StandardNormal(2),
         ...     pv.likelihoods.Normal(pv.bayesian.random_weights(pv.networks.mlp(2, 4))),
         ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
         ...     data_size=100,
         ... )
-        >>> history = pv.fit(vae, torch.randn(100, 4), batch_size=10, epochs=1)
+        >>> x = torch.randn(100, 4)
+        >>> history = pv.fit(vae, x, batch_size=10, epochs=1)
+        >>> pyro.poutine.trace(vae.model).get_trace(x).stochastic_nodes  # the weights of the likelihood are latent sites
     """
 
     def __init__(self, prior: Component, likelihood: Component, posterior: Component, *, data_size: int) -> None:
@@ -135,7 +137,7 @@ class BayesianGuide(Guide):
             if isinstance(module, PyroModule) and any(True for _ in module.parameters(recurse=False)):
                 raise ValueError(
                     f"{name} has both random and fixed weights, but Pyro would keep the fixed weights in its store. "
-                    f"Make all weights of the network random: pyrovae.bayesian.random_weights(network)"
+                    f"Make all weights of the network random: pyrovae.bayesian.random_weights(network)."
                 )
         with poutine.block(), poutine.trace() as tape, _drawn_weights(model):
             pass
@@ -144,7 +146,7 @@ class BayesianGuide(Guide):
         if not weights:
             raise ValueError(
                 "the likelihood of a BayesianVAE has no random weights. Make its network with "
-                "pyrovae.bayesian.random_weights(network), or use pyrovae.VAE"
+                "pyrovae.bayesian.random_weights(network), or use pyrovae.VAE."
             )
         self.sites = tuple(weights)
         # Means start near zero, but not at zero, where all hidden units would be equal. Small scales make the first

@@ -60,7 +60,7 @@ class HierarchicalVAE(DescribedModel):
         (Sønderby et al., 2016); *VAE with a VampPrior* (Tomczak and Welling, 2018).
 
     Example:
-        >>> import torch, pyrovae as pv
+        >>> import pyro, torch, pyrovae as pv
         >>> normal, mlp = pv.posteriors.DiagonalNormal, pv.networks.mlp
         >>> vae = pv.HierarchicalVAE(
         ...     priors=(normal(mlp(3, 16, 2 * 5)), pv.priors.StandardNormal(3)),
@@ -69,6 +69,7 @@ class HierarchicalVAE(DescribedModel):
         ... )
         >>> vae.generate(7).shape
         torch.Size([7, 8, 8])
+        >>> pyro.poutine.trace(vae.guide).get_trace(torch.zeros(7, 8, 8)).stochastic_nodes
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class HierarchicalVAE(DescribedModel):
         if not priors or len(priors) != len(posteriors):
             raise ValueError(
                 f"HierarchicalVAE: got {len(priors)} priors and {len(posteriors)} posteriors. Pass one prior and one "
-                f"posterior for every latent layer"
+                f"posterior for every latent layer."
             )
         if inference not in ("bottom-up", "top-down"):
             raise ValueError(f"HierarchicalVAE: inference={inference!r} must be 'bottom-up' or 'top-down'")

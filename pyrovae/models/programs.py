@@ -51,7 +51,7 @@ class Program(nn.Module):
         if isinstance(getattr(component, "__self__", None), nn.Module):
             raise TypeError(
                 f"the {name} is the method {component.__qualname__} of a module, whose parameters would never train. "
-                f"Make it the module's forward method and pass the module"
+                f"Make it the module's forward method and pass the module."
             )
         if hasattr(self, name):
             delattr(self, name)  # a module does not allow a plain callable to replace a submodule
@@ -72,7 +72,7 @@ class Program(nn.Module):
         """Return the plate over the first dimension of the data."""
         if self.data_size is not None and len(x) > self.data_size:
             raise ValueError(
-                f"data_size={self.data_size}, but a batch has {len(x)} data. Set data_size to the size of the data set"
+                f"data_size={self.data_size}, but a batch has {len(x)} data. Set data_size to the size of the data set."
             )
         if self.data_size is None:
             return pyro.plate("data", len(x), dim=-1)
@@ -107,12 +107,12 @@ def run_component(
         if isinstance(component, type):
             name = component.__name__
             raise TypeError(
-                f"the {role} is the class {name} itself ({error}). Pass an instance, {name}(...)"
+                f"the {role} is the class {name} itself ({error}). Pass an instance, {name}(...)."
             ) from error
         shapes = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in context]
         raise TypeError(
             f"the {role} does not take the {len(shapes)} inputs with which it is called, of shapes {shapes} ({error}). "
-            f"Pass as many data as it takes, and build a network with several inputs by pyrovae.networks.Joint"
+            f"Pass as many data as it takes, and build a network with several inputs by pyrovae.networks.Joint."
         ) from error
     except ValueError as error:
         refused = re.match(r"Expected parameter (\w+) \(.*? of shape (\(.*?\))\) of distribution (\w+)", str(error))
@@ -122,18 +122,18 @@ def run_component(
     if not isinstance(p, torch.distributions.Distribution):
         raise TypeError(
             f"the {role} returned a {type(p).__name__}, not a distribution. "
-            f"Pass a callable that returns a distribution; for a fixed distribution d: lambda *context: d"
+            f"Pass a callable that returns a distribution; for a fixed distribution d: lambda *context: d."
         )
     if p.batch_shape != batch_shape:
         raise ValueError(
             f"the {role} returned a distribution of batch shape {tuple(p.batch_shape)} and event shape "
             f"{tuple(p.event_shape)}, expected batch shape {tuple(batch_shape)}, that of its context. "
-            f"Declare event dimensions with .to_event(n), and keep every leading dimension of the input"
+            f"Declare event dimensions with .to_event(n), and keep every leading dimension of the input."
         )
     if event_shape is not None and p.event_shape != event_shape:
         raise ValueError(
             f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but its data have event shape "
-            f"{tuple(event_shape)}. Reshape the data or the network's output"
+            f"{tuple(event_shape)}. Reshape the data or the network's output."
         )
     return p
 
@@ -146,7 +146,7 @@ def _explain_invalid(
     if not all(bool(weight.isfinite().all()) for weight in weights):
         return FloatingPointError(
             f"the model has diverged: {parameter} of a {family} is NaN or infinite. Check the parameters of the module "
-            f"and its history, and return to earlier weights, such as those of a checkpoint"
+            f"and its history, and return to earlier weights, such as those of a checkpoint."
         )
     seen = context[0] if context else torch.zeros(1)
     largest = float(seen.abs().max())
@@ -161,7 +161,7 @@ def _explain_invalid(
         remedy = "Rescale the data: subtract their mean and divide by their standard deviation"
     return ValueError(
         f"the {role} returned a {family} with invalid {parameter} (zero, NaN or infinite), shape {shape}, for inputs "
-        f"of up to {largest:.4g}. {remedy}"
+        f"of up to {largest:.4g}. {remedy}."
     )
 
 
@@ -177,7 +177,7 @@ def draw_latent(role: str, site: str, p: Any) -> Tensor:
         raise ValueError(
             f"site {site!r} comes from the posterior with event shape {tuple(event_shape)}, but the {role} has event "
             f"shape {tuple(p.event_shape)}. Give both the same number of latent dimensions; the network of a "
-            f"DiagonalNormal has two outputs for each of them"
+            f"DiagonalNormal has two outputs for each of them."
         )
     return value
 
@@ -232,7 +232,7 @@ def emit_parameters(program: nn.Module) -> None:
             if message["type"] != "param" or message["value"] is not alias:
                 raise ValueError(
                     f"a handler (lift, substitute) replaces the parameter {name!r}, but the module would still use its "
-                    f"own parameter. Use a component whose weights are pyro.nn.PyroSample instead"
+                    f"own parameter. Use a component whose weights are pyro.nn.PyroSample instead."
                 )
 
 

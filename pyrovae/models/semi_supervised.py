@@ -57,8 +57,9 @@ class SemiSupervisedVAE(DescribedModel):
         >>> x, y = torch.randn(20, 4), torch.eye(3)[torch.arange(20) % 3]
         >>> y[5:] = 0  # only five labels are known
         >>> history = pv.fit(vae, (x, y), objective=TraceEnum_ELBO(max_plate_nesting=1), epochs=1)
-        >>> vae.classify(x).shape
-        torch.Size([20, 3])
+        >>> p = vae.classify(x)  # probabilities of the three classes
+        >>> p.shape, torch.allclose(p.sum(1), torch.ones(20))
+        (torch.Size([20, 3]), True)
     """
 
     def __init__(
@@ -203,6 +204,6 @@ def _is_known(y: Tensor) -> Tensor:
     if is_validation_enabled() and not (((y == 0) | (y == 1)).all() and (total <= 1).all()):
         raise ValueError(
             f"labels must be one-hot rows, or rows of zeros if they are unknown, got a tensor of shape "
-            f"{tuple(y.shape)} with values from {y.min():.4g} to {y.max():.4g}. Use torch.nn.functional.one_hot"
+            f"{tuple(y.shape)} with values from {y.min():.4g} to {y.max():.4g}. Use torch.nn.functional.one_hot."
         )
     return total > 0

@@ -116,13 +116,15 @@ class VAE(DescribedModel):
 
         Example:
             >>> import torch, pyrovae as pv
+            >>> def network(x):  # the mean is the first two entries of x, and the logarithm of the scale is 0
+            ...     return torch.cat([x[..., :2], torch.zeros(*x.shape[:-1], 2)], -1)
             >>> vae = pv.VAE(
             ...     pv.priors.StandardNormal(2),
             ...     pv.likelihoods.Bernoulli(pv.networks.mlp(2, 4)),
-            ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+            ...     pv.posteriors.DiagonalNormal(network),
             ... )
-            >>> vae.encode(torch.zeros(3, 4)).mean.shape
-            torch.Size([3, 2])
+            >>> vae.encode(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).mean
+            tensor([[1., 0.]])
         """
         data = as_tensors("x", (x, *given))
         q: dist.TorchDistribution = run_component("posterior", self.posterior, *data, batch_shape=x.shape[:1])

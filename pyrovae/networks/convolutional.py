@@ -212,6 +212,6 @@ def _image(shape: Sequence[int], channels: Sequence[int], features: int) -> tupl
     if height % 2**halvings or width % 2**halvings:
         raise ValueError(
             f"an image of {height} x {width} cannot be halved {halvings} times. Use fewer layers, pad the image, or "
-            f"use residual_encoder and residual_decoder"
+            f"use residual_encoder and residual_decoder."
         )
     return depth, height // 2**halvings, width // 2**halvings

@@ -20,9 +20,10 @@ class Batched(nn.Module):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> blur = pv.networks.Batched(torch.nn.Conv2d(1, 1, 3, padding=1), event_dim=3)
-        >>> blur(torch.zeros(7, 2, 1, 28, 28)).shape
-        torch.Size([7, 2, 1, 28, 28])
+        >>> convolution = torch.nn.Conv2d(1, 1, 3, padding=1)  # takes a single batch dimension
+        >>> network, x = pv.networks.Batched(convolution, event_dim=3), torch.rand(7, 2, 1, 28, 28)
+        >>> network(x).shape, torch.allclose(network(x)[3], convolution(x[3]), atol=1e-5)
+        (torch.Size([7, 2, 1, 28, 28]), True)
     """
 
     def __init__(self, network: nn.Module, event_dim: int) -> None:
@@ -35,7 +36,7 @@ class Batched(nn.Module):
         if x.ndim < self.event_dim:
             raise ValueError(
                 f"networks.Batched: the input has shape {tuple(x.shape)}, but a datum has {self.event_dim} dimensions. "
-                f"Pass data of shape (*batch, *event)"
+                f"Pass data of shape (*batch, *event)."
             )
         batch, event = x.shape[: x.ndim - self.event_dim], x.shape[x.ndim - self.event_dim :]
         y: Tensor = self.network(x.reshape(math.prod(batch), *event))
@@ -57,9 +58,11 @@ class Joint(nn.Module):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> network = pv.networks.Joint(pv.networks.mlp(28 * 28 + 5, 16, 2 * 3), event_dims=(2, 1))
-        >>> network(torch.zeros(4, 28, 28), torch.zeros(7, 4, 5)).shape
-        torch.Size([7, 4, 6])
+        >>> network = pv.networks.Joint(torch.nn.Identity(), event_dims=(2, 1))
+        >>> network(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([5.0, 6.0]))
+        tensor([1., 2., 3., 4., 5., 6.])
+        >>> network(torch.zeros(4, 28, 28), torch.zeros(7, 4, 5)).shape  # batch shapes (4,) and (7, 4)
+        torch.Size([7, 4, 789])
     """
 
     def __init__(self, network: nn.Module, event_dims: Sequence[int]) -> None:
@@ -71,7 +74,7 @@ class Joint(nn.Module):
         if len(inputs) != len(self.event_dims):
             raise ValueError(
                 f"networks.Joint: got {len(inputs)} inputs, of shapes {[tuple(part.shape) for part in inputs]}, but "
-                f"event_dims={self.event_dims} names {len(self.event_dims)}. Give the event dimensions of every input"
+                f"event_dims={self.event_dims} names {len(self.event_dims)}. Give the event dimensions of every input."
             )
         flat = [
             part.reshape(*part.shape[: part.ndim - event_dim], -1)
@@ -82,7 +85,7 @@ class Joint(nn.Module):
         except RuntimeError as error:
             raise ValueError(
                 f"networks.Joint: the leading dimensions of inputs of shapes {[tuple(part.shape) for part in inputs]} "
-                f"and event dimensions {self.event_dims} do not broadcast. Pass inputs for the same data"
+                f"and event dimensions {self.event_dims} do not broadcast. Pass inputs for the same data."
             ) from error
         first = flat[0]
         joined = torch.cat([part.to(first.dtype).expand(*batch, -1) for part in flat], dim=-1)
@@ -143,9 +146,10 @@ class ZeroFilled(nn.Module):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> network = pv.networks.ZeroFilled(pv.networks.mlp((2, 28, 28), 16, 2 * 3), event_dim=2)
-        >>> network(torch.rand(4, 28, 28), torch.rand(4, 28, 28) < 0.5).shape
-        torch.Size([4, 6])
+        >>> network = pv.networks.ZeroFilled(torch.nn.Identity(), event_dim=1)
+        >>> network(torch.tensor([5.0, torch.nan, 7.0]), torch.tensor([True, False, True]))
+        tensor([[5., 0., 7.],
+                [1., 0., 1.]])
     """
 
     def __init__(self, network: nn.Module, event_dim: int) -> None:
@@ -159,7 +163,7 @@ class ZeroFilled(nn.Module):
             if x.shape != mask.shape:
                 raise ValueError(
                     f"networks.ZeroFilled: the mask has shape {tuple(mask.shape)}, but the data have shape "
-                    f"{tuple(x.shape)}. Pass a mask of the shape of the data"
+                    f"{tuple(x.shape)}. Pass a mask of the shape of the data."
                 )
             observed = observed & as_mask(mask, "networks.ZeroFilled")
         filled = torch.where(observed, x, torch.zeros_like(x))
@@ -189,7 +193,7 @@ def as_mask(mask: Tensor, owner: str) -> Tensor:
         raise ValueError(
             f"{owner}: a mask holds 1 (or True) for observed entries and 0 for missing entries, but a mask of shape "
             f"{tuple(mask.shape)} has values from {mask.min():.4g} to {mask.max():.4g}. Use mask > 0 if every positive "
-            f"value means observed; to weight data, use pyro.poutine.scale in your own program"
+            f"value means observed; to weight data, use pyro.poutine.scale in your own program."
         )
     return mask.bool()
 
@@ -212,14 +216,14 @@ def split(parameters: Tensor, count: int, owner: str, dim: int = -1) -> tuple[Te
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> loc, log_scale = pv.networks.split(torch.zeros(3, 2 * 5), 2, "MyPosterior")
-        >>> loc.shape
-        torch.Size([3, 5])
+        >>> loc, log_scale = pv.networks.split(torch.tensor([1.0, 2.0, 3.0, 4.0]), 2, "MyPosterior")
+        >>> loc, log_scale
+        (tensor([1., 2.]), tensor([3., 4.]))
     """
     if parameters.ndim < -dim or parameters.shape[dim] % count:
         raise ValueError(
             f"{owner}: the network's output has shape {tuple(parameters.shape)}, but {count} concatenated parameters "
             f"need a size divisible by {count} in dimension {dim}. Make the output {count} times as large as the event "
-            f"in this dimension, or pass another dimension, such as dim=-3 for channels"
+            f"in this dimension, or pass another dimension, such as dim=-3 for channels."
         )
     return parameters.chunk(count, dim=dim)

@@ -123,7 +123,7 @@ class Weighing:
                 if difference := difference_by_data(one, other, kept):
                     check_repeats()
                     reason = depends_on_other_data(f"by {difference:.3g} nats for a datum", one)
-                    raise ValueError(f"{reason}. {type(self).__name__} would not be a bound on log p(x)")
+                    raise ValueError(f"{reason}. {type(self).__name__} would not be a bound on log p(x).")
         if noise.sources:
             check_repeats()
         if not self.vectorize_particles:
@@ -145,7 +145,7 @@ class Weighing:
     def _advice(self, reason: str) -> str:
         return (
             f"{needs_one_draw_a_run(reason)}. Or run the program once per draw, {type(self).__name__}(..., "
-            f"vectorize_particles=False)"
+            f"vectorize_particles=False)."
         )
 
     @contextmanager
@@ -155,7 +155,7 @@ class Weighing:
             yield
         except OutsidePlateError as error:
             name = type(self).__name__
-            raise ValueError(f"{error}. {name} is a bound per datum; Trace_ELBO counts such a site once") from error
+            raise ValueError(f"{error} {name} is a bound per datum; Trace_ELBO counts such a site once.") from error
 
     def _weights(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Weights:
         nesting = self._nesting(model, guide, args, kwargs)
@@ -168,12 +168,12 @@ class Weighing:
                 raise ValueError(
                     f"site {site['name']!r} lies outside the data plate {weights.plate.name!r} and depends on "
                     f"parameters, but {name} is a bound per datum. Move the site into the plate, or train with "
-                    f"Trace_ELBO"
+                    f"Trace_ELBO."
                 )
         if weights.unreparameterized and self.needs_paths:
             raise ValueError(
                 f"latent site {weights.unreparameterized[0]!r} has no reparameterized draws, so the gradient of {name} "
-                f"would be biased. Train with Trace_ELBO or, for a discrete site, TraceEnum_ELBO"
+                f"would be biased. Train with Trace_ELBO or, for a discrete site, TraceEnum_ELBO."
             )
         return weights
 
@@ -182,7 +182,7 @@ class Weighing:
         if weights.densities is None:
             raise ValueError(
                 f"{type(self).__name__} needs the densities of model and guide separately, but enumerated sites are "
-                f"summed out of their ratio. Train with IWAE, or with TraceEnum_ELBO"
+                f"summed out of their ratio. Train with IWAE, or with TraceEnum_ELBO."
             )
         return weights.densities
 

@@ -160,7 +160,7 @@ class BetaTC(Objective):
         if not 2 <= n <= self.data_size:
             raise ValueError(
                 f"BetaTC: a batch has {n} data, but needs at least 2 and at most data_size={self.data_size}. Set "
-                f"data_size to the number of training data, and choose a batch size that leaves no single datum"
+                f"data_size to the number of training data, and choose a batch size that leaves no single datum."
             )
         of_pairs = q_fn.log_prob(q["value"].unsqueeze(1)).reshape(n, n, -1)  # draw i, posterior of datum m, dimension j
         log_weight = log_batch_weights(of_pairs, self.data_size, self.weights)
@@ -188,7 +188,7 @@ def _only_site(latents: Latents) -> Site:
     if len(latents.runs) != 1:
         raise ValueError(
             f"BetaTC needs a program with one latent site, got {list(latents.runs)}. Combine the sites into one, or "
-            f"train with BetaELBO"
+            f"train with BetaELBO."
         )
     (site,) = latents.runs.values()
     return site[0]
@@ -199,12 +199,12 @@ def _factors(role: str, site: Site) -> Any:
     if independent is None:
         raise ValueError(
             f"the {role} of latent site {site['name']!r} does not factorize over its dimensions. Use a distribution "
-            f"that does, such as DiagonalNormal or StandardNormal, or train with BetaELBO"
+            f"that does, such as DiagonalNormal or StandardNormal, or train with BetaELBO."
         )
     if len(site["fn"].batch_shape) != 1 or site["mask"] is not None:
         raise ValueError(
             f"latent site {site['name']!r} has batch shape {tuple(site['fn'].batch_shape)} and mask {site['mask']}, "
             f"but BetaTC needs a single plate without a mask. Declare event dimensions with .to_event(n), or train "
-            f"with BetaELBO"
+            f"with BetaELBO."
         )
     return independent

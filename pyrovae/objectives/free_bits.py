@@ -82,7 +82,7 @@ class FreeBits(Objective):
             if name not in of_model.runs:
                 raise ValueError(
                     f"latent site {name!r} is in the guide but not in the model, so it has no KL divergence from a "
-                    f"prior. Train with IWAE"
+                    f"prior. Train with IWAE."
                 )
             exact = is_mean_field(name, list(of_model.runs), list(of_guide.runs))
             divergences = [

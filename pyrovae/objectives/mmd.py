@@ -110,12 +110,12 @@ class MMD(Objective):
         if alone := sorted(set(posterior) - set(prior)):
             raise ValueError(
                 f"latent site {alone[0]!r} is in the guide but not in the model, so there is no prior to compare it "
-                f"with. Train with IWAE"
+                f"with. Train with IWAE."
             )
         if weights.plate.size < 2:
             raise ValueError(
                 "MMD compares the latents of at least 2 data, got a batch with a single datum. Choose a batch size "
-                "that leaves no single datum"
+                "that leaves no single datum."
             )
         discrepancy = mmd_squared(
             _per_datum(posterior, list(posterior), weights.plate.dim),
@@ -150,7 +150,7 @@ def _per_datum(sites: dict[str, Site], names: list[str], data_dim: Any) -> Tenso
         if not site["fn"].has_rsample and site["fn"].log_prob(value.detach()).requires_grad:
             raise ValueError(
                 f"the prior of latent site {site['name']!r} has parameters but no reparameterized draws, so MMD cannot "
-                f"train it. Freeze it with requires_grad_(False), or use a StandardNormal or a NormalizingFlow"
+                f"train it. Freeze it with requires_grad_(False), or use a StandardNormal or a NormalizingFlow."
             )
         value = value.movedim(data_dim - site["fn"].event_dim, 0)
         vectors.append(value.reshape(len(value), -1))

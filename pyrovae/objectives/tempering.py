@@ -19,7 +19,7 @@ def temper(q: Site, p: Site, weights: Weights) -> float | Tensor:
         raise ValueError(
             f"latent site {q['name']!r} is scaled by {_relative(q, weights)} in the guide but by "
             f"{_relative(p, weights)} in the model, so the divergence of the two is not defined. Use the same scale in "
-            f"both"
+            f"both."
         )
     return _relative(q, weights)
 
@@ -34,7 +34,7 @@ def common_temper(sites: list[Site], weights: Weights) -> float | Tensor:
         return 1.0
     if not all(same_scale(sites[0]["scale"], site["scale"]) for site in sites):
         tempers = {site["name"]: _relative(site, weights) for site in sites}
-        raise ValueError(f"latent sites have different scales, {tempers}. Scale all of them by the same number")
+        raise ValueError(f"latent sites have different scales, {tempers}. Scale all of them by the same number.")
     return _relative(sites[0], weights)
 
 
@@ -46,6 +46,6 @@ def _relative(site: Site, weights: Weights) -> float | Tensor:
     if isinstance(relative, Tensor) and relative.numel() > 1:
         raise ValueError(
             f"latent site {site['name']!r} is scaled by a tensor of shape {tuple(relative.shape)}, which other sites "
-            f"are not. Scale all sites by it, or this site by a number"
+            f"are not. Scale all sites by it, or this site by a number."
         )
     return relative.reshape(()) if isinstance(relative, Tensor) else relative

@@ -91,7 +91,7 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
         if num_particles < 2:
             raise ValueError(
                 f"num_particles must be at least 2, because weights are normalized over particles, got "
-                f"num_particles={num_particles}. For a single particle, train with Trace_ELBO"
+                f"num_particles={num_particles}. For a single particle, train with Trace_ELBO."
             )
         if not 0 <= insomnia <= 1:
             raise ValueError(f"insomnia, the weight of the wake phase, must be in [0, 1], got insomnia={insomnia}")

@@ -57,7 +57,7 @@ class InverseAutoregressiveFlow(Described):
             raise ValueError(
                 f"posteriors.InverseAutoregressiveFlow: the network's output has shape {tuple(output.shape)}, but "
                 f"{self.sizes[0]} latent dimensions and a context of {self.sizes[2]} need a last dimension of "
-                f"{sum(self.sizes)}. Change the width of the network"
+                f"{sum(self.sizes)}. Change the width of the network."
             )
         loc, log_scale, h = output.split(self.sizes, dim=-1)
         base = dist.Normal(loc, log_scale.exp()).to_event(1)
@@ -78,10 +78,13 @@ class NormalizingFlow(Described):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> base = pv.posteriors.StudentT(pv.networks.mlp(4, 2 * 5))
-        >>> posterior = pv.posteriors.NormalizingFlow(base, pv.flows.coupling(5, context=8), pv.networks.mlp(4, 8))
-        >>> posterior(torch.zeros(3, 4)).batch_shape
-        torch.Size([3])
+        >>> base = pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2))
+        >>> flow = pv.flows.autoregressive(1, context=8)
+        >>> posterior = pv.posteriors.NormalizingFlow(base, flow, pv.networks.mlp(4, 8))
+        >>> q = posterior(torch.zeros(3, 4))  # three densities on the real line
+        >>> grid = torch.linspace(-50.0, 50.0, 20_001)[:, None, None]
+        >>> torch.allclose(q.log_prob(grid).exp().sum(0) * 0.005, torch.ones(3), atol=0.01)
+        True
     """
 
     def __init__(self, base: Callable[..., Any], flow: nn.Module, network: nn.Module | None = None) -> None:

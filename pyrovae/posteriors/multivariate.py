@@ -72,12 +72,12 @@ def _latent(width: int, rank: int | None) -> int:
         if latent < 1 or latent * (latent + 3) != 2 * width:
             raise ValueError(
                 f"posteriors.MultivariateNormal: the network's output is {width} wide, but a full covariance needs "
-                f"latent * (latent + 3) / 2 parameters. Change the width of the network"
+                f"latent * (latent + 3) / 2 parameters. Change the width of the network."
             )
         return latent
     if width % (rank + 2):
         raise ValueError(
             f"posteriors.MultivariateNormal: the network's output is {width} wide, but rank {rank} needs latent * "
-            f"{rank + 2} parameters. Change the width of the network"
+            f"{rank + 2} parameters. Change the width of the network."
         )
     return width // (rank + 2)

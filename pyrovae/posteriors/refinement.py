@@ -82,7 +82,7 @@ class SemiAmortized(Described):
         if not self._model:
             raise ValueError(
                 "posteriors.SemiAmortized: the prior and the likelihood are not known. Use it as the posterior of a "
-                "pyrovae.VAE; it cannot refine several latent layers"
+                "pyrovae.VAE; it cannot refine several latent layers."
             )
         q = self.amortized(x, *given)
         start = _local_parameters(q)
@@ -123,7 +123,7 @@ def _local_parameters(q: Any) -> list[Tensor]:
         known = ", ".join(family.__name__ for family in _FAMILIES)
         raise TypeError(
             f"posteriors.SemiAmortized refines only these families: {known}; got a {type(q).__name__}. Use another "
-            f"posterior"
+            f"posterior."
         )
     return [transform_to(q.arg_constraints[name]).inv(getattr(q, name)) for name in _FAMILIES[_family(q)]]
 

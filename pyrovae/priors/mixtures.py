@@ -26,9 +26,11 @@ class GaussianMixture(Described):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> prior = pv.priors.GaussianMixture(5, components=10)
-        >>> prior().log_prob(torch.zeros(7, 3, 5)).shape
-        torch.Size([7, 3])
+        >>> prior = pv.priors.GaussianMixture(1, components=2)
+        >>> prior.loc.data = torch.tensor([[-3.0], [3.0]])  # N(-3, 1) and N(3, 1) with equal weights
+        >>> p = prior()
+        >>> p.mean.tolist(), p.variance.tolist()
+        ([0.0], [10.0])
     """
 
     def __init__(self, latent: int, components: int = 10) -> None:
@@ -85,13 +87,13 @@ class VampPrior(Described):
         super().__init__()
         _check_positive("VampPrior", components=components)
         if (event_shape is None) == (data is None):
-            raise ValueError("priors.VampPrior needs the shape of a datum. Pass exactly one of event_shape= and data=")
+            raise ValueError("priors.VampPrior needs the shape of a datum. Pass exactly one of event_shape= and data=.")
         if data is None:
             start = 0.5 + 0.05 * torch.randn(components, *(event_shape or ()))
         elif not data.is_floating_point():
             raise TypeError(
                 f"priors.VampPrior: data must be floating-point, because pseudo-inputs are learned, got {data.dtype}. "
-                f"Call data.float()"
+                f"Call data.float()."
             )
         elif len(data) < components:
             raise ValueError(
@@ -114,7 +116,7 @@ class VampPrior(Described):
         if not self._posterior:
             raise ValueError(
                 "priors.VampPrior: the posterior is not known. Use the prior in a pyrovae.VAE, or call "
-                "bind_components(posterior=...)"
+                "bind_components(posterior=...)."
             )
         components = self._posterior[0](self.pseudo_inputs)
         weights = dist.Categorical(logits=self.pseudo_inputs.new_zeros(len(self.pseudo_inputs)))

@@ -74,7 +74,7 @@ class Fixed(Described):
         if not isinstance(distribution, torch.distributions.Distribution):
             raise TypeError(
                 f"priors.Fixed takes a distribution, got a {type(distribution).__name__}. Pass other priors to the VAE "
-                f"directly"
+                f"directly."
             )
         self.distribution = distribution
 

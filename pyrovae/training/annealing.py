@@ -17,7 +17,7 @@ def kl_weight(warmup: KLWarmup, epoch: float) -> float:
         return min(1.0, epoch / warmup) if warmup else 1.0
     weight = float(warmup(epoch))
     if not 0 <= weight < math.inf:
-        raise ValueError(f"kl_warmup({epoch:g}) returned {weight}. Return a finite weight of at least 0")
+        raise ValueError(f"kl_warmup({epoch:g}) returned {weight}. Return a finite weight of at least 0.")
     return weight
 
 

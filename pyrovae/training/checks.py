@@ -102,7 +102,7 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
                 f"site {name!r} lies outside the data plate {facts.plate!r}, which declares {declared:g} data, but "
                 f"there are {most} training data, so its posterior would be that of {declared:g} data. Declare the "
                 f"number of the training data, pyro.plate({facts.plate!r}, {most}, subsample=torch.arange(len(x))), or "
-                f"pass all {declared:g} data"
+                f"pass all {declared:g} data."
             )
     if batch >= total:
         return
@@ -110,7 +110,7 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
         raise ValueError(
             f"{type(guide).__name__} has parameters for each datum of site {facts.local!r}, but a mini-batch holds "
             f"{batch} of {total} data. Train on one batch of all data (batch_size={total}), or write a guide that "
-            f"computes the parameters from the data"
+            f"computes the parameters from the data."
         )
     for name, scale in facts.outside.items():
         if scale and facts.data_count / scale < total * (1 - SMALL):

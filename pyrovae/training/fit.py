@@ -254,7 +254,7 @@ def fit(
         parameters = {name: tensor for name, tensor in named.items() if tensor.requires_grad}
         if not parameters:
             raise ValueError(
-                f"{name_of(trained)} has no trainable parameter. Unfreeze parameters with requires_grad_()"
+                f"{name_of(trained)} has no trainable parameter. Unfreeze parameters with requires_grad_()."
             )
         make = partial(optimizer or partial(torch.optim.Adam, fused=True), lr=learning_rate)
         updates = TorchOptimizer(make, parameters, clip_norm)
@@ -312,6 +312,6 @@ def _warn_of_warmup(kl_warmup: KLWarmup, epochs: int) -> None:
     if (weight := kl_weight(kl_warmup, epochs)) < 1:
         warnings.warn(
             f"the KL warm-up does not end within the {epochs} epochs of the run, in which the KL weight reaches "
-            f"{weight:.3g}. Train for more epochs, or choose a shorter kl_warmup",
+            f"{weight:.3g}. Train for more epochs, or choose a shorter kl_warmup.",
             stacklevel=find_stack_level(),
         )

@@ -108,7 +108,7 @@ class Bound:
                 f"the sites of the data plate {facts.plate!r} have different scales, {facts.scales}, so the history "
                 f"holds the weighted objective relative to the scale of the observed sites, which is not a bound on "
                 f"log p(x). For a bound, evaluate the model after training; pyrovae.evaluation.evaluate leaves out "
-                f"scales",
+                f"scales.",
                 stacklevel=find_stack_level(),
             )
         self.num_train = self.num_train or total

@@ -180,6 +180,6 @@ def as_optimizer(optim: Any) -> Optimizer:
         raise TypeError(
             f"optim must be an optimizer of pyro.optim, or a function that makes an optimizer of torch from "
             f"parameters, got {type(optim).__name__}. Pass pyro.optim.Adam({{'lr': 1e-3}}) or "
-            f"functools.partial(torch.optim.Adam, lr=1e-3)"
+            f"functools.partial(torch.optim.Adam, lr=1e-3)."
         )
     return TorchOptimizer(optim)

@@ -47,7 +47,7 @@ def check_options(
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if patience is not None and valid is None:
-        raise ValueError("patience needs validation data. Pass valid=, or omit patience=")
+        raise ValueError("patience needs validation data. Pass valid=, or omit patience=.")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm, the largest norm of a gradient, must be positive, got {clip_norm}")
     if on_nonfinite not in get_args(NonFinite):
@@ -70,7 +70,7 @@ def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) 
     total = getattr(schedule, "total_steps", None)
     if scheduler_step == "batch":
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ValueError("ReduceLROnPlateau needs the bound of an epoch. Pass scheduler_step='epoch'")
+            raise ValueError("ReduceLROnPlateau needs the bound of an epoch. Pass scheduler_step='epoch'.")
         if total is not None and total < epochs * steps:
             raise ValueError(
                 f"{type(schedule).__name__} has total_steps={total}, fewer than the {epochs * steps} steps of the run. "
@@ -101,10 +101,10 @@ def _check_trainable(module: Any, objective: ELBO | None, has_warmup: bool) -> N
         has = f"only {' and '.join(roles)}" if roles else "none of them"
         raise TypeError(
             f"fit trains a module that has a Pyro model and guide, or a loss, but {name} has {has}. Pass such a "
-            f"module, or a pair (model, guide) of programs"
+            f"module, or a pair (model, guide) of programs."
         )
     if roles == ["loss"] and (objective is not None or has_warmup):
         raise ValueError(
             f"{name} has its own loss and no density, so there is no bound and no KL term to weight. Omit objective= "
-            f"and kl_warmup="
+            f"and kl_warmup=."
         )

@@ -38,7 +38,7 @@ def as_module(programs: Any) -> Any:
         return programs
     if len(programs) != 2 or not all(callable(program) for program in programs):
         found = ", ".join(type(program).__name__ for program in programs)
-        raise TypeError(f"fit trains a pair (model, guide) of Pyro programs, got ({found}). Pass two callables")
+        raise TypeError(f"fit trains a pair (model, guide) of Pyro programs, got ({found}). Pass two callables.")
     return Pair(*programs)
 
 

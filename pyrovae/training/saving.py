@@ -84,11 +84,14 @@ def load(path: str | Path, into: Module) -> Module:
             another shape or constraint. The module and the store are then unchanged.
 
     Example:
-        >>> import tempfile, pathlib, pyrovae as pv
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> pv.save(pv.priors.GaussianMixture(3, 2), folder / "prior.pt")
-        >>> pv.load(folder / "prior.pt", into=pv.priors.GaussianMixture(3, 2)).loc.shape
-        torch.Size([2, 3])
+        >>> import tempfile, pathlib, torch, pyrovae as pv
+        >>> prior, other = pv.priors.GaussianMixture(3, 2), pv.priors.GaussianMixture(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pv.save(prior, pathlib.Path(folder, "prior.pt"))
+        ...     torch.equal(other.loc, prior.loc), pv.load(pathlib.Path(folder, "prior.pt"), into=other) is other
+        (False, True)
+        >>> torch.equal(other.loc, prior.loc)
+        True
     """
     where = archives.as_path(path, "path")
     content = archives.read(where, check=lambda outline: _check(where, outline, into))

@@ -151,7 +151,7 @@ class SVI:
         for name, value in self._pending["tensors"].items():
             if name not in known:
                 raise ValueError(
-                    f"the state holds {name!r}, which model and guide do not have. Pass the programs of the state"
+                    f"the state holds {name!r}, which model and guide do not have. Pass the programs of the state."
                 )
             _copy(known[name], value)
         self._optimizer.load_state_dict(self._pending["optimizer"], self._eager.seen)
@@ -181,7 +181,7 @@ def _copy(tensor: Tensor, value: Tensor) -> None:
     if tensor.shape != value.shape:
         raise ValueError(
             f"the state holds a tensor of shape {tuple(value.shape)} for a parameter of shape {tuple(tensor.shape)}. "
-            f"Build the programs as they were built for the state"
+            f"Build the programs as they were built for the state."
         )
     tensor.copy_(value)
 

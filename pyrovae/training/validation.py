@@ -79,5 +79,5 @@ def _check_scale(error: FloatingPointError, module: nn.Module, batch: tuple[obje
     raise ValueError(
         f"before the first step, {cause} for data from {x.min():.4g} to {x.max():.4g}. "  # type: ignore[attr-defined]
         f"Rescale the data, for example to mean 0 and standard deviation 1, or bound the scales that the networks "
-        f"return"
+        f"return."
     ) from error

@@ -107,12 +107,12 @@ def compare(
     if isinstance(given, xr.Dataset):  # an xarray.Dataset is a mapping too
         raise TypeError(
             "compare needs the results of several models, got a single result. Pass a mapping from names to results, "
-            "such as compare({'VAE': results})"
+            "such as compare({'VAE': results})."
         )
     if not isinstance(results, Mapping):
         results = {f"model {i}": result for i, result in enumerate(results)}
     if not results:
-        raise ValueError("there are no results to compare. Pass at least one result, by the name of its model")
+        raise ValueError("there are no results to compare. Pass at least one result, by the name of its model.")
     reference = next(iter(results)) if reference is None else reference
     if reference not in results:
         raise ValueError(f"there is no result with the name reference={reference!r}. Choose from {list(results)}")
@@ -180,15 +180,15 @@ def _check_result(name: str, result: "xr.Dataset") -> None:
     if "log_likelihood" not in result:
         raise ValueError(
             f"the results of {name!r} hold {list(result)} but no 'log_likelihood'. Pass the result of an estimator of "
-            f"log p(x)"
+            f"log p(x)."
         )
     if result.log_likelihood.dims != ("datum",):
         raise ValueError(
             f"the log_likelihood of {name!r} has dimensions {result.log_likelihood.dims}, but compare needs "
-            f"('datum',). Select one entry of the other dimensions by .isel"
+            f"('datum',). Select one entry of the other dimensions by .isel."
         )
     if lost := [attribute for attribute in SAME if attribute not in result.attrs]:
-        raise ValueError(f"the results of {name!r} have no attribute {lost[0]!r}. Restore it by .assign_attrs")
+        raise ValueError(f"the results of {name!r} have no attribute {lost[0]!r}. Restore it by .assign_attrs.")
 
 
 def _check_pair(names: tuple[str, str], first: "xr.Dataset", second: "xr.Dataset") -> None:
@@ -206,10 +206,10 @@ def _check_pair(names: tuple[str, str], first: "xr.Dataset", second: "xr.Dataset
         warnings.warn(
             f"{names[0]!r} observes the sites {observed[0]!r} and {names[1]!r} observes {observed[1]!r}. Their "
             f"log-likelihoods are comparable only if both score the same data; a conditional log p(x | y) and a joint "
-            f"log p(x, y) are not comparable",
+            f"log p(x, y) are not comparable.",
             stacklevel=find_stack_level(),
         )
     if (first.datum.values != second.datum.values).any():
         raise ValueError(
-            f"{names[0]!r} and {names[1]!r} hold different data along 'datum'. Select the same data from both results"
+            f"{names[0]!r} and {names[1]!r} hold different data along 'datum'. Select the same data from both results."
         )

@@ -157,7 +157,7 @@ def _check_reference(reference: "xr.Dataset", attrs: dict[str, Any], size: int) 
     if reference.sizes["datum"] != size or (reference.datum.values != np.arange(size)).any():
         raise ValueError(
             f"the data of the reference, {reference.sizes['datum']}, and those of x, {size}, differ in number or "
-            f"order. Pass the whole result for x as the reference"
+            f"order. Pass the whole result for x as the reference."
         )
     kinds = {
         "data_sha1": "other data than x",
@@ -172,5 +172,5 @@ def _check_reference(reference: "xr.Dataset", attrs: dict[str, Any], size: int) 
             raise ValueError(
                 f"the reference is a result for {what}: {reference.attrs.get(attribute)} instead of "
                 f"{attrs[attribute]}. Compute a reference for these arguments, reference=pyrovae.evaluation.ais(model, "
-                f"guide, x)"
+                f"guide, x)."
             )

@@ -58,7 +58,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         bad = (log_weights.isnan() | (log_weights == math.inf)).any(0).nonzero().flatten().tolist()
         raise FloatingPointError(
             f"log-weights of {len(bad)} data are NaN or infinite, the first at index {bad[0]}. The model has diverged: "
-            f"check its parameters and the scales that its networks return"
+            f"check its parameters and the scales that its networks return."
         )
     rows = np.array(log_weights.detach().cpu().double().numpy().T, order="C")
     num_samples = rows.shape[1]

@@ -199,7 +199,7 @@ def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]
         if weights.densities is None:
             raise ValueError(
                 "the program sums out a discrete latent site, so its draws have no density q(z | x). Sample the site "
-                "in the guide instead of enumerating it"
+                "in the guide instead of enumerating it."
             )
         yield weights
 
@@ -242,7 +242,7 @@ def _check_unmasked(name: str, *sites: Site) -> None:
     if any(site["mask"] is not None for site in sites):
         raise ValueError(
             f"latent site {name!r} is masked, so the posteriors of some data cannot be aggregated. Remove the data "
-            f"whose latent is masked, and the mask"
+            f"whose latent is masked, and the mask."
         )
 
 
@@ -252,7 +252,7 @@ def _pairs(of_guide: dict[str, Site], of_model: dict[str, Site]) -> Iterator[tup
         if name not in of_model:
             raise ValueError(
                 f"latent site {name!r} is auxiliary: it is in the guide but not in the model, so it has no KL "
-                f"divergence. Use pyrovae.evaluation.evaluate for a bound on log p(x)"
+                f"divergence. Use pyrovae.evaluation.evaluate for a bound on log p(x)."
             )
         yield name, site, of_model[name]
 

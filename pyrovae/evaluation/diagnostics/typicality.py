@@ -54,17 +54,17 @@ def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
     for name, result in (("results", results), ("reference", reference)):
         if "log_likelihood" not in result or result.log_likelihood.dims != ("datum",):
             raise ValueError(
-                f"{name} holds {dict(result.sizes)} but no log_likelihood over 'datum'. Pass the result of an estimator"
+                f"{name} holds {dict(result.sizes)} but no log_likelihood over 'datum'. Pass an estimator's result."
             )
     for attribute in _SAME:
         one, other = results.attrs.get(attribute), reference.attrs.get(attribute)
         if one != other:
             raise ValueError(
-                f"{attribute} is {one!r} for results and {other!r} for the reference. Evaluate both in the same way"
+                f"{attribute} is {one!r} for results and {other!r} for the reference. Evaluate both in the same way."
             )
     values, known = results.log_likelihood.values, np.sort(reference.log_likelihood.dropna("datum").values)
     if not len(known):
-        raise ValueError("the log_likelihood of the reference is not finite for any datum. Evaluate held-out data")
+        raise ValueError("the log_likelihood of the reference is not finite for any datum. Evaluate held-out data.")
     at_most = np.searchsorted(known, values, side="right")
     at_least = len(known) - np.searchsorted(known, values, side="left")
     p_value = np.minimum(1.0, 2 * (1 + np.minimum(at_most, at_least)) / (len(known) + 1))

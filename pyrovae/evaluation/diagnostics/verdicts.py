@@ -192,7 +192,7 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     _check_precision(precision)
     if "mcse" not in results:
         raise ValueError(
-            f"these results hold {list(results)} but no 'mcse'. Pass the result of an estimator of log p(x)"
+            f"these results hold {list(results)} but no 'mcse'. Pass the result of an estimator of log p(x)."
         )
     weights = _count(results)
     estimate = results.get("log_likelihood", results.mcse)
@@ -264,7 +264,7 @@ def verdicts(results: "xr.Dataset", *, precision: float = 0.1, worst: int = 10) 
     if diagnosis.verdict.dims != ("datum",):
         raise ValueError(
             f"the results have dimensions {diagnosis.verdict.dims}, but verdicts needs ('datum',). Select one entry of "
-            f"the other dimensions by .isel"
+            f"the other dimensions by .isel."
         )
     shape = results.pareto_k if "pareto_k" in results else results.mcse
     order = np.lexsort((shape, diagnosis.draws_needed))[::-1]
@@ -311,7 +311,7 @@ def _count(results: "xr.Dataset") -> int:
     for name in ("num_samples", "num_chains"):
         if name in results.attrs:
             return int(results.attrs[name])
-    raise ValueError("these results have no attribute 'num_samples'. Restore it by .assign_attrs(num_samples=...)")
+    raise ValueError("these results have no attribute 'num_samples'. Restore it by .assign_attrs(num_samples=...).")
 
 
 def _num_samples(results: "xr.Dataset") -> int:
@@ -319,9 +319,9 @@ def _num_samples(results: "xr.Dataset") -> int:
     if "pareto_k" not in results:
         raise ValueError(
             f"these results of {results.attrs.get('estimator', 'unknown origin')} hold no 'pareto_k', so the number of "
-            f"draws cannot be predicted. Use pyrovae.evaluation.diagnose, which judges them by their mcse"
+            f"draws cannot be predicted. Use pyrovae.evaluation.diagnose, which judges them by their mcse."
         )
     num_samples = _count(results)
     if num_samples <= 20:
-        raise ValueError(f"k-hat needs more than 20 draws, these results have {num_samples}. Evaluate with more draws")
+        raise ValueError(f"k-hat needs more than 20 draws, these results have {num_samples}. Evaluate with more draws.")
     return num_samples

@@ -121,7 +121,7 @@ def nuts(
         if num_chains * (num_samples // 2) < 5 * target.dim:
             raise ValueError(
                 f"{num_chains} chains of {num_samples} draws are too few to fit a normal density of {target.dim} "
-                f"dimensions. Make at least {math.ceil(10 * target.dim / num_chains)} draws per chain"
+                f"dimensions. Make at least {math.ceil(10 * target.dim / num_chains)} draws per chain."
             )
         kernel = {"max_tree_depth": max_tree_depth}
         chains = [_chain(target, num_samples, warmup_steps, kernel) for _ in range(num_chains)]
@@ -205,7 +205,7 @@ def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Ten
     if failed.any():
         raise ValueError(
             f"the chains of {int((failed > 0).sum())} of {target.size} data did not move in all dimensions, so a "
-            f"normal density cannot be fitted to their draws. Raise warmup_steps and num_samples"
+            f"normal density cannot be fitted to their draws. Raise warmup_steps and num_samples."
         )
     normal = MultivariateNormal(sample.mean(0), scale_tril=tril)
     width = max(1, affordable // target.size)
@@ -217,7 +217,7 @@ def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Ten
     if not proposal.isfinite().all():
         raise FloatingPointError(
             "log p(x, z) is NaN or infinite at draws of the normal density that was fitted to the posterior. Check the "
-            "parameters of the model and the scales that its networks return"
+            "parameters of the model and the scales that its networks return."
         )
     n1 = effective_sample_size(posterior.unflatten(0, kept.shape[:2])).clamp(min=1)
     n2 = torch.full_like(n1, len(proposal))

@@ -91,7 +91,7 @@ def rqmc(
     if num_replicates < 2 or num_samples < num_replicates or num_samples % num_replicates:
         raise ValueError(
             f"num_replicates must be at least 2 and divide num_samples, got num_replicates={num_replicates} and "
-            f"num_samples={num_samples}. Choose, for example, 32 and 4096"
+            f"num_samples={num_samples}. Choose, for example, 32 and 4096."
         )
     problem = Problem(model, guide, x, **options)
 
@@ -100,7 +100,7 @@ def rqmc(
         if not problem.vectorize:
             raise ValueError(
                 "rqmc makes all draws in one run, but this program must be run once for each draw. Let the program "
-                "count dimensions from the right and keep leading dimensions, or use pyrovae.evaluation.evaluate"
+                "count dimensions from the right and keep leading dimensions, or use pyrovae.evaluation.evaluate."
             )
         return problem.width(num_samples // num_replicates)
 
@@ -213,5 +213,5 @@ def _quantile(name: str, fn: Any, uniform: Tensor) -> Tensor:
     except NotImplementedError as error:
         raise ValueError(
             f"latent site {name!r} is a {type(fn).__name__}, for which torch has no inverse distribution function. Use "
-            f"pyrovae.evaluation.evaluate, which makes random draws"
+            f"pyrovae.evaluation.evaluate, which makes random draws."
         ) from error

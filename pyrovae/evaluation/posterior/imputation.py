@@ -92,7 +92,7 @@ def impute(
     if x.shape != mask.shape:
         raise ValueError(
             f"the mask has shape {tuple(mask.shape)}, but the data have shape {tuple(x.shape)}. Pass a mask of the "
-            f"shape of the data"
+            f"shape of the data."
         )
     if "memory" not in options:
         options["memory"] = 2**26
@@ -182,5 +182,5 @@ class _Moments:
             if site["name"] == self.site and site["is_observed"]:
                 return site["fn"], site["cond_indep_stack"]
         raise ValueError(
-            f"the model does not observe a site {self.site!r}. Pass the name of the observed site as site="
+            f"the model does not observe a site {self.site!r}. Pass the name of the observed site as site=."
         )

@@ -92,17 +92,21 @@ def to_inference_data(
         Martin, 2019); *Using the SIR algorithm to simulate posterior distributions* (Rubin, 1988).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> data = pv.evaluation.to_inference_data(
-        ...     vae.model, vae.guide, torch.zeros(10, 4), num_draws=50, dims={"z": ["latent"]}, seed=0
-        ... )
-        >>> data["posterior"]["z"].dims, data["posterior"]["z"].shape
-        (('chain', 'draw', 'datum', 'latent'), (1, 50, 10, 2))
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):  # the exact posterior
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+        >>> x = torch.linspace(-2.0, 2.0, 20).reshape(10, 2)
+        >>> data = pv.evaluation.to_inference_data(model, guide, x, num_draws=400, dims={"z": ["latent"]}, seed=0)
+        >>> z = data["posterior"]["z"]
+        >>> z.dims, z.shape
+        (('chain', 'draw', 'datum', 'latent'), (1, 400, 10, 2))
+        >>> bool((abs(z.mean(("chain", "draw")) - x.numpy() / 2) < 0.2).all())
+        True
     """
     if weights not in ("resampled", "raw"):
         raise ValueError(f"weights must be 'resampled' or 'raw', got {weights!r}")
@@ -150,7 +154,7 @@ class _Groups:
             for site in filter(_was_observed, sites):
                 self._add_value(parts, "posterior_predictive", site, site["value"])
         for _, sites in self.posterior.runs(batch, self.num_prior_draws, Redrawn):
-            check_generative(sites, "pass num_prior_draws=0 to omit the groups of the prior")
+            check_generative(sites, "Pass num_prior_draws=0 to omit the groups of the prior")
             for site in (site for site in sites if not site["is_observed"]):
                 self._add_value(parts, "prior_predictive" if _was_observed(site) else "prior", site, site["value"])
         found = {name: torch.cat(each) for name, each in parts.items()}
@@ -202,7 +206,7 @@ class _Groups:
             if len(given) != len(of_sites.get(site, ())):
                 raise ValueError(
                     f"dims names {list(given)} for site {site!r}, but the dimensions of the "
-                    f"sites after chain, draw and datum are {of_sites}. Give one name for each dimension"
+                    f"sites after chain, draw and datum are {of_sites}. Give one name for each dimension."
                 )
         variables: dict[str, dict[str, Any]] = {}
         for key, column in table.items():

@@ -205,7 +205,7 @@ class Posterior:
         if torch.isneginf(together).all(0).any():
             raise FloatingPointError(
                 "all draws of a datum have weight zero, so its posterior cannot be sampled. Make more draws, or use a "
-                "guide that covers the posterior"
+                "guide that covers the posterior."
             )
         assert problem.plate.dim is not None
         data_dims = {name: problem.plate.dim - problem.probe.event_dims[name] for name in values}
@@ -272,7 +272,7 @@ def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: P
         data = [site for site in sites if site["infer"].get("was_observed")]
         if not data:
             raise ValueError(
-                "the model observes no data that could be replicated. Observe the data by pyro.sample(..., obs=x)"
+                "the model observes no data that could be replicated. Observe the data by pyro.sample(..., obs=x)."
             )
         if not observed:
             shown = [arranged(site, site["infer"]["obs"], posterior.problem.plate.name)[0][:1] for site in data]
@@ -299,6 +299,6 @@ def _call(statistic: Callable[..., Tensor], args: Sequence[Tensor]) -> Tensor:
         what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ValueError(
             f"the statistic must return one number per datum, a tensor of shape ({len(args[0])},) for data of shape "
-            f"{tuple(args[0].shape)}, got {what}. Sum or average over all dimensions except the first"
+            f"{tuple(args[0].shape)}, got {what}. Sum or average over all dimensions except the first."
         )
     return found

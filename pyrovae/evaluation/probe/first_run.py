@@ -53,7 +53,7 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
         raise ValueError(
             f"{missing} of {size} data in x hold NaN or infinite values, the first at index {first}, and the program "
             f"cannot score them. Remove them, or replace the values by zeros and pass a mask "
-            f"(pyrovae.likelihoods.Masked)"
+            f"(pyrovae.likelihoods.Masked)."
         ) from error
 
 

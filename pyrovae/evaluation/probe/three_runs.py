@@ -86,7 +86,7 @@ def _check_plate(one: Reference, size: int) -> None:
     if size not in (plate.size, plate.full_size):
         raise ValueError(
             f"the data plate {plate.name!r} has size {plate.size} but x has {size} data. Make the size of the plate "
-            f"the number of data, or name another plate with plate="
+            f"the number of data, or name another plate with plate=."
         )
 
 
@@ -95,8 +95,8 @@ def _choose_vectorize(wanted: bool | None, takes: Outcome) -> bool:
     if wanted is False or takes.many_draws:
         return wanted is not False
     if wanted:
-        raise ValueError(f"{needs_one_draw_a_run(takes.reason)}. Or pass vectorize=False, which runs it once a draw")
+        raise ValueError(f"{needs_one_draw_a_run(takes.reason)}. Or pass vectorize=False, which runs it once a draw.")
     warnings.warn(
-        f"{needs_one_draw_a_run(takes.reason)}. It runs once for each draw instead", stacklevel=find_stack_level()
+        f"{needs_one_draw_a_run(takes.reason)}. It runs once for each draw instead.", stacklevel=find_stack_level()
     )
     return False

@@ -42,7 +42,7 @@ class Space:
         if problem.probe.enumerates:
             raise ValueError(
                 "the guide enumerates a discrete latent site, so log p(x, z) and log q(z | x) are not known "
-                "separately. Leave the site to the model, which sums it out, or use pyrovae.evaluation.evaluate"
+                "separately. Leave the site to the model, which sums it out, or use pyrovae.evaluation.evaluate."
             )
         problem.check_repeats()
         batch = problem.few()
@@ -51,7 +51,7 @@ class Space:
         if not of_guide:
             raise ValueError(
                 "the guide has no latent sites, so a chain has nothing to move. Use pyrovae.evaluation.evaluate, whose "
-                "estimate is exact if the model sums out all of its latents"
+                "estimate is exact if the model sums out all of its latents."
             )
         for name, site in of_guide.items():
             _check_continuous(name, site, in_model=name in of_model)
@@ -99,7 +99,7 @@ class Space:
     def _varies(self, name: str) -> str:
         return (
             f"the support of latent site {name!r} depends on other latents or on the datum, so its values have no "
-            f"fixed map to real vectors. Give the site a fixed support, or use pyrovae.evaluation.evaluate"
+            f"fixed map to real vectors. Give the site a fixed support, or use pyrovae.evaluation.evaluate."
         )
 
     def _check_guide_support(self, name: str, of_guide: Site, of_model: Site, real: Tensor) -> None:
@@ -116,7 +116,7 @@ class Space:
         raise ValueError(
             f"latent site {name!r} has another support in the guide, {type(of_guide['fn']).__name__}, than in the "
             f"model, {type(of_model['fn']).__name__}, so guide and posterior have no common map to real vectors. Give "
-            f"both the same support, or use pyrovae.evaluation.evaluate"
+            f"both the same support, or use pyrovae.evaluation.evaluate."
         )
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -151,22 +151,22 @@ def _check_continuous(name: str, site: Site, *, in_model: bool) -> None:
     if is_point(site["fn"]):
         raise ValueError(
             f"latent site {name!r} is a point in the guide, as in some of Pyro's autoguides, so the guide has no "
-            f"density. Write a guide that samples the site, or {instead}"
+            f"density. Write a guide that samples the site, or {instead}."
         )
     if getattr(support_of(site["fn"]), "is_discrete", False):
         raise ValueError(
             f"latent site {name!r} is discrete, a {type(site['fn']).__name__}, but Hamiltonian moves need continuous "
-            f"latents. For this program, {instead}"
+            f"latents. For this program, {instead}."
         )
     if is_periodic(site["fn"]):
         raise ValueError(
             f"latent site {name!r} has a VonMises distribution, whose values are angles: it is periodic, although its "
-            f"support is declared as real. Represent the angle by a point on the circle, or {instead}"
+            f"support is declared as real. Represent the angle by a point on the circle, or {instead}."
         )
     if not in_model:
         raise ValueError(
             f"latent site {name!r} is auxiliary: it is in the guide but not in the model, so the posterior has no such "
-            f"dimension. For this program, {instead}"
+            f"dimension. For this program, {instead}."
         )
     _check_unmasked(name, site)
 
@@ -176,7 +176,7 @@ def _check_unmasked(name: str, site: Site) -> None:
     if entry_mask(site) is not True:
         raise ValueError(
             f"latent site {name!r} is masked, so its posterior has no density where the mask is false. Remove these "
-            f"data and the mask, or use pyrovae.evaluation.evaluate"
+            f"data and the mask, or use pyrovae.evaluation.evaluate."
         )
 
 
@@ -190,7 +190,7 @@ def _support(distribution: Any) -> Any:
     if support is None:
         raise ValueError(
             f"{type(distribution).__name__} has no property support, so its values cannot be mapped to real vectors. "
-            f"Add the property, such as torch.distributions.constraints.real_vector"
+            f"Add the property, such as torch.distributions.constraints.real_vector."
         )
     while isinstance(support, MixtureSameFamilyConstraint):
         support = support.base_constraint
@@ -199,6 +199,6 @@ def _support(distribution: Any) -> Any:
     except NotImplementedError as error:
         raise ValueError(
             f"the support of {type(distribution).__name__}, {support}, is a surface without a map to real vectors. Use "
-            f"pyrovae.evaluation.evaluate"
+            f"pyrovae.evaluation.evaluate."
         ) from error
     return support

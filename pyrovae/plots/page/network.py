@@ -171,7 +171,7 @@ class _Writer(fx.Interpreter):
         if write is None:
             raise ValueError(
                 f"the page has no kernel for {target}, an operation of the likelihood's mean. It has kernels for dense "
-                f"layers, 2-d convolutions, sums, and element-wise functions"
+                f"layers, 2-d convolutions, sums, and element-wise functions."
             )
         return write(value, *args, **kwargs)
 

@@ -92,7 +92,7 @@ class CompiledCallGradients:
         elif len(self.kinds) == MAX_GRAPHS:
             self._warn(
                 f"there are already {MAX_GRAPHS} graphs, for other shapes or other values of arguments that are not "
-                f"tensors. Pass changing numbers as tensors, and batches of only a few shapes"
+                f"tensors. Pass changing numbers as tensors, and batches of only a few shapes."
             )
         else:
             modules = {**{id(module): module for module in self.eager.module.modules()}, **ran}

@@ -152,19 +152,19 @@ def _check(loss: Loss, tensors: Tensors) -> None:
         raise ValueError(
             f"several processes train only the parameters of a module, but {next(iter(tensors.stored))!r} does not "
             f"belong to {type(tensors.module).__name__}. Make it a torch.nn.Parameter of the module, or train in one "
-            f"process"
+            f"process."
         )
     for name, part in tensors.module.named_modules():
         if isinstance(part, _BatchNorm) and part.training and not isinstance(part, SyncBatchNorm):
             raise ValueError(
                 f"{name!r} is a {type(part).__name__}, which would normalize by each process's slice of a batch. Use "
-                f"torch.nn.LayerNorm or GroupNorm, on CUDA torch.nn.SyncBatchNorm, or train in one process"
+                f"torch.nn.LayerNorm or GroupNorm, on CUDA torch.nn.SyncBatchNorm, or train in one process."
             )
     if not _is_sum(loss):
         raise ValueError(
             f"the loss of {loss.name} is not known to be a sum over the data, so it could differ in several processes. "
             f"Train in one process, or with Trace_ELBO or IWAE. If your own objective is such a sum, set its attribute "
-            f"is_of_batch = False"
+            f"is_of_batch = False."
         )
 
 
@@ -190,5 +190,5 @@ def _check_outside(loss: Bound, batch: Batch) -> None:
             raise ValueError(
                 f"site {site['name']!r} lies outside the data plate {loss.plate!r}, so each process would count it. "
                 f"Give the plate the size of the whole data set (pyro.plate(name, size, subsample=...)), so that the "
-                f"loss is scaled to this size, or train in one process"
+                f"loss is scaled to this size, or train in one process."
             )

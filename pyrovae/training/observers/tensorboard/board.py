@@ -93,7 +93,7 @@ class TensorBoard(Observer):
         except OSError as error:
             raise OSError(
                 f"TensorBoard's files cannot be written to {str(self.place)!r} ({error.strerror or error}). Pass a "
-                f"folder that is writable"
+                f"folder that is writable."
             ) from error
 
     def after_epoch(self, run: Run) -> None:
@@ -108,7 +108,7 @@ class TensorBoard(Observer):
             self.writer = None
             warnings.warn(
                 f"fit continues without TensorBoard, whose files cannot be written ({error}). The points of earlier "
-                f"epochs are kept",
+                f"epochs are kept.",
                 stacklevel=find_stack_level(),
             )
 
@@ -146,7 +146,7 @@ def _summary_writer() -> Any:
     except ImportError as error:
         raise ModuleNotFoundError(
             "fit(tensorboard=) needs the package tensorboard, which is not installed. Install it with pip install "
-            "'pyrovae[tensorboard]', or omit tensorboard=",
+            "'pyrovae[tensorboard]', or omit tensorboard=.",
             name="tensorboard",
         ) from error
     return SummaryWriter
