@@ -1,10 +1,10 @@
 """Variational autoencoders as ordinary Pyro programs.
 
-A VAE is three conditional distributions. A prior and a likelihood make the ``model``, and an amortized posterior makes
-the ``guide``. Objectives, training and evaluation take any pair ``(model, guide)``.
+A VAE consists of three conditional distributions. A prior and a likelihood make up the ``model``, and an amortized
+posterior makes up the ``guide``. Objectives, training and evaluation take any pair ``(model, guide)``.
 
 ``pyrovae.data``, ``pyrovae.evaluation`` and ``pyrovae.plots`` depend on large packages such as torchvision, xarray and
-matplotlib. They are imported when they are first used, so that ``import pyrovae`` is quick.
+matplotlib. They are imported when they are first used, so that ``import pyrovae`` is fast.
 """
 
 import logging
@@ -24,7 +24,7 @@ from pyrovae.versions import __version__ as __version__
 if TYPE_CHECKING:
     from pyrovae import data, evaluation, guides, plots, testing
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # the log is shown only if the user configures logging
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # log records are shown only if the user enables logging
 
 __all__ = [
     "SVI",

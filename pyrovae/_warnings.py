@@ -7,7 +7,7 @@ _INTERNAL = {"pyrovae", "pyro", "torch", "tqdm", "contextlib", "functools"}
 
 
 def find_stack_level() -> int:
-    """Return the ``stacklevel`` for ``warnings.warn`` that names the first frame outside of the libraries.
+    """Return the ``stacklevel`` for ``warnings.warn`` that names the first frame outside the libraries.
 
     Frames of pyrovae, Pyro, torch, tqdm, contextlib and functools are skipped. If there is no other frame, as in a
     thread that the libraries started, the level is that of the outermost frame.

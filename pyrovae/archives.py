@@ -1,10 +1,10 @@
-"""Files of tensors: written as a whole, protected by a checksum, and read without running code.
+"""Files of tensors, which are written atomically, protected by a checksum, and read without running code.
 
 A file is one line, ``pyrovae archive 1 <SHA-256 of the rest>``, followed by the output of ``torch.save`` for
-dictionaries, lists, numbers, strings and tensors. ``torch.load(weights_only=True)`` reads the file and makes no other
-objects. The safetensors format holds tensors alone, so it has no place for the state of an optimizer or a generator.
-The checksum detects accidental damage, which ``torch.load`` may overlook. It does not detect a change on purpose,
-because its author can correct the checksum. Such a file still runs no code.
+dictionaries, lists, numbers, strings and tensors. ``torch.load(weights_only=True)`` reads the file and creates no other
+objects. The safetensors format holds only tensors, so it cannot hold the state of an optimizer or a generator. The
+checksum detects accidental damage, which ``torch.load`` may overlook. It does not detect a deliberate change, whose
+author can correct the checksum. Even such a file runs no code.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 _MAGIC = b"pyrovae archive "
 _FORMAT = b"1"
 _TEMPORARY = ".partial"
-_HEADER_SIZE = 128  # bytes; a longer first line is not one of ours
+_HEADER_SIZE = 128  # bytes; files with a longer first line were not written by pyrovae
 _CHUNK = 2**20
 
 
@@ -33,27 +33,27 @@ class ArchiveError(ValueError):
 
 
 def as_path(path: str | os.PathLike[str], argument: str) -> Path:
-    """Return a path that a user gave, with ``~`` expanded.
+    """Return a user's path with ``~`` expanded.
 
     Args:
         path: The path.
-        argument: Its name in error messages.
+        argument: Name of the argument in error messages.
 
     Raises:
-        TypeError: If it is not a path.
-        ValueError: If it is empty.
+        TypeError: If the value is not a path.
+        ValueError: If the path is empty.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{argument} must be a path, got {path!r}. Give a string or a pathlib.Path.")
+        raise TypeError(f"{argument} must be a path, got {path!r}. Pass a string or a pathlib.Path.")
     if not os.fspath(path).strip():
-        raise ValueError(f"{argument} is an empty path. Give '.' if you mean the current folder.")
+        raise ValueError(f"{argument} is an empty path. Pass '.' for the current folder.")
     return Path(path).expanduser()
 
 
 def write(path: Path, content: Any) -> None:
-    """Write a file so that it exists as a whole or not at all, and wait until it is on the disk.
+    """Write a file atomically, and wait until it is on the disk.
 
-    NumPy scalars are stored as the numbers of Python.
+    NumPy scalars are stored as Python numbers.
 
     Raises:
         OSError: If the file cannot be written. A previous file of that name is then unchanged.
@@ -65,12 +65,12 @@ def write(path: Path, content: Any) -> None:
     header = b"%s%s %s\n" % (_MAGIC, _FORMAT, hashlib.sha256(payload).hexdigest().encode())
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
-        with open(temporary, "wb") as file:  # noqa: PTH123  # tests replace it by a slow one
+        with open(temporary, "wb") as file:  # noqa: PTH123  # tests replace this function by a slow one
             file.write(header)
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105  # likewise
+        os.replace(temporary, path)  # noqa: PTH105  # tests replace this function
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -79,15 +79,16 @@ def write(path: Path, content: Any) -> None:
 
 
 def read(path: Path, check: Callable[[Any], None] | None = None) -> Any:
-    """Read a file that :func:`write` wrote, with its tensors on the CPU.
+    """Read a file that :func:`write` has written, with its tensors on the CPU.
 
-    The tensors take at most as much memory as the file has bytes: compressed and expanded tensors are refused before
-    memory is allocated for them.
+    The tensors occupy at most as many bytes as the file: compressed and expanded tensors raise an error before memory
+    is allocated for them.
 
     Args:
         path: The file.
-        check: Called with the content before the values of the tensors are read. The tensors of that content are on
-            the meta device: they have a shape and a dtype, and no values. The function refuses a file by an error.
+        check: Function that is called with the content before the values of the tensors are read. The tensors in this
+            content are on the meta device, with a shape and a dtype but without values. The function raises an error to
+            reject a file.
 
     Raises:
         OSError: If the file does not exist or cannot be read.
@@ -111,13 +112,13 @@ def read(path: Path, check: Callable[[Any], None] | None = None) -> Any:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that killed writers left in a folder."""
+    """Remove the temporary files that killed processes left in a folder."""
     for path in folder.glob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
 class _Payload(io.FileIO):
-    """The part of an open file behind the first line, as a file of its own."""
+    """The part of an open file after the first line, as a separate file."""
 
     def __init__(self, descriptor: int, start: int) -> None:
         super().__init__(descriptor, closefd=False)
@@ -133,11 +134,11 @@ class _Payload(io.FileIO):
 
 def _check_header(path: Path, header: bytes) -> None:
     if not header.startswith(_MAGIC):
-        raise ArchiveError(f"{str(path)!r} is not a file that pyrovae wrote, or its beginning is damaged.")
+        raise ArchiveError(f"{str(path)!r} was not written by pyrovae, or its beginning is damaged.")
     version = header.split(b" ")[2]
     if version != _FORMAT:
         raise ArchiveError(
-            f"{str(path)!r} has format {version.decode(errors='replace')!r}, and this version of pyrovae reads format "
+            f"{str(path)!r} has format {version.decode(errors='replace')!r}, but this version of pyrovae reads format "
             f"{_FORMAT.decode()!r}. Use the version of pyrovae that wrote it."
         )
     if len(header.split(b" ")) != 4 or not header.endswith(b"\n"):
@@ -145,7 +146,7 @@ def _check_header(path: Path, header: bytes) -> None:
 
 
 def _check_size(path: Path, payload: BinaryIO, size: int) -> None:
-    """Refuse records that are larger in memory than in the file: those that are compressed or overlap."""
+    """Raise ArchiveError for compressed or overlapping records, which would be larger in memory than in the file."""
     try:
         with zipfile.ZipFile(payload) as records:
             found = sum(record.file_size for record in records.infolist())
@@ -153,8 +154,8 @@ def _check_size(path: Path, payload: BinaryIO, size: int) -> None:
         raise _not_plain(path) from error
     if found > size:
         raise ArchiveError(
-            f"{str(path)!r} has {size} bytes and would take {found} bytes in memory. pyrovae writes no such file; "
-            f"take it from a source that you trust."
+            f"{str(path)!r} has {size} bytes but would occupy {found} bytes in memory. pyrovae does not write such "
+            f"files. Get the file from a source that you trust."
         )
 
 
@@ -168,20 +169,20 @@ def _load(path: Path, payload: BinaryIO, device: str) -> Any:
         if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise ArchiveError(
                 f"{str(path)!r} holds a tensor of shape {tuple(tensor.shape)} in {tensor.untyped_storage().nbytes()} "
-                f"bytes. pyrovae writes no such file; take it from a source that you trust."
+                f"bytes. pyrovae does not write such files. Get the file from a source that you trust."
             )
     return content
 
 
 def _not_plain(path: Path) -> ArchiveError:
     return ArchiveError(
-        f"{str(path)!r} holds something else than tensors and plain values, and was not read because that could run "
-        f"code. Take the file from a source that you trust."
+        f"{str(path)!r} holds objects other than tensors and plain values, and was not read because that could run "
+        f"code. Get the file from a source that you trust."
     )
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """Return the tensor on the CPU, without the rest of a larger storage, which would be written too."""
+    """Return the tensor on the CPU, without the rest of a larger storage, which would be written as well."""
     tensor = tensor.detach().cpu()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 

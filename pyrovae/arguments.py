@@ -1,4 +1,4 @@
-"""What users pass in: whole numbers, and data as finite tensors on a device that is there; or an error that says so."""
+"""Checks of arguments: whole numbers, finite data, available devices, and shapes that components accept."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ Data = Tensor | tuple[Tensor, ...]
 
 
 def as_tuple(data: Data) -> tuple[Tensor, ...]:
-    """The tensors that a program gets as its arguments."""
+    """Return data as the tuple of tensors that are the arguments of a program."""
     return data if isinstance(data, tuple) else (data,)
 
 
 def check_whole(**numbers: Any) -> None:
-    """Checks counts and other whole numbers, which torch would round, or fail at somewhere deep.
+    """Check counts and other whole numbers, because torch would round them or raise an unclear error later.
 
     Raises:
-        TypeError: If one is no integer.
+        TypeError: If a number is not an integer.
     """
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, Integral):
@@ -31,34 +31,36 @@ def check_whole(**numbers: Any) -> None:
 
 @contextmanager
 def explained(role: str, *context: Tensor) -> Iterator[None]:
-    """Says of an error that torch raises in a component, or a part of one, which it is and what it was given.
+    """Explain errors that torch raises in a component by naming the component and its inputs.
 
     Raises:
-        ValueError: In the place of torch's error.
+        ValueError: Instead of torch's error.
     """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, IndexError) as error:  # what torch raises for shapes and dtypes that do not fit
+    except (RuntimeError, IndexError) as error:  # torch raises these for shapes and dtypes that do not fit
         given = " and ".join(
             f"a tensor of shape {tuple(each.shape)}, {each.dtype}" if isinstance(each, Tensor) else repr(each)
             for each in context
         )
         reason = str(error).splitlines()[0]
         if not context:
-            raise ValueError(f"the {role} cannot be made ({reason}); give its parts shapes that fit") from error
+            raise ValueError(
+                f"the {role} cannot be constructed ({reason}). Pass arguments of matching shapes."
+            ) from error
         raise ValueError(
-            f"the {role} cannot take {given} ({reason}); give it data of the shape and dtype that its network takes, "
-            f"or a network that takes these"
+            f"the {role} cannot take {given} ({reason}). Pass data of the shape and dtype that its network takes, or "
+            f"use a network that takes these."
         ) from error
 
 
 def as_device(name: str | torch.device) -> torch.device:
-    """The device of that name; ``"auto"`` is a CUDA device if there is one, else the CPU.
+    """Return the device of a given name; ``"auto"`` is a CUDA device if there is one, else the CPU.
 
     Raises:
-        ValueError: If the device is not there.
+        ValueError: If the device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,42 +68,44 @@ def as_device(name: str | torch.device) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(name)!r} is not there ({reason}); use device='auto' or device='cpu'") from error
+        raise ValueError(
+            f"device {str(name)!r} is not available ({reason}). Use device='auto' or device='cpu'."
+        ) from error
 
 
 def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
-    """The tensors of some data, after checking them; ``name`` says in errors which data they are.
+    """Return data as a tuple of tensors, after checking them; ``name`` is their name in error messages.
 
     Raises:
-        TypeError: If they are not tensors, or the first is not floating-point.
+        TypeError: If they are not dense tensors, or the first is not floating-point.
         ValueError: If they are empty, of different lengths, or not finite.
     """
     tensors = as_tuple(data)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         found = [type(tensor).__name__ for tensor in tensors]
-        raise TypeError(f"{name} must be a tensor or a tuple of tensors, got {found}; use torch.as_tensor(...)")
+        raise TypeError(f"{name} must be a tensor or a tuple of tensors, got {found}. Use torch.as_tensor(...).")
     if not tensors[0].is_floating_point():
-        raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}; call .float() on them")
+        raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}. Call .float() on the tensor.")
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
         raise ValueError(f"the tensors of {name} must share a first dimension, that of the data, got shapes {shapes}")
     if not shapes[0][0]:
-        raise ValueError(f"{name} is empty, shape {shapes[0]}; give at least one datum")
+        raise ValueError(f"{name} is empty, shape {shapes[0]}. Pass at least one datum.")
     if any(tensor.layout != torch.strided for tensor in tensors):
-        raise TypeError(f"{name} must be dense, got {[str(tensor.layout) for tensor in tensors]}; call .to_dense()")
+        raise TypeError(f"{name} must be dense, got {[str(tensor.layout) for tensor in tensors]}. Call .to_dense().")
     for tensor in filter(torch.is_floating_point, tensors):
         finite = tensor.isfinite().reshape(len(tensor), -1).all(1)
         if not finite.all():
             bad = (~finite).nonzero().flatten().tolist()
             raise ValueError(
-                f"{len(bad)} of {len(tensor)} data in {name} hold NaN or infinite values, the first at index {bad[0]}; "
-                f"remove them, or pass a mask of the others and fill them with zeros (pyrovae.likelihoods.Masked)"
+                f"{len(bad)} of {len(tensor)} data in {name} hold NaN or infinite values, the first at index {bad[0]}. "
+                f"Remove them, or replace the values by zeros and pass a mask (pyrovae.likelihoods.Masked)."
             )
     return tensors
 
 
 def fingerprint(tensors: tuple[Tensor, ...]) -> str:
-    """SHA-1 of the data, by which two results are known to be of the same."""
+    """Return the SHA-1 of the data, which shows whether two results are for the same data."""
     digest: Any = hashlib.sha1(usedforsecurity=False)
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -112,7 +116,7 @@ def fingerprint(tensors: tuple[Tensor, ...]) -> str:
 def as_bytes(tensor: Tensor) -> Any:
     """Return the values of a tensor as a NumPy array of bytes, for a checksum."""
     dense = tensor.detach().cpu().contiguous()
-    # A dimension of size 1 may have any stride in a contiguous tensor, and a view as bytes takes only a stride of 1.
+    # In a contiguous tensor, a dimension of size 1 may have any stride, but a view as bytes requires a stride of 1.
     return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()
 
 

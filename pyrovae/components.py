@@ -1,4 +1,4 @@
-"""Arguments and numbers of components: the source of their repr and of their description in saved files."""
+"""Arguments and constants of components, from which their repr and their description in saved files are made."""
 
 import inspect
 from dataclasses import fields, is_dataclass
@@ -14,10 +14,10 @@ from pyrovae.arguments import fingerprint
 
 
 class Described(nn.Module):
-    """Base of components whose repr is the call that makes them: ``Bernoulli(network=Sequential(1,234 parameters))``.
+    """Base of components whose repr is a constructor call, such as ``Bernoulli(network=Sequential(1,234 parameters))``.
 
-    A subclass keeps every argument of its constructor as an attribute of the same name. Components of your own need no
-    base class; with this one they print like the others.
+    A subclass keeps every argument of its constructor as an attribute of the same name. Your own components need no
+    base class; if they use this class, they print like the others.
 
     Example:
         >>> import pyrovae as pv
@@ -31,7 +31,7 @@ class Described(nn.Module):
 
 
 class DescribedModel(Described):
-    """Base of models of several components: one component a line, and a table in notebooks."""
+    """Base of models with several components, which print one component per line, and a table in notebooks."""
 
     def __repr__(self) -> str:
         lines = "".join(f"  {name}={text},\n" for name, text in _stated(self).items())
@@ -56,7 +56,7 @@ def arguments(component: nn.Module) -> dict[str, Any]:
 
 
 def _stated(component: nn.Module) -> dict[str, str]:
-    """Return the arguments that differ from their default values, by name, each in one line."""
+    """Return the arguments that differ from their default values as text in one line, by name."""
     parameters = inspect.signature(type(component).__init__).parameters
     found = {}
     for name, value in arguments(component).items():
@@ -96,12 +96,12 @@ def _short(value: Any) -> str:
 
 
 def describe(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return the type and the numbers of a module and of all modules in it, by name, as plain values.
+    """Return the type and the constants of a module and of all its submodules, by name, as plain values.
 
-    Numbers are public attributes: numbers, strings, functions by their names, distributions by their parameters, data
-    classes by their fields, and containers of these. Buffers that are not in the state dict belong to them; parameters
-    and other buffers do not. Two modules with equal descriptions and equal state dicts define the same densities, as
-    far as their code is the same.
+    Constants are public attributes: numbers, strings, functions (by name), distributions (by their parameters), data
+    classes (by their fields), and containers of these. Buffers that are not in the state dict are constants; parameters
+    and other buffers are not. Two modules with equal descriptions and equal state dicts define the same densities,
+    provided that their code is the same.
 
     Example:
         >>> import pyrovae as pv
@@ -112,7 +112,7 @@ def describe(module: nn.Module) -> dict[str, dict[str, Any]]:
     return {name or "module": {"type": type(part).__name__, **_numbers(part)} for name, part in module.named_modules()}
 
 
-_ABSENT = object()  # in place of values that are not part of a description
+_ABSENT = object()  # stands for values that are not part of a description
 _SHAPES = ("_batch_shape", "_event_shape", "_validate_args", "_event_dim", "_mutable_params")
 
 
@@ -137,7 +137,7 @@ def _plain_items(items: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as numbers, strings, lists and dictionaries, or ``_ABSENT`` if it is part of no description."""
+    """Return a value as numbers, strings, lists and dictionaries, or ``_ABSENT`` if it cannot be described."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, bool | int | float | str):
@@ -167,7 +167,7 @@ def _plain_tensor(tensor: Tensor) -> Any:
 
 
 def _parameters_of(value: Any) -> dict[str, Any]:
-    """Return the attributes of a distribution or transform, without those that it computes when they are asked for."""
+    """Return the attributes of a distribution or transform, without lazily computed attributes."""
     lazy = torch.distributions.utils.lazy_property
     return {
         name: part

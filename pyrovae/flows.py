@@ -1,7 +1,8 @@
 r"""Invertible transforms for flows, built from the layers of `zuko`: ``flow(context)`` maps noise to draws.
 
-Each function returns a module. Calling it, with a context of shape ``(*batch, context)`` or without one, returns the
-transform for the current parameters. The transforms differ in the direction that takes a single pass of the network:
+Each function returns a module. Calling the module, with or without a context of shape ``(*batch, context)``, returns
+the transform for the current parameters. The transforms differ in the direction that takes a single pass of the
+network:
 
 ============================== ================= =================
 transform                      draw              score
@@ -12,7 +13,7 @@ transform                      draw              score
 ============================== ================= =================
 
 The first two suit priors, which score draws of the posterior. The last suits posteriors, which score their own draws
-and reuse the pass of drawing. Any flow of ``zuko`` works as well: ``zuko.flows.NSF(...).transform.inv``.
+and reuse the pass of drawing. Flows of ``zuko`` can be used as well: ``zuko.flows.NSF(...).transform.inv``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,7 @@ def coupling(
         context: Number of context features.
         depth: Number of layers.
         hidden: Widths of each layer's network.
-        univariate: ``"affine"`` maps (RealNVP) or monotonic rational-quadratic ``"spline"`` ones (neural spline flow).
+        univariate: ``"affine"`` maps (RealNVP) or monotonic rational-quadratic ``"spline"`` maps (neural spline flow).
 
     Returns:
         A module ``(*batch, context) -> transform``.
@@ -58,8 +59,10 @@ def coupling(
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.flows.coupling(5)()(torch.zeros(3, 5)).shape
-        torch.Size([3, 5])
+        >>> transform, u = pv.flows.coupling(5)(), torch.randn(3, 5)
+        >>> z = transform(u)
+        >>> z.shape, torch.allclose(transform.inv(z), u, atol=1e-4)
+        (torch.Size([3, 5]), True)
     """
     return _layers(latent, context, depth, hidden, passes=2, **_univariate(univariate)).inv
 
@@ -72,14 +75,16 @@ def autoregressive(
     hidden: Sequence[int] = (128, 128),
     univariate: Univariate = "affine",
 ) -> nn.Module:
-    """Build masked autoregressive layers, which transform each dimension given those before it, in alternating order.
+    """Build masked autoregressive layers, which transform each dimension given the dimensions before it.
+
+    The order of the dimensions alternates between layers.
 
     Args:
         latent: Number of dimensions.
         context: Number of context features.
         depth: Number of layers.
         hidden: Widths of each layer's network.
-        univariate: ``"affine"`` maps or monotonic rational-quadratic ``"spline"`` ones.
+        univariate: ``"affine"`` maps or monotonic rational-quadratic ``"spline"`` maps.
 
     Returns:
         A module ``(*batch, context) -> transform``.
@@ -92,8 +97,10 @@ def autoregressive(
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.flows.autoregressive(5, context=2)(torch.zeros(3, 2))(torch.zeros(3, 5)).shape
-        torch.Size([3, 5])
+        >>> transform, u = pv.flows.autoregressive(5, context=2)(torch.zeros(3, 2)), torch.randn(3, 5)
+        >>> z = transform(u)
+        >>> z.shape, torch.allclose(transform.inv(z), u, atol=1e-4)
+        (torch.Size([3, 5]), True)
     """
     return _layers(latent, context, depth, hidden, **_univariate(univariate)).inv
 
@@ -101,12 +108,12 @@ def autoregressive(
 def inverse_autoregressive(
     latent: int, *, context: int = 0, depth: int = 2, hidden: Sequence[int] = (128,)
 ) -> nn.Module:
-    r"""Build inverse autoregressive layers in the gated form of the paper, in alternating order.
+    r"""Build inverse autoregressive layers in the gated form of the paper; the order of dimensions alternates.
 
     .. math:: z_t = \sigma_t \odot z_{t-1} + (1 - \sigma_t) \odot m_t, \qquad \sigma_t = \mathrm{sigmoid}(s_t + 2),
 
-    with :math:`(m_t, s_t)` from an autoregressive network of :math:`z_{t-1}` and the context. At the start the gate is
-    nearly open.
+    where :math:`(m_t, s_t)` are the output of an autoregressive network of :math:`z_{t-1}` and the context. At
+    initialization the gate is nearly open.
 
     Args:
         latent: Number of dimensions.
@@ -125,8 +132,10 @@ def inverse_autoregressive(
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.flows.inverse_autoregressive(5)()(torch.zeros(3, 5)).shape
-        torch.Size([3, 5])
+        >>> transform, u = pv.flows.inverse_autoregressive(5)(), torch.randn(3, 5)
+        >>> z = transform(u)
+        >>> z.shape, torch.allclose(transform.inv(z), u, atol=1e-4)
+        (torch.Size([3, 5]), True)
     """
     return _layers(latent, context, depth, hidden, univariate=_gate, shapes=((), ()))
 
@@ -137,7 +146,7 @@ def _gate(m: Tensor, s: Tensor) -> Transform:
 
 
 def _import_zuko() -> Any:
-    """Import zuko when the first flow is made, and undo that its import switches off validation for the process."""
+    """Import zuko when the first flow is built, and restore validation, which the import switches off globally."""
     validation = Distribution._validate_args
     import zuko
 
@@ -145,7 +154,7 @@ def _import_zuko() -> Any:
     return zuko
 
 
-_UNIVARIATE: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {  # class of zuko, shapes of its parameters
+_UNIVARIATE: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {  # name of the zuko class, shapes of its parameters
     "affine": ("MonotonicAffineTransform", ((), ())),
     "spline": ("MonotonicRQSTransform", ((8,), (8,), (7,))),
 }
@@ -160,7 +169,7 @@ def _univariate(name: str) -> dict[str, Any]:
 
 def _layers(latent: int, context: int, depth: int, hidden: Sequence[int], **kwargs: object) -> "LazyTransform":
     if latent < 1 or depth < 1:
-        raise ValueError(f"a flow needs at least one dimension and one layer, got latent={latent} and depth={depth}")
+        raise ValueError(f"latent and depth of a flow must be at least 1, got latent={latent} and depth={depth}")
     zuko = _import_zuko()
     ascending = torch.arange(latent)
     layers = [
@@ -169,7 +178,7 @@ def _layers(latent: int, context: int, depth: int, hidden: Sequence[int], **kwar
         )
         for i in range(depth)
     ]
-    with torch.no_grad():  # the flow starts near the identity
+    with torch.no_grad():  # scaled so that the flow starts near the identity
         for parameter in (parameter for layer in layers for parameter in _last_layer(layer)):
             parameter.mul_(0.01)
     return zuko.lazy.LazyComposedTransform(*layers)

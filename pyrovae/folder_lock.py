@@ -1,4 +1,4 @@
-"""A lock on a folder, so that one run at a time writes checkpoints there."""
+"""A lock on a folder, so that only one run at a time writes checkpoints into it."""
 
 import errno
 import os
@@ -18,14 +18,14 @@ _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 class FolderLock:
-    """A lock of the operating system on the file ``.lock`` of a folder.
+    """A lock of the operating system on the file ``.lock`` in a folder.
 
-    The system releases the lock when the process ends, also if it is killed, so a file that is left has no effect.
-    Processes on other machines see the lock if the file system supports locks.
+    The system releases the lock when the process ends, even if it is killed, so a leftover file has no effect.
+    Processes on other machines respect the lock if the file system supports locks.
 
     Args:
-        folder: The folder, which exists.
-        wait: Seconds to wait for another run, before the lock is refused.
+        folder: The folder, which must exist.
+        wait: Seconds to wait for another run before an error is raised.
     """
 
     def __init__(self, folder: Path, wait: float = 0.0) -> None:
@@ -33,14 +33,14 @@ class FolderLock:
         self.descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
-        There is no lock on a folder that cannot be written to, because no run can write checkpoints there. On a file
-        system without locks a warning is given.
+        A folder that is not writable is not locked, because no run can write checkpoints there. A file system without
+        locks causes a warning.
 
         Raises:
-            BlockingIOError: If another run has the lock.
-            OSError: If the file cannot be made.
+            BlockingIOError: If another run holds the lock.
+            OSError: If the file cannot be created.
         """
         deadline, mode = time.monotonic() + self.wait, os.O_RDONLY
         while self.descriptor is None:
@@ -52,13 +52,13 @@ class FolderLock:
                 raise
             try:
                 _lock(descriptor)
-                if _is_at(self.path, descriptor):  # the previous owner may have removed the file meanwhile
+                if _is_at(self.path, descriptor):  # the previous owner may have removed the file in the meantime
                     self.descriptor = descriptor
             except OSError as error:
                 if error.errno in _UNSUPPORTED:
                     warnings.warn(
-                        f"The file system of {str(self.path.parent)!r} has no locks ({error.strerror}). Take care that "
-                        f"no other run uses this folder.",
+                        f"The file system of {str(self.path.parent)!r} does not support locks ({error.strerror}). "
+                        f"Make sure that no other run uses this folder.",
                         stacklevel=find_stack_level(),
                     )
                     self.descriptor = descriptor
@@ -75,16 +75,16 @@ class FolderLock:
             finally:
                 if self.descriptor is None:
                     os.close(descriptor)
-        with suppress(OSError):  # a full disk takes no name, and the lock does not depend on it
+        with suppress(OSError):  # on a full disk the owner's name is missing, which does not affect the lock
             self.path.write_text(f"process {os.getpid()} on {platform.node()}")
 
     def release(self) -> None:
-        """Remove the file and release the lock, if this object has it."""
+        """Remove the file and release the lock, if this object holds it."""
         if self.descriptor is None:
             return
         with suppress(OSError):
             self.path.unlink()
-        _unlock(self.descriptor)  # closing is not enough if a child process has inherited the open file
+        _unlock(self.descriptor)  # closing does not suffice if a child process has inherited the open file
         os.close(self.descriptor)
         self.descriptor = None
 

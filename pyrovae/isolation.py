@@ -1,6 +1,6 @@
-"""Run a program without leaving a trace: modules, guides and global generators are afterwards as they were.
+"""Runs of programs that leave modules, guides and global generators unchanged.
 
-Pyro's handler stack and torch's generator are global. One lock lets calls from several threads wait for each other.
+Pyro's handler stack and torch's generator are global, so a lock serializes calls from several threads.
 """
 
 import inspect
@@ -29,14 +29,14 @@ LOCK = threading.RLock()
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from generators seeded with ``seed``; without a seed, from the global ones.
+    """Draw from generators seeded with ``seed``; without a seed, from the global generators.
 
-    With a seed, the global generators of torch, NumPy and Python are afterwards as they were. Calls from several
-    threads wait for each other, also without a seed, because Pyro's handlers are global.
+    With a seed, the global generators of torch, NumPy and Python are restored afterwards. Calls from several threads
+    wait for each other, even without a seed, because Pyro's handlers are global.
 
     Raises:
         TypeError: If the seed is not an integer.
-        ValueError: If it is negative or too large.
+        ValueError: If the seed is negative or too large.
     """
     if seed is None:
         with LOCK:
@@ -44,7 +44,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         return
     check_whole(seed=seed)
     if not 0 <= seed < 2**64:
-        raise ValueError(f"a seed lies between 0 and 2^64 - 1, got {seed}")
+        raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
     with LOCK:
         numpy_state, python_state = np.random.get_state(), random.getstate()
         try:
@@ -77,22 +77,22 @@ class Isolation:
         return [t for module in self.training for t in (*module.parameters(False), *module.buffers(False))]
 
     def adopt(self, module: nn.Module) -> None:
-        """Put a module into evaluation mode, and keep what a run may change."""
+        """Put a module into evaluation mode, and store everything that a run may change."""
         if module in self.training:
             return
         self.training[module] = module.training
         self.buffers += save_buffers([module])
         module.training = False
-        if isinstance(plates := getattr(module, "plates", None), dict):  # of Pyro's AutoGuide and EasyGuide
+        if isinstance(plates := getattr(module, "plates", None), dict):  # Pyro's AutoGuide and EasyGuide store plates
             self.plates.append((plates, dict(plates)))
 
     @contextmanager
     def adopting(self, *, keep: bool = True) -> Iterator[None]:
-        """Adopt every module that is called, also one that only a closure or an import makes known.
+        """Adopt every module that is called, including modules that only a closure or an import refers to.
 
         Args:
-            keep: Whether modules are kept. A program that makes a module in each run would keep them all, so its later
-                runs only put them into evaluation mode.
+            keep: If true, modules are kept until the end. A program that creates a module in each run would keep all of
+                them, so later runs of such a program only put modules into evaluation mode.
         """
         thread = threading.get_ident()
 
@@ -112,7 +112,7 @@ class Isolation:
             hook.remove()
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore modules and Pyro's parameter store."""
         for module, mode in (*self.training.items(), *self.passing.items()):
             module.training = mode
         restore_buffers(self.buffers)
@@ -134,7 +134,7 @@ def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool =
     Args:
         *programs: Pyro programs.
         seed: Seed of torch's generators.
-        forget_parameters: Whether parameters that a run adds to Pyro's store are removed again.
+        forget_parameters: If true, parameters that a run adds to Pyro's store are removed again.
     """
     with LOCK:
         state = Isolation(forget_parameters=forget_parameters)
@@ -148,7 +148,7 @@ def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool =
 
 
 def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
-    """Return the buffers of modules, but not of their children, with copies of their values."""
+    """Return the buffers of modules without their submodules, with copies of the values."""
     return [
         (module, name, buffer, buffer.detach().clone())
         for module in modules
@@ -157,21 +157,21 @@ def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
 
 
 def restore_buffers(buffers: Buffers) -> None:
-    """Restore buffers, also those in whose place a module has put another tensor."""
+    """Restore buffers, including those that a module has replaced by another tensor."""
     for module, name, buffer, value in buffers:
         buffer.data.copy_(value)
         module._buffers[name] = buffer
 
 
 def modules_of(*programs: Callable[..., Any]) -> list[nn.Module]:
-    """Return all modules that programs are, are methods of, or name as functions, with their children."""
+    """Return the modules to which programs belong or to which they refer, with all submodules."""
     return list({module: None for owner in owners(*programs) for module in owner.modules()})
 
 
 def owners(*programs: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules that programs are, are methods of, or name, whatever handlers they are wrapped in.
+    """Return the modules to which programs belong or to which they refer, inside any handlers.
 
-    A function names the modules in its closure, its default values and the global variables that it uses.
+    A function refers to modules in its closure, its default values and the global variables that it uses.
     """
     found: dict[nn.Module, None] = {}
     for program in programs:
@@ -184,7 +184,7 @@ def owners(*programs: Callable[..., Any]) -> list[nn.Module]:
             found[owner] = None
         elif inspect.isfunction(inner):
             found |= dict.fromkeys(_named_modules(inner))
-        else:  # a callable object of the user's, or its method
+        else:  # a callable object, or its method
             found |= dict.fromkeys(value for value in getattr(owner, "__dict__", {}).values() if _is_module(value))
     return list(found)
 
@@ -194,12 +194,12 @@ def _is_module(value: Any) -> bool:
 
 
 def _named_modules(function: Any) -> Iterator[nn.Module]:
-    """Yield the modules that a function names, and those of the functions that it names."""
+    """Yield the modules to which a function refers, directly or by other functions."""
     return (value for _, value in _named_values(function) if isinstance(value, nn.Module))
 
 
 def _named_values(function: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what a function names in closure, default values and global variables, and what functions there name."""
+    """Yield the values of closure, default values and global variables, for a function and the functions among them."""
     seen: set[int] = set()
     pending = [function]
     while pending:
@@ -218,11 +218,11 @@ def _named_values(function: Any) -> Iterator[tuple[str, Any]]:
 
 
 def program_device(*programs: Callable[..., Any], default: torch.device) -> torch.device:
-    """Return the device of the first parameter that the programs' modules have."""
+    """Return the device of the first parameter of the programs' modules."""
     parameters = (parameter for owner in owners(*programs) for parameter in owner.parameters())
     return next((parameter.device for parameter in parameters), default)
 
 
 def fresh_seed() -> int:
-    """Return a seed from the operating system, without a change of any generator."""
+    """Return a seed from the operating system, without changing any generator."""
     return secrets.randbits(32)

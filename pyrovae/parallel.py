@@ -1,8 +1,9 @@
-"""Several processes, of one machine or of many, that compute one thing together, by torch's own process groups.
+"""Computations in several processes, on one or more machines, by torch's process groups.
 
-``torchrun`` starts the processes and tells each in the environment which one it is. In a script that has joined them,
-:func:`pyrovae.fit` and :func:`pyrovae.evaluation.evaluate` share their work out; without ``torchrun`` the same script
-is one process. Every process runs the whole script and gets all results; printing and writing are for the first.
+``torchrun`` starts the processes and sets environment variables that identify them. In a script that has joined the
+processes, :func:`pyrovae.fit` and :func:`pyrovae.evaluation.evaluate` divide their work among them. Without
+``torchrun`` the same script runs in a single process. Every process runs the whole script and gets all results; only
+the first process should print and write files.
 """
 
 import io
@@ -27,18 +28,19 @@ Result = TypeVar("Result")
 
 @contextmanager
 def join(device: str | torch.device = "auto") -> Iterator[None]:
-    """Joins the processes that ``torchrun`` has started, for as long as the context lasts; alone, it does nothing.
+    """Join the processes that ``torchrun`` has started while the context is open; without ``torchrun``, do nothing.
 
-    They talk by gloo, and on CUDA devices by NCCL. Each takes the device of its rank on its machine, ``LOCAL_RANK``.
+    The processes communicate by gloo, and on CUDA devices by NCCL. Each process uses the device of its rank on its
+    machine, ``LOCAL_RANK``.
 
     Args:
-        device: Where to compute; ``"auto"`` is a CUDA device if there is one, else the CPU.
+        device: Device of the computation; ``"auto"`` is a CUDA device if there is one, else the CPU.
 
     Raises:
-        ValueError: If the device is not there, or the machine has fewer CUDA devices than processes.
+        ValueError: If the device is not available, or the machine has fewer CUDA devices than processes.
 
     Returns:
-        A context.
+        A context manager.
 
     Example:
         >>> import pyrovae as pv
@@ -54,21 +56,21 @@ def join(device: str | torch.device = "auto") -> Iterator[None]:
         local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= devices:
             raise ValueError(
-                f"this machine has {devices} CUDA devices and at least {local + 1} processes; start one for each "
-                f"device (torchrun --nproc-per-node={devices}), or compute on the CPU (device='cpu')"
+                f"this machine has {devices} CUDA devices for at least {local + 1} processes. Start one process for "
+                f"each device (torchrun --nproc-per-node={devices}), or compute on the CPU (device='cpu')."
             )
         torch.cuda.set_device(local)
     place = {"store": _store(), "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", **place)
     yield
-    dist.destroy_process_group()  # not after an error, when the others would have to be waited for
+    dist.destroy_process_group()  # skipped after an error, when it would wait for the other processes
 
 
 def size() -> int:
-    """The number of processes.
+    """Return the number of processes.
 
     Returns:
-        1 for a process that has joined no others.
+        Number of processes; 1 if the process has not joined others.
 
     Example:
         >>> import pyrovae as pv
@@ -79,10 +81,10 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Which process this is.
+    """Return the rank of this process.
 
     Returns:
-        0 for the first, and for one that has joined no others.
+        Rank; 0 for the first process, and for a process that has not joined others.
 
     Example:
         >>> import pyrovae as pv
@@ -93,28 +95,28 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes.
+    """Return whether this process is the one that prints and writes files.
 
     Returns:
-        Whether its rank is 0.
+        True if its rank is 0.
 
     Example:
         >>> import pyrovae as pv
         >>> if pv.parallel.is_first():
-        ...     print("once, however many processes there are")
-        once, however many processes there are
+        ...     print("printed once, for any number of processes")
+        printed once, for any number of processes
     """
     return rank() == 0
 
 
 def in_first(call: Callable[[], Result]) -> Result:
-    """Calls in the first process, and returns the result, or raises the error, in all.
+    """Call a function in the first process, and return its result, or raise its error, in all processes.
 
     Args:
-        call: What only one process is to do, such as a download. Its result is sent as ``torch.save`` writes it.
+        call: Function that only one process should call, such as a download. ``torch.save`` serializes its result.
 
     Returns:
-        Its result.
+        The result of the function.
 
     Example:
         >>> import pyrovae as pv
@@ -130,9 +132,9 @@ def in_first(call: Callable[[], Result]) -> Result:
 
 
 def by_turns(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The results of a function for some items, in their order; each process computes some, and gets all.
+    """Yield the results of a function for some items, in their order; each process computes some, and gets all.
 
-    An error is raised in all of them. Tensors among the results come back on the CPU, if there are several processes.
+    An error is raised in all processes. If there are several processes, tensors in the results are moved to the CPU.
     """
     if size() == 1:
         yield from map(function, items)
@@ -146,7 +148,7 @@ def by_turns(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
 
 def largest(number: int) -> int:
-    """The largest of the numbers that the processes give."""
+    """Return the largest of the numbers that the processes pass."""
     if size() == 1:
         return number
     tensor = torch.tensor(number)
@@ -155,10 +157,10 @@ def largest(number: int) -> int:
 
 
 def check_same(what: str, tensors: Iterable[Tensor]) -> None:
-    """Refuses tensors that are not the same in all processes.
+    """Raise ValueError if tensors are not the same in all processes.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If the tensors differ.
     """
     if size() == 1:
         return
@@ -166,13 +168,13 @@ def check_same(what: str, tensors: Iterable[Tensor]) -> None:
     dist.all_gather_object(found, fingerprint(tuple(tensor.reshape(-1) for tensor in tensors)))
     if others := [rank for rank, other in enumerate(found) if other != found[0]]:
         raise ValueError(
-            f"{what} are not in process {others[0]} what they are in the first; make them from the same seed in all, "
-            f"or in the first for all (pyrovae.parallel.in_first)"
+            f"{what} differ between process {others[0]} and the first process. Create them from the same seed in all "
+            f"processes, or only in the first (pyrovae.parallel.in_first)."
         )
 
 
 def share_generators() -> None:
-    """Gives torch's generators, of the CPU and of the CUDA device in use, the states that they have in the first."""
+    """Copy the states of the first process to torch's generators, on the CPU and on the CUDA device in use."""
     if size() == 1:
         return
     state = torch.get_rng_state()
@@ -185,10 +187,10 @@ def share_generators() -> None:
 
 
 def _store() -> Any:
-    """Where the processes find each other.
+    """Return the store by which the processes find each other.
 
-    As of torch 2.15, torchrun keeps one store for all restarts, unless it is told to make a new one each time, and the
-    addresses of the processes that are gone would be found in it; so here each restart has names of its own.
+    Since torch 2.15, torchrun keeps one store for all restarts, unless it is told to create a new store each time. This
+    store would contain the addresses of processes that have ended, so each restart uses its own names.
     """
     is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port, number = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])
@@ -205,10 +207,10 @@ def _is_joined() -> bool:
 
 
 def _outcome(call: Callable[[], Any]) -> bytes:
-    """What a call returns or raises, to be sent; pickle by itself does not know all dtypes."""
+    """Return the result or the error of a call as bytes; pickle alone does not support all dtypes."""
     try:
         outcome: tuple[Any, Exception | None] = call(), None
-    except Exception as error:  # which all processes are to raise
+    except Exception as error:  # all processes raise it
         outcome = None, error
     buffer = io.BytesIO()
     torch.save(outcome, buffer)
@@ -216,7 +218,7 @@ def _outcome(call: Callable[[], Any]) -> bytes:
 
 
 def _result(sent: bytes) -> Any:
-    value, error = torch.load(io.BytesIO(sent), map_location="cpu", weights_only=False)  # from a process of ours
+    value, error = torch.load(io.BytesIO(sent), map_location="cpu", weights_only=False)  # sent by a process of this run
     if error is not None:
         raise error
     return value

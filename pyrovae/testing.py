@@ -1,8 +1,8 @@
 """Checks of the contract of a component, for the components of this package and for your own.
 
 A test of a new prior, likelihood or posterior is one line, ``pv.testing.check_prior(MyPrior(5), latent=5)``. A
-component is any callable that returns a distribution. Only modules are checked for parameters, copies, dtypes and
-devices.
+component is any callable that returns a distribution. Parameters, copies, dtypes and devices are checked only for
+modules.
 """
 
 import copy
@@ -22,25 +22,25 @@ Component = Callable[..., Any]
 
 
 def check_prior(prior: Component, *, latent: int) -> None:
-    """Check that ``prior()`` keeps the contract: batch shape ``()``, event shape ``(latent,)``, finite scores of draws.
+    """Check that ``prior()`` fulfils the contract: batch shape ``()``, event shape ``(latent,)``, finite scores.
 
     Args:
         prior: ``() -> p(z)``, or a distribution.
         latent: Number of latent dimensions.
 
     Raises:
-        AssertionError: If the prior breaks the contract. The message names the rule.
+        AssertionError: If the prior violates the contract. The message names the rule.
 
     Example:
         >>> import pyrovae as pv
         >>> pv.testing.check_prior(pv.priors.StandardNormal(5), latent=5)
     """
-    made: Any = prior  # a plain distribution is allowed; calling it would draw from it
+    made: Any = prior  # a plain distribution is allowed, but calling it would make a draw
     _check((lambda: made) if isinstance(made, torch.distributions.Distribution) else prior, [()], (latent,))
 
 
 def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequence[int]) -> None:
-    """Check that ``likelihood(z)`` keeps the contract: the batch shape of ``z``, and the given event shape.
+    """Check that ``likelihood(z)`` fulfils the contract: the batch shape of ``z``, and the given event shape.
 
     Args:
         likelihood: ``z -> p(x | z)``.
@@ -48,7 +48,7 @@ def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequenc
         event_shape: Shape of a datum.
 
     Raises:
-        AssertionError: If the likelihood breaks the contract. The message names the rule.
+        AssertionError: If the likelihood violates the contract. The message names the rule.
 
     Example:
         >>> import pyrovae as pv
@@ -58,7 +58,7 @@ def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequenc
 
 
 def check_posterior(posterior: Component, *, event_shape: Sequence[int], latent: int) -> None:
-    """Check that ``posterior(x)`` keeps the contract: the batch shape of ``x``, and event shape ``(latent,)``.
+    """Check that ``posterior(x)`` fulfils the contract: the batch shape of ``x``, and event shape ``(latent,)``.
 
     Args:
         posterior: ``x -> q(z | x)``.
@@ -66,7 +66,7 @@ def check_posterior(posterior: Component, *, event_shape: Sequence[int], latent:
         latent: Number of latent dimensions.
 
     Raises:
-        AssertionError: If the posterior breaks the contract. The message names the rule.
+        AssertionError: If the posterior violates the contract. The message names the rule.
 
     Example:
         >>> import pyrovae as pv
@@ -166,7 +166,7 @@ def _check_dtype(component: nn.Module, context: tuple[Any, ...]) -> None:
 
 
 def _check_device(component: nn.Module, context: tuple[Any, ...], event: torch.Size) -> None:
-    """Move a copy to the meta device, which every machine has, to find tensors that do not follow the module."""
+    """Move a copy to the meta device, which every machine has, to find tensors that do not move with the module."""
     clone = copy.deepcopy(component).to("meta")
     with pyro.validation_enabled(False):  # tensors on the meta device have no values to validate
         try:
@@ -174,11 +174,11 @@ def _check_device(component: nn.Module, context: tuple[Any, ...], event: torch.S
             log_prob = p.log_prob(torch.empty(*p.batch_shape, *event, device="meta"))
         except NotImplementedError as error:  # an operation such as torch.nonzero needs values
             warnings.warn(
-                f"whether all tensors of {type(component).__name__} follow it to a device was not checked, because an "
-                f"operation needs values ({str(error).splitlines()[0][:80]}); run it on a CUDA device once",
+                f"the devices of all tensors of {type(component).__name__} could not be checked, because an operation "
+                f"needs values ({str(error).splitlines()[0][:80]}). Run the check on a CUDA device once.",
                 stacklevel=find_stack_level(),
             )
             return
         except RuntimeError as error:
-            raise AssertionError(f"after .to(device), some tensor is not on the device: {error}") from error
+            raise AssertionError(f"after .to(device), a tensor is not on the device: {error}") from error
     assert log_prob.device.type == "meta", f"after .to(device), log_prob is still on {log_prob.device}"

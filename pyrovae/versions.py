@@ -1,4 +1,4 @@
-"""Versions of what numbers depend on."""
+"""Versions of the packages on which numbers depend."""
 
 from importlib import metadata
 
@@ -6,5 +6,5 @@ __version__ = "0.1.0"
 
 
 def version(package: str) -> str:
-    """That of a package; of this one also where it runs from a folder that was not installed."""
+    """Return the version of a package; for pyrovae also if it runs from a folder without installation."""
     return __version__ if package == "pyrovae" else metadata.version(package)

@@ -41,10 +41,10 @@ def compressed(payload: bytes) -> bytes:
 
 
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "compressed": (lambda: compressed(saved(torch.zeros(10**7))), "would take 40[0-9]{6} bytes in memory"),
+    "compressed": (lambda: compressed(saved(torch.zeros(10**7))), "would occupy 40[0-9]{6} bytes in memory"),
     "compressed in part": (
         lambda: compressed(saved({"kind": "module", "tensors": {"a": torch.zeros(3), "b": torch.zeros(10**7)}})),
-        "would take 40[0-9]{6} bytes in memory",
+        "would occupy 40[0-9]{6} bytes in memory",
     ),
     "expanded": (lambda: saved(torch.zeros(1).expand(10**9)), r"shape \(1000000000,\) in 4 bytes"),
     "expanded in two dimensions": (
@@ -69,7 +69,7 @@ def test_another_file_is_refused_by_its_first_line(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(2**34)  # a sparse file of 16 GiB
     tracemalloc.start()
-    with pytest.raises(archives.ArchiveError, match="not a file that pyrovae wrote"):
+    with pytest.raises(archives.ArchiveError, match="not written by pyrovae"):
         archives.read(path)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()

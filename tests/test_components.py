@@ -14,7 +14,7 @@ from pyrovae.testing import check_likelihood, check_posterior, check_prior
 from tests.components import LIKELIHOODS, POSTERIORS, PRIORS
 
 
-@pytest.mark.filterwarnings("ignore:whether all tensors of NormalizingFlow")  # zuko's splines need values
+@pytest.mark.filterwarnings("ignore:the devices of all tensors of NormalizingFlow")  # zuko's splines need values
 @pytest.mark.parametrize("name", PRIORS)
 def test_prior(name: str) -> None:
     check_prior(PRIORS[name], latent=3)
@@ -131,10 +131,10 @@ class _Stuck(nn.Module):
     ("likelihood", "message"),
     [
         (likelihoods.Beta(networks.mlp(2, 8)), r"by a Beta .*strictly between 0 and 1: dequantize grey levels"),
-        (likelihoods.Binomial(networks.mlp(2, 4), 16, unit=1 / 16), "scores a Binomial of multiples of unit=0.0625"),
+        (likelihoods.Binomial(networks.mlp(2, 4), 16, unit=1 / 16), "scores multiples of unit=0.0625 by a Binomial"),
         (
             likelihoods.DiscretizedLogistic(networks.mlp(2, 8)),
-            "scores a DiscretizedLogistic of multiples of unit=1: pass",
+            "scores multiples of unit=1 by a DiscretizedLogistic: pass",
         ),
     ],
 )
@@ -161,7 +161,7 @@ class _Mixing(nn.Module):
         (lambda z: dist.Normal(z[..., :2], 1.0).to_event(1), r"event shape is \(2,\), expected \(3,\)"),
         (lambda z: dist.Normal(z.sum() + z, 1.0).to_event(1), "leading dimensions of the context are not independent"),
         (_Mixing(), "leading dimensions of the context are not independent"),
-        (_Stuck(), r"after .to\(device\), some tensor is not on the device"),
+        (_Stuck(), r"after .to\(device\), a tensor is not on the device"),
         (_Deaf(), "no gradient of log_prob reaches the parameter unused"),
     ],
 )
@@ -228,7 +228,7 @@ def test_counts_have_the_mean_and_the_variance_that_their_network_says() -> None
         (lambda: priors.StandardNormal(0), "latent=0"),
         (lambda: likelihoods.Normal(networks.mlp(2, 3), scale=0.0), "scale=0.0 must be positive and finite"),
         (lambda: likelihoods.Normal(networks.mlp(2, 3), scale=math.inf), "scale=inf must be positive and finite"),
-        (lambda: likelihoods.Normal(networks.mlp(2, 3), scale=None, learn_scale=True), "scale to start from"),
+        (lambda: likelihoods.Normal(networks.mlp(2, 3), scale=None, learn_scale=True), "starting value"),
         (
             lambda: likelihoods.Normal(networks.mlp(2, 3), scale=None)(torch.zeros(4, 2)),
             r"likelihoods.Normal.*\(4, 3\)",
@@ -237,9 +237,9 @@ def test_counts_have_the_mean_and_the_variance_that_their_network_says() -> None
             lambda: likelihoods.Laplace(networks.mlp(2, 3), scale=-1.0),
             r"Laplace: scale=-1.0 must be positive",
         ),
-        (lambda: likelihoods.Normal(networks.mlp(2, 3), scale=0.1, min_scale=0.2), "must be above min_scale=0.2"),
+        (lambda: likelihoods.Normal(networks.mlp(2, 3), scale=0.1, min_scale=0.2), "must exceed min_scale=0.2"),
         (lambda: likelihoods.Normal(networks.mlp(2, 3), min_scale=-0.2), "min_scale=-0.2 must be"),
-        (lambda: likelihoods.StudentT(networks.mlp(2, 3), df=0.0), "df=0.0 degrees of freedom"),
+        (lambda: likelihoods.StudentT(networks.mlp(2, 3), df=0.0), "df=0.0, the degrees of freedom"),
         (lambda: likelihoods.Beta(networks.mlp(2, 4), min_concentration=-1.0), "min_concentration=-1.0 must be"),
         (lambda: likelihoods.Binomial(networks.mlp(2, 3), 0), "likelihoods.Binomial: total_count=0 must be"),
         (lambda: likelihoods.Poisson(networks.mlp(2, 3), unit=0.0), "likelihoods.Poisson: unit=0.0 must be"),
@@ -248,7 +248,7 @@ def test_counts_have_the_mean_and_the_variance_that_their_network_says() -> None
             lambda: likelihoods.Categorical(networks.mlp(2, 7), levels=4)(torch.zeros(3, 2)),
             r"likelihoods.Categorical.*\(3, 7\).*divisible by 4",
         ),
-        (lambda: posteriors.StudentT(networks.mlp(2, 4), df=-1.0), "df=-1.0 degrees of freedom"),
+        (lambda: posteriors.StudentT(networks.mlp(2, 4), df=-1.0), "df=-1.0, the degrees of freedom"),
         (lambda: posteriors.MultivariateNormal(networks.mlp(2, 4), rank=0), "rank=0 must be at least 1"),
         (lambda: posteriors.MultivariateNormal(networks.mlp(2, 4))(torch.zeros(3, 2)), r"4 wide.*latent \* \(latent"),
         (lambda: posteriors.MultivariateNormal(networks.mlp(2, 4), 3)(torch.zeros(3, 2)), r"4 wide.*rank 3 needs"),

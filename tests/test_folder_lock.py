@@ -143,7 +143,9 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr("pyrovae.folder_lock._lock", unsupported)
-    with pytest.warns(UserWarning, match="has no locks .*Function not implemented.* no other run uses this folder"):
+    with pytest.warns(
+        UserWarning, match="does not support locks .*Function not implemented.* no other run uses this folder"
+    ):
         assert len(train(tmp_path).train) == 2
 
 

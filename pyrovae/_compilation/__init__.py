@@ -1,1 +1,1 @@
-"""Compilation by torch: graphs, precisions, and operations that are faster than those of torch."""
+"""Compilation by torch: graphs, precisions, and replacements of slow operations."""

@@ -1,4 +1,4 @@
-"""CUDA graphs: what a function launches on a device, written down and launched at once."""
+"""CUDA graphs, which record the kernels that a function launches and launch all of them at once."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -19,15 +19,15 @@ def replayed(
 
     Args:
         run: The function.
-        examples: Tensors like those that it is given.
-        modules: Modules that it runs; their buffers are put back as they were.
+        examples: Example tensors for the arguments of the function.
+        modules: Modules that the function runs; their buffers are restored.
     """
     given, device = [example.clone() for example in examples], examples[0].device
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with seeded(0), unchanged(modules), torch.cuda.stream(stream):
-            for _ in range(3):  # what libraries set up on their first calls must not be captured
+            for _ in range(3):  # the initialization of libraries on their first calls must not be captured
                 run(*given)
         torch.cuda.current_stream().wait_stream(stream)
     launch, outputs = capture(lambda: run(*given), device)
@@ -38,18 +38,18 @@ def replayed(
         launch()
         return outputs
 
-    replay.reads = run  # type: ignore[attr-defined]  # what the graph reads where it lies must not be freed
+    replay.reads = run  # type: ignore[attr-defined]  # keeps the tensors alive that the graph reads by address
     return replay
 
 
 def capture(function: Callable[[], Result], device: torch.device) -> tuple[Callable[[], None], Result]:
-    """Write down what a function launches on a CUDA device, without running it.
+    """Record the kernels that a function launches on a CUDA device, without running them.
 
     Returns:
-        A function that launches all of it at once, and the result of ``function``, whose tensors each launch fills.
+        A function that launches all kernels at once, and the result of ``function``, whose tensors each launch fills.
     """
     graph = torch.cuda.CUDAGraph()
-    # Left to itself torch captures on a stream of the device that was current at the first capture of the process.
+    # By default torch captures on a stream of the device that was current at the first capture of the process.
     with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         result = function()
     return graph.replay, result

@@ -1,14 +1,14 @@
-"""A function of tensors, Pyro programs within, run once, written down as a graph of operations, and compiled.
+"""A function of tensors, which may run Pyro programs, recorded as a graph of operations and compiled.
 
-What Pyro's handlers do, they do in Python and at every step anew, and none of it is needed once the program has run:
-which sites there are, in which plates, and how log-probabilities are added up stays as it was. So the function is run
-once under torch's tracer, which notes every operation on tensors that it makes, those of a backward pass among them.
-Inductor then fuses what lies between the matrix products and plans the memory.
+Pyro's handlers work in Python at every step. Most of their work is needed only once, because the sites, their plates
+and the summation of log-probabilities do not change between steps. The function is therefore run once under torch's
+tracer, which records all of its operations on tensors, including those of a backward pass. Inductor then fuses the
+operations between matrix products and plans the memory.
 
-A graph does what the function did in that one run. Random operations draw anew, from torch's generators and in the same
-order, so that a run with and without a graph make the same draws. Tensors that were there before are read where they
-are, and may change. What Python code decided, a number, a shape, the branch of an ``if``, is decided for good; a
-decision by the value of a tensor cannot be written down.
+A graph repeats the operations of that single run. Random operations draw new numbers from torch's generators in the
+same order, so runs with and without a graph make the same draws. Tensors that existed before are read by address, and
+their values may change. Everything that Python code decided (a number, a shape, the branch of an ``if``) is fixed. A
+decision that depends on the value of a tensor cannot be recorded.
 """
 
 import warnings
@@ -28,7 +28,7 @@ from pyrovae._compilation.tracing import UntraceableError, unchanged, without_va
 from pyrovae._warnings import find_stack_level
 from pyrovae.isolation import seeded
 
-MAX_OPERATIONS = 5000  # more than that is an unrolled loop, over which inductor sits for minutes
+MAX_OPERATIONS = 5000  # larger graphs come from unrolled loops, for which inductor takes minutes
 _PRODUCTS = {
     torch.ops.pyrovae.linear.default,
     *(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")),
@@ -37,21 +37,21 @@ _REORDERING = "reorder_for_locality", "reorder_for_peak_memory"
 
 
 class Graph:
-    """The operations of a function, in their order.
+    """The operations of a function in their order.
 
     Args:
-        function: Reads tensors wherever they are and returns tensors.
-        fixed: Tensors that it reads and that stay in their place, though their values may change: parameters, buffers.
-        varying: Tensors in whose place others are given at every call.
-        modules: Modules that it runs; their buffers are put back as they were.
+        function: Function that reads existing tensors and returns tensors.
+        fixed: Tensors that it reads and whose addresses do not change, although their values may: parameters, buffers.
+        varying: Tensors that are replaced by other tensors at every call.
+        modules: Modules that it runs; their buffers are restored.
 
     Attributes:
-        module: Takes the values of ``fixed``, ``varying`` and ``found``, one after the other, and returns a list.
-        found: Tensors that the function read beside those given.
+        module: Graph module that takes the values of ``fixed``, ``varying`` and ``found``, and returns a list.
+        found: Further tensors that the function read.
 
     Raises:
-        UntraceableError: If the function decides by the value of a tensor, keeps anything but the values of buffers
-            from one run to the next, or makes too many operations.
+        UntraceableError: If the function makes a decision by the value of a tensor, keeps a state other than the values
+            of buffers between runs, or makes too many operations.
     """
 
     def __init__(
@@ -64,35 +64,35 @@ class Graph:
         self.fixed, self.varying, self.modules = list(fixed), list(varying), list(modules)
         try:
             with seeded(0), unchanged(self.modules), without_values():
-                # The tracer knows tensors by identity, so the function need not be given those that it reads.
+                # The tracer recognizes tensors by identity, so the tensors that the function reads are not arguments.
                 trace = make_fx(lambda _: list(function()), _REPLACEMENTS)
                 self.module = trace([*self.fixed, *self.varying])
-        except (RuntimeError, ValueError) as error:  # a component's error is said to be one of values
+        except (RuntimeError, ValueError) as error:  # components convert RuntimeErrors to ValueErrors
             if "get value out of a tracing tensor" in str(error):
                 raise UntraceableError("a decision is made by the value of a tensor") from error
             if "argument of type: <class 'torch._C.Generator'>" in str(error):  # torch 2.11
-                raise UntraceableError("the programs hold a Generator of their own") from error
+                raise UntraceableError("the programs hold a Generator, which is not a tensor") from error
             raise
         self.found = _lift(self.module)
         operations = len(self.module.graph.nodes)
         if operations > MAX_OPERATIONS:
             raise UntraceableError(
-                f"there are {operations} operations, of a loop unrolled, and {MAX_OPERATIONS} are the limit"
+                f"there are {operations} operations, from an unrolled loop, but the limit is {MAX_OPERATIONS}"
             )
 
     def compile(self) -> Callable[..., Sequence[Tensor]]:
-        """Return the function compiled; it takes tensors in the place of the varying ones."""
-        import torch._inductor as inductor  # takes a second, and only those who compile need it
+        """Return the compiled function, which takes tensors in place of the varying tensors."""
+        import torch._inductor as inductor  # the import takes a second, and only compilation needs it
 
         softplus.teach_inductor()
         fixed, varying, found = ([x.detach() for x in group] for group in (self.fixed, self.varying, self.found))
-        # Before torch 2.15 inductor moved draws of noise past each other, by these two passes.
+        # Before torch 2.15, these two passes of inductor changed the order of random draws.
         in_order = {} if torch.__version__ >= "2.15" else dict.fromkeys(_REORDERING, False)
         with torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(in_order):
-            # Inductor of torch 2.15 calls the one itself, that of torch 2.11 the other.
+            # Inductor of torch 2.15 calls the first deprecated function, and inductor of torch 2.11 the second.
             warnings.filterwarnings("ignore", "`torch._prims_common.check` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
-            # What is for users of torch to decide, here by the argument ``precision``, or for its authors.
+            # These warnings concern choices of torch's users (here the argument ``precision``) or of its authors.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             warnings.filterwarnings("ignore", r"\s*Online softmax is disabled", UserWarning)
             try:
@@ -107,15 +107,16 @@ class Graph:
         return replayed(run, varying, self.modules) if varying[0].is_cuda else run
 
     def fold(self) -> None:
-        """Make inputs of the matrix products into which only parameters go, with the values that they have now.
+        """Replace inputs of matrix products that depend only on parameters by their current values.
 
-        So the pseudo-inputs of a VampPrior, say, are not encoded at every call. What is made of the products stays in
-        the graph: it is cheap, and may be expanded to the shape of all draws. Buffers and tensors that the function
-        found may be written to between calls, by a guide that the graph does not see, and are read anew.
+        For example, the pseudo-inputs of a VampPrior are then not encoded at every call. Operations on the products
+        stay in the graph, because they are cheap and may expand the products to the shape of all draws. Buffers and
+        further tensors that the function read may change between calls, for example by a guide outside the graph, and
+        are read at every call.
         """
         graph, settled = self.module.graph, fx.Graph()
         if any(_writes(node) for node in graph.nodes):
-            return  # what is read before is then not what is read after
+            return  # the values that are read before and after a write differ
         inputs = graph.find_nodes(op="placeholder")
         given = [*self.fixed, *self.varying, *self.found]
         copies = {node: settled.node_copy(node) for node in inputs}
@@ -129,7 +130,7 @@ class Graph:
         products = [node for node in known if node.target in _PRODUCTS]
         settled.output([known[node] for node in products])
         settled.eliminate_dead_code()
-        with torch.no_grad(), torch.autocast(given[0].device.type, enabled=False):  # that is in the graph already
+        with torch.no_grad(), torch.autocast(given[0].device.type, enabled=False):  # the graph contains the casts
             made = fx.GraphModule({}, settled)(*given)
         values = dict(zip(products, made, strict=True))
 
@@ -155,18 +156,18 @@ def compiled_or_none(
     caller: str,
     frozen: bool = False,
 ) -> Callable[..., Sequence[Tensor]] | None:
-    """Return a function compiled, arguments as for :class:`Graph`; or None, after a warning that says why.
+    """Return a compiled function for the arguments of :class:`Graph`, or None after a warning that names the reason.
 
-    With ``frozen`` parameters keep their values too, and matrix products of them alone are made once.
+    With ``frozen``, parameters keep their values too, and matrix products of parameters alone are computed once.
     """
     try:
         graph = Graph(function, fixed, varying, modules)
         if frozen:
             graph.fold()
         return graph.compile()
-    except Exception as error:  # what is wrong with the function itself, running it will say
+    except Exception as error:  # an error of the function itself is raised again when the function runs
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
-        warnings.warn(f"{caller} goes on without compilation: {reason}", stacklevel=find_stack_level())
+        warnings.warn(f"{caller} continues without compilation: {reason}", stacklevel=find_stack_level())
         return None
 
 
@@ -176,25 +177,25 @@ def _draws(node: fx.Node) -> bool:
 
 
 def _writes(node: fx.Node) -> bool:
-    """Return whether an operation writes into a tensor that was there before."""
+    """Return whether an operation writes into a tensor that existed before."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
-    """Draw as torch does; inductor's own decomposition takes other uniform numbers for them."""
+    """Draw as torch does; inductor's own decomposition uses other uniform numbers."""
     return torch.empty_like(p).bernoulli_(p, generator=generator)
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Make inputs of the tensors that the function found elsewhere: as constants, they would not be read again."""
+    """Turn the tensors that the function found into inputs, because constants would not be read again."""
     graph, found = module.graph, []
-    graph.set_codegen(CodeGen())  # inputs and outputs one by one, not as lists
+    graph.set_codegen(CodeGen())  # inputs and outputs are separate values instead of lists
     *_, last = (node for node in graph.nodes if node.op == "placeholder")
     for node in graph.find_nodes(op="get_attr"):
         literal = any(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users)
-        if not literal:  # torch.tensor(0.5) in the function's own code is no input
+        if not literal:  # a literal, such as torch.tensor(0.5) in the function's code, is not an input
             if not isinstance(value := getattr(module, str(node.target)), Tensor):
-                raise UntraceableError(f"the programs hold a {type(value).__name__} of their own")
+                raise UntraceableError(f"the programs hold a {type(value).__name__}, which is not a tensor")
             found.append(value)
             with graph.inserting_after(last):
                 last = graph.placeholder(node.name)

@@ -1,4 +1,4 @@
-"""How exactly matrix products are computed, while everything around them, densities above all, stays as it is."""
+"""The precision of matrix products. All other operations, in particular densities, keep their precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +23,10 @@ _LAYERS = {
 
 
 def check_precision(precision: Precision | None, device: torch.device) -> None:
-    """Refuses precisions that there are not.
+    """Raise ValueError if the device does not support the precision.
 
     Raises:
-        ValueError: If there is no such precision, or the device does not have it.
+        ValueError: If the precision is unknown, or the device does not support it.
     """
     if precision is not None and precision not in get_args(Precision):
         raise ValueError(
@@ -35,16 +35,19 @@ def check_precision(precision: Precision | None, device: torch.device) -> None:
             f"draws_needed"
         )
     if precision == "tf32" and device.type != "cuda":
-        raise ValueError(f"TF32 is a format of CUDA devices, not of {device.type!r}; use precision='bfloat16' or None")
+        raise ValueError(
+            f"precision='tf32' is available only on CUDA devices, not on {device.type!r}. Use precision='bfloat16' or "
+            f"None."
+        )
 
 
 @contextmanager
 def products(precision: Precision | None) -> Iterator[None]:
-    """Computes the products of linear and convolutional layers in another precision.
+    """Compute the products of linear and convolutional layers in another precision.
 
-    ``"bfloat16"`` rounds what goes into them and their results to 8 significant bits, and gives the results back in
-    float32: unlike under ``torch.autocast``, no density is computed from less than a float32. ``"tf32"`` rounds what
-    goes into any product of float32 matrices on a CUDA device to 11 bits.
+    ``"bfloat16"`` rounds the arguments and results of these products to 8 significant bits, and returns the results in
+    float32. Unlike under ``torch.autocast``, all densities are computed in float32. ``"tf32"`` rounds the arguments of
+    all products of float32 matrices on a CUDA device to 11 bits.
     """
     if precision == "tf32":
         before = torch.get_float32_matmul_precision()
@@ -61,7 +64,7 @@ def products(precision: Precision | None) -> Iterator[None]:
 
 
 class _Rounded(TorchFunctionMode):
-    """Runs layers on rounded copies of their float32 arguments."""
+    """Context manager that runs layers on rounded copies of their float32 arguments."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -1,4 +1,4 @@
-"""The conditions under which a function is traced: no values of tensors, and nothing that a graph would not repeat."""
+"""The conditions for tracing a function: it may not use values of tensors, or change a state that a graph ignores."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,15 +16,15 @@ from pyrovae.isolation import restore_buffers, save_buffers
 
 
 class UntraceableError(Exception):
-    """A function cannot be written down as a graph; the message says why, in one line."""
+    """A function cannot be recorded as a graph. The message names the reason in one line."""
 
 
 @contextmanager
 def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put buffers back as they were, and refuse changes that a graph would not repeat.
+    """Restore buffers, and raise an error for changes that a graph would not repeat.
 
     Raises:
-        UntraceableError: If a run changes the parameter store, or puts another tensor in the place of a buffer.
+        UntraceableError: If a run changes the parameter store, or replaces a buffer by another tensor.
     """
     buffers, store = save_buffers(modules), pyro.get_param_store()
     try:
@@ -32,21 +32,19 @@ def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
             yield
         before = store.get_state()["params"]
         if any(before.get(name) is not value for name, value in scope["params"].items()):
-            raise UntraceableError("the objective keeps values of its own in Pyro's parameter store (baselines)")
+            raise UntraceableError("the objective keeps its own values in Pyro's parameter store (baselines)")
         for module, name, buffer, _ in buffers:
             if module._buffers[name] is not buffer:
-                raise UntraceableError(
-                    f"{type(module).__name__} puts another tensor in the place of its buffer {name!r}"
-                )
+                raise UntraceableError(f"{type(module).__name__} replaces its buffer {name!r} by another tensor")
     finally:
         restore_buffers(buffers)
 
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Let Pyro's objectives run on tensors without values, and refuse values that a graph would take for constants.
+    """Let Pyro's objectives run on tensors without values, and raise an error if a value would become a constant.
 
-    Nothing is NaN, and no enumerated value is impossible.
+    While tracing, no value counts as NaN, and no enumerated value as impossible.
     """
     expectation = Dice.compute_expectation
 
@@ -76,14 +74,14 @@ def without_values() -> Iterator[None]:
 
 
 class _Values(TorchFunctionMode):
-    """Answer ``.item()`` by the tensor itself, without its gradient, and refuse to take other values out of tensors."""
+    """Context manager that returns the detached tensor for ``.item()``; other reads of values raise an error."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.item:
             return args[0].detach()
         of_tensors = func is torch.tensor and any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0]))
         if func in _LEAVING or (of_tensors and not isinstance(args[0], Tensor)):
-            raise UntraceableError(f"values of a tensor are taken out of it, by {func.__name__}()")
+            raise UntraceableError(f"values of a tensor are read by {func.__name__}()")
         return func(*args, **(kwargs or {}))
 
 
@@ -91,7 +89,7 @@ _LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class _Zeros(TorchFunctionMode):
-    """Put zeros in the place of values of probability zero, which Pyro would leave out of a sum."""
+    """Context manager that keeps values of probability zero as zeros, because Pyro would leave them out of a sum."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.all:

@@ -1,1 +1,1 @@
-"""Densities fitted to the posterior of each datum, in pure torch: regression, mixtures, annealing."""
+"""Densities fitted to the posterior of each datum, in pure torch: regression, chains, mixtures, annealing."""

@@ -1,14 +1,15 @@
-r"""Annealed importance sampling from a fitted mixture, in the coordinates in which its normal density is standard.
+r"""Annealed importance sampling from a fitted mixture, in coordinates in which its normal density is standard.
 
 With :math:`u = m + A v` for the fitted density :math:`N(m, A A^\top)`, the posterior of v is close to a standard normal
-density, so one step size serves all dimensions. Between the mixture :math:`q(v)` and the posterior lie
+density, so one step size suits all dimensions. The intermediate densities between the mixture :math:`q(v)` and the
+posterior are
 
 .. math:: f_t(v) = q(v)^{1 - \beta_t}\, p(x, v)^{\beta_t}, \qquad 0 = \beta_0 < \dots < \beta_T = 1.
 
-A chain makes one Hamiltonian transition of a few leapfrog steps at each t. Values and gradients of log p and log q at a
-state serve all temperatures, so that a transition costs no more than its leapfrog steps. The weight of a chain is that
-of :func:`pyrovae.evaluation.ais`, unbiased for any number of temperatures. Step sizes come from chains that are thrown
-away.
+A chain makes one Hamiltonian transition of a few leapfrog steps at each t. The values and gradients of log p and log q
+at a state are used for all temperatures, so a transition costs only its leapfrog steps. The weight of a chain is that
+of :func:`pyrovae.evaluation.ais`, which is unbiased for any number of temperatures. Pilot chains, which are then
+discarded, determine the step sizes.
 
 Source: *Annealed Importance Sampling* (Neal, 2001).
 """
@@ -23,8 +24,8 @@ from pyrovae._refinement.mixture import Mixture
 from pyrovae._refinement.posterior import Posterior
 
 PILOT_CHAINS = 8
-WARM_UP = 10  # moves of the pilot that find the first step size
-ACCEPTANCE = 0.65  # near the optimum of HMC in many dimensions
+WARM_UP = 10  # moves of the pilot chains that find the first step size
+ACCEPTANCE = 0.65  # target of the tuning; near the optimum of HMC in many dimensions
 
 
 class State(NamedTuple):
@@ -33,9 +34,9 @@ class State(NamedTuple):
     Attributes:
         v: Positions, shape ``(num_chains, N, D)``.
         log_p: log p(x, v), shape ``(num_chains, N)``, nats.
-        log_q: Log-density of the mixture, likewise.
+        log_q: Log-density of the mixture, shape ``(num_chains, N)``, nats.
         slope_p: Gradient of log p(x, v), shape ``(num_chains, N, D)``.
-        slope_q: Gradient of the mixture's log-density, likewise.
+        slope_q: Gradient of the mixture's log-density, shape ``(num_chains, N, D)``.
     """
 
     v: Tensor
@@ -49,11 +50,11 @@ class State(NamedTuple):
         return beta * self.log_p + (1 - beta) * self.log_q
 
     def slope(self, beta: float) -> Tensor:
-        """Return its gradient."""
+        """Return the gradient of the log-density at an inverse temperature."""
         return beta * self.slope_p + (1 - beta) * self.slope_q
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take the chains where ``condition``, ``(num_chains, N)``, holds from here, and the rest from ``other``."""
+        """Take chains from here if ``condition``, shape ``(num_chains, N)``, is true, else from ``other``."""
         pairs = zip(self, other, strict=True)
         return type(self)(*(torch.where(condition[..., None] if a.ndim == 3 else condition, a, b) for a, b in pairs))
 
@@ -63,13 +64,13 @@ class Annealing:
 
     Args:
         posterior: Posteriors of N data.
-        mixture: Mixtures that score given values.
+        mixture: Mixtures that can score given values.
         num_temperatures: Number of densities after the mixture, T.
-        num_leapfrog: Leapfrog steps of a transition.
-        batch_size: Number of states that are evaluated together, at most; by default all.
+        num_leapfrog: Leapfrog steps per transition.
+        batch_size: Largest number of states that are evaluated together; by default all.
 
     Attributes:
-        evaluations: Evaluations of log p(x, u) for each datum so far; a gradient counts 3.
+        evaluations: Evaluations of log p(x, u) for each datum so far; a gradient counts as 3.
         acceptance: Mean acceptance probability of the chains of each datum, shape ``(N,)``.
     """
 
@@ -126,7 +127,7 @@ class Annealing:
         return transition(state, self._state, lambda at: (at.value(beta), at.slope(beta)), step, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Return the step sizes of each datum at each temperature, shape ``(N,)``, from chains of their own."""
+        """Return the step sizes of each datum at each temperature, shape ``(N,)``, tuned by pilot chains."""
         state = self._start(PILOT_CHAINS)
         step, steps = state.log_p.new_full((self.posterior.size,), self.posterior.dim**-0.25), []
         for t in (*[1] * WARM_UP, *range(1, len(self.betas) - 1)):

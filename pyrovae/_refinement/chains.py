@@ -1,22 +1,22 @@
 r"""Normal densities fitted to posteriors by short Hamiltonian chains and their gradients.
 
-**Why.** The regression of :mod:`pyrovae._refinement.regression` minimizes KL(q || p). If a posterior is skewed, that
-density lies at its steep side and covers its long tail badly. The weights p/q are then heavy in this tail. A
-density with the mean and covariance of the posterior covers the tail, but in many dimensions a covariance of few draws
-is too noisy. Gradients at the draws take most of the noise away.
+**Motivation.** The regression of :mod:`pyrovae._refinement.regression` minimizes KL(q || p). If a posterior is skewed,
+the fitted density lies at its steep side and covers its long tail badly. The weights p/q are then heavy in this tail. A
+density with the mean and covariance of the posterior covers the tail. In many dimensions, however, a covariance that is
+estimated from few draws is too noisy. Gradients at the draws remove most of the noise.
 
 **The fit.** Let chains visit u with scores :math:`g = \nabla \log p(x, u)`. The normal density :math:`N(m, \Sigma)`
-with the least Fisher divergence, :math:`\mathrm{E}_p \big[(g + \Sigma^{-1}(u - m))^\top \Sigma\, (g + \Sigma^{-1}(u -
-m))\big]`, has
+with the least Fisher divergence,
+:math:`\mathrm{E}_p \big[(g + \Sigma^{-1}(u - m))^\top \Sigma\, (g + \Sigma^{-1}(u - m))\big]`, satisfies
 
 .. math:: \Sigma \,\mathrm{Cov}(g)\, \Sigma = \mathrm{Cov}(u), \qquad m = \bar u + \Sigma\, \bar g.
 
-For a normal posterior g is linear in u, so that D + 1 draws determine the density exactly. The noise of the fit comes
-from the part of the posterior that is not normal.
+For a normal posterior, g is linear in u, so D + 1 draws determine the density exactly. The noise of the fit comes from
+the part of the posterior that is not normal.
 
-**The chains** live in coordinates in which the first density is standard. They start at draws from the mixture, some
-of which are the guide's, and make few transitions. Then they go on in the coordinates of the density that was found so
-far. The last fit takes all draws.
+**The chains** move in coordinates in which the first density is standard. They start at draws from the mixture, some of
+which come from the guide, and make few transitions. Then they continue in the coordinates of the density that was
+fitted to these draws. The last fit uses all draws.
 
 Source:
     *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson and Carpenter, 2026).
@@ -32,10 +32,10 @@ from pyrovae._refinement.hamiltonian import adapted, transition
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior, value_and_gradient
 
-NUM_CHAINS, NUM_TRANSITIONS, NUM_LEAPFROG = 32, 9, 2  # chains for up to 50 dimensions
-BURN_IN = 3  # transitions of a set that the fit leaves out
+NUM_CHAINS, NUM_TRANSITIONS, NUM_LEAPFROG = 32, 9, 2  # number of chains for up to 50 dimensions
+BURN_IN = 3  # number of transitions of each chain that the fit does not use
 ACCEPTANCE = 0.7
-FIRST_STEP = 1.2  # by the fourth root of D, in standard deviations
+FIRST_STEP = 1.2  # first step size times the fourth root of D, in standard deviations
 RIDGE = 0.05  # weight of the identity in the second moments of draws and of gradients
 
 
@@ -45,7 +45,7 @@ class State(NamedTuple):
     Attributes:
         v: Positions in whitened coordinates, shape ``(num_chains, N, D)``.
         log_p: log p(x, u), shape ``(num_chains, N)``, nats.
-        slope: Its gradient with respect to v, shape ``(num_chains, N, D)``.
+        slope: Gradient of log p(x, u) with respect to v, shape ``(num_chains, N, D)``.
     """
 
     v: Tensor
@@ -53,7 +53,7 @@ class State(NamedTuple):
     slope: Tensor
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take the chains where ``condition``, ``(num_chains, N)``, holds from here, and the rest from ``other``."""
+        """Take chains from here if ``condition``, shape ``(num_chains, N)``, is true, else from ``other``."""
         rows = condition[..., None]
         return type(self)(
             torch.where(rows, self.v, other.v),
@@ -69,7 +69,7 @@ class Visited:
     Attributes:
         density: Densities of N data.
         v: Draws, shape ``(N, S, D)``.
-        score: Gradients of log p with respect to v, likewise.
+        score: Gradients of log p with respect to v, shape ``(N, S, D)``.
     """
 
     density: Normal
@@ -88,19 +88,19 @@ class Visited:
         return type(self)(density, v, self.score @ self.density.inverse_root @ density.root)
 
     def joined(self, other: Self) -> Self:
-        """Return these draws with those of ``other``, in the coordinates of ``other``."""
+        """Return these draws followed by those of ``other``, in the coordinates of ``other``."""
         mine = self.seen_from(other.density)
         return type(self)(other.density, torch.cat([mine.v, other.v], 1), torch.cat([mine.score, other.score], 1))
 
 
 def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size: int | None = None) -> Visited:
-    """Run chains from given starts.
+    """Run chains from given starting points.
 
     Args:
         posterior: Posteriors of N data.
         density: Densities in whose coordinates the chains move.
         start: First positions u, shape ``(num_chains, N, D)``.
-        batch_size: Number of gradients per evaluation, at most; by default all at once.
+        batch_size: Largest number of gradients per evaluation; by default all at once.
 
     Returns:
         The draws after the burn-in.
@@ -123,17 +123,17 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
 
 
 def _density(state: State) -> tuple[Tensor, Tensor]:
-    """Return the log-density and a slope to move by, which is 0 where the gradient is no number."""
+    """Return the log-density and its gradient, with zeros in place of gradients that are not finite."""
     return state.log_p, state.slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def num_chains(dim: int) -> int:
-    """Return the number of chains for a datum; a covariance of D dimensions takes draws in proportion to D."""
+    """Return the number of chains for a datum; fitting a covariance of D dimensions takes draws in proportion to D."""
     return max(NUM_CHAINS, NUM_CHAINS * dim // 50)
 
 
 def gradients_of_chains(dim: int) -> int:
-    """Return the number of gradients that a set of chains takes for a datum."""
+    """Return the number of gradients per datum that a set of chains computes."""
     return num_chains(dim) * (1 + NUM_TRANSITIONS * NUM_LEAPFROG)
 
 
@@ -157,7 +157,7 @@ def second_moment(vectors: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def ridged(moment: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Return a moment shrunk towards the identity, its value if the posterior is the first density."""
+    """Return a moment shrunk towards the identity, which is its value if the posterior equals the first density."""
     return (1 - ridge) * moment + ridge * torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
 
 
@@ -167,7 +167,7 @@ def symmetric(matrix: Tensor) -> Tensor:
 
 
 def _powers(matrix: Tensor, *exponents: float) -> list[Tensor]:
-    """Return powers of symmetric positive matrices."""
+    """Return powers of symmetric positive definite matrices."""
     values, vectors = torch.linalg.eigh(symmetric(matrix))
     values = values.clamp_min(1e-8)
     return [(vectors * values[:, None, :] ** exponent) @ vectors.mT for exponent in exponents]

@@ -1,10 +1,9 @@
 r"""Designs for regression: standard normal draws in orthogonal antithetic blocks.
 
-A block holds the vectors :math:`\pm r\, q_1, \dots, \pm r\, q_D` for a random orthogonal matrix :math:`(q_1 \dots
-q_D)` and a radius r. Its mean is exactly zero and its second moment is exactly :math:`(r^2 / D) I`, so that a linear
-regression on a single block is as well conditioned as possible. Independent normal draws need twice as many points
-for the same error. Radii of the blocks are stratified quantiles of the chi distribution, scaled to a mean square of
-D.
+A block holds the vectors :math:`\pm r\, q_1, \dots, \pm r\, q_D` for a random orthogonal matrix :math:`(q_1 \dots q_D)`
+and a radius r. Its mean is exactly zero and its second moment is exactly :math:`(r^2 / D) I`. A linear regression on a
+single block is therefore as well conditioned as possible. Independent normal draws need twice as many points for the
+same error. The radii of the blocks are stratified quantiles of the chi distribution, scaled to a mean square of D.
 """
 
 import math
@@ -20,10 +19,10 @@ def orthogonal_design(num_points: int, dim: int, *, like: Tensor) -> Tensor:
     Args:
         num_points: Number of points, S, a multiple of ``2 * dim``.
         dim: Number of dimensions, D.
-        like: Tensor whose dtype and device the design gets.
+        like: Tensor that determines the dtype and device of the design.
 
     Returns:
-        Points, shape ``(S, D)``. The second half holds the first half with the opposite sign.
+        Points, shape ``(S, D)``. The second half is the negative of the first half.
 
     Source:
         *Orthogonal Random Features* (Yu et al., 2016); *Cubature Kalman Filters* (Arasaratnam and Haykin, 2009).

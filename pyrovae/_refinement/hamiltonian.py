@@ -1,4 +1,4 @@
-"""Hamiltonian transitions of many chains for many data, in coordinates in which their densities are near standard."""
+"""Hamiltonian transitions of many chains for many data, in coordinates in which their densities are nearly standard."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, Self, TypeVar
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class Chains(Protocol):
-    """States of chains with what an evaluation of the density at them returned."""
+    """States of chains, with the values of the density at these states."""
 
     @property
     def v(self) -> Tensor:
         """Positions, shape ``(num_chains, N, D)``."""
 
     def where(self, condition: Tensor, other: Any) -> Self:
-        """Take the chains where ``condition``, ``(num_chains, N)``, holds from here, and the rest from ``other``."""
+        """Take chains from here if ``condition``, shape ``(num_chains, N)``, is true, else from ``other``."""
 
 
 S = TypeVar("S", bound=Chains)
@@ -32,8 +32,9 @@ def transition(
 
     Args:
         state: States of the chains.
-        evaluate: Returns the states at given positions.
-        density: Returns the log-density of a state, ``(num_chains, N)``, and its gradient, ``(num_chains, N, D)``.
+        evaluate: Function that returns the states at given positions.
+        density: Function that returns the log-density of a state, ``(num_chains, N)``, and its gradient,
+            ``(num_chains, N, D)``.
         step: Step size of each datum, shape ``(N,)``.
         num_leapfrog: Number of leapfrog steps.
 
@@ -55,5 +56,5 @@ def transition(
 
 
 def adapted(step: Tensor, acceptance: Tensor, target: float) -> Tensor:
-    """Return step sizes closer to those with the wanted mean acceptance probability."""
+    """Return step sizes that are closer to those with the target mean acceptance probability."""
     return step * (acceptance.mean(0) - target).mul(0.5).exp()

@@ -1,25 +1,26 @@
 r"""A fixed mixture for each datum: a fitted normal density, wider copies of it, and the guide.
 
-The mixture is fixed before the draws that count, so that :math:`p(x, u) / q(u)` is an unbiased estimate of p(x). The
-guide must stay in the mixture: a posterior with two modes is underestimated by half if all members sit at one of
-them, and no diagnostic of the draws reveals the error.
+The mixture is fixed before the draws that count, so :math:`p(x, u) / q(u)` is an unbiased estimate of p(x). The guide
+must stay in the mixture. If all other components sit at one of two modes, half of p(x) is missed, and no diagnostic of
+their draws reveals the error.
 
-**Draws** are stratified: the numbers of draws of the members differ from their expectation by less than one.
+**Draws** are stratified: the number of draws of each component differs from its expectation by less than one.
 
 **Guides whose density is expensive.** An inverse autoregressive flow scores its own draws in one pass, but any other
-value in D passes. For such guides, multiple importance sampling needs the guide's density at its own draws only. Let
-the member functions :math:`w_N(u) + w_G(u) = 1` divide the space between the normal members, with density :math:`q_N
-= \sum_j \alpha_j N_j / (1 - \alpha_G)`, and the guide :math:`q_G`. Then
+value in D passes. For such guides, multiple importance sampling needs the guide's density only at its own draws. Let
+the functions :math:`w_N(u) + w_G(u) = 1` divide the space between the normal components, with density
+:math:`q_N = \sum_j \alpha_j N_j / (1 - \alpha_G)`, and the guide :math:`q_G`. Then
 
 .. math::
     p(x) = \mathrm{E}_{q_N}\Big[w_N \frac{p(x, u)}{q_N(u)}\Big] + \mathrm{E}_{q_G}\Big[w_G \frac{p(x, u)}{q_G(u)}\Big]
 
-for every such division. The balance heuristic takes :math:`w_G \propto \alpha_G q_G`. Here :math:`w_G \propto
-\alpha_G t` instead, with a Student's t density t fitted to draws from the guide. It is close to one where the normal
-members are thin, as in a mode that they miss. A draw's log q is then the log-density of its member and index, in the
-space extended by the index, minus the log-probability :math:`\log w` of the index. As for any guide, E[exp(log p -
-log q)] is p(x), and E[log p - log q] is a lower bound on log p(x). The price: where the t density is a poor
-description of the guide, draws from the guide keep some of their heavy weights.
+for every such division. The balance heuristic uses :math:`w_G \propto \alpha_G q_G`. This module uses
+:math:`w_G \propto \alpha_G t`, where t is a Student's t density that is fitted to draws from the guide. :math:`w_G` is
+close to one where the density of the normal components is small, as in a mode that they miss. The log q of a draw is
+then the log-density of its component at the draw, in the space extended by the index of the component, minus the
+log-probability :math:`\log w` of the index. As for any guide, E[exp(log p - log q)] is p(x), and E[log p - log q] is a
+lower bound on log p(x). The method has a drawback: where the t density describes the guide badly, draws from the guide
+keep some of their heavy weights.
 
 Source:
     *Optimally Combining Sampling Techniques for Monte Carlo Rendering* (Veach and Guibas, 1995), section 3.
@@ -45,25 +46,25 @@ class Member(NamedTuple):
     r"""A widened copy of the fitted normal density.
 
     A standard normal vector of length D has a norm of about :math:`\sqrt D`, with a standard deviation of 0.7 for every
-    D. The members are therefore given by how far they move the norm, which covers tails equally well in few and in many
-    dimensions.
+    D. The copies are therefore specified by the increase of the norm, which covers tails equally well in few and in
+    many dimensions.
 
     Attributes:
-        weight: Its weight in the mixture.
-        reach: Increase of the norm r; standard deviations are wider by the factor :math:`1 + r / \sqrt D`.
+        weight: Weight in the mixture.
+        reach: Increase r of the norm; standard deviations are multiplied by :math:`1 + r / \sqrt D`.
     """
 
     weight: float
     reach: float
 
     def width(self, dim: int) -> float:
-        """Return the factor on standard deviations in ``dim`` dimensions."""
+        """Return the factor by which standard deviations are multiplied in ``dim`` dimensions."""
         return 1 + self.reach / math.sqrt(dim)
 
 
-MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.15, 2.8), Member(0.05, 6.0))  # the rest, a tenth, is the guide
-SPLIT_REACH = 0.7  # of the two densities that divide a posterior
-KEPT = 1 / 9  # of their weight that the copies of the normal density keep for data that are split
+MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.15, 2.8), Member(0.05, 6.0))  # the guide has the other 0.1
+SPLIT_REACH = 0.7  # reach of the two densities that split a posterior
+KEPT = 1 / 9  # fraction of their weight that the normal copies keep for data whose posterior is split
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ class Draws:
     """Draws from a mixture, with log-densities in nats.
 
     Attributes:
-        u: Shape ``(S, N, D)``.
+        u: Draws, shape ``(S, N, D)``.
         log_joint: log p(x, u), shape ``(S, N)``.
         log_q: Log-density of the mixture, shape ``(S, N)``.
-        member: Index of the member that made each draw, shape ``(S, N)``; the guide has the largest.
+        member: Index of the component of each draw, shape ``(S, N)``; the guide has the largest index.
     """
 
     u: Tensor
@@ -84,7 +85,7 @@ class Draws:
 
     @classmethod
     def cat(cls, draws: Sequence[Self]) -> Self:
-        """Join draws that were made one after the other."""
+        """Concatenate draws that were made one after another."""
         parts = ((part.u, part.log_joint, part.log_q, part.member) for part in draws)
         return cls(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -98,7 +99,7 @@ class Draws:
 
     @property
     def log_weights(self) -> Tensor:
-        """Log-weights log p(x, u) - log q(u), shape ``(S, N)``.
+        """Log-weights log p(x, u) - log q(u), shape ``(S, N)``, nats.
 
         The mean of their exponentials is an unbiased estimate of p(x).
         """
@@ -109,7 +110,7 @@ class Draws:
 
         Returns:
             The estimate, which is a lower bound in expectation, and its Monte Carlo standard error by the delta method,
-            both of shape ``(N,)``, nats. The error accounts for the stratification over members.
+            both of shape ``(N,)``, nats. The error accounts for the stratification over components.
         """
         log_weights = self.log_weights
         log_mean = log_weights.logsumexp(0) - math.log(len(log_weights))
@@ -119,7 +120,7 @@ class Draws:
             inside = self.member == j
             count = inside.sum(0)
             mean = torch.where(inside, weights, 0.0).sum(0) / count.clamp_min(1)
-            # The spread of a member with a single draw is unknown; that draw is compared with the overall mean, 1.
+            # The spread of a component with a single draw is unknown, so the draw is compared with the overall mean, 1.
             center, freedom = torch.where(count > 1, mean, 1.0), torch.where(count > 1, count / (count - 1), 1.0)
             deviations += freedom * torch.where(inside, (weights - center).square(), 0.0).sum(0)
         return log_mean, deviations.sqrt() / len(log_weights)
@@ -130,16 +131,15 @@ class Mixture:
 
     Args:
         posterior: Posteriors of N data, with the guide.
-        density: Densities fitted to them.
-        members: Copies of the normal density; the guide gets the weight that is left.
-        split: Two further densities for some of the data. They get most of
-            the weight of the copies there.
+        density: Densities that were fitted to them.
+        members: Copies of the normal density; the guide gets the remaining weight.
+        split: Two further densities for some of the data, which get most of the weight of the copies.
         failed: Data that are left to the guide alone, shape ``(N,)``.
-        score_guide: Whether the guide's density is computed at all draws. If False, it is computed at its own draws
-            only, for guides that score other values slowly; see the module's docstring.
+        score_guide: If true, the guide's density is computed at all draws. If false, it is computed only at the guide's
+            own draws, for guides whose density is expensive; see the module's docstring.
 
     Raises:
-        ValueError: If a weight is not positive, a reach is negative, or the weights leave nothing for the guide.
+        ValueError: If a weight is not positive, a reach is negative, or the weights of the copies sum to 1 or more.
     """
 
     def __init__(
@@ -166,17 +166,17 @@ class Mixture:
 
     @torch.no_grad()
     def draw(self, num_samples: int, noise: Tensor | None = None) -> Draws:
-        """Draw from the mixtures and evaluate the posteriors once per draw.
+        """Draw from the mixtures, and evaluate the posteriors once per draw.
 
         Args:
             num_samples: Number of draws, S.
-            noise: Standard normal vectors from which the normal members are drawn, shape ``(S, N, D)``, such as those
+            noise: Standard normal vectors for the draws from the normal components, shape ``(S, N, D)``, such as those
                 of a quasi-random sequence; by default from torch's generator. The guide makes its own draws.
         """
         index = self._choose(num_samples)
         from_guide = index == len(self._normals)
         u, log_guide = self._place(index, noise), torch.zeros_like(index, dtype=self._weights.dtype)
-        num_guide = int(from_guide.sum(0).max())  # the guide is the last member, so its draws are the last rows
+        num_guide = int(from_guide.sum(0).max())  # the guide is the last component, so its draws are the last rows
         if num_guide:
             rows = slice(num_samples - num_guide, None)
             drawn, log_guide[rows] = self.posterior.draw(num_guide)
@@ -187,7 +187,7 @@ class Mixture:
         """Return the log-density of the mixture at u.
 
         Args:
-            u: Shape ``(S, N, D)``.
+            u: Values, shape ``(S, N, D)``.
             log_guide: Log-density of the guide at u, shape ``(S, N)``, nats.
         """
         parts = self._normal_parts(u)
@@ -197,7 +197,7 @@ class Mixture:
         return torch.stack(parts).logsumexp(0)
 
     def _normal_parts(self, u: Tensor) -> list[Tensor]:
-        """Return the log-densities of the normal members at u with their weights, each of shape ``(S, N)``."""
+        """Return the log-densities of the normal components at u plus their log-weights, each of shape ``(S, N)``."""
         log_weights, parts = self._weights.log(), []
         distances: dict[int, Tensor] = {}
         for j, (density, width) in enumerate(self._normals):
@@ -207,14 +207,14 @@ class Mixture:
         return parts
 
     def _choose(self, num_samples: int) -> Tensor:
-        """Return the member of each draw by systematic sampling, shape ``(S, N)``, in ascending order."""
+        """Return the component of each draw by systematic sampling, shape ``(S, N)``, in ascending order."""
         rows = torch.arange(num_samples, dtype=self._weights.dtype, device=self._weights.device)
         offset = torch.rand(self.posterior.size, 1, dtype=rows.dtype, device=rows.device)
         positions = ((rows + offset) / num_samples).contiguous()
         return torch.searchsorted(self._weights.cumsum(-1), positions, right=True).T
 
     def _place(self, index: Tensor, noise: Tensor | None) -> Tensor:
-        """Draw u from the widened normal members, shape ``(S, N, D)``; rows of the guide are drawn as well."""
+        """Draw u from the widened normal components, shape ``(S, N, D)``; the rows of the guide are drawn as well."""
         mean = self.density.mean
         widths = mean.new_tensor([*(width for _, width in self._normals), 1.0])[index]
         if noise is None:
@@ -223,7 +223,7 @@ class Mixture:
         u = self.density.place(standard)
         for j, (density, _) in enumerate(self._normals):
             if density is not self.density and (rows := (index == j).any(1).nonzero()[:, 0]).numel():
-                some = slice(int(rows[0]), int(rows[-1]) + 1)  # members come in ascending order
+                some = slice(int(rows[0]), int(rows[-1]) + 1)  # components come in ascending order
                 u[some] = torch.where((index[some] == j)[..., None], density.place(standard[some]), u[some])
         return u
 
@@ -241,7 +241,7 @@ class Mixture:
 
 
 def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Add the columns of two halves, which get most of the normal members' weight where data are split."""
+    """Append the weights of two halves, which get most of the normal components' weight for data that are split."""
     total = weights.sum(-1, keepdim=True)
     halves = torch.where(chosen[:, None], (total - total * KEPT) / 2, 0.0)
     return torch.cat([torch.where(chosen[:, None], KEPT * weights, weights), halves, halves], -1)
@@ -250,9 +250,9 @@ def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
 def _check(members: tuple[Member, ...]) -> None:
     for member in members:
         if not (member.weight > 0 and member.reach >= 0):
-            raise ValueError(f"a mixture's member needs a positive weight and a reach of at least 0, got {member}")
+            raise ValueError(f"a mixture component needs a positive weight and a reach of at least 0, got {member}")
     if (total := sum(member.weight for member in members)) >= 1:
         raise ValueError(
-            f"the members' weights must sum to less than 1, because the rest is the guide's, got {total:g}; "
-            f"lower the weights"
+            f"the weights of the members must sum to less than 1, because the guide gets the remaining weight, got "
+            f"{total:g}. Lower the weights."
         )

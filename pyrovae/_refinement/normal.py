@@ -1,4 +1,4 @@
-"""Full-covariance normal densities of many data, kept as a map from standard normal draws and its inverse."""
+"""Full-covariance normal densities of many data, stored as maps from standard normal draws and their inverses."""
 
 import math
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Normal:
         """Return the log-density at u of a widened copy.
 
         Args:
-            u: Shape ``(S, N, D)``.
+            u: Values, shape ``(S, N, D)``.
             width: Factor on all standard deviations.
             df: Degrees of freedom of Student's t; infinity is the normal density.
 
@@ -82,7 +82,7 @@ class Normal:
         return self.log_det + 0.5 * self.mean.shape[-1] * (1 + LOG_2PI)
 
     def transform(self, vectors: Tensor, scales: Tensor, shift: Tensor) -> Self:
-        """Transform in whitened coordinates.
+        """Transform the densities in whitened coordinates.
 
         Args:
             vectors: Orthonormal columns V, shape ``(N, D, D)``.
@@ -101,7 +101,7 @@ class Normal:
         )
 
     def within(self, mean: Tensor, covariance: Tensor) -> Self:
-        """Return the densities with this mean, ``(N, D)``, and covariance, ``(N, D, D)``, in whitened coordinates."""
+        """Return the densities with mean ``(N, D)`` and covariance ``(N, D, D)``, given in whitened coordinates."""
         inner = type(self).from_covariance(mean, covariance)
         return type(self)(
             self.mean + (self.root @ mean[..., None])[..., 0],
@@ -115,7 +115,7 @@ class Normal:
         return ((u - self.mean).movedim(0, 1) @ self.inverse_root.mT).movedim(1, 0)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take the data where ``condition``, shape ``(N,)``, holds from here, and the rest from ``other``."""
+        """Take data from here if ``condition``, shape ``(N,)``, is true, else from ``other``."""
         matrix = condition[:, None, None]
         return type(self)(
             torch.where(condition[:, None], self.mean, other.mean),

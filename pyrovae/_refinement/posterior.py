@@ -35,8 +35,8 @@ def value_and_gradient(posterior: Posterior, u: Tensor, batch_size: int | None =
 
     Args:
         posterior: Posteriors of N data.
-        u: Shape ``(num_samples, N, D)``.
-        batch_size: Number of log-densities per evaluation, at most; by default all at once.
+        u: Values, shape ``(num_samples, N, D)``.
+        batch_size: Largest number of log-densities per evaluation; by default all at once.
 
     Returns:
         log p(x, u), shape ``(num_samples, N)``, and the gradient, shape ``(num_samples, N, D)``.
@@ -44,7 +44,7 @@ def value_and_gradient(posterior: Posterior, u: Tensor, batch_size: int | None =
     rows = len(u) if batch_size is None else max(1, batch_size // u.shape[1])
     values, gradients = [], []
     for part in u.split(rows):
-        if hasattr(posterior, "value_and_gradient"):  # by a compiled graph, for example
+        if hasattr(posterior, "value_and_gradient"):  # for example a compiled graph
             value, gradient = posterior.value_and_gradient(part)
             values.append(value)
             gradients.append(gradient)

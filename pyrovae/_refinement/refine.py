@@ -1,4 +1,4 @@
-"""The proposal of each datum: a normal density by regression, and for hard posteriors a better one by chains."""
+"""The proposal of each datum: a normal density by regression, improved by chains for posteriors far from normal."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -13,8 +13,8 @@ from pyrovae._refinement.posterior import Posterior
 from pyrovae._refinement.regression import fit
 from pyrovae._refinement.split import Split, split
 
-PILOT = 256  # draws that tell how good a mixture is
-GOOD_SHARE = 0.1  # effective sample size of the pilot, as a share, below which chains improve the density
+PILOT = 256  # number of draws that test a mixture
+GOOD_SHARE = 0.1  # fraction of effective draws of the pilot below which chains improve the density
 _GRADIENT_COST = 3
 
 
@@ -24,10 +24,10 @@ class Refinement:
 
     Attributes:
         density: A normal density for each datum.
-        split: Two further ones for those data whose posterior is far from normal.
-        share: Effective sample size of a few draws from the mixture, as a share of their number, shape ``(N,)``.
-        evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts 3.
-        failed: Data that no density could be fitted to, shape ``(N,)``.
+        split: Two further densities for data whose posterior is far from normal.
+        share: Effective sample size of a few draws from the mixture, as a fraction of their number, shape ``(N,)``.
+        evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts as 3.
+        failed: Data for which the fit failed, shape ``(N,)``.
     """
 
     density: Normal
@@ -42,7 +42,7 @@ class Refinement:
         return type(self)(self.density.select(indices), self.split.select(indices), *rest)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take the data where ``condition``, shape ``(N,)``, holds from here, and the rest from ``other``."""
+        """Take data from here if ``condition``, shape ``(N,)``, is true, else from ``other``."""
         pairs = ((self.share, other.share), (self.evaluations, other.evaluations), (self.failed, other.failed))
         rest = (torch.where(condition, mine, theirs) for mine, theirs in pairs)
         density, halves = self.density.where(condition, other.density), self.split.where(condition, other.split)
@@ -70,13 +70,13 @@ def refine(
     """Fit the densities of a mixture to the posterior of each datum.
 
     A normal density is fitted by regression. If the effective sample size of a few draws from its mixture is a small
-    share of their number, :func:`refine_by_chains` follows. These draws are thrown away.
+    fraction of their number, :func:`refine_by_chains` follows. These draws are then discarded.
 
     Args:
         posterior: Posteriors of N data, with the guide.
         members: Copies of the normal density in the mixture.
-        score_guide: Whether the guide's density is computed at all draws.
-        batch_size: Number of gradients per evaluation, at most, over all data; by default all at once.
+        score_guide: If true, the guide's density is computed at all draws.
+        batch_size: Largest number of gradients per evaluation, over all data; by default all at once.
     """
     fitted = fit(posterior, batch_size=batch_size)
     pilot = Mixture(posterior, fitted.density, members, failed=fitted.failed, score_guide=score_guide).draw(PILOT)
@@ -98,13 +98,13 @@ def refine_by_chains(
     score_guide: bool = True,
     batch_size: int | None = None,
 ) -> Refinement:
-    """Fit the densities anew to what chains visit that start at draws from the mixture.
+    """Refit the densities to the draws of chains that start at draws from the mixture.
 
-    Two further densities divide each posterior. A datum keeps its densities if a new one is not finite, or if the
+    Two further densities split each posterior. A datum keeps its densities if a new density is not finite, or if the
     effective sample size of a few draws falls by more than a half.
     """
     count = num_chains(posterior.dim)
-    start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some are the guide's
+    start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some draws are from the guide
     before = run_chains(posterior, found.density, start, batch_size)
     visited = before.joined(run_chains(posterior, fit_to_chains(before), before.last, batch_size))
     density = fit_to_chains(visited)
@@ -119,11 +119,11 @@ def refine_by_chains(
         *rest,
     )
     share = _effective_share(trial.mixture(posterior, members, score_guide=score_guide).draw(PILOT))
-    better = finite & (share > found.share / 2)  # heavy tails flatter a pilot, most of all that of the old density
+    better = finite & (share > found.share / 2)  # a pilot overrates heavy tails, in particular those of the old density
     return replace(trial, share=share).where(better, replace(found, evaluations=evaluations))
 
 
 def _effective_share(draws: Draws) -> Tensor:
-    """Return the effective sample size of draws as a share of their number; 0 if no draw has a weight."""
+    """Return the effective sample size of draws as a fraction of their number; 0 if all weights are zero."""
     weights = draws.log_weights.softmax(0)
     return (1 / (len(weights) * weights.square().sum(0))).nan_to_num(nan=0.0)

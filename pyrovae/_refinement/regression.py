@@ -1,6 +1,6 @@
 r"""Stochastic linear regression: a full-covariance normal density for each datum, from gradients at draws.
 
-**The idea.** Let :math:`q = N(m, A A^\top)`. Two identities of Stein's, due to Bonnet and Price, give the derivatives
+**The idea.** Let :math:`q = N(m, A A^\top)`. Two identities of Stein, due to Bonnet and Price, give the derivatives
 of :math:`\mathrm{E}_q[\log p(x, u)]` with respect to mean and covariance: the mean gradient, and half of the mean
 Hessian. The ELBO is therefore stationary if
 
@@ -16,21 +16,21 @@ and computes
 .. math:: \bar h = \frac1S \sum_s h_s, \qquad B = -\frac1S \sum_s h_s \epsilon_s^\top .
 
 The fit is stationary if :math:`\bar h = 0` and :math:`B = I`. The draws are the orthogonal antithetic designs of
-:mod:`pyrovae._refinement.design`, whose Gram matrix is exactly :math:`S I`: the sum above *is* the least-squares
-solution, and S may be as small as 2 D. Independent draws need about 4 D.
+:mod:`pyrovae._refinement.design`, whose Gram matrix is exactly :math:`S I`. The sum above *is* therefore the
+least-squares solution, and S may be as small as 2 D. Independent draws need about 4 D.
 
 **The update.** Let :math:`(B + B^\top) / 2 = V \Lambda V^\top`. Eigenvalues are replaced by their absolute values and
-bounded. An update at the rate :math:`\rho \in (0, 1]` multiplies the precision by :math:`\Lambda^\rho`: the new density
+bounded. An update at the rate :math:`\rho \in (0, 1]` multiplies the precision by :math:`\Lambda^\rho`. The new density
 has mean :math:`m + A V \Lambda^{-\rho} V^\top \bar h`, with a bounded step, and root :math:`A V \Lambda^{-\rho / 2}`.
-Rates that decrease average the regressions of successive rounds, as the running means of Salimans and Knowles do.
+Decreasing rates average the regressions of successive rounds, like the running means of Salimans and Knowles.
 
 **Start.** The first density has the mean and the full covariance of draws from the guide. Its mean then takes a few
 steps of gradient ascent on log p(x, u), preconditioned by that covariance.
 
-**Safeguards.** Each round estimates the ELBO at its own draws. If the ELBO of a datum falls by more than its noise,
-or if a value or gradient is not finite, the datum keeps its previous density. The next round tries the update of that
-density at a smaller rate. A datum is settled, and is evaluated no more, once its ELBO gains less than a threshold. A
-datum that never had a finite round is reported as failed.
+**Safeguards.** Each round estimates the ELBO at its own draws. A datum keeps its previous density if its ELBO falls by
+more than the noise, or if a value or gradient is not finite. The next round then tries the update at a smaller rate.
+Once the ELBO of a datum gains less than a threshold, the datum is settled and no longer evaluated. A datum without any
+finite round is reported as failed.
 
 Source:
     *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles, 2013).
@@ -49,8 +49,8 @@ from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior, value_and_gradient
 
 RATES = (0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2)
-_GRADIENT_COST = 3  # a gradient costs about as much as three evaluations of log p(x, u)
-_NOISE = 0.5  # nats by which an ELBO estimate may fall without being a worse density
+_GRADIENT_COST = 3  # evaluations of log p(x, u) that take as long as a gradient
+_NOISE = 0.5  # nats by which the estimated ELBO of an equally good density may fall
 _EIGENVALUES = (0.01, 100.0)  # bounds on the change of precision in one round
 _REACH = 1.5  # longest step of a mean, in standard deviations per dimension
 
@@ -61,10 +61,10 @@ class Fit:
 
     Attributes:
         density: Densities of N data.
-        elbo: Estimate of the ELBO of each density, shape ``(N,)``, nats; ``-inf`` where the fit failed.
-        evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts 3.
-        rounds: Number of rounds of each datum, the first included, shape ``(N,)``.
-        failed: Data without any round of finite values and gradients, shape ``(N,)``; use the guide alone for them.
+        elbo: Estimate of the ELBO of each density, shape ``(N,)``, nats; ``-inf`` if the fit failed.
+        evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts as 3.
+        rounds: Number of rounds of each datum, including the first, shape ``(N,)``.
+        failed: Data without a round of finite values and gradients, shape ``(N,)``; use the guide alone for them.
     """
 
     density: Normal
@@ -89,12 +89,12 @@ def fit(
 
     Args:
         posterior: Posteriors of N data.
-        num_points: Number of gradients per datum and round, S; rounded up to a multiple of twice the number of latent
+        num_points: Number of gradients per datum and round, S, rounded up to a multiple of twice the number of latent
             dimensions. By default the smallest such multiple that is at least 64.
         rates: Rate of each update; their number is the largest number of updates.
         num_ascent_steps: Number of steps of gradient ascent before the first round.
-        settled_gain: A datum is settled once a round raises its ELBO by less, nats.
-        batch_size: Number of gradients per evaluation, at most, over all data; by default all at once.
+        settled_gain: Gain of the ELBO in a round below which a datum is settled, nats.
+        batch_size: Largest number of gradients per evaluation, over all data; by default all at once.
 
     Returns:
         The densities, their ELBO, and the evaluations spent.
@@ -133,7 +133,7 @@ def fit(
 
 
 def fit_to_draws(posterior: Posterior) -> Normal:
-    """Return the normal densities with the mean and the covariance of guide draws, correlations shrunk by a tenth."""
+    """Return normal densities with the mean and covariance of guide draws; correlations are shrunk by a tenth."""
     draws, _ = posterior.draw(max(256, 4 * posterior.dim))
     mean = draws.mean(0)
     spread = (draws - mean).movedim(0, 1)
@@ -143,7 +143,7 @@ def fit_to_draws(posterior: Posterior) -> Normal:
 
 
 def ascend(posterior: Posterior, density: Normal, num_steps: int) -> Normal:
-    """Move the means uphill on log p(x, u), preconditioned by the covariance, each with a step size of its own."""
+    """Move the means uphill on log p(x, u), preconditioned by the covariance, with a separate step size for each."""
     if num_steps == 0:
         return density
     mean, rate = density.mean, torch.full_like(density.log_det, 0.5)
@@ -163,11 +163,11 @@ def ascend(posterior: Posterior, density: Normal, num_steps: int) -> Normal:
 
 @dataclass(frozen=True)
 class _Round:
-    """Densities with what a round of draws says about them.
+    """Densities, with the estimates from a round of draws.
 
     Attributes:
         density: Densities of N data.
-        elbo: Estimate of the ELBO, shape ``(N,)``; ``-inf`` where a value or gradient is not finite.
+        elbo: Estimate of the ELBO, shape ``(N,)``, nats; ``-inf`` if a value or gradient is not finite.
         slope: Mean gradient in whitened coordinates, shape ``(N, D)``.
         curvature: Minus the mean Hessian in whitened coordinates, shape ``(N, D, D)``, symmetric.
     """
@@ -178,7 +178,7 @@ class _Round:
     curvature: Tensor
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take the data where ``condition``, shape ``(N,)``, holds from here, and the rest from ``other``."""
+        """Take data from here if ``condition``, shape ``(N,)``, is true, else from ``other``."""
         return type(self)(
             self.density.where(condition, other.density),
             torch.where(condition, self.elbo, other.elbo),
@@ -211,7 +211,7 @@ def _run_round(posterior: Posterior, density: Normal, num_points: int, batch_siz
     whitened = density.pull(gradient)
     curvature = -(whitened.mT @ points) / num_points
     finite = value.isfinite().all(0) & curvature.isfinite().all(-1).all(-1)
-    # A round of such values has no slope, and its density is made narrower, since the centre may be finite.
+    # A round with such values gets no slope and a narrower density, because the centre may be finite.
     narrower = 4 * torch.eye(posterior.dim, dtype=value.dtype, device=value.device)
     return _Round(
         density,
@@ -222,7 +222,7 @@ def _run_round(posterior: Posterior, density: Normal, num_points: int, batch_siz
 
 
 def _improve(current: _Round, rate: Tensor) -> Normal:
-    """Return the densities after an update at this rate, shape ``(N,)``; see the module's docstring."""
+    """Return the densities after an update at a rate of shape ``(N,)``; see the module's docstring."""
     density, dim = current.density, current.slope.shape[-1]
     values, vectors = torch.linalg.eigh(current.curvature)
     values = values.abs().clamp(*_EIGENVALUES) ** rate[:, None]

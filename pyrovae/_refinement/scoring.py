@@ -1,4 +1,4 @@
-"""Guides whose density at given values is expensive."""
+"""A test for guides whose density at given values is expensive."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pyrovae.distributions import NormalizingFlow
 
 
 def scores_slowly(distribution: Any) -> bool:
-    """Return whether a density at given values takes a pass of a network for each latent dimension."""
+    """Return whether scoring given values takes a pass of a network for each latent dimension."""
     while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
         distribution = distribution.base_dist
     transforms: list[Any] = list(getattr(distribution, "transforms", ()))
@@ -19,6 +19,6 @@ def scores_slowly(distribution: Any) -> bool:
 
 
 def _names(transform: Any) -> list[str]:
-    """Return the class names of a transform and of its parts; an inverse, which scores fast, hides its own."""
+    """Return the class names of a transform and its parts, without the parts of an inverse, which scores fast."""
     parts = getattr(transform, "transforms", None) or getattr(transform, "parts", None)
     return [type(transform).__name__] + [name for part in parts or () for name in _names(part)]

@@ -1,13 +1,13 @@
 r"""Two normal densities for a posterior that is not normal, from draws of chains and their scores.
 
-In coordinates in which the posterior has mean 0 and covariance I approximately, the score of a normal posterior is
-:math:`-v`. The rest :math:`r = g + v` measures the departure from normality. Its strongest quadratic part is along the
+Assume coordinates in which the posterior has approximately mean 0 and covariance I. The score of a normal posterior is
+then :math:`-v`, and :math:`r = g + v` measures the departure from normality. Its strongest quadratic part is along the
 direction w that maximizes :math:`\mathrm{E}[(w^\top r)\,((w^\top v)^2 - 1)]`, the third derivative of log p along w. A
-power iteration, :math:`w \propto \mathrm{E}[r\,((w^\top v)^2 - 1)]`, finds it.
+power iteration, :math:`w \propto \mathrm{E}[r\,((w^\top v)^2 - 1)]`, finds w.
 
-The draws are divided softly along w, with weights :math:`\sigma(\pm w^\top v)`. In each half a weighted regression of
-the scores on the draws gives a precision P, and the normal density with this linear score has mean :math:`\bar v +
-P^{-1} \bar g`. The two densities follow a posterior whose curvature changes along w.
+The draws are split softly along w, with weights :math:`\sigma(\pm w^\top v)`. In each half, a weighted regression of
+the scores on the draws gives a precision P. The normal density with this linear score has mean
+:math:`\bar v + P^{-1} \bar g`. Together, the two densities follow a posterior whose curvature changes along w.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import Tensor
 from pyrovae._refinement.chains import Visited, ridged, second_moment, symmetric
 from pyrovae._refinement.normal import Normal
 
-NUM_STARTS, NUM_ITERATIONS = 4, 15  # of the power iteration
+NUM_STARTS, NUM_ITERATIONS = 4, 15  # starts and iterations of the power iteration
 RIDGE = 0.2
 EIGENVALUES = (0.2, 5.0)  # bounds on a local precision
 
@@ -29,8 +29,8 @@ class Split:
     """Two normal densities for some of N data.
 
     Attributes:
-        densities: The two densities; for other data, any.
-        chosen: Data that are split, shape ``(N,)``.
+        densities: The two densities; for data that are not split, the values are arbitrary.
+        chosen: True for data that are split, shape ``(N,)``.
     """
 
     densities: tuple[Normal, ...]
@@ -38,13 +38,13 @@ class Split:
 
     @classmethod
     def none(cls, density: Normal) -> Self:
-        """Return a division of no datum."""
+        """Return a split that applies to no datum."""
         everything = torch.arange(len(density.mean), device=density.mean.device)
         halves = density.select(everything), density.select(everything)
         return cls(halves, torch.zeros_like(everything, dtype=torch.bool))
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take the data where ``condition``, shape ``(N,)``, holds from here, and the rest from ``other``."""
+        """Take data from here if ``condition``, shape ``(N,)``, is true, else from ``other``."""
         pairs = zip(self.densities, other.densities, strict=True)
         densities = tuple(mine.where(condition, theirs) for mine, theirs in pairs)
         return type(self)(densities, torch.where(condition, self.chosen, other.chosen))
@@ -62,7 +62,7 @@ class Split:
 
 
 def split(visited: Visited) -> tuple[Normal, Normal]:
-    """Return two normal densities that divide the posterior of each datum.
+    """Return two normal densities that split the posterior of each datum.
 
     Args:
         visited: Draws and scores in the coordinates of a density that was fitted to them.

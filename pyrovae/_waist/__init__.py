@@ -1,1 +1,1 @@
-"""The one route from a Pyro program to its log-weights: run the guide, score the model, sum per datum."""
+"""The route from a Pyro program to its log-weights: run the guide, score the model, sum per datum."""

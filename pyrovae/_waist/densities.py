@@ -1,4 +1,4 @@
-"""The second step of the route: log-densities of draws under the model and under the guide."""
+"""The second step of the route: log-densities of draws under model and guide."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ class Densities(NamedTuple):
     r"""The three terms of a log-weight, :math:`\log w = \log p(x \mid z) + \log p(z) - \log q(z \mid x)`.
 
     Attributes:
-        likelihood: Of the observed sites, shape ``(num_draws, N)``, nats.
-        prior: Of the model's latent sites, likewise.
-        guide: Of the guide's sites, likewise.
+        likelihood: Log-density of the observed sites, shape ``(num_draws, N)``, nats.
+        prior: Log-density of the model's latent sites, shape ``(num_draws, N)``, nats.
+        guide: Log-density of the guide's sites, shape ``(num_draws, N)``, nats.
     """
 
     likelihood: Tensor
@@ -43,20 +43,20 @@ def log_joint(
 ) -> Tensor:
     """Run the model at values of its latent sites and return log p(x, z), shape ``(num_draws, N)``, nats.
 
-    For programs whose guide enumerates nothing and that have passed the checks of :func:`importance_weights`.
+    The guide must not enumerate sites, and the programs must have passed the checks of :func:`importance_weights`.
 
     Args:
         model: Pyro program of p(x, z).
-        args: Its arguments.
+        args: Arguments of the model.
         values: Values of the latent sites and indices of subsampling plates, by name.
         num_draws: Number of draws in the values.
         plate: The data plate, with the number of data in the arguments as its size.
-        nesting: Depth of the program's own plates, or ``None`` for values without a dimension of draws.
-        kwargs: Its keyword arguments.
-        masks: Masks of the guide's latent sites at these values, with which the model's are compared.
+        nesting: Nesting depth of the program's own plates, or ``None`` for values without a dimension of draws.
+        kwargs: Keyword arguments of the model.
+        masks: Masks of the guide's latent sites at these values, which must agree with those of the model.
 
     Raises:
-        ProgramError: If a latent site is masked unlike in the guide.
+        ProgramError: If the mask of a latent site differs from its mask in the guide.
     """
     sites = run_model(model, args, values, num_draws, kwargs=kwargs, nesting=nesting)
     if masks is not None:
@@ -74,12 +74,12 @@ def log_joint(
 
 
 def log_guide(draws: Draws, plate: CondIndepStackFrame) -> Tensor:
-    """Return log q(z | x) of the draws of a guide that enumerates nothing, shape ``(num_draws, N)``, nats."""
+    """Return log q(z | x) of the draws of a guide without enumerated sites, shape ``(num_draws, N)``, nats."""
     latents = [site for site in draws.latents.values() if plate.name in plate_names(site)]
     terms = [(site, masked_score(site)) for site in latents]
     return sum_per_datum(terms, draws.draws_dim, dim_of(plate)).expand(draws.num_draws, plate.size)
 
 
 def joint_density(likelihood: Tensor, prior: Tensor) -> Tensor:
-    """Add log p(x | z) and log p(z); the sum is -inf outside of the support of z, whatever the likelihood is there."""
+    """Add log p(x | z) and log p(z); the sum is -inf outside the support of z, for any value of the likelihood."""
     return torch.where(prior == -math.inf, prior, likelihood + prior)

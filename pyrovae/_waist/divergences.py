@@ -1,4 +1,4 @@
-"""The KL divergence of a latent site's posterior from its prior, dimension by dimension where these are independent."""
+"""The KL divergence of a latent site's posterior from its prior, by dimension if the dimensions are independent."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,26 +11,26 @@ from pyrovae._waist.sites import Site, factors
 
 
 def is_mean_field(name: str, model_order: Sequence[str], guide_order: Sequence[str]) -> bool:
-    """Whether the guide draws nothing after a site that the model has drawn before it, and may have used for it.
+    """Return whether the prior of a site depends only on sites that the guide draws before it.
 
-    Where it does, as in a bottom-up guide, the prior of the site depends on draws that depend on the site's own, and
-    the mean of log q - log p is not the divergence of the two distributions.
+    In a bottom-up guide this does not hold: the prior of the site depends on draws that depend on the site's own draw.
+    The mean of log q - log p is then not the divergence of the two distributions.
     """
     later = guide_order[guide_order.index(name) + 1 :]
     return not set(later) & set(model_order[: model_order.index(name)])
 
 
 def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
-    """KL(q || p), by its closed form if that is exact and known, else log q - log p at the draw.
+    """Return KL(q || p) in closed form if that is exact and known, else log q - log p at the draw.
 
     Args:
         q: The guide's site.
-        p: The model's.
-        exact: Whether the closed form is what the ELBO has in the mean.
+        p: The model's site.
+        exact: If true, the closed form has the expectation of the term in the ELBO.
 
     Returns:
-        Nats, in the site's batch shape, and to the right of it one number for each independent dimension, if both have
-        independent ones. Zero where the site is masked.
+        Divergences in nats, in the site's batch shape. If q and p have independent dimensions, the last dimension holds
+        one value for each of them. Masked values are zero.
     """
     q_fn, p_fn = factors(q["fn"]), factors(p["fn"])
     if q_fn is None or p_fn is None:
@@ -45,8 +45,8 @@ def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
 
 
 def _closed_form(q: Any, p: Any) -> Tensor | None:
-    """KL(q || p) if torch knows it for these two distributions."""
+    """Return KL(q || p) if torch has its closed form for these two distributions, else None."""
     try:
         return kl_divergence(q, p)
-    except NotImplementedError:  # as torch says that it has no closed form
+    except NotImplementedError:  # torch has no closed form
         return None

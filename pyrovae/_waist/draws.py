@@ -1,4 +1,4 @@
-"""The first step of the route: run a guide and keep its draws with all that later steps need of them."""
+"""The first step of the route: run a guide, and keep its draws with everything that later steps need."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +18,15 @@ from pyrovae._waist.support import moved_inside
 
 
 class Given(Messenger):
-    """Give sites their values; a subsampling plate without one takes in every run what it chose in the first.
+    """Handler that gives sites their values. A subsampling plate without a value chooses the same data in every run.
 
-    A program gets a valid value in place of one outside of a site's support. The site's option ``_pyrovae_inside``
-    says where, and its probability there is zero. The option ``_pyrovae_conditioned`` marks observed sites that
-    ``pyro.condition`` has given their value.
+    If a value lies outside the support of its site, the program gets a valid value instead. The site's option
+    ``_pyrovae_inside`` marks such values, whose probability is zero. The option ``_pyrovae_conditioned`` marks observed
+    sites whose value comes from ``pyro.condition``.
 
     Args:
-        values: Values by site.
-        infer: Options by site of enumerated sites, which say along which dimension their values stand.
+        values: Values by name of the site.
+        infer: Options of enumerated sites by name, which contain the dimensions of their values.
     """
 
     def __init__(self, values: Mapping[str, Tensor], infer: Mapping[str, Any] | None = None) -> None:
@@ -49,7 +49,7 @@ class Given(Messenger):
 
 
 def _gives(handler: Any, name: str) -> bool:
-    """Return whether a handler has a value for a site, as those of ``pyro.condition`` do."""
+    """Return whether a handler, such as ``pyro.condition``, has a value for a site."""
     values = getattr(handler, "data", None)
     return isinstance(values, Mapping | poutine.Trace) and name in values
 
@@ -60,7 +60,7 @@ def with_draws(program: Program, num_draws: int, nesting: int | None) -> Program
     Args:
         program: Pyro program.
         num_draws: Number of draws.
-        nesting: Depth of the program's own plates. ``None`` leaves the program as it is, with one draw.
+        nesting: Nesting depth of the program's own plates. ``None`` leaves the program unchanged, with one draw.
     """
     return program if nesting is None else pyro.plate(DRAWS, num_draws, dim=-nesting - 1)(program)
 
@@ -71,12 +71,12 @@ class Draws:
 
     Attributes:
         sites: All sample sites of the run.
-        chosen: The indices that subsampling plates took, by plate.
+        chosen: Indices that subsampling plates chose, by name of the plate.
         num_draws: Number of draws.
-        nesting: Depth of the program's own plates, to the left of which the draws stand; ``None`` for one draw without
-            a dimension.
-        depth: Number of plates to the left of which sites were enumerated, if any were.
-        infer: Options by site of a guide that enumerates.
+        nesting: Nesting depth of the program's own plates. The draws lie along the next dimension to the left. ``None``
+            for a single draw without a dimension.
+        depth: Number of plates to the left of which sites were enumerated, or ``None``.
+        infer: Options of sites by name, if the guide enumerates sites.
     """
 
     sites: list[Site]
@@ -107,7 +107,7 @@ class Draws:
         values = dict(self.chosen)
         for name, site in self.latents.items():
             dim, value = self.draws_dim - site["fn"].event_dim, site["value"]
-            shared = value.ndim < -dim or value.shape[dim] == 1  # a value that all draws have in common
+            shared = value.ndim < -dim or value.shape[dim] == 1  # all draws have the same value
             values[name] = value if shared else value.narrow(dim, start, stop - start)
         return values
 
@@ -166,17 +166,17 @@ def run_model(
 ) -> list[Site]:
     """Run a model once at given values of its latent sites and return its sample sites.
 
-    Sites that ask for it are enumerated, along dimensions to the left of all plates and of the sites that the guide
+    Sites that request it are enumerated, along dimensions to the left of all plates and of the sites that the guide
     enumerates.
 
     Args:
         model: Pyro program of p(x, z).
-        args: Its arguments.
+        args: Arguments of the model.
         values: Values of latent sites and indices of subsampling plates, by name.
         num_draws: Number of draws in the values.
-        kwargs: Its keyword arguments.
-        nesting: Depth of the program's own plates; ``None`` for values without a dimension of draws.
-        drawn_with: The run of the guide that made the values, if it enumerated sites.
+        kwargs: Keyword arguments of the model.
+        nesting: Nesting depth of the program's own plates; ``None`` for values without a dimension of draws.
+        drawn_with: Run of the guide that made the values, if it enumerated sites.
     """
     given = Given(values, drawn_with.infer if drawn_with else None)
 

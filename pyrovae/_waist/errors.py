@@ -11,11 +11,11 @@ from pyrovae._waist.sites import Site
 
 
 class OutsideSupportError(ValueError):
-    """A value cannot be scored by the distribution of its site."""
+    """The distribution of a site cannot score a value."""
 
 
 class ProgramError(ValueError):
-    """A program has no log-weights, whatever its data are: the error is not one of single data."""
+    """A program has no log-weights, whatever its data are, so the error does not belong to single data."""
 
 
 @contextmanager
@@ -23,13 +23,13 @@ def explained_divergence() -> Iterator[None]:
     """Explain the error that a distribution raises when its parameters are NaN or infinite.
 
     Raises:
-        FloatingPointError: In place of the ValueError of the distribution.
+        FloatingPointError: Instead of the ValueError of the distribution.
     """
     try:
         yield
     except (ValueError, RuntimeError) as error:
         message, *shapes = re.split(r"\n *Trace Shapes:", str(error), maxsplit=1)
-        if shapes:  # as Pyro puts its table of shapes behind the message
+        if shapes:  # Pyro appends its table of shapes to the message
             error.args = (message,)
             error.add_note(f"Trace shapes:{shapes[0]}")
         pattern = r"Expected parameter (\w+) .*? of distribution (\w+)\(.* found invalid values:(.*)"
@@ -37,13 +37,13 @@ def explained_divergence() -> Iterator[None]:
         if not (refused and re.search(r"\b(nan|inf)\b", refused[3])):
             raise
         raise FloatingPointError(
-            f"the model has diverged: {refused[1]} of a {refused[2]} is NaN or infinite; look at the parameters of the "
-            f"module and at its history, and go back to weights from before that, such as a checkpoint's"
+            f"the model has diverged: {refused[1]} of a {refused[2]} is NaN or infinite. Check the parameters of the "
+            f"module and its history, and return to earlier weights, such as those of a checkpoint."
         ) from error
 
 
 def outside_support(site: Site, reason: str) -> str:
-    """Say what the error of a distribution means, and what to do."""
+    """Return the message for a value that a distribution cannot score, with its cause and the remedy."""
     fn, value = site["fn"], site["value"]
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | torch.distributions.Independent):
         fn = fn.base_dist
@@ -54,12 +54,12 @@ def outside_support(site: Site, reason: str) -> str:
         f"{tuple(site['fn'].batch_shape)} and event shape {tuple(site['fn'].event_shape)} ({reason})"
     )
     if hasattr(fn, "hint"):
-        message += f"; {fn.hint}"
+        message += f". {fn.hint}."
     is_grey = ((value > 0) & (value < 1)).any() and value.min() >= 0 and value.max() <= 1
     if isinstance(fn, torch.distributions.Bernoulli) and is_grey:
         message += (
-            "; grey values have no Bernoulli likelihood: binarize them (pyrovae.data.binarize, or a data set with "
-            "binarization='dynamic' and fit(transform=splits.transform)), or use a likelihood of real values such as "
-            "pyrovae.likelihoods.Normal"
+            ". Bernoulli likelihoods cannot score grey values. Binarize them (pyrovae.data.binarize, or a data set "
+            "with binarization='dynamic' and fit(transform=splits.transform)), or use a likelihood of real values such "
+            "as pyrovae.likelihoods.Normal."
         )
     return message

@@ -1,9 +1,9 @@
-"""Check that a log-weight depends on nothing but its datum and its draw, by two runs of the programs.
+"""A check that a log-weight depends only on its datum and its draw, by two runs of the programs.
 
-A program that counts dimensions from the left (``h.softmax(1)``, ``h / h.sum(1)``) is right for one draw and wrong for
-many, since the dimension of draws stands to the left of the data. A program that uses a statistic of the batch gives a
-datum another log-weight in another batch. Neither raises an error by itself. So the same draws are scored twice: alone,
-and together with other draws or without the other data.
+A program that counts dimensions from the left ( ``h.softmax(1)``, ``h / h.sum(1)``) is right for one draw but wrong for
+many, because the dimension of draws lies to the left of the data. A program that uses a statistic of the batch gives a
+datum different log-weights in different batches. Neither raises an error by itself. The same draws are therefore scored
+twice: alone, and together with other draws or without the other data.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from pyrovae._waist.plates import site_plates
 from pyrovae._waist.sites import Site, is_enumerated
 
-FEW_DATA = 12  # below that, each datum is scored without each of the others
+FEW_DATA = 12  # with fewer data, each datum is scored without each of the others
 
 
 def with_second_draw(
@@ -33,7 +33,7 @@ def with_second_draw(
 
     Args:
         sites: The guide's sites in a run without a dimension of draws.
-        nesting: Depth of the program's own plates.
+        nesting: Nesting depth of the program's own plates.
         plate: The data plate.
         data: Indices of the data to keep; all by default.
     """
@@ -59,18 +59,18 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 
 
 def kept_sets(size: int) -> list[Tensor]:
-    """Return sets of data to keep while copies of these take the place of all others, as indices.
+    """Return sets of data to keep, as indices; copies of the kept data replace all other data.
 
-    Of fewer than :data:`FEW_DATA` data, each is kept in a set without each of the others, so that no dependence of one
-    datum on another is missed. Of more data, irregular sets find references that programs use: the first or the last
-    datum, the one in the middle, a neighbour, the data in reverse order.
+    With fewer than :data:`FEW_DATA` data, each datum is kept in a set without each of the others, so that all
+    dependences between data are found. With more data, irregular sets find the references that programs use: the first
+    or the last datum, the middle datum, a neighbour, the data in reverse order.
     """
     index = torch.arange(size)
     if size >= FEW_DATA:
         golden, other = ((index * number) % 1 < 0.5 for number in (0.6180339887, 0.4142135624))
         return [index[golden], index[~golden], index[other]]
     number = next(n for n in range(1, FEW_DATA) if math.comb(n, n // 2) >= size)
-    codes = list(combinations(range(number), number // 2))[:size]  # none of these is a part of another one
+    codes = list(combinations(range(number), number // 2))[:size]  # none of them is a subset of another
     sets = [[i for i, code in enumerate(codes) if place in code] for place in range(number)]
     return [torch.tensor(kept) for kept in sets if kept]
 
@@ -78,16 +78,16 @@ def kept_sets(size: int) -> list[Tensor]:
 def with_other_data(
     args: Sequence[Any], sites: list[Site], nesting: int, plate: CondIndepStackFrame
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Tensor], Tensor]]:
-    """Keep some data and their draws, and put copies of these in the place of the others.
+    """Keep some data and their draws, and replace all other data by copies of the kept data.
 
     Args:
-        args: Arguments of the program. Tensors whose first dimension is that of the plate are taken for data.
+        args: Arguments of the program. Tensors whose first dimension has the size of the plate are taken as data.
         sites: The guide's sites in a run without a dimension of draws.
-        nesting: Depth of the program's own plates.
+        nesting: Nesting depth of the program's own plates.
         plate: The data plate.
 
     Yields:
-        Arguments, values of the latent sites, and the indices of the data that are as they were.
+        Arguments, values of the latent sites, and the indices of the data that were kept.
     """
     assert plate.dim is not None
     drawn = _drawn_values(sites, nesting)
@@ -106,13 +106,13 @@ def with_other_data(
 
 
 def difference_by_data(one: Any, other: Any, kept: Tensor, *, with_guide: bool = False) -> float:
-    """Return how far the log-probabilities of some data differ in two runs with other data beside them.
+    """Return the largest difference between the log-probabilities of some data in two runs, nats.
 
     Args:
         one: Weights of a run.
-        other: Weights of a run with other data beside those that were kept.
-        kept: Indices of the data that are the same in both.
-        with_guide: Whether the guide's log-probabilities are compared too, and not only the model's.
+        other: Weights of a run in which the other data were replaced.
+        kept: Indices of the data that are the same in both runs.
+        with_guide: If true, the guide's log-probabilities are compared in addition to the model's.
     """
     parts = 3 if with_guide else 2
     if one.densities is None or other.densities is None:
@@ -124,28 +124,28 @@ def difference_by_data(one: Any, other: Any, kept: Tensor, *, with_guide: bool =
 
 
 def depends_on_other_data(reason: str, weights: Any) -> str:
-    """Say that a program is no density of single data.
+    """Return the message for a program whose log-weights depend on other data.
 
     Args:
-        reason: By how much a log-weight differs.
+        reason: Text with the difference of a log-weight.
         weights: Weights of a run of the program.
     """
     plate = weights.plate
     others = {frame.name for site in weights.model_sites for frame in site_plates(site)} - {plate.name}
     guessed = (
-        f"{plate.name!r} was taken for the data plate: if that is wrong, pass plate={min(others)!r}; otherwise "
+        f"The data plate is assumed to be {plate.name!r}; if this is wrong, pass plate={min(others)!r}. "
         if others
         else ""
     )
     return (
-        f"the log-weight of a datum depends on the other data of its batch, {reason}; {guessed}give the program what "
-        f"it computes from all data (a mean, a batch statistic) as a constant, and put batch normalization in "
+        f"the log-weight of a datum depends on the other data of its batch, {reason}. {guessed}Pass quantities that "
+        f"the program computes from all data (a mean, a batch statistic) as constants, and put batch normalization in "
         f"evaluation mode, with track_running_stats=True"
     )
 
 
 def largest_difference(first: Tensor, second: Tensor) -> float:
-    """Return the largest difference of log-weights beyond rounding, nats; 0 if they agree."""
+    """Return the largest difference of log-weights that exceeds rounding, nats; 0 if they agree."""
     first, second = first.double(), second.double()
     difference = (first - second).abs()
     difference = torch.where((first == second) | (first.isnan() & second.isnan()), 0.0, difference).nan_to_num(
@@ -156,10 +156,10 @@ def largest_difference(first: Tensor, second: Tensor) -> float:
 
 
 class BatchNormInputs:
-    """Note how many dimensions the inputs of batch normalization have; used as a context.
+    """A context manager that records the numbers of dimensions of the inputs of batch normalization.
 
     Attributes:
-        ndims: Numbers of dimensions, by layer.
+        ndims: Numbers of dimensions by layer.
     """
 
     def __init__(self) -> None:
@@ -178,15 +178,15 @@ class BatchNormInputs:
             self.ndims[module] = inputs[0].ndim
 
     def differing(self, other: "BatchNormInputs") -> nn.Module | None:
-        """Return a layer whose input had another number of dimensions in another run."""
+        """Return a layer whose input had another number of dimensions in another run, or None."""
         known: Mapping[nn.Module, int] = other.ndims
         return next((layer for layer, ndim in self.ndims.items() if known.get(layer, ndim) != ndim), None)
 
 
 def needs_one_draw_a_run(reason: str) -> str:
-    """Say why a program cannot take many draws in one run."""
+    """Return the message for a program that cannot score many draws in one run."""
     return (
-        f"the program gives other log-weights when many draws are scored in one run ({reason}); draws stand in a "
-        f"dimension to the left of its plates, so it must count dimensions from the right, softmax(-1) instead of "
-        f"softmax(1), and its networks must keep leading dimensions"
+        f"the program gives other log-weights when many draws are scored in one run ({reason}). The draws lie along a "
+        f"dimension to the left of its plates. The program must therefore count dimensions from the right, softmax(-1) "
+        f"instead of softmax(1), and its networks must keep leading dimensions"
     )

@@ -1,9 +1,9 @@
-"""Random numbers that a program draws outside of its sample sites.
+"""Random numbers that a program draws outside its sample sites.
 
 At given values of all sites, a program draws nothing, so its density is the same in every run. Dropout or
-``torch.randn_like`` in a program breaks that. The state of the generators is therefore compared from site to site. A
-program may draw numbers without using them, as in ``pyro.param("w", torch.randn(3))``. So if torch's generator has
-moved, such numbers are replaced, and only a density that then differs is said to depend on noise.
+``torch.randn_like`` in a program violates this. The states of the generators are therefore compared between sites. A
+program may draw numbers without using them, as in ``pyro.param("w", torch.randn(3))``. If torch's generator has
+changed, the numbers are therefore replaced. The density depends on noise only if it changes with them.
 """
 
 import random
@@ -19,16 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae._waist.independence import largest_difference
 
-FILLS = (torch.nan, -1e6, 1e6)  # comparisons with NaN are false, so numbers that are compared need two other values
-REDRAWN = range(1, 9)  # seeds of integers in place of those that were drawn
+FILLS = (torch.nan, -1e6, 1e6)  # comparisons with NaN are false, so two other values test numbers that are compared
+REDRAWN = range(1, 9)  # seeds of the integers that replace integers
 
 
 class NoiseOutsideSites(Messenger):
-    """Note whether generators move between the sites of a program; a handler.
+    """A handler that records whether generators change between the sites of a program.
 
     Attributes:
-        sources: Names of the packages whose global generators moved outside of sites.
-        change: Function that replaces numbers drawn by torch outside of sites; ``None`` leaves them as they are.
+        sources: Names of the packages whose global generators changed outside sites.
+        change: Function that replaces numbers that torch draws outside sites; ``None`` leaves them unchanged.
     """
 
     def __init__(self) -> None:
@@ -70,10 +70,10 @@ class NoiseOutsideSites(Messenger):
 
 
 class ChangedNoise(TorchDispatchMode):
-    """Replace the random numbers that torch draws outside of sites.
+    """Context manager that replaces the random numbers that torch draws outside sites.
 
     Args:
-        noise: The handler that knows where the sites are.
+        noise: The handler that knows the positions of the sites.
     """
 
     def __init__(self, noise: NoiseOutsideSites) -> None:
@@ -87,16 +87,16 @@ class ChangedNoise(TorchDispatchMode):
             return result
         for value in result if isinstance(result, tuple) else (result,):
             if isinstance(value, Tensor):
-                value.copy_(change(value))  # in place, since some functions write into their argument
+                value.copy_(change(value))  # in place, because some functions write into their argument
         return result
 
 
 def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor]]) -> bool:
-    """Return whether the densities of a program depend on numbers that it draws outside of sites.
+    """Return whether the densities of a program depend on numbers that it draws outside sites.
 
     Args:
-        noise: The handler around the program, which has seen generators move.
-        run: Runs the program at given or drawn values of its sites, and returns its densities.
+        noise: The handler around the program, which has recorded changes of generators.
+        run: Function that runs the program at given or new values of its sites, and returns its densities.
     """
     if noise.sources - {"torch"}:
         return True
@@ -105,7 +105,7 @@ def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor
     restore = _restoring()
 
     def densities(change: Callable[[Tensor], Tensor] | None) -> Sequence[Tensor]:
-        restore()  # the sites draw what they drew before
+        restore()  # so that the sites draw the same values
         noise.change = change
         try:
             return run()
@@ -114,11 +114,11 @@ def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor
 
     first = densities(None)
     if _differ(densities(None), first):
-        return False  # for another reason than the numbers: a state that changes from run to run
+        return False  # the cause is a state that changes from run to run, and not the numbers
     for change in changes:
         try:
             other = densities(change)
-        except Exception:  # of numbers that the program needs
+        except Exception:  # the program needs the numbers
             return True
         if _differ(other, first):
             return True
@@ -126,7 +126,7 @@ def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor
 
 
 def differs_again(run: Callable[[], Sequence[Tensor]]) -> bool:
-    """Return whether a program has other densities in a second run from the same states of torch's generators."""
+    """Return whether the densities of a program differ in a second run from the same states of torch's generators."""
     restore = _restoring()
     first = run()
     restore()
@@ -134,21 +134,21 @@ def differs_again(run: Callable[[], Sequence[Tensor]]) -> bool:
 
 
 def draws_outside_sites(noise: NoiseOutsideSites) -> str:
-    """Say that a model draws random numbers outside of sample sites."""
+    """Return the message for a model that draws random numbers outside sample sites."""
     sources = " and ".join(sorted(noise.sources))
     return (
-        f"the model draws random numbers of {sources} outside of sample sites, so its density is another one in every "
-        f"run; make them sample sites, or leave them out (a torch.nn.Dropout that is made "
-        f"outside of the program is switched off in an evaluation)"
+        f"the model draws random numbers of {sources} outside sample sites, so its density differs from run to run. "
+        f"Draw them at sample sites, or remove them; an evaluation switches off a torch.nn.Dropout that is created "
+        f"outside the program."
     )
 
 
 def keeps_a_state() -> str:
-    """Say that a model has another density in every run, although it draws no random numbers."""
+    """Return the message for a model whose density differs between runs without random numbers."""
     return (
-        "the model has another density in every run at the same values of its sites, as it keeps a state that changes "
-        "from run to run (a counter, a cache, a generator of its own); make the state an argument of the program, or "
-        "keep it fixed"
+        "the density of the model differs from run to run at the same values of its sites, because the model keeps a "
+        "state that changes (a counter, a cache, its own generator). Make the state an argument of the program, or "
+        "keep it fixed."
     )
 
 
@@ -166,7 +166,7 @@ def _generators() -> dict[str, Any]:
 
 
 def _restoring() -> Callable[[], None]:
-    """Return a function that puts torch's generators back to their present states."""
+    """Return a function that restores the current states of torch's generators."""
     state = torch.get_rng_state()
     on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
 
@@ -188,7 +188,7 @@ def _filled(value: Tensor, fill: float) -> Tensor:
 
 
 def _redrawn(value: Tensor, seed: int) -> Tensor:
-    """Return the same numbers in another order, or for fewer than two numbers another of 0 and 1."""
+    """Return the same numbers in another order, or for fewer than two numbers a random 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     if value.numel() < 2:
         return torch.full_like(value, seed % 2)

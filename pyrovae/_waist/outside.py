@@ -1,8 +1,9 @@
-"""Observed sites outside of the data plate: values on which a program is conditioned, and terms that have no datum.
+"""Observed sites outside the data plate: values on which a program is conditioned, and terms that have no datum.
 
-A weight belongs to one datum, so it cannot hold the log-probability of a site outside of the data plate. Such a site
-may be left out if p(x) is conditional on its value: a latent site that :func:`pyro.condition` has given a value, whose
-log-probability depends neither on the data nor on the latent sites of the plate. Any other site is refused.
+A weight belongs to one datum, so it cannot contain the log-probability of a site outside the data plate. Such a site
+may be left out if p(x) is conditional on its value. This is the case for a latent site whose value is given by
+:func:`pyro.condition`, if its log-probability depends neither on the data nor on the latent sites of the plate. Any
+other site raises an error.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,15 +18,15 @@ from pyrovae._waist.plates import plate_names, shared_plates
 from pyrovae._waist.scoring import mask_of, masked_score
 from pyrovae._waist.sites import CONDITIONED, Site, is_factor
 
-NUM_DRAWS = 8  # runs with fresh draws, of which discrete latent sites may repeat some
+NUM_DRAWS = 8  # number of runs with new draws, some of which may repeat values of discrete latent sites
 
 
 class OutsidePlateError(ProgramError):
-    """An observed site lies outside of the data plate and is not given."""
+    """An observed site lies outside the data plate and is not given by ``pyro.condition``."""
 
 
 def outside_terms(sites: Iterable[Site], plate: CondIndepStackFrame) -> list[Site]:
-    """Return the observed sites outside of the data plate, without those that are masked, as deterministic ones are."""
+    """Return the observed sites outside the data plate that are not masked; deterministic sites are masked."""
     outside = [site for site in sites if site["is_observed"] and plate.name not in plate_names(site)]
     return [site for site in outside if _is_counted(mask_of(site))]
 
@@ -35,10 +36,10 @@ def _is_counted(mask: Any) -> bool:
 
 
 def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
-    """Check that observed sites outside of the data plate are latent sites with a given value.
+    """Check that observed sites outside the data plate are latent sites with a given value.
 
     Raises:
-        OutsidePlateError: If one is an observation or a factor of the program itself.
+        OutsidePlateError: If a site is an observation or a factor of the program itself.
     """
     for site in outside_terms(sites, plate):
         if site["infer"].get(CONDITIONED):
@@ -46,54 +47,55 @@ def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
         name = site["name"]
         latents = [other for other in sites if not other["is_observed"]]
         others = [frame.name for frame in shared_plates([*latents, site])] if latents else []
-        way_out = f"move it into that plate{f', or pass plate={others[0]!r}' if others else ''}"
+        remedy = f"move it into that plate{f', or pass plate={others[0]!r}' if others else ''}"
         if is_factor(site):
             raise OutsidePlateError(
                 f"the factor {name!r} lies outside the data plate {plate.name!r}, so it belongs to no datum and to no "
-                f"log-weight; {way_out}, or leave it out, pyro.poutine.block(program, hide=[{name!r}])"
+                f"log-weight. To score it, {remedy}; to leave it out, pass pyro.poutine.block(program, "
+                f"hide=[{name!r}])."
             )
         raise OutsidePlateError(
             f"observed site {name!r} lies outside the data plate {plate.name!r}, so its log-probability belongs to no "
-            f"datum and to no log-weight; {way_out}. If p(x) is meant to be conditional on its value, sample it "
-            f"without obs= and pass pyro.condition(model, data={{{name!r}: value}})"
+            f"datum and to no log-weight. To score it, {remedy}. If p(x) is meant to be conditional on its value, "
+            f"sample it without obs= and pass pyro.condition(model, data={{{name!r}: value}})."
         )
 
 
 def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[Any]) -> None:
-    """Check that the log-probability of a conditioned site outside of the data plate is a constant.
+    """Check that the log-probability of a conditioned site outside the data plate is a constant.
 
     Programs without such a site are not run.
 
     Args:
         one: Weights of a run with one draw.
-        score: Function that runs the programs on arguments with fresh draws and returns their weights.
+        score: Function that runs the programs on arguments with new draws and returns their weights.
         args: Arguments of that run.
 
     Raises:
-        OutsidePlateError: If it changes with the draws or with the data.
+        OutsidePlateError: If the log-probability changes with the draws or with the data.
     """
     known = _log_probabilities(one)
     if not known:
         return
-    mixed = next(with_other_data(args, one.guide_sites, one.nesting, one.plate), None)  # none if there is one datum
+    mixed = next(with_other_data(args, one.guide_sites, one.nesting, one.plate), None)  # None if there is one datum
     other_data = None if mixed is None else mixed[0]
     for given in (*([] if other_data is None else [other_data]), *[args] * NUM_DRAWS):
         try:
             found = _log_probabilities(score(given))
         except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
-            if given is other_data:  # which not every program takes
+            if given is other_data:  # not every program accepts other data
                 continue
             raise
         for name, term in found.items():
             if difference := largest_difference(term, known[name]):
                 raise OutsidePlateError(
                     f"site {name!r} is given a value and lies outside the data plate {one.plate.name!r}, but its "
-                    f"log-probability depends on the data or on latent sites of the plate, by {difference:.3g} nats; "
-                    f"it is a part of log p(x), so move it into the plate"
+                    f"log-probability depends on the data or on latent sites of the plate, by {difference:.3g} nats. "
+                    f"It is therefore a part of log p(x). Move it into the plate."
                 )
 
 
 def _log_probabilities(weights: Any) -> dict[str, Tensor]:
-    """Return the log-probability of each observed site of the model outside of the data plate, nats."""
+    """Return the log-probability of each observed site of the model outside the data plate, nats."""
     terms = outside_terms(weights.model_sites, weights.plate)
     return {site["name"]: masked_score(site).detach().sum() for site in terms}

@@ -1,4 +1,4 @@
-"""The plates of a program, and the one plate of its data."""
+"""The plates of a program, and the choice of the data plate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,38 +24,38 @@ def plate_names(site: Site) -> set[str]:
 
 
 def shared_plates(sites: list[Site]) -> list[CondIndepStackFrame]:
-    """Return the plates that all sites are in, outermost first."""
+    """Return the plates that all sites share, outermost first."""
     return [frame for frame in site_plates(sites[0]) if all(frame.name in plate_names(site) for site in sites)]
 
 
 def outermost_plate(sites: list[Site]) -> CondIndepStackFrame:
-    """Return the outermost plate that all sites are in.
+    """Return the outermost plate that all sites share.
 
     Raises:
-        ValueError: If no plate holds all of them.
+        ValueError: If there is no site or no shared plate.
     """
     if not sites:
-        raise ValueError("the model observes nothing; pass the data with pyro.sample(name, distribution, obs=x)")
+        raise ValueError("the model observes nothing. Observe the data by pyro.sample(name, distribution, obs=x).")
     if not (shared := shared_plates(sites)):
         raise ValueError(
-            f"there is no data plate around the observed sites {[site['name'] for site in sites]}; declare the data "
+            f"there is no data plate around the observed sites {[site['name'] for site in sites]}. Declare the data "
             f"independent with a vectorized plate, `with pyro.plate('data', len(x)):`"
         )
     return sized(shared[0], sites)
 
 
 def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
-    """Return the plate of that name, or the outermost one that all latent sites share.
+    """Return the plate of a given name, or the outermost plate that all latent sites share.
 
     Raises:
-        ValueError: If there is none, or a latent site lies outside of it.
+        ValueError: If there is no such plate, or a latent site lies outside it.
     """
     latents = [site for site in sites if not site["is_observed"]]
     if name is None:
         shared = shared_plates(latents or sites)
         if not shared and len(latents) == len(sites):
             raise ValueError(
-                f"latent sites {[site['name'] for site in latents]} share no plate; name the data plate with plate="
+                f"latent sites {[site['name'] for site in latents]} share no plate. Name the data plate with plate=."
             )
         # Latents that are conditioned on may lie outside.
         observed = [site for site in sites if site["is_observed"] and not is_deterministic(site)]
@@ -63,7 +63,10 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
     else:
         plates = {frame.name: frame for site in sites for frame in site_plates(site)}
         if name not in plates:
-            raise ValueError(f"there is no vectorized plate {name!r} in the program, which has {sorted(plates)}")
+            raise ValueError(
+                f"there is no vectorized plate {name!r} in the program, whose plates are {sorted(plates)}. Pass one of "
+                f"them as plate=."
+            )
         data = plates[name]
     _check_same_plate(data, sites)
     check_packing(latents, data.name)
@@ -71,17 +74,16 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
         if data.name not in plate_names(site):
             raise ValueError(
                 f"latent site {site['name']!r} lies outside the data plate {data.name!r}, so the data are not "
-                f"independent and no datum has a weight of its own; average over draws of it "
-                f"(pyrovae.evaluation.evaluate_globals), condition on it "
-                f"(pyro.condition(model, data={{{site['name']!r}: value}}), and leave it out of the guide), "
-                f"or name another plate with plate=; if it has a plate, give that the same name, size and dim in model "
-                f"and guide"
+                f"independent and a single datum has no weight. Average over draws of the site "
+                f"(pyrovae.evaluation.evaluate_globals), condition on it (pyro.condition(model, "
+                f"data={{{site['name']!r}: value}}), and remove it from the guide), or name another plate with plate=. "
+                f"If the site has a plate, give the plate the same name, size and dim in model and guide."
             )
     return sized(data, sites)
 
 
 def check_packing(latents: Sequence[Site], plate: str) -> None:
-    """Refuse a guide that draws latents of all data as one vector, as autoguides such as AutoDiagonalNormal do.
+    """Raise ValueError if a guide draws latents of all data as one vector, as AutoDiagonalNormal does.
 
     A vector of latents that all data share passes.
 
@@ -90,7 +92,7 @@ def check_packing(latents: Sequence[Site], plate: str) -> None:
         plate: Name of the data plate.
 
     Raises:
-        ValueError: If a vector outside of the plate holds latents inside of it.
+        ValueError: If a vector outside the plate holds latents inside it.
     """
     drawn = [site for site in latents if not is_enumerated(site)]
     outside = [site for site in drawn if plate not in plate_names(site)]
@@ -116,33 +118,35 @@ def check_packing(latents: Sequence[Site], plate: str) -> None:
 
 
 def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:
-    """Refuse a data plate that has another size or dimension in another place."""
+    """Raise ValueError if the data plate has different sizes or dimensions."""
     for site in sites:
         for frame in site_plates(site):
             if frame.name == data.name and (frame.dim, frame.size) != (data.dim, data.size):
                 raise ValueError(
-                    f"plate {data.name!r} has size {data.size} and dim {data.dim} in one place and size {frame.size} "
-                    f"and dim {frame.dim} at site {site['name']!r}; declare it alike in model and guide"
+                    f"plate {data.name!r} has size {data.size} and dim {data.dim} in one place but size {frame.size} "
+                    f"and dim {frame.dim} at site {site['name']!r}. Declare it with the same size and dim in model and "
+                    f"guide."
                 )
 
 
 def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
-    """Refuse plates inside the data plate that leave something out: then log p(x) is not known."""
+    """Raise ValueError if a plate inside the data plate subsamples, because log p(x) is then not known."""
     for site in sites:
         for frame in site_plates(site):
             if frame.name != data.name and frame.size != frame.full_size:
                 raise ValueError(
-                    f"plate {frame.name!r} of site {site['name']!r} takes {frame.size} of {frame.full_size} inside the "
-                    f"data plate {data.name!r}, so a datum is scored in part; evaluate a program that takes all of it"
+                    f"plate {frame.name!r} of site {site['name']!r} subsamples {frame.size} of {frame.full_size} "
+                    f"entries inside the data plate {data.name!r}, so a datum is scored only in part. Evaluate a "
+                    f"program that scores all of it."
                 )
 
 
 def sized(plate: CondIndepStackFrame, sites: Sequence[Site]) -> CondIndepStackFrame:
-    """Return a plate with its size. Pyro gives -1 to a plate that was declared without one.
+    """Return a plate with its size, because Pyro gives the size -1 to a plate that was declared without one.
 
     Args:
         plate: The plate.
-        sites: Sites inside the plate, from which a missing size is read.
+        sites: Sites inside the plate, from which a missing size is inferred.
     """
     if plate.size is not None and plate.size >= 0:
         return plate
@@ -159,7 +163,7 @@ def _batch_shape(site: Site) -> torch.Size:
 
 
 def nesting_of(sites: Sequence[Site]) -> int:
-    """Return the depth of the vectorized plates around some sites, without the plate of draws."""
+    """Return the nesting depth of the vectorized plates around some sites, without the plate of draws."""
     return max((-frame.dim for site in sites for frame in site_plates(site)), default=0)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class LatentScale(Messenger):
-    """Multiply the log-probabilities of latent sites in model and guide; unlike Pyro's scale, also by 0."""
+    """Handler that multiplies the log-probabilities of latent sites; unlike Pyro's scale, it accepts the factor 0."""
 
     def __init__(self, scale: float | Tensor) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class LatentScale(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"]:
             own = msg["scale"]
-            # Sites scaled alike get the very same tensor, so that this can be told without its value.
+            # Sites with the same scale get the same tensor object, so that they can be compared without its value.
             msg["scale"] = own * self.scale if isinstance(own, Tensor) else self._times(own)
 
     def _times(self, own: float) -> float | Tensor:
@@ -26,7 +26,7 @@ class LatentScale(Messenger):
 
 
 def same_scale(first: float | Tensor, second: float | Tensor) -> bool:
-    """Return whether two sites are scaled alike, without a look at values if they have the very same tensor."""
+    """Return whether two sites have the same scale, without reading values if they share a tensor."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first is second or torch.equal(first, second)
     return not (isinstance(first, Tensor) or isinstance(second, Tensor)) and first == second
@@ -40,7 +40,7 @@ def scale_of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:
         return scale.reshape(())
     if scale.ndim < -data_dim or scale.numel() != scale.shape[data_dim]:
         raise ValueError(
-            f"a scale of shape {tuple(scale.shape)}, common to all sites, varies over more than the data, which are at "
-            f"dimension {data_dim}; scale by a number, or by one number per datum"
+            f"a scale of shape {tuple(scale.shape)} that all sites share varies along dimensions other than the data "
+            f"dimension, {data_dim}. Scale by a number, or by one number per datum."
         )
     return scale.reshape(-1)

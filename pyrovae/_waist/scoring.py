@@ -21,15 +21,15 @@ from pyrovae._waist.support import has_varying_support, inside_support, moved_in
 def score(site: Site, *, strict: bool = False) -> Tensor:
     """Return the unscaled log-probability of a site, in its batch shape, nats.
 
-    A given value of a latent site outside of the support has probability zero: -inf. So has an observed value outside
-    of a support that depends on latent sites, such as that of a binomial distribution with a latent count.
+    A given value of a latent site outside the support has probability zero: -inf. The same holds for an observed value
+    outside a support that depends on latent sites, such as that of a binomial distribution with a latent count.
 
     Args:
         site: A site of a run.
-        strict: Whether an observed value outside of such a support is an error.
+        strict: If true, an observed value outside such a support raises an error.
 
     Raises:
-        ValueError: With validation, if any other value lies outside of the support or has another event shape.
+        ValueError: With validation, if any other value lies outside the support or has another event shape.
     """
     fn, value, inside = site["fn"], site["value"], site["infer"].get("_pyrovae_inside")
     if site["is_observed"] and not strict and has_varying_support(fn):
@@ -66,9 +66,9 @@ def _without_mask(fn: Any) -> Any:
 
 
 def mask_of(site: Site) -> Any:
-    """Return the mask of a site, of handlers and of its distribution together, in its batch shape; True if all counts.
+    """Return the combined mask of a site's handlers and distribution, in its batch shape; True without a mask.
 
-    A distribution whose mask varies within an event has no mask of the whole site, and counts in full.
+    A distribution whose mask varies within an event has no mask of the whole site, and is scored in full.
     """
     mask: Any = True if site["mask"] is None else site["mask"]
     fn = site["fn"]
@@ -81,35 +81,35 @@ def mask_of(site: Site) -> Any:
 
 
 def is_outside(site: Site, data_dim: int, nesting: int) -> Tensor:
-    """Return for each datum whether its observed value lies outside of a support that depends on latent sites.
+    """Return for each datum whether its observed value lies outside a support that depends on latent sites.
 
-    A datum lies outside if it does so at all values of enumerated sites. Masked values lie inside.
+    A datum lies outside if this holds at all values of enumerated sites. Masked values count as inside.
 
     Args:
         site: Observed site of a run with one draw.
         data_dim: Dimension of the data plate, counted from the right.
-        nesting: Depth of the program's own plates.
+        nesting: Nesting depth of the program's own plates.
     """
     inside = inside_support(site["fn"], _counted_value(site))
     assert inside is not None
     inside = inside.reshape((1,) * (nesting - inside.ndim) + inside.shape)
-    by_datum = inside.movedim(data_dim, -1)  # enumerated sites, other plates, data
+    by_datum = inside.movedim(data_dim, -1)  # dimensions: enumerated sites, other plates, data
     enumerated = by_datum.ndim - nesting
     flat = by_datum.reshape(-1, max(1, math.prod(by_datum.shape[enumerated:-1])), by_datum.shape[-1])
     return ~flat.all(1).any(0)
 
 
 def _counted_value(site: Site) -> Tensor:
-    """Return the value of an observed site in the shape of its distribution, with draws for masked entries."""
+    """Return the value of an observed site in the shape of its distribution; draws replace masked entries."""
     fn, value, mask = site["fn"], site["value"], entry_mask(site)
     value = value.expand(torch.broadcast_shapes(value.shape, fn.shape()))
     return value if mask is True else torch.where(torch.as_tensor(mask, device=value.device), value, fn.sample())
 
 
 def entry_mask(site: Site) -> Any:
-    """Return the mask of each entry of a site's value, of handlers and of its distribution; True if all count.
+    """Return the combined mask of a site's handlers and distribution for each entry; True without a mask.
 
-    Unlike :func:`mask_of`, it has the event dimensions too, so it tells apart masks that vary within an event.
+    Unlike :func:`mask_of`, the mask has the event dimensions, so that it can vary within an event.
     """
     fn = site["fn"]
     masks = [] if site["mask"] is None else [_with_event(site["mask"], fn.event_dim)]
@@ -131,10 +131,10 @@ def _check_shapes(site: Site, log_prob: Tensor) -> None:
     if site["value"].shape[site["value"].ndim - len(event_shape) :] != event_shape:
         raise ValueError(
             f"site {site['name']!r}: a value of shape {tuple(site['value'].shape)} would be broadcast to the event "
-            f"shape {tuple(event_shape)} of its distribution; give model, guide and data the same event shape"
+            f"shape {tuple(event_shape)} of its distribution. Give model, guide and data the same event shape."
         )
     enumerated = site["infer"].get("_dim_to_id")  # dimensions to the left of all plates
-    # Draws of an enumerated site may have all values in common, so their dimension is not checked.
+    # All draws of an enumerated site may share their values, so the dimension of draws is not checked.
     stack = [frame for frame in site["cond_indep_stack"] if not (enumerated and frame.name == DRAWS)]
     checked: Any = {**site, "log_prob": log_prob, "cond_indep_stack": tuple(stack)}
     plates = [-frame.dim for frame in stack if frame.vectorized]

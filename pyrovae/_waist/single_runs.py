@@ -1,4 +1,4 @@
-"""One run of a guide and its model, as they are: no dimension of draws, nothing enumerated."""
+"""One run of a guide and its model without changes: without a dimension of draws and without enumeration."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ def trace(model: Program, guide: Program, args: Sequence[Any], kwargs: Any = Non
 def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIndepStackFrame:
     """Run guide and model once with validation, and return the outermost plate of the observed sites.
 
-    Latent sites outside of that plate, and sites that the model enumerates, are no error in a program to be trained.
+    Latent sites outside this plate, and sites that the model enumerates, are allowed in a program for training.
 
     Raises:
         ValueError: If model and guide disagree about their latent sites, if no plate holds the observed sites, or if a
@@ -42,11 +42,11 @@ def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIn
 
 
 class GlobalDraw(NamedTuple):
-    """A draw of the latent sites outside of the data plate.
+    """A draw of the latent sites outside the data plate.
 
     Attributes:
         values: Values of the sites that model and guide share, by name.
-        outside: Names of all latent sites of the guide outside of the plate, auxiliary ones among them.
+        outside: Names of all latent sites of the guide outside the plate, including auxiliary sites.
         plate: Name of the data plate.
     """
 
@@ -58,10 +58,10 @@ class GlobalDraw(NamedTuple):
 def global_draws(
     model: Program, guide: Program, args: Sequence[Any], kwargs: Any = None, *, plate: str | None = None
 ) -> GlobalDraw:
-    """Draw the latent sites that lie outside of the data plate.
+    """Draw the latent sites that lie outside the data plate.
 
     Raises:
-        ValueError: If all latent sites lie inside, or the guide draws those inside as one vector.
+        ValueError: If all latent sites lie inside, or if the guide draws the sites inside as one vector.
     """
     model_sites, guide_sites = trace(model, guide, args, kwargs)
     observed = [site for site in model_sites if site["is_observed"] and not is_deterministic(site)]
@@ -72,8 +72,8 @@ def global_draws(
     outside = [site for site in latents if name not in plate_names(site)]
     if not outside:
         raise ValueError(
-            f"all latent sites, {[site['name'] for site in latents]}, lie inside the data plate {name!r}; there is no "
-            f"global latent to average over: use pyrovae.evaluation.evaluate"
+            f"all latent sites, {[site['name'] for site in latents]}, lie inside the data plate {name!r}, so there is "
+            f"no global latent to average over. Use pyrovae.evaluation.evaluate."
         )
     own = [site["name"] for site in guide_sites if not site["is_observed"] and name not in plate_names(site)]
     return GlobalDraw({site["name"]: site["value"].detach() for site in outside}, own, name)

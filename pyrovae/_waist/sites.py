@@ -1,4 +1,4 @@
-"""Sample sites of a program: what they are, apart from their plates and their log-probabilities."""
+"""Properties of the sample sites of a program, except for their plates and log-probabilities."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,21 +11,21 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 
 Program = Callable[..., Any]
 Site = Any  # a Pyro message
-CONDITIONED = "_pyrovae_conditioned"  # option of an observed site that a handler, and not the program, gives its value
+CONDITIONED = "_pyrovae_conditioned"  # option of an observed site whose value comes from a handler, not the program
 
 
 def sample_sites(trace: poutine.Trace) -> list[Site]:
-    """Return the sample sites of a run, without those at which plates choose their data."""
+    """Return the sample sites of a run, without the sites at which plates choose their data."""
     return [site for site in prune_subsample_sites(trace).nodes.values() if site["type"] == "sample"]
 
 
 def is_enumerated(site: Site) -> bool:
-    """Return whether a site asks to be summed out over all of its values."""
+    """Return whether a site requests to be summed out over all of its values."""
     return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
 
 
 def is_point(distribution: Any) -> bool:
-    """Return whether a distribution has all of its mass on a point."""
+    """Return whether a distribution puts all of its mass on a point."""
     while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
         distribution = distribution.base_dist
     return isinstance(distribution, dist.Delta)
@@ -37,7 +37,7 @@ def is_factor(site: Site) -> bool:
 
 
 def factors(distribution: Any) -> Any | None:
-    """Return the distribution of each latent dimension in the batch shape, or ``None`` if they are dependent."""
+    """Return a distribution with each latent dimension in the batch shape, or ``None`` if they are dependent."""
     if distribution.event_shape == ():
         return distribution
     independent = isinstance(distribution, torch.distributions.Independent)
@@ -50,7 +50,7 @@ def is_deterministic(site: Site) -> bool:
 
 
 class Latents(Messenger):
-    """Keep the messages of latent sites by name, in the order of the runs: the guide's, then the model's."""
+    """Handler that records the messages of latent sites by name, first the guide's and then the model's."""
 
     def __init__(self) -> None:
         super().__init__()

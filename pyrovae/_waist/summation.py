@@ -1,7 +1,7 @@
-"""The one place where log-probabilities of sites are summed per draw and datum.
+"""The only place where log-probabilities of sites are summed per draw and datum.
 
-Every objective, estimator and diagnostic calls :func:`sum_per_datum`. Discrete sites that ask to be enumerated are
-summed out by Pyro's variable elimination.
+Every objective, estimator and diagnostic calls :func:`sum_per_datum`. Pyro's variable elimination sums out discrete
+sites that request to be enumerated.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ Term = tuple[Site, Tensor]
 
 
 def sum_per_datum(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
-    """Sum log-probabilities over all dimensions but those of the draws and of the data.
+    """Sum log-probabilities over all dimensions except those of the draws and of the data.
 
     Args:
         terms: Sites with their log-probabilities, in the batch shape of each site, nats.

@@ -1,4 +1,4 @@
-"""The support of a distribution: which values have a probability, and whether that depends on parameters."""
+"""The support of a distribution: the values that have a probability, and the dependence of the set on parameters."""
 
 import copy
 import math
@@ -14,15 +14,15 @@ SURFACES = ("simplex", "sphere", "lowercholesky", "lowertriangular", "corrcholes
 
 
 def support_of(distribution: Any) -> Any | None:
-    """Return the support of a distribution, or ``None`` if it does not name one."""
+    """Return the support of a distribution, or ``None`` if the distribution does not declare it."""
     try:
         return distribution.support
-    except (NotImplementedError, AttributeError):  # torch's distributions need not name their support
+    except (NotImplementedError, AttributeError):  # torch's distributions need not declare their support
         return None
 
 
 def is_real(distribution: Any) -> bool:
-    """Return whether every vector of real numbers is in the support, as far as the distribution says."""
+    """Return whether the declared support contains every vector of real numbers."""
     if bounded_base(distribution) is not None:
         return False
     support = support_of(distribution)
@@ -32,17 +32,17 @@ def is_real(distribution: Any) -> bool:
 
 
 def is_discrete(distribution: Any) -> bool:
-    """Return whether a distribution has probabilities, as far as it says."""
+    """Return whether a distribution declares discrete values."""
     return bool(getattr(support_of(distribution), "is_discrete", False))
 
 
 def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
-    """Return where a value lies in the support, in the batch shape, or ``None`` if the support is not known."""
+    """Return which values lie in the support, in the batch shape, or ``None`` if the support is not known."""
     support = support_of(distribution)
     if support is None:
         return None
     inside = _per_value(support.check(value), distribution, value)
-    if (transformed := bounded_base(distribution)) is not None:  # its support says where its last transform ends
+    if (transformed := bounded_base(distribution)) is not None:  # the declared support is that of the last transform
         base_value = value
         for transform in reversed(transformed.transforms):
             base_value = transform.inv(base_value)
@@ -52,13 +52,13 @@ def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
 
 
 def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
-    """Return where whole events lie inside, from where their entries do."""
+    """Return which whole events lie inside, given which of their entries do."""
     extra = inside.ndim - (value.ndim - len(distribution.event_shape))
     return inside if extra <= 0 else inside.flatten(-extra).all(-1)
 
 
 def bounded_base(distribution: Any) -> Any | None:
-    """Return the transformed distribution that a distribution is, if its base is not of all real numbers."""
+    """Return the underlying transformed distribution if its base does not take all real numbers, else ``None``."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     own = getattr(type(distribution), "support", None)
@@ -68,7 +68,7 @@ def bounded_base(distribution: Any) -> Any | None:
 
 
 def has_varying_support(distribution: Any) -> bool:
-    """Return whether the support depends on a parameter that is not the same for all draws and data."""
+    """Return whether the support depends on a parameter that differs between draws or data."""
     return bounded_base(distribution) is not None or _varies(support_of(distribution))
 
 
@@ -79,18 +79,19 @@ def _varies(constraint: Any) -> bool:
 
 
 def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Replace values outside of the support by draws, so that a program never sees a value that it cannot take.
+    """Replace values outside the support by draws, so that a program never gets a value that it cannot use.
 
     Args:
         distribution: Distribution of a site.
         value: Value of the site, in the shape of batch and event.
 
     Returns:
-        The value, and where it lay inside, in the batch shape; ``None`` if all of it did, or the support is not known.
+        The value, and a mask of the values inside, in the batch shape; ``None`` if all are, or the support is not
+        known.
     """
     if is_real(distribution) or (inside := inside_support(distribution, value)) is None:
         return value, None
-    if get_proxy_mode() is not None:  # while a graph is traced, nothing is known of values, and it must draw nothing
+    if get_proxy_mode() is not None:  # values are not known while a graph is traced, and tracing must draw nothing
         return value, inside
     if bool(inside.all()):
         return value, None
@@ -99,10 +100,10 @@ def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | Non
 
 
 def measure(distribution: Any) -> str | None:
-    """Return the name of the measure that a density refers to, or ``None`` if the support is not known.
+    """Return the name of the measure to which a density refers, or ``None`` if the support is not known.
 
-    Densities can be divided by each other if they refer to the same measure: counting, length or volume, or that of a
-    surface such as the simplex.
+    Densities can be divided by each other if they refer to the same measure: counting, length or volume, or the measure
+    of a surface such as the simplex.
     """
     support = support_of(distribution)
     while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
@@ -120,7 +121,7 @@ def measure(distribution: Any) -> str | None:
 
 
 def is_same_support(first: Any, second: Any) -> bool:
-    """Return whether two supports are the same, with all numbers in them."""
+    """Return whether two supports are the same, including all numbers in them."""
     return _numbers(first) == _numbers(second)
 
 
@@ -137,23 +138,23 @@ def _numbers(constraint: Any) -> Any:
 
 
 def coordinates(distribution: Any, value: Tensor) -> int:
-    """Return how many real coordinates a value of a distribution has: one less than entries on a simplex."""
+    """Return the number of real coordinates of a value; on a simplex this is one less than the number of entries."""
     support = support_of(distribution)
     try:
         return math.prod(biject_to(support).inverse_shape(value.shape))
-    except NotImplementedError:  # a support without a bijection, such as integers
+    except NotImplementedError:  # supports such as integers have no bijection
         return value.numel()
 
 
 def is_periodic(distribution: Any) -> bool:
-    """Return whether a distribution is of angles, whose support torch calls the real numbers."""
+    """Return whether a distribution is of angles, for which torch declares the real numbers as support."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return isinstance(distribution, torch.distributions.VonMises) or "vonmises" in type(distribution).__name__.lower()
 
 
 def common_support(support: Any) -> Any | None:
-    """Return a support with numbers for its tensors, or ``None`` if it depends on the datum."""
+    """Return a support with numbers instead of tensors, or ``None`` if it depends on the datum."""
 
     def collapsed(constraint: Any) -> Any:
         if not isinstance(constraint, constraints.Constraint):

@@ -1,18 +1,18 @@
-r"""Importance log-weights of a Pyro program: the waist through which every bound and every diagnostic passes.
+r"""Importance log-weights of a Pyro program, from which every bound and every diagnostic is computed.
 
 For data :math:`x_n` and draws :math:`z_n^{(k)} \sim q(z \mid x_n)`,
 
 .. math:: \log w_n^{(k)} = \log p(x_n, z_n^{(k)}) - \log q(z_n^{(k)} \mid x_n),
 
-one number per draw and datum. The route has three steps:
+with one value per draw and datum. The route has three steps:
 
 1. :func:`pyrovae._waist.draws.run_guide` draws z;
 2. :func:`pyrovae._waist.densities.log_joint` scores the draws under the model, and ``log_guide`` under the guide;
 3. the log-weight is their difference.
 
-The draws are a plate outside of all plates of the program. The log-probability of every site is summed over all
-dimensions but the draws and the data, in :func:`pyrovae._waist.summation.sum_per_datum`. Masks are kept. A discrete
-site that model or guide enumerate, :math:`y`, is summed out exactly by Pyro's variable elimination,
+The draws are a plate outside all plates of the program. In :func:`pyrovae._waist.summation.sum_per_datum`, the
+log-probability of every site is summed over all dimensions except the draws and the data. Masks are applied. A discrete
+site :math:`y` that model or guide enumerate is summed out exactly by Pyro's variable elimination,
 
 .. math:: \log w_n^{(k)} = \log \sum_y p(x_n, y, z_{n, y}^{(k)}) / q(z_{n, y}^{(k)} \mid x_n, y),
 
@@ -21,8 +21,8 @@ is summed out keeps its probabilities, as in :class:`pyro.infer.TraceEnum_ELBO`:
 mask may depend on its value. A draw outside of the model's support has weight zero.
 
 Only the model's sites and the guide's latent sites belong to log p(x). A :func:`pyro.factor` or an observed site in the
-guide is part of a training loss. Scales are not multiplied in: a plate's subsampling and :func:`pyro.poutine.scale`
-weigh a training loss, and are returned beside the weights.
+guide is part of a training loss. Log-weights are not multiplied by scales. A plate's subsampling and
+:func:`pyro.poutine.scale` weight a training loss, and are returned together with the weights.
 """
 
 import math
@@ -46,19 +46,19 @@ from pyrovae._waist.summation import Term, sum_per_datum
 
 
 class Weights(NamedTuple):
-    """Log-weights with all that callers need to know about the run.
+    """Log-weights, with everything that callers need to know about the run.
 
     Attributes:
         log_weights: Shape ``(num_draws, N)``, nats.
         scale: Factor of a datum's bound in a training loss: a number, or a tensor that broadcasts to ``(N,)``.
         plate: The data plate.
-        nesting: Depth of the program's own plates.
-        outside: Names of the observed sites outside the data plate; their log-probability is in no datum's weight.
+        nesting: Nesting depth of the program's own plates.
+        outside: Names of the observed sites outside the data plate, whose log-probability is not part of a weight.
         unreparameterized: Names of the guide's latent sites whose draws carry no gradient, without enumerated sites.
         densities: The terms of the log-weights; ``None`` if enumerated sites are summed out.
         model_sites: Sample sites of the model's run.
         guide_sites: Sample sites of the guide's run.
-        chosen: Indices that subsampling plates took, by plate.
+        chosen: Indices that subsampling plates chose, by name of the plate.
     """
 
     log_weights: Tensor
@@ -91,16 +91,16 @@ def importance_weights(
     values: Mapping[str, Tensor] | None = None,
     depth: int | None = None,
 ) -> Weights:
-    """Run guide and model, and return their log-weights, differentiable and open to Pyro's handlers.
+    """Run guide and model, and return their log-weights, which are differentiable and subject to Pyro's handlers.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        args: Arguments of both, the data among them.
+        args: Arguments of model and guide, which include the data.
         num_draws: Draws of z per datum.
-        kwargs: Keyword arguments of both.
-        nesting: Depth of the program's own plates. All draws are then made in one run, along the next dimension to the
-            left. By default the program is run once for every draw.
+        kwargs: Keyword arguments of model and guide.
+        nesting: Nesting depth of the program's own plates. All draws are then made in one run, along the next dimension
+            to the left. By default the program runs once for every draw.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         for_loss: Whether the weights are part of a training loss. Then the scales of single sites (annealing) multiply
             their log-probabilities, and factors and observed sites of the guide count. The data plate's own factor, and
@@ -111,8 +111,9 @@ def importance_weights(
             of enumerated sites need it.
 
     Raises:
-        ValueError: If there is no draw to make, model and guide disagree about their latent sites, there is no data
-            plate, a latent site lies outside of it, or an observed value lies outside the support of its distribution.
+        ValueError: If ``num_draws`` is less than 1; if model and guide disagree about their latent sites; if there is
+            no data plate, or a latent site lies outside it; or if an observed value lies outside the support of its
+            distribution.
     """
     if num_draws < 1:
         raise ValueError(f"the number of draws per datum must be at least 1, got {num_draws}")
@@ -146,10 +147,10 @@ def weigh(model_sites: list[Site], draws: Draws, *, plate: str | None = None, fo
     """Sum the log-probabilities of a run of the guide and a run of the model to log-weights.
 
     Args:
-        model_sites: What :func:`pyrovae._waist.draws.run_model` returned at these draws.
-        draws: What :func:`pyrovae._waist.draws.run_guide` returned.
+        model_sites: Result of :func:`pyrovae._waist.draws.run_model` at these draws.
+        draws: Result of :func:`pyrovae._waist.draws.run_guide`.
         plate: Name of the data plate.
-        for_loss: As for :func:`importance_weights`.
+        for_loss: See :func:`importance_weights`.
     """
     guide_sites = draws.sites if for_loss else [site for site in draws.sites if not site["is_observed"]]
     _check(model_sites, draws.sites, for_loss=for_loss)
@@ -197,8 +198,8 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
         check_auxiliary(model_sites, guide_sites)
     if not any(site["is_observed"] and not is_deterministic(site) for site in model_sites):
         raise ValueError(
-            f"the model observes nothing, it samples {[site['name'] for site in model_sites]}; pass the data with "
-            f"pyro.sample(name, distribution, obs=x), and model and guide in this order"
+            f"the model observes nothing; its sample sites are {[site['name'] for site in model_sites]}. Observe the "
+            f"data by pyro.sample(name, distribution, obs=x), and pass model and guide in this order."
         )
 
 
@@ -217,6 +218,6 @@ def _sum(
     likelihood = total([term for term in of_model if term[0]["is_observed"]])
     prior = total([term for term in of_model if not term[0]["is_observed"]])
     log_q = total(of_guide)
-    # Outside of the support of z, the likelihood is that of a value in its place, and says nothing.
+    # Outside the support of z, the likelihood was computed at a replacement value and is meaningless.
     densities = Densities(torch.where(prior == -math.inf, 0.0, likelihood), prior, log_q)
     return joint_density(likelihood, prior) - log_q, densities

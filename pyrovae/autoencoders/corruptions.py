@@ -56,8 +56,9 @@ class GaussianNoise:
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.autoencoders.GaussianNoise(0.5)(torch.zeros(2, 3)).shape
-        torch.Size([2, 3])
+        >>> noisy = pv.autoencoders.GaussianNoise(0.5)(torch.zeros(10_000))
+        >>> 0.47 < noisy.std().item() < 0.53
+        True
     """
 
     scale: float = 0.5

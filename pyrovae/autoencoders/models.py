@@ -2,14 +2,14 @@ r"""Deterministic autoencoders, for comparison with the VAE: a code :math:`h = f
 
 .. math:: L_R = L(x, g(h)) + R(h), \qquad h = f(\tilde x), \qquad \tilde x \text{ a corrupted } x.
 
-Autoencoders differ in two parts that can be exchanged: the corruption that makes :math:`\tilde x`, and the penalty R.
-With :math:`\hat x = g(h)`, the loss L is a sum over the dimensions of x:
+Autoencoders differ in two exchangeable components: the corruption that makes :math:`\tilde x`, and the penalty R. With
+:math:`\hat x = g(h)`, the loss L is a sum over the dimensions of x:
 
 .. math::
     -\sum_k x_k \log \hat x_k + (1 - x_k) \log (1 - \hat x_k) \quad \text{for binary data}, \qquad
     \sum_k (x_k - \hat x_k)^2 \quad \text{for real data}.
 
-The code has no prior, so :math:`p(x)` is not defined. An autoencoder therefore has no model, no guide and no draws.
+The code has no prior, so :math:`p(x)` is not defined. An autoencoder therefore has neither a model nor a guide.
 """
 
 from collections.abc import Callable
@@ -42,14 +42,14 @@ class Autoencoder(Described):
         decoder: g, ``(N, code)`` to ``(N, *event)``: logits for binary data, values for real data.
         error: ``"cross_entropy"``, in nats, for data in [0, 1], or ``"squared"`` for real data.
         corruption: Maps x to :math:`\tilde x`: :class:`Masking`, :class:`GaussianNoise`, or any callable.
-        penalty: R, called as ``penalty(encoder, x, code)`` with the corrupted x, returning shape ``(N,)``: :class:`L1`,
-            :class:`KLSparsity`, :class:`Contraction`, or any callable.
+        penalty: R, called as ``penalty(encoder, x, code)`` with the corrupted x, which returns shape ``(N,)``:
+            :class:`L1`, :class:`KLSparsity`, :class:`Contraction`, or any callable.
 
     Raises:
-        ValueError: If ``error`` is unknown. When run, if data for the cross-entropy are outside [0, 1], or if shapes do
+        ValueError: If ``error`` is unknown; when run, if data for the cross-entropy are outside [0, 1], or if shapes do
             not fit.
         TypeError: When run, if the encoder does not return a tensor.
-        AttributeError: If an attribute is used that only a density has.
+        AttributeError: If an attribute is used that requires a density.
 
     Source:
         *Reducing the Dimensionality of Data with Neural Networks* (Hinton and Salakhutdinov, 2006).
@@ -57,9 +57,13 @@ class Autoencoder(Described):
     Example:
         >>> import torch, pyrovae as pv
         >>> autoencoder = pv.autoencoders.Autoencoder(pv.networks.mlp((8, 8), 4), pv.networks.mlp(4, (8, 8)))
-        >>> history = pv.fit(autoencoder, torch.rand(50, 8, 8).round(), epochs=2, seed=0)
-        >>> autoencoder.reconstruct(torch.zeros(3, 8, 8)).shape
-        torch.Size([3, 8, 8])
+        >>> x = torch.rand(50, 8, 8).round()
+        >>> before = autoencoder.errors(x).sum().item()
+        >>> history = pv.fit(autoencoder, x, epochs=5, learning_rate=0.01, seed=0)
+        >>> autoencoder.errors(x).sum().item() < before
+        True
+        >>> autoencoder.reconstruct(x).shape
+        torch.Size([50, 8, 8])
     """
 
     def __init__(
@@ -82,8 +86,8 @@ class Autoencoder(Described):
         code = _run("encoder", self.encoder, x)
         if code.ndim != 2 or len(code) != len(x):
             raise ValueError(
-                f"the encoder returned shape {tuple(code.shape)} for data of shape {tuple(x.shape)}. Let it return one "
-                f"vector for each datum, shape ({len(x)}, code)"
+                f"the encoder returned shape {tuple(code.shape)} for data of shape {tuple(x.shape)}. Return one vector "
+                f"for each datum, shape ({len(x)}, code)."
             )
         return code
 
@@ -129,15 +133,15 @@ class Autoencoder(Described):
         if self.error == "cross_entropy" and is_validation_enabled() and not ((x >= 0) & (x <= 1)).all():
             raise ValueError(
                 f"the cross-entropy needs data between 0 and 1, got values from {x.min():.4g} to {x.max():.4g}. "
-                f"Rescale or binarize them, or use error='squared'"
+                f"Rescale or binarize them, or use error='squared'."
             )
         if x.ndim < 2:
-            raise ValueError(f"data must have shape (N, *event), got {tuple(x.shape)}. Pass numbers with shape (N, 1)")
+            raise ValueError(f"data must have shape (N, *event), got {tuple(x.shape)}. Pass numbers with shape (N, 1).")
         output = _run("decoder", self.decoder, code)
         if output.shape != x.shape:
             raise ValueError(
-                f"the decoder returned shape {tuple(output.shape)} for data of shape {tuple(x.shape)}. Let it return "
-                f"their event shape {tuple(x.shape[1:])}"
+                f"the decoder returned shape {tuple(output.shape)} for data of shape {tuple(x.shape)}. Return the "
+                f"event shape of the data, {tuple(x.shape[1:])}"
             )
         compare = mse_loss if self.error == "squared" else binary_cross_entropy_with_logits
         return compare(output, x, reduction="none").reshape(len(x), -1).sum(1)
@@ -145,8 +149,8 @@ class Autoencoder(Described):
     def __getattr__(self, name: str) -> Any:
         if name in _OF_A_DENSITY:
             raise AttributeError(
-                f"{type(self).__name__} has no {name!r}, because an autoencoder has no density p(x), hence no ELBO, no "
-                f"likelihood and no draws. Compare reconstructions (.errors), or use a pyrovae.VAE"
+                f"{type(self).__name__} has no {name!r}, because an autoencoder has no density p(x) and thus no ELBO, "
+                f"likelihood or draws. Compare reconstructions (.errors), or use a pyrovae.VAE."
             )
         return super().__getattr__(name)
 
@@ -155,11 +159,11 @@ class SparseAutoencoder(Autoencoder):
     r"""Autoencoder with codes near zero (L1), or with units that are rarely active (KL).
 
     Args:
-        encoder: See :class:`Autoencoder`; for ``"kl"`` its codes must lie between 0 and 1, as after a sigmoid.
+        encoder: See :class:`Autoencoder`. For ``"kl"``, its codes must lie between 0 and 1, as after a sigmoid.
         decoder: See :class:`Autoencoder`.
-        weight: :math:`\lambda`.
-        sparsity: ``"l1"``, :class:`L1`, or ``"kl"``, :class:`KLSparsity`.
-        target: Mean activity of a unit, for ``"kl"``.
+        weight: Weight of the penalty, :math:`\lambda`.
+        sparsity: ``"l1"`` for :class:`L1`, or ``"kl"`` for :class:`KLSparsity`.
+        target: Target for the mean activity of a unit, for ``"kl"``.
         error: See :class:`Autoencoder`.
 
     Raises:
@@ -169,11 +173,11 @@ class SparseAutoencoder(Autoencoder):
         *Efficient Learning of Sparse Representations with an Energy-Based Model* (Ranzato et al., 2007).
 
     Example:
-        >>> import pyrovae as pv
-        >>> networks = pv.networks.mlp(64, 100), pv.networks.mlp(100, 64)
-        >>> autoencoder = pv.autoencoders.SparseAutoencoder(*networks, weight=0.1)
-        >>> autoencoder.penalty
-        L1(weight=0.1)
+        >>> import torch, pyrovae as pv
+        >>> encoder, decoder = torch.nn.Identity(), torch.nn.Identity()  # the loss is the penalty of the code (2, -1)
+        >>> autoencoder = pv.autoencoders.SparseAutoencoder(encoder, decoder, weight=0.1, error="squared")
+        >>> autoencoder.loss(torch.tensor([[2.0, -1.0]]))
+        tensor(0.3000)
     """
 
     def __init__(
@@ -208,10 +212,13 @@ class DenoisingAutoencoder(Autoencoder):
         *Extracting and Composing Robust Features with Denoising Autoencoders* (Vincent et al., 2008).
 
     Example:
-        >>> import pyrovae as pv
-        >>> networks = pv.networks.mlp(64, 32), pv.networks.mlp(32, 64)
-        >>> noise = pv.autoencoders.GaussianNoise(0.5)
-        >>> autoencoder = pv.autoencoders.DenoisingAutoencoder(*networks, corruption=noise, error="squared")
+        >>> import torch, pyrovae as pv
+        >>> encoder, decoder = torch.nn.Identity(), torch.nn.Identity()
+        >>> hide = pv.autoencoders.Masking(1.0)  # replaces all entries by zero
+        >>> autoencoder = pv.autoencoders.DenoisingAutoencoder(encoder, decoder, corruption=hide, error="squared")
+        >>> x = torch.tensor([[2.0, -1.0]])
+        >>> autoencoder.loss(x), autoencoder.errors(x)  # only the loss corrupts the data
+        (tensor(5.), tensor([0.]))
     """
 
     def __init__(
@@ -226,10 +233,10 @@ class DenoisingAutoencoder(Autoencoder):
 
 
 class ContractiveAutoencoder(Autoencoder):
-    """Autoencoder whose code changes little with x.
+    """Autoencoder whose code changes little if x changes.
 
     Args:
-        encoder: See :class:`Autoencoder`; without layers that mix the data, such as batch normalization.
+        encoder: See :class:`Autoencoder`. It must not mix the data, as batch normalization does.
         decoder: See :class:`Autoencoder`.
         weight: Weight of the :class:`Contraction` penalty.
         error: See :class:`Autoencoder`.
@@ -241,9 +248,11 @@ class ContractiveAutoencoder(Autoencoder):
         *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).
 
     Example:
-        >>> import pyrovae as pv
-        >>> networks = pv.networks.mlp(64, 32), pv.networks.mlp(32, 64)
-        >>> autoencoder = pv.autoencoders.ContractiveAutoencoder(*networks, weight=0.1)
+        >>> import torch, pyrovae as pv
+        >>> encoder, decoder = torch.nn.Identity(), torch.nn.Identity()  # the squared norm of the Jacobian is 2
+        >>> autoencoder = pv.autoencoders.ContractiveAutoencoder(encoder, decoder, weight=0.1, error="squared")
+        >>> autoencoder.loss(torch.tensor([[2.0, -1.0]]))
+        tensor(0.2000)
     """
 
     def __init__(
@@ -258,7 +267,7 @@ def _run(role: str, network: Network, given: Tensor) -> Tensor:
         output = network(given)
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"the {role} returned a {type(output).__name__}, not a tensor. Pass a network, not a likelihood or "
-            f"posterior of a VAE"
+            f"the {role} returned a {type(output).__name__}, not a tensor. Pass a network instead of a likelihood or "
+            f"posterior of a VAE."
         )
     return output

@@ -4,7 +4,7 @@ r"""Penalties on the code :math:`h = f(x)` of an autoencoder: R of ``penalty(enc
     \lambda \lVert h \rVert_1, \qquad \lambda \sum_j \mathrm{KL}(\rho \,\|\, \hat\rho_j), \qquad
     \lambda \lVert \partial f / \partial x \rVert_F^2.
 
-The first and the last penalty depend on the scale of the code, which a decoder can undo. Compare their results by
+The first and the last penalty depend on the scale of the code, which a decoder can compensate. Compare their results by
 measures that do not depend on the scale.
 """
 
@@ -40,7 +40,7 @@ class L1(_Weighted):
     r"""L1 penalty, :math:`\lambda \lVert h \rVert_1`.
 
     Args:
-        weight: :math:`\lambda`.
+        weight: Weight of the penalty, :math:`\lambda`.
 
     Raises:
         ValueError: If ``weight`` is negative or infinite.
@@ -63,11 +63,12 @@ class KLSparsity(_Weighted):
     .. math:: \lambda \sum_j \rho \log \frac{\rho}{\hat\rho_j} + (1 - \rho) \log \frac{1 - \rho}{1 - \hat\rho_j},
         \qquad \hat\rho_j = \frac{1}{N} \sum_n h_{nj}
 
-    for codes between 0 and 1. The mean is over the batch, so a unit may be active for few data or slightly for all.
+    for codes between 0 and 1. The mean is over the batch, so a unit may be active for few data, or weakly active for
+    all.
 
     Args:
-        weight: :math:`\lambda`.
-        target: :math:`\rho`, strictly between 0 and 1.
+        weight: Weight of the penalty, :math:`\lambda`.
+        target: Target activity :math:`\rho`, strictly between 0 and 1.
 
     Raises:
         ValueError: If ``weight`` or ``target`` is out of range. When run, if a code is not between 0 and 1.
@@ -95,7 +96,7 @@ class KLSparsity(_Weighted):
         if is_validation_enabled() and not ((code >= 0) & (code <= 1)).all():
             raise ValueError(
                 f"autoencoders.KLSparsity: codes must lie between 0 and 1, got {code.min():.4g} to {code.max():.4g}. "
-                f"Let the encoder end in torch.nn.Sigmoid()"
+                f"Use torch.nn.Sigmoid() as the last layer of the encoder."
             )
         activity = code.mean(0)
         target = torch.full_like(activity, self.target)
@@ -110,7 +111,7 @@ class Contraction(_Weighted):
     A step takes one backward pass through the encoder for each unit of the code.
 
     Args:
-        weight: :math:`\lambda`.
+        weight: Weight of the penalty, :math:`\lambda`.
 
     Raises:
         ValueError: If ``weight`` is negative or infinite. When run, see :func:`squared_jacobian_norm`.
@@ -134,7 +135,7 @@ class Contraction(_Weighted):
 def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
     r"""Squared Frobenius norm of the Jacobian of an encoder, :math:`\sum_{jk} (\partial f_j / \partial x_k)^2`.
 
-    The encoder runs once on all data, and each unit of the code is then differentiated with respect to them. The
+    The encoder runs once on all data, and each unit of the code is then differentiated with respect to the data. The
     encoder must therefore map each datum independently of the others. Dropout is drawn as in any other run.
 
     Args:
@@ -164,10 +165,10 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
 
 
 def _check_unmixed(encoder: Any) -> None:
-    """Raise ValueError for batch statistics, because the code of a datum then depends on all others."""
+    """Raise ValueError for batch statistics, because the code of a datum then depends on all data."""
     for layer in encoder.modules() if isinstance(encoder, nn.Module) else ():
         if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
             raise ValueError(
-                f"{type(layer).__name__} makes the code of a datum depend on the whole batch, so the datum has no "
-                f"Jacobian of its own. Use torch.nn.LayerNorm in the encoder, or remove the layer"
+                f"{type(layer).__name__} makes the code of a datum depend on the whole batch, so a single datum has no "
+                f"Jacobian. Use torch.nn.LayerNorm in the encoder, or remove the layer."
             )

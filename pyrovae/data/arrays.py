@@ -21,7 +21,7 @@ class Arrays(Source):
     """Tensors and memory-mapped arrays that share their first dimension, one per argument of a program."""
 
     def __init__(self, name: str, columns: Sequence[Any]) -> None:
-        """Take the columns as they are, without a copy of what is on disk.
+        """Store the columns, without copying data from disk.
 
         Raises:
             TypeError: If a column is not an array of numbers, or is a sparse tensor.
@@ -33,35 +33,35 @@ class Arrays(Source):
         if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
             raise ValueError(
                 f"the arrays of {name} must share a first dimension, that of the data, but they have shapes {shapes}. "
-                f"Give one row of each array to each datum."
+                f"Pass arrays with one row for each datum."
             )
         if not shapes[0][0]:
-            raise ValueError(f"{name} is empty, shape {shapes[0]}. Give at least one datum.")
+            raise ValueError(f"{name} is empty, shape {shapes[0]}. Pass at least one datum.")
 
     def __len__(self) -> int:
         return len(self.columns[0])
 
     def batch(self, indices: Tensor) -> Batch:
-        """Read the data with these indices; only they are copied from a mapped file."""
+        """Read the data with these indices; only these data are copied from a mapped file."""
         return tuple(
             values[indices] if isinstance(values, Tensor) else to_tensor(_read(values, indices.cpu().numpy()))
             for values in self.columns
         )
 
     def slice(self, start: int, stop: int) -> Batch:
-        """Read the data from ``start`` up to, but without, ``stop``: views of what is in memory."""
+        """Read the data from ``start`` up to, but excluding, ``stop``; data in memory are not copied."""
         return tuple(
             values[start:stop] if isinstance(values, Tensor) else to_tensor(_read(values, slice(start, stop)))
             for values in self.columns
         )
 
     def tensors(self) -> Batch | None:
-        """Return the tensors themselves, and None if a column is on disk."""
+        """Return the tensors without copying, or None if a column is on disk."""
         kept = tuple(values for values in self.columns if isinstance(values, Tensor))
         return kept if len(kept) == len(self.columns) else None
 
     def check(self, *, allow_nan: bool = False) -> None:
-        """Check that floating-point columns are finite; integers are not read."""
+        """Check that floating-point columns are finite; integer columns are not read."""
         floating = [values for values in self.columns if _is_floating(values)]
         if len(floating) < len(self.columns):
             return Arrays(self.name, floating).check(allow_nan=allow_nan) if floating else None
@@ -76,7 +76,7 @@ class Arrays(Source):
 
 
 def column(name: str, values: Any) -> Tensor | np.ndarray:
-    """Return one argument of a program: a dense tensor, or a memory-mapped array as it is.
+    """Return one argument of a program: a dense tensor, or a memory-mapped array without copying.
 
     Raises:
         TypeError: If the values are not an array of numbers, or are a sparse tensor.
@@ -91,7 +91,7 @@ def column(name: str, values: Any) -> Tensor | np.ndarray:
         raise TypeError(f"{name} holds a {type(values).__name__}, which is not an array. Call np.asarray on it.")
     if values.dtype.kind not in "fiub":
         raise TypeError(
-            f"{name} must hold numbers, but an array has dtype {values.dtype}. Encode what is not a number as integers."
+            f"{name} must hold numbers, but an array has dtype {values.dtype}. Encode the other values as integers."
         )
     return values if _is_mapped(values) else to_tensor(values)
 
@@ -110,14 +110,14 @@ def is_table(values: Any) -> bool:
 def to_tensor(array: np.ndarray) -> Tensor:
     """Return an array as a tensor that shares its memory if the dtype allows it.
 
-    Floating-point values get torch's default dtype. Integers and booleans keep theirs; unsigned integers of 16 bits and
-    more get the next wider signed dtype, because torch computes little with them.
+    Floating-point values get torch's default dtype. Integers and booleans keep their dtype, except that unsigned
+    integers of 16 bits and more get the next wider signed dtype, because torch supports few operations on them.
     """
     wider = np.float64 if array.dtype.kind == "f" and array.dtype.itemsize > 8 else _WIDER.get(array.dtype.name)
     native = array.astype(wider or array.dtype.newbyteorder("="), copy=False)
-    if any(stride < 0 for stride in native.strides):  # a view that is turned round, which torch does not take
+    if any(stride < 0 for stride in native.strides):  # a reversed view, which torch does not accept
         native = native.copy()
-    with warnings.catch_warnings():  # data are only read, so that the array may be read-only
+    with warnings.catch_warnings():  # data are only read, so the array may be read-only
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
         tensor = torch.from_numpy(native)
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
@@ -134,7 +134,7 @@ def _of_table(name: str, table: Any) -> Tensor:
         )
     if table.ndim == 1 and columns[0][1].kind in "iub" and not table.isna().any():  # labels are integers
         return to_tensor(table.to_numpy(dtype=getattr(table.dtype, "numpy_dtype", table.dtype)))
-    # pandas stores column by column, in which order batches would be slow to read and sums rounded in another way.
+    # pandas stores tables column by column. In this order, batches are slow to read and sums are rounded differently.
     return to_tensor(table.to_numpy(dtype=np.float64, na_value=np.nan)).contiguous()
 
 
@@ -143,24 +143,24 @@ def _is_floating(values: Tensor | np.ndarray) -> bool:
 
 
 def _read(array: np.ndarray, rows: Any) -> np.ndarray:
-    """Copy rows of a mapped file, and give its pages back to the system, which keeps them in its cache.
+    """Copy rows of a mapped file, and release its pages to the system, which keeps them in its cache.
 
-    Otherwise the resident memory of the process would grow to the size of the file.
+    Without the release, the resident memory of the process would grow to the size of the file.
     """
     found = array[rows]
-    # A slice is a view of the file, which may be read-only, or change later.
+    # A slice is a view of the file, which may be read-only or may change later.
     copied = np.array(found) if isinstance(rows, slice) else np.asarray(found)
     owner: Any = array
     while isinstance(owner, np.ndarray) and not isinstance(owner, np.memmap):
         owner = owner.base
-    # Pages of a file that is mapped as "c", copy on write, may hold changes that are nowhere else.
+    # Pages of a file that is mapped copy-on-write (mode "c") may hold changes that exist only in memory.
     if isinstance(owner, np.memmap) and owner.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
         owner._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
     return copied
 
 
 def _is_mapped(array: Any) -> bool:
-    """Return whether the memory of an array is a file, which a view of a ``numpy.memmap`` does not say by its type."""
+    """Return whether the memory of an array is a file; the type of a view of a ``numpy.memmap`` does not tell."""
     while isinstance(array, np.ndarray | memoryview):
         if isinstance(array, np.memmap):
             return True

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 def cifar10(*, root: Root = None) -> Splits:
     """Load CIFAR-10: 32 x 32 colour photographs, 45,000 for training, 5,000 for validation, 10,000 for testing.
 
-    Values are ``n / 255`` with 256 levels per channel. Bits per dimension divide by 3 * 32 * 32 = 3,072 dimensions:
-    ``bits_per_dimension(log_likelihood, (3, 32, 32))`` for a discrete likelihood, and with ``bin_width=1 / 256`` for a
+    Values are ``n / 255`` with 256 levels per channel. Bits per dimension divide by 3 * 32 * 32 = 3,072 dimensions. Use
+    ``bits_per_dimension(log_likelihood, (3, 32, 32))`` for a discrete likelihood, and add ``bin_width=1 / 256`` for a
     density of values from :func:`dequantize`.
 
     Args:
@@ -36,7 +36,7 @@ def cifar10(*, root: Root = None) -> Splits:
 
     Source:
         *Learning Multiple Layers of Features from Tiny Images* (Krizhevsky, 2009). The order of the images is random,
-        and the last tenth of the 50,000 training images is for validation.
+        so the last tenth of the 50,000 training images is used for validation.
 
     Example:
         >>> import pyrovae as pv
@@ -74,7 +74,8 @@ def svhn(*, root: Root = None) -> Splits:
 
     Source:
         *Reading Digits in Natural Images with Unsupervised Feature Learning* (Netzer et al., 2011), cropped digits
-        without the extra set. The last tenth of the training images is for validation: neighbours are of one house.
+        without the extra set. The last tenth of the training images is used for validation, because neighbouring images
+        show the same house.
 
     Example:
         >>> import pyrovae as pv
@@ -90,12 +91,12 @@ def svhn(*, root: Root = None) -> Splits:
         parse = partial(checked, expected=md5, algorithm="MD5")
         arrays = scipy.io.loadmat(io.BytesIO(fetch(data_root(root), ("svhn", "."), name, [url], parse)))
         pixels.append(arrays["X"].transpose(3, 2, 0, 1))
-        labels.append(arrays["y"].ravel() % 10)  # the file calls the digit 0 ten
+        labels.append(arrays["y"].ravel() % 10)  # the file encodes the digit 0 as 10
     return _split("svhn", pixels, labels)
 
 
 def _split(name: str, pixels: list[np.ndarray], labels: list[np.ndarray]) -> Splits:
-    """Split the last tenth of the training data off, and scale bytes to [0, 1]."""
+    """Use the last tenth of the training data for validation, and scale bytes to [0, 1]."""
     cut = len(pixels[0]) * 9 // 10
     train, test = (np.divide(part, 255, dtype=np.float32) for part in pixels)
     images = (train[:cut], train[cut:], test)
@@ -103,7 +104,7 @@ def _split(name: str, pixels: list[np.ndarray], labels: list[np.ndarray]) -> Spl
 
 
 def _unpacked(folder: Path, md5: dict[str, str]) -> dict[str, bytes] | None:
-    """Read the files of an unpacked archive, if all of them are there and intact."""
+    """Read the files of an unpacked archive, or return None if a file is missing or damaged."""
     try:
         return {name: checked(folder / name, expected, "MD5") for name, expected in md5.items()}
     except FileNotFoundError:
@@ -117,7 +118,7 @@ def _packed(path: Path, base: str, md5: dict[str, str]) -> dict[str, bytes]:
     """Read the files of an archive in memory.
 
     Raises:
-        ValueError: If the archive is torn, or a file is missing from it or has another content.
+        ValueError: If the archive is damaged, or a file in it is missing or has the wrong content.
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(read(path))) as archive:
@@ -126,21 +127,21 @@ def _packed(path: Path, base: str, md5: dict[str, str]) -> dict[str, bytes]:
             return {name: check(contents[name], expected, path, "MD5") for name, expected in md5.items()}
     except (tarfile.TarError, KeyError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is torn, or no archive of {sorted(md5)} ({reason}).") from error
+        raise ValueError(f"{path} is damaged, or is not an archive of {sorted(md5)} ({reason}).") from error
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads a pickle that holds arrays, lists and text, and runs nothing else."""
+    """Reader of pickles that hold only arrays, lists and text; anything else raises an error without being executed."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return NumPy's constructors of arrays.
 
         Raises:
-            ValueError: If the pickle asks for anything else.
+            ValueError: If the pickle requests anything else.
         """
         if (module.replace("._core", ".core"), name) in _ALLOWED:
             return super().find_class(module, name)
-        raise ValueError(f"A file of CIFAR-10 asks for {module}.{name}, which is no array. Delete the file.")
+        raise ValueError(f"A file of CIFAR-10 requests {module}.{name}, which is not an array. Delete the file.")
 
 
 _ALLOWED = {

@@ -1,4 +1,4 @@
-"""Data sets of torch as data: map-style ones by index, iterable ones as a stream."""
+"""Data sets of torch as data: map-style data sets by index, iterable data sets as a stream."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pyrovae.data.source import Batch, Source
 
 
 class Items(Source):
-    """A map-style data set, and what its ``DataLoader`` says about reading it."""
+    """A map-style data set, with the options of its ``DataLoader`` for reading it."""
 
     def __init__(self, name: str, dataset: Any, loader: DataLoader[Any] | None = None) -> None:
-        """Take the data set as it is.
+        """Store the data set.
 
         Raises:
             TypeError: If the data set has no length.
             ValueError: If it is empty.
         """
         if not hasattr(dataset, "__len__"):
-            raise TypeError(f"{name}: a {type(dataset).__name__} has no length. Give it a method __len__.")
+            raise TypeError(f"{name}: a {type(dataset).__name__} has no length. Add a method __len__.")
         if not len(dataset):
-            raise ValueError(f"{name} is empty: len({type(dataset).__name__}) is 0. Give at least one datum.")
+            raise ValueError(f"{name} is empty: len({type(dataset).__name__}) is 0. Pass at least one datum.")
         self.name = name
         self.reader = _Reader(name, dataset, None if loader is None else own_collate(loader))
         self.loader = loader
@@ -48,7 +48,7 @@ class Items(Source):
         generator: torch.Generator | None = None,
         pin_memory: bool = False,
     ) -> Iterator[Batch]:
-        """Read data in mini-batches, in the worker processes that the ``DataLoader`` asks for."""
+        """Read data in mini-batches, in the worker processes of the ``DataLoader``."""
         if self.loader is None or not self.loader.num_workers:
             yield from super().batches(size, order, generator=generator, pin_memory=pin_memory)
             return
@@ -70,8 +70,8 @@ _OF_WORKERS = ("num_workers", "timeout", "worker_init_fn", "multiprocessing_cont
 class Stream:
     """Mini-batches without a length, for training only.
 
-    A pass over the stream is an epoch. Nothing is read ahead, and order and repetitions are the stream's own: an
-    interrupted run goes on with the parameters and the optimizer that it had, but with a new pass over the stream.
+    A pass over the stream is an epoch. Nothing is read ahead, and the stream determines order and repetitions. An
+    interrupted run continues with its parameters and optimizer, but with a new pass over the stream.
 
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.
@@ -79,7 +79,7 @@ class Stream:
     """
 
     def __init__(self, name: str, data: Any) -> None:
-        """Take an ``IterableDataset``, or a ``DataLoader`` whose batches are used as they come."""
+        """Store an ``IterableDataset``, or a ``DataLoader`` whose batches are used unchanged."""
         self.name, self.data = name, data
         self.batch_size = data.batch_size if isinstance(data, DataLoader) else None
 
@@ -103,17 +103,17 @@ class Stream:
         """Read one pass of the stream into memory."""
         batches = list(self.batches(100))
         if not batches:
-            raise ValueError(f"{self.name} is empty: its stream ended at once. Give at least one datum.")
+            raise ValueError(f"{self.name} is empty: its stream ended at once. Pass at least one datum.")
         return Arrays(self.name, [torch.cat(tensors) for tensors in zip(*batches, strict=True)])
 
 
 def own_collate(loader: DataLoader[Any]) -> Any:
-    """Return the ``collate_fn`` of a loader, or None if it is torch's own."""
+    """Return the ``collate_fn`` of a loader, or None if it is torch's default."""
     return None if loader.collate_fn is default_collate else loader.collate_fn
 
 
 class _Collate:
-    """Stacks data to a batch: ``default_collate`` for tuples, with PIL images as bytes and errors that name data."""
+    """Function that stacks data to a batch by ``default_collate``; PIL images stay bytes, and errors name the data."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -127,20 +127,20 @@ class _Collate:
             shapes = [[tuple(part.shape) for part in row] for row in (rows[0], rows[-1])]
             if shapes[0] != shapes[1]:
                 raise ValueError(
-                    f"{place} has shapes {shapes[1]}, but the datum before it has {shapes[0]}. Crop or pad the data, "
-                    f"or pass a DataLoader with a collate_fn that does."
+                    f"{place} has shapes {shapes[1]}, but the previous datum has {shapes[0]}. Crop or pad the data, or "
+                    f"pass a DataLoader with a collate_fn that does."
                 )
         return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
 
 
 class _Reader(Dataset[Batch]):
-    """Reads whole batches of a data set, in this process or in workers."""
+    """Data set whose items are whole batches of another data set, read in this process or in workers."""
 
     def __init__(self, name: str, dataset: Any, collate: Any) -> None:
         self.name, self.dataset, self.collate = name, dataset, collate
 
     def __getitem__(self, indices: list[int]) -> Batch:
-        many = getattr(self.dataset, "__getitems__", None)  # as torch's own loader reads data sets that have it
+        many = getattr(self.dataset, "__getitems__", None)  # torch's own loader uses this method too if it exists
         items = many(indices) if many else [self.dataset[index] for index in indices]
         if self.collate is None:
             return _Collate(self.name)(items, indices)
@@ -159,7 +159,7 @@ def _part(place: str, part: Any) -> Tensor:
         return torch.tensor(part, dtype=torch.get_default_dtype())
     if isinstance(part, np.ndarray | np.generic) and part.dtype.kind in "fiub":
         return to_tensor(np.asarray(part))
-    if hasattr(part, "getbands"):  # an image of PIL, which need not be imported
+    if hasattr(part, "getbands"):  # a PIL image, recognized without importing PIL
         return _of_image(part)
     raise TypeError(
         f"{place} holds a {type(part).__name__}. Return a tensor, an array, a number or a PIL image, or a tuple of "
@@ -168,7 +168,7 @@ def _part(place: str, part: Any) -> Tensor:
 
 
 def _of_image(image: Any) -> Tensor:
-    """Return an image of PIL as it is stored, channels first: bytes of shape ``(channels, height, width)``."""
+    """Return a PIL image as it is stored, channels first: bytes of shape ``(channels, height, width)``."""
     pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
     pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -1,6 +1,6 @@
-"""Files of a data set: where they are, whether they are intact, and how to get them.
+"""Files of a data set: finding them, checking their content, and downloading them.
 
-Nothing in a file is run: no pickle is loaded, and archives are read in memory, never unpacked to disk.
+Nothing in a file is executed: no pickle is loaded, and archives are read in memory and never unpacked to disk.
 """
 
 import gzip
@@ -21,14 +21,14 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-LARGEST = 2**28  # bytes; no file of a data set holds more, so a crafted archive cannot fill the memory
+LARGEST = 2**28  # bytes; files of data sets are smaller, so a crafted archive cannot fill the memory
 _TIMEOUT = 60.0  # seconds without an answer after which a download fails
 
 T = TypeVar("T")
 
 
 def data_root(root: str | os.PathLike[str] | None) -> Path:
-    """Return the folder given, else ``PYROVAE_DATA``, else ``~/.cache/pyrovae``."""
+    """Return the given folder, else ``PYROVAE_DATA``, else ``~/.cache/pyrovae``."""
     return Path(root or os.environ.get("PYROVAE_DATA") or "~/.cache/pyrovae").expanduser()
 
 
@@ -39,9 +39,9 @@ def find(root: Path, folders: Sequence[str], name: str) -> Iterator[Path]:
 
 
 def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], parse: Callable[[Path], T]) -> T:
-    """Parse the file ``name`` from the first folder that has it intact, or else download it into the first folder.
+    """Parse the file ``name`` from the first folder that has it undamaged, or else download it into the first folder.
 
-    A download gets a temporary name until it is parsed, so that an interrupted download leaves no damaged file, and
+    A download gets a temporary name until it is parsed. An interrupted download therefore leaves no damaged file, and
     several processes may download at once.
 
     Args:
@@ -49,14 +49,14 @@ def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], pa
         folders: Folders of ``root`` to search.
         name: Name of the file, which may also be gzipped.
         urls: Addresses to try in turn.
-        parse: Reads a file and checks its content; raises ValueError if the content is wrong.
+        parse: Function that reads a file and checks its content; it raises ValueError if the content is wrong.
 
     Returns:
-        What ``parse`` returns.
+        The value that ``parse`` returns.
 
     Raises:
         FileNotFoundError: If the file is in no folder and cannot be downloaded.
-        ValueError: If the content is wrong, here and at every address.
+        ValueError: If the content is wrong, both on disk and at every address.
     """
     damage, failures = "", []
     for path in find(root, folders, name):
@@ -68,14 +68,14 @@ def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], pa
     for url in urls:
         try:
             return _download(url, root / folders[0], parse)
-        except (OSError, HTTPException) as error:  # no network, no such address, or a folder that cannot be written
+        except (OSError, HTTPException) as error:  # no network, no such address, or a folder that is not writable
             failures.append(f"{url}: {error}")
         except ValueError as error:
             damage = damage or str(error)
-    reasons = "; ".join(failures) or "see the message before"
+    reasons = "; ".join(failures) or "see the previous message"
     if damage:
         raise ValueError(
-            f"{damage} A new download failed ({reasons}). Delete the file, or put the right one in its place."
+            f"{damage} A new download failed ({reasons}). Delete the file, or replace it by the right file."
         )
     raise FileNotFoundError(
         f"{name} is not in {root} and could not be downloaded ({reasons}). Put it, gzipped or not, into "
@@ -101,14 +101,14 @@ def read(path: Path) -> bytes:
     """Return the uncompressed bytes of a file.
 
     Raises:
-        ValueError: If a gzipped file is torn or not gzipped, or there are more bytes than any data set has.
+        ValueError: If a gzipped file is damaged or not gzipped, or is larger than any data set.
     """
     content = path.read_bytes()
     if path.suffix == ".gz":
         try:
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(LARGEST + 1)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is torn or not gzipped ({error}).") from error
+            raise ValueError(f"{path} is damaged or not gzipped ({error}).") from error
     _check_size(len(content), path)
     return content
 
@@ -119,40 +119,38 @@ def checked(path: Path, expected: str, algorithm: str = "SHA-1") -> bytes:
 
 
 def check(content: bytes, expected: str, path: Path, algorithm: str = "SHA-1") -> bytes:
-    """Return uncompressed content after comparing its checksum; ``algorithm`` is ``"SHA-1"`` or ``"MD5"``.
+    """Return uncompressed content if its checksum is right; ``algorithm`` is ``"SHA-1"`` or ``"MD5"``.
 
     Raises:
-        ValueError: If the checksum is another one.
+        ValueError: If the checksum differs.
     """
     found = hashlib.new(algorithm.replace("-", ""), content, usedforsecurity=False).hexdigest()
     if found != expected:
-        raise ValueError(
-            f"{path} is not the file that it should be: its content has {algorithm} {found}, expected {expected}."
-        )
+        raise ValueError(f"{path} has the wrong content: its {algorithm} is {found}, expected {expected}.")
     return content
 
 
 def array_of_npz(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read an array of bytes from an ``.npz`` file, after its header has shown the right dtype and shape.
+    """Read an array of bytes from an ``.npz`` file, after a check of the dtype and shape in its header.
 
     Raises:
-        ValueError: If the file is torn or no ``.npz`` file, or has no array of bytes of that name and shape.
+        ValueError: If the file is damaged or not an ``.npz`` file, or has no array of bytes of that name and shape.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive, archive.open(f"{name}.npy") as stream:
             found, fortran, dtype = _npy_header(stream)
             content = stream.read(int(np.prod(shape))) if found == shape and dtype == np.uint8 else b""
-    except Exception as error:  # a torn archive fails in many ways
-        raise ValueError(f"{path} is torn, or no npz file with an array {name!r} ({error}).") from error
+    except Exception as error:  # a damaged archive fails in many ways
+        raise ValueError(f"{path} is damaged, or is not an npz file with an array {name!r} ({error}).") from error
     _check_array(name, path, dtype, found, shape)
     return np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
 def array_of_mat(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read an array of bytes from a MATLAB file, after its header has shown the right dtype and shape.
+    """Read an array of bytes from a MATLAB file, after a check of the dtype and shape in its header.
 
     Raises:
-        ValueError: If the file is torn or no MATLAB file, or has no array of bytes of that name and shape.
+        ValueError: If the file is damaged or not a MATLAB file, or has no array of bytes of that name and shape.
     """
     import scipy.io
 
@@ -162,14 +160,14 @@ def array_of_mat(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
         found, dtype = headers[name]
         right = (found, dtype) == (shape, "uint8")
         array = scipy.io.loadmat(io.BytesIO(content), variable_names=[name])[name] if right else None
-    except Exception as error:  # a torn file fails in many ways
-        raise ValueError(f"{path} is torn, or no MATLAB file with an array {name!r} ({error}).") from error
+    except Exception as error:  # a damaged file fails in many ways
+        raise ValueError(f"{path} is damaged, or is not a MATLAB file with an array {name!r} ({error}).") from error
     _check_array(name, path, dtype, found, shape)
     return np.asarray(array)
 
 
 def _download(url: str, folder: Path, parse: Callable[[Path], T]) -> T:
-    """Download a file under a temporary name, parse it, and give it its name only then."""
+    """Download a file under a temporary name, parse it, and rename it once the parser has accepted it."""
     logger.info("downloading %s into %s", url, folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = Path(url).name
@@ -190,10 +188,10 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 def _check_array(name: str, path: Path, dtype: object, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
     if str(dtype) != "uint8" or found != shape:
         raise ValueError(
-            f"The array {name!r} of {path} has dtype {dtype} and shape {found}; it should have uint8 and {shape}."
+            f"The array {name!r} of {path} has dtype {dtype} and shape {found}, expected uint8 and {shape}."
         )
 
 
 def _check_size(size: int, path: Path) -> None:
     if size > LARGEST:
-        raise ValueError(f"{path} holds more than {LARGEST >> 20} MiB, as no file of a data set does.")
+        raise ValueError(f"{path} holds more than {LARGEST >> 20} MiB, which exceeds the size of any data set.")

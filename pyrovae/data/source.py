@@ -1,4 +1,4 @@
-"""The protocol of data: ``Source``, with the check and the checksum that every kind of data shares."""
+"""The protocol ``Source`` of data, with the check and the checksum that all kinds of data share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pyrovae.arguments import as_bytes
 
 Batch = tuple[Tensor, ...]
 
-_CHUNK = 2**24  # bytes that a pass over the data holds at a time
-_SPOOLED = 2**26  # bytes of labels and the like that a checksum keeps in memory before they go to a temporary file
+_CHUNK = 2**24  # bytes that a pass over the data holds in memory
+_SPOOLED = 2**26  # bytes of further arguments that a checksum keeps in memory before it uses a temporary file
 
 
 class Source(ABC):
@@ -27,7 +27,7 @@ class Source(ABC):
 
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.
-        batch_size: Batch size of the ``DataLoader`` that the data came in, or None.
+        batch_size: Batch size of the ``DataLoader`` that was passed as data, or None.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Source(ABC):
         """Read the data with these indices, shape ``(B,)``: one tensor of shape ``(B, *event)`` per argument."""
 
     def slice(self, start: int, stop: int) -> Batch:
-        """Read the data from ``start`` up to, but without, ``stop``."""
+        """Read the data from ``start`` up to, but excluding, ``stop``."""
         return self.batch(torch.arange(start, min(stop, len(self))))
 
     def batches(
@@ -56,14 +56,14 @@ class Source(ABC):
         """Read data in mini-batches.
 
         Args:
-            size: Data per batch; the last batch may be smaller.
-            order: Indices in the order in which to read them, shape ``(M,)``, on the CPU; by default all, as stored.
+            size: Number of data per batch; the last batch may be smaller.
+            order: Indices in the order in which to read them, shape ``(M,)``, on the CPU; by default all data in order.
             generator: Generator from which worker processes are seeded, as in ``DataLoader``; by default the global
-                one. It is not used without worker processes.
-            pin_memory: Whether to return tensors in page-locked memory, from which a copy to CUDA is asynchronous.
+                generator. It is not used without worker processes.
+            pin_memory: If true, tensors are in page-locked memory, from which a copy to CUDA is asynchronous.
 
         Yields:
-            One batch, as from :meth:`batch`.
+            Batches, as returned by :meth:`batch`.
         """
         del generator
         for start in range(0, len(self) if order is None else len(order), size):
@@ -71,14 +71,14 @@ class Source(ABC):
             yield tuple(tensor.pin_memory() for tensor in batch) if pin_memory else batch
 
     def tensors(self) -> Batch | None:
-        """Return all data, without a copy, if they are in memory, and None otherwise."""
+        """Return all data without copying if they are in memory, else None."""
         return None
 
     def fingerprint(self) -> str:
-        """Return the SHA-1 of shapes, dtypes and values, in one pass: :func:`pyrovae.arguments.fingerprint`, in chunks.
+        """Return the SHA-1 of shapes, dtypes and values, computed in one pass.
 
-        Equal data have equal checksums, whatever their kind. A data set that draws at random (augmentations) is read
-        with fixed seeds.
+        The value is that of :func:`pyrovae.arguments.fingerprint`. Equal data of different kinds have equal checksums.
+        A data set that draws random numbers (augmentations) is read with fixed seeds.
         """
         digest = hashlib.sha1(usedforsecurity=False)
         with repeatable():
@@ -89,7 +89,7 @@ class Source(ABC):
         """Read all data once, unless they are integers, and check that they are finite.
 
         Args:
-            allow_nan: Whether NaN is a value, such as "missing". Infinite values are refused in any case.
+            allow_nan: If true, NaN is allowed, for example for missing values. Infinite values always raise an error.
 
         Raises:
             ValueError: If values are not finite; the message counts the data and names the index of the first.
@@ -107,16 +107,16 @@ class Source(ABC):
             kind = "infinite values" if allow_nan else "NaN or infinite values"
             raise ValueError(
                 f"{bad} of {len(self)} data in {self.name} hold {kind}, the first at index {first}. Remove them, or "
-                f"fill them with zeros and pass a mask (pyrovae.likelihoods.Masked)."
+                f"replace the values by zeros and pass a mask (pyrovae.likelihoods.Masked)."
             )
 
     def _feed(self, sink: Callable[[Any], Any]) -> None:
-        """Pass the bytes of all arguments to a checksum, one argument after the other, as the checksum is defined."""
+        """Pass the bytes of all arguments to a checksum, one argument after another, as the checksum requires."""
         with ExitStack() as files:
             sinks: list[Callable[[Any], Any]] = [sink]
             spools: list[Any] = []
             for start, batch in self._chunks():
-                if start == 0:  # the pass reads the arguments side by side, so that later ones have to wait
+                if start == 0:  # the pass reads all arguments at once, so the bytes of later arguments are stored
                     spools = [files.enter_context(SpooledTemporaryFile(_SPOOLED)) for _ in batch[1:]]
                     sinks += [spool.write for spool in spools]
                     for write, tensor in zip(sinks, batch, strict=True):

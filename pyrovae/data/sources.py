@@ -1,7 +1,7 @@
-"""Data of any kind, read as batches of tensors: the one way in which training and evaluation get at data.
+"""Data of any kind, read as batches of tensors; training and evaluation read all data in this way.
 
-``as_source(name, data)`` takes each of the following. Integers are data; bytes stay bytes until a ``transform`` turns
-them into numbers on the device.
+``as_source(name, data)`` accepts each of the following. Integers are allowed. Bytes stay bytes until a ``transform``
+converts them on the device.
 
 =========================  ============================================================================================
 data                       what a program gets
@@ -20,18 +20,18 @@ map-style ``Dataset``      Its items, stacked: a tensor, number, NumPy array or 
                            A Python float gets torch's default dtype. No base class is needed: ``__getitem__`` and
                            ``__len__`` are enough.
 ``DataLoader``             Its data set, with its ``batch_size``, ``collate_fn``, ``num_workers``, ``worker_init_fn``,
-                           ``timeout``, ``prefetch_factor`` and ``multiprocessing_context``. The order is chosen by the
-                           caller: ``shuffle``, ``drop_last`` and ``generator`` are not used, and batches are pinned
-                           if they go to CUDA.
-``IterableDataset``, or a  A :class:`Stream`: batches as they come, without length, order or checksum.
+                           ``timeout``, ``prefetch_factor`` and ``multiprocessing_context``. The caller chooses the
+                           order: ``shuffle``, ``drop_last`` and ``generator`` are not used. Batches are pinned if they
+                           are copied to CUDA.
+``IterableDataset``, or a  A :class:`Stream`: batches without length and checksum, in the order of the stream.
 ``DataLoader`` of one
 ``DataLoader`` with a      A :class:`Stream` as well, because its order, weights and repetitions are part of the data.
-sampler of its own
+custom sampler
 =========================  ============================================================================================
 
-Worker processes are seeded as in torch: each reading of :meth:`Source.batches` takes one number from the generator that
-is passed, or from torch's global one, and worker ``i`` is seeded with that number plus ``i``. Workers start with each
-pass.
+Worker processes are seeded as in torch: each call of :meth:`Source.batches` takes one number from the generator that is
+passed, or from torch's global generator, and worker ``i`` is seeded with that number plus ``i``. Workers start with
+each pass.
 
 Example:
     >>> import numpy as np, torch
@@ -84,21 +84,21 @@ def as_source(name: str, data: Any, *, indexed: bool = False) -> Source | Stream
 def as_source(name: str, data: Any, *, indexed: bool = False) -> Source | Stream:
     """Return data of any kind as a source of batches.
 
-    Kinds, lengths and emptiness are checked here; values are checked by :meth:`Source.check`.
+    This function checks kinds and lengths; :meth:`Source.check` checks values.
 
     Args:
         name: Name of the data in error messages, such as ``"train"``.
-        data: Data of one of the kinds in the table above, or a source, which is returned as it is.
-        indexed: Whether the data must be read by index, as evaluation does. A stream is then read into memory, once
+        data: Data of one of the kinds in the table above, or a source, which is returned unchanged.
+        indexed: If true, the data must be read by index, as evaluation does. A stream is then read into memory, once
             and to its end.
 
     Returns:
         A :class:`Source`, or a :class:`Stream` if the data have no length and ``indexed`` is false.
 
     Raises:
-        TypeError: If the data are of another kind, do not hold numbers, or are sparse.
-        ValueError: If the data are empty or differ in length, or if a ``DataLoader`` with a sampler of its own is to be
-            indexed.
+        TypeError: If the data have an unsupported type, do not hold numbers, or are sparse.
+        ValueError: If the data are empty or differ in length, or if ``indexed`` is true for a ``DataLoader`` with a
+            custom sampler.
     """
     if isinstance(data, Source):
         return data
@@ -109,9 +109,7 @@ def as_source(name: str, data: Any, *, indexed: bool = False) -> Source | Stream
         loader = source.data
         is_of_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
         sampler = type(loader.batch_sampler if is_of_batches else loader.sampler).__name__
-        raise ValueError(
-            f"{name} is a DataLoader with a {sampler}, which may leave data out or repeat them. Pass its dataset."
-        )
+        raise ValueError(f"{name} is a DataLoader with a {sampler}, which may omit or repeat data. Pass its dataset.")
     return source.read()
 
 
@@ -138,7 +136,7 @@ def _described(data: Any) -> str:
 
 
 def _of_dataset(name: str, dataset: Any) -> Source:
-    if type(dataset) is TensorDataset:  # a subclass may return other items
+    if type(dataset) is TensorDataset:  # the items of a subclass may differ from the tensors
         return Arrays(name, dataset.tensors)
     if type(dataset) is Subset:
         whole = _of_dataset(name, dataset.dataset)
@@ -162,9 +160,9 @@ def _of_loader(name: str, loader: DataLoader[Any]) -> Source | Stream:
 
 
 def _takes_all(loader: DataLoader[Any]) -> bool:
-    """Return whether an epoch of a loader takes every datum once, so that only the order can differ."""
+    """Return whether an epoch of a loader contains every datum once, so that only the order can differ."""
     sampler = loader.sampler
-    if type(loader.batch_sampler) is not BatchSampler:  # batches of the user's making, or items that are batches
+    if type(loader.batch_sampler) is not BatchSampler:  # a custom batch sampler, or items that are batches
         return False
     if type(sampler) is RandomSampler:
         return not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Train, validation and test data, and the three ways to binarize them.
+"""Train, validation and test data, and three ways to binarize them.
 
 All random choices (splits, static draws) come from NumPy's ``RandomState``, whose streams are frozen. A seed therefore
 gives the same data with every version of NumPy.
@@ -20,7 +20,7 @@ Binarization = Literal["none", "static", "dynamic"]
 
 @dataclass(frozen=True, repr=False)
 class Splits:
-    """Train, validation and test data; unpacks into the three.
+    """Train, validation and test data, which can be unpacked as a tuple of three.
 
     Attributes:
         name: Name of the data set.
@@ -29,8 +29,8 @@ class Splits:
         test: Test data, shape ``(L, *event)``.
         binarization: ``"none"``: grey values. ``"static"``: zeros and ones, drawn once with the grey values as
             probabilities. ``"dynamic"``: validation and test data are drawn once; training data stay grey, and
-            ``transform`` draws them anew for each batch.
-        labels: Class labels of the three splits, shapes ``(N,)``, ``(M,)``, ``(L,)``, or None if there are none.
+            ``transform`` draws new values for each batch.
+        labels: Class labels of the three splits, shapes ``(N,)``, ``(M,)``, ``(L,)``, or None.
 
     Example:
         >>> import pyrovae as pv
@@ -70,8 +70,8 @@ def binarize(x: Tensor) -> Tensor:
 
     Raises:
         TypeError: If the values are not floating-point.
-        ValueError: If a value is outside [0, 1]. This is checked unless Pyro's validation is off, which
-            :func:`pyrovae.fit` switches off after a first pass over the data.
+        ValueError: If a value is outside [0, 1]. The check is skipped while Pyro's validation is off;
+            :func:`pyrovae.fit` switches it off after a first pass over the data.
 
     Source:
         *On the Quantitative Analysis of Deep Belief Networks* (Salakhutdinov and Murray, 2008).
@@ -88,10 +88,10 @@ def binarize(x: Tensor) -> Tensor:
 def _check_grey(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
         found = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} takes a dense floating-point tensor of grey values, got {found}; call .float() on it")
+        raise TypeError(f"{name} takes a dense floating-point tensor of grey values, got {found}. Call .float() on it.")
     if is_validation_enabled() and not ((x >= 0) & (x <= 1)).all():
         raise ValueError(
-            f"{name} takes grey values in [0, 1], but got values from {x.min():.4g} to {x.max():.4g}; rescale them"
+            f"{name} takes grey values in [0, 1], but got values from {x.min():.4g} to {x.max():.4g}. Rescale them."
         )
 
 
@@ -99,7 +99,7 @@ def dequantize(x: Tensor, levels: int = 256) -> Tensor:
     """Add uniform noise within a level to grey values ``x = n / (levels - 1)`` in [0, 1]: ``(n + u) / levels``.
 
     A density of grey values is unbounded, because it can put all its mass on the levels. The density of dequantized
-    values bounds the probability of the levels (:func:`pyrovae.evaluation.bits_per_dimension`). Pass ``dequantize`` to
+    values bounds the probability of the levels ( :func:`pyrovae.evaluation.bits_per_dimension`). Pass ``dequantize`` to
     :func:`pyrovae.fit` as ``transform``, and apply it once to validation and test data.
 
     Args:
@@ -110,7 +110,7 @@ def dequantize(x: Tensor, levels: int = 256) -> Tensor:
         Values strictly between 0 and 1, in the shape of ``x``; the noise is drawn on the device of ``x``.
 
     Raises:
-        TypeError: If the values are not of float32 or float64.
+        TypeError: If the dtype is neither float32 nor float64.
         ValueError: If a value is not such a multiple, or ``levels`` is not between 2 and 512.
 
     Source:
@@ -124,19 +124,19 @@ def dequantize(x: Tensor, levels: int = 256) -> Tensor:
     """
     check_whole(levels=levels)
     if not 2 <= levels <= 512:
-        raise ValueError(f"dequantize takes from 2 to 512 levels, got {levels}")
+        raise ValueError(f"levels must be between 2 and 512, got {levels}")
     _check_grey("dequantize", x)
     if torch.finfo(x.dtype).eps > torch.finfo(torch.float32).eps:
         raise TypeError(
-            f"dequantize takes float32 or float64, in {x.dtype} values would leave their level; call .float()"
+            f"dequantize takes float32 or float64, because {x.dtype} is too coarse for the levels. Call .float()."
         )
     level = (x * (levels - 1)).round()
     if not ((x * (levels - 1) - level).abs() < 1e-3).all():
         raise ValueError(
-            f"dequantize takes multiples of 1/{levels - 1} in [0, 1], but got others, from {x.min():.4g} to "
-            f"{x.max():.4g}; pass the number of levels, and data with binarization='none'"
+            f"dequantize takes multiples of 1/{levels - 1} in [0, 1], but got other values, from {x.min():.4g} to "
+            f"{x.max():.4g}. Pass the number of levels, and data with binarization='none'."
         )
-    # Odd multiples of 2^-15: symmetric, never 0 or 1, and n + u is exact in float32, so that no value leaves its level.
+    # Odd multiples of 2^-15 are symmetric and never 0 or 1, and n + u is exact in float32, so values keep their level.
     noise = (torch.randint(2**14, x.shape, device=x.device).to(x.dtype) + 0.5) / 2**14
     return (level + noise) / levels
 
@@ -148,7 +148,7 @@ def make_splits(
     seed: int,
     labels: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Splits:
-    """Binarize images with grey values in [0, 1], and turn them into tensors.
+    """Binarize images with grey values in [0, 1], and convert them to tensors.
 
     Raises:
         ValueError: If the binarization has an unknown name.
@@ -176,10 +176,10 @@ def generator(seed: int) -> np.random.RandomState:
     """Return a generator whose stream is the same with every version of NumPy.
 
     Raises:
-        TypeError: If the seed is no integer.
+        TypeError: If the seed is not an integer.
         ValueError: If the seed is out of range.
     """
     check_whole(seed=seed)
     if not 0 <= seed < 2**32:
-        raise ValueError(f"the seed of a split lies between 0 and 2^32 - 1, got {seed}")
+        raise ValueError(f"seed, the seed of a split, must be between 0 and 2^32 - 1, got {seed}")
     return np.random.RandomState(seed)

@@ -14,7 +14,7 @@ Kind = Literal["real", "binary", "categorical", "count"]
 
 @dataclass(frozen=True, repr=False)
 class Table(Splits):
-    """Train, validation and test data of a table, shape ``(N, columns)``; unpacks into the three.
+    """Train, validation and test data of a table, shape ``(N, columns)``, which can be unpacked as a tuple of three.
 
     Attributes:
         name: Name of the data set.
@@ -37,24 +37,24 @@ class Table(Splits):
 def auto_mpg(*, seed: int = 0) -> Table:
     """Load Auto MPG: 392 cars, with real, categorical and count columns, from mlxtend.
 
-    The columns are ``mpg``, ``displacement`` (cubic inches), ``horsepower``, ``weight`` (pounds) and ``acceleration``
-    (seconds to 60 mph), all real; ``year`` (after 1970, a count); ``cylinders`` (categorical: 3, 4, 5, 6, 8) and
-    ``origin`` (categorical: America, Europe, Japan). Real columns are in their units: standardize them with the
-    training data.
+    The real columns are ``mpg``, ``displacement`` (cubic inches), ``horsepower``, ``weight`` (pounds) and
+    ``acceleration`` (seconds to 60 mph). ``year`` (after 1970) is a count. ``cylinders`` (3, 4, 5, 6, 8) and ``origin``
+    (America, Europe, Japan) are categorical. Real columns are not standardized: standardize them with the training
+    data.
 
     Args:
         seed: Seed of the split.
 
     Returns:
-        A :class:`Table` of shape ``(N, 8)``, with the origin as labels too.
+        A :class:`Table` of shape ``(N, 8)``; the labels are the origins.
 
     Raises:
         ModuleNotFoundError: If mlxtend is not installed.
         ValueError: If the seed is out of range.
 
     Source:
-        UCI Auto MPG (Quinlan, 1993); mlxtend leaves out six cars of unknown horsepower. There is no common split. This
-        one is random: 272 for training, 40 for validation, 80 for testing.
+        UCI Auto MPG (Quinlan, 1993); mlxtend omits six cars of unknown horsepower. There is no standard split. This
+        split is random: 272 for training, 40 for validation, 80 for testing.
 
     Example:
         >>> import pyrovae as pv
@@ -112,7 +112,10 @@ def simulated_cells(*, cells: int = 2000, genes: int = 200, types: int = 5, seed
     """
     check_whole(cells=cells, genes=genes, types=types)
     if cells < 10 or genes < 10 or types < 1:
-        raise ValueError(f"Cells and genes must be at least 10, and types 1; got {cells}, {genes} and {types}.")
+        raise ValueError(
+            f"cells and genes must be at least 10 and types at least 1, got cells={cells}, genes={genes}, "
+            f"types={types}."
+        )
     random = generator(seed)
     profiles = np.tile(random.gamma(0.5, size=genes) + 1e-3, (types, 1))
     markers = random.uniform(size=profiles.shape) < 0.1

@@ -1,4 +1,4 @@
-"""Distributions that Pyro does not have, and exact versions of some that it has."""
+"""Distributions that Pyro lacks, and exact versions of some distributions that it has."""
 
 from pyrovae.distributions.columns import Columns, entrywise
 from pyrovae.distributions.counts import Binomial, NegativeBinomial, Poisson

@@ -1,4 +1,4 @@
-"""The distribution of a row of a table, whose columns have distributions of different kinds."""
+"""The distribution of a row of a table whose columns have different kinds of distributions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ class OutsideColumnError(ValueError):
 
 
 class Columns(TorchDistribution):
-    """Distributions side by side in the last batch dimension, one or several columns each; NaN means missing.
+    """Distributions concatenated along the last batch dimension, for one or several columns each; NaN marks missing.
 
     A missing entry has log-probability 0, so that ``Columns(...).to_event(1)`` is the density of the observed entries.
 
@@ -26,7 +26,7 @@ class Columns(TorchDistribution):
         parts: Distributions with event shape ``()`` and batch shapes ``(*batch, width)``.
 
     Raises:
-        ValueError: When a value is scored that lies outside the support of its column; the message names the column.
+        ValueError: If a value that is scored lies outside the support of its column; the message names the column.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -89,14 +89,14 @@ class Columns(TorchDistribution):
         return torch.cat([function(part).expand(*batch, -1) for part in self.parts], dim=-1)
 
     def _check(self, part: Any, value: Tensor, start: int) -> None:
-        """Name the column whose values lie outside their support."""
+        """Raise ValueError that names the column whose values lie outside their support."""
         inside = part.support.check(value).expand(value.shape).reshape(-1, value.shape[-1]).all(0)
         if not inside.all():
             column = int((~inside).nonzero()[0])
             own, family = value[..., column], type(getattr(part, "base_dist", part)).__name__
             raise OutsideColumnError(
                 f"column {self.names[start + column]!r} holds values from {own.min():.4g} to {own.max():.4g}, which "
-                f"a {family} cannot score. Recode the column, or choose another likelihood for it"
+                f"a {family} cannot score. Recode the column, or choose another likelihood for it."
             )
 
 
@@ -108,7 +108,7 @@ def names_column(error: BaseException | None) -> bool:
 
 
 class _ColumnSupport(constraints.Constraint):
-    """The supports of columns; NaN, which means missing, is allowed everywhere."""
+    """The supports of columns, with NaN for missing values."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -125,13 +125,13 @@ class _ColumnSupport(constraints.Constraint):
 
 
 def _legal(part: Any) -> float:
-    """Return a value that a distribution can score, to stand for missing ones, without looking at its parameters."""
+    """Return a value in the support of a distribution, which replaces missing values, without reading parameters."""
     open_below = isinstance(part.support, OpenUnitInterval | constraints.greater_than)
     return 0.5 if open_below else 0.0
 
 
 def entrywise(distribution: Any, owner: str) -> Any:
-    """Return the distribution of each entry, from one whose entries are independent.
+    """Return the distribution of single entries, given a distribution with independent entries.
 
     Raises:
         TypeError: If the entries are not independent.
@@ -139,7 +139,7 @@ def entrywise(distribution: Any, owner: str) -> Any:
     independent = isinstance(distribution, dist.Independent | torch.distributions.Independent)
     if not independent or len(distribution.event_shape) != distribution.reinterpreted_batch_ndims:
         raise TypeError(
-            f"{owner} scores the entries one by one, but those of a {type(distribution).__name__} are not independent "
-            f"given z. Return a distribution made by .to_event(n)"
+            f"{owner} scores the entries one by one, but the entries of a {type(distribution).__name__} are not "
+            f"independent given z. Return a distribution made by .to_event(n)."
         )
     return distribution.base_dist

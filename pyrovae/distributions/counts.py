@@ -21,8 +21,8 @@ class Poisson(dist.Poisson):
 
     .. math:: \log p(n) = n \eta - e^\eta - \log n! = -G(n) - D(n; e^\eta).
 
-    PyTorch subtracts the three large terms, which costs 0.1 nats at a count of 100,000 in float32, and knows only the
-    rate, which underflows to 0 and makes the log-probability of a count minus infinity.
+    PyTorch subtracts the three large terms, which causes an error of 0.1 nats at a count of 100,000 in float32. It also
+    stores the rate instead of its logarithm. A rate that underflows to 0 gives a log-probability of minus infinity.
 
     Args:
         log_rate: Logarithm of the mean, any shape.
@@ -60,12 +60,12 @@ class Binomial(dist.Binomial):
 
     .. math:: \log p(n) = G(T) - G(n) - G(T - n) - D(n; T \sigma(s)) - D(T - n; T \sigma(-s)).
 
-    PyTorch's difference of log-gammas costs 0.1 nats at a million trials in float32.
+    The difference of log-gammas in PyTorch causes an error of 0.1 nats at a million trials in float32.
 
     Args:
         total_count: Number of trials, T.
-        probs: Probability of success :math:`\sigma(s)`. Give either this or ``logits``.
-        logits: s.
+        probs: Probability of success :math:`\sigma(s)`. Pass either ``probs`` or ``logits``.
+        logits: Logit s.
 
     Source:
         *Fast and Accurate Computation of Binomial Probabilities* (Loader, 2000).
@@ -99,18 +99,19 @@ class NegativeBinomial(dist.NegativeBinomial):  # type: ignore[misc]
         \log p(n) = r \log \sigma(-l) + n \log \sigma(l) + \log \frac{\Gamma(r + n)}{\Gamma(r)\, n!}, \qquad
         l = \log(m / r).
 
-    PyTorch takes the difference of two log-gammas. In float32 its value is wrong by some nats at r = 1e6, near the
-    Poisson distribution, and its gradient in log r is n instead of 0 at r = e^60. With N = r + n this class computes
+    PyTorch computes the difference of two log-gammas. In float32 its value is wrong by several nats at r = 1e6, near
+    the Poisson distribution, and its gradient with respect to log r is n instead of 0 at r = e^60. With N = r + n this
+    class computes
 
     .. math::
         \log p(n) = G(N) - G(r) - G(n) - \log(1 + n / r) - D(r; N \sigma(-l)) - D(n; N \sigma(l)),
 
-    in which every term is of the size of the result.
+    in which every term has the magnitude of the result.
 
     Args:
         total_count: Dispersion r, positive.
-        probs: Probability :math:`\sigma(l)`, between 0 and 1. Give either this or ``logits``.
-        logits: l, the logarithm of mean over dispersion.
+        probs: Probability :math:`\sigma(l)`, between 0 and 1. Pass either ``probs`` or ``logits``.
+        logits: Logit l, the logarithm of the mean divided by the dispersion.
 
     Source:
         *Fast and Accurate Computation of Binomial Probabilities* (Loader, 2000), for G and D.

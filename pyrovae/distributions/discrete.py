@@ -1,4 +1,4 @@
-"""Distributions of levels and counts: counts in any unit, and discretized logistic distributions."""
+"""Distributions of levels and counts: counts in any unit, and the discretized logistic distribution."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch.nn.functional import logsigmoid
 class Lattice(TorchDistribution):
     r"""Distribution of :math:`x = u\, n` for counts or levels n = 0, 1, 2, ... and a unit u.
 
-    A discrete likelihood of grey values in [0, 1] scores :math:`n = x / u`: its log-probability is that of n, without
-    a Jacobian. A value that is not a multiple of the unit is outside the support.
+    A discrete likelihood of grey values in [0, 1] scores :math:`n = x / u`. Its log-probability is that of n, without a
+    Jacobian. A value that is not a multiple of the unit is outside the support.
 
     Args:
         base: Distribution of n.
-        unit: u, the distance between neighbouring values.
+        unit: Unit u, the distance between neighbouring values.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -32,8 +32,8 @@ class Lattice(TorchDistribution):
     def hint(self) -> str:
         """Advice for values outside the support."""
         return (
-            f"it scores a {type(self.base_dist).__name__} of multiples of unit={self.unit:.6g}: pass the unit of your "
-            f"data (1/255 for 256 levels of grey in [0, 1]), and data that have neither been rescaled nor dequantized"
+            f"It scores multiples of unit={self.unit:.6g} by a {type(self.base_dist).__name__}: pass the unit of your "
+            f"data (1/255 for 256 grey levels in [0, 1]), and data that are neither rescaled nor dequantized"
         )
 
     @property
@@ -43,7 +43,7 @@ class Lattice(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """E[x]; for a categorical base, the mean of its levels."""
+        """E[x]; for a categorical base, the mean of the levels."""
         if isinstance(self.base_dist, dist.Categorical):
             probs = self.base_dist.probs
             return self.unit * (probs * torch.arange(probs.shape[-1], device=probs.device)).sum(-1)
@@ -80,7 +80,7 @@ class DiscretizedLogistic(TorchDistribution):
         P(n) = \sigma\Big(\frac{b_{n+1} - \mu}{s}\Big) - \sigma\Big(\frac{b_n - \mu}{s}\Big), \qquad
         b_n = \frac{n - \frac12}{L - 1}, \quad b_0 = -\infty, \; b_L = \infty.
 
-    Location and scale are in units of the whole range, so that level L - 1 is at 1. The difference is computed as
+    Location and scale are in units of the whole range, so level L - 1 is at 1. The difference is computed as
     :math:`\log \sigma(a) + \log \sigma(-b) + \log(1 - e^{b - a})`, which is exact in the tails.
 
     Args:
@@ -147,7 +147,7 @@ class DiscretizedLogistic(TorchDistribution):
 
 
 class _OnLattice(constraints.Constraint):
-    """Multiples of a unit that, as integers, satisfy another constraint; rounding errors of the value are allowed."""
+    """Multiples of a unit that, as integers, satisfy another constraint; rounding errors of the value are tolerated."""
 
     is_discrete = True
 

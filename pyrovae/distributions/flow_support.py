@@ -1,4 +1,4 @@
-"""The support of flows of the library zuko, which do not name it."""
+"""The support of flows of the library zuko, which do not declare it."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ def support_of_flow(distribution: Any) -> constraints.Constraint | None:
     """Return the support of a flow of zuko, wrapped for Pyro or not, or ``None`` if it is not known.
 
     The support of a flow is the domain of its transform if the base distribution covers the whole codomain. A circular
-    flow, for example, claims all real vectors as its domain, but its base covers a box, so that its support is unknown.
+    flow, for example, declares all real vectors as its domain, but its base covers only a box, so its support is
+    unknown.
 
     Example:
         >>> import zuko

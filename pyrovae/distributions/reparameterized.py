@@ -18,13 +18,13 @@ class _Scored:
         self.version, self.with_gradient = _version(value), torch.is_grad_enabled()
 
     def is_of(self, value: Tensor) -> bool:
-        """Return whether a value is this draw, unchanged since, with a gradient if one is needed now."""
+        """Return whether a value is this draw, unchanged, and carries a gradient if one is needed now."""
         same = value is self.value and _version(value) == self.version
         return same and (self.with_gradient or not torch.is_grad_enabled())
 
 
 def _version(value: Tensor) -> int | None:
-    """Return how often a tensor was changed in place; tensors of ``torch.inference_mode`` do not count this."""
+    """Return how often a tensor was changed in place, or None for tensors of ``torch.inference_mode``."""
     return None if value.is_inference() else value._version
 
 
@@ -33,21 +33,22 @@ class NormalizingFlow(TorchDistribution):
 
     .. math:: \log p(z) = \log p_0(f^{-1}(z)) + \log \left| \det \frac{\partial f^{-1}(z)}{\partial z} \right|.
 
-    Pyro's ``TransformedDistribution`` with a conditional transform does not report the batch shape of its context, and
-    its flows cache their last value in the transform, which breaks deep copies and tracing. Here the batch shape is
-    that of the base. The log-density of the last draw is cached in the distribution, so that an inverse
-    autoregressive flow scores its own draws without an inversion.
+    Pyro's ``TransformedDistribution`` with a conditional transform does not report the batch shape of its context. Its
+    flows also cache their last value in the transform, which breaks deep copies and tracing. In this class, the batch
+    shape is that of the base, and the log-density of the last draw is cached in the distribution. An inverse
+    autoregressive flow thus scores its own draws without an inversion.
 
     Args:
-        base: Distribution of the noise, event shape ``(latent,)``, batch shape that of any context of the transform.
-        transform: f, from noise to draws.
+        base: Distribution of the noise, event shape ``(latent,)``, with the batch shape of any context of the
+        transform.
+        transform: Function f, from noise to draws.
 
     Source:
         *Variational Inference with Normalizing Flows* (Rezende and Mohamed, 2015).
     """
 
     support = constraints.real_vector
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # as in torch
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch declares it in the same way
 
     def __init__(self, base: dist.TorchDistribution, transform: Any) -> None:
         self.base_dist, self.transform = base, transform
@@ -94,8 +95,8 @@ class MultivariateNormal(dist.MultivariateNormal):
 
     .. math:: \log q(z) = \log N(\epsilon; 0, I) - \sum_i \log L_{ii}.
 
-    Solving for the noise instead would multiply the rounding error of z by the norm of the inverse of L, which grows
-    exponentially with the number of dimensions, so that training in float32 ends in NaN.
+    Solving for the noise instead would multiply the rounding error of z by the norm of the inverse of L. This norm
+    grows exponentially with the number of dimensions, so training in float32 would end in NaN.
     """
 
     _last: "_Scored | None" = None

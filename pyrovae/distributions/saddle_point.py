@@ -1,13 +1,13 @@
 r"""Parts of log-probabilities that stay exact for large counts and concentrations: the saddle-point expansion.
 
-The log-probability of a count is the difference of log-gammas that are much larger than the result: in float32 a
+The log-probability of a count is the difference of log-gammas that are much larger than the result. In float32, a
 Poisson log-probability of a count of 100,000 is wrong by 0.1 nats. Every such density is therefore written with
 
 .. math::
     G(x) = \log \Gamma(x + 1) - x \log x + x, \qquad
     D(x; M) = x \log \frac{x}{M} - x + M \ge 0,
 
-in which the large parts have cancelled analytically. For example, the Poisson distribution of mean m has
+in which the large parts have cancelled analytically. For example, the Poisson distribution with mean m has
 :math:`\log p(n) = -G(n) - D(n; m)`.
 
 Source:
@@ -19,8 +19,8 @@ import math
 import torch
 from torch import Tensor
 
-_STIRLING_FROM = 16.0  # the remainder of the series is then below 1e-15
-_NEAR = 0.2  # relative distance from the mean below which the deviance is a series
+_STIRLING_FROM = 16.0  # from here on, the remainder of the series is below 1e-15
+_NEAR = 0.2  # relative distance from the mean below which the deviance is computed by a series
 
 
 def log_factorial_excess(x: Tensor) -> Tensor:
@@ -72,5 +72,5 @@ def deviance(x: Tensor, difference: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 def positive(x: Tensor) -> Tensor:
-    """Return ``x`` with 1 in place of 0, for divisions whose result is ignored there."""
+    """Return ``x`` with 0 replaced by 1, for divisions whose result at 0 is ignored."""
     return torch.where(x == 0, 1.0, x)

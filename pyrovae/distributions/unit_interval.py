@@ -10,22 +10,22 @@ from torch.distributions import register_kl
 
 from pyrovae.distributions.saddle_point import deviance, log1p_ratio, log_factorial_excess
 
-_SMALL = 0.5  # |logit| below which series are used; their first term left out is below 1e-13
+_SMALL = 0.5  # |logit| below which series are used; their first omitted term is below 1e-13
 
 
-class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Pyro makes its class when imported
+class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Pyro creates its class at import
     r"""Continuous Bernoulli distribution of Pyro, exact for any logit s.
 
     .. math:: \log p(x) = s x - \log \frac{e^s - 1}{s}.
 
-    PyTorch computes the constant and the draws from a probability that it keeps away from 0 and 1, so that in float32
-    they are those of :math:`|s| \le 16`. At s = -100, a pixel that is always black, its draws have mean 0.06 instead
-    of 0.01, and its density has mass 0.16 instead of 1. Near s = 0 this class uses power series in s, so that values
-    and gradients are exact there as well.
+    PyTorch computes the constant and the draws from a probability that it clamps away from 0 and 1. In float32 they are
+    therefore those of :math:`|s| \le 16`. At s = -100, a pixel that is always black, its draws have mean 0.06 instead
+    of 0.01, and its density has mass 0.16 instead of 1. Near s = 0 this class uses power series in s, so values and
+    gradients are exact there as well.
 
     Args:
-        probs: :math:`\sigma(s)`, strictly between 0 and 1. Give either this or ``logits``.
-        logits: s.
+        probs: Probability :math:`\sigma(s)`, strictly between 0 and 1. Pass either ``probs`` or ``logits``.
+        logits: Logit s.
 
     Source:
         *The Continuous Bernoulli: Fixing a Pervasive Error in Variational Autoencoders* (Loaiza-Ganem and Cunningham,
@@ -44,7 +44,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Py
             self._validate_sample(value)
         s = self.logits
         near, t = _split_at_zero(s)
-        distance = torch.where(s > 0, 1 - value, value)  # from the end at which the density is largest
+        distance = torch.where(s > 0, 1 - value, value)  # distance from the end at which the density is largest
         return torch.where(s.abs() < _SMALL, near * (value - 0.5) - _log_sinh_ratio(near), -t * distance - _log_mass(t))
 
     @property
@@ -107,7 +107,7 @@ _VARIANCE = (
     1 / 5748019200,
     -3617 / 711374856192000,
 )
-_TINY = 0.04  # the same for the distribution function and the quantiles, whose slopes cancel later
+_TINY = 0.04  # |logit| below which series replace the distribution function and the quantiles
 
 
 def _polynomial(x: Tensor, coefficients: tuple[Any, ...]) -> Tensor:
@@ -119,7 +119,7 @@ def _polynomial(x: Tensor, coefficients: tuple[Any, ...]) -> Tensor:
 
 
 def _split_at_zero(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s near zero and its absolute value away from zero, each replaced by a harmless number elsewhere."""
+    """Return s near zero and its absolute value away from zero, each replaced by a valid number elsewhere."""
     small = s.abs() < _SMALL
     return torch.where(small, s, 0.0), torch.where(s.abs() < _TINY, _TINY, s.abs())
 
@@ -193,12 +193,12 @@ _open_unit_interval: Any = OpenUnitInterval()
 class Beta(dist.Beta):
     r"""Beta distribution on the open interval, exact for large concentrations.
 
-    At 0 and 1 the density is zero or infinite, so the support leaves them out. With N = a + b,
+    At 0 and 1 the density is zero or infinite, so the support excludes them. With N = a + b,
 
     .. math::
         \log p(x) = \log \frac{a b}{N x (1 - x)} + G(N) - G(a) - G(b) - D(a; N x) - D(b; N (1 - x)),
 
-    where PyTorch's difference of log-gammas is wrong by some nats at a = b = 1e6 in float32.
+    where the difference of log-gammas in PyTorch is wrong by several nats at a = b = 1e6 in float32.
 
     Args:
         concentration1: a, positive.
@@ -215,7 +215,7 @@ class Beta(dist.Beta):
     """
 
     support = _open_unit_interval
-    hint = "its values lie strictly between 0 and 1: dequantize grey levels (pyrovae.data.dequantize)"
+    hint = "Its values lie strictly between 0 and 1: dequantize grey levels (pyrovae.data.dequantize)"
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density of ``value``, strictly between 0 and 1, nats."""

@@ -1,7 +1,11 @@
-"""Evaluation by importance weighting: bounds on log p(x) per datum, their errors, and whether to believe them.
+"""Evaluation by importance weighting: bounds on log p(x) for each datum, their errors and their reliability.
 
-Everything takes any ``(model, guide)`` and reads only its log-weights. Functions of ``(model, guide, x)`` take
-``(vae, x)`` as well, for a module that has a ``model`` and a ``guide``. Nats per datum, higher is better.
+Every function takes any pair of Pyro programs ``(model, guide)`` and uses only the log-weights of the pair. A function
+of ``(model, guide, x)`` also accepts ``(vae, x)``, where ``vae`` is a module with the attributes ``model`` and
+``guide``. Bounds are in nats per datum, and higher is better.
+
+The options that all estimators share ( ``plate``, ``memory``, ``seed``, ``progress``, ``checkpoint``, ...) are
+described once, at :class:`Options`.
 """
 
 from pyrovae.evaluation.diagnostics.active_units import active_units

@@ -1,4 +1,4 @@
-"""Batches of data, as many as a program takes in a run."""
+"""Batches of data of a size that the programs can score in one run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from pyrovae.evaluation.program_data import ProgramData
 
 @dataclass(frozen=True)
 class Batch:
-    """Some consecutive data.
+    """A batch of consecutive data.
 
     Attributes:
         args: Arguments of the programs.
         start: Index of the first datum.
-        kept: Number of data that are new in this batch. A program whose plate has a fixed size gets data again to fill
-            its last batch.
-        size: Number of data that the program scores in a run.
-        subsample: Indices that subsampling plates take, by plate.
+        kept: Number of data that are new in this batch. The last batch of a program whose plate has a fixed size is
+            filled up with data that were already scored.
+        size: Number of data that the program scores in one run.
+        subsample: Indices for the subsampling plates, by name of the plate.
     """
 
     args: tuple[Any, ...]
@@ -40,8 +40,8 @@ def batches(
         data: The data.
         device: Device of the batches.
         plate: The data plate.
-        width: Number of data in a batch. A program whose data plate has a fixed size gets that many.
-        cuttable: Whether the program runs on any number of data.
+        width: Number of data in a batch. A program whose data plate has a fixed size gets batches of that size instead.
+        cuttable: If true, the program runs on any number of data.
     """
     size = len(data)
     if cuttable:
@@ -52,7 +52,7 @@ def batches(
     else:
         indices = torch.arange(plate.size, device=device)
         for start in range(0, size, plate.size):
-            taken = {plate.name: (start + indices) % size}  # the last batch is filled up from the first
+            taken = {plate.name: (start + indices) % size}  # the first data fill up the last batch
             kept = min(plate.size, size - start)
             yield Batch(data.batch(0, size, device), start, kept, plate.size, taken)
 

@@ -1,12 +1,13 @@
-r"""Bounds, their Monte Carlo errors and the effective sample size: pure functions of log-weights ``(num_samples, N)``.
+r"""Bounds, Monte Carlo errors and effective sample size, computed from log-weights of shape ``(num_samples, N)``.
 
 With :math:`K` draws per datum, :math:`\mathrm{ELBO} = \frac{1}{K} \sum_k \log w_k` and
 :math:`\log \hat p(x) = \log \frac{1}{K} \sum_k w_k`, which is :math:`\mathrm{IWAE}_K`. For :math:`k < K`,
 
-.. math:: \mathrm{IWAE}_k = \frac{1}{K} \sum_{i=1}^K \log \frac{1}{k} \sum_{j=0}^{k-1} w_{(i + j) \bmod K}:
+.. math:: \mathrm{IWAE}_k = \frac{1}{K} \sum_{i=1}^K \log \frac{1}{k} \sum_{j=0}^{k-1} w_{(i + j) \bmod K}.
 
-all windows of k neighbouring draws, wrapped around, so that every draw counts k times and none is dropped. By Jensen's
-inequality :math:`\mathrm{ELBO} \le \mathrm{IWAE}_k \le \mathrm{IWAE}_{mk} \le \log \hat p(x)` holds on the very draws.
+The outer sum runs over all cyclic windows of k neighbouring draws, so every draw counts k times. By Jensen's
+inequality, :math:`\mathrm{ELBO} \le \mathrm{IWAE}_k \le \mathrm{IWAE}_{mk} \le \log \hat p(x)` holds exactly for the
+given draws.
 """
 
 import math
@@ -19,12 +20,12 @@ from torch import Tensor
 def of_valid(
     log_weights: Tensor, columns: Callable[[Tensor], Mapping[str, Tensor]], *, draws_dims: int = 1
 ) -> dict[str, Tensor]:
-    """Compute columns of the data whose log-weights are numbers or -inf; those of all others are NaN.
+    """Compute columns of the data whose log-weights are all finite or -inf; the rows of other data are NaN.
 
     Args:
         log_weights: Shape ``(*draws, N)``, nats.
-        columns: Function of log-weights that returns values by name, shape ``(n,)`` or ``(n, *rest)``.
-        draws_dims: Number of dimensions of draws.
+        columns: Function of log-weights that returns a mapping from names to values, shape ``(n,)`` or ``(n, *rest)``.
+        draws_dims: Number of leading dimensions that hold draws.
     """
     valid = ~(log_weights.isnan() | (log_weights == math.inf)).flatten(0, draws_dims - 1).any(0)
     if valid.all():
@@ -46,15 +47,15 @@ def elbo(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 def iwae(log_weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The bound IWAE_k of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats.
 
-    The error comes from the spread of the windows, of which K / k are independent; where these are fewer than ten, from
-    the delta method, to which it tends.
+    The error is computed from the spread of the windows, of which K / k are independent. If K / k is less than ten, the
+    error is that of the delta method, which is the limit for k = K.
 
     Raises:
         ValueError: If ``k`` is not between 1 and the number of draws.
     """
     num_samples = len(log_weights)
     if not 1 <= k <= num_samples:
-        raise ValueError(f"IWAE_k needs 1 <= k <= {num_samples}, the number of draws, got k={k}")
+        raise ValueError(f"k must be between 1 and the number of draws, {num_samples}, got k={k}")
     if k == num_samples:
         return log_likelihood(log_weights)
     windows = _window_sums(log_weights, k) - math.log(k)
@@ -65,7 +66,7 @@ def iwae(log_weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def log_likelihood(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     r"""The estimate of log p(x) from all draws and its Monte Carlo standard error, shapes ``(N,)``, nats.
 
-    The error is that of the delta method, :math:`\mathrm{sd}(w) / (\sqrt{K}\, \bar w)`.
+    The error is the one of the delta method, :math:`\mathrm{sd}(w) / (\sqrt{K}\, \bar w)`.
     """
     num_samples = len(log_weights)
     estimate = log_weights.logsumexp(0) - math.log(num_samples)
@@ -76,39 +77,41 @@ def log_likelihood(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding_error(log_weights: Tensor) -> Tensor:
-    """Return the error of the log-likelihood that comes from the rounding of log-weights, shape ``(N,)``, nats.
+    """Return the error of the log-likelihood that the rounding of log-weights causes, shape ``(N,)``, nats.
 
-    A log-weight is a sum of many terms, so its relative error is that of its type, a few units in the last place.
+    A log-weight is a sum of many terms. Its relative error is therefore a few units in the last place of its dtype.
     """
     largest = log_weights.amax(0).abs()
     return torch.finfo(log_weights.dtype).eps * torch.where(largest.isfinite(), largest, 0.0).double()
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    r"""Kish's effective sample size of each datum, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, shape ``(N,)``, 1 to K.
+    r"""Kish's effective sample size of each datum, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, shape ``(N,)``.
+
+    The value lies between 1 and the number of draws, K. It is 0 if all weights are zero.
 
     Source:
-        *Survey Sampling* (Kish, 1965); Kong (1992) for importance weights.
+        *Survey Sampling* (Kish, 1965); *A Note on Importance Sampling using Standardized Weights* (Kong, 1992).
     """
     total = log_weights.logsumexp(0)
     ess = (2 * total - (2 * log_weights).logsumexp(0)).exp()
-    return torch.where(total == -math.inf, 0.0, ess)  # no draw has a weight
+    return torch.where(total == -math.inf, 0.0, ess)  # all weights are zero
 
 
 def _window_sums(log_weights: Tensor, k: int) -> Tensor:
     """Log of the sums over all cyclic windows of k draws, shape ``(num_samples, N)``, nats."""
-    rows = log_weights.T.contiguous()  # neighbours in memory are shifted fastest
+    rows = log_weights.T.contiguous()  # shifting is fastest along contiguous memory
     highest = rows.amax(1, keepdim=True)
     lowest = rows.amin(1, keepdim=True)
     if k > 1 and lowest.isfinite().all() and (highest - lowest).max() < -math.log(torch.finfo(rows.dtype).tiny):
         sums = _by_doubling(torch.add, (rows - highest).exp(), k).log() + highest
-    else:  # some weights are zero beside the largest, and only their logs can be added
+    else:  # the exponential of some weights underflows, so the sums are computed from the logarithms
         sums = _by_doubling(torch.logaddexp, rows, k)
     return sums.T
 
 
 def _by_doubling(add: Callable[[Tensor, Tensor], Tensor], rows: Tensor, k: int) -> Tensor:
-    """Sums over all cyclic windows of k neighbours, from those over 1, 2, 4, ... of them."""
+    """Sums over all cyclic windows of k neighbours, composed of the sums over windows of 1, 2, 4, ... neighbours."""
     power, covered, sums = rows, 0, None
     for bit in range(k.bit_length()):
         if bit > 0:

@@ -1,4 +1,4 @@
-"""The folder of a long evaluation, from which an interrupted evaluation continues."""
+"""The checkpoint folder of a long evaluation, from which an interrupted evaluation continues."""
 
 import time
 import warnings
@@ -23,45 +23,45 @@ from pyrovae.isolation import fresh_seed
 if TYPE_CHECKING:
     from pyrovae.evaluation.problem import Problem
 
-SAVE_SECONDS = 5.0  # between two writings of the rows that are done
-_CHANGEABLE = {"progress", "checkpoint", "seed"}  # options of a call; the seed itself is compared
+SAVE_SECONDS = 5.0  # least time between two writes of the finished rows
+_CHANGEABLE = {"progress", "checkpoint", "seed"}  # options that may differ between calls; the seed in use is compared
 
 
 def seed_in(folder: str | Path) -> int:
-    """Return the seed that a folder holds for calls without a seed; a new folder gets a new seed.
+    """Return the seed that a checkpoint folder holds for calls without a seed; a new folder gets a new seed.
 
-    The data that bidirectional Monte Carlo simulates and the draws of global latents depend on the seed, so it must be
-    known before the rows are read.
+    The data that bidirectional Monte Carlo simulates and the draws of global latents depend on the seed. The seed must
+    therefore be known before the rows are read.
 
     Raises:
-        ValueError: If the path is empty, or the file with the seed is damaged.
+        ValueError: If the path is empty, or the file that holds the seed is damaged.
     """
     path = archives.as_path(folder, "checkpoint") / "seed.pt"
     if path.exists():
         return int(_read(path)["seed"])
     seed = fresh_seed()
-    with suppress(OSError):  # a folder that cannot be written to keeps no rows either
+    with suppress(OSError):  # rows cannot be written to such a folder either, and writing them warns
         path.parent.mkdir(parents=True, exist_ok=True)
         archives.write(path, {"seed": seed})
     return seed
 
 
 class Checkpoint:
-    """The rows of an evaluation that are done, in a folder from which the same call continues.
+    """The finished rows of an evaluation, kept in a folder from which the same call continues.
 
-    A context manager, within which the folder is locked for this evaluation.
+    This context manager locks the folder for one evaluation.
 
     Args:
         problem: The opened problem.
         estimator: Name of the estimator.
-        settings: Its options.
+        settings: Options of the estimator.
 
     Attributes:
         seconds: Seconds that earlier calls took.
 
     Raises:
-        OSError: On entry, if the folder cannot be made, or another evaluation uses it.
-        ValueError: On entry, if the folder holds another evaluation, or its file is damaged.
+        OSError: On entry, if the folder cannot be created, or another evaluation uses it.
+        ValueError: On entry, if the folder holds another evaluation, or the file in it is damaged.
     """
 
     def __init__(self, problem: "Problem", estimator: str, settings: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ class Checkpoint:
             self.lock.release()
 
     def restore(self, rows: Rows) -> None:
-        """Put the rows of an earlier call in their place."""
+        """Copy the rows of an earlier call into the result."""
         if self.kept is not None:
             self.seconds = self.kept["seconds"]
             columns = {name: values.numpy() for name, values in self.kept["columns"].items()}
@@ -91,9 +91,9 @@ class Checkpoint:
             self.num_written = rows.done
 
     def save(self, rows: Rows, *, now: bool = False) -> None:
-        """Write the rows that are done, if it is time to.
+        """Write the finished rows, unless they were written a few seconds ago.
 
-        A disk that cannot be written to costs no row that is in memory: the evaluation goes on after one warning.
+        If writing fails, the evaluation warns once and continues with the rows in memory.
         """
         if self.folder is None or not parallel.is_first() or rows.done == self.num_written:
             return
@@ -110,14 +110,14 @@ class Checkpoint:
             if not self.has_warned:
                 self.has_warned = True
                 warnings.warn(
-                    f"{str(path)!r} cannot be written ({error.strerror or error}), and the evaluation goes on. Rows "
-                    f"since the last writing are lost if the process is killed.",
+                    f"{str(path)!r} cannot be written ({error.strerror or error}), and the evaluation continues. If "
+                    f"the process is killed, the rows since the last write are lost.",
                     stacklevel=find_stack_level(),
                 )
         self.saved = time.perf_counter()
 
     def _open(self) -> dict[str, Any] | None:
-        """Lock the folder, and return what it holds of this evaluation."""
+        """Lock the folder, and return the content of an earlier call of this evaluation."""
         assert self.folder is not None
         name, lock = str(self.folder), FolderLock(self.folder)
         try:
@@ -125,16 +125,15 @@ class Checkpoint:
             lock.acquire()
         except BlockingIOError as error:
             raise OSError(
-                f"another run uses the folder {name!r} ({error.strerror}). Wait until it ends, or give each evaluation "
-                f"its own folder."
+                f"another run uses the folder {name!r} ({error.strerror}). Wait until that run ends, or give each "
+                f"evaluation its own folder."
             ) from error
         except OSError as error:
             raise OSError(
-                f"the folder {name!r} cannot hold rows ({error.strerror or error}). Give a folder that can be written "
-                f"to."
+                f"the folder {name!r} cannot hold rows ({error.strerror or error}). Pass a folder that is writable."
             ) from error
         try:
-            with suppress(OSError):  # on a read-only file system the files stay
+            with suppress(OSError):  # unfinished files cannot be removed from a read-only file system
                 archives.remove_unfinished(self.folder)
             path = self.folder / "rows.pt"
             kept = _read(path) if path.exists() else None
@@ -150,8 +149,8 @@ class Checkpoint:
         programs = self.description["programs"]
         if changed := difference(programs, then.get("programs", programs)):
             raise ValueError(
-                f"folder {str(self.folder)!r} holds an evaluation of another program: {changed}. Give another folder, "
-                f"or remove this one."
+                f"folder {str(self.folder)!r} holds an evaluation of another program: {changed}. Pass another folder, "
+                f"or remove this folder."
             )
         names = [name for name in (*self.description, *then) if name != "programs"]
         different = [name for name in names if self.description.get(name) != then.get(name)]
@@ -159,12 +158,12 @@ class Checkpoint:
             name = different[0]
             raise ValueError(
                 f"folder {str(self.folder)!r} holds another evaluation: its {name} is {then.get(name)!r}, here it is "
-                f"{self.description.get(name)!r}. Give another folder, or remove this one."
+                f"{self.description.get(name)!r}. Pass another folder, or remove this folder."
             )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a file of this module.
+    """Return the content of a file that this module has written.
 
     Raises:
         ValueError: If the file is damaged.
@@ -172,14 +171,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = archives.read(path)
     except archives.ArchiveError as error:
-        raise ValueError(f"{error} To evaluate anew, remove it.") from error
+        raise ValueError(f"{error} Remove the file to start a new evaluation.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} is not a file of an evaluation. To evaluate anew, remove it.")
+        raise ValueError(f"{str(path)!r} is not a file of an evaluation. Remove the file to start a new evaluation.")
     return content
 
 
 def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return everything that rows depend on, by name, as plain values."""
+    """Return everything on which the rows depend, by name, as plain values."""
     found = attributes(problem)
     names = "model", "guide", "data_sha1", "parameters_sha1", "binarization", "seed", "autocast"
     versions = "pyrovae_version", "torch_version", "pyro-ppl_version"
@@ -187,7 +186,7 @@ def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -
     described: dict[str, Any] = _plain(
         {
             "estimator": estimator,
-            **options,  # first, so that an error names an option before the width of a batch, which follows from it
+            **options,  # first, so that an error names the option and not the batch width, which depends on it
             "proposal": _proposal(problem),
             **settings,
             **{name: found[name] for name in (*names, *versions)},
@@ -198,16 +197,16 @@ def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -
 
 
 def _proposal(problem: "Problem") -> dict[str, Any] | None:
-    """Return the type and the settings of a proposal."""
+    """Return the type and the settings of a refined guide, or None."""
     if problem.proposal is None:
         return None
     public = {name: value for name, value in vars(problem.proposal).items() if not name.startswith("_")}
-    settings = {name: value for name, value in public.items() if name not in ("model", "guide")}  # described elsewhere
+    settings = {name: value for name, value in public.items() if name not in ("model", "guide")}  # see `programs`
     return {"type": type(problem.proposal).__name__, **settings}
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as numbers, strings and their containers; tensors and arrays are their checksums."""
+    """Return a value as numbers, strings and containers of these; a tensor or array becomes its checksum."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):

@@ -1,11 +1,14 @@
-"""The code and the numbers that decide the densities of programs, besides parameters, found from the programs.
+"""The code and the constants that determine the densities of programs, besides parameters.
 
-From a program one reaches functions by the names that its code loads, closures, default values, bound objects, classes,
-attributes and containers. Code of the standard library and of installed packages is left out, because versions stand
-for it. Numbers that change when the programs run (counters) are left out, because a program whose density depends on
-them is refused. So are tensors that a dictionary holds under keys other than names, which are caches.
+They are found by a walk from each program over functions whose names its code loads, closures, default values, bound
+objects, classes, attributes and containers. The walk leaves out
 
-Not reached are the environment, files, and what a program asks for by name (``getattr``, a registry).
+* code of the standard library and of installed packages, which their versions identify;
+* values that change when the programs run, such as counters, because a program whose density depends on them is
+  rejected;
+* tensors that a dictionary holds under keys other than names, because these are caches.
+
+The walk does not find the environment, files, or objects that a program looks up by name (``getattr``, a registry).
 """
 
 import dis
@@ -26,9 +29,9 @@ from torch import Tensor, nn
 
 from pyrovae.arguments import as_bytes
 
-MOST = 20_000  # values that are visited
-LONGEST = 60  # characters of a value that is kept as it is
-LARGE = 2**20  # bytes of an array that is read once only
+MOST = 20_000  # largest number of values that are visited
+LONGEST = 60  # largest number of characters of a value that is kept as it is
+LARGE = 2**20  # bytes; larger arrays are read only once
 
 _OF_TORCH = frozenset(vars(nn.Module()))  # attributes of every module: hooks, parameters, the training mode
 _PACKAGES = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib"))
@@ -45,15 +48,15 @@ _DESCRIBED = (
 def contents(
     programs: Mapping[str, Any], known: Mapping[nn.Module, Any], *, most_bytes: float = torch.inf
 ) -> dict[str, str]:
-    """Return the code and the numbers of programs, by where they are found.
+    """Return the code and the constants of programs, by the path at which they were found.
 
     Args:
         programs: The programs by name.
         known: Modules whose parameters and buffers are left out.
-        most_bytes: Size of the largest arrays that are read.
+        most_bytes: Size of the largest arrays that are read, bytes.
     """
     found: dict[str, str] = {}
-    seen: dict[int, Any] = {}  # keeps what it has seen, so that no other object gets the same identity
+    seen: dict[int, Any] = {}  # keeps the objects alive, so that their identities are not reused
     pending = deque(programs.items())
     while pending and len(seen) < MOST:
         path, value = pending.popleft()
@@ -68,17 +71,17 @@ def contents(
 
 
 def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """Return what runs of the programs have left as it was."""
+    """Return the values that runs of the programs have not changed."""
     return {path: text for path, text in after.items() if before.get(path, text) == text}
 
 
 def digest(found: Mapping[str, str]) -> str:
-    """Return the SHA-1 of what was found."""
+    """Return the SHA-1 of the values that were found."""
     return _digest(repr(sorted(found.items())).encode())
 
 
 def difference(now: Mapping[str, str], then: Mapping[str, str]) -> str:
-    """Name the first value that differs, with both values; empty if none does."""
+    """Describe the first value that differs, with both values; return an empty string if all values agree."""
     for path in (*now, *then):
         if now.get(path) != then.get(path):
             return f"its {path} is {then.get(path, 'not there')}, here it is {now.get(path, 'not there')}"
@@ -86,7 +89,7 @@ def difference(now: Mapping[str, str], then: Mapping[str, str]) -> str:
 
 
 def _as_text(value: Any, most_bytes: float) -> str | None:
-    """Return a value that has no parts as text, an empty text for one that is not read, None for one with parts."""
+    """Return a value without parts as text, an empty text for a value that is not read, and None for other values."""
     if value is None or isinstance(value, _PLAIN):
         text = repr(value)
         return text if len(text) <= LONGEST else _digest(text.encode())
@@ -106,7 +109,7 @@ def _array_bytes(array: np.ndarray) -> Any:
 
 
 def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what a value is made of, by name."""
+    """Yield the parts of a value by name."""
     if isinstance(value, MethodType):
         yield from (("__func__", value.__func__), ("__self__", value.__self__))
     elif isinstance(value, functools.partial):
@@ -136,11 +139,11 @@ def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, An
 
 
 def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield closure, default values, and the globals that a function loads; of modules, their loaded attributes."""
+    """Yield closure, default values and loaded globals of a function; for a module, its attributes that are loaded."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
-        except ValueError:  # of a variable that has no value yet
+        except ValueError:  # the variable has no value yet
             continue
     yield from (("defaults", function.__defaults__), ("keyword defaults", function.__kwdefaults__))
     if wrapped := getattr(function, "__wrapped__", None):
@@ -179,7 +182,7 @@ def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
-    """Return the names of the globals that code loads, and for each the attributes that any code in it loads."""
+    """Return the names of the globals that code loads, each with the attributes that the code loads anywhere."""
     names: dict[str, None] = {}
     attributes: dict[str, None] = {}
     pending = [code]
@@ -195,7 +198,7 @@ def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
 
 
 def _of_code(code: CodeType, documentation: str | None = None) -> bytes:
-    """Return instructions, names and constants of code, without its place in a file and its docstring."""
+    """Return instructions, names and constants of code, without line numbers and the docstring."""
     constants = [
         _of_code(constant) if isinstance(constant, CodeType) else _of_constant(constant)
         for constant in code.co_consts

@@ -1,4 +1,4 @@
-"""Options that all estimators and diagnostics take, and their defaults."""
+"""Options that all estimators and diagnostics accept, and their defaults."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,25 +22,26 @@ class SharedOptions(TypedDict, total=False):
 
 
 class Options(SharedOptions, total=False):
-    """Options that every estimator and diagnostic takes.
+    """Keyword arguments that every estimator and diagnostic accepts.
 
     Attributes:
-        seed: Seed of the draws; by default a new one from the operating system. The result names it.
+        seed: Seed of the draws; by default a new seed from the operating system. The result holds it as an attribute.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        binarization: How the data were binarized, kept as an attribute; results that differ in it are not compared.
-        vectorize: Whether many draws are made in one run, along a dimension to the left of the program's plates. By
-            default this is decided by a check of the program.
-        memory: Bytes that the tensors of one run may take, which sets the size of batches and chunks; by default 2^25
-            on a CPU and 2^31 on a CUDA device. The draws depend on it.
-        compile: Whether to compile the densities, for which torch's inductor takes some seconds. A program that cannot
-            be compiled runs without compilation, after a warning with the reason.
-        precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or on CUDA ``"tf32"``.
-            Its error is in no ``mcse``. By default torch's own setting.
-        progress: Whether to show a progress bar; it is quiet where the output is not a terminal.
-        checkpoint: Folder in which to keep the rows that are done. The same call continues from there after whatever
-            ended it, and returns the result of a call that was never interrupted. ``~`` is expanded. A folder of other
-            data, options or programs is refused by name; changes of the environment, and of files that programs read,
-            are not seen.
+        binarization: Description of how the data were binarized, stored as an attribute. Results with different
+            descriptions cannot be compared.
+        vectorize: If true, many draws are made in one run, along a dimension to the left of the program's plates. If
+            false, the programs run once for each draw. By default a check of the programs decides.
+        memory: Bytes that the tensors of one run may occupy, which determines the size of batches and chunks. The
+            default is 2^25 on a CPU and 2^31 on a CUDA device. The draws depend on this value.
+        compile: If true, the densities are compiled by torch's inductor, which takes several seconds. A program that
+            cannot be compiled runs without compilation after a warning that names the reason.
+        precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
+            By default torch's own setting. Monte Carlo errors do not include the error of reduced precision.
+        progress: If true, a progress bar is shown, provided that the output is a terminal.
+        checkpoint: Folder that keeps the finished rows; ``~`` is expanded. If a call is interrupted, the same call
+            continues from the folder and returns the result of an uninterrupted call. A folder that holds other data,
+            options or programs raises an error that names the difference. Changes of the environment, and of files that
+            the programs read, are not detected.
         kwargs: Keyword arguments of model and guide.
 
     Example:

@@ -1,4 +1,4 @@
-"""A pair of programs from its owner: ``evaluate(vae, x)`` is short for ``evaluate(vae.model, vae.guide, x)``."""
+"""A pair of programs given by a module: ``evaluate(vae, x)`` stands for ``evaluate(vae.model, vae.guide, x)``."""
 
 from collections.abc import Callable
 from functools import update_wrapper
@@ -12,14 +12,14 @@ Result = TypeVar("Result", covariant=True)
 
 
 class HasPrograms(Protocol):
-    """A module such as :class:`pyrovae.VAE`, which has a model and a guide."""
+    """A module with a model and a guide, such as :class:`pyrovae.VAE`."""
 
     model: Any
     guide: Any
 
 
 class Evaluation(Protocol[Others, Result]):
-    """A function of a model, a guide and data, or of a module with both and data."""
+    """A function of a model, a guide and data, or of a module that has model and guide, and data."""
 
     @overload
     def __call__(self, model: Program, guide: Program, /, *others: Others.args, **options: Others.kwargs) -> Result: ...
@@ -28,17 +28,17 @@ class Evaluation(Protocol[Others, Result]):
     def __call__(self, vae: HasPrograms, /, *others: Others.args, **options: Others.kwargs) -> Result: ...
 
     def __call__(self, *given: Any, **options: Any) -> Any:  # type: ignore[misc]  # mypy has no implementation of overloads of a ParamSpec
-        """Evaluate."""
+        """Evaluate the programs."""
 
 
 def takes_vae(function: Callable[Concatenate[Program, Program, Others], Result]) -> Evaluation[Others, Result]:
-    """Let a function of ``(model, guide, x, ...)`` take ``(vae, x, ...)`` as well.
+    """Decorate a function of ``(model, guide, x, ...)`` so that it accepts ``(vae, x, ...)`` as well.
 
     Args:
-        function: The function. Its first two arguments are the programs.
+        function: Function whose first two arguments are the programs.
 
     Returns:
-        A function that takes ``.model`` and ``.guide`` of its first argument, if the argument has both.
+        A function that uses the attributes ``model`` and ``guide`` of its first argument, if it has both.
 
     Raises:
         TypeError: When called, if the guide is not callable.
@@ -58,11 +58,11 @@ def takes_vae(function: Callable[Concatenate[Program, Program, Others], Result])
             given = (given[0].model, given[0].guide, *given[1:])
         if len(given) > 1 and not callable(given[1]):
             raise TypeError(
-                f"{name} takes (model, guide, x), or (vae, x) for a module that has .model and .guide, but the guide "
-                f"is a {type(given[1]).__name__}. Pass both programs"
+                f"{name} takes (model, guide, x), or (vae, x) for a module with the attributes model and guide, but "
+                f"the guide is a {type(given[1]).__name__}. Pass both programs."
             )
         return function(*given, **options)
 
-    # doctest runs the examples of a function only in the module whose globals the function has.
+    # doctest runs the examples of a function only in the module to which the function's globals belong.
     own = FunctionType(call.__code__, function.__globals__, name, closure=call.__closure__)
     return cast("Evaluation[Others, Result]", update_wrapper(own, function))

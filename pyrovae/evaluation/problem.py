@@ -1,7 +1,7 @@
 """The problem that every estimator solves: a model, a guide and data, read in batches that fit a memory bound.
 
-An estimator is a function from a batch to columns. :class:`Problem` owns all that estimators share: data and device,
-batches, the checks of the program, its draws and densities, seeds, compilation and precision.
+An estimator is a function from a batch to columns. :class:`Problem` provides everything that estimators share: data and
+device, batches, checks of the program, draws and densities, seeds, compilation and precision.
 :func:`pyrovae.evaluation.report` turns the columns into a result.
 """
 
@@ -39,57 +39,62 @@ from pyrovae.evaluation.route import Drawn, Route
 from pyrovae.evaluation.sampler import Sampler
 from pyrovae.isolation import Isolation, fresh_seed, isolated, program_device, seeded
 
-# On a CPU larger tensors are given back to the system after every run, and to fetch their pages anew costs a third of
-# the time. With so little a GPU waits for Python: on an H200 an evaluation took more than four times as long.
+# On a CPU, larger tensors are returned to the operating system after every run, and allocating their pages again takes
+# a third of the time. On a GPU, 2**25 bytes are too few: an evaluation on an H200 took more than four times as long.
 MEMORY = {"cpu": 2**25, "cuda": 2**31}
 
 
 class Problem:
     """A model, a guide and data, with the options that all estimators share.
 
-    Methods that run the programs are for use inside of the context, ``with problem:``, which keeps modules, buffers,
-    generators and Pyro's handlers as they were. :func:`pyrovae.evaluation.report` opens it. When it is opened, the
-    programs run at most three times on a few data: log-weights of the same draws are compared alone and together, data
-    are checked against the support of the likelihood, and the memory of a draw is measured.
+    Methods that run the programs must be called inside the context ``with problem:``, which restores modules, buffers,
+    random generators and Pyro's handlers on exit. :func:`pyrovae.evaluation.report` opens the context. On entry, the
+    programs run at most three times on a few data. These runs compare log-weights of the same draws alone and together,
+    check the data against the support of the likelihood, and measure the memory of a draw.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
-        guide: Pyro program of q(z | x), called likewise.
+        guide: Pyro program of q(z | x), called with the same arguments.
         x: Data of any kind that :mod:`pyrovae.data.sources` lists, shape ``(N, *event)``, or a tuple of arguments.
-            Arrays share the first dimension; other arguments are passed as they are. Batches are read when they are
-            needed, in the order of the data set, and moved to the device of the programs' parameters. A stream is read
-            into memory.
-        **options: See :class:`Options`.
+            Arrays in a tuple share the first dimension; other arguments are passed on unchanged. Batches are read when
+            they are needed, in the order of the data set, and moved to the device of the programs' parameters. A stream
+            is read into memory.
+        **options: Keyword arguments of :class:`Options`.
 
     Attributes:
         size: Number of data, N.
         device: Device of the computation.
         seed: Seed of the draws.
-        contents: Code and numbers that decide the densities besides parameters, by where they are found, once opened.
+        contents: Code and constants that determine the densities besides parameters, by the path at which they were
+            found. Available once the problem is open.
 
     Raises:
-        TypeError: If an option has another name, or a count or the seed is not an integer.
-        ValueError: If ``x`` is empty; once opened, if data lie outside the likelihood's support, model and guide
-            disagree about their latent sites, there is no data plate, a latent site lies outside of it, or a log-weight
-            depends on other data.
+        TypeError: If an option is unknown, or a count or the seed is not an integer.
+        ValueError: If ``x`` is empty. On entry, if data lie outside the likelihood's support; if model and guide
+            disagree about their latent sites; if the program has no data plate, or a latent site lies outside it; or if
+            the log-weight of a datum depends on other data.
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> problem = pv.evaluation.Problem(vae.model, vae.guide, torch.zeros(10, 4), seed=0)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, so that all log-weights equal log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.linspace(-1.0, 1.0, 10)
+        >>> problem = pv.evaluation.Problem(model, guide, x, seed=0)
         >>> with problem:
         ...     batch = next(problem.batches(10))
-        ...     problem.log_weights(batch, 7).shape
-        torch.Size([7, 10])
+        ...     log_weights = problem.log_weights(batch, 7)
+        >>> log_weights.shape, torch.allclose(log_weights, dist.Normal(0.0, 2**0.5).log_prob(x), atol=1e-4)
+        (torch.Size([7, 10]), True)
     """
 
     def __init__(self, model: Program, guide: Program, x: Any, **options: Unpack[Options]) -> None:
         if unknown := set(options) - set(DEFAULTS):
-            raise TypeError(f"there is no option {min(unknown)!r}; choose from {', '.join(DEFAULTS)}")
+            raise TypeError(f"there is no option {min(unknown)!r}. Choose from {', '.join(DEFAULTS)}")
         self.options: Options = {**DEFAULTS, **options}
         inner: Any = poutine.unwrap(guide)
         self.proposal: Proposal | None = inner if isinstance(inner, Proposal) else None
@@ -130,7 +135,7 @@ class Problem:
             self.route = Route(self.model, self.guide, self.probe, self.options)
             if parallel.size() > 1:
                 own = as_digest(self.data.fingerprint()), *self.parameters()
-                parallel.check_same("data or parameters of an evaluation", own)
+                parallel.check_same("the data or parameters of an evaluation", own)
             context.enter_context(pyro.validation_enabled(False))
             context.enter_context(products(self.options["precision"]))
             if self.proposal is not None:
@@ -142,7 +147,7 @@ class Problem:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Put everything back."""
+        """Restore modules, buffers, generators and handlers."""
         assert self._context is not None
         self._context.close()
         self._context = None
@@ -152,7 +157,7 @@ class Problem:
         guide: Any = poutine.unwrap(self.guide)
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
             raise ValueError(
-                "the autoguide has not seen data yet; train it, or run guide(x) once, before evaluating it"
+                "the autoguide has not been initialized. Train it, or call guide(x) once, before you evaluate it."
             )
         try:
             with self.isolation.adopting(), torch.autocast(self.device.type, enabled=False):
@@ -163,18 +168,18 @@ class Problem:
             if self.data.dtype.is_floating_point or isinstance(error, torch.OutOfMemoryError) or not is_of_dtype:
                 raise
             raise ValueError(
-                f"{error}. x holds integers, {self.data.dtype}, and an evaluation has no transform; if the programs "
-                f"take floats, pass x.float() or x / 255, or a Dataset that does so for each datum"
+                f"{error}. x holds integers, {self.data.dtype}, which an evaluation does not convert. If the programs "
+                f"expect floats, pass x.float() or x / 255, or a Dataset that converts each datum."
             ) from error
 
     @property
     def plate(self) -> CondIndepStackFrame:
-        """The data plate, once opened."""
+        """The data plate, available once the problem is open."""
         return self.probe.plate
 
     @property
     def nesting(self) -> int:
-        """Depth of the program's own plates, once opened."""
+        """Nesting depth of the program's own plates, available once the problem is open."""
         return self.probe.nesting
 
     @property
@@ -184,16 +189,16 @@ class Problem:
 
     @property
     def affordable(self) -> int:
-        """Number of log-weights that a run can make within the memory, once opened."""
+        """Number of log-weights that a run can compute within the memory, available once the problem is open."""
         return max(1, self.memory // self.probe.memory.per_weight)
 
     @property
     def data_dim(self) -> int:
-        """Index of the data among the dimensions of a draw, the first of which is that of draws."""
+        """Index of the data dimension of a draw, whose first dimension is that of the draws."""
         return self.nesting + 1 + dim_of(self.plate)
 
     def parameters(self) -> list[Tensor]:
-        """Return all parameters and buffers of the programs, those of Pyro's store among them."""
+        """Return all parameters and buffers of the programs, including those in Pyro's parameter store."""
         own = self.isolation.tensors
         known = {tensor.data_ptr() for tensor in own}
         return own + [tensor for tensor in self.probe.parameters if tensor.data_ptr() not in known]
@@ -204,7 +209,8 @@ class Problem:
         """Yield all data in batches.
 
         Args:
-            width: Number of data in a batch. A program whose data plate has a fixed size gets that many.
+            width: Number of data in a batch. A program whose data plate has a fixed size gets batches of that size
+                instead.
         """
         yield from batches(self.data, self.device, self.plate, width, cuttable=self.probe.cuttable)
 
@@ -213,24 +219,24 @@ class Problem:
         return consecutive(self.data, self.device, start, stop)
 
     def select(self, batch: Batch, indices: Tensor) -> Batch:
-        """Return some data of a batch, by their indices in it."""
+        """Return some data of a batch, by their indices in the batch."""
         args = tuple(arg[indices] if isinstance(arg, Tensor) else arg for arg in batch.args)
         return Batch(args, batch.start, len(indices), len(indices), {})
 
     def few(self) -> Batch:
-        """Return a batch of two data that the program can score, or the first batch if it takes no fewer."""
+        """Return a batch of two data that the program can score, or the first batch if it accepts no fewer."""
         if not self.probe.cuttable:
             return next(self.batches(2))
         indices = self.probe.finite[:2]
         return Batch(self.data.select(indices, self.device), 0, len(indices), len(indices), {})
 
     def width(self, num_draws: int) -> int:
-        """Return how many data a batch can have within the memory, by so many draws for each."""
+        """Return the number of data for which ``num_draws`` draws each fit into memory."""
         if self.proposal is not None:
             return self.proposal.width(self)
         return max(1, self.affordable // num_draws)
 
-    # --- the route ----------------------------------------------------------------------------------------------------
+    # --- runs of the programs -----------------------------------------------------------------------------------------
 
     def run(
         self,
@@ -240,20 +246,20 @@ class Problem:
         *,
         amortized: bool = False,
     ) -> Weights:
-        """Run guide and model together, once or once for each draw, and return their weights.
+        """Run guide and model together, in one run or in one run per draw, and return their weights.
 
         Raises:
-            ValueError: If the guide is a proposal that has no sites of its own, unless ``amortized``.
+            ValueError: If the guide is a proposal without sites, unless ``amortized`` is true.
         """
         if self.proposal is not None and not amortized:
             raise ValueError(
-                f"{self.proposal!r} is one density of all latent sites, and this function needs the guide site by "
-                f"site; pass the guide that it refines, refined.guide"
+                f"{self.proposal!r} is a single density of all latent sites, but this function needs a density for "
+                f"each site. Pass the guide that it refines, refined.guide."
             )
         return self.route.run(batch, num_draws, values)
 
     def draw(self, batch: Batch, num_draws: int, *, amortized: bool = False) -> Drawn:
-        """Run the guide alone, for many draws; ``amortized`` is the guide that a proposal refines."""
+        """Run the guide alone, for many draws; with ``amortized`` the guide that a proposal refines."""
         if self.proposal is not None and not amortized:
             return self.proposal.draw(self, batch, num_draws)
         return self.route.draw(batch, num_draws)
@@ -267,7 +273,7 @@ class Problem:
         return torch.cat([self.log_density(batch, draws) for draws in self.run_guide(batch, values, num_draws)])
 
     def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
-        """Run the guide at given values of its sites, once or once for each draw."""
+        """Run the guide at given values of its sites, in one run or in one run per draw."""
         return self.route.run_guide(batch, values, num_draws)
 
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:
@@ -284,7 +290,7 @@ class Problem:
         """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats.
 
         Raises:
-            ProgramError: If a latent site is masked unlike in the guide, whose masks are ``masks``.
+            ProgramError: If the mask of a latent site differs from its mask in the guide, given by ``masks``.
         """
         return self.route.log_joint(batch, values, num_draws, masks)
 
@@ -297,18 +303,18 @@ class Problem:
     # --- checks -------------------------------------------------------------------------------------------------------
 
     def check_reach(self) -> None:
-        """Check once that the guide can draw the posterior, for estimators by importance weights of its draws.
+        """Check once that the guide covers the posterior, for estimators by importance weights of its draws.
 
         Raises:
-            ValueError: If the guide cannot draw a part of the posterior of a datum.
+            ValueError: If the guide cannot draw values in a part of the posterior of a datum.
         """
         if not self._reaches:
-            with seeded(self.seed):  # within a batch, whose draws must not depend on whether it is the first
+            with seeded(self.seed):  # the draws of a batch must not depend on whether it is the first
                 check_reach(self)
             self._reaches = True
 
     def check_repeats(self) -> None:
-        """Check that the guide has the same density in every run, for estimators that score draws of another run.
+        """Check that the guide has the same density in every run, for estimators that score draws of earlier runs.
 
         Raises:
             ValueError: If the density differs at the same draws.
@@ -318,19 +324,19 @@ class Problem:
         again = self.log_guide(batch, drawn.values, 2, amortized=True)
         if not torch.allclose(again, drawn.log_q, rtol=1e-4, atol=1e-3, equal_nan=True):
             raise ValueError(
-                f"the guide has another density in every run, by {float((again - drawn.log_q).abs().max()):.3g} nats "
-                f"at the same draws, as it draws random numbers outside of sample sites; use a guide that does not "
-                f"(vae.posterior.amortized in place of pyrovae.posteriors.SemiAmortized)"
+                f"the density of the guide differs by {float((again - drawn.log_q).abs().max()):.3g} nats between two "
+                f"runs at the same draws, because the guide draws random numbers outside sample sites. Use a guide "
+                f"with a fixed density, such as vae.posterior.amortized instead of pyrovae.posteriors.SemiAmortized."
             )
 
     def check_whole(self) -> None:
-        """Check that a run takes all data, for diagnostics that simulate them.
+        """Check that a run scores all data, for diagnostics that simulate the data.
 
         Raises:
-            ValueError: If the plate takes a part of the data in a run.
+            ValueError: If the plate subsamples the data.
         """
         if self.plate.size != self.plate.full_size:
             raise ValueError(
-                f"the data plate {self.plate.name!r} takes {self.plate.size} of {self.plate.full_size} data a run, so "
-                f"they cannot all be simulated; give a program that takes all of its data"
+                f"the data plate {self.plate.name!r} subsamples {self.plate.size} of {self.plate.full_size} data in "
+                f"each run, so the data cannot all be simulated. Pass a program that scores all of its data."
             )

@@ -1,4 +1,4 @@
-"""The arguments of a program: which of them are data, and how they are cut into batches."""
+"""The arguments of a program, some of which are data that are split into batches."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pyrovae.data.sources import as_source
 
 HALF = torch.float16, torch.bfloat16
 
-_CHUNK = 2**24  # bytes of data that a pass over all of them holds at a time
+_CHUNK = 2**24  # bytes of data that a pass over all data holds in memory
 
 
 class ProgramData:
@@ -20,12 +20,13 @@ class ProgramData:
 
     Args:
         name: Name of the data in error messages.
-        data: Data of a kind that :mod:`pyrovae.data.sources` lists, or a tuple of arrays and other arguments, which are
-            passed to the programs as they are. The order is that of the data set; a stream is read into memory.
+        data: Data of a kind that :mod:`pyrovae.data.sources` lists, or a tuple of arrays and other arguments. Other
+            arguments are passed to the programs unchanged. Data are read in the order of the data set; a stream is read
+            into memory.
 
     Raises:
-        TypeError: If the data are of another kind, or a tensor is not dense.
-        ValueError: If there are no data, they have different lengths, or are in half precision.
+        TypeError: If the data have an unsupported type, or a tensor is not dense.
+        ValueError: If there are no data, arrays have different lengths, or an array is in half precision.
     """
 
     def __init__(self, name: str, data: Any) -> None:
@@ -33,7 +34,7 @@ class ProgramData:
         if isinstance(data, tuple) and any(map(is_array, data)):
             self.others = {place: part for place, part in enumerate(data) if not is_array(part)}
             data = tuple(filter(is_array, data))
-        # A source turns NumPy's half precision into float32, so that the arrays themselves are checked as well.
+        # A source converts NumPy's half precision to float32, so the arrays themselves must be checked as well.
         _check_half(name, [getattr(part, "dtype", None) for part in (data if isinstance(data, tuple) else (data,))])
         self.source = as_source(name, data, indexed=True)
         with repeatable():
@@ -83,7 +84,7 @@ class ProgramData:
         return finite.nonzero().flatten()
 
     def fingerprint(self) -> str:
-        """Return the SHA-1 of the data, by which two results are known to be of the same."""
+        """Return the SHA-1 of the data, which shows whether two results are for the same data."""
         return self.source.fingerprint()
 
     def _arguments(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
@@ -94,7 +95,7 @@ class ProgramData:
 
 
 def _check_half(name: str, dtypes: list[Any]) -> None:
-    """Refuse half precision.
+    """Raise ValueError if data are in half precision.
 
     Raises:
         ValueError: If a dtype, of torch or NumPy, has 16 bits.
@@ -102,6 +103,6 @@ def _check_half(name: str, dtypes: list[Any]) -> None:
     for dtype in dtypes:
         if dtype in HALF or (isinstance(dtype, np.dtype) and dtype == np.float16):
             raise ValueError(
-                f"{name} is in half precision, {dtype}, whose rounding errors are larger than Monte Carlo errors; pass "
-                f"{name} as float32, and precision='bfloat16' for fast products"
+                f"{name} is in half precision, {dtype}, whose rounding errors exceed the Monte Carlo error. Pass "
+                f"{name} as float32, and precision='bfloat16' for fast products."
             )

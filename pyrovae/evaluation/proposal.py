@@ -1,4 +1,4 @@
-"""The protocol of a guide that is made for each datum from another guide."""
+"""The protocol of a proposal, a guide that is fitted to each datum, starting from another guide."""
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Proposal(Protocol):
-    """A guide that is made for each datum from another guide, such as :class:`pyrovae.guides.Refined`.
+    """A guide that is fitted to each datum, starting from another guide, such as :class:`pyrovae.guides.Refined`.
 
     Attributes:
-        guide: The guide that it is made from.
+        guide: The guide from which the fit starts.
     """
 
     guide: Program
 
     def open(self, problem: "Problem") -> None:
-        """Get ready for the batches of an opened problem."""
+        """Prepare for the batches of an opened problem."""
 
     def width(self, problem: "Problem") -> int:
         """Return the number of data for a batch."""
 
     def draw(self, problem: "Problem", batch: Batch, num_draws: int, noise: Tensor | None = None) -> Drawn:
-        """Draw for each datum of a batch, from standard normal noise if it is given, ``(num_draws, n, D)``."""
+        """Draw for each datum of a batch; ``noise``, if given, is standard normal, shape ``(num_draws, n, D)``."""
 
     def normal(self, problem: "Problem", batch: Batch) -> Normal:
-        """Return the normal density that describes the posterior of each datum, in unconstrained coordinates."""
+        """Return the normal density that is fitted to the posterior of each datum, in unconstrained coordinates."""
 
     def log_density(self, problem: "Problem", batch: Batch, values: dict[str, Tensor]) -> Tensor:
         """Return the log-density at given values, shape ``(num_draws, n)``, nats."""

@@ -48,7 +48,7 @@ def attributes(problem: "Problem", *, units: str = "nats per datum, higher is be
 
 
 def describe(program: "Program") -> str:
-    """Return the name of a program; of a module also those of its components."""
+    """Return the name of a program; for a module, followed by the names of its components."""
     for owner in owners(program):
         parts = ", ".join(f"{name}={type(part).__name__}" for name, part in owner.named_children())
         return f"{type(owner).__name__}({parts})"

@@ -1,12 +1,12 @@
-"""The reach of a guide: a part of the posterior that the guide cannot draw.
+"""The reach of a guide: a search for parts of the posterior in which the guide cannot draw.
 
-Then the mean weight is less than p(x), and neither k-hat nor the Monte Carlo error shows it. Two searches with a few
-draws for each datum find such a part:
+If such a part exists, the mean weight is less than p(x), and neither k-hat nor the Monte Carlo error shows it. Two
+searches with a few draws for each datum find such parts:
 
-1. *Moves from the guide's draws.* Draws that are resampled by their weights follow the posterior where the guide has
-   a density. One coordinate of each is moved by about a standard deviation, or a discrete value to another one, as in
-   the Metropolis algorithm. The share of moves that would be accepted and lead to values that the guide cannot draw
-   is the flow of posterior mass out of the guide's support.
+1. *Moves from the guide's draws.* Draws that are resampled by their weights follow the posterior where the guide has a
+   density. One coordinate of each draw is moved by about a standard deviation; a discrete value is changed to another
+   value. The Metropolis algorithm would accept some of these moves. The fraction of moves that are accepted and lead to
+   values that the guide cannot draw is the flow of posterior mass out of the guide's support.
 2. *Draws from the prior*, weighted by the likelihood, find mass that is far from the guide's draws.
 """
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from pyrovae.evaluation.problem import Problem
 
 NUM_DRAWS = 64  # draws of model and guide for each datum
-MISSED = 0.05  # share of the posterior that a guide may miss: 0.05 nats
-FLOW = 0.02  # share of moves out of the guide's support; the half of a normal posterior has 0.15
-STEP = 1.5  # standard deviations by which a coordinate is moved
+MISSED = 0.05  # fraction of the posterior that a guide may miss, an error of 0.05 nats
+FLOW = 0.02  # fraction of moves that may leave the guide's support; it is 0.15 for a guide with half a normal posterior
+STEP = 1.5  # length of a move, standard deviations
 NEVER_DRAWN = -15.0  # log-probability of a discrete value; torch replaces a probability of zero by 1e-7
-MOST_VALUES = 1000  # values of a discrete site that are listed
+MOST_VALUES = 1000  # largest number of values of a discrete site that are listed
 
 
 def check_reach(problem: "Problem") -> None:
-    """Check that the guide can draw the posterior, for estimators by importance weights of its draws.
+    """Check that the guide covers the posterior, for estimators by importance weights of its draws.
 
-    Guides whose sites take any real number, or have the supports that they have in the model, are not run.
+    A guide is not run if each of its sites takes all real numbers or has the support of the site in the model.
 
     Args:
         problem: An opened problem.
 
     Raises:
-        ProgramError: If the guide cannot draw a part of the posterior of a datum.
+        ProgramError: If the guide cannot draw values in a part of the posterior of a datum.
     """
     if problem.probe.enumerates or problem.proposal is not None:
         return
@@ -59,16 +59,17 @@ def check_reach(problem: "Problem") -> None:
     for batch in problem.batches(problem.width(NUM_DRAWS)):
         try:
             flow, missed = search.flow(batch), search.far_part(batch)
-        except (RuntimeError, ValueError):  # of a datum that the program cannot score, which the evaluation reports
+        except (RuntimeError, ValueError):  # the evaluation reports a datum that the program cannot score
             continue
         found = ((flow > FLOW) | (missed > MISSED))[: batch.kept]
         if found.any():
             first = int(found.nonzero()[0])
             share = f"about {missed[first]:.0%}" if missed[first] > MISSED else "a part"
             raise ProgramError(
-                f"the guide has no density for {share} of the posterior of datum {batch.start + first}: it cannot draw "
-                f"all values of its latent sites {list(narrow)} that the model gives a probability, and estimates of "
-                f"log p(x) would be too low; give these sites the support that they have in the model"
+                f"the guide has no density for {share} of the posterior of datum {batch.start + first}, because it "
+                f"cannot draw all values of its latent sites {list(narrow)} that have positive probability in the "
+                f"model. Estimates of log p(x) would be too low. Give these sites the support that they have in the "
+                f"model."
             )
 
 
@@ -84,7 +85,7 @@ class _Search:
 
     Args:
         problem: An opened problem.
-        narrow: The model's sites by name that may have a larger support than the guide's.
+        narrow: Sites of the model, by name, whose support may be larger than in the guide.
     """
 
     def __init__(self, problem: "Problem", narrow: Mapping[str, Site]) -> None:
@@ -92,7 +93,7 @@ class _Search:
         self.log_weights = torch.empty(0)
 
     def flow(self, batch: Batch) -> Tensor:
-        """Return the share of moves from the posterior to values that the guide cannot draw, shape ``(n,)``."""
+        """Return the fraction of moves from the posterior to values that the guide cannot draw, shape ``(n,)``."""
         problem, dim = self.problem, self.problem.data_dim
         drawn = problem.draw(batch, NUM_DRAWS)
         log_joint = problem.log_joint(batch, drawn.values, NUM_DRAWS, drawn.masks)
@@ -113,11 +114,11 @@ class _Search:
         return flow
 
     def far_part(self, batch: Batch) -> Tensor:
-        """Return the share of the posterior that draws from the prior find outside of the guide's reach, ``(n,)``."""
+        """Return the fraction of the posterior that draws from the prior find outside the guide's reach, ``(n,)``."""
         try:
             draws = NUM_DRAWS if self.problem.vectorize else 1
             runs = [self._from_prior(batch, draws) for _ in range(1 if self.problem.vectorize else NUM_DRAWS // 4)]
-        except (RuntimeError, ValueError):  # of a model that does not take draws from its prior
+        except (RuntimeError, ValueError):  # the model cannot be evaluated at draws from its prior
             return torch.zeros(batch.size, dtype=torch.float64)
         outside = torch.cat(runs).double()
         totals = [part.logsumexp(0) - torch.tensor(float(len(part))).log() for part in (self.log_weights, outside)]
@@ -155,7 +156,7 @@ def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
     Args:
         site: The model's site.
         value: Draws that follow the posterior, shape ``(draws, n, *rest)``.
-        drawn: Draws of the guide, likewise.
+        drawn: Draws of the guide, shape ``(draws, n, *rest)``.
     """
     fn = site["fn"]
     if is_discrete(fn) and fn.event_dim:  # one of several classes
@@ -173,7 +174,7 @@ def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _other_value(fn: Any, value: Tensor) -> Tensor:
-    """Return another value of a discrete distribution: any of a few, or one of the nearest six integers."""
+    """Return another value of a discrete distribution: one of its other values, or one of the nearest six integers."""
     try:
         known = fn.enumerate_support(expand=False).flatten()
     except (NotImplementedError, AttributeError):

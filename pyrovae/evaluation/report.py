@@ -1,7 +1,7 @@
-"""From the columns of batches to a result: what all estimators and diagnostics share.
+"""The route from the columns of batches to a result, which all estimators and diagnostics share.
 
-An estimator maps a batch to columns. :func:`report` walks over all batches, in one process or several, shows a progress
-bar, keeps rows in a folder, and returns one labelled table. A datum that fails becomes a row of NaN.
+An estimator maps a batch to columns. :func:`report` iterates over all batches, in one process or several, shows a
+progress bar, writes a checkpoint folder, and returns a labelled table. A datum that fails becomes a row of NaN.
 """
 
 import time
@@ -45,24 +45,24 @@ def report(
 ) -> "xr.Dataset":
     """Run an estimator on all data of a problem and return its result.
 
-    Batches have seeds of their own, so that a result is the same in one process and in several, and with and without
-    an interruption. A datum whose columns are NaN, or for which an error is raised, is a row of NaN, and a warning
-    names its index. Ctrl-C returns the rows that are done.
+    Each batch has its own seed. The result is therefore the same in one process and in several, and with and without an
+    interruption. A datum whose columns are NaN, or for which an error is raised, becomes a row of NaN, and a warning
+    names its index. Ctrl-C returns the finished rows.
 
     Args:
         problem: A model, a guide and data.
-        columns: Called with every :class:`Batch`, inside of the problem's context. Returns a mapping from names to
-            values per datum, shape ``(n,)``, or of the shape that ``dims`` names.
-        estimator: Name of the estimator, an attribute of the result.
-        width: Number of data in a batch; a function is called once the problem is open. By default that of
-            ``num_samples`` draws for each, if there is such an attribute.
-        dims: Dimensions of the columns by name, ``("datum",)`` by default. It may be filled by ``columns``.
+        columns: Function that is called with every :class:`Batch` inside the context of the problem. It returns a
+            mapping from names to values per datum, of shape ``(n,)`` or with the dimensions given by ``dims``.
+        estimator: Name of the estimator, stored as an attribute of the result.
+        width: Number of data in a batch, or a function that returns it and is called once the problem is open. The
+            default is the width for ``num_samples`` draws per datum if this attribute is given, else for one draw.
+        dims: Dimensions of the columns by name, ``("datum",)`` by default. ``columns`` may add entries.
         coords: Coordinates of further dimensions.
-        num_rows: Number of rows; by default one for each datum. If there are more rows than data, the data are gone
-            through again and again.
-        units: Units of the result, an attribute.
-        settings: Options on which the rows depend, and which are no attributes. A checkpoint folder with other settings
-            is refused.
+        num_rows: Number of rows; by default one row for each datum. If there are more rows than data, the data are used
+            repeatedly.
+        units: Units of the result, stored as an attribute.
+        settings: Options on which the rows depend but which are not stored as attributes. A checkpoint folder with
+            other settings raises an error.
         **others: Further attributes, such as ``num_samples``.
 
     Returns:
@@ -70,23 +70,25 @@ def report(
 
     Raises:
         FloatingPointError: If the columns of every datum are NaN.
-        OSError: If the checkpoint folder cannot be made, or another evaluation uses it.
-        ValueError: If the checkpoint folder holds another evaluation, or its file is damaged.
+        OSError: If the checkpoint folder cannot be created, or another evaluation uses it.
+        ValueError: If the checkpoint folder holds another evaluation, or the file in it is damaged.
         Exception: Any error that the programs raise for every datum of a batch.
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> problem = pv.evaluation.Problem(vae.model, vae.guide, torch.zeros(10, 4), seed=0)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, so that all log-weights are equal
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> problem = pv.evaluation.Problem(model, guide, torch.linspace(-1.0, 1.0, 10), seed=0)
         >>> def spread(batch):
         ...     return {"spread": problem.log_weights(batch, 100).std(0)}
         >>> result = pv.evaluation.report(problem, spread, estimator="spread of log-weights", num_samples=100)
-        >>> result.spread.shape, result.attrs["num_samples"]
-        ((10,), 100)
+        >>> result.spread.shape, bool((result.spread < 1e-4).all()), result.attrs["num_samples"]
+        ((10,), True, 100)
     """
     import xarray as xr
 
@@ -104,13 +106,16 @@ def report(
     attrs["seconds"] = time.perf_counter() - problem.started + checkpoint.seconds
     if interrupted:
         attrs["interrupted"] = f"after {rows.done} of {rows.size} data"
-        warnings.warn(f"interrupted: the result has the {rows.done} data that were done", stacklevel=find_stack_level())
+        warnings.warn(
+            f"the evaluation was interrupted, and the result holds the {rows.done} data that were finished",
+            stacklevel=find_stack_level(),
+        )
     found = {name: (rows.dims[name], values) for name, values in rows.arrays(rows.done).items()}
     return xr.Dataset(found, coords={"datum": np.arange(rows.done), **(coords or {})}, attrs=attrs)
 
 
 def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint, width: int, estimator: str) -> bool:
-    """Compute all rows that are missing, and return whether that was interrupted."""
+    """Compute all rows that are missing, and return true if the computation was interrupted."""
     generator = torch.Generator().manual_seed(int(problem.seed))
     first = int(torch.randint(2**62, (), generator=generator))
     checkpoint.restore(rows)
@@ -120,10 +125,10 @@ def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint
         number, batch = numbered
         torch.manual_seed(first + number)
         found = _computed(problem, columns, rows, batch, first + number)
-        return found, rows.dims  # which `columns` may have filled in this process alone
+        return found, rows.dims  # other processes need the entries that `columns` has added in this process
 
     left = ((number, batch) for number, batch in enumerate(_batches(problem, width, rows.size)) if batch.start >= done)
-    hidden = None if problem.options["progress"] and parallel.is_first() else True  # None: if the output is no terminal
+    hidden = None if problem.options["progress"] and parallel.is_first() else True  # None hides it without a terminal
     with tqdm(total=rows.size, initial=done, unit="datum", desc=estimator, disable=hidden) as bar:
         try:
             for found, dims in parallel.by_turns(compute, left):
@@ -144,7 +149,7 @@ def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint
 
 
 def _batches(problem: Problem, width: int, num_rows: int) -> Iterator[Batch]:
-    """Yield the batches of as many passes over the data as make so many rows."""
+    """Yield the batches of repeated passes over the data until there are enough rows."""
     for done in range(0, num_rows, problem.size):
         for batch in problem.batches(width):
             start = done + batch.start
@@ -153,7 +158,7 @@ def _batches(problem: Problem, width: int, num_rows: int) -> Iterator[Batch]:
 
 
 def _computed(problem: Problem, columns: Columns, rows: Rows, batch: Batch, seed: int) -> dict[str, np.ndarray]:
-    """Return the columns of a batch; if it raises an error, those of its data one by one."""
+    """Return the columns of a batch; if the batch raises an error, compute its data one by one."""
     try:
         return _arrays(columns(batch))
     except (torch.OutOfMemoryError, MemoryError, ProgramError):
@@ -166,7 +171,9 @@ def _computed(problem: Problem, columns: Columns, rows: Rows, batch: Batch, seed
             raise
         if failed := [batch.start + i for i, row in enumerate(found) if not row]:
             reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"data {failed} raise an error and are rows of NaN: {reason}", stacklevel=find_stack_level())
+            warnings.warn(
+                f"data {failed} raise an error, and their rows are NaN: {reason}", stacklevel=find_stack_level()
+            )
         return _joined(found, rows)
 
 
@@ -185,7 +192,7 @@ def _one_by_one(problem: Problem, columns: Columns, batch: Batch, seed: int) -> 
 
 
 def _joined(found: list[dict[str, np.ndarray]], table: Rows) -> dict[str, np.ndarray]:
-    """Join the columns of single data, with NaN for those that are empty."""
+    """Join the columns of single data; a datum without columns becomes NaN."""
     whole = next(row for row in found if row)
     missing = {name: np.full_like(values, np.nan, dtype=float) for name, values in whole.items()}
     return {name: np.concatenate([(row or missing)[name] for row in found], table.axis(name)) for name in whole}

@@ -1,4 +1,4 @@
-"""The route from a batch to log-weights: runs of model and guide, for many draws at once or for one draw a run."""
+"""The route from a batch to log-weights: runs of model and guide, with many draws per run or with one draw per run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,13 +21,13 @@ from pyrovae.evaluation.probe.facts import Probe
 
 @dataclass(frozen=True)
 class Drawn:
-    """Draws of a guide, with the draws in the first of the dimensions of the program's plates.
+    """Draws of a guide. The draws lie along the first of the dimensions of the program's plates.
 
     Attributes:
-        values: Values by latent site, with the indices of subsampling plates.
+        values: Values of the latent sites by name, and the indices of subsampling plates.
         log_q: Log-density of the guide, shape ``(num_draws, n)``, nats.
         dims: Dimension of the draws by latent site, counted from the right.
-        masks: Masks of the latent sites by name, for each run of the guide; ``None`` if it has none.
+        masks: Masks of the latent sites by name, for each run of the guide; ``None`` if no site is masked.
         log_joint: log p(x, z), shape ``(num_draws, n)``, nats, if it is known.
     """
 
@@ -75,7 +75,7 @@ class Route:
         return self.probe.plate._replace(size=batch.size)
 
     def run(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor] | None = None) -> Weights:
-        """Run guide and model together, once or once for each draw, and return their weights."""
+        """Run guide and model together, in one run or in one run per draw, and return their weights."""
         options: Any = {"kwargs": self.kwargs, "nesting": self.nesting, "plate": self.plate}
         options["depth"] = self.probe.nesting if self.probe.enumerates else None
         given = {**(values or {}), **batch.subsample}
@@ -86,7 +86,7 @@ class Route:
         """Run the guide alone, for many draws."""
         runs = [self._run_guide(batch, num_draws if self.probe.vectorize else 1)]
         if not self.probe.vectorize:
-            chosen = runs[0].chosen  # a plate that takes part of the data takes the same in every run
+            chosen = runs[0].chosen  # a plate that subsamples chooses the same data in every run
             runs += [self._run_guide(batch, 1, chosen) for _ in range(num_draws - 1)]
         values: dict[str, Tensor] = dict(runs[0].chosen)
         dims = {name: self.probe.draws_dim(name) for name in runs[0].latents}
@@ -97,12 +97,12 @@ class Route:
         return Drawn(values, log_q, dims, [latent_masks(draws.sites) for draws in runs])
 
     def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
-        """Run the guide at given values of its sites, once or once for each draw."""
+        """Run the guide at given values of its sites, in one run or in one run per draw."""
         for count, given in self._given(values, num_draws):
             yield self._run_guide(batch, count, given)
 
     def run_once(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> Draws:
-        """Run the guide once at values with a dimension of draws, or at one draw without it."""
+        """Run the guide once at values with a dimension of draws, or at a single draw without this dimension."""
         return self._run_guide(batch, num_draws, values)
 
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:
@@ -119,7 +119,7 @@ class Route:
         """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats.
 
         Raises:
-            ProgramError: If a latent site is masked unlike in the guide.
+            ProgramError: If the mask of a latent site differs from its mask in the guide.
         """
         options: Any = {"plate": self.plate_of(batch), "nesting": self.nesting, "kwargs": self.kwargs}
         with _explained():
@@ -137,7 +137,7 @@ class Route:
         return parts[0] if self.probe.vectorize else torch.cat(parts)
 
     def _given(self, values: Mapping[str, Tensor], num_draws: int) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
-        """Yield the values for each run with their number of draws; one draw has no dimension of draws."""
+        """Yield the number of draws and the values for each run; a single draw has no dimension of draws."""
         if self.probe.vectorize:
             yield num_draws, values
             return
@@ -151,7 +151,7 @@ class Route:
             return run_guide(self.guide, batch.args, num_draws, values={**(values or {}), **batch.subsample}, **options)
 
     def _full(self, site: Site, num_draws: int) -> Tensor:
-        """Return a value with all dimensions of the program's plates and that of the draws."""
+        """Return a value with the dimension of the draws and all dimensions of the program's plates."""
         value, event = site["value"], site["fn"].event_dim
         batch, rest = value.shape[: value.ndim - event], value.shape[value.ndim - event :]
         padded = value.reshape((1,) * (self.probe.nesting + 1 - len(batch)) + batch + rest)
@@ -160,14 +160,13 @@ class Route:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Add to the errors of a run with many draws what such a run asks of a program."""
+    """Add a note to the errors of a run with many draws that says what such a run requires."""
     try:
         yield
     except Exception as error:
         if isinstance(error, RuntimeError) or "shape" in str(error).lower():
             error.add_note(
                 "The program ran on a few data, but not on this batch with a plate of draws to the left of its own "
-                "plates; let its networks keep leading dimensions (pyrovae.networks.Batched), or pass "
-                "vectorize=False."
+                "plates. Let its networks keep leading dimensions (pyrovae.networks.Batched), or pass vectorize=False."
             )
         raise

@@ -1,4 +1,4 @@
-"""The rows of a result: columns of the data that are done, and warnings of those that are missing."""
+"""The rows of a result: columns of the finished data, and warnings about missing data."""
 
 import warnings
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ import numpy as np
 
 from pyrovae._warnings import find_stack_level
 
-Dims = dict[str, tuple[str, ...]]  # dimensions by column
+Dims = dict[str, tuple[str, ...]]  # dimensions by name of the column
 
 
 class Rows:
-    """The columns of the data that are done, in arrays for all data.
+    """The columns of the finished data, in arrays for all data.
 
-    Results are written in place: small arrays kept between large tensors would fragment the heap without bound.
+    Results are written in place, because small arrays that are kept between large tensors would fragment the heap.
     """
 
     def __init__(self, size: int, dims: Dims) -> None:
@@ -21,7 +21,7 @@ class Rows:
         self.columns: dict[str, np.ndarray] = {}
 
     def add(self, found: Mapping[str, np.ndarray], dims: Dims) -> None:
-        """Write the columns of the next data, with their dimensions."""
+        """Write the columns of the next data, and record their dimensions."""
         self.dims.update(dims)
         count = 0
         for name, values in found.items():
@@ -30,7 +30,7 @@ class Rows:
                 shape = (*values.shape[:axis], self.size, *values.shape[axis + 1 :])
                 self.columns[name] = np.empty(shape, values.dtype)
             elif not np.can_cast(values.dtype, self.columns[name].dtype, "same_kind"):
-                self.columns[name] = self.columns[name].astype(values.dtype)  # NaN in a column of counts
+                self.columns[name] = self.columns[name].astype(values.dtype)  # a column of counts may receive NaN
             count = values.shape[axis]
             place = (slice(None),) * axis + (slice(self.done, self.done + count),)
             self.columns[name][place] = values
@@ -43,7 +43,7 @@ class Rows:
         }
 
     def check(self) -> None:
-        """Warn of rows that are NaN or -inf.
+        """Warn about rows that are NaN or -inf.
 
         Raises:
             FloatingPointError: If every row is NaN.
@@ -56,20 +56,20 @@ class Rows:
         missing = np.flatnonzero(np.isnan(values).all(1))
         if len(missing) == self.done:
             raise FloatingPointError(
-                f"log-weights of all {self.done} data are NaN or infinite; the model has diverged, or its data are too "
-                f"large: look at its parameters and at the scales that its networks give"
+                f"log-weights of all {self.done} data are NaN or infinite. The model has diverged, or its data are too "
+                f"large: check its parameters and the scales that its networks return."
             )
         if len(missing):
             warnings.warn(
-                f"log-weights of data {_listed(missing)} are NaN or infinite, {len(missing)} of {self.done}; their "
-                f"rows are NaN. Look at these data",
+                f"log-weights of data {_listed(missing)} are NaN or infinite, {len(missing)} of {self.done}, and "
+                f"their rows are NaN. Inspect these data.",
                 stacklevel=find_stack_level(),
             )
         zero = np.flatnonzero(np.isneginf(values).all(1))
         if len(zero):
             warnings.warn(
-                f"all draws of data {_listed(zero)} have weight zero, {len(zero)} of {self.done}, so log p(x) is -inf "
-                f"there. Make more draws, or a guide that reaches the posterior of these data",
+                f"all draws of data {_listed(zero)} have weight zero, {len(zero)} of {self.done}, so their log p(x) "
+                f"is estimated as -inf. Make more draws, or use a guide that covers the posterior of these data.",
                 stacklevel=find_stack_level(),
             )
 
@@ -77,7 +77,7 @@ class Rows:
         names, missing = [], np.zeros(self.done, dtype=bool)
         for name, values in self.columns.items():
             rows = np.moveaxis(values, self.axis(name), 0)[: self.done].reshape(self.done, -1)
-            if name.endswith("mcse"):  # a single draw has no error
+            if name.endswith("mcse"):  # the Monte Carlo error of a single draw is NaN
                 continue
             if np.issubdtype(rows.dtype, np.floating) and np.isnan(rows).any():
                 names.append(name)
@@ -85,11 +85,11 @@ class Rows:
         if names:
             shown = _listed(np.flatnonzero(missing))
             warnings.warn(
-                f"{', '.join(names)} of data {shown} are NaN; look at these data", stacklevel=find_stack_level()
+                f"{', '.join(names)} of data {shown} are NaN. Inspect these data.", stacklevel=find_stack_level()
             )
 
     def axis(self, name: str) -> int:
-        """Return which axis of a column the data are."""
+        """Return the axis of a column along which the data lie."""
         return self.dims.setdefault(name, ("datum",)).index("datum")
 
 

@@ -1,4 +1,4 @@
-"""Log-weights of a batch in chunks of draws that fit a memory bound."""
+"""Log-weights of a batch, computed in chunks of draws that fit a memory bound."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """Log-weights of a batch, shape ``(num_draws, n)``, nats.
+    """Sampler of a batch's log-weights, shape ``(num_draws, n)``, nats.
 
-    The guide runs once for a batch and all of its draws. The model runs for a chunk of the draws at a time, small
-    enough for its tensors to stay near the processor. Programs whose guide enumerates sites run the two together.
+    The guide runs once for a batch and all of its draws. The model runs for a chunk of the draws at a time, so that its
+    tensors fit into the processor's cache. If the guide enumerates sites, guide and model run together.
 
     Args:
         problem: An opened problem.
@@ -31,7 +31,7 @@ class Sampler:
 
     Raises:
         TypeError: If the number of draws is not an integer.
-        ValueError: If it is less than 1.
+        ValueError: If the number of draws is less than 1.
     """
 
     def __init__(self, problem: "Problem", num_draws: int) -> None:
@@ -53,12 +53,12 @@ class Sampler:
                 max(1, int(problem.memory / use.model_per_draw)),
             )
         compiles = problem.options["compile"] and problem.vectorize
-        compiles &= not problem.probe.masked  # a graph cannot compare the masks of a batch
+        compiles &= not problem.probe.masked  # a compiled graph cannot compare the masks of a batch
         self.regular = (self.width, self.chunk) if compiles else None
         self.graph: Callable[..., Sequence[Tensor]] | None = None
 
     def __call__(self, batch: "Batch") -> Tensor:
-        """Run the programs."""
+        """Run the programs on a batch, and return the log-weights."""
         if self.problem.probe.enumerates:
             return self._together(batch)
         parts = []
@@ -71,9 +71,10 @@ class Sampler:
         return torch.cat(parts)
 
     def _plan(self, of_guide: int, of_model: int) -> None:
-        """Choose how many data and draws the programs take at once, from how many weights each can make.
+        """Choose the numbers of data and draws in a run, from the numbers of weights that guide and model can compute.
 
-        Few data by many draws: the products are as large, and the data are read from memory less often.
+        Few data with many draws are faster than many data with few draws: the matrix products are as large, and the
+        data are read from memory less often.
         """
         few = max(8, of_model // self.num_draws)
         most = max(1, min(self.problem.size, of_guide // self.num_draws, of_model))
@@ -109,8 +110,8 @@ def check_draws(num_samples: int) -> None:
     """Check a number of draws.
 
     Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is less than 1.
+        TypeError: If the number is not an integer.
+        ValueError: If the number is less than 1.
     """
     check_whole(num_samples=num_samples)
     if num_samples < 1:
@@ -118,7 +119,7 @@ def check_draws(num_samples: int) -> None:
 
 
 def _even(total: int, most: int) -> int:
-    """Return the size of chunks of at most ``most`` that are all alike, or nearly so if such chunks are too small."""
+    """Return the size of equal chunks of at most ``most``, or of nearly equal chunks if equal ones would be small."""
     fewest = math.ceil(total / most)
     number = next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)
     return math.ceil(total / number)

@@ -1,8 +1,9 @@
-r"""Data simulated from a model, together with the latents that they came from.
+r"""Data simulated from a model, together with their true latents.
 
 .. math:: z \sim p(z), \qquad x' \sim p(x \mid z),
 
-so that z is an exact draw from the posterior :math:`p(z \mid x')`: what calibration and reverse annealing start from.
+so z is an exact draw from the posterior :math:`p(z \mid x')`. Calibration and the reversed chains of annealed
+importance sampling start from such draws.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,24 +21,26 @@ from pyrovae._waist.sites import Program, Site, is_deterministic, is_factor
 
 
 def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Draws latents and data from a model; to be called in isolation.
+    """Draw latents and data from a model. The call must be inside an isolation.
 
-    An observed site's draw takes the place of the argument that it observes, the tensor itself or one with the same
-    entries in the same order. The model is run anew after each, so that later sites may read the argument or the site.
-    Other arguments, masked entries of the data, and observed sites outside all plates (a latent that was conditioned
-    on), are given; a latent that was conditioned on inside a plate is drawn.
+    The draw at an observed site replaces the argument that the site observes: the tensor itself, or a tensor with the
+    same entries in the same order. The model runs again after each replacement, so that later sites may read the
+    argument or the value of the site. A latent that was conditioned on inside a plate is drawn. The simulation is
+    conditional on other arguments, on masked entries of the data, and on observed sites outside all plates, such as a
+    latent that was conditioned on.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(*args)``.
-        args: The program's arguments, templates of the data among them.
+        args: Arguments of the program, including templates of the data.
 
     Returns:
-        The latent sites' values by name, as the program draws them, and its arguments with simulated data.
+        The values of the latent sites by name, in the shapes that the program draws, and the arguments with simulated
+        data.
 
     Raises:
-        ValueError: If the model observes nothing, something that is not one of its arguments or equals several of them,
-            one argument at two sites, or a ``pyro.factor``; or if a site draws another number of entries than its
-            argument has.
+        ValueError: If the model observes nothing inside a plate, or has a ``pyro.factor``; if an observed value equals
+            none of the arguments or several of them, or belongs to an argument that another site observes; or if the
+            value of a site differs from its argument in the number of entries.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -56,19 +59,19 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
         positions[observed["name"]] = position = _position(observed, simulated, positions)
         simulated[position] = _as_argument(observed, simulated[position])
     if not positions:
-        raise ValueError("the model observes nothing inside a plate; pass the data with pyro.sample(..., obs=x)")
+        raise ValueError("the model observes nothing inside a plate. Observe the data by pyro.sample(..., obs=x).")
     return latents, tuple(simulated)
 
 
 class Redrawn(Given):
-    """Draws the observed sites of a program's plates anew, given some or all latents.
+    """Handler that samples the observed sites in a program's plates, given some or all latents.
 
-    An observed site outside all plates is given, and so are ``pyro.factor`` and ``pyro.deterministic``. A site drawn
-    anew keeps what was observed as ``site["infer"]["obs"]``.
+    Observed sites outside all plates, ``pyro.factor`` and ``pyro.deterministic`` keep their values. A sampled site
+    stores the observed value as ``site["infer"]["obs"]``.
 
     Args:
-        values: Of latent sites, by name, shaped as the program draws them.
-        kept: Names of further observed sites that are to stay so.
+        values: Values of latent sites by name, in the shapes that the program draws.
+        kept: Names of further observed sites that keep their values.
     """
 
     def __init__(self, values: Mapping[str, Tensor], kept: Collection[str] = ()) -> None:
@@ -87,43 +90,43 @@ def is_data(site: Site) -> bool:
     return bool(site_plates(site)) and not (is_deterministic(site) or is_factor(site))
 
 
-def check_generative(sites: Iterable[Site], way_out: str) -> None:
-    """Checks that a model's sites can all be drawn; ``way_out`` says in the error what else to do.
+def check_generative(sites: Iterable[Site], remedy: str) -> None:
+    """Check that all sites of a model can be sampled; otherwise the error message ends with ``remedy``.
 
     Raises:
-        ValueError: If one is a ``pyro.factor``.
+        ValueError: If a site is a ``pyro.factor``.
     """
     for site in sites:
         if site["type"] == "sample" and is_factor(site):
             raise ValueError(
                 f"site {site['name']!r} is a pyro.factor, a weight without a distribution, so the model cannot be "
-                f"drawn from; {way_out}"
+                f"sampled. {remedy}"
             )
 
 
 def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> int:
-    """Which of the arguments a site observes: the tensor itself, or the one with the same entries in the same order.
+    """Return the index of the argument that a site observes: the tensor itself, or a tensor with the same entries.
 
     Raises:
-        ValueError: If it is none of them, or equals several.
+        ValueError: If the observed value equals none of the arguments, or several of them.
     """
     found = [i for i, arg in enumerate(args) if arg is observed] or [
         i for i, arg in enumerate(args) if torch.equal(arg.flatten(), torch.as_tensor(observed).to(arg).flatten())
     ]
     if len(found) != 1:
-        what = f"equals its arguments {found}" if found else "is none of its arguments"
+        what = f"equals the arguments {found}" if found else "equals none of the arguments"
         raise ValueError(
-            f"what the model observes at site {name!r}, shape {tuple(observed.shape)}, {what}, which have shapes "
-            f"{[tuple(arg.shape) for arg in args]}, so it is not clear which of them to replace; observe an argument "
-            f"as it is, obs=x, or have the site given, pyro.poutine.block(model, hide=[{name!r}])"
+            f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model, "
+            f"which have shapes {[tuple(arg.shape) for arg in args]}, so the argument to replace is not known. Observe "
+            f"an argument unchanged, obs=x, or hide the site, pyro.poutine.block(model, hide=[{name!r}])."
         )
     return found[0]
 
 
 def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kept: Collection[str]) -> Site | None:
-    """Runs the model on its latents so far, adds those up to the first observed site drawn anew, and returns that."""
+    """Run the model, add latents up to the first observed site that is sampled, and return that site."""
     sites: list[Site] = list(poutine.trace(Redrawn(latents, kept)(model)).get_trace(*args).nodes.values())
-    check_generative(sites, "hide it, pyro.poutine.block(model, hide=[name])")
+    check_generative(sites, "Hide the site, pyro.poutine.block(model, hide=[name])")
     for site in sites:
         if site["type"] == "sample" and not (site["is_observed"] or site_is_subsample(site)):
             if site["infer"].get("was_observed"):
@@ -133,29 +136,30 @@ def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kep
 
 
 def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> int:
-    """Which of the arguments an observed site observes, and no other site."""
+    """Return the index of the argument that an observed site observes; other sites must observe other arguments."""
     position = observed_argument(site["name"], site["infer"]["obs"], args)
     for other in (name for name, index in taken.items() if index == position):
         raise ValueError(
-            f"sites {other!r} and {site['name']!r} observe the same argument, {position}; pass each its own"
+            f"sites {other!r} and {site['name']!r} observe the same argument, {position}. Pass each site its own "
+            f"argument."
         )
     return position
 
 
 def _as_argument(site: Site, arg: Tensor) -> Tensor:
-    """A site's draw, of the shape and type of the argument that it observes; masked entries stay as they are."""
+    """Return a site's draw in the shape and dtype of the argument that it observes; masked entries are kept."""
     value: Tensor = site["value"]
     if value.numel() != arg.numel():
         raise ValueError(
             f"site {site['name']!r} draws a value of shape {tuple(value.shape)} but observes an argument of shape "
-            f"{tuple(arg.shape)}; give its distribution the batch and event shape of the data"
+            f"{tuple(arg.shape)}. Give its distribution the batch and event shape of the data."
         )
     drawn = value.reshape(arg.shape).to(arg)
     return torch.where(_scored(site).reshape(arg.shape), drawn, arg)
 
 
 def _scored(site: Site) -> Tensor:
-    """Which entries of an observed site's value no mask leaves out, of the shape of the value."""
+    """Return which entries of an observed site's value are not masked, in the shape of the value."""
     value, distribution = site["value"], site["fn"]
     scored = torch.ones(value.shape, dtype=torch.bool, device=value.device)
     masks = [(site["mask"], distribution)]

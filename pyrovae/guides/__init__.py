@@ -1,4 +1,4 @@
-"""Guides made better for each datum: densities fitted to its posterior, mixed with the guide that encodes it."""
+"""Guides that are fitted to the posterior of each datum, and mixed with an amortized guide."""
 
 from pyrovae.guides.refined import Refined
 

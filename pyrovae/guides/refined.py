@@ -2,16 +2,16 @@ r"""A guide fitted to the posterior of each datum.
 
 An amortized guide is a poor proposal for importance sampling if its encoder, or its family, misses a posterior. For
 each datum, :class:`Refined` fits a normal density with full covariance to the posterior, in unconstrained coordinates,
-by stochastic linear regression (:mod:`pyrovae._refinement.regression`). If a pilot of draws shows that the posterior is
-far from normal, short Hamiltonian chains improve the density (:mod:`pyrovae._refinement.chains`) and divide it in two
-(:mod:`pyrovae._refinement.split`). The proposal is a fixed mixture of wider copies of these densities and of the guide
-(:mod:`pyrovae._refinement.mixture`). It is fixed before the draws that count, so the estimate of p(x) is unbiased, and
-its logarithm is a lower bound in expectation.
+by stochastic linear regression ( :mod:`pyrovae._refinement.regression`). If pilot draws show that the posterior is far
+from normal, short Hamiltonian chains improve the density ( :mod:`pyrovae._refinement.chains`) and split it in two (
+:mod:`pyrovae._refinement.split`). The proposal is a mixture of wider copies of these densities and of the guide (
+:mod:`pyrovae._refinement.mixture`). The mixture is fixed before the draws that count, so the estimate of p(x) is
+unbiased, and its logarithm is a lower bound in expectation.
 
 Source: *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
 2013), for the fit; *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson and
 Carpenter, 2026), for the density of the chains; *Safe and Effective Importance Sampling* (Owen and Zhou, 2000), for
-mixtures with a safe member.
+mixtures with a safe component.
 """
 
 from typing import Any
@@ -37,27 +37,28 @@ from pyrovae.evaluation.unconstrained.target import Target
 class Refined:
     """A guide whose density is fitted to the posterior of each datum, and mixed with the guide that it refines.
 
-    It takes the place of a guide in :func:`pyrovae.evaluation.evaluate`, :func:`pyrovae.evaluation.rqmc`,
+    It can replace a guide in :func:`pyrovae.evaluation.evaluate`, :func:`pyrovae.evaluation.rqmc`,
     :func:`pyrovae.evaluation.ais`, :func:`pyrovae.evaluation.nuts`, :func:`pyrovae.evaluation.impute`,
     :func:`pyrovae.evaluation.to_inference_data` and :func:`pyrovae.evaluation.posterior_predictive_check`. Pyro's ELBOs
-    take it for an evaluation; it has no gradient. Each batch of data is fitted once. For a datum with 50 latent
-    dimensions, this costs some 1,500 evaluations of log p(x, z), and 4,000 more if the posterior is far from normal.
+    can evaluate it, but not train it, because it has no gradient. Each batch of data is fitted once. For a datum with
+    50 latent dimensions, the fit costs about 1,500 evaluations of log p(x, z), and 4,000 more if the posterior is far
+    from normal.
 
-    The guide stays in the mixture, with a weight of a tenth: a normal density at one of two modes would be wrong by
-    log 2 with no sign of it in the weights. If the guide's density at given values is expensive, as that of an inverse
-    autoregressive flow, it is computed at the guide's own draws only; the estimate of p(x) stays unbiased, and its
-    standard deviation rises by up to a third on posteriors with several modes.
+    The guide stays in the mixture, with a weight of 0.1. Without the guide, a normal density at one of two modes would
+    cause an error of log 2 that the weights do not show. If the guide's density at given values is expensive, as for an
+    inverse autoregressive flow, it is computed only at the guide's own draws. The estimate of p(x) stays unbiased, but
+    its standard deviation rises by up to a third for posteriors with several modes.
 
     Args:
         model: Pyro program of p(x, z) with continuous latent sites; discrete sites that it enumerates are summed out.
         guide: Pyro program of q(z | x).
-        members: Weights of the normal members and how far each reaches beyond the fitted density. The rest of the
-            weight is the guide's.
-        score_guide: Whether the guide's density is computed at all draws. By default it is, except for inverse
+        members: Normal components, each with its weight and its reach beyond the fitted density. The remaining weight
+            is that of the guide.
+        score_guide: If true, the guide's density is computed at all draws. The default is true, except for inverse
             autoregressive flows.
 
     Raises:
-        ValueError: When used, if a latent site is discrete, masked, an angle or a point, or its support depends on
+        ValueError: When used, if a latent site is discrete, masked, an angle or a point, or if its support depends on
             other latents.
 
     Source:
@@ -94,10 +95,10 @@ class Refined:
         """Name the guide that is refined."""
         return f"Refined({type(poutine.unwrap(self.guide)).__name__})"
 
-    # --- as a proposal of an evaluation -------------------------------------------------------------------------------
+    # --- the protocol of a proposal -----------------------------------------------------------------------------------
 
     def open(self, problem: Problem) -> None:
-        """Find the space of an opened problem, before its first batch."""
+        """Create the space of an opened problem, before its first batch."""
         self._spaces, self._fitted = {id(problem): Space(problem)}, None
 
     def width(self, problem: Problem) -> int:
@@ -105,17 +106,17 @@ class Refined:
         return self._spaces[id(problem)].width
 
     def draw(self, problem: Problem, batch: Batch, num_draws: int, noise: Tensor | None = None) -> Drawn:
-        """Draw from the mixture of each datum; noise is that of :meth:`Mixture.draw`."""
+        """Draw from the mixture of each datum; ``noise`` is that of :meth:`Mixture.draw`."""
         target, mixture = self.mixture(problem, batch)
         drawn = mixture.draw(num_draws, noise)
-        order = torch.randperm(num_draws, device=drawn.u.device)  # the draws come in the order of the members
+        order = torch.randperm(num_draws, device=drawn.u.device)  # the mixture returns draws ordered by component
         values, log_det = target.space.values(drawn.u[order])
         dims = {name: -problem.nesting - 1 - problem.probe.event_dims[name] for name in values}
         log_q, log_joint = drawn.log_q[order] - log_det, drawn.log_joint[order] - log_det
         return Drawn({**batch.subsample, **values}, log_q, dims, log_joint=log_joint)
 
     def normal(self, problem: Problem, batch: Batch) -> Normal:
-        """Return the normal density that was fitted to each datum, in unconstrained coordinates."""
+        """Return the normal density that is fitted to each datum, in unconstrained coordinates."""
         return self.fit(problem, batch)[1].density
 
     def log_density(self, problem: Problem, batch: Batch, values: dict[str, Tensor]) -> Tensor:
@@ -125,14 +126,14 @@ class Refined:
         return mixture.log_density(u, target.log_guide(u)) - target.space.values(u)[1]
 
     def mixture(self, problem: Problem, batch: Batch, *, score_guide: bool | None = None) -> tuple[Target, Mixture]:
-        """Return the mixture of a batch, fitted once."""
+        """Return the mixture of a batch, which is fitted once."""
         target, fitted = self.fit(problem, batch)
         if score_guide is None:
             score_guide = self._scores_guide(target)
         return target, fitted.mixture(target, self.members, score_guide=score_guide)
 
     def fit(self, problem: Problem, batch: Batch) -> tuple[Target, Refinement]:
-        """Fit the normal densities of a batch, once."""
+        """Return the normal densities of a batch, which are fitted once."""
         if self._fitted is None or self._fitted[0] is not batch:
             target = Target(self._spaces[id(problem)], batch, amortized=True)
             options: Any = {"score_guide": self._scores_guide(target), "batch_size": problem.affordable}
@@ -144,7 +145,7 @@ class Refined:
             return self.score_guide
         return not any(scores_slowly(site["fn"]) for site in target.space.drawn_sites)
 
-    # --- as a Pyro program --------------------------------------------------------------------------------------------
+    # --- the interface of a Pyro program ------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Sample the latent sites of the data in the arguments, as one auxiliary site and points computed from it."""
@@ -165,7 +166,7 @@ class Refined:
 class _Scored(dist.TorchDistribution):
     """A distribution that holds the log-density of draws that were made elsewhere; its own draws are zeros."""
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # as torch's distributions have it
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch's distributions declare it in the same way
     support = dist.constraints.real
 
     def __init__(self, log_q: Tensor) -> None:
@@ -173,7 +174,7 @@ class _Scored(dist.TorchDistribution):
         super().__init__(log_q.shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_Scored":
-        """Return the distribution for more draws."""
+        """Return the distribution for a larger batch shape."""
         return _Scored(self.log_q.expand(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -181,5 +182,5 @@ class _Scored(dist.TorchDistribution):
         return self.log_q.new_zeros(torch.Size(sample_shape) + self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density that is held."""
+        """Return the stored log-density."""
         return self.log_q + torch.zeros_like(value)

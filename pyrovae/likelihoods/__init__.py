@@ -1,7 +1,7 @@
 """Likelihoods: ``z -> p(x | z)``, with the batch shape of ``z`` and the event shape of ``x``.
 
 Each likelihood is named after the Pyro distribution that it returns. Its first argument is the network that maps ``z``
-to the parameters of that distribution. Several parameters stand side by side along dimension ``dim``: -1 by default, or
+to the parameters of this distribution. Several parameters are concatenated along dimension ``dim``: -1 by default, or
 -3 for the channels of images.
 """
 

@@ -12,9 +12,9 @@ from pyrovae.networks import split
 
 
 class Likelihood(Described):
-    """A network whose output holds one or several parameters of the distribution of each entry.
+    """A network whose output holds one or several parameters for the distribution of each entry.
 
-    A subclass sets ``num_parameters`` and implements ``_distribution``, which takes as many tensors.
+    A subclass sets ``num_parameters`` and implements ``_distribution``, which takes this number of tensors.
     """
 
     _distribution: Callable[..., Any]
@@ -26,20 +26,20 @@ class Likelihood(Described):
         check_whole(dim=dim)
         if dim >= 0:
             raise ValueError(
-                f"likelihoods.{type(self).__name__}: dim={dim} must be negative, because batch dimensions stand on the "
-                f"left. Use dim=-1 for vectors and dim=-3 for the channels of images"
+                f"likelihoods.{type(self).__name__}: dim={dim} must be negative, because batch dimensions are on the "
+                f"left. Use dim=-1 for vectors and dim=-3 for the channels of images."
             )
         self.network, self.dim = network, int(dim)
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return p(x | z) for ``z``, shape ``(*batch, latent)``; a network of several contexts gets all of them."""
+        """Return p(x | z) for ``z``, shape ``(*batch, latent)``; a network with several inputs gets all contexts."""
         output = self.network(*context)
         own = event_dim(output.ndim, context, self.network)
         name = f"likelihoods.{type(self).__name__}"
         if self.num_parameters > 1 and own < -self.dim:
             raise ValueError(
                 f"{name}: dim={self.dim}, but an event of the network's output, shape {tuple(output.shape)}, has only "
-                f"{own} dimensions. Use a dim from {-own} to -1, or a network that returns images"
+                f"{own} dimensions. Use a dim from {-own} to -1, or a network that returns images."
             )
         parameters = split(output, self.num_parameters, name, self.dim)
         return self._distribution(*parameters).to_event(own)
@@ -49,7 +49,7 @@ def event_dim(ndim: int, context: tuple[Tensor, ...], network: nn.Module) -> int
     """Return the number of event dimensions of parameters with ``ndim`` dimensions, ``(*batch, *event)``.
 
     Each context (latents, labels as one-hot vectors) has one event dimension, unless the network is a
-    :class:`pyrovae.networks.Joint` that says otherwise. The batch dimensions broadcast.
+    :class:`pyrovae.networks.Joint` with other event dimensions. The batch dimensions broadcast.
     """
     event_dims: Any = getattr(network, "event_dims", (1,) * len(context))
     return ndim - max(tensor.ndim - own for tensor, own in zip(context, event_dims, strict=True))

@@ -14,7 +14,7 @@ from pyrovae.likelihoods.base import Likelihood
 
 
 class _LocationScale(Likelihood):
-    """A location from the network, and a scale that is fixed, or learned and shared, or from the network too."""
+    """A location from the network, and a scale that is fixed, learned and shared, or returned by the network too."""
 
     log_scale: Tensor
 
@@ -35,15 +35,15 @@ class _LocationScale(Likelihood):
         if scale is None:
             if learn_scale:
                 raise ValueError(
-                    f"{name}: learn_scale=True needs a scale to start from, but scale is None. Give scale=1.0, or "
-                    f"leave out learn_scale to let the network return the scales"
+                    f"{name}: learn_scale=True needs a starting value, but scale is None. Pass scale=1.0, or omit "
+                    f"learn_scale so that the network returns the scales."
                 )
             self.num_parameters = 2
             return
         if not 0 < scale < math.inf:
             raise ValueError(f"{name}: scale={scale} must be positive and finite")
         if scale <= min_scale:
-            raise ValueError(f"{name}: scale={scale} must be above min_scale={min_scale}")
+            raise ValueError(f"{name}: scale={scale} must exceed min_scale={min_scale}")
         log_scale = torch.tensor(math.log(scale - min_scale))
         if learn_scale:
             self.log_scale = nn.Parameter(log_scale)
@@ -63,8 +63,7 @@ class Normal(_LocationScale):
     * ``Normal(network, scale=0.1)``: the scale is fixed. Then
       :math:`-\log p(x \mid z) = \lVert x - f(z) \rVert^2 / 2 \sigma^2 + D \log(\sigma \sqrt{2 \pi})`, least squares
       plus a constant.
-    * ``Normal(network, scale=0.1, learn_scale=True)``: one scale, shared by all dimensions, is learned; it starts at
-      0.1.
+    * ``Normal(network, scale=0.1, learn_scale=True)``: a scale that all dimensions share is learned; it starts at 0.1.
     * ``Normal(network, scale=None)``: the network returns a scale for every dimension and datum. The likelihood is then
       unbounded at every entry that can be reconstructed exactly, such as a pixel that is always black. ``min_scale``
       bounds it.
@@ -73,19 +72,28 @@ class Normal(_LocationScale):
         network: ``(*batch, latent) -> (*batch, *event)``, the means. With ``scale=None`` the output is twice as large
             in dimension ``dim``: means, then log-scales.
         scale: Standard deviation, positive, or ``None``.
-        learn_scale: Whether ``scale`` is the starting value of a learned scale.
-        min_scale: Floor of the scale, which is ``min_scale`` plus the exponential of the log-scale.
-        dim: Dimension along which means and log-scales stand side by side: -1, or -3 for the channels of images.
+        learn_scale: If true, ``scale`` is the starting value of a learned scale.
+        min_scale: Lower bound of the scale, which is ``min_scale`` plus the exponential of the log-scale.
+        dim: Dimension along which means and log-scales are concatenated: -1, or -3 for the channels of images.
 
     Raises:
-        ValueError: If ``scale`` is not above ``min_scale`` and finite, if ``scale`` is None and is to be learned, or if
-            ``dim`` is not negative.
+        ValueError: If ``scale`` is not finite or does not exceed ``min_scale``, if ``learn_scale`` is true but
+            ``scale`` is None, or if ``dim`` is not negative.
 
     Source:
         *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), appendix C.2.
 
     Example:
-        >>> import torch, pyrovae as pv
+        >>> import math, torch, pyrovae as pv
+        >>> likelihood = pv.likelihoods.Normal(torch.nn.Identity(), scale=0.1)
+        >>> z, x = torch.zeros(1, 2), torch.tensor([[0.1, 0.2]])
+        >>> round(float(likelihood(z).log_prob(x)), 3)
+        0.267
+        >>> round(-float((x - z).square().sum()) / 0.02 - 2 * math.log(0.1 * math.sqrt(2 * math.pi)), 3)
+        0.267
+
+        The network may return the scales of images too, along the channels:
+
         >>> decoder = pv.networks.conv_decoder(2, 16, out_shape=(2 * 3, 8, 8))
         >>> likelihood = pv.likelihoods.Normal(decoder, scale=None, min_scale=1e-2, dim=-3)
         >>> likelihood(torch.zeros(7, 2)).event_shape
@@ -99,11 +107,11 @@ class Normal(_LocationScale):
 class Laplace(_LocationScale):
     r"""Laplace likelihood of real data with outliers, :math:`p(x \mid z) = \prod_d \mathrm{Laplace}(x_d; f_d(z), b)`.
 
-    With a fixed scale its log-density is least absolute deviations plus a constant.
+    With a fixed scale, minus its log-density is the sum of absolute deviations plus a constant.
 
     Args:
         network: See :class:`Normal`.
-        scale: Scale b, positive, or ``None``; not the standard deviation. See :class:`Normal`.
+        scale: Scale b, positive, or ``None``, which is not the standard deviation. See :class:`Normal`.
         learn_scale: See :class:`Normal`.
         min_scale: See :class:`Normal`.
         dim: See :class:`Normal`.
@@ -116,8 +124,11 @@ class Laplace(_LocationScale):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.likelihoods.Laplace(pv.networks.mlp(2, 16, 5), scale=0.1)(torch.zeros(3, 2)).event_shape
-        torch.Size([5])
+        >>> families = pv.likelihoods.Laplace, pv.likelihoods.Normal
+        >>> z, outlier = torch.zeros(1, 1), torch.full((1, 1), 5.0)
+        >>> laplace, normal = (family(torch.nn.Identity(), scale=1.0)(z).log_prob(outlier) for family in families)
+        >>> round(float(laplace), 2), round(float(normal), 2)
+        (-5.69, -13.42)
     """
 
     def _of_scale(self, loc: Tensor, scale: Tensor) -> Any:
@@ -129,7 +140,7 @@ class StudentT(_LocationScale):
 
     Args:
         network: See :class:`Normal`.
-        scale: Scale :math:`\sigma`, positive, or ``None``; not the standard deviation. See :class:`Normal`.
+        scale: Scale :math:`\sigma`, positive, or ``None``, which is not the standard deviation. See :class:`Normal`.
         df: Degrees of freedom :math:`\nu`, positive.
         learn_scale: See :class:`Normal`.
         min_scale: See :class:`Normal`.
@@ -143,8 +154,11 @@ class StudentT(_LocationScale):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.likelihoods.StudentT(pv.networks.mlp(2, 16, 5), scale=0.1, df=3.0)(torch.zeros(3, 2)).event_shape
-        torch.Size([5])
+        >>> z, outlier = torch.zeros(1, 1), torch.full((1, 1), 100.0)
+        >>> student = pv.likelihoods.StudentT(torch.nn.Identity(), scale=1.0, df=3.0)(z).log_prob(outlier)
+        >>> normal = pv.likelihoods.Normal(torch.nn.Identity(), scale=1.0)(z).log_prob(outlier)
+        >>> round(float(student), 1), round(float(normal), 1)
+        (-17.2, -5000.9)
     """
 
     def __init__(
@@ -159,7 +173,7 @@ class StudentT(_LocationScale):
     ) -> None:
         super().__init__(network, scale, learn_scale=learn_scale, min_scale=min_scale, dim=dim)
         if not 0 < df < math.inf:
-            raise ValueError(f"likelihoods.StudentT: df={df} degrees of freedom must be positive and finite")
+            raise ValueError(f"likelihoods.StudentT: df={df}, the degrees of freedom, must be positive and finite")
         self.df = df
 
     def _of_scale(self, loc: Tensor, scale: Tensor) -> Any:
@@ -171,7 +185,7 @@ class ContinuousBernoulli(Likelihood):
 
     .. math:: p(x \mid z) = \prod_d C(\lambda_d)\, \lambda_d^{x_d} (1 - \lambda_d)^{1 - x_d}.
 
-    This is the Bernoulli density with the constant that normalizes it over [0, 1], which grey values need.
+    This is the Bernoulli density, multiplied by the constant that normalizes it over [0, 1]. Use it for grey values.
 
     Args:
         network: Returns the logits of :math:`\lambda`, ``(*batch, latent) -> (*batch, *event)``.
@@ -182,8 +196,10 @@ class ContinuousBernoulli(Likelihood):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.likelihoods.ContinuousBernoulli(pv.networks.mlp(2, 16, 5))(torch.zeros(3, 2)).event_shape
-        torch.Size([5])
+        >>> logits, grid = torch.full((1000, 1), 2.0), (torch.arange(1000.0).unsqueeze(1) + 0.5) / 1000
+        >>> density = pv.likelihoods.ContinuousBernoulli(torch.nn.Identity())(logits).log_prob(grid).exp()
+        >>> round(float(density.mean()), 3)  # the integral over [0, 1]
+        1.0
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -196,14 +212,14 @@ class ContinuousBernoulli(Likelihood):
 class Beta(Likelihood):
     r"""Beta likelihood of values strictly between 0 and 1, :math:`\prod_d \mathrm{Beta}(x_d; \alpha_d(z), \beta_d(z))`.
 
-    At 0 and 1 the density is zero or infinite, so data with these values are refused; see
+    At 0 and 1 the density is zero or infinite, so data with these values raise an error; see
     :func:`pyrovae.data.dequantize`.
 
     Args:
         network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large in dimension ``dim``:
-            log alpha (``concentration1``), then log beta (``concentration0``).
-        min_concentration: Floor that is added to both concentrations. Without one the density is unbounded.
-        dim: Dimension along which both parameters stand side by side: -1, or -3 for the channels of images.
+            log alpha ( ``concentration1``), then log beta ( ``concentration0``).
+        min_concentration: Value that is added to both concentrations. With 0 the density is unbounded.
+        dim: Dimension along which both parameters are concatenated: -1, or -3 for the channels of images.
 
     Raises:
         ValueError: If ``min_concentration`` is negative or infinite, or ``dim`` is not negative.
@@ -213,8 +229,10 @@ class Beta(Likelihood):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.likelihoods.Beta(pv.networks.mlp(2, 16, 2 * 5))(torch.zeros(3, 2)).event_shape
-        torch.Size([5])
+        >>> likelihood = pv.likelihoods.Beta(torch.nn.Identity())
+        >>> log_concentrations = torch.tensor([[2.0, 2.0]]).log()
+        >>> round(float(likelihood(log_concentrations).log_prob(torch.full((1, 1), 0.5)).exp()), 3)  # 6 x (1 - x)
+        1.5
     """
 
     num_parameters = 2

@@ -1,7 +1,7 @@
 """Likelihoods of binary data and counts, with or without excess zeros, in any unit.
 
 The unit is the value of one count in the data: 1 for counts, 1/16 for counts of 0 to 16 stored in [0, 1]. A discrete
-log-likelihood is that of the count, whatever the unit.
+log-likelihood is that of the count, so it does not depend on the unit.
 """
 
 import math
@@ -23,7 +23,7 @@ from pyrovae.likelihoods.base import Likelihood
 class Bernoulli(Likelihood):
     r"""Bernoulli likelihood of binary data, :math:`p(x \mid z) = \prod_d \mathrm{Bernoulli}(x_d; \sigma(f_d(z)))`.
 
-    Its log-density is minus the sum of binary cross-entropies. Data must be exactly 0 or 1.
+    Minus its log-density is the sum of binary cross-entropies. Data must be exactly 0 or 1.
 
     Args:
         network: Returns the logits, ``(*batch, latent) -> (*batch, *event)``.
@@ -37,6 +37,11 @@ class Bernoulli(Likelihood):
         >>> p = likelihood(torch.zeros(7, 3, 2))
         >>> p.batch_shape, p.event_shape
         (torch.Size([7, 3]), torch.Size([28, 28]))
+        >>> logits, x = torch.tensor([0.5, -2.0, 3.0]), torch.tensor([1.0, 0.0, 1.0])
+        >>> log_prob = pv.likelihoods.Bernoulli(torch.nn.Identity())(logits).log_prob(x)
+        >>> cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        >>> torch.allclose(log_prob, -cross_entropy)
+        True
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -47,7 +52,7 @@ class Bernoulli(Likelihood):
 
 
 class Discrete(Likelihood):
-    """Likelihood of counts or levels in a unit; a subclass implements the distribution of counts."""
+    """Likelihood of counts or levels in a unit; subclasses implement the distribution of counts."""
 
     _of_counts: Callable[..., Any]
 
@@ -70,7 +75,7 @@ class Discrete(Likelihood):
 class Binomial(Discrete):
     r"""Binomial likelihood of successes in T trials, :math:`\prod_d \mathrm{Binomial}(x_d; T, \sigma(f_d(z)))`.
 
-    The 8 x 8 digits are such counts, 0 to 16: ``Binomial(network, 16, unit=1 / 16)`` scores them in [0, 1].
+    For example, the 8 x 8 digits are counts from 0 to 16: ``Binomial(network, 16, unit=1 / 16)`` scores them in [0, 1].
 
     Args:
         network: Returns the logits, ``(*batch, latent) -> (*batch, *event)``.
@@ -86,9 +91,9 @@ class Binomial(Discrete):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> likelihood = pv.likelihoods.Binomial(pv.networks.mlp(2, 16, 5), 16)
-        >>> likelihood(torch.zeros(3, 2)).log_prob(torch.full((3, 5), 7.0)).shape
-        torch.Size([3])
+        >>> likelihood = pv.likelihoods.Binomial(torch.nn.Identity(), 2, unit=0.5)
+        >>> [round(float(likelihood(torch.zeros(1)).log_prob(torch.tensor([x])).exp()), 3) for x in (0.0, 0.5, 1.0)]
+        [0.25, 0.5, 0.25]
     """
 
     def __init__(self, network: nn.Module, total_count: int, *, unit: float = 1.0) -> None:
@@ -101,7 +106,7 @@ class Binomial(Discrete):
 
 
 class _Inflatable(Discrete):
-    """Likelihood of counts that may have excess zeros, with the logits of their probability as last parameter."""
+    """Likelihood of counts that may have excess zeros, whose probability has its logits as the last parameter."""
 
     _of_rates: Callable[..., Any]
 
@@ -123,11 +128,11 @@ class Poisson(_Inflatable):
     With ``zero_inflated=True`` an entry is 0 with probability :math:`\pi_d(z)`, and a Poisson count otherwise.
 
     Args:
-        network: Returns the log-rates, ``(*batch, latent) -> (*batch, *event)``. With zero inflation its output is
+        network: Returns the log-rates, ``(*batch, latent) -> (*batch, *event)``. With zero inflation the output is
             twice as large in dimension ``dim``: log-rates, then logits of :math:`\pi`.
         unit: Value of one count in the data.
-        zero_inflated: Whether the network returns the probability of excess zeros too.
-        dim: Dimension along which the parameters stand side by side: -1, or -3 for the channels of images.
+        zero_inflated: If true, the network returns the probability of excess zeros too.
+        dim: Dimension along which the parameters are concatenated: -1, or -3 for the channels of images.
 
     Raises:
         ValueError: If ``unit`` is not positive, or ``dim`` is not negative.
@@ -138,9 +143,13 @@ class Poisson(_Inflatable):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> likelihood = pv.likelihoods.Poisson(pv.networks.mlp(2, 16, 2 * 5), zero_inflated=True)
-        >>> likelihood(torch.zeros(3, 2)).log_prob(torch.full((3, 5), 7.0)).shape
-        torch.Size([3])
+        >>> log_rate, logit = torch.tensor([3.0]).log(), torch.zeros(1)
+        >>> plain = pv.likelihoods.Poisson(torch.nn.Identity())
+        >>> inflated = pv.likelihoods.Poisson(torch.nn.Identity(), zero_inflated=True)
+        >>> round(float(plain(log_rate).log_prob(torch.zeros(1)).exp()), 3)  # exp(-3)
+        0.05
+        >>> round(float(inflated(torch.cat([log_rate, logit])).log_prob(torch.zeros(1)).exp()), 3)  # (1 + exp(-3)) / 2
+        0.525
     """
 
     def _of_rates(self, log_rate: Tensor) -> Any:
@@ -152,16 +161,17 @@ class NegativeBinomial(_Inflatable):
 
     .. math:: p(x \mid z) = \prod_d \mathrm{NegativeBinomial}(x_d; r_d(z), m_d(z) / (m_d(z) + r_d(z))).
 
-    With ``zero_inflated=True`` an entry is 0 with probability :math:`\pi_d(z)`, and such a count otherwise. Counts of
-    single cells have means proportional to the size of their library; the second example shows a decoder that is given
-    the logarithm of that size beside z.
+    With ``zero_inflated=True`` an entry is 0 with probability :math:`\pi_d(z)`, and a negative binomial count
+    otherwise. Counts of single cells have means in proportion to the library size of the cell. The second example shows
+    a decoder that gets the logarithm of this size in addition to z.
 
     Args:
         network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large in dimension ``dim``:
-            log m, then log r. With zero inflation it is three times as large, and ends with the logits of :math:`\pi`.
+            log m, then log r. With zero inflation the output is three times as large, and ends with the logits of
+            :math:`\pi`.
         unit: Value of one count in the data.
-        zero_inflated: Whether the network returns the probability of excess zeros too.
-        dim: Dimension along which the parameters stand side by side: -1, or -3 for the channels of images.
+        zero_inflated: If true, the network returns the probability of excess zeros too.
+        dim: Dimension along which the parameters are concatenated: -1, or -3 for the channels of images.
 
     Raises:
         ValueError: If ``unit`` is not positive, or ``dim`` is not negative.
@@ -171,11 +181,11 @@ class NegativeBinomial(_Inflatable):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> likelihood = pv.likelihoods.NegativeBinomial(pv.networks.mlp(2, 16, 3 * 5), zero_inflated=True)
-        >>> likelihood(torch.zeros(3, 2)).log_prob(torch.full((3, 5), 7.0)).shape
-        torch.Size([3])
+        >>> p = pv.likelihoods.NegativeBinomial(torch.nn.Identity())(torch.tensor([4.0, 2.0]).log())
+        >>> round(float(p.mean), 3), round(float(p.variance), 3)  # m, m + m^2 / r
+        (4.0, 12.0)
 
-        The mean of a gene is the size of the cell's library times the gene's share of it:
+        The mean of a gene is the library size of the cell times the fraction of the gene:
 
         >>> class Library(torch.nn.Module):
         ...     def __init__(self, network):
@@ -195,12 +205,14 @@ class NegativeBinomial(_Inflatable):
         ... )
         >>> counts = torch.poisson(torch.rand(50, 5) * 1000)
         >>> history = pv.fit(vae, (counts, counts.sum(-1, keepdim=True).log()), epochs=2, progress=False)
+        >>> len(history.train)
+        2
     """
 
     num_parameters = 2
 
     def _of_rates(self, log_mean: Tensor, log_dispersion: Tensor) -> Any:
-        # At these limits a count is Poisson, or zero, to every digit; beyond them the dispersion overflows.
+        # At these limits a count is Poisson, or zero, to all digits; beyond them the dispersion overflows.
         limits = torch.finfo(log_dispersion.dtype)
         log_dispersion = log_dispersion.clamp(math.log(limits.tiny), 0.5 * math.log(limits.max))
         return NegativeBinomialDistribution(log_dispersion.exp(), logits=log_mean - log_dispersion)

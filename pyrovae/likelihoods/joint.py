@@ -1,4 +1,4 @@
-"""A likelihood of tables whose columns are of different kinds."""
+"""A likelihood of tables with columns of different kinds."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,13 +13,14 @@ from pyrovae.distributions import Columns, entrywise
 class Joint(Described):
     r"""Likelihood of a row of a table, :math:`p(x \mid z) = \prod_c p_c(x_c \mid z)`, one factor for each column.
 
-    Columns may be real, binary, categorical or counts. NaN means that an entry is missing, and has log-probability 0.
-    ``Masked(Joint(...))`` takes a mask instead, and :func:`pyrovae.evaluation.impute` then fills in all columns: draws
-    are codes and counts in the units of the table, while means of categorical codes are only useful for ordered ones.
+    Columns may be real, binary, categorical or counts. NaN marks a missing entry, which has log-probability 0.
+    ``Masked(Joint(...))`` takes a mask instead, and :func:`pyrovae.evaluation.impute` then imputes all columns.
+    Imputations are codes and counts in the units of the table. Means of categorical codes are meaningful only if the
+    codes are ordered.
 
     Args:
-        columns: The likelihood of each column by its name, in the order of the table. A tuple of names stands for
-            adjacent columns with one likelihood, whose event shape is their number.
+        columns: Likelihood of each column by name, in the order of the table. A tuple of names stands for adjacent
+            columns with one likelihood, whose event shape is the number of names.
         network: Maps ``(*batch, latent) -> (*batch, features)``. The likelihoods of the columns then get the features
             instead of z, so that they share these layers.
 
@@ -47,8 +48,10 @@ class Joint(Described):
         ...     network=torch.nn.Sequential(mlp(2, 16), torch.nn.ReLU()),
         ... )
         >>> rows = torch.tensor([[0.3, -0.1, 1.0, 2.0, 7.0], [torch.nan, 0.4, 0.0, torch.nan, 2.0]])
-        >>> likelihood(torch.zeros(2, 2)).log_prob(rows).shape
-        torch.Size([2])
+        >>> likelihood(torch.zeros(2, 2)).log_prob(rows).isfinite().tolist()
+        [True, True]
+        >>> likelihood(torch.zeros(2)).log_prob(torch.full((5,), torch.nan)).tolist()  # all entries are missing
+        0.0
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Joint(Described):
         self.names = [name for group in self.groups for name in group]
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(
-                f"likelihoods.Joint: columns={self.names} must name at least one column and each of them once"
+                f"likelihoods.Joint: columns={self.names} must hold at least one column, and each name only once"
             )
         self.parts = nn.ModuleList(
             [part if isinstance(part, nn.Module) else _Called(part) for part in columns.values()]
@@ -81,8 +84,8 @@ class Joint(Described):
             p = part(*seen)
             if p.event_shape != (len(group),):
                 raise ValueError(
-                    f"likelihoods.Joint: the likelihood of the columns {group} has event shape "
-                    f"{tuple(p.event_shape)}, but they need {(len(group),)}. Change the output of its network"
+                    f"likelihoods.Joint: the likelihood of the columns {group} has event shape {tuple(p.event_shape)}, "
+                    f"but {(len(group),)} is required. Change the output of its network."
                 )
             entries.append(entrywise(p, f"likelihoods.Joint, columns {group},"))
         joined: Any = Columns(self.names, entries).to_event(1)
@@ -90,7 +93,7 @@ class Joint(Described):
 
 
 class _Called(nn.Module):
-    """A plain function in a list of modules."""
+    """A function wrapped as a module."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Likelihoods of levels 0, ..., L - 1, such as those of grey or colour images, in any unit.
 
 The unit is the value of one level in the data: 1/255 for images of 256 levels in [0, 1]. A discrete log-likelihood is
-that of the level, whatever the unit.
+that of the level, so it does not depend on the unit.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ class Categorical(Discrete):
             ``dim``: the logits of level 0 for all entries, then those of level 1, and so on.
         levels: Number of levels, L.
         unit: Value of one level in the data; 1/255 for grey images in [0, 1].
-        dim: Dimension along which the levels stand side by side: -1, or -3 for the channels of images.
+        dim: Dimension along which the logits of the levels are concatenated: -1, or -3 for the channels of images.
 
     Raises:
         TypeError: If ``levels`` is not an integer.
@@ -33,9 +33,10 @@ class Categorical(Discrete):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> likelihood = pv.likelihoods.Categorical(pv.networks.mlp(2, 16, 256 * 5), unit=1 / 255)
-        >>> likelihood(torch.zeros(3, 2)).log_prob(torch.ones(3, 5)).shape
-        torch.Size([3])
+        >>> likelihood = pv.likelihoods.Categorical(torch.nn.Identity(), unit=1 / 255)
+        >>> p = likelihood(torch.zeros(256 * 5))  # all levels of the 5 entries have the same probability
+        >>> round(float(p.log_prob(torch.ones(5)) / 5), 3)  # -log(256)
+        -5.545
     """
 
     def __init__(self, network: nn.Module, levels: int = 256, *, unit: float = 1.0, dim: int = -1) -> None:
@@ -48,17 +49,17 @@ class Categorical(Discrete):
 
 
 class DiscretizedLogistic(Discrete):
-    r"""Discretized logistic likelihood of ordered levels: each has the mass of a logistic density around it.
+    r"""Discretized logistic likelihood of ordered levels: each level has the mass of a logistic density around it.
 
     See :class:`pyrovae.distributions.DiscretizedLogistic` for the formula. Locations and scales are in units of the
-    whole range, so networks work in [0, 1] whatever the number of levels.
+    whole range, so networks work in [0, 1] for any number of levels.
 
     Args:
         network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large in dimension ``dim``:
             locations, then log-scales.
         levels: Number of levels, L, at least 2.
         unit: Value of one level in the data; 1/255 for grey images in [0, 1].
-        dim: Dimension along which both parameters stand side by side: -1, or -3 for the channels of images.
+        dim: Dimension along which both parameters are concatenated: -1, or -3 for the channels of images.
 
     Raises:
         TypeError: If ``levels`` is not an integer.
@@ -69,9 +70,10 @@ class DiscretizedLogistic(Discrete):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> decoder = pv.networks.conv_decoder(2, 16, out_shape=(2 * 3, 8, 8))
-        >>> pv.likelihoods.DiscretizedLogistic(decoder, unit=1 / 255, dim=-3)(torch.zeros(7, 2)).event_shape
-        torch.Size([3, 8, 8])
+        >>> likelihood = pv.likelihoods.DiscretizedLogistic(torch.nn.Identity(), levels=4, unit=1 / 3)
+        >>> p = likelihood(torch.tensor([0.5, -1.0]).expand(4, 2))
+        >>> round(float(p.log_prob(torch.arange(4.0).unsqueeze(1) / 3).exp().sum()), 3)  # over all levels
+        1.0
     """
 
     num_parameters = 2
@@ -90,12 +92,12 @@ class DiscretizedLogisticMixture(Discrete):
 
     Args:
         network: ``(*batch, latent) -> (*batch, *event)`` with an output that is ``3 * components`` times as large in
-            dimension ``dim``: logits of the components, then locations, then log-scales, each of them one component
-            after another.
+            dimension ``dim``: logits of the components, then locations, then log-scales. Each of these holds one
+            component after another.
         components: Number of components, C.
         levels: Number of levels, L, at least 2.
         unit: Value of one level in the data; 1/255 for grey images in [0, 1].
-        dim: Dimension along which the parameters stand side by side: -1, or -3 for the channels of images.
+        dim: Dimension along which the parameters are concatenated: -1, or -3 for the channels of images.
 
     Raises:
         TypeError: If ``components`` or ``levels`` is not an integer.
@@ -107,9 +109,12 @@ class DiscretizedLogisticMixture(Discrete):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> likelihood = pv.likelihoods.DiscretizedLogisticMixture(pv.networks.mlp(2, 16, 3 * 4 * 5), components=4)
-        >>> likelihood(torch.zeros(3, 2)).log_prob(torch.full((3, 5), 255.0)).shape
-        torch.Size([3])
+        >>> likelihood = pv.likelihoods.DiscretizedLogisticMixture(torch.nn.Identity(), components=2, levels=4)
+        >>> logits, locs, log_scales = torch.zeros(2), torch.tensor([0.1, 0.9]), torch.full((2,), -2.0)
+        >>> p = likelihood(torch.cat([logits, locs, log_scales]).expand(4, 6))
+        >>> probabilities = p.log_prob(torch.arange(4.0).unsqueeze(1)).exp()
+        >>> round(float(probabilities.sum()), 3), bool(probabilities[0] > probabilities[1])  # two modes
+        (1.0, True)
     """
 
     def __init__(

@@ -15,27 +15,26 @@ class Masked(Described):
     r"""Likelihood of the observed entries, :math:`p(x_\mathrm{obs} \mid z) = \prod_{d: m_d = 1} p(x_d \mid z)`.
 
     It is meant for entries that are missing at random. Data are then ``(x, mask)``, the likelihood is called as
-    ``likelihood(z, mask)`` and the posterior as ``posterior(x, mask)`` (see :class:`pyrovae.networks.ZeroFilled`). The
-    missing entries of x must hold some value in the support, such as 0; the value has no influence.
-    :func:`pyrovae.evaluation.impute` fills the missing entries in.
+    ``likelihood(z, mask)``, and the posterior as ``posterior(x, mask)`` (see :class:`pyrovae.networks.ZeroFilled`). The
+    missing entries of x must hold any value in the support, such as 0, which has no effect.
+    :func:`pyrovae.evaluation.impute` imputes the missing entries.
 
     Args:
         likelihood: Any likelihood whose entries are independent given z.
 
     Raises:
         TypeError: When called, if the entries are not independent given z.
-        ValueError: When called, if the mask holds values other than 0 and 1. A mask selects entries; it does not weigh
-            them.
+        ValueError: When called, if the mask holds values other than 0 and 1, because a mask cannot weight entries.
 
     Source:
         *MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets* (Mattei and Frellsen, 2019).
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> likelihood = pv.likelihoods.Masked(pv.likelihoods.Normal(pv.networks.mlp(2, 5)))
-        >>> mask = torch.rand(3, 5) < 0.5
-        >>> likelihood(torch.zeros(3, 2), mask).log_prob(torch.zeros(3, 5)).shape
-        torch.Size([3])
+        >>> normal = pv.likelihoods.Normal(torch.nn.Identity())
+        >>> masked, z, x = pv.likelihoods.Masked(normal), torch.zeros(2), torch.tensor([1.0, 100.0])
+        >>> float(masked(z, torch.tensor([True, False])).log_prob(x)) == float(normal(z[:1]).log_prob(x[:1]))
+        True
     """
 
     def __init__(self, likelihood: Callable[..., Any]) -> None:

@@ -26,12 +26,12 @@ __all__ = ["BayesianVAE", "random_weights"]
 
 
 def random_weights(network: nn.Module, prior: Callable[[Tensor], dist.TorchDistribution] | None = None) -> nn.Module:
-    """Turn all parameters of a network into random variables, ``pyro.nn.PyroSample``, in place.
+    """Turn all parameters of a network into random variables (``pyro.nn.PyroSample``), in place.
 
     Args:
         network: Any network. Its parameters are replaced.
-        prior: Returns the prior of a weight, given the parameter that it replaces. The event shape is that of the
-            parameter. By default, independent standard normal priors.
+        prior: Function from a parameter to the prior of the weight that replaces it, whose event shape is that of the
+            parameter. By default independent standard normal priors.
 
     Returns:
         The network.
@@ -40,15 +40,15 @@ def random_weights(network: nn.Module, prior: Callable[[Tensor], dist.TorchDistr
         *Weight Uncertainty in Neural Networks* (Blundell et al., 2015).
 
     Example:
-        >>> import pyro, torch, pyrovae as pv
-        >>> network = pv.bayesian.random_weights(pv.networks.mlp(2, 4))
-        >>> pyro.poutine.trace(network).get_trace(torch.zeros(3, 2)).nodes["0.weight"]["value"].shape
-        torch.Size([4, 2])
+        >>> import torch, pyrovae as pv
+        >>> network, z = pv.bayesian.random_weights(pv.networks.mlp(2, 4)), torch.ones(3, 2)
+        >>> network(z).shape, torch.equal(network(z), network(z))  # each run draws new weights
+        (torch.Size([3, 4]), False)
     """
     to_pyro_module_(network)
     for module in list(network.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
-            holder = f"{name}_prior"  # moves the prior with the module's device and dtype
+            holder = f"{name}_prior"  # a submodule, which moves the prior with the module's device and dtype
             setattr(module, holder, Fixed((prior or _standard_normal)(parameter.detach())))
             setattr(module, name, PyroSample(partial(_prior_of, holder=holder)))
     return network
@@ -62,7 +62,7 @@ class BayesianVAE(VAE):
 
     Args:
         prior: ``prior()`` returns p(z).
-        likelihood: ``likelihood(z)`` returns p(x | z), through a network with ``PyroSample`` weights, such as one from
+        likelihood: ``likelihood(z)`` returns p(x | z), by a network with ``PyroSample`` weights, such as a network from
             :func:`random_weights`. All of its weights must be random.
         posterior: ``posterior(x)`` returns q(z | x).
         data_size: Number of training data, to which the loss of a mini-batch is scaled.
@@ -75,14 +75,16 @@ class BayesianVAE(VAE):
         Welling, 2014), appendix F, for random decoder weights.
 
     Example:
-        >>> import torch, pyrovae as pv
+        >>> import pyro, torch, pyrovae as pv
         >>> vae = pv.BayesianVAE(
         ...     pv.priors.StandardNormal(2),
         ...     pv.likelihoods.Normal(pv.bayesian.random_weights(pv.networks.mlp(2, 4))),
         ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
         ...     data_size=100,
         ... )
-        >>> history = pv.fit(vae, torch.randn(100, 4), batch_size=10, epochs=1)
+        >>> x = torch.randn(100, 4)
+        >>> history = pv.fit(vae, x, batch_size=10, epochs=1)
+        >>> pyro.poutine.trace(vae.model).get_trace(x).stochastic_nodes  # the weights of the likelihood are latent sites
     """
 
     def __init__(self, prior: Component, likelihood: Component, posterior: Component, *, data_size: int) -> None:
@@ -134,8 +136,8 @@ class BayesianGuide(Guide):
         for name, module in model.named_modules():
             if isinstance(module, PyroModule) and any(True for _ in module.parameters(recurse=False)):
                 raise ValueError(
-                    f"{name} has both random and fixed weights, and Pyro would keep the fixed ones in its store. "
-                    f"Make all weights of the network random: pyrovae.bayesian.random_weights(network)"
+                    f"{name} has both random and fixed weights, but Pyro would keep the fixed weights in its store. "
+                    f"Make all weights of the network random: pyrovae.bayesian.random_weights(network)."
                 )
         with poutine.block(), poutine.trace() as tape, _drawn_weights(model):
             pass
@@ -144,7 +146,7 @@ class BayesianGuide(Guide):
         if not weights:
             raise ValueError(
                 "the likelihood of a BayesianVAE has no random weights. Make its network with "
-                "pyrovae.bayesian.random_weights(network), or use pyrovae.VAE"
+                "pyrovae.bayesian.random_weights(network), or use pyrovae.VAE."
             )
         self.sites = tuple(weights)
         # Means start near zero, but not at zero, where all hidden units would be equal. Small scales make the first
@@ -166,7 +168,7 @@ class BayesianGuide(Guide):
 
 @contextmanager
 def _drawn_weights(program: nn.Module) -> Iterator[None]:
-    """Draw all random weights here, because they are used inside the data plate, where Pyro would draw them."""
+    """Draw all random weights before the data plate, because Pyro would otherwise draw them inside it."""
     networks: list[Any] = [module for module in program.modules() if isinstance(module, PyroModule)]
     with ExitStack() as stack:
         for network in networks:

@@ -30,36 +30,37 @@ Inference = Literal["bottom-up", "top-down"]
 
 
 class HierarchicalVAE(DescribedModel):
-    """Variational autoencoder with latent sites ``"z1"``, ``"z2"``, ..., of which ``"z1"`` is next to the data.
+    """Variational autoencoder with latent sites ``"z1"``, ``"z2"``, ..., where ``"z1"`` is closest to the data.
 
     Like :class:`pyrovae.VAE`, it has a ``model(x)`` and a ``guide(x)`` for every objective, ``fit`` and every
     evaluation. Its components can be exchanged: ``vae.likelihood = ...``, ``vae.priors = (..., ...)``.
 
     * The two-layer network of the IWAE paper: ``inference="bottom-up"``.
     * Top-down (ladder) inference: ``inference="top-down"``.
-    * The two-level model of the VampPrior paper: ``inference="top-down", skip=True`` and a ``VampPrior`` on top.
+    * The two-level model of the VampPrior paper: ``inference="top-down", skip=True`` and a ``VampPrior`` for the top.
 
-    A conditional prior is any callable of the latent above, such as ``pyrovae.posteriors.DiagonalNormal``; a component
-    of several contexts takes a :class:`pyrovae.networks.Joint` network.
+    A conditional prior is any callable of the latent above it, such as ``pyrovae.posteriors.DiagonalNormal``. A
+    component with several contexts needs a :class:`pyrovae.networks.Joint` network.
 
     Args:
         priors: ``(p(z1 | z2), ..., p(zL))``: each is called with the latent above, the last without arguments.
         likelihood: ``p(x | z1)``, called as ``likelihood(z1)``; with ``skip`` as ``likelihood(z1, ..., zL)``.
-        posteriors: ``(q(z1 | ...), ..., q(zL | ...))``. Bottom-up, they are called as ``q(x)`` and then with the latent
-            below; top-down, the last as ``q(x)`` and the others as ``q(x, z_above)``.
+        posteriors: ``(q(z1 | ...), ..., q(zL | ...))``. For bottom-up inference, the first is called as ``q(x)`` and
+            each other one with the latent below it. For top-down inference, the last is called as ``q(x)`` and each
+            other one as ``q(x, z_above)``.
         inference: ``"bottom-up"`` or ``"top-down"``.
-        skip: Whether the likelihood depends on all latents, not only on ``z1``.
+        skip: If true, the likelihood depends on all latents instead of only ``z1``.
 
     Raises:
         TypeError: If a component is not callable or, when run, does not return a distribution.
-        ValueError: If the numbers of priors and posteriors differ or are zero. When run, if shapes do not fit.
+        ValueError: If the numbers of priors and posteriors differ or are zero; when run, if shapes do not fit.
 
     Source:
         *Importance Weighted Autoencoders* (Burda, Grosse and Salakhutdinov, 2016); *Ladder Variational Autoencoders*
         (Sønderby et al., 2016); *VAE with a VampPrior* (Tomczak and Welling, 2018).
 
     Example:
-        >>> import torch, pyrovae as pv
+        >>> import pyro, torch, pyrovae as pv
         >>> normal, mlp = pv.posteriors.DiagonalNormal, pv.networks.mlp
         >>> vae = pv.HierarchicalVAE(
         ...     priors=(normal(mlp(3, 16, 2 * 5)), pv.priors.StandardNormal(3)),
@@ -68,6 +69,7 @@ class HierarchicalVAE(DescribedModel):
         ... )
         >>> vae.generate(7).shape
         torch.Size([7, 8, 8])
+        >>> pyro.poutine.trace(vae.guide).get_trace(torch.zeros(7, 8, 8)).stochastic_nodes
     """
 
     def __init__(
@@ -82,8 +84,8 @@ class HierarchicalVAE(DescribedModel):
         super().__init__()
         if not priors or len(priors) != len(posteriors):
             raise ValueError(
-                f"HierarchicalVAE: got {len(priors)} priors and {len(posteriors)} posteriors. Give one of each for "
-                f"every latent layer"
+                f"HierarchicalVAE: got {len(priors)} priors and {len(posteriors)} posteriors. Pass one prior and one "
+                f"posterior for every latent layer."
             )
         if inference not in ("bottom-up", "top-down"):
             raise ValueError(f"HierarchicalVAE: inference={inference!r} must be 'bottom-up' or 'top-down'")
@@ -113,11 +115,11 @@ class HierarchicalVAE(DescribedModel):
 
     @property
     def skip(self) -> bool:
-        """Return whether the likelihood depends on all latents."""
+        """If true, the likelihood depends on all latents."""
         return self.model.skip
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # As in VAE: an exchanged component belongs to its program.
+        # As in VAE, an exchanged component is registered in its program.
         if name == "likelihood":
             self.model.put(name, value)
         elif name in ("priors", "posteriors"):
@@ -135,7 +137,7 @@ class HierarchicalVAE(DescribedModel):
 
         Args:
             n: Number of draws.
-            mean: Whether to return E[x | z] instead of a draw of x.
+            mean: If true, E[x | z] is returned instead of a draw of x.
 
         Returns:
             Tensor, shape ``(n, *event)``.
@@ -157,7 +159,7 @@ class HierarchicalVAE(DescribedModel):
 
         Args:
             x: Data, shape ``(N, *event)``.
-            mean: Whether to return E[x' | z] instead of a draw of x'.
+            mean: If true, E[x' | z] is returned instead of a draw of x'.
 
         Returns:
             Tensor, shape ``(N, *event)``.
@@ -169,12 +171,12 @@ class HierarchicalVAE(DescribedModel):
 
 
 class _Layered(Program):
-    """Program of several latent layers, numbered from the data up."""
+    """Program with several latent layers, numbered from the data upwards."""
 
     layers: range
 
     def components(self) -> dict[str, Component]:
-        """Return all components. The one called ``posterior``, for a VampPrior, is that of the top layer."""
+        """Return all components; ``posterior``, which a VampPrior uses, is the posterior of the top layer."""
         components = super().components()
         return components | {"posterior": components[f"posterior{len(self.layers)}"]}
 

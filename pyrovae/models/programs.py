@@ -1,8 +1,9 @@
-"""Pyro programs made of components: running and checking a component, and announcing its parameters to Pyro.
+"""Pyro programs made of components: running and checking a component, and registering its parameters with Pyro.
 
-The parameters belong to the module, not to Pyro's global store. Pyro's ELBOs and SVI look for ``param`` messages, so
-each program emits one for every parameter that it owns, under a name that is unique among living programs. Programs
-keep no state between calls, so that copies, unpickled modules and exchanged components train their own parameters.
+The parameters belong to the module instead of Pyro's global store. Pyro's ELBOs and SVI look for ``param`` messages, so
+each program emits a message for every parameter that it owns, under a name that is unique among living programs.
+Programs keep no state between calls. Copies, unpickled modules and exchanged components therefore train their own
+parameters.
 """
 
 import re
@@ -28,9 +29,9 @@ class Program(nn.Module):
 
     Attributes:
         names: Names of the components.
-        peers: Programs whose components are passed to those of this program. They stand in a tuple, because a module
-            would register them as its own.
-        data_size: Number of data that the loss is scaled to; by default the size of the batch.
+        peers: Programs whose components are passed to those of this program. The attribute is a tuple, because a module
+            would register the programs as its own.
+        data_size: Number of data to which the loss is scaled; by default the size of the batch.
     """
 
     names: tuple[str, ...] = ()
@@ -42,23 +43,23 @@ class Program(nn.Module):
         if "prior" in name and isinstance(component, torch.distributions.Distribution):
             made: Any = component
             component = Fixed(made)
-        # A Pyro distribution can be called, but then it draws.
+        # A Pyro distribution is callable, but calling it makes a draw.
         if isinstance(component, torch.distributions.Distribution) or not callable(component):
             raise TypeError(
                 f"the {name} must be a callable that returns a distribution, got {type(component).__name__}"
             )
         if isinstance(getattr(component, "__self__", None), nn.Module):
             raise TypeError(
-                f"the {name} is the method {component.__qualname__} of a module, whose parameters would never train; "
-                f"make it the module's forward and pass the module"
+                f"the {name} is the method {component.__qualname__} of a module, whose parameters would never train. "
+                f"Make it the module's forward method and pass the module."
             )
         if hasattr(self, name):
-            delattr(self, name)  # a module does not let a plain callable take the place of a submodule
+            delattr(self, name)  # a module does not allow a plain callable to replace a submodule
         setattr(self, name, component)
         self.names = tuple(dict.fromkeys((*self.names, name)))
 
     def get(self, name: str) -> Component:
-        """Return a component, after passing all components to those that ask for them, such as a VampPrior."""
+        """Return a component, after passing all components to those that need them, such as a VampPrior."""
         components: dict[str, Any] = self.components()
         for component in components.values():
             parts: Any = component.modules() if isinstance(component, nn.Module) else ()
@@ -71,7 +72,7 @@ class Program(nn.Module):
         """Return the plate over the first dimension of the data."""
         if self.data_size is not None and len(x) > self.data_size:
             raise ValueError(
-                f"data_size={self.data_size}, but a batch has {len(x)} data. Set data_size to the size of the data set"
+                f"data_size={self.data_size}, but a batch has {len(x)} data. Set data_size to the size of the data set."
             )
         if self.data_size is None:
             return pyro.plate("data", len(x), dim=-1)
@@ -106,12 +107,12 @@ def run_component(
         if isinstance(component, type):
             name = component.__name__
             raise TypeError(
-                f"the {role} is the class {name} itself ({error}). Pass an instance, {name}(...)"
+                f"the {role} is the class {name} itself ({error}). Pass an instance, {name}(...)."
             ) from error
         shapes = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in context]
         raise TypeError(
-            f"the {role} does not take the {len(shapes)} inputs that it is called with, of shapes {shapes} ({error}). "
-            f"Pass as many data as it takes, and make a network of several inputs with pyrovae.networks.Joint"
+            f"the {role} does not take the {len(shapes)} inputs with which it is called, of shapes {shapes} ({error}). "
+            f"Pass as many data as it takes, and build a network with several inputs by pyrovae.networks.Joint."
         ) from error
     except ValueError as error:
         refused = re.match(r"Expected parameter (\w+) \(.*? of shape (\(.*?\))\) of distribution (\w+)", str(error))
@@ -121,18 +122,18 @@ def run_component(
     if not isinstance(p, torch.distributions.Distribution):
         raise TypeError(
             f"the {role} returned a {type(p).__name__}, not a distribution. "
-            f"Pass a callable that returns a distribution; for a fixed distribution d: lambda *context: d"
+            f"Pass a callable that returns a distribution; for a fixed distribution d: lambda *context: d."
         )
     if p.batch_shape != batch_shape:
         raise ValueError(
             f"the {role} returned a distribution of batch shape {tuple(p.batch_shape)} and event shape "
             f"{tuple(p.event_shape)}, expected batch shape {tuple(batch_shape)}, that of its context. "
-            f"Declare event dimensions with .to_event(n), and keep every leading dimension of the input"
+            f"Declare event dimensions with .to_event(n), and keep every leading dimension of the input."
         )
     if event_shape is not None and p.event_shape != event_shape:
         raise ValueError(
             f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but its data have event shape "
-            f"{tuple(event_shape)}. Reshape the data or the network's output"
+            f"{tuple(event_shape)}. Reshape the data or the network's output."
         )
     return p
 
@@ -140,12 +141,12 @@ def run_component(
 def _explain_invalid(
     role: str, component: Component, context: tuple[Tensor, ...], parameter: str, shape: str, family: str
 ) -> Exception:
-    """Return the error for a distribution with invalid parameters, with the remedy for its cause."""
+    """Return the error for a distribution with invalid parameters, with a remedy for the cause."""
     weights = component.parameters() if isinstance(component, nn.Module) else ()
     if not all(bool(weight.isfinite().all()) for weight in weights):
         return FloatingPointError(
-            f"the model has diverged: {parameter} of a {family} is NaN or infinite; look at the parameters of the "
-            f"module and at its history, and go back to weights from before that, such as a checkpoint's"
+            f"the model has diverged: {parameter} of a {family} is NaN or infinite. Check the parameters of the module "
+            f"and its history, and return to earlier weights, such as those of a checkpoint."
         )
     seen = context[0] if context else torch.zeros(1)
     largest = float(seen.abs().max())
@@ -160,7 +161,7 @@ def _explain_invalid(
         remedy = "Rescale the data: subtract their mean and divide by their standard deviation"
     return ValueError(
         f"the {role} returned a {family} with invalid {parameter} (zero, NaN or infinite), shape {shape}, for inputs "
-        f"of up to {largest:.4g}. {remedy}"
+        f"of up to {largest:.4g}. {remedy}."
     )
 
 
@@ -168,29 +169,29 @@ def draw_latent(role: str, site: str, p: Any) -> Tensor:
     """Draw a latent site of a model from its prior, or take the value of the guide.
 
     Raises:
-        ValueError: If the value has another event shape than the prior. Pyro would broadcast some of them.
+        ValueError: If the value has another event shape than the prior, because Pyro would broadcast some of them.
     """
     value: Tensor = pyro.sample(site, p)
     event_shape = value.shape[value.ndim - len(p.event_shape) :]
     if event_shape != p.event_shape:
         raise ValueError(
-            f"site {site!r} comes from the posterior with event shape {tuple(event_shape)}, but the {role} has "
-            f"{tuple(p.event_shape)}. Give both the same number of latent dimensions; a DiagonalNormal has two outputs "
-            f"of its network for each"
+            f"site {site!r} comes from the posterior with event shape {tuple(event_shape)}, but the {role} has event "
+            f"shape {tuple(p.event_shape)}. Give both the same number of latent dimensions; the network of a "
+            f"DiagonalNormal has two outputs for each of them."
         )
     return value
 
 
 def check_number_of_data(n: int) -> None:
-    """Check the number of data that ``generate`` is to draw.
+    """Check the number of data that ``generate`` draws.
 
     Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is negative.
+        TypeError: If the number is not an integer.
+        ValueError: If the number is negative.
     """
     check_whole(n=n)
     if n < 0:
-        raise ValueError(f"generate: n={n} data must be at least 0")
+        raise ValueError(f"generate: n={n}, the number of data, must be at least 0")
 
 
 def draw(p: dist.TorchDistribution, mean: bool) -> Tensor:
@@ -200,10 +201,10 @@ def draw(p: dist.TorchDistribution, mean: bool) -> Tensor:
 
 
 def emit_parameters(program: nn.Module) -> None:
-    """Send a ``param`` message to Pyro's handlers for each trainable parameter, without touching the parameter store.
+    """Send a ``param`` message to Pyro's handlers for each trainable parameter, without using the parameter store.
 
     SVI calls ``unconstrained()`` on the value of such a message and must get the parameter itself. The value is an
-    alias that is made for this call, because an attribute left on the parameter would break pickling.
+    alias that is created for this call, because an attribute on the parameter would break pickling.
     """
     if not am_i_wrapped():
         return
@@ -231,7 +232,7 @@ def emit_parameters(program: nn.Module) -> None:
             if message["type"] != "param" or message["value"] is not alias:
                 raise ValueError(
                     f"a handler (lift, substitute) replaces the parameter {name!r}, but the module would still use its "
-                    f"own. Make a component whose weights are pyro.nn.PyroSample instead"
+                    f"own parameter. Use a component whose weights are pyro.nn.PyroSample instead."
                 )
 
 

@@ -19,12 +19,12 @@ from pyrovae.models.programs import Component, Program, draw, draw_latent, emit_
 class SemiSupervisedVAE(DescribedModel):
     """M2 model of data ``(x, y)``, where a row of ``y`` is one-hot, or zeros if the label is unknown.
 
-    Train it with ``objective=TraceEnum_ELBO(max_plate_nesting=1)``, which averages over an unknown label under
-    q(y | x). Evaluations sum the label out exactly: they estimate log p(x) of a datum without a label, and log p(x, y)
-    of a datum with one. The ``elbo`` of an evaluation is therefore at least the bound that TraceEnum_ELBO trains.
+    Train it with ``objective=TraceEnum_ELBO(max_plate_nesting=1)``, which averages over an unknown label under q(y |
+    x). Evaluations sum the label out exactly: they estimate log p(x) of a datum without a label, and log p(x, y) of a
+    datum with a label. The ``elbo`` of an evaluation is therefore at least the bound that TraceEnum_ELBO trains.
 
     The sites are ``"y"``, the unknown label, which guide and model enumerate for every datum; ``"label"``, the known
-    label; ``"z"``; and ``"x"``. For a known label, ``"y"`` is the first class with probability 1 and has no influence.
+    label; ``"z"``; and ``"x"``. If the label is known, ``"y"`` is the first class with probability 1 and has no effect.
 
     Args:
         prior: ``prior()`` returns p(z).
@@ -32,12 +32,12 @@ class SemiSupervisedVAE(DescribedModel):
         likelihood: ``likelihood(z, y)`` returns p(x | z, y).
         posterior: ``posterior(x, y)`` returns q(z | x, y).
         classifier: ``classifier(x)`` returns q(y | x), a ``OneHotCategorical``.
-        classification_weight: Weight of log q(y | x) of the known labels. It is added to the bound in training mode
-            (``train()``), so that the classifier learns from them. The paper takes 0.1 times the number of data over
-            the number of labelled data.
+        classification_weight: Weight of log q(y | x) for known labels. This term is added to the bound in training mode
+            ( ``train()``), so that the classifier learns from known labels. The paper uses 0.1 times the number of data
+            divided by the number of labelled data.
 
     Raises:
-        ValueError: If ``classification_weight`` is negative. When run, if a component returns shapes that do not fit.
+        ValueError: If ``classification_weight`` is negative; when run, if a component returns shapes that do not fit.
 
     Source:
         *Semi-Supervised Learning with Deep Generative Models* (Kingma et al., 2014).
@@ -57,8 +57,9 @@ class SemiSupervisedVAE(DescribedModel):
         >>> x, y = torch.randn(20, 4), torch.eye(3)[torch.arange(20) % 3]
         >>> y[5:] = 0  # only five labels are known
         >>> history = pv.fit(vae, (x, y), objective=TraceEnum_ELBO(max_plate_nesting=1), epochs=1)
-        >>> vae.classify(x).shape
-        torch.Size([20, 3])
+        >>> p = vae.classify(x)  # probabilities of the three classes
+        >>> p.shape, torch.allclose(p.sum(1), torch.ones(20))
+        (torch.Size([20, 3]), True)
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class SemiSupervisedVAE(DescribedModel):
 
     @property
     def classification_weight(self) -> float:
-        """The weight of log q(y | x) of the known labels in training mode."""
+        """Weight of log q(y | x) for known labels in training mode."""
         return self.model.classification_weight
 
     def __getattr__(self, name: str) -> Any:
@@ -90,7 +91,7 @@ class SemiSupervisedVAE(DescribedModel):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # As in VAE: an exchanged component belongs to its program.
+        # As in VAE, an exchanged component is registered in its program.
         for program in (self.__dict__.get("_modules", {}).get(role) for role in ("model", "guide")):
             if program is not None and name in program.names:
                 program.put(name, value)
@@ -103,7 +104,7 @@ class SemiSupervisedVAE(DescribedModel):
 
         Args:
             y: One-hot labels, shape ``(n, classes)``.
-            mean: Whether to return E[x | z, y] instead of a draw of x.
+            mean: If true, E[x | z, y] is returned instead of a draw of x.
 
         Returns:
             Tensor, shape ``(n, *event)``.
@@ -112,7 +113,7 @@ class SemiSupervisedVAE(DescribedModel):
             ValueError: If ``y`` does not hold one-hot rows.
         """
         if y.ndim != 2 or not _is_known(y).all():
-            raise ValueError(f"generate: y has shape {tuple(y.shape)}, and must hold one-hot labels, (n, classes)")
+            raise ValueError(f"generate: y must hold one-hot labels, shape (n, classes), got shape {tuple(y.shape)}")
         return draw(self.likelihood(self.prior().sample((len(y),)), y), mean)
 
     @torch.no_grad()
@@ -146,7 +147,7 @@ class SemiSupervisedModel(Program):
         with self.data_plate(x):
             labels = self.labels(y)
             unknown = pyro.sample("y", _certain_where(known, labels))
-            observed = torch.where(known, y, torch.eye(y.shape[-1]).to(y)[0])  # an arbitrary label if it is unknown
+            observed = torch.where(known, y, torch.eye(y.shape[-1]).to(y)[0])  # an arbitrary class if unknown
             mask: Any = known[..., 0]
             with poutine.mask(mask=mask):
                 pyro.sample("label", labels, obs=observed)
@@ -191,8 +192,8 @@ def _one_hot(role: str, p: Any) -> Any:
 
 
 def _certain_where(known: Tensor, p: Any) -> Any:
-    """Return a distribution of labels that gives the first class probability 1 where the label is known."""
-    first = torch.full_like(p.logits, -1e4)  # exp(-1e4) is 0, and unlike minus infinity it has a product with 0
+    """Return a distribution of labels that has the first class with probability 1 where the label is known."""
+    first = torch.full_like(p.logits, -1e4)  # exp(-1e4) is 0, but unlike minus infinity -1e4 can be multiplied by 0
     first[..., 0] = 0
     return dist.OneHotCategorical(logits=torch.where(known, first, p.logits))
 
@@ -202,7 +203,7 @@ def _is_known(y: Tensor) -> Tensor:
     total = y.sum(-1, keepdim=True)
     if is_validation_enabled() and not (((y == 0) | (y == 1)).all() and (total <= 1).all()):
         raise ValueError(
-            f"labels must be one-hot rows, or rows of zeros if they are not known, got a tensor of shape "
-            f"{tuple(y.shape)} with values from {y.min():.4g} to {y.max():.4g}. Use torch.nn.functional.one_hot"
+            f"labels must be one-hot rows, or rows of zeros if they are unknown, got a tensor of shape "
+            f"{tuple(y.shape)} with values from {y.min():.4g} to {y.max():.4g}. Use torch.nn.functional.one_hot."
         )
     return total > 0

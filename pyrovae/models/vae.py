@@ -27,16 +27,16 @@ class VAE(DescribedModel):
     """Variational autoencoder made of three callables that return distributions.
 
     ``model(x)`` and ``guide(x)`` are ordinary Pyro programs for ``x``, shape ``(N, *event)``, with one plate ``"data"``
-    over the first dimension, the latent site ``"z"`` and the observed site ``"x"``. They are modules as well, so that
+    over the first dimension, the latent site ``"z"`` and the observed site ``"x"``. They are modules as well. Hence
     :class:`pyro.infer.SVI`, ``Trace_ELBO()(vae.model, vae.guide)`` with a torch optimizer, and :func:`pyrovae.fit`
     train every parameter. A component can be exchanged at any time: ``vae.prior = my_prior``.
 
     Data may be several tensors, ``model(x, *given)``, such as labels or a mask of observed entries. The likelihood is
     then called as ``likelihood(z, *given)`` and the posterior as ``posterior(x, *given)``.
 
-    The parameters belong to this module and have no names in Pyro's parameter store. Tools of Pyro that look parameters
-    up by name do not apply: ``JitTrace_ELBO``, per-parameter options and saved states of :mod:`pyro.optim`, and
-    ``poutine.lift``. Torch's optimizers and ``state_dict`` offer the same.
+    The parameters belong to this module and have no names in Pyro's parameter store. Tools of Pyro that look up
+    parameters by name cannot be used: ``JitTrace_ELBO``, per-parameter options and saved states of :mod:`pyro.optim`,
+    and ``poutine.lift``. Use torch's optimizers and ``state_dict`` instead.
 
     Args:
         prior: ``prior()`` returns p(z), event shape ``(latent,)``. A distribution works too.
@@ -89,7 +89,7 @@ class VAE(DescribedModel):
         return self.guide.get("posterior")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # The __setattr__ of a module would register the component here, and the program would keep the old one.
+        # The __setattr__ of a module would register the component here, and the program would keep the old component.
         if name in ("prior", "likelihood"):
             self.model.put(name, value)
         elif name == "posterior":
@@ -100,7 +100,7 @@ class VAE(DescribedModel):
     def encode(self, x: Tensor, *given: Tensor) -> dist.TorchDistribution:
         """Return the posterior q(z | x) of data.
 
-        Its ``mean`` is the usual code of a datum, ``sample()`` draws codes, and ``rsample()`` draws them with a
+        Its ``mean`` is the usual code of a datum. ``sample()`` draws codes, and ``rsample()`` draws codes with a
         gradient.
 
         Args:
@@ -112,17 +112,19 @@ class VAE(DescribedModel):
 
         Raises:
             TypeError: If the data are not floating-point tensors.
-            ValueError: If the data are empty, not finite, or of a shape or dtype that the posterior does not take.
+            ValueError: If the data are empty, not finite, or of a shape or dtype that the posterior does not accept.
 
         Example:
             >>> import torch, pyrovae as pv
+            >>> def network(x):  # the mean is the first two entries of x, and the logarithm of the scale is 0
+            ...     return torch.cat([x[..., :2], torch.zeros(*x.shape[:-1], 2)], -1)
             >>> vae = pv.VAE(
             ...     pv.priors.StandardNormal(2),
             ...     pv.likelihoods.Bernoulli(pv.networks.mlp(2, 4)),
-            ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+            ...     pv.posteriors.DiagonalNormal(network),
             ... )
-            >>> vae.encode(torch.zeros(3, 4)).mean.shape
-            torch.Size([3, 2])
+            >>> vae.encode(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).mean
+            tensor([[1., 0.]])
         """
         data = as_tensors("x", (x, *given))
         q: dist.TorchDistribution = run_component("posterior", self.posterior, *data, batch_shape=x.shape[:1])
@@ -135,7 +137,7 @@ class VAE(DescribedModel):
         Args:
             n: Number of draws.
             *given: Further data for the likelihood, such as labels, each of shape ``(n, *event)``.
-            mean: Whether to return E[x | z] instead of a draw of x; figures of digits usually show means.
+            mean: If true, E[x | z] is returned instead of a draw of x; figures of digits usually show means.
 
         Returns:
             Tensor, shape ``(n, *event)``.
@@ -154,14 +156,14 @@ class VAE(DescribedModel):
         Args:
             x: Data, shape ``(N, *event)``.
             *given: Further data for likelihood and posterior, such as labels, each of shape ``(N, *event)``.
-            mean: Whether to return E[x' | z] instead of a draw of x'.
+            mean: If true, E[x' | z] is returned instead of a draw of x'.
 
         Returns:
             Tensor, shape ``(N, *event)``.
 
         Raises:
             TypeError: If the data are not floating-point tensors.
-            ValueError: If the data are empty, not finite, or of a shape or dtype that the components do not take.
+            ValueError: If the data are empty, not finite, or of a shape or dtype that the components do not accept.
         """
         z = self.encode(x, *given).sample()
         return draw(run_component("likelihood", self.likelihood, z, *given, batch_shape=x.shape[:1]), mean)

@@ -1,8 +1,8 @@
 """Neural networks that keep leading dimensions: ``(*batch, *in) -> (*batch, *out)``.
 
-A network knows nothing of priors, likelihoods or posteriors. It maps the trailing *event* dimensions of its input and
-leaves all leading dimensions alone, because a likelihood is called with ``z`` of shape ``(num_samples, N, latent)`` as
-often as with ``(N, latent)``.
+A network does not depend on priors, likelihoods or posteriors. It maps the trailing *event* dimensions of its input and
+keeps all leading dimensions, because a likelihood is called with ``z`` of shape ``(num_samples, N, latent)`` as well as
+``(N, latent)``.
 """
 
 from pyrovae.networks.convolutional import conv_decoder, conv_encoder, residual_decoder, residual_encoder

@@ -19,10 +19,10 @@ def conv_encoder(
     """Build a convolutional encoder that halves height and width at every layer.
 
     Args:
-        in_shape: ``(height, width)`` or ``(channels, height, width)``; for 28 x 28 images two layers fit.
+        in_shape: ``(height, width)`` or ``(channels, height, width)``. 28 x 28 images can be halved twice.
         *channels: Output channels of each 4 x 4 convolution of stride 2.
         out_shape: Number of outputs of the final linear layer.
-        activation: Returns the nonlinearity after every convolution.
+        activation: Function that returns the nonlinearity after every convolution.
 
     Returns:
         A network ``(*batch, *in_shape) -> (*batch, out_shape)``.
@@ -56,7 +56,7 @@ def conv_decoder(
         in_shape: Number of inputs, the latent size.
         *channels: Input channels of each 4 x 4 transposed convolution of stride 2.
         out_shape: ``(height, width)`` or ``(channels, height, width)`` of the output.
-        activation: Returns the nonlinearity before every transposed convolution.
+        activation: Function that returns the nonlinearity before every transposed convolution.
 
     Returns:
         A network ``(*batch, in_shape) -> (*batch, *out_shape)``.
@@ -96,7 +96,7 @@ def residual_encoder(
         in_shape: ``(height, width)`` or ``(channels, height, width)``.
         *channels: Channels of each block.
         out_shape: Number of outputs of the final linear layer.
-        activation: Returns the nonlinearities.
+        activation: Function that returns the nonlinearities.
 
     Returns:
         A network ``(*batch, *in_shape) -> (*batch, out_shape)``.
@@ -130,7 +130,7 @@ def residual_decoder(
         in_shape: Number of inputs, the latent size.
         *channels: Channels of each block.
         out_shape: ``(height, width)`` or ``(channels, height, width)`` of the output, of any size.
-        activation: Returns the nonlinearities.
+        activation: Function that returns the nonlinearities.
 
     Returns:
         A network ``(*batch, in_shape) -> (*batch, *out_shape)``.
@@ -153,7 +153,7 @@ def residual_decoder(
         nn.Unflatten(-1, (int(channels[0]), *sizes[-1])),
     ]
     for (c_in, c_out), (height, width) in zip(pairwise((*channels, depth)), reversed(sizes[:-1]), strict=True):
-        odd = (1 - height % 2, 1 - width % 2)  # two sizes have the same half, rounded up
+        odd = (1 - height % 2, 1 - width % 2)  # two sizes have the same half when it is rounded up
         layers += [
             _Residual(c_in, activation),
             activation(),
@@ -212,6 +212,6 @@ def _image(shape: Sequence[int], channels: Sequence[int], features: int) -> tupl
     if height % 2**halvings or width % 2**halvings:
         raise ValueError(
             f"an image of {height} x {width} cannot be halved {halvings} times. Use fewer layers, pad the image, or "
-            f"use residual_encoder and residual_decoder"
+            f"use residual_encoder and residual_decoder."
         )
     return depth, height // 2**halvings, width // 2**halvings

@@ -17,7 +17,7 @@ def mlp(*shapes: Shape, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Seq
     Args:
         *shapes: Event shape of the input, widths of the hidden layers (none for a linear map), event shape of the
             output. Input and output may be images: ``mlp(50, 200, 200, (28, 28))``.
-        activation: Returns the nonlinearity after every hidden layer; the output has none.
+        activation: Function that returns the nonlinearity after every hidden layer; the output layer is linear.
 
     Returns:
         A network ``(*batch, *shapes[0]) -> (*batch, *shapes[-1])``.
@@ -39,13 +39,13 @@ def gated_mlp(*shapes: Shape) -> nn.Sequential:
     r"""Build a perceptron of gated layers, :math:`h \mapsto (A h + b) \odot \sigma(C h + d)`, linear at the end.
 
     Args:
-        *shapes: As of :func:`mlp`.
+        *shapes: See :func:`mlp`.
 
     Returns:
         A network ``(*batch, *shapes[0]) -> (*batch, *shapes[-1])``.
 
     Raises:
-        ValueError: As :func:`mlp`.
+        ValueError: See :func:`mlp`.
 
     Source:
         *Language Modeling with Gated Convolutional Networks* (Dauphin et al., 2017); used by *VAE with a VampPrior*
@@ -80,4 +80,4 @@ def _event(shape: Shape) -> tuple[int, ...]:
         check_whole(width=width)
     if not event or min(event) < 1:
         raise ValueError(f"an event shape or a width must be positive, got {shape}")
-    return tuple(map(int, event))  # torch does not take NumPy integers everywhere
+    return tuple(map(int, event))  # torch does not accept NumPy integers everywhere

@@ -1,4 +1,4 @@
-"""Adapters of networks: any number of batch dimensions, several inputs, missing entries, counts, several parameters."""
+"""Adapters of networks: for batch dimensions, several inputs, missing entries, counts and several parameters."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Batched(nn.Module):
-    """Let a network that takes exactly one batch dimension take any number of them.
+    """Adapter that lets a network with exactly one batch dimension accept any number of them.
 
     Args:
-        network: Maps ``(B, *in) -> (B, *out)``; convolutions are of this kind.
+        network: Maps ``(B, *in) -> (B, *out)``, like a convolution.
         event_dim: Number of dimensions of ``in``.
 
     Raises:
@@ -20,9 +20,10 @@ class Batched(nn.Module):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> blur = pv.networks.Batched(torch.nn.Conv2d(1, 1, 3, padding=1), event_dim=3)
-        >>> blur(torch.zeros(7, 2, 1, 28, 28)).shape
-        torch.Size([7, 2, 1, 28, 28])
+        >>> convolution = torch.nn.Conv2d(1, 1, 3, padding=1)  # takes a single batch dimension
+        >>> network, x = pv.networks.Batched(convolution, event_dim=3), torch.rand(7, 2, 1, 28, 28)
+        >>> network(x).shape, torch.allclose(network(x)[3], convolution(x[3]), atol=1e-5)
+        (torch.Size([7, 2, 1, 28, 28]), True)
     """
 
     def __init__(self, network: nn.Module, event_dim: int) -> None:
@@ -35,7 +36,7 @@ class Batched(nn.Module):
         if x.ndim < self.event_dim:
             raise ValueError(
                 f"networks.Batched: the input has shape {tuple(x.shape)}, but a datum has {self.event_dim} dimensions. "
-                f"Give data of shape (*batch, *event)"
+                f"Pass data of shape (*batch, *event)."
             )
         batch, event = x.shape[: x.ndim - self.event_dim], x.shape[x.ndim - self.event_dim :]
         y: Tensor = self.network(x.reshape(math.prod(batch), *event))
@@ -43,7 +44,7 @@ class Batched(nn.Module):
 
 
 class Joint(nn.Module):
-    """Let a network of vectors take several inputs, by flattening their events and concatenating them.
+    """Adapter that lets a network of vectors accept several inputs, by flattening and concatenating their events.
 
     The leading dimensions broadcast: for ``q(z1 | x, z2)``, data ``x`` of shape ``(N, 28, 28)`` and draws ``z2`` of
     shape ``(K, N, latent)`` give an output of shape ``(K, N, *out)``.
@@ -57,9 +58,11 @@ class Joint(nn.Module):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> network = pv.networks.Joint(pv.networks.mlp(28 * 28 + 5, 16, 2 * 3), event_dims=(2, 1))
-        >>> network(torch.zeros(4, 28, 28), torch.zeros(7, 4, 5)).shape
-        torch.Size([7, 4, 6])
+        >>> network = pv.networks.Joint(torch.nn.Identity(), event_dims=(2, 1))
+        >>> network(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([5.0, 6.0]))
+        tensor([1., 2., 3., 4., 5., 6.])
+        >>> network(torch.zeros(4, 28, 28), torch.zeros(7, 4, 5)).shape  # batch shapes (4,) and (7, 4)
+        torch.Size([7, 4, 789])
     """
 
     def __init__(self, network: nn.Module, event_dims: Sequence[int]) -> None:
@@ -71,7 +74,7 @@ class Joint(nn.Module):
         if len(inputs) != len(self.event_dims):
             raise ValueError(
                 f"networks.Joint: got {len(inputs)} inputs, of shapes {[tuple(part.shape) for part in inputs]}, but "
-                f"event_dims={self.event_dims} names {len(self.event_dims)}. Name the event dimensions of every input"
+                f"event_dims={self.event_dims} names {len(self.event_dims)}. Give the event dimensions of every input."
             )
         flat = [
             part.reshape(*part.shape[: part.ndim - event_dim], -1)
@@ -82,7 +85,7 @@ class Joint(nn.Module):
         except RuntimeError as error:
             raise ValueError(
                 f"networks.Joint: the leading dimensions of inputs of shapes {[tuple(part.shape) for part in inputs]} "
-                f"and event dimensions {self.event_dims} do not broadcast. Give all inputs the same data"
+                f"and event dimensions {self.event_dims} do not broadcast. Pass inputs for the same data."
             ) from error
         first = flat[0]
         joined = torch.cat([part.to(first.dtype).expand(*batch, -1) for part in flat], dim=-1)
@@ -93,7 +96,7 @@ class Joint(nn.Module):
 def log1p(network: nn.Module) -> nn.Module:
     """Apply log(1 + x) to the data before a network sees them, as encoders of counts need.
 
-    Raw counts reach thousands, and a network that takes them as they are returns infinite scales at the first step.
+    Raw counts reach thousands. A network of raw counts returns infinite scales at the first step.
 
     Args:
         network: Maps ``(*batch, *event) -> (*batch, *out)``. It gets further inputs, such as a mask, unchanged.
@@ -114,7 +117,7 @@ def log1p(network: nn.Module) -> nn.Module:
 
 
 class _Log1p(nn.Module):
-    """A network of log(1 + x)."""
+    """A network whose input is log(1 + x)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -127,7 +130,7 @@ class _Log1p(nn.Module):
 
 
 class ZeroFilled(nn.Module):
-    """Let a network see data with missing entries: zeros in their place, and the mask beside them.
+    """Adapter that passes data with missing entries to a network, with zeros in their place, and with the mask.
 
     Entries are missing where the mask is 0, and where the data are NaN. Without a mask, only NaN means missing.
 
@@ -143,9 +146,10 @@ class ZeroFilled(nn.Module):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> network = pv.networks.ZeroFilled(pv.networks.mlp((2, 28, 28), 16, 2 * 3), event_dim=2)
-        >>> network(torch.rand(4, 28, 28), torch.rand(4, 28, 28) < 0.5).shape
-        torch.Size([4, 6])
+        >>> network = pv.networks.ZeroFilled(torch.nn.Identity(), event_dim=1)
+        >>> network(torch.tensor([5.0, torch.nan, 7.0]), torch.tensor([True, False, True]))
+        tensor([[5., 0., 7.],
+                [1., 0., 1.]])
     """
 
     def __init__(self, network: nn.Module, event_dim: int) -> None:
@@ -159,7 +163,7 @@ class ZeroFilled(nn.Module):
             if x.shape != mask.shape:
                 raise ValueError(
                     f"networks.ZeroFilled: the mask has shape {tuple(mask.shape)}, but the data have shape "
-                    f"{tuple(x.shape)}. Give the mask the shape of the data"
+                    f"{tuple(x.shape)}. Pass a mask of the shape of the data."
                 )
             observed = observed & as_mask(mask, "networks.ZeroFilled")
         filled = torch.where(observed, x, torch.zeros_like(x))
@@ -187,38 +191,39 @@ def as_mask(mask: Tensor, owner: str) -> Tensor:
     """
     if mask.dtype != torch.bool and is_validation_enabled() and not ((mask == 0) | (mask == 1)).all():
         raise ValueError(
-            f"{owner}: a mask holds 1 (or True) for observed entries and 0 for missing ones, but this one, shape "
-            f"{tuple(mask.shape)}, has values from {mask.min():.4g} to {mask.max():.4g}. Use mask > 0 if every "
-            f"positive value means observed; to weigh data, use pyro.poutine.scale in a program of your own"
+            f"{owner}: a mask holds 1 (or True) for observed entries and 0 for missing entries, but a mask of shape "
+            f"{tuple(mask.shape)} has values from {mask.min():.4g} to {mask.max():.4g}. Use mask > 0 if every positive "
+            f"value means observed; to weight data, use pyro.poutine.scale in your own program."
         )
     return mask.bool()
 
 
 def split(parameters: Tensor, count: int, owner: str, dim: int = -1) -> tuple[Tensor, ...]:
-    """Cut a network's output into parameters that stand side by side along one dimension.
+    """Split a network's output into parameters that are concatenated along one dimension.
 
     Args:
         parameters: Output of the network, shape ``(*batch, ..., count * size, ...)``.
         count: Number of parameters.
         owner: Name of the component, for the error message.
-        dim: Dimension along which the parameters stand, counted from the right: -1, or -3 for channels of images.
+        dim: Dimension along which the parameters are concatenated, counted from the right: -1, or -3 for channels of
+            images.
 
     Returns:
         ``count`` tensors, shape ``(*batch, ..., size, ...)``.
 
     Raises:
-        ValueError: If the dimension cannot be cut into ``count`` equal parts.
+        ValueError: If the dimension cannot be split into ``count`` equal parts.
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> loc, log_scale = pv.networks.split(torch.zeros(3, 2 * 5), 2, "MyPosterior")
-        >>> loc.shape
-        torch.Size([3, 5])
+        >>> loc, log_scale = pv.networks.split(torch.tensor([1.0, 2.0, 3.0, 4.0]), 2, "MyPosterior")
+        >>> loc, log_scale
+        (tensor([1., 2.]), tensor([3., 4.]))
     """
     if parameters.ndim < -dim or parameters.shape[dim] % count:
         raise ValueError(
-            f"{owner}: the network's output has shape {tuple(parameters.shape)}, but {count} parameters side by side "
+            f"{owner}: the network's output has shape {tuple(parameters.shape)}, but {count} concatenated parameters "
             f"need a size divisible by {count} in dimension {dim}. Make the output {count} times as large as the event "
-            f"in that dimension, or name another dimension, such as dim=-3 for channels"
+            f"in this dimension, or pass another dimension, such as dim=-3 for channels."
         )
     return parameters.chunk(count, dim=dim)

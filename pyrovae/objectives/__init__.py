@@ -1,8 +1,12 @@
-r"""Training objectives beyond Pyro's own, as :class:`pyro.infer.ELBO` classes over the one log-weight function.
+r"""Training objectives beyond Pyro's own, as subclasses of :class:`pyro.infer.ELBO` that share one log-weight function.
 
-An objective is *minimized*: each is minus a bound in nats, summed over the data with their plate's scale outside. All
-take any (model, guide), as ``SVI(model, guide, optim, loss=objective)``, as ``objective(model, guide)(x)`` and as
-``pyrovae.fit(..., objective=objective)``. An objective of your own is a subclass of :class:`WeightObjective`.
+An objective is *minimized*. It is minus a bound in nats, summed over the data and multiplied by the scale of the data
+plate. All objectives take any pair (model, guide): ``SVI(model, guide, optim, loss=objective)``,
+``objective(model, guide)(x)`` or ``pyrovae.fit(..., objective=objective)``. Your own objective is a subclass of
+:class:`WeightObjective`.
+
+The options that objectives share ( ``max_plate_nesting``, ``vectorize_particles``, ``plate``, ``retain_graph``) are
+described once, at :class:`WeightObjective`.
 """
 
 from pyrovae.objectives.base import WeightObjective

@@ -1,8 +1,8 @@
-r"""What all objectives share: the ways in which Pyro calls them, and log-weights that are fit for a loss.
+r"""The base of all objectives: Pyro's interface of an ELBO, and log-weights for a loss.
 
 .. math:: \text{loss} = -\sum_n s_n \, B\big(\log w_n^{(1)}, \dots, \log w_n^{(K)}\big)
 
-for a bound B per datum; the scale :math:`s_n` of the data plate, and one common to all sites, stand outside of it.
+for a bound B of each datum. The scale :math:`s_n` of the data plate, and a scale that all sites share, stand outside B.
 """
 
 import math
@@ -45,12 +45,12 @@ Program = Callable[..., Any]
 
 
 class Options(TypedDict, total=False):
-    """How an objective runs the programs; the same for all of them.
+    """Options that all objectives share.
 
     Attributes:
-        max_plate_nesting: Depth of the program's plates, found by a run of the program where not given.
-        vectorize_particles: Whether all draws are made in one run, as they are by default. Turn it off for programs
-            that cannot take a dimension to the left of their plates.
+        max_plate_nesting: Nesting depth of the program's plates; by default a run of the program determines it.
+        vectorize_particles: If true, the default, all draws are made in one run. Set it to false for programs that
+            cannot be run with a dimension to the left of their plates.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         retain_graph: Passed to ``backward``, as in Pyro's objectives.
     """
@@ -62,11 +62,11 @@ class Options(TypedDict, total=False):
 
 
 class Weighing:
-    """The log-weights of an objective's draws, refused where its loss would be wrong.
+    """The log-weights of an objective's draws, with checks that the loss is right.
 
     Attributes:
-        needs_paths: Whether the gradient is wrong for draws that are not reparameterized.
-        is_of_batch: Whether the loss is of the batch as a whole, and no sum over its data.
+        needs_paths: True if the gradient is wrong for draws that are not reparameterized.
+        is_of_batch: True if the loss depends on the batch as a whole instead of being a sum over its data.
     """
 
     needs_paths = True
@@ -79,10 +79,10 @@ class Weighing:
     plate: str | None
 
     def _nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int | None:
-        """Return the depth of the program's plates, or None if draws are made one by one; check it the first time."""
-        particles = int(self.num_particles > 1)  # Pyro counts their dimension in max_plate_nesting
+        """Return the nesting depth of the program's plates, or None if draws are made one by one; check it once."""
+        particles = int(self.num_particles > 1)  # Pyro counts the dimension of particles in max_plate_nesting
         if not self._is_checked:
-            with isolated(model, guide, seed=0), self._explained():  # the check must not move the generator
+            with isolated(model, guide, seed=0), self._explained():  # the check must not change the generator
                 nesting = None if self.max_plate_nesting == math.inf else int(self.max_plate_nesting) - particles
                 nesting = self._check_program(model, guide, args, kwargs, nesting)
             if self.vectorize_particles:
@@ -91,18 +91,18 @@ class Weighing:
         return int(self.max_plate_nesting) - particles if self.vectorize_particles else None
 
     def _check_program(self, model: Program, guide: Program, args: Any, kwargs: Any, nesting: int | None) -> int:
-        """Score the same draws alone, beside other data and beside other draws; return the depth of the plates.
+        """Score the same draws alone, among other data and among other draws; return the nesting depth of the plates.
 
         Raises:
-            ValueError: If the log-weights differ, the model uses random numbers outside of sample sites, or the
-                program cannot take a dimension of draws.
+            ValueError: If the log-weights differ, the model uses random numbers outside sample sites, or the program
+                cannot be run with a dimension of draws.
         """
         options: Any = {"kwargs": kwargs, "plate": self.plate, "for_loss": True}
         noise = NoiseOutsideSites()
         model = noise(model)
         with BatchNormInputs() as alone:
             one = importance_weights(model, guide, args, **options)
-        noise.sources.clear()  # the first run may set up parameters at random
+        noise.sources.clear()  # the first run may initialize parameters at random
 
         def check_repeats() -> None:
             if noise.sources and depends_on_noise(
@@ -122,7 +122,7 @@ class Weighing:
                 if difference := difference_by_data(one, other, kept):
                     check_repeats()
                     reason = depends_on_other_data(f"by {difference:.3g} nats for a datum", one)
-                    raise ValueError(f"{reason}. {type(self).__name__} would be no bound of log p(x)")
+                    raise ValueError(f"{reason}. {type(self).__name__} would not be a bound on log p(x).")
         if noise.sources:
             check_repeats()
         if not self.vectorize_particles:
@@ -143,18 +143,18 @@ class Weighing:
 
     def _advice(self, reason: str) -> str:
         return (
-            f"{needs_one_draw_a_run(reason)}. Or run it once a draw, "
-            f"{type(self).__name__}(..., vectorize_particles=False)"
+            f"{needs_one_draw_a_run(reason)}. Or run the program once per draw, {type(self).__name__}(..., "
+            f"vectorize_particles=False)."
         )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Add to the error of a site outside of the data plate which objective would count it."""
+        """Add to the error of a site outside the data plate which objective would score the site."""
         try:
             yield
         except OutsidePlateError as error:
             name = type(self).__name__
-            raise ValueError(f"{error}. {name} is a bound per datum; Trace_ELBO counts such a site once") from error
+            raise ValueError(f"{error} {name} is a bound per datum; Trace_ELBO counts such a site once.") from error
 
     def _weights(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Weights:
         nesting = self._nesting(model, guide, args, kwargs)
@@ -163,48 +163,48 @@ class Weighing:
             weights = importance_weights(model, guide, args, self.num_draws, **options)
         name = type(self).__name__
         for site in outside_terms(weights.model_sites + weights.guide_sites, weights.plate):
-            if score(site).requires_grad:  # of a latent that was conditioned on
+            if score(site).requires_grad:  # a conditioned latent site
                 raise ValueError(
                     f"site {site['name']!r} lies outside the data plate {weights.plate.name!r} and depends on "
-                    f"parameters, and {name} is a bound per datum; move the site into the plate, or train with "
-                    f"Trace_ELBO"
+                    f"parameters, but {name} is a bound per datum. Move the site into the plate, or train with "
+                    f"Trace_ELBO."
                 )
         if weights.unreparameterized and self.needs_paths:
             raise ValueError(
-                f"latent site {weights.unreparameterized[0]!r} has no reparameterized draws, so the gradient of "
-                f"{name} would be biased; train with Trace_ELBO or, for a discrete site, TraceEnum_ELBO"
+                f"latent site {weights.unreparameterized[0]!r} has no reparameterized draws, so the gradient of {name} "
+                f"would be biased. Train with Trace_ELBO or, for a discrete site, TraceEnum_ELBO."
             )
         return weights
 
     def _densities(self, weights: Weights) -> Densities:
-        """The terms of log-weights, where they have any."""
+        """Return the terms of log-weights, if they are known separately."""
         if weights.densities is None:
             raise ValueError(
-                f"{type(self).__name__} needs the densities of model and guide one by one, and here enumerated sites "
-                f"are summed out of their ratio; train with IWAE, or with TraceEnum_ELBO"
+                f"{type(self).__name__} needs the densities of model and guide separately, but enumerated sites are "
+                f"summed out of their ratio. Train with IWAE, or with TraceEnum_ELBO."
             )
         return weights.densities
 
 
 class Objective(Weighing, ELBO):
-    """A loss per datum, for any (model, guide): all but the formula.
+    """A loss per datum for any pair (model, guide); subclasses define the formula.
 
     Args:
         num_particles: Draws per datum (and group), as Pyro counts them.
-        num_groups: Groups of that many draws.
-        **options: See :class:`Options`.
+        num_groups: Number of groups with this number of draws each.
+        **options: Keyword arguments of :class:`Options`.
 
     Raises:
-        TypeError: If an option has another name, or a count is no integer.
-        ValueError: If there is no draw to make.
+        TypeError: If an option is unknown, or a count is not an integer.
+        ValueError: If a count is less than 1.
     """
 
     def __init__(self, num_particles: int = 1, num_groups: int = 1, **options: Unpack[Options]) -> None:
         name = type(self).__name__
         if unknown := set(options) - set(Options.__annotations__):
             raise TypeError(
-                f"{name} takes no argument {min(unknown)!r}; num_particles is the number of draws per datum, and "
-                f"besides its own it has {', '.join(Options.__annotations__)}"
+                f"{name} takes no argument {min(unknown)!r}. The number of draws per datum is num_particles; the "
+                f"shared options are {', '.join(Options.__annotations__)}"
             )
         check_whole(num_particles=num_particles, num_groups=num_groups)
         if num_particles < 1:
@@ -222,15 +222,15 @@ class Objective(Weighing, ELBO):
 
     @abstractmethod
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns the loss, nats summed over the data, shape ``()``, to be differentiated."""
+        """Return the differentiable loss, nats summed over the data, shape ``()``."""
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Returns the loss, nats summed over the data."""
+        """Return the loss, nats summed over the data."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Returns the loss, nats summed over the data, having added its gradient to the parameters'."""
+        """Return the loss, nats summed over the data, and add its gradient to that of the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -241,41 +241,49 @@ class Objective(Weighing, ELBO):
 
 
 class WeightObjective(Objective):
-    r"""Base of objectives that are functions of the log-weights alone: a subclass writes the bound of one datum.
+    r"""Base of objectives that are functions of the log-weights alone; a subclass defines the bound of one datum.
 
     The loss is :math:`-\sum_n s_n B(\log w_n^{(1)}, \dots, \log w_n^{(K)})` with the scale :math:`s_n` of the data
-    plate, and its gradient is that of the bound. The base draws, checks and weighs, so a subclass trains any program
-    by :func:`pyrovae.fit`, :class:`pyrovae.SVI` and ``pyro.infer.SVI``.
+    plate. Its gradient is that of the bound. The base class makes the draws, checks the program and computes the
+    log-weights. A subclass thus trains any program by :func:`pyrovae.fit`, :class:`pyrovae.SVI` and ``pyro.infer.SVI``.
 
     Args:
         num_particles: Draws per datum (and group), K.
-        num_groups: Groups of that many draws.
-        **options: ``max_plate_nesting``, the depth of the program's plates, found by a run by default;
-            ``vectorize_particles``, whether all draws are made in one run, True by default; ``plate``, the name of the
-            data plate; ``retain_graph``, as in Pyro's objectives.
+        num_groups: Number of groups with K draws each.
+        **options: Options that all objectives share. ``max_plate_nesting`` is the nesting depth of the program's
+            plates; by default a run of the program determines it. ``vectorize_particles``, True by default, makes all
+            draws in one run; set it to False for programs that cannot be run with a dimension to the left of their
+            plates. ``plate`` is the name of the data plate; by default the outermost plate that all latent sites share.
+            ``retain_graph`` is passed to ``backward``, as in Pyro's objectives.
 
     Attributes:
-        is_of_batch: Whether the loss depends on the batch as a whole, False by default. A subclass that sets it to True
-            is refused in several processes.
-        needs_paths: Whether the gradient needs reparameterized draws, True by default.
+        is_of_batch: True if the loss depends on the batch as a whole, False by default. A loss with True cannot be
+            trained in several processes.
+        needs_paths: True, the default, if the gradient needs reparameterized draws.
 
     Raises:
-        TypeError: If an option has another name, or a count is not an integer.
-        ValueError: If a count is less than 1; when called, if a latent site is not reparameterized, a site outside of
-            the data plate has parameters, or log-weights change when several draws are scored in one run.
+        TypeError: If an option is unknown, or a count is not an integer.
+        ValueError: If a count is less than 1; when called, if a latent site is not reparameterized, a site outside the
+            data plate has parameters, or log-weights change when several draws are scored in one run.
 
     Example:
-        >>> import math, torch, pyrovae as pv
+        >>> import math, pyro, pyro.distributions as dist, torch, pyrovae as pv
         >>> class Halfway(pv.objectives.WeightObjective):  # between the ELBO and the importance-weighted bound
         ...     def bound(self, log_weights):
         ...         iwae = log_weights.logsumexp(0) - math.log(len(log_weights))
         ...         return (log_weights.mean(0) + iwae) / 2
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> history = pv.fit(vae, torch.randn(50, 4), objective=Halfway(num_particles=5), epochs=1)
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, for which the bound equals log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> round(-float(dist.Normal(0.0, 2**0.5).log_prob(x).sum()), 3)
+        2.781
+        >>> round(Halfway(num_particles=5).loss(model, guide, x), 3)
+        2.781
     """
 
     @abstractmethod
@@ -290,11 +298,11 @@ class WeightObjective(Objective):
         """
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return minus the bound, nats summed over the data, shape ``()``, to be differentiated."""
+        """Return minus the bound, nats summed over the data, shape ``()``, differentiable."""
         weights = self._weights(model, guide, args, kwargs)
         return -(weights.scale * self.bound(weights.log_weights)).sum()
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Logarithm of the mean weight over the first dimension."""
+    """Return the logarithm of the mean weight over the first dimension."""
     return log_weights.logsumexp(0) - math.log(len(log_weights))

@@ -8,16 +8,16 @@ With :math:`q(z) = \frac{1}{D} \sum_n q(z \mid x_n)` over D data,
     + \underbrace{E \log \frac{q(z)}{\prod_j q(z_j)}}_\text{total correlation}
     + \underbrace{\sum_j E \log \frac{q(z_j)}{p(z_j)}}_\text{dimension-wise KL}.
 
-In a mini-batch of B = M + 1 data, q(z) at the draws of datum i has to be estimated from the posteriors of the batch,
+In a mini-batch of B = M + 1 data, q(z) at the draws of datum i is estimated from the posteriors of the batch,
 
 .. math:: \hat q(z) = \sum_m w_{im}\, q(z \mid x_m).
 
-Datum i is in the sum with certainty and stands for one of D terms of q(z), so :math:`w_{ii} = 1 / D`. The M others are
-drawn from the other D - 1 data without replacement, and an estimate is unbiased if and only if their weights add up to
-(D - 1) / D, because each of them is equally likely to be any of the other data.
+Datum i is always in the sum and stands for one of D terms of q(z), so :math:`w_{ii} = 1 / D`. The M other data are
+drawn from the remaining D - 1 data without replacement. Each of them is equally likely to be any of the remaining data,
+so an estimate is unbiased if and only if their weights add up to (D - 1) / D.
 
 * ``weights="even"`` gives the others equal weights, :math:`w_{im} = (D - 1) / (D M)`.
-* ``weights="stratified"`` is the minibatch stratified sampling of the paper, which keeps the weight 1 / M of an average
+* ``weights="stratified"`` is the minibatch stratified sampling of the paper. It keeps the weight 1 / M of an average
   over M data for all but one of them:
 
   .. math:: \hat q(z) = \frac{1}{D} q(z \mid x_i) + \frac{1}{M} \sum_{m \ne i, i + 1} q(z \mid x_m)
@@ -25,8 +25,8 @@ drawn from the other D - 1 data without replacement, and an estimate is unbiased
 
   with i + 1 modulo B. The weights of the others add up to (M - 1) / M + (D - M) / (D M) = (D - 1) / D.
 
-The even weights are the mean of the stratified ones over the choice of the datum with the odd weight, so their variance
-is at most as large. They are also exact if the batch is the data set, which the stratified weights are not. The
+The even weights are the mean of the stratified weights over the choice of the datum with the odd weight, so their
+variance is at most as large. They are also exact if the batch is the data set; the stratified weights are not. The
 minibatch-weighted sampling of the paper is biased: its weights, 1 / (D B) each, add up to 1 / D.
 """
 
@@ -68,40 +68,42 @@ class BetaTC(Objective):
         \sum_n s_n \big( E_q[\log p(x_n \mid z)] - \alpha\, \mathrm{MI}_n - \beta\, \mathrm{TC}_n
             - \gamma\, \mathrm{DW}_n \big).
 
-    With all weights 1 it is the ELBO. The single draw of each datum is compared with the posteriors of all data in the
-    batch, so time and memory grow with the square of the batch size. The logarithm of an unbiased density is biased, so
-    batches should be large.
+    If all weights are 1, the objective is the ELBO. The draw of each datum is compared with the posteriors of all data
+    in the batch, so time and memory grow with the square of the batch size. The logarithm of an unbiased density
+    estimate is biased, so batches should be large.
 
     Args:
         alpha: Weight of the mutual information.
         beta: Weight of the total correlation.
         gamma: Weight of the dimension-wise KL.
-        data_size: Number of data that batches are drawn from, D.
+        data_size: Number of data from which batches are drawn, D.
         weights: Weights of the posteriors in the estimate of q(z): ``"even"``, or ``"stratified"`` as in the paper. The
-            documentation of this module derives both.
+            docstring of this module derives both.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         retain_graph: Passed to ``backward``, as in Pyro's objectives.
 
     Raises:
         ValueError: If a weight is negative, ``data_size`` is less than 2, or ``weights`` is unknown. When called, if
-            the batch has one datum or more than ``data_size``, if the program does not have one latent site in one
-            plate, if its posterior or prior does not factorize over dimensions, if its draws are not reparameterized,
-            or if a site is outside the data plate.
+            the batch has one datum or more than ``data_size``; if the program does not have exactly one latent site in
+            one plate; if the posterior or prior of this site does not factorize over dimensions; if its draws are not
+            reparameterized; or if a site lies outside the data plate.
 
     Source:
         *Isolating Sources of Disentanglement in Variational Autoencoders* (Chen, Li, Grosse and Duvenaud, 2018).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> objective = pv.objectives.BetaTC(beta=6.0, data_size=50)
-        >>> history = pv.fit(vae, torch.randn(50, 4), objective=objective, epochs=1)
-        >>> objective.terms(vae.model, vae.guide, torch.randn(50, 4)).total_correlation.shape
-        torch.Size([50])
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # x does not depend on z
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        >>> def guide(x):  # all posteriors are equal
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(1.0, 1.0))
+        >>> objective = pv.objectives.BetaTC(beta=6.0, data_size=100)
+        >>> terms = objective.terms(model, guide, torch.zeros(50))
+        >>> bool((terms.mutual_information.abs() < 1e-4).all()), bool((terms.total_correlation.abs() < 1e-4).all())
+        (True, True)
     """
 
     is_of_batch = True
@@ -133,7 +135,7 @@ class BetaTC(Objective):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return minus the weighted bound, nats summed over the data, shape ``()``."""
+        """Return minus the weighted bound, nats summed over the data, shape ``()``, differentiable."""
         weights, site_temper, terms = self._terms(model, guide, args, kwargs)
         penalty = (
             self.alpha * terms.mutual_information
@@ -143,12 +145,12 @@ class BetaTC(Objective):
         return -(weights.scale * (terms.reconstruction - site_temper * penalty)).sum()
 
     def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Decomposition:
-        """Return the terms of the loss for each datum, without gradient."""
+        """Return the terms of the loss for each datum, without gradients."""
         with torch.no_grad():
             return self._terms(model, guide, args, kwargs)[2]
 
     def _terms(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Weights, float | Tensor, Decomposition]:
-        self._nesting(model, guide, args, kwargs)  # the runs of the check are not to be recorded
+        self._nesting(model, guide, args, kwargs)  # outside the recording of latents, which must not see the check
         of_model, of_guide = Latents(), Latents()
         weights = self._weights(of_model(model), of_guide(guide), args, kwargs)
         reconstruction = self._densities(weights).likelihood.squeeze(0)
@@ -157,8 +159,8 @@ class BetaTC(Objective):
         n = weights.plate.size
         if not 2 <= n <= self.data_size:
             raise ValueError(
-                f"BetaTC: a batch has {n} data, which must be at least 2 and at most data_size={self.data_size}. Set "
-                f"data_size to the size of the training data, and choose a batch size that leaves no single datum"
+                f"BetaTC: a batch has {n} data, but needs at least 2 and at most data_size={self.data_size}. Set "
+                f"data_size to the number of training data, and choose a batch size that leaves no single datum."
             )
         of_pairs = q_fn.log_prob(q["value"].unsqueeze(1)).reshape(n, n, -1)  # draw i, posterior of datum m, dimension j
         log_weight = log_batch_weights(of_pairs, self.data_size, self.weights)
@@ -185,8 +187,8 @@ def log_batch_weights(like: Tensor, data_size: int, weights: BatchWeights) -> Te
 def _only_site(latents: Latents) -> Site:
     if len(latents.runs) != 1:
         raise ValueError(
-            f"BetaTC takes a program with one latent site, got {list(latents.runs)}. Make one site of them, or train "
-            f"with BetaELBO"
+            f"BetaTC needs a program with one latent site, got {list(latents.runs)}. Combine the sites into one, or "
+            f"train with BetaELBO."
         )
     (site,) = latents.runs.values()
     return site[0]
@@ -196,13 +198,13 @@ def _factors(role: str, site: Site) -> Any:
     independent = factors(site["fn"])
     if independent is None:
         raise ValueError(
-            f"the {role} of latent site {site['name']!r} does not factorize over its dimensions. Use one that does, "
-            f"such as DiagonalNormal or StandardNormal, or train with BetaELBO"
+            f"the {role} of latent site {site['name']!r} does not factorize over its dimensions. Use a distribution "
+            f"that does, such as DiagonalNormal or StandardNormal, or train with BetaELBO."
         )
     if len(site["fn"].batch_shape) != 1 or site["mask"] is not None:
         raise ValueError(
             f"latent site {site['name']!r} has batch shape {tuple(site['fn'].batch_shape)} and mask {site['mask']}, "
-            f"but BetaTC takes one plate without a mask. Declare event dimensions with .to_event(n), or train with "
-            f"BetaELBO"
+            f"but BetaTC needs a single plate without a mask. Declare event dimensions with .to_event(n), or train "
+            f"with BetaELBO."
         )
     return independent

@@ -1,4 +1,4 @@
-r"""Gradients taken apart: what the model, the guide's density and the path of the draws each add to a bound's gradient.
+r"""Decomposition of a bound's gradient into the parts of the model, of the guide's density and of the draws' paths.
 
 The draws are :math:`z = T_\lambda(\epsilon)`, and a bound B is a function of the log-weights. By the chain rule
 
@@ -9,17 +9,18 @@ The draws are :math:`z = T_\lambda(\epsilon)`, and a bound B is a function of th
         + \underbrace{\partial_z \log w_k \, \partial_\lambda T_\lambda(\epsilon_k)}_\text{path} \Big),
     \qquad a_k = \frac{\partial B}{\partial \log w_k}.
 
-Other estimators give each of the three its own coefficients. To have them apart, the run goes on with a *leaf* in the
-place of every draw, a copy without its path: at leaves, the densities have the model's gradient and the score alone.
-:math:`\lambda` may be any parameter, shared by model and guide or not.
+Other gradient estimators give each of the three parts its own coefficients. To separate the parts, the run continues
+with a *leaf* in place of every draw, which is a copy of the draw without its path. At the leaves, the densities have
+only the gradients of the model and the score. :math:`\lambda` may be any parameter, whether model and guide share it or
+not.
 
-Where a guide draws several sites, :math:`z_l = T_l(\epsilon_l; z_{<l}, \lambda)` starts from the leaves before it. With
-:math:`g_l` the derivative of the weighted :math:`\log w` at leaf l, the path is :math:`\sum_l A_l \, \partial_\lambda
-T_l` with all leaves fixed, where A is found from the last site to the first,
+If a guide draws several sites, :math:`z_l = T_l(\epsilon_l; z_{<l}, \lambda)` starts from the leaves before it. Let
+:math:`g_l` be the derivative of the weighted :math:`\log w` with respect to leaf l. The path is then
+:math:`\sum_l A_l \, \partial_\lambda T_l` with all leaves fixed, where A is computed from the last site to the first,
 
 .. math:: A_l = g_l + \sum_{m > l} A_m \, \partial_{z_l} T_m.
 
-So the guide runs once, and dropout in it is the same in draws and densities.
+The guide thus runs only once, and dropout in it is the same for draws and densities.
 """
 
 import torch
@@ -33,9 +34,9 @@ from pyrovae._waist.weights import Weights
 
 
 class Leaves(Messenger):
-    """Makes the draws that nobody else has made, and lets the program go on with leaves in their place.
+    """Handler that makes the draws that other handlers have not made, and replaces them by leaves of the graph.
 
-    Used as a context outside all other handlers, which are to have expanded the distributions by then.
+    The context manager must be outside all other handlers, so that these have expanded the distributions.
     """
 
     def __init__(self) -> None:
@@ -56,11 +57,11 @@ class Leaves(Messenger):
             self.leaves.append(leaf.requires_grad_())
 
     def path(self, log_weights: Tensor, coefficients: Tensor) -> Tensor:
-        """A number, shape ``()``, whose gradient is the path's.
+        """Return a number, shape ``()``, whose gradient is the gradient of the paths.
 
         Args:
-            log_weights: At the leaves, shape ``(num_draws, N)``.
-            coefficients: Of the path, likewise.
+            log_weights: Log-weights at the leaves, shape ``(num_draws, N)``, nats.
+            coefficients: Coefficients of the path, shape ``(num_draws, N)``.
         """
         slopes = _slopes(log_weights, self.leaves, coefficients)
         total = log_weights.new_zeros(())
@@ -77,16 +78,16 @@ class Leaves(Messenger):
 def with_gradient(
     value: Tensor, weights: Weights, densities: Densities, leaves: Leaves, *, model: Tensor, score: Tensor, path: Tensor
 ) -> Tensor:
-    """The value of a bound, with a gradient put together from its three parts.
+    """Return the value of a bound, with a gradient that is composed of its three parts.
 
     Args:
         value: Sum over the data, shape ``()``.
-        weights: At the leaves.
-        densities: Theirs.
-        leaves: What the weights were made with.
+        weights: Weights at the leaves.
+        densities: Densities at the leaves.
+        leaves: Leaves of the run.
         model: Coefficients of the model's part for each draw, shape ``(num_draws, N)``.
-        score: Of the guide's density.
-        path: Of the draws.
+        score: Coefficients of the guide's density, shape ``(num_draws, N)``.
+        path: Coefficients of the path, shape ``(num_draws, N)``.
     """
     at_leaves = model * (densities.likelihood + densities.prior) - score * densities.guide
     surrogate = (weights.scale * at_leaves).sum() + leaves.path(weights.log_weights, weights.scale * path)
@@ -94,7 +95,7 @@ def with_gradient(
 
 
 def _slopes(outputs: Tensor, inputs: list[Tensor], coefficients: Tensor) -> list[Tensor]:
-    """Derivatives of a weighted sum of outputs, zero at inputs that it does not depend on."""
+    """Return derivatives of a weighted sum of outputs, zero at inputs on which the sum does not depend."""
     if not inputs:
         return []
     return list(torch.autograd.grad(outputs, inputs, coefficients, retain_graph=True, materialize_grads=True))

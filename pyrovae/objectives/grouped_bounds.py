@@ -1,7 +1,7 @@
-r"""Between the ELBO and the importance-weighted bound: bounds that keep the guide's gradient from drowning in noise.
+r"""Bounds between the ELBO and the importance-weighted bound, which reduce the noise in the guide's gradient.
 
-The more draws a bound has, the better a target it is for the model, and the noisier its gradient is for the guide. With
-M groups of K draws, :math:`\mathcal{L}_K^{(m)}` the importance-weighted bound of group m,
+More draws make a bound a better objective for the model, but make the guide's gradient noisier. With M groups of K
+draws, and :math:`\mathcal{L}_K^{(m)}` the importance-weighted bound of group m,
 
 .. math::
     \text{MIWAE} = \frac{1}{M} \sum_m \mathcal{L}_K^{(m)}, \qquad
@@ -24,45 +24,51 @@ from pyrovae.objectives.gradient_parts import Leaves, with_gradient
 
 
 class MIWAE(WeightObjective):
-    r"""The mean of several importance-weighted bounds, per datum.
+    r"""The mean of several importance-weighted bounds for each datum.
 
     .. math:: \mathcal{L} = \sum_n \frac{s_n}{M} \sum_{m=1}^M \log \frac{1}{K} \sum_{k=1}^K w_n^{(m, k)}.
 
-    It has the expectation of ``IWAE(num_particles)`` with a variance M times smaller.
+    It has the expectation of ``IWAE(num_particles)``, with a variance that is M times smaller.
 
     Args:
         num_particles: Draws in a group, K.
-        num_groups: Groups per datum, M.
-        **options: As of :class:`IWAE`.
+        num_groups: Number of groups per datum, M.
+        **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``,
+            ``retain_graph``.
 
     Raises:
-        ValueError: If a number is less than 1; when called, if a latent site is not reparameterized, or the program has
+        ValueError: If a number is less than 1. When called, if a latent site is not reparameterized, or the program has
             a site outside its data plate.
 
     Source:
         *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018), section 5.
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> objective = pv.objectives.MIWAE(num_particles=8, num_groups=8)
-        >>> history = pv.fit(vae, torch.randn(50, 4), objective=objective, epochs=1)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, for which the bound equals log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> round(-float(dist.Normal(0.0, 2**0.5).log_prob(x).sum()), 3)
+        2.781
+        >>> round(pv.objectives.MIWAE(num_particles=8, num_groups=8).loss(model, guide, x), 3)
+        2.781
     """
 
     def __init__(self, num_particles: int = 8, num_groups: int = 8, **options: Unpack[Options]) -> None:
         super().__init__(num_particles, num_groups, **options)
 
     def bound(self, log_weights: Tensor) -> Tensor:
-        """The bound of each datum, shape ``(N,)``, from log-weights, shape ``(num_groups * num_particles, N)``."""
+        """Return bounds, shape ``(N,)``, of log-weights, shape ``(num_groups * num_particles, N)``, nats."""
         return _by_group(log_weights, self.num_particles).mean(0)
 
 
 class CIWAE(WeightObjective):
-    r"""A mixture of the ELBO and the importance-weighted bound, per datum.
+    r"""A convex combination of the ELBO and the importance-weighted bound for each datum.
 
     .. math::
         \mathcal{L} = \sum_n s_n \Big(\frac{\beta}{K} \sum_k \log w_n^{(k)}
@@ -70,34 +76,41 @@ class CIWAE(WeightObjective):
 
     Args:
         num_particles: Draws per datum, K.
-        beta: The ELBO's share, from 0 to 1.
-        **options: As of :class:`IWAE`.
+        beta: Weight of the ELBO, from 0 to 1.
+        **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``,
+            ``retain_graph``.
 
     Raises:
-        ValueError: If ``beta`` is no share or ``num_particles`` is less than 1; when called, if a latent site is not
-            reparameterized, or the program has a site outside its data plate.
+        ValueError: If ``beta`` is not in [0, 1] or ``num_particles`` is less than 1. When called, if a latent site is
+            not reparameterized, or the program has a site outside its data plate.
 
     Source:
         *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018), section 5.
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> history = pv.fit(vae, torch.randn(50, 4), objective=pv.objectives.CIWAE(5, beta=0.5), epochs=1)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, for which the bound equals log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> round(-float(dist.Normal(0.0, 2**0.5).log_prob(x).sum()), 3)
+        2.781
+        >>> round(pv.objectives.CIWAE(num_particles=5, beta=0.5).loss(model, guide, x), 3)
+        2.781
     """
 
     def __init__(self, num_particles: int = 5, beta: float = 0.5, **options: Unpack[Options]) -> None:
         if not 0 <= beta <= 1:
-            raise ValueError(f"beta is the share of the ELBO, from 0 to 1, got beta={beta}")
+            raise ValueError(f"beta, the weight of the ELBO, must be in [0, 1], got beta={beta}")
         super().__init__(num_particles, **options)
         self.beta = beta
 
     def bound(self, log_weights: Tensor) -> Tensor:
-        """The bound of each datum, shape ``(N,)``, from log-weights, shape ``(num_particles, N)``."""
+        """Return the bound of each datum, shape ``(N,)``, from log-weights, shape ``(num_particles, N)``, nats."""
         return self.beta * log_weights.mean(0) + (1 - self.beta) * log_mean_exp(log_weights)
 
 
@@ -111,30 +124,36 @@ class PIWAE(Objective):
         + \frac{\tilde v_{m, k}}{M} \Big( \partial_z \log w_{m, k} \, \partial_\lambda z_{m, k}
         - \partial_\lambda \log q(z_{m, k} \mid x) \Big).
 
-    A parameter that model and guide share, as with a VampPrior, gets both sums: log p at given draws is the model's.
-    The value of the loss is that of ``IWAE(M * K)``.
+    A parameter that model and guide share, as with a VampPrior, gets both sums, because log p at given draws belongs to
+    the model. The value of the loss is that of ``IWAE(M * K)``.
 
     Args:
         num_particles: Draws in a group, K.
-        num_groups: Groups per datum, M.
-        **options: As of :class:`IWAE`.
+        num_groups: Number of groups per datum, M.
+        **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``,
+            ``retain_graph``.
 
     Raises:
-        ValueError: If a number is less than 1; when called, if a latent site is not reparameterized, or the program has
+        ValueError: If a number is less than 1. When called, if a latent site is not reparameterized, or the program has
             a site outside its data plate or enumerates sites.
 
     Source:
         *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018), section 5.
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> objective = pv.objectives.PIWAE(num_particles=8, num_groups=8)
-        >>> history = pv.fit(vae, torch.randn(50, 4), objective=objective, epochs=1)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, for which the bound equals log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> round(-float(dist.Normal(0.0, 2**0.5).log_prob(x).sum()), 3)
+        2.781
+        >>> round(pv.objectives.PIWAE(num_particles=8, num_groups=8).loss(model, guide, x), 3)
+        2.781
     """
 
     def __init__(self, num_particles: int = 8, num_groups: int = 8, **options: Unpack[Options]) -> None:
@@ -143,7 +162,7 @@ class PIWAE(Objective):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Returns minus IWAE's bound, nats summed over the data, shape ``()``, to be differentiated."""
+        """Return minus the bound of IWAE, nats summed over the data, shape ``()``, differentiable."""
         if not torch.is_grad_enabled():
             weights = self._weights(model, guide, args, kwargs)
             return -(weights.scale * log_mean_exp(weights.log_weights)).sum()
@@ -160,5 +179,5 @@ class PIWAE(Objective):
 
 
 def _by_group(log_weights: Tensor, size: int) -> Tensor:
-    """The importance-weighted bound of each group, shape ``(num_groups, N)``."""
+    """Return the importance-weighted bound of each group, shape ``(num_groups, N)``, nats."""
     return log_weights.unflatten(0, (-1, size)).logsumexp(1) - math.log(size)

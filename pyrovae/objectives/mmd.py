@@ -1,17 +1,18 @@
-r"""The aggregated posterior held to the prior by a two-sample statistic: MMD-VAE, InfoVAE and the Wasserstein VAE.
+r"""A two-sample statistic that matches the aggregate posterior to the prior: MMD-VAE, InfoVAE, Wasserstein autoencoder.
 
-With :math:`z_i` drawn by the guide and :math:`z'_i` by the model, one for each of N data,
+Let :math:`z_i` be drawn by the guide and :math:`z'_i` by the model, one draw for each of N data. Then
 
 .. math::
     \widehat{\mathrm{MMD}}^2 = \frac{1}{N (N - 1)} \sum_{i \ne j} \big( k(z_i, z_j) + k(z'_i, z'_j) \big)
         - \frac{2}{N^2} \sum_{i, j} k(z_i, z'_j), \qquad
     k(a, b) = \frac{C}{C + \| a - b \|^2}, \quad C = 2 d s^2,
 
-for d latent dimensions and a kernel scale s: C is the mean squared distance of two draws from :math:`N(0, s^2 I)`.
+for d latent dimensions and a kernel scale s, where C is the mean squared distance of two draws from
+:math:`N(0, s^2 I)`.
 
-:class:`pyro.infer.Trace_MMD` is another objective. It takes the particles for the sample and the whole batch for one
-event, so that it compares :math:`\prod_n q(z_n \mid x_n)` with :math:`\prod_n p(z_n)` rather than q(z) with p(z), in N
-times d dimensions; and it counts the pairs i = j, which are 1 whatever the draws, so that equal distributions are at a
+:class:`pyro.infer.Trace_MMD` is a different objective. It uses the particles as the sample, and the whole batch as one
+event. It therefore compares :math:`\prod_n q(z_n \mid x_n)` with :math:`\prod_n p(z_n)` in N d dimensions, instead of
+q(z) with p(z). It also includes the pairs i = j, which are 1 for any draws, so that equal distributions have a positive
 distance.
 """
 
@@ -29,28 +30,28 @@ from pyrovae.objectives.tempering import common_temper
 
 
 class MMD(Objective):
-    r"""Reconstruction, a share of the KL term, and the maximum mean discrepancy between q(z) and p(z).
+    r"""Reconstruction, a fraction of the KL term, and the maximum mean discrepancy between q(z) and p(z).
 
     .. math::
         \sum_n s_n \big( E_q[\log p(x_n \mid z)] - (1 - \alpha)\, \mathrm{KL}_n \big)
             - \lambda\, S\, \widehat{\mathrm{MMD}}^2, \qquad S = \sum_n s_n.
 
-    :math:`\alpha = 1` is the MMD-VAE and the Wasserstein autoencoder with this penalty; :math:`\alpha < 1` the InfoVAE,
-    whose weight is :math:`\lambda = \alpha + \lambda_\text{InfoVAE} - 1`. The statistic is unbiased for data drawn
-    independently, and can be negative. All latent sites of a datum make one vector, so that a hierarchy is compared as
-    a whole. The prior's draws are those of a run of the model. Annealing multiplies both penalties.
+    :math:`\alpha = 1` is the MMD-VAE, and the Wasserstein autoencoder with this penalty. :math:`\alpha < 1` is the
+    InfoVAE, whose weight is :math:`\lambda = \alpha + \lambda_\text{InfoVAE} - 1`. The statistic is unbiased for
+    independently drawn data, and can be negative. All latent sites of a datum form a single vector, so a hierarchy is
+    compared as a whole. The draws from the prior come from a run of the model. Annealing multiplies both penalties.
 
     Args:
         weight: Weight of the discrepancy, :math:`\lambda`, at least 0.
-        alpha: What is left out of the KL term, at most 1.
-        kernel_scale: Scale of the latents, s, at which the kernel sees most.
+        alpha: Fraction of the KL term that is left out, at most 1.
+        kernel_scale: Scale of the latents, s, to which the kernel is most sensitive.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         retain_graph: Passed to ``backward``, as in Pyro's objectives.
 
     Raises:
-        ValueError: If an argument is out of range; when called, if the batch is a single datum, a latent site is not
-            reparameterized, in the guide or with parameters in the model, or is the guide's alone, or the program has a
-            site outside its data plate or enumerates sites.
+        ValueError: If an argument is out of range. When called, if the batch is a single datum; if a latent site is not
+            reparameterized in the guide, or has parameters but is not reparameterized in the model; if a latent site is
+            not in the model; or if the program has a site outside its data plate or enumerates sites.
 
     Source:
         *InfoVAE: Balancing Learning and Inference in Variational Autoencoders* (Zhao, Song and Ermon, 2019);
@@ -58,13 +59,20 @@ class MMD(Objective):
         (Gretton et al., 2012).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> history = pv.fit(vae, torch.randn(50, 4), objective=pv.objectives.MMD(weight=10.0), epochs=1)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        >>> def guide_at(loc):
+        ...     def guide(x):
+        ...         with pyro.plate("data", len(x)):
+        ...             pyro.sample("z", dist.Normal(loc, 1.0))
+        ...     return guide
+        >>> objective = pv.objectives.MMD(weight=10.0)
+        >>> near, far = (objective.loss(model, guide_at(loc), torch.zeros(100)) / 100 for loc in (0.0, 3.0))
+        >>> far > near + 1
+        True
     """
 
     is_of_batch = True
@@ -79,30 +87,35 @@ class MMD(Objective):
         retain_graph: bool | None = None,
     ) -> None:
         if not 0 <= weight < math.inf:
-            raise ValueError(f"the weight of the discrepancy is at least 0 and finite, got weight={weight}")
+            raise ValueError(
+                f"weight, the weight of the discrepancy, must be finite and at least 0, got weight={weight}"
+            )
         if not -math.inf < alpha <= 1:
-            raise ValueError(f"alpha leaves out at most all of the KL term, 1, and is finite, got alpha={alpha}")
+            raise ValueError(
+                f"alpha, the fraction of the KL term to leave out, must be at most 1 and finite, got alpha={alpha}"
+            )
         if not 0 < kernel_scale < math.inf:
-            raise ValueError(f"the kernel's scale is positive and finite, got kernel_scale={kernel_scale}")
+            raise ValueError(f"kernel_scale must be positive and finite, got kernel_scale={kernel_scale}")
         super().__init__(vectorize_particles=False, plate=plate, retain_graph=retain_graph)
         self.weight, self.alpha, self.kernel_scale = weight, alpha, kernel_scale
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Returns minus the objective, nats summed over the data, shape ``()``, to be differentiated."""
+        """Return minus the objective, nats summed over the data, shape ``()``, differentiable."""
         weights = self._weights(model, guide, args, kwargs)
         densities = self._densities(weights)
         posterior = {site["name"]: site for site in weights.guide_sites if not site["is_observed"]}
         prior = run_guide(model, args, kwargs=kwargs).latents
         if alone := sorted(set(posterior) - set(prior)):
             raise ValueError(
-                f"latent site {alone[0]!r} is the guide's alone, so there is no prior to hold it to; train with IWAE"
+                f"latent site {alone[0]!r} is in the guide but not in the model, so there is no prior to compare it "
+                f"with. Train with IWAE."
             )
         if weights.plate.size < 2:
             raise ValueError(
-                "MMD got a single datum and compares the latents of at least 2; choose a batch size that leaves no "
-                "single datum over"
+                "MMD compares the latents of at least 2 data, got a batch with a single datum. Choose a batch size "
+                "that leaves no single datum."
             )
         discrepancy = mmd_squared(
             _per_datum(posterior, list(posterior), weights.plate.dim),
@@ -116,7 +129,7 @@ class MMD(Objective):
 
 
 def mmd_squared(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
-    """Unbiased estimate of the squared maximum mean discrepancy, shape ``()``, from two samples, shape ``(N, d)``."""
+    """Return an unbiased estimate of the squared maximum mean discrepancy of two samples, shapes ``(N, d)``."""
     c = 2 * a.shape[-1] * scale**2
 
     def kernel(first: Tensor, second: Tensor) -> Tensor:
@@ -130,14 +143,14 @@ def mmd_squared(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def _per_datum(sites: dict[str, Site], names: list[str], data_dim: Any) -> Tensor:
-    """All latents of a datum as one vector, shape ``(N, d)``."""
+    """Return all latents of each datum as one vector, shape ``(N, d)``."""
     vectors = []
     for site in (sites[name] for name in names):
         value = site["value"]
         if not site["fn"].has_rsample and site["fn"].log_prob(value.detach()).requires_grad:
             raise ValueError(
-                f"the prior of latent site {site['name']!r} has parameters and no reparameterized draws, so MMD could "
-                f"not train it; freeze it with requires_grad_(False), or take a StandardNormal or a NormalizingFlow"
+                f"the prior of latent site {site['name']!r} has parameters but no reparameterized draws, so MMD cannot "
+                f"train it. Freeze it with requires_grad_(False), or use a StandardNormal or a NormalizingFlow."
             )
         value = value.movedim(data_dim - site["fn"].event_dim, 0)
         vectors.append(value.reshape(len(value), -1))

@@ -1,4 +1,4 @@
-r"""The variational Rényi bound: a family from the ELBO to the importance-weighted bound, and beyond.
+r"""The variational Rényi bound, a family that contains the ELBO and the importance-weighted bound.
 
 .. math:: \mathcal{L}_\alpha = \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_{k=1}^K w_k^{1 - \alpha}.
 """
@@ -11,56 +11,65 @@ from torch import Tensor
 
 from pyrovae.objectives.base import Options, WeightObjective, log_mean_exp
 
-CLOSE = 0.5  # largest exponent, in absolute value, for which the mean of powers is computed around 1
+CLOSE = 0.5  # if the exponent is smaller in absolute value, the mean of powers is computed as a difference from 1
 
 
 class Renyi(WeightObjective):
-    r"""The variational Rényi bound, per datum.
+    r"""The variational Rényi bound for each datum.
 
     .. math::
         \mathcal{L}_{\alpha, K} = \sum_n \frac{s_n}{1 - \alpha}
             \log \frac{1}{K} \sum_{k=1}^K \big(w_n^{(k)}\big)^{1 - \alpha}.
 
-    It falls with :math:`\alpha`: 0 is the importance-weighted bound, 1 the ELBO (the limit, taken exactly), and above 1
-    the guide seeks modes. With :math:`\alpha < 0` it is no lower bound of log p(x), even for many draws.
+    The bound decreases with :math:`\alpha`. It is the importance-weighted bound for 0, and the ELBO for 1 (the limit is
+    computed exactly). Above 1 the guide is mode-seeking. With :math:`\alpha < 0` the value is not a lower bound on log
+    p(x), even for many draws.
 
-    Unlike :class:`pyro.infer.RenyiELBO` it keeps the data apart and their plate's scale outside the logarithm.
+    :class:`pyro.infer.RenyiELBO` takes one logarithm over the whole batch. This objective takes one for each datum, and
+    the scale of the data plate stands outside the logarithm.
 
     Args:
-        alpha: Any real number.
+        alpha: Order of the bound, any real number.
         num_particles: Draws per datum, K.
-        **options: As of :class:`IWAE`.
+        **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``,
+            ``retain_graph``.
 
     Raises:
-        ValueError: If ``alpha`` is not finite or ``num_particles`` is less than 1; when called, if a latent site is not
+        ValueError: If ``alpha`` is not finite or ``num_particles`` is less than 1. When called, if a latent site is not
             reparameterized, or the program has a site outside its data plate.
 
     Source:
         *Rényi Divergence Variational Inference* (Li and Turner, 2016).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> history = pv.fit(vae, torch.randn(50, 4), objective=pv.objectives.Renyi(0.5, num_particles=5), epochs=1)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, for which the bound equals log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> round(-float(dist.Normal(0.0, 2**0.5).log_prob(x).sum()), 3)
+        2.781
+        >>> [round(pv.objectives.Renyi(alpha, num_particles=5).loss(model, guide, x), 3) for alpha in (0.0, 0.5, 1.0)]
+        [2.781, 2.781, 2.781]
     """
 
     def __init__(self, alpha: float, num_particles: int = 5, **options: Unpack[Options]) -> None:
         if not math.isfinite(alpha):
-            raise ValueError(f"the order of a Renyi bound is a finite number, got alpha={alpha}")
+            raise ValueError(f"alpha, the order of a Renyi bound, must be finite, got alpha={alpha}")
         super().__init__(num_particles, **options)
         self.alpha = alpha
 
     def bound(self, log_weights: Tensor) -> Tensor:
-        """The bound of each datum, shape ``(N,)``, from log-weights, shape ``(num_particles, N)``."""
+        """Return the bound of each datum, shape ``(N,)``, from log-weights, shape ``(num_particles, N)``, nats."""
         order, mean = 1 - self.alpha, log_weights.mean(0)
         if order == 0:
             return mean
-        # Near alpha = 1 all powers are close to 1. The logarithm of their mean would lose what a division by 1 - alpha
-        # brings back, so the difference from 1 is averaged instead.
+        # Near alpha = 1 all powers are close to 1. The logarithm of their mean would lose digits that the division by
+        # 1 - alpha amplifies, so the difference from 1 is averaged instead.
         exponents = order * (log_weights - mean)
         is_close = (exponents.abs() <= CLOSE).all(0)
         around_one = torch.where(is_close, exponents, 0.0).expm1().mean(0).log1p() / order

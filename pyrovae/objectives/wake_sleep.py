@@ -1,4 +1,4 @@
-r"""Reweighted wake-sleep, per datum: a guide fitted to the posterior without a path through its draws.
+r"""Reweighted wake-sleep for each datum, which fits a guide to the posterior without a path through its draws.
 
 With draws :math:`z_k \sim q(z \mid x)` held fixed and :math:`\tilde w_k = w_k / \sum_j w_j`,
 
@@ -7,8 +7,8 @@ With draws :math:`z_k \sim q(z \mid x)` held fixed and :math:`\tilde w_k = w_k /
     \text{wake-}\phi: -\sum_k \tilde w_k \log q(z_k \mid x), \qquad
     \text{sleep-}\phi: -\log q(z \mid x), \;\; (x, z) \sim p.
 
-Wake-:math:`\phi` estimates the gradient of KL(p(z | x) || q(z | x)), which needs no reparameterization: discrete
-latents will do.
+Wake- :math:`\phi` estimates the gradient of KL(p(z | x) || q(z | x)). It does not need reparameterization, so latents
+may be discrete.
 """
 
 import math
@@ -26,44 +26,52 @@ from pyrovae.objectives.gradient_parts import Leaves
 class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     r"""Pyro's reweighted wake-sleep with weights that are normalized for each datum.
 
-    :class:`pyro.infer.ReweightedWakeSleep` adds up the log-weights of the batch before it normalizes them, so that one
-    particle of the whole batch takes all the weight: for 100 data that is the gradient of a single draw. Here
+    :class:`pyro.infer.ReweightedWakeSleep` adds up the log-weights of the batch before it normalizes them. One particle
+    of the whole batch then takes almost all the weight: for 100 data, the gradient is that of a single draw. Here, the
+    weights are normalized for each datum,
 
     .. math::
         \mathcal{L}_\theta = -\sum_n s_n \log \frac{1}{K} \sum_k w_n^{(k)}, \qquad
         \mathcal{L}_\phi = -\iota \sum_n s_n \sum_k \tilde w_n^{(k)} \log q(z_n^{(k)} \mid x_n)
             + (1 - \iota)\, \mathcal{L}_\text{sleep}.
 
-    The sleep phase is Pyro's own, and needs a guide that takes its data as ``observations=``. ``loss`` and
-    ``loss_and_grads`` return both losses, as Pyro's do; ``differentiable_loss`` has the value of the first and the
-    gradient of both.
+    The sleep phase is Pyro's. It needs a guide that takes its data as ``observations=``. ``loss`` and
+    ``loss_and_grads`` return both losses, as Pyro's methods do. ``differentiable_loss`` has the value of the first loss
+    and the gradient of both.
 
     Args:
         num_particles: Draws per datum, K, at least 2.
-        insomnia: Share of wake-phi in the guide's loss, from 0 to 1; the rest is sleep-phi.
-        model_has_params: Whether the model is trained; if not, and ``insomnia`` is 0, it is not run in the wake phase.
-        num_sleep_particles: Dreams per datum; by default ``num_particles``.
-        vectorize_particles: Whether all draws are made in one run.
-        max_plate_nesting: Depth of the program's plates, found by a run of the program where not given.
+        insomnia: Weight of wake-phi in the guide's loss, from 0 to 1; the remaining weight is that of sleep-phi.
+        model_has_params: If true, the model is trained. If false and ``insomnia`` is 0, the model does not run in the
+            wake phase.
+        num_sleep_particles: Simulated data of the sleep phase per datum; by default ``num_particles``.
+        vectorize_particles: If true, all draws are made in one run.
+        max_plate_nesting: Nesting depth of the program's plates; by default a run of the program determines it.
         strict_enumeration_warning: Passed to Pyro.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
 
     Raises:
-        ValueError: If there are less than 2 particles or ``insomnia`` is no share; when called, if the program has a
-            site outside its data plate or enumerates sites.
+        ValueError: If there are fewer than 2 particles or ``insomnia`` is not in [0, 1]. When called, if the program
+            has a site outside its data plate or enumerates sites.
 
     Source:
         *Reweighted Wake-Sleep* (Bornschein and Bengio, 2015); *Revisiting Reweighted Wake-Sleep for Models with
         Stochastic Control Flow* (Le et al., 2019).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> history = pv.fit(vae, torch.randn(50, 4), objective=pv.objectives.ReweightedWakeSleep(5), epochs=1)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, for which the loss of the model equals minus log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> round(-float(dist.Normal(0.0, 2**0.5).log_prob(x).sum()), 3)
+        2.781
+        >>> round(float(pv.objectives.ReweightedWakeSleep(num_particles=5).loss(model, guide, x)[0]), 3)
+        2.781
     """
 
     needs_paths = False
@@ -82,11 +90,11 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     ) -> None:
         if num_particles < 2:
             raise ValueError(
-                f"weights are normalized over at least two particles, got num_particles={num_particles}; for one, "
-                f"train with Trace_ELBO"
+                f"num_particles must be at least 2, because weights are normalized over particles, got "
+                f"num_particles={num_particles}. For a single particle, train with Trace_ELBO."
             )
         if not 0 <= insomnia <= 1:
-            raise ValueError(f"insomnia is the share of the wake phase, from 0 to 1, got insomnia={insomnia}")
+            raise ValueError(f"insomnia, the weight of the wake phase, must be in [0, 1], got insomnia={insomnia}")
         options = {
             "num_sleep_particles": num_sleep_particles,
             "vectorize_particles": vectorize_particles,
@@ -100,7 +108,7 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Returns wake-theta's loss, nats summed over the data, shape ``()``, with the gradient of both losses."""
+        """Return the wake-theta loss, nats summed over the data, shape ``()``, with the gradient of both losses."""
         model_loss, guide_loss = self._loss(model, guide, args, kwargs)
         return model_loss + (guide_loss - guide_loss.detach())
 
@@ -110,13 +118,13 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
             awake = self._wake(model, guide, args, kwargs)
             if self.insomnia == 1:
                 return awake
-        asleep = self.asleep._loss(model, guide, args, dict(kwargs))  # it adds the observations to the arguments
+        asleep = self.asleep._loss(model, guide, args, dict(kwargs))  # a copy, because it adds the observations
         if not is_awake:
             return asleep
         return awake[0], self.insomnia * awake[1] + (1 - self.insomnia) * asleep[1]
 
     def _wake(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
-        with Leaves():  # without paths, also from one latent site to the next
+        with Leaves():  # no paths, not even from one latent site to the next
             weights = self._weights(model, guide, args, kwargs)
         densities = self._densities(weights)
         log_weights = densities.likelihood + densities.prior - densities.guide.detach()

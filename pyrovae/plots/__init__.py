@@ -1,11 +1,12 @@
-"""Figures from results: each function draws what training or evaluation returned, and neither trains nor evaluates.
+"""Figures from results. Each function plots the result of training or evaluation, and runs neither of them.
 
-Every function draws on ``ax=``, or on ``axes=`` if it has several panels, and returns what was given. Without axes it
-makes a figure in the size in which it is printed, with text of 8 to 10 points, and returns the axes: one, or an array
-with one for each panel. ``axes[0].figure.savefig("figure.pdf")`` writes it. The palette is that of Okabe and Ito, which
-readers with a colour vision deficiency can tell apart; markers and line styles differ as well.
+Every function draws on ``ax=``, or on ``axes=`` if it has several panels, and returns these axes. Without axes it
+creates a figure in the size in which it is printed, with text of 8 to 10 points, and returns the axes: a single object,
+or an array with one entry for each panel. ``axes[0].figure.savefig("figure.pdf")`` writes the figure. The palette is
+that of Okabe and Ito, which readers with a colour vision deficiency can tell apart; markers and line styles differ as
+well.
 
-:func:`explorer` alone runs a model: it writes a page in which the likelihood runs again, without Python.
+Only :func:`explorer` runs a model: it writes an HTML page in which the likelihood runs without Python.
 """
 
 from pyrovae.plots.checks import calibration, posterior_predictive

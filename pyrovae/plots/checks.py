@@ -1,4 +1,4 @@
-"""Figures of checks: posterior predictive checks and simulation-based calibration."""
+"""Figures of posterior predictive checks and simulation-based calibration."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from matplotlib.axes import Axes
 
 from pyrovae.plots.style import axes_for, color, legend_above, marker
 
-_SIMULATIONS = 4000  # sets of uniform ranks from which the band is computed
+_SIMULATIONS = 4000  # number of simulated sets of uniform ranks for the band
 
 
 def posterior_predictive(check: xr.Dataset, *, statistic: str = "statistic", ax: Axes | None = None) -> Axes:
-    """Draw the statistic of each datum against its replicates: mean and central 90% interval.
+    """Plot the statistic of each datum against its replicates: mean and central 90% interval.
 
-    If the model makes data like these, nine of ten intervals cross the diagonal.
+    If the model generates data like these, nine of ten intervals cross the diagonal.
 
     Args:
         check: Result of :func:`pyrovae.evaluation.posterior_predictive_check`.
         statistic: Name of the statistic, with its unit, for the axes.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
         The axes.
@@ -41,7 +41,9 @@ def posterior_predictive(check: xr.Dataset, *, statistic: str = "statistic", ax:
         'observed largest pixel'
     """
     if missing := [name for name in ("observed", "replicated") if name not in check]:
-        raise ValueError(f"The result has no {missing}. Pass that of pyrovae.evaluation.posterior_predictive_check.")
+        raise ValueError(
+            f"The result has no {missing}. Pass a result of pyrovae.evaluation.posterior_predictive_check."
+        )
     observed, replicated = check.observed.values, check.replicated.transpose("draw", "datum").values
     low, high = np.nanquantile(replicated, [0.05, 0.95], axis=0)
     mean = np.nanmean(replicated, axis=0)
@@ -65,27 +67,27 @@ def posterior_predictive(check: xr.Dataset, *, statistic: str = "statistic", ax:
 
 
 def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None = None) -> Axes:
-    """Draw how far the ranks of simulation-based calibration are from uniform ones, for each unit of a latent site.
+    """Plot the deviation of the ranks of simulation-based calibration from uniform ranks, for each unit of a site.
 
-    A line is the empirical distribution of a unit's ranks minus the uniform one. All lines of a calibrated guide lie
-    inside the grey band with a probability of at least 95%. A line that is an inverted U starts above zero: the latents
-    lie below the guide's draws. An S shape that rises first belongs to a guide that is too narrow.
+    A line is the empirical distribution function of a unit's ranks minus the uniform one. If the guide is calibrated,
+    all lines lie inside the grey band with a probability of at least 95%. A line above zero, like an inverted U, shows
+    that the latents lie below the guide's draws. An S shape that rises first shows that the guide is too narrow.
 
     Args:
         result: Result of :func:`pyrovae.evaluation.simulation_based_calibration`.
-        site: Name of the latent site; may be left out if there is only one.
-        ax: Axes to draw on; by default those of a new figure.
+        site: Name of the latent site; may be omitted if there is only one.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
-        The axes; units that leave the band are in colour and in the legend.
+        The axes. Units that leave the band are coloured and listed in the legend.
 
     Raises:
-        ValueError: If there is no such site, or no site is named where there are several.
+        ValueError: If there is no such site, or ``site`` is omitted although there are several.
 
     Source:
         *Graphical Test for Discrete Uniformity and its Applications in Goodness-of-Fit Evaluation and Multiple Sample
-        Comparison* (Sailynoja, Burkner and Vehtari, 2022); the band here has the width of c standard deviations
-        everywhere, with c from simulations and a Bonferroni correction for the number of units.
+        Comparison* (Sailynoja, Burkner and Vehtari, 2022). Here, the band has a width of c standard deviations
+        everywhere; c comes from simulations with a Bonferroni correction for the number of units.
 
     Example:
         >>> import numpy as np, pyrovae as pv, xarray as xr
@@ -98,7 +100,7 @@ def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None 
     if site is None and len(sites) == 1:
         site = sites[0]
     if site not in sites:
-        raise ValueError(f"There are ranks of the sites {sites}, but site={site!r}. Name one of them with site=.")
+        raise ValueError(f"The result has ranks of the sites {sites}, but site={site!r}. Pass one of them as site=.")
     ranks = result[site].transpose("simulation", ...).values.reshape(result.sizes["simulation"], -1)
     num_draws = int(result.attrs.get("num_draws", ranks.max()))
     levels = np.arange(num_draws + 1)
@@ -127,6 +129,6 @@ def _band(size: int, uniform: np.ndarray, units: int) -> np.ndarray:
     random = np.random.RandomState(0)
     counts = random.multinomial(size, np.full(len(uniform), 1 / len(uniform)), _SIMULATIONS)
     deviation = np.sqrt(uniform * (1 - uniform) / size)
-    inner = deviation > 1e-9  # the last value is one for certain
+    inner = deviation > 1e-9  # the last value is always one
     largest = (np.abs(counts.cumsum(1) / size - uniform)[:, inner] / deviation[inner]).max(1)
     return float(np.quantile(largest, 1 - 0.05 / units)) * deviation

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) -> Axes:
-    """Draw the bound on training and validation data against the epoch, for several runs.
+    """Plot the bound on training and validation data against the epoch, for several runs.
 
-    If the KL weight grew, a dotted line marks the epoch in which it reached 1; before that epoch the training bound is
+    If the KL weight grew, a dotted line marks the epoch in which it reached 1. Before that epoch, the training bound is
     weighted.
 
     Args:
         histories: Histories that :func:`pyrovae.fit` returned, by name.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
         The axes.
@@ -56,7 +56,7 @@ def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) ->
         for warmup in {sum(weight < 1 for weight in history.kl_weight) for history in histories.values()} - {0}:
             ax.axvline(warmup + 1, color="0.6", linestyle=":", linewidth=1, zorder=0, label="KL weight reaches 1")
         shown = [value for value in shown if np.isfinite(value)]
-        if shown:  # the first steps would flatten the rest of a curve
+        if shown:  # the first epochs would compress the rest of a curve
             margin = 0.05 * (max(shown) - min(shown)) or 1.0
             ax.set_ylim(min(shown) - margin, max(shown) + margin)
         ax.set(xlabel="epoch", ylabel="bound (nats per datum)")
@@ -66,15 +66,15 @@ def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) ->
 
 
 def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
-    """Draw IWAE_k with its errors against the number of draws k, for several models.
+    """Plot IWAE_k with its errors against the number of draws k, for several models.
 
     Error bars are 95% Monte Carlo intervals, and bands are one standard error over the data. The value at k = 1 is the
-    ELBO; the value at the largest k is the estimate of log p(x). Its marker is hollow, without an error bar, if k-hat
-    exceeds 0.7 for some data: the estimate is then a lower bound, and its error is unknown.
+    ELBO, and the value at the largest k is the estimate of log p(x). If k-hat exceeds 0.7 for some data, this estimate
+    is a lower bound with an unknown error; its marker is then hollow and has no error bar.
 
     Args:
         results: Results of :func:`pyrovae.evaluation.evaluate`, by name.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
         The axes.
@@ -108,20 +108,20 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
 
 
 def differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the paired difference in log p(x) of each model from the reference, with its errors.
+    """Plot the paired difference in log p(x) of each model from the reference, with its errors.
 
-    The thin bar is a 95% interval over the data, the thick bar a 95% Monte Carlo interval. A model is better than the
-    reference if both lie to the right of zero.
+    The thin bar is a 95% interval over the data, and the thick bar is a 95% Monte Carlo interval. A model is better
+    than the reference if both lie to the right of zero.
 
     Args:
         table: Table of :func:`pyrovae.evaluation.compare`, one row per model.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
-        The axes; the models stand from top to bottom in the order of the table.
+        The axes, with the models from top to bottom in the order of the table.
 
     Raises:
-        ValueError: If the table lacks a column, or holds no model besides the reference.
+        ValueError: If the table lacks a column, or has no model other than the reference.
 
     Source:
         *Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC* (Vehtari, Gelman and Gabry,
@@ -140,7 +140,7 @@ def differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     reference = (table.difference == 0.0) & (table.difference_mcse.fillna(0.0) == 0.0)
     rows = table[~reference]
     if rows.empty:
-        raise ValueError(f"The table holds no model besides {list(table.index)}. Compare at least two models.")
+        raise ValueError(f"The table holds only the reference, {list(table.index)}. Compare at least two models.")
     with axes_for(ax, (4.8, 0.32 * len(rows) + 0.95)) as ax:
         places = np.arange(len(rows))
         style: dict[str, Any] = {"color": color(0), "linestyle": "none", "zorder": 2}

@@ -1,4 +1,4 @@
-"""Figures of codes: in the plane, with labels of any kind, and against the prior."""
+"""Figures of latent codes: in the plane, with labels of any kind, and against the prior."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyrovae.plots.style import PAGE, color, legend_beside, marker, panels_for, title
 
-_LEGEND = 0.9  # inches
-_MOST_CLASSES = 20  # more integers than that are numbers, not classes
+_LEGEND = 0.9  # width of a legend, inches
+_MOST_CLASSES = 20  # integers with more different values are treated as numbers, not as classes
 
 
 def codes(
@@ -26,19 +26,19 @@ def codes(
     ax: Axes | None = None,
     axes: Any = None,
 ) -> Any:
-    """Draw codes in the plane, coloured by class or by a value.
+    """Plot codes in the plane, coloured by class or by a value.
 
     Args:
-        panels: Codes, shape ``(n, latent)``, and their labels, ``n`` of them, by name. Labels that are strings,
-            booleans or up to 20 different integers are classes, each with its colour and marker; other numbers are
-            values with a colour bar, and NaN is grey.
-        projection: Map from ``(n, latent)`` to ``(n, 2)``, such as ``sklearn.manifold.TSNE().fit_transform``; by
-            default the two principal components (PC) of each panel, with their shares of the variance, if there are
-            more than two latent dimensions.
+        panels: Codes, shape ``(n, latent)``, and ``n`` labels, by name of the panel. Labels that are strings, booleans
+            or up to 20 different integers are classes, each with its own colour and marker. Other labels are values
+            with a colour bar, in which NaN is grey.
+        projection: Function from ``(n, latent)`` to ``(n, 2)``, such as ``sklearn.manifold.TSNE().fit_transform``. If
+            there are more than two latent dimensions, the default is the two principal components (PC) of each panel,
+            with their fractions of the variance.
         label: Name of the labels, with its unit, for the legend or the colour bar.
         columns: Panels per row.
         ax: Axes for a single panel.
-        axes: Axes for all panels, one for each; by default those of a new figure.
+        axes: Axes for all panels, one for each; by default the axes of a new figure.
 
     Returns:
         ``ax`` or ``axes`` as given; by default an array with the axes of each panel.
@@ -67,7 +67,7 @@ def codes(
             shapes = [z.shape, labels[name].shape]
             raise ValueError(
                 f"Codes and labels of {name!r} must have shapes (n, latent), with latent at least 2, and (n,), got "
-                f"{shapes}. Give one label to each code."
+                f"{shapes}. Pass one label for each code."
             )
         planes[name] = _in_plane(name, z, projection)
     everything = np.concatenate(list(labels.values())) if labels else np.array([])
@@ -77,7 +77,7 @@ def codes(
         for panel, (name, (_, names)) in zip(chosen, planes.items(), strict=True):
             panel.set(xlabel=names[0], ylabel=names[1])
             if projection is not None:
-                panel.set(xticks=[], yticks=[])  # the numbers of a projection mean nothing
+                panel.set(xticks=[], yticks=[])  # the coordinates of a projection have no meaning
             if ax is None:
                 title(panel, name)
         drawn = [(plane, panel, labels[name]) for panel, (name, (plane, _)) in zip(chosen, planes.items(), strict=True)]
@@ -88,23 +88,23 @@ def codes(
 def aggregate_posteriors(
     draws: Mapping[str, tuple[Tensor, Tensor]], *, columns: int = 3, ax: Axes | None = None, axes: Any = None
 ) -> Any:
-    """Draw the aggregate posterior against the prior, for several models.
+    """Plot the aggregate posterior against the prior, for several models.
 
-    Each panel shows the first two principal components (PC) of the aggregate posterior, which is the average of
-    q(z | x) over the data. Where the two differ, the prior draws latents that the likelihood has never seen.
+    Each panel shows the first two principal components (PC) of the aggregate posterior, which is the mean of q(z | x)
+    over the data. In regions where only the prior has mass, it draws latents that the likelihood has never seen.
 
     Args:
         draws: Draws from the aggregate posterior and from the prior, both of shape ``(n, latent)``, by name.
         columns: Panels per row.
         ax: Axes for a single panel.
-        axes: Axes for all panels, one for each; by default those of a new figure.
+        axes: Axes for all panels, one for each; by default the axes of a new figure.
 
     Returns:
         ``ax`` or ``axes`` as given; by default an array with the axes of each panel.
 
     Raises:
-        ValueError: If draws are not of shape ``(n, latent)`` with at least two latent dimensions, or the axes are not
-            as many as the panels.
+        ValueError: If draws do not have shape ``(n, latent)`` with at least two latent dimensions, or the numbers of
+            axes and panels differ.
 
     Source:
         *ELBO Surgery: Yet Another Way to Carve Up the Variational Evidence Lower Bound* (Hoffman and Johnson, 2016).
@@ -133,7 +133,7 @@ def aggregate_posteriors(
             area = float(np.clip(6000 / (len(z) + len(noise)), 2, 8))
             for i, part in enumerate(points):
                 handles[part] = panel.scatter([], [], s=20, color=color(1 - i))
-            mixed = np.random.RandomState(0).permutation(len(z) + len(noise))  # so that neither hides the other
+            mixed = np.random.RandomState(0).permutation(len(z) + len(noise))  # so that neither covers the other
             colors = np.array([color(1)] * len(noise) + [color(0)] * len(z))[mixed]
             every = np.concatenate(list(points.values()))[mixed]
             panel.scatter(every[:, 0], every[:, 1], s=area, c=colors, alpha=0.4, linewidths=0, rasterized=True)

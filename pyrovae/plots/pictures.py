@@ -21,22 +21,22 @@ def images(
     ax: Axes | None = None,
     axes: Any = None,
 ) -> Any:
-    """Draw panels of images, each with its name.
+    """Plot panels of images, each with its name.
 
     Args:
-        panels: Images by name: grey of shape ``(n, height, width)`` or ``(n, 1, height, width)``, or in colour of shape
-            ``(n, 3, height, width)``. Values lie in [0, 1], or are bytes; values outside are clipped.
+        panels: Images by name of the panel: grey of shape ``(n, height, width)`` or ``(n, 1, height, width)``, or in
+            colour of shape ``(n, 3, height, width)``. Values are bytes or lie in [0, 1]; other values are clipped.
         columns: Images per row of a panel.
-        stacked: Whether panels are drawn below each other, for comparison column by column; by default they are side
-            by side, at most four in a row.
+        stacked: If true, panels are drawn below each other, for comparison column by column. If false, they are drawn
+            next to each other, at most four in a row.
         ax: Axes for a single panel.
-        axes: Axes for all panels, one for each; by default those of a new figure.
+        axes: Axes for all panels, one for each; by default the axes of a new figure.
 
     Returns:
         ``ax`` or ``axes`` as given; by default an array with the axes of each panel.
 
     Raises:
-        ValueError: If images have another shape, or the axes are not as many as the panels.
+        ValueError: If images have another shape, or the numbers of axes and panels differ.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -58,14 +58,14 @@ def images(
 
 
 def manifold(images: Tensor, *, x: Tensor | None = None, y: Tensor | None = None, ax: Axes | None = None) -> Axes:
-    """Draw the images of a grid of codes side by side, without gaps: the data manifold of two latent dimensions.
+    """Plot the images of a grid of codes without gaps: the data manifold of two latent dimensions.
 
     Args:
         images: Images in [0, 1], shape ``(rows, columns, height, width)``, or in colour
             ``(rows, columns, 3, height, width)``; the first row is on top.
         x: Values of the first dimension, shape ``(columns,)``, written below some columns.
         y: Values of the second dimension, shape ``(rows,)``, from top to bottom, written beside some rows.
-        ax: Axes to draw on; by default those of a new figure.
+        ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
         The axes.
@@ -109,20 +109,20 @@ def strips(
     ax: Axes | None = None,
     axes: Any = None,
 ) -> Any:
-    """Draw rows of images, each with its name to the left: interpolations, traversals, steps of any kind.
+    """Plot rows of images, each with its name to the left: interpolations, traversals, steps of any kind.
 
     Args:
-        rows: Images in [0, 1] by name, shape ``(n, height, width)``, or in colour ``(n, 3, height, width)``; the same
-            shape in all rows.
+        rows: Images in [0, 1] by name of the row, shape ``(n, height, width)``, or in colour ``(n, 3, height, width)``.
+            All rows have the same shape.
         marks: Text above some columns, by their index.
         ax: Axes for a single row.
-        axes: Axes for all rows, one for each; by default those of a new figure.
+        axes: Axes for all rows, one for each; by default the axes of a new figure.
 
     Returns:
         ``ax`` or ``axes`` as given; by default an array with the axes of each row.
 
     Raises:
-        ValueError: If images have another shape, or the axes are not as many as the rows.
+        ValueError: If images have another shape, or the numbers of axes and rows differ.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -135,7 +135,7 @@ def strips(
     if len(set(shapes.values())) > 1:
         raise ValueError(f"The images of all rows must have the same shape, got {shapes}. Crop or pad them.")
     n, height, width = next(iter(pictures.values())).shape[:3] if pictures else (1, 1, 1)
-    cell = (PAGE - 0.2 - 0.075 * max(map(len, rows), default=0)) / n  # names have the rest of the width
+    cell = (PAGE - 0.2 - 0.075 * max(map(len, rows), default=0)) / n  # the names take the rest of the width
     size, marked = (PAGE, cell * height / width + 0.08), (0.0, 0.25 if marks else 0.0)
     with panels_for(list(rows), ax, axes, 1, size, marked) as (given, chosen):
         for panel, (name, batch) in zip(chosen, pictures.items(), strict=True):
@@ -170,7 +170,7 @@ def _pixels(name: str, batch: Tensor) -> np.ndarray:
 
 
 def _tiled(pixels: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Return images side by side, ``columns`` in a row, with grey lines of ``gap`` pixels around each."""
+    """Return images next to each other, ``columns`` in a row, with grey lines of ``gap`` pixels around each image."""
     n, height, width, channels = pixels.shape
     columns = min(columns, n)
     rows = -(-n // columns)
@@ -182,7 +182,7 @@ def _tiled(pixels: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
 
 
 def _show(ax: Axes, picture: np.ndarray, **options: Any) -> None:
-    """Draw a picture; grey values are ink on paper, so that 1 is black."""
+    """Show a picture; grey values are amounts of ink on paper, so that 1 is black."""
     grey = picture.shape[-1] == 1
     shades: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 1} if grey else {}
     ax.imshow(picture[..., 0] if grey else picture, interpolation="nearest", **shades, **options)

@@ -1,4 +1,4 @@
-"""The look that all figures share: sizes for print, a palette for every eye, axes, panels and legends."""
+"""The style that all figures share: sizes for print, a colour-blind-safe palette, axes, panels and legends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-PAGE = 6.5  # inches, the width of a page's text; figures are drawn at the width at which they are printed
+PAGE = 6.5  # width of a page's text, inches; figures are drawn at the width at which they are printed
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito (2008)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -32,13 +32,13 @@ def color(i: int) -> str:
 
 
 def marker(i: int) -> str:
-    """Return the marker of the i-th model or class; with the colour it distinguishes 56 of them."""
+    """Return the marker of the i-th model or class; together with the colours, it distinguishes 56 of them."""
     return MARKERS[i % len(MARKERS)]
 
 
 @contextmanager
 def axes_for(ax: Axes | None, size: tuple[float, float] = (4.8, 3.4)) -> Iterator[Axes]:
-    """Yield the axes given, or new ones in the sizes of print; on axes that are given, the caller's style applies."""
+    """Yield the given axes, or new axes in the size of print; given axes keep the caller's style."""
     if ax is not None:
         yield ax
         return
@@ -58,7 +58,7 @@ def panels_for(
     size: tuple[float, float],
     extra: tuple[float, float] = (0.0, 0.0),
 ) -> Iterator[tuple[Any, list[Axes]]]:
-    """Yield what a function with several panels returns, and its axes as a list, one for each name.
+    """Yield the return value of a function with several panels, and its axes as a list, one for each name.
 
     Args:
         names: Names of the panels, in order; each becomes a title, wrapped to the panel's width.
@@ -66,17 +66,17 @@ def panels_for(
         axes: Axes for all panels, in an array or a sequence of any shape.
         columns: Panels per row of a new figure.
         size: Width and height of a panel of a new figure, in inches.
-        extra: Width and height that a new figure has besides its panels, for a legend.
+        extra: Width and height of a new figure in addition to its panels, for a legend, in inches.
 
     Raises:
-        ValueError: If there are no panels, or not as many axes as panels.
+        ValueError: If there are no panels, or the numbers of axes and panels differ.
     """
     if not names:
-        raise ValueError("There is nothing to draw. Give at least one panel, by its name.")
+        raise ValueError("There is nothing to plot. Pass at least one panel, by its name.")
     if ax is not None or axes is not None:
         given = list(np.atleast_1d(np.asarray(ax if axes is None else axes, dtype=object)).flat)
         if len(given) != len(names) or (ax is not None and axes is not None):
-            raise ValueError(f"There are {len(names)} panels but {len(given)} axes. Give axes= one for each panel.")
+            raise ValueError(f"There are {len(names)} panels but {len(given)} axes. Pass one axes for each panel.")
         yield (ax if axes is None else axes), given
         return
     columns = min(columns, len(names))
@@ -93,13 +93,13 @@ def panels_for(
 
 
 def wrapped(ax: Axes, text: str, character: float = 0.075) -> str:
-    """Return text in as many lines as the width of the axes needs; a character is so many inches wide."""
+    """Return text, broken into lines that fit the width of the axes; ``character`` is a character's width in inches."""
     width = ax.get_window_extent().width / ax.figure.dpi
     return textwrap.fill(text, max(8, int(width / character)))
 
 
 def title(ax: Axes, name: str, *, loc: Any = "center") -> None:
-    """Write the title of a panel, in as many lines as its width needs."""
+    """Write the title of a panel, broken into lines that fit its width."""
     ax.set_title(wrapped(ax, name, 0.085), loc=loc)
 
 

@@ -1,7 +1,7 @@
 """Posteriors: ``x -> q(z | x)``, with the batch shape of ``x`` and event shape ``(latent,)``.
 
-Each takes the network that gives its parameters side by side on the last dimension. As callables that return a
-distribution given something, they serve as conditional priors ``p(z1 | z2)`` too.
+Each takes the network that returns its parameters, concatenated along the last dimension. Since a posterior is a
+callable that returns a distribution given something, it can also serve as a conditional prior ``p(z1 | z2)``.
 """
 
 from pyrovae.posteriors.categorical import OneHotCategorical

@@ -1,4 +1,4 @@
-"""The posterior of a label."""
+"""The posterior of a categorical label."""
 
 import pyro.distributions as dist
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ class OneHotCategorical(Described):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.posteriors.OneHotCategorical(pv.networks.mlp(4, 10))(torch.zeros(3, 4)).event_shape
-        torch.Size([10])
+        >>> classifier = pv.posteriors.OneHotCategorical(torch.nn.Identity())
+        >>> q = classifier(torch.tensor([0.25, 0.75]).log())
+        >>> round(float(q.log_prob(torch.tensor([0.0, 1.0])).exp()), 3)
+        0.75
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -26,5 +28,5 @@ class OneHotCategorical(Described):
         self.network = network
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(y | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
+        """Return q(y | x) for ``x``, shape ``(*batch, *event)``; a network with several inputs gets all contexts."""
         return dist.OneHotCategorical(logits=self.network(*context))

@@ -11,7 +11,7 @@ from pyrovae.networks import split
 
 
 class _LocationScale(Described):
-    """A network that maps its contexts to locations and log-scales, side by side."""
+    """A network that maps its contexts to concatenated locations and log-scales."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class DiagonalNormal(_LocationScale):
     r"""Mean-field normal posterior, :math:`q(z \mid x) = N(z; \mu(x), \mathrm{diag}(\sigma(x)^2))`.
 
     Args:
-        network: ``(*batch, *event) -> (*batch, 2 * latent)``: means and log-scales side by side.
+        network: ``(*batch, *event) -> (*batch, 2 * latent)``: means, then log-scales.
 
     Source:
         *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), appendix C.2.
@@ -37,10 +37,13 @@ class DiagonalNormal(_LocationScale):
         >>> q = posterior(torch.zeros(3, 28, 28))
         >>> q.batch_shape, q.event_shape
         (torch.Size([3]), torch.Size([5]))
+        >>> q = pv.posteriors.DiagonalNormal(torch.nn.Identity())(torch.tensor([4.0, 0.0]))
+        >>> q.mean.tolist(), q.stddev.tolist()
+        ([4.0], [1.0])
     """
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network with several inputs gets all contexts."""
         return dist.Normal(*self._parameters_of(context)).to_event(1)
 
 
@@ -50,7 +53,7 @@ class Laplace(_LocationScale):
     Its tails are heavier than those of a normal posterior, which makes it a safer proposal for importance sampling.
 
     Args:
-        network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations and log-scales side by side.
+        network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations, then log-scales.
 
     Source:
         *Stochastic Backpropagation and Approximate Inference in Deep Generative Models* (Rezende et al., 2014), for
@@ -58,12 +61,15 @@ class Laplace(_LocationScale):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.posteriors.Laplace(pv.networks.mlp(4, 2 * 5))(torch.zeros(3, 4)).event_shape
-        torch.Size([5])
+        >>> far = torch.tensor([10.0])
+        >>> laplace = pv.posteriors.Laplace(torch.nn.Identity())(torch.zeros(2)).log_prob(far)
+        >>> normal = pv.posteriors.DiagonalNormal(torch.nn.Identity())(torch.zeros(2)).log_prob(far)
+        >>> round(float(laplace), 1), round(float(normal), 1)
+        (-10.7, -50.9)
     """
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network with several inputs gets all contexts."""
         return dist.Laplace(*self._parameters_of(context)).to_event(1)
 
 
@@ -71,8 +77,8 @@ class StudentT(_LocationScale):
     r"""Student's t posterior with polynomial tails, :math:`q(z \mid x) = \prod_i t_\nu(z_i; \mu_i(x), \sigma_i(x))`.
 
     Args:
-        network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations and log-scales side by side.
-        df: Degrees of freedom, positive; at ``df <= 2`` the variance is infinite.
+        network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations, then log-scales.
+        df: Degrees of freedom, positive. If ``df <= 2``, the variance is infinite.
 
     Raises:
         ValueError: If ``df`` is not positive and finite.
@@ -83,16 +89,19 @@ class StudentT(_LocationScale):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.posteriors.StudentT(pv.networks.mlp(4, 2 * 5), df=5.0)(torch.zeros(3, 4)).event_shape
-        torch.Size([5])
+        >>> far = torch.tensor([10.0])
+        >>> student = pv.posteriors.StudentT(torch.nn.Identity(), df=5.0)(torch.zeros(2)).log_prob(far)
+        >>> normal = pv.posteriors.DiagonalNormal(torch.nn.Identity())(torch.zeros(2)).log_prob(far)
+        >>> round(float(student), 1), round(float(normal), 1)
+        (-10.1, -50.9)
     """
 
     def __init__(self, network: nn.Module, df: float = 5.0) -> None:
         super().__init__(network)
         if not 0 < df < math.inf:
-            raise ValueError(f"posteriors.StudentT: df={df} degrees of freedom must be positive and finite")
+            raise ValueError(f"posteriors.StudentT: df={df}, the degrees of freedom, must be positive and finite")
         self.df = df
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network with several inputs gets all contexts."""
         return StudentTDistribution(self.df, *self._parameters_of(context)).to_event(1)

@@ -1,4 +1,4 @@
-"""Flow posteriors: inverse autoregressive, and any flow on any base."""
+"""Flow posteriors: the inverse autoregressive flow, and any flow on any base."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,18 +16,19 @@ class InverseAutoregressiveFlow(Described):
 
     .. math:: z_0 = \mu(x) + \sigma(x) \odot \epsilon, \qquad z_t = \sigma_t \odot z_{t-1} + (1 - \sigma_t) \odot m_t,
 
-    with :math:`(m_t, s_t)` from an autoregressive network of :math:`z_{t-1}` and :math:`h(x)`. Drawing, and scoring the
-    draw, takes one pass of each layer. Scoring another z takes ``latent`` passes, as inside a VampPrior.
+    where :math:`(m_t, s_t)` are the output of an autoregressive network of :math:`z_{t-1}` and :math:`h(x)`. Drawing z,
+    and scoring this draw, takes one pass of each layer. Scoring another z, as inside a VampPrior, takes ``latent``
+    passes.
 
     Args:
-        network: ``(*batch, *event) -> (*batch, 2 * latent + context)``: means, log-scales and h side by side.
+        network: ``(*batch, *event) -> (*batch, 2 * latent + context)``: means, then log-scales, then h.
         latent: Number of latent dimensions.
         context: Number of features of h, which may be 0.
         depth: Number of layers.
         hidden: Widths of the autoregressive networks.
 
     Raises:
-        ValueError: If ``latent`` or ``depth`` is not positive; when called, if the network's width does not fit.
+        ValueError: If ``latent`` or ``depth`` is not positive; when called, if the network's output has another width.
 
     Source:
         *Improving Variational Inference with Inverse Autoregressive Flow* (Kingma et al., 2016).
@@ -35,8 +36,10 @@ class InverseAutoregressiveFlow(Described):
     Example:
         >>> import torch, pyrovae as pv
         >>> posterior = pv.posteriors.InverseAutoregressiveFlow(pv.networks.mlp(4, 2 * 5 + 8), 5, context=8)
-        >>> posterior(torch.zeros(3, 4)).rsample().shape
-        torch.Size([3, 5])
+        >>> q = posterior(torch.zeros(3, 4))
+        >>> z = q.rsample()
+        >>> z.shape, torch.allclose(q.log_prob(z), q.log_prob(z.clone()), atol=1e-3)  # the copy is scored by inversion
+        (torch.Size([3, 5]), True)
     """
 
     def __init__(
@@ -48,13 +51,13 @@ class InverseAutoregressiveFlow(Described):
         self.flow = flows.inverse_autoregressive(latent, context=context, depth=depth, hidden=hidden)
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network with several inputs gets all contexts."""
         output = self.network(*context)
         if output.shape[-1] != sum(self.sizes):
             raise ValueError(
                 f"posteriors.InverseAutoregressiveFlow: the network's output has shape {tuple(output.shape)}, but "
                 f"{self.sizes[0]} latent dimensions and a context of {self.sizes[2]} need a last dimension of "
-                f"{sum(self.sizes)}; give the network that width"
+                f"{sum(self.sizes)}. Change the width of the network."
             )
         loc, log_scale, h = output.split(self.sizes, dim=-1)
         base = dist.Normal(loc, log_scale.exp()).to_event(1)
@@ -75,10 +78,13 @@ class NormalizingFlow(Described):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> base = pv.posteriors.StudentT(pv.networks.mlp(4, 2 * 5))
-        >>> posterior = pv.posteriors.NormalizingFlow(base, pv.flows.coupling(5, context=8), pv.networks.mlp(4, 8))
-        >>> posterior(torch.zeros(3, 4)).batch_shape
-        torch.Size([3])
+        >>> base = pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2))
+        >>> flow = pv.flows.autoregressive(1, context=8)
+        >>> posterior = pv.posteriors.NormalizingFlow(base, flow, pv.networks.mlp(4, 8))
+        >>> q = posterior(torch.zeros(3, 4))  # three densities on the real line
+        >>> grid = torch.linspace(-50.0, 50.0, 20_001)[:, None, None]
+        >>> torch.allclose(q.log_prob(grid).exp().sum(0) * 0.005, torch.ones(3), atol=0.01)
+        True
     """
 
     def __init__(self, base: Callable[..., Any], flow: nn.Module, network: nn.Module | None = None) -> None:

@@ -14,21 +14,21 @@ class MultivariateNormal(Described):
     r"""Normal posterior with a covariance of full or low rank.
 
     * ``MultivariateNormal(network)``: :math:`q(z \mid x) = N(z; \mu, S L L^\top S)` with
-      :math:`S = \mathrm{diag}(\sigma)` and L lower triangular with ones on its diagonal; the network's output is
-      ``latent * (latent + 3) / 2`` wide: means, log-scales, and L below the diagonal row by row.
-    * ``MultivariateNormal(network, rank=r)``: :math:`N(z; \mu, S (I + W W^\top) S)` with r columns in W; the output is
-      ``latent * (r + 2)`` wide: means, log-scales, and W row by row.
+      :math:`S = \mathrm{diag}(\sigma)` and L lower triangular with ones on its diagonal. The network's output has
+      ``latent * (latent + 3) / 2`` features: means, log-scales, and L below the diagonal row by row.
+    * ``MultivariateNormal(network, rank=r)``: :math:`N(z; \mu, S (I + W W^\top) S)` with r columns in W. The output has
+      ``latent * (r + 2)`` features: means, log-scales, and W row by row.
 
-    Correlations are relative to the scales, so that a small scale leaves the covariance well-conditioned.
-    The network's output for L is divided by the square root of ``latent``: outputs of order one, as at the start, would
-    otherwise put most of the variance into correlations.
+    Correlations are relative to the scales, so that a small scale leaves the covariance well-conditioned. The network's
+    output for L is divided by the square root of ``latent``. Without this factor, outputs of order one, as at
+    initialization, would put most of the variance into correlations.
 
     Args:
         network: ``(*batch, *event) -> (*batch, width)``.
         rank: Number of columns of W; ``None`` for the full covariance.
 
     Raises:
-        ValueError: If ``rank`` is not positive; when called, if no number of latent dimensions fits the width.
+        ValueError: If ``rank`` is not positive; when called, if the width fits no number of latent dimensions.
 
     Source:
         *Stochastic Backpropagation and Approximate Inference in Deep Generative Models* (Rezende et al., 2014),
@@ -36,10 +36,12 @@ class MultivariateNormal(Described):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> pv.posteriors.MultivariateNormal(pv.networks.mlp(4, 5 * 8 // 2))(torch.zeros(3, 4)).event_shape
+        >>> full = pv.posteriors.MultivariateNormal(pv.networks.mlp(4, 5 * 8 // 2))
+        >>> full(torch.zeros(3, 4)).event_shape
         torch.Size([5])
-        >>> pv.posteriors.MultivariateNormal(pv.networks.mlp(4, 5 * 3), rank=1)(torch.zeros(3, 4)).event_shape
-        torch.Size([5])
+        >>> low_rank = pv.posteriors.MultivariateNormal(torch.nn.Identity(), rank=1)
+        >>> low_rank(torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0])).covariance_matrix.tolist()  # I + w w^T
+        [[2.0, 1.0], [1.0, 2.0]]
     """
 
     def __init__(self, network: nn.Module, rank: int | None = None) -> None:
@@ -49,7 +51,7 @@ class MultivariateNormal(Described):
         self.network, self.rank = network, rank
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network of several contexts gets all of them."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network with several inputs gets all contexts."""
         output = self.network(*context)
         latent = _latent(output.shape[-1], self.rank)
         loc, log_scale, rest = output.split([latent, latent, output.shape[-1] - 2 * latent], dim=-1)
@@ -64,18 +66,18 @@ class MultivariateNormal(Described):
 
 
 def _latent(width: int, rank: int | None) -> int:
-    """Return the number of latent dimensions from the width of the network's output."""
+    """Return the number of latent dimensions, given the width of the network's output."""
     if rank is None:
         latent = (math.isqrt(9 + 8 * width) - 3) // 2
         if latent < 1 or latent * (latent + 3) != 2 * width:
             raise ValueError(
                 f"posteriors.MultivariateNormal: the network's output is {width} wide, but a full covariance needs "
-                f"latent * (latent + 3) / 2 parameters; give the network such a width"
+                f"latent * (latent + 3) / 2 parameters. Change the width of the network."
             )
         return latent
     if width % (rank + 2):
         raise ValueError(
-            f"posteriors.MultivariateNormal: the network's output is {width} wide, but rank {rank} needs "
-            f"latent * {rank + 2} parameters; give the network such a width"
+            f"posteriors.MultivariateNormal: the network's output is {width} wide, but rank {rank} needs latent * "
+            f"{rank + 2} parameters. Change the width of the network."
         )
     return width // (rank + 2)

@@ -1,4 +1,4 @@
-r"""Semi-amortized inference: the parameters of the encoder, refined for each datum by gradient steps on the ELBO."""
+r"""Semi-amortized inference: the encoder's parameters are refined for each datum by gradient steps on the ELBO."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,27 +13,27 @@ from pyrovae.distributions import NormalizingFlow
 
 
 class SemiAmortized(Described):
-    r"""Posterior whose local parameters :math:`\lambda` are refined by gradient steps, starting at the encoder's.
+    r"""Posterior whose local parameters :math:`\lambda` are refined by gradient steps from the encoder's output.
 
     .. math::
         \lambda_0 = f(x), \qquad
         \lambda_{t+1} = \lambda_t + \mathrm{Adam}\big(\nabla_\lambda \mathrm{ELBO}(x; \lambda_t)\big).
 
-    It is meant for evaluation: ``vae.posterior = SemiAmortized(vae.posterior)`` after training gives evaluation a
-    better proposal and does not change the model; a VampPrior keeps using the encoder. In training, the gradient at the
-    refined parameters is passed to those of the encoder unchanged.
+    It is meant for evaluation. If you set ``vae.posterior = SemiAmortized(vae.posterior)`` after training, evaluation
+    gets a better proposal, and the model does not change, because a VampPrior keeps using the encoder. In training, the
+    gradient at the refined parameters is passed to the encoder's parameters unchanged.
 
     Args:
         posterior: ``x -> q(z | x)``, from Pyro's ``Normal``, ``Laplace``, ``StudentT``, ``MultivariateNormal`` or
-            ``LowRankMultivariateNormal``. Of a flow, the base is refined.
+            ``LowRankMultivariateNormal``. For a flow, its base is refined.
         steps: Number of gradient steps.
         learning_rate: Learning rate of Adam, for parameters on the real line (log-scales).
         num_particles: Draws per datum and step.
 
     Raises:
-        ValueError: If ``steps`` or ``num_particles`` is less than 1. When called, if the posterior does not belong to a
+        ValueError: If ``steps`` or ``num_particles`` is less than 1; when called, if the posterior does not belong to a
             VAE, whose prior and likelihood it needs.
-        TypeError: When called, if the posterior is of another family.
+        TypeError: When called, if the posterior belongs to another family.
 
     Source:
         *Semi-Amortized Variational Autoencoders* (Kim et al., 2018); *On the Challenges of Learning with Inference
@@ -43,11 +43,15 @@ class SemiAmortized(Described):
         >>> import torch, pyrovae as pv
         >>> vae = pv.VAE(
         ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.SemiAmortized(pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)), steps=5),
+        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4), scale=0.1),
+        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
         ... )
-        >>> vae.posterior(torch.zeros(3, 4)).batch_shape
-        torch.Size([3])
+        >>> x = torch.randn(10, 4)
+        >>> before = pv.evaluation.evaluate(vae.model, vae.guide, x, 100, seed=0)
+        >>> vae.posterior = pv.posteriors.SemiAmortized(vae.posterior)
+        >>> after = pv.evaluation.evaluate(vae.model, vae.guide, x, 100, seed=0)
+        >>> bool(after.elbo.mean() > before.elbo.mean())
+        True
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class SemiAmortized(Described):
             )
         self.amortized = posterior
         self.steps, self.learning_rate, self.num_particles = steps, learning_rate, num_particles
-        # In a tuple, because a module would register prior and likelihood and their parameters as its own.
+        # A tuple, because a module would register prior and likelihood and their parameters as its own.
         self._model: tuple[Callable[..., Any], ...] = ()
 
     @property
@@ -70,7 +74,7 @@ class SemiAmortized(Described):
         return amortized
 
     def bind_components(self, prior: Any = None, likelihood: Any = None, **_: Any) -> None:
-        """Take the prior and the likelihood of the VAE."""
+        """Store the prior and the likelihood of the VAE."""
         self._model = () if prior is None or likelihood is None else (prior, likelihood)
 
     def forward(self, x: Tensor, *given: Tensor) -> dist.TorchDistribution:
@@ -78,12 +82,12 @@ class SemiAmortized(Described):
         if not self._model:
             raise ValueError(
                 "posteriors.SemiAmortized: the prior and the likelihood are not known. Use it as the posterior of a "
-                "pyrovae.VAE; it does not refine several latent layers"
+                "pyrovae.VAE; it cannot refine several latent layers."
             )
         q = self.amortized(x, *given)
         start = _local_parameters(q)
         refined = self._refine(q, [part.detach() for part in start], x, given)
-        # The values are the refined ones, and the gradient is that of the encoder's.
+        # The values are refined, and the gradient is that of the encoder's parameters.
         return _rebuild(q, [new + old - old.detach() for new, old in zip(refined, start, strict=True)])
 
     def _refine(self, q: Any, start: list[Tensor], x: Tensor, given: tuple[Tensor, ...]) -> list[Tensor]:
@@ -112,13 +116,14 @@ _FAMILIES: dict[type, tuple[str, ...]] = {
 
 
 def _local_parameters(q: Any) -> list[Tensor]:
-    """Return the parameters of a posterior, mapped to the real line."""
+    """Return the parameters of a posterior as values on the real line."""
     if isinstance(q, torch.distributions.Independent | NormalizingFlow):
         return _local_parameters(q.base_dist)
     if _family(q) is None:
         known = ", ".join(family.__name__ for family in _FAMILIES)
         raise TypeError(
-            f"posteriors.SemiAmortized refines these families: {known}; got a {type(q).__name__}. Use another posterior"
+            f"posteriors.SemiAmortized refines only these families: {known}; got a {type(q).__name__}. Use another "
+            f"posterior."
         )
     return [transform_to(q.arg_constraints[name]).inv(getattr(q, name)) for name in _FAMILIES[_family(q)]]
 

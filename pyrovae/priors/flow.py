@@ -29,9 +29,11 @@ class NormalizingFlow(Described):
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> prior = pv.priors.NormalizingFlow(5, pv.flows.autoregressive(5), base=pv.priors.GaussianMixture(5))
-        >>> prior().log_prob(torch.zeros(7, 3, 5)).shape
-        torch.Size([7, 3])
+        >>> prior = pv.priors.NormalizingFlow(1, pv.flows.autoregressive(1), base=pv.priors.GaussianMixture(1))
+        >>> grid = torch.linspace(-50.0, 50.0, 20_001)[:, None]
+        >>> total = prior().log_prob(grid).exp().sum().item() * 0.005  # the integral of the density
+        >>> abs(total - 1) < 0.01
+        True
     """
 
     def __init__(self, latent: int, flow: nn.Module | None = None, *, base: Callable[..., Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Mixture priors: of Gaussians, and of the posterior at pseudo-inputs (VampPrior)."""
+"""Mixture priors: a mixture of Gaussians, and the mixture of posteriors at pseudo-inputs (VampPrior)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,20 +22,22 @@ class GaussianMixture(Described):
         ValueError: If ``latent`` or ``components`` is not positive.
 
     Source:
-        *VAE with a VampPrior* (Tomczak and Welling, 2018), which compares it with the VampPrior (as MoG).
+        *VAE with a VampPrior* (Tomczak and Welling, 2018), where it is a baseline (MoG).
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> prior = pv.priors.GaussianMixture(5, components=10)
-        >>> prior().log_prob(torch.zeros(7, 3, 5)).shape
-        torch.Size([7, 3])
+        >>> prior = pv.priors.GaussianMixture(1, components=2)
+        >>> prior.loc.data = torch.tensor([[-3.0], [3.0]])  # N(-3, 1) and N(3, 1) with equal weights
+        >>> p = prior()
+        >>> p.mean.tolist(), p.variance.tolist()
+        ([0.0], [10.0])
     """
 
     def __init__(self, latent: int, components: int = 10) -> None:
         super().__init__()
         _check_positive("GaussianMixture", latent=latent, components=components)
         self.latent, self.components = latent, components
-        # Means start as standard normal draws: the mixture is near the standard normal, and its components differ.
+        # Means start as standard normal draws, so the mixture is near the standard normal but its components differ.
         self.loc = nn.Parameter(torch.randn(components, latent))
         self.log_scale = nn.Parameter(torch.zeros(components, latent))
         self.logits = nn.Parameter(torch.zeros(components))
@@ -50,14 +52,14 @@ class VampPrior(Described):
     r"""Variational mixture of posteriors, :math:`p(z) = \frac{1}{C} \sum_c q(z \mid u_c)`.
 
     The pseudo-inputs :math:`u_c` are learned together with q, the posterior of the VAE to which the prior belongs. The
-    VAE passes its posterior to the prior whenever it runs or returns ``vae.prior``, and the prior does not hold the
-    parameters of q a second time. Outside a VAE, call :meth:`bind_components` first.
+    VAE passes its posterior to the prior whenever it runs or returns ``vae.prior``. The prior does not hold a second
+    copy of q's parameters. Outside a VAE, call :meth:`bind_components` first.
 
     Args:
         components: Number of pseudo-inputs, C.
-        event_shape: Shape of a datum; the pseudo-inputs then start near 0.5, the middle of the range of images.
-        data: At least ``components`` data, shape ``(N, *event_shape)``. The pseudo-inputs start at random ones of them.
-            Give either the data or the shape.
+        event_shape: Shape of a datum. The pseudo-inputs then start near 0.5, the middle of the range of images.
+        data: At least ``components`` data, shape ``(N, *event_shape)``. The pseudo-inputs then start at randomly chosen
+            data. Pass either the data or the shape.
 
     Raises:
         TypeError: If the data are not floating-point.
@@ -70,12 +72,13 @@ class VampPrior(Described):
     Example:
         >>> import torch, pyrovae as pv
         >>> vae = pv.VAE(
-        ...     pv.priors.VampPrior(10, data=torch.rand(100, 4)),
+        ...     pv.priors.VampPrior(1, data=torch.rand(100, 4)),
         ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
         ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
         ... )
-        >>> vae.prior().event_shape
-        torch.Size([2])
+        >>> z = torch.zeros(1, 2)
+        >>> torch.allclose(vae.prior().log_prob(z), vae.posterior(vae.prior.pseudo_inputs).log_prob(z))
+        True
     """
 
     def __init__(
@@ -84,27 +87,28 @@ class VampPrior(Described):
         super().__init__()
         _check_positive("VampPrior", components=components)
         if (event_shape is None) == (data is None):
-            raise ValueError("priors.VampPrior needs either event_shape= or data=, to know the shape of a datum")
+            raise ValueError("priors.VampPrior needs the shape of a datum. Pass exactly one of event_shape= and data=.")
         if data is None:
             start = 0.5 + 0.05 * torch.randn(components, *(event_shape or ()))
         elif not data.is_floating_point():
             raise TypeError(
                 f"priors.VampPrior: data must be floating-point, because pseudo-inputs are learned, got {data.dtype}. "
-                f"Call data.float()"
+                f"Call data.float()."
             )
         elif len(data) < components:
             raise ValueError(
-                f"priors.VampPrior draws components={components} pseudo-inputs from data, but got {len(data)}"
+                f"priors.VampPrior chooses components={components} pseudo-inputs from the data, but got {len(data)} "
+                f"data"
             )
         else:
             start = data[torch.randperm(len(data))[:components].to(data.device)].clone()
         self.components, self.event_shape = components, tuple(start.shape[1:])
         self.pseudo_inputs = nn.Parameter(start)
-        # In a tuple, because a module would register the posterior and its parameters as its own.
+        # A tuple, because a module would register the posterior and its parameters as its own.
         self._posterior: tuple[Callable[..., Any], ...] = ()
 
     def bind_components(self, *, posterior: Callable[..., Any], **_: Any) -> None:
-        """Take the posterior, ``x -> q(z | x)``; of a refined posterior, take the amortized one."""
+        """Store the posterior, ``x -> q(z | x)``; for a refined posterior, the amortized posterior inside it."""
         self._posterior = (getattr(posterior, "amortized", posterior),)
 
     def forward(self) -> dist.TorchDistribution:
@@ -112,7 +116,7 @@ class VampPrior(Described):
         if not self._posterior:
             raise ValueError(
                 "priors.VampPrior: the posterior is not known. Use the prior in a pyrovae.VAE, or call "
-                "bind_components(posterior=...)"
+                "bind_components(posterior=...)."
             )
         components = self._posterior[0](self.pseudo_inputs)
         weights = dist.Categorical(logits=self.pseudo_inputs.new_zeros(len(self.pseudo_inputs)))

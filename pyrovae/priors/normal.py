@@ -26,9 +26,10 @@ class StandardNormal(Described):
         *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014).
 
     Example:
-        >>> import pyrovae as pv
-        >>> pv.priors.StandardNormal(50)().event_shape
-        torch.Size([50])
+        >>> import torch, pyrovae as pv
+        >>> p = pv.priors.StandardNormal(50)()
+        >>> p.event_shape, round(float(p.log_prob(torch.zeros(50)) / 50), 3)  # -log(2 pi) / 2 per dimension
+        (torch.Size([50]), -0.919)
     """
 
     loc: torch.Tensor
@@ -38,7 +39,7 @@ class StandardNormal(Described):
         super().__init__()
         check_whole(latent=latent)
         if latent < 1:
-            raise ValueError(f"priors.StandardNormal: latent={latent} dimensions must be at least 1")
+            raise ValueError(f"priors.StandardNormal: latent={latent}, the number of dimensions, must be at least 1")
         self.latent = latent
         # Buffers follow the device and dtype of the module. They are constants, so the state dict leaves them out.
         self.register_buffer("loc", torch.zeros(latent), persistent=False)
@@ -50,7 +51,7 @@ class StandardNormal(Described):
 
 
 class Fixed(Described):
-    """Prior that is a given distribution, and moves with the device and dtype of the module.
+    """Prior that is a given distribution; it moves with the device and dtype of the module.
 
     :class:`pyrovae.VAE` wraps a plain distribution in this class, so that ``VAE(prior=dist.Laplace(...).to_event(1),
     ...)`` works.
@@ -63,8 +64,9 @@ class Fixed(Described):
 
     Example:
         >>> import torch, pyro.distributions as dist, pyrovae as pv
-        >>> pv.priors.Fixed(dist.Laplace(torch.zeros(5), 1.0).to_event(1))().event_shape
-        torch.Size([5])
+        >>> prior = pv.priors.Fixed(dist.Laplace(torch.zeros(5), 1.0).to_event(1))
+        >>> round(float(prior().log_prob(torch.zeros(5)) / 5), 3)  # -log(2) per dimension
+        -0.693
     """
 
     def __init__(self, distribution: dist.TorchDistribution) -> None:
@@ -72,12 +74,12 @@ class Fixed(Described):
         if not isinstance(distribution, torch.distributions.Distribution):
             raise TypeError(
                 f"priors.Fixed takes a distribution, got a {type(distribution).__name__}. Pass other priors to the VAE "
-                f"directly"
+                f"directly."
             )
         self.distribution = distribution
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return p(z); given a context, as a conditional prior is, return p(z) for each of its rows."""
+        """Return p(z); given a context, as in a conditional prior, return p(z) for each row of the context."""
         if not context:
             return self.distribution
         return self.distribution.expand(torch.broadcast_shapes(*(part.shape[:-1] for part in context)))

@@ -1,4 +1,4 @@
-"""Training by stochastic variational inference, with any Pyro ELBO and data that stay on the device."""
+"""Training by stochastic variational inference, with any Pyro ELBO and with data that stay on the device."""
 
 from pyrovae.training.checkpoints import CheckpointError
 from pyrovae.training.fit import fit

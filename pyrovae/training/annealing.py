@@ -1,14 +1,14 @@
-"""The weight of the latent sites over the epochs of a run: a linear warm-up, or a function of the epoch."""
+"""The weight of the latent sites during training: a linear warm-up, or a function of the epoch."""
 
 import math
 from collections.abc import Callable
 
 KLWarmup = float | Callable[[float], float]
-"""Epochs over which the weight grows linearly to 1, or the weight as a function of the epoch."""
+"""Number of epochs over which the weight grows linearly to 1, or the weight as a function of the epoch."""
 
 
 def kl_weight(warmup: KLWarmup, epoch: float) -> float:
-    """Return the weight of the latent sites after so many epochs, counted from 0.
+    """Return the weight of the latent sites at a number of epochs, counted from 0.
 
     Raises:
         ValueError: If a function returns a weight that is negative or not finite.
@@ -17,7 +17,7 @@ def kl_weight(warmup: KLWarmup, epoch: float) -> float:
         return min(1.0, epoch / warmup) if warmup else 1.0
     weight = float(warmup(epoch))
     if not 0 <= weight < math.inf:
-        raise ValueError(f"kl_warmup({epoch:g}) is {weight}; return a weight of at least 0 that is finite")
+        raise ValueError(f"kl_warmup({epoch:g}) returned {weight}. Return a finite weight of at least 0.")
     return weight
 
 

@@ -1,4 +1,4 @@
-"""The mini-batches that the loop takes from the data of a run."""
+"""The mini-batches that the training loop takes from the data of a run."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ Transform = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 class Batches:
-    """The batches of some data.
+    """The mini-batches of some data.
 
     Args:
         source: The data.
-        size: Data of a batch; the last one of an epoch may be shorter.
-        transform: Applied to the tensors of each batch.
-        accumulate: Batches of a step.
+        size: Number of data in a batch; the last batch of an epoch may be smaller.
+        transform: Function that is applied to the tensors of each batch.
+        accumulate: Number of batches per step.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class Batches:
 
     @property
     def steps(self) -> int:
-        """Return the number of steps of an epoch."""
+        """Return the number of steps per epoch."""
         return math.ceil(self.source.count(self.size) / self.accumulate)
 
     def order(self) -> Tensor:
-        """Return the order of an epoch, at random; one batch of all data keeps their order."""
+        """Return a random order of the data for an epoch; a single batch of all data keeps their order."""
         return self.source.order(self.size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -45,22 +45,22 @@ class Batches:
         return self._transformed(self.source.batches(self.size))
 
     def in_steps(self, order: Tensor, start: int) -> Iterator[list[Batch]]:
-        """Yield the batches of each step of an epoch, from the step of index ``start`` on."""
+        """Yield the batches of each step of an epoch, starting at the step with index ``start``."""
         batches = self._transformed(self.source.batches(self.size, order, start * self.accumulate))
         while step := list(islice(batches, self.accumulate)):
             yield step
 
     def first(self, count: int) -> Batch:
-        """Return the first data as the programs get them, and leave the generators as they were."""
+        """Return the first data after the transform, and leave the random generators unchanged."""
         with seeded(0):
             first = next(self.source.batches(min(count, len(self.source))))
             return next(self._transformed(iter([tuple(tensor[:count] for tensor in first)])))
 
     def check(self, error: Exception | None = None) -> None:
-        """Say of data that a program cannot take what is wrong with them, if anything is.
+        """Explain the error of a program, if the data are the cause.
 
         Raises:
-            TypeError: If they are integers and the program raised an error.
+            TypeError: If the data are integers and the program raised an error.
             ValueError: If a datum is NaN or infinite.
         """
         self.source.check_finite()

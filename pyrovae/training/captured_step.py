@@ -1,4 +1,4 @@
-"""The update of the parameters as a CUDA graph: one launch in the place of an optimizer's calls from Python."""
+"""The update of the parameters as a CUDA graph, which replaces an optimizer's many Python calls by one launch."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +17,13 @@ Addresses = tuple[int, ...]
 
 
 class CapturedUpdates:
-    """Makes updates, captured once for each set of tensors that they read and write.
+    """Updates that are captured once for each set of tensors that they read and write.
 
-    A graph keeps the numbers that it was captured with, such as the learning rate, and the places of gradients,
-    parameters and the optimizer's state. Where a number or a place has changed, the update is captured anew.
+    A graph keeps the numbers with which it was captured, such as the learning rate, and the addresses of gradients,
+    parameters and the optimizer's state. If a number or an address changes, the update is captured again.
 
     Args:
-        optimizer: What updates make a step of; see :func:`can_be_captured`.
+        optimizer: Optimizer whose steps are captured; see :func:`can_be_captured`.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -32,14 +32,14 @@ class CapturedUpdates:
         self.graphs: dict[Addresses, Callable[[], None] | None] = {}
 
     def __call__(self, update: Callable[[], None], gradients: Sequence[Tensor]) -> None:
-        """Makes an update, from the gradients that lie in ``.grad`` of the parameters."""
+        """Make an update from the gradients in ``.grad`` of the parameters."""
         if (settings := _settings(self.optimizer)) != self.settings:
             self.graphs.clear()
             self.settings = settings
         if (launch := self.graphs.get(self._addresses(gradients))) is not None:
             launch()
             return
-        with warnings.catch_warnings():  # of a step outside a graph, by which the optimizer makes its state
+        with warnings.catch_warnings():  # the first step runs outside a graph and creates the optimizer's state
             warnings.filterwarnings("ignore", "This instance was constructed with capturable=True", UserWarning)
             update()
         if (addresses := self._addresses(gradients)) not in self.graphs:
@@ -49,10 +49,10 @@ class CapturedUpdates:
         try:
             with _capturable(self.optimizer):
                 return capture(update, device)[0]
-        except Exception as error:  # what is wrong with the step itself, making it has said
+        except Exception as error:  # an error of the step itself was raised when it ran outside the graph
             reason = str(error).split("\n")[0]
             warnings.warn(
-                f"fit goes on without capturing the optimizer's step: {reason}", stacklevel=find_stack_level()
+                f"fit continues without capturing the optimizer's step: {reason}", stacklevel=find_stack_level()
             )
             return None
 
@@ -64,7 +64,7 @@ class CapturedUpdates:
 
 
 def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer's step does nothing outside the device: some of torch's, without hooks."""
+    """Return whether an optimizer's step runs only on the device: some optimizers of torch, without hooks."""
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim."):
         return False
@@ -72,7 +72,7 @@ def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
     if not all(group.get("capturable") or (is_adam and group["fused"]) for group in optimizer.param_groups):
         return False
     if any(isinstance(leaf, Tensor) and not leaf.is_cuda for leaf in tree_leaves(_settings(optimizer))):
-        return False  # a learning rate, say, which a schedule changes in place and a graph has read once
+        return False  # such as a learning rate tensor, which a schedule changes in place but a graph reads only once
     return not (
         optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
@@ -82,13 +82,13 @@ def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The numbers of each group of parameters."""
+    """Return the numbers of each parameter group."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 @contextmanager
 def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Tells an optimizer that it is meant to be captured; fused ones make the same step, but refuse without."""
+    """Mark an optimizer as capturable; fused optimizers make the same step, but raise an error without the mark."""
     before = [group["capturable"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["capturable"] = True

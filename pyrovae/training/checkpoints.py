@@ -1,4 +1,4 @@
-"""A folder with the last two checkpoints of a run, and the choice of the one from which a run continues."""
+"""A folder with the last two checkpoints of a run, and the choice of the checkpoint from which a run continues."""
 
 import logging
 import pickle
@@ -35,7 +35,7 @@ class CheckpointError(OSError):
     """A checkpoint cannot be written, or another run uses the folder.
 
     Attributes:
-        history: The history of the run up to that moment; None if the run had not begun.
+        history: History of the run up to the error; None if the run had not begun.
     """
 
     history: Any = None
@@ -44,17 +44,17 @@ class CheckpointError(OSError):
 class Checkpoints:
     """The checkpoints of one run, ``checkpoint-<epochs>-<steps of the next epoch>.pt``.
 
-    A context manager, within which the folder is locked for this run.
+    This context manager locks the folder for one run.
 
     Args:
-        folder: The folder. It is made if it does not exist; ``~`` is expanded.
+        folder: The folder, which is created if it does not exist; ``~`` is expanded.
         every: Number of epochs between two checkpoints.
-        description: What is trained, and how. A checkpoint with another description is refused.
+        description: Description of the run. A checkpoint with another description raises an error.
         changeable: Options of the run that may change.
         wait: Seconds to wait for another run that uses the folder.
 
     Attributes:
-        newest: The checkpoint that was written or read last.
+        newest: Path of the checkpoint that was written or read last.
 
     Raises:
         CheckpointError: On entry, if the folder cannot be used.
@@ -90,14 +90,14 @@ class Checkpoints:
             ) from error
         except OSError as error:
             raise CheckpointError(
-                f"the folder {name!r} cannot hold checkpoints ({_reason(error)}). Give a folder that can be written to."
+                f"the folder {name!r} cannot hold checkpoints ({_reason(error)}). Pass a folder that is writable."
             ) from error
 
     def latest(self) -> dict[str, Any] | None:
-        """Read the newest checkpoint that can be used, and set newer ones aside.
+        """Read the newest checkpoint that can be used, and rename newer checkpoints that are damaged.
 
         Raises:
-            ValueError: If the folder has checkpoints, and none can be used.
+            ValueError: If the folder has checkpoints, but none can be used.
         """
         refused: dict[Path, str] = {}
         for path in sorted(self._paths(), key=_position, reverse=True):
@@ -107,10 +107,10 @@ class Checkpoints:
                 refused[path] = str(error)
                 continue
             for other, reason in refused.items():
-                with suppress(OSError):  # on a read-only file system the file stays
+                with suppress(OSError):  # a file on a read-only file system cannot be renamed
                     other.rename(other.with_name(f"{other.name}.refused"))
                 warnings.warn(
-                    f"{reason} The run continues from {path.name!r}, the last good checkpoint.",
+                    f"{reason} The run continues from {path.name!r}, the last checkpoint that is not damaged.",
                     stacklevel=find_stack_level(),
                 )
             self.newest = path
@@ -121,7 +121,7 @@ class Checkpoints:
         return None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint, and remove those before the previous one.
+        """Write a checkpoint, and remove the checkpoints before the previous one.
 
         Raises:
             CheckpointError: If the checkpoint cannot be written.
@@ -141,14 +141,14 @@ class Checkpoints:
         is_first = self.newest is None
         try:
             archives.write(path, content)
-            if is_first:  # so that a state that cannot be read is noticed before the first step
+            if is_first:  # reading it back shows before the first step whether the state can be stored
                 archives.read(path)
         except (archives.ArchiveError, pickle.PicklingError, AttributeError) as error:
             path.unlink(missing_ok=True)
             raise TypeError(
                 "the state of the optimizer or of its schedule holds objects other than tensors, numbers, strings, "
-                "lists and dictionaries, which a checkpoint cannot hold. Use another optimizer or schedule, or no "
-                "checkpoint."
+                "lists and dictionaries, which a checkpoint cannot hold. Use another optimizer or schedule, or train "
+                "without checkpoints."
             ) from error
         except OSError as error:
             raise CheckpointError(
@@ -156,7 +156,7 @@ class Checkpoints:
                 + (
                     "There is no other checkpoint."
                     if is_first
-                    else f"{self.newest} is whole, and the run can continue."
+                    else f"{self.newest} is complete, and the run can continue from it."
                 )
             ) from error
         self.newest = path
@@ -178,24 +178,24 @@ class Checkpoints:
         return state
 
     def _check(self, path: Path, content: Any) -> None:
-        """Check that a file is of this run and complete, before the values of its tensors are read."""
+        """Check that a file belongs to this run and is complete, before the values of its tensors are read."""
         if not (isinstance(content, Mapping) and content.get("kind") == "checkpoint"):
-            raise ValueError(f"{str(path)!r} is not a checkpoint of a run. Use a folder for checkpoints alone.")
+            raise ValueError(f"{str(path)!r} is not a checkpoint of a run. Use a folder that holds only checkpoints.")
         require(path, content, "description", "versions", "state")
         number = file_format(path, content)
         require(path, content["description"], "module", "optimizer")
         require(path, content["description"]["module"], "tensors", "structure")
         if found := differences_of_runs(self.description, content["description"], number):
             raise ValueError(
-                f"{str(path)!r} is of another run: {first_of(found)}. Call fit as it was called then, or give it "
+                f"{str(path)!r} is of another run: {first_of(found)}. Call fit with the same arguments, or pass "
                 f"another folder."
             )
         check_state(path, content)
         state, trained = content["state"], self.description["trained"]
         if found := misfits(state["optimizer"], trained, self.description["optimizer"]["type"]):
             raise ValueError(
-                f"{str(path)!r} is of another run: {first_of(found)}. Freeze the same parameters as then "
-                f"(requires_grad_), or give it another folder."
+                f"{str(path)!r} is of another run: {first_of(found)}. Freeze the same parameters as in that run "
+                f"(requires_grad_), or pass another folder."
             )
         if missing := sorted(self.description["module"]["tensors"].keys() - state["tensors"].keys()):
             raise ValueError(f"{str(path)!r} is incomplete: the tensor {missing[0]!r} is missing. Use another file.")

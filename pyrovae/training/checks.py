@@ -1,9 +1,9 @@
 """Facts about a program that training needs before the first step, found by one run of guide and model.
 
-A loss is a sum over data, scaled to a number of data: the batch, or more if the data plate is subsampled or a
-``poutine.scale`` stands around it. A history divides by that number, so that it is in nats per datum. A site outside
-the data plate counts once in the loss, so a mini-batch must be scaled to all data; otherwise the posterior of that site
-would be that of one mini-batch.
+A loss is a sum over data that is scaled to a number of data. This number is the size of the batch, or more if the data
+plate is subsampled or inside a ``poutine.scale``. A history divides by the number, so it is in nats per datum. A site
+outside the data plate counts once in the loss, so a mini-batch must be scaled to all data. Otherwise the posterior of
+the site would be that of a single mini-batch.
 """
 
 import math
@@ -22,7 +22,7 @@ from pyrovae._waist.single_runs import trace
 from pyrovae._waist.sites import Program, Site, is_deterministic, is_point
 from pyrovae.training.batches import Batch
 
-SMALL = 1e-6  # relative, of a count of data that float32 may have rounded
+SMALL = 1e-6  # relative rounding error of a number of data in float32
 
 
 class Facts(NamedTuple):
@@ -30,12 +30,12 @@ class Facts(NamedTuple):
 
     Attributes:
         plate: Name of the data plate.
-        data_count: Number of data that the loss of the batch is scaled to.
+        data_count: Number of data to which the loss of the batch is scaled.
         full_size: Number of data that the plate declares, -1 if it declares none.
         outside: Scale of each site outside the data plate that is latent or depends on a parameter, by name.
         local: Name of a latent site in the data plate; ``None`` if there is none.
-        is_finite: Whether all log-probabilities are finite.
-        scales: Scale of each site in the data plate, in words, by name; empty if all sites are scaled alike.
+        is_finite: True if all log-probabilities are finite.
+        scales: Text with the scale of each site in the data plate, by name; empty if all scales are equal.
     """
 
     plate: str
@@ -48,9 +48,9 @@ class Facts(NamedTuple):
 
 
 def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
-    """Run guide and model once with validation on.
+    """Run guide and model once with validation.
 
-    Point guides, such as AutoDelta, pass: Pyro's ELBO trains them.
+    Point guides, such as AutoDelta, are accepted, because Pyro's ELBO trains them.
 
     Raises:
         ValueError: If model and guide disagree about their latent sites, no plate holds the observed sites, or a value
@@ -82,48 +82,48 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
 
 
 def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int) -> None:
-    """Refuse a batch whose loss would have another optimum than that of all data.
+    """Raise ValueError if the loss of a batch has another optimum than the loss of all data.
 
     Args:
         facts: Facts about the program on the batch.
         guide: Pyro program of q(z | x).
         batch: Number of data in the batch.
-        total: Number of data that the batch is a part of.
+        total: Number of data from which the batch is drawn.
         most: Number of training data.
 
     Raises:
-        ValueError: If a site outside the data plate is not weighed against all data or is weighed against more, or an
+        ValueError: If a site outside the data plate is weighted against fewer or more data than there are, or if an
             autoguide has parameters for each datum of a mini-batch.
     """
     for name, scale in facts.outside.items():
         declared = facts.data_count / scale if scale and batch < total else float(facts.full_size)
         if declared > most * (1 + SMALL):
             raise ValueError(
-                f"site {name!r} lies outside the data plate {facts.plate!r}, which stands for {declared:g} data, but "
-                f"there are {most} data to train on, so that its posterior would be that of {declared:g} data; "
-                f"declare the number of the training data, pyro.plate({facts.plate!r}, {most}, "
-                f"subsample=torch.arange(len(x))), or pass all {declared:g} data"
+                f"site {name!r} lies outside the data plate {facts.plate!r}, which declares {declared:g} data, but "
+                f"there are {most} training data, so its posterior would be that of {declared:g} data. Declare the "
+                f"number of the training data, pyro.plate({facts.plate!r}, {most}, subsample=torch.arange(len(x))), or "
+                f"pass all {declared:g} data."
             )
     if batch >= total:
         return
     if facts.local is not None and _has_local_parameters(guide) and facts.data_count < total * (1 - SMALL):
         raise ValueError(
-            f"{type(guide).__name__} has parameters for each datum of site {facts.local!r}, and a mini-batch holds "
-            f"{batch} of {total} data; train on one batch of all data (batch_size={total}), or write a guide that "
-            f"computes them from the data"
+            f"{type(guide).__name__} has parameters for each datum of site {facts.local!r}, but a mini-batch holds "
+            f"{batch} of {total} data. Train on one batch of all data (batch_size={total}), or write a guide that "
+            f"computes the parameters from the data."
         )
     for name, scale in facts.outside.items():
         if scale and facts.data_count / scale < total * (1 - SMALL):
             raise ValueError(
-                f"site {name!r} lies outside the data plate {facts.plate!r}, which stands for "
-                f"{facts.data_count / scale:g} of {total} data in a mini-batch of {batch}, so that its posterior would "
-                f"be that of a mini-batch; declare the full size of the plate, pyro.plate({facts.plate!r}, {total}, "
+                f"site {name!r} lies outside the data plate {facts.plate!r}, which scales a mini-batch of {batch} to "
+                f"{facts.data_count / scale:g} of {total} data, so its posterior would be that of a mini-batch. "
+                f"Declare the full size of the plate, pyro.plate({facts.plate!r}, {total}, "
                 f"subsample=torch.arange(len(x))), or train on one batch of all data, batch_size={total}"
             )
 
 
 def _of_parameters(sites: list[Site], model: Program, guide: Program, batch: Batch) -> list[Site]:
-    """Return the observed sites that depend on a parameter; the others, such as conditioned ones, are constants."""
+    """Return the observed sites that depend on a parameter; all other observed sites are constants."""
     names = {site["name"] for site in sites if site["is_observed"]}
     if not names:
         return []
@@ -137,13 +137,13 @@ def _is_inside(site: Site, plate: str) -> bool:
 
 
 def _own_scale(site: Site, within: str = "") -> float | None:
-    """Return a site's scale without the factors of its plates but that of ``within``; None for one scale per datum."""
+    """Return a site's scale without its plates except ``within``, or None if the scale differs between data."""
     scale = _without_plates(site, within)
     return scale.item() if scale.numel() == 1 else None
 
 
 def _without_plates(site: Site, within: str) -> Tensor:
-    """Return a site's scale without the factors of its plates but that of ``within``."""
+    """Return a site's scale without the factors of its plates except that of ``within``."""
     inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
     given = site["scale"]
     scale = given.detach().double() if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
@@ -151,14 +151,14 @@ def _without_plates(site: Site, within: str) -> Tensor:
 
 
 def _scaled_alike(inside: Sequence[Site], plate: str) -> bool:
-    """Return whether the sites of the data plate have one scale in common."""
+    """Return whether all sites of the data plate have the same scale."""
     scales = [_without_plates(site, plate) for site in inside]
     pairs = [torch.broadcast_tensors(scale, scales[0]) for scale in scales]
     return all(torch.allclose(scale, first, rtol=SMALL, atol=0.0) for scale, first in pairs)
 
 
 def _data_scale(observed: Sequence[Site], plate: Any) -> float:
-    """Return what a datum counts in the loss: the scale of the observed sites if they agree, else the plate's own."""
+    """Return the factor of a datum in the loss: the scale of the observed sites if they agree, else the plate's own."""
     scale = _own_scale(observed[0], plate.name) if observed and _scaled_alike(observed, plate.name) else None
     return scale or float(plate.full_size / plate.size)
 
@@ -181,7 +181,7 @@ def _has_local_parameters(guide: Any) -> bool:
 
 
 def materialize(guide: Any, first: Callable[[], Batch]) -> None:
-    """Run an autoguide that has not run yet on the first data; the run makes its parameters, some of them at random."""
+    """Run an autoguide once on the first data if it has not run yet; the run creates its parameters."""
     parts = guide.modules() if isinstance(guide, torch.nn.Module) else ()
     if any(isinstance(part, AutoGuide) and part.prototype_trace is None for part in parts):
         with torch.no_grad(), pyro.poutine.block():

@@ -24,7 +24,7 @@ class TrainingData(Protocol):
         name: Name of the data in error messages.
         device: Device of the batches.
         datum: The first datum, one tensor of shape ``(1, *event)`` for each argument of the programs.
-        batch_size: Batch size that the data bring along, or None.
+        batch_size: Batch size of a ``DataLoader``, or None.
     """
 
     name: str
@@ -36,25 +36,25 @@ class TrainingData(Protocol):
         """Return the number of data."""
 
     def count(self, size: int) -> int:
-        """Return the number of batches of an epoch, if they are of that size."""
+        """Return the number of batches of a size in an epoch."""
 
     def order(self, size: int) -> Tensor:
-        """Return the order of an epoch, at random.
+        """Return a random order of the data for an epoch.
 
         One batch of all data keeps their order, because a guide may have parameters for each datum.
         """
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from that of index ``start`` on; without an order, all data as stored."""
+        """Yield the batches of an epoch from index ``start``; without an order, all data in their stored order."""
 
     def check_finite(self) -> None:
-        """Raise ValueError if a datum is NaN or infinite; called if a program cannot take the data."""
+        """Raise ValueError if a datum is NaN or infinite; called if a program cannot score the data."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the shapes and a checksum, by which a checkpoint knows its data."""
+        """Return the shapes and a checksum, which a checkpoint compares."""
 
     def digest(self) -> Tensor:
-        """Return a checksum, by which processes know that they train on the same data."""
+        """Return a checksum, which shows whether processes train on the same data."""
 
 
 def as_training_data(name: str, data: Any, device: torch.device | None, *, held_out: bool = False) -> TrainingData:
@@ -64,10 +64,10 @@ def as_training_data(name: str, data: Any, device: torch.device | None, *, held_
         name: Name of the data in error messages.
         data: Data of a kind that :mod:`pyrovae.data.sources` lists.
         device: Device of the batches; ``None`` leaves them where they are.
-        held_out: Whether every pass must read the same data. A stream is then read into memory.
+        held_out: If true, every pass must read the same data. A stream is then read into memory.
 
     Raises:
-        TypeError: If the data are of another kind.
+        TypeError: If the data have an unsupported type.
         ValueError: If the data are empty or differ in length.
     """
     source = as_source(name, data, indexed=held_out)
@@ -89,7 +89,7 @@ class _IndexedData(ABC):
         return len(self.source)
 
     def count(self, size: int) -> int:
-        """Return the number of batches of an epoch; the last one may be smaller."""
+        """Return the number of batches in an epoch; the last batch may be smaller."""
         return math.ceil(len(self) / size)
 
     @abstractmethod
@@ -136,16 +136,16 @@ class DataInMemory(_IndexedData):
 
 
 class DataOnRequest(_IndexedData):
-    """Data on disk or of a data set, which are read batch by batch and then moved to the device."""
+    """Data on disk or in a data set, which are read batch by batch and then moved to the device."""
 
     def order(self, size: int) -> Tensor:
         """Return the order of an epoch, drawn on the CPU."""
         return torch.randperm(len(self)) if size < len(self) else torch.arange(len(self))
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch. A batch is read when its turn comes; worker processes read ahead."""
-        # Workers are seeded by a copy of the global generator. A run that was interrupted starts them once more than a
-        # run that was not, which must not change the noise.
+        """Yield the batches of an epoch. Each batch is read when it is needed; worker processes read ahead."""
+        # A copy of the global generator seeds the workers. An interrupted run starts them once more often than an
+        # uninterrupted run, which must not change the noise of the run.
         generator = torch.Generator()
         generator.set_state(torch.get_rng_state())
         order = torch.arange(len(self)) if order is None else order.cpu()
@@ -157,14 +157,14 @@ class DataOnRequest(_IndexedData):
 
 
 class StreamedData:
-    """A stream, in epochs of as many batches as its first pass has.
+    """A stream; an epoch has as many batches as the first pass over the stream.
 
-    The first pass is made at once and counts the data. A later pass that is shorter is followed by another one in the
-    same epoch; the rest of a longer one is left out.
+    The first pass is made at construction and counts the data. If a later pass is shorter, another pass follows in the
+    same epoch. If a later pass is longer, the rest of it is not used.
 
     Args:
-        stream: The stream. The batches of a ``DataLoader`` are used as they come, unless another size is asked for.
-        device: Device of the batches; ``None`` leaves them where they are.
+        stream: The stream. The batches of a ``DataLoader`` are used unchanged, unless another size is requested.
+        device: Device of the batches; ``None`` leaves them on their device.
 
     Raises:
         ValueError: If the stream is empty.
@@ -178,7 +178,7 @@ class StreamedData:
                 datum = tuple(tensor[:1].clone() for tensor in batch) if datum is None else datum
                 sizes.append(len(batch[0]))
         if datum is None:
-            raise ValueError(f"{self.name} is empty: its stream ended at once. Give at least one datum.")
+            raise ValueError(f"{self.name} is empty: its stream ended at once. Pass at least one datum.")
         self.datum, self.total, self.passed = datum, sum(sizes), len(sizes)
         self.batch_size = max(sizes) if isinstance(stream.data, DataLoader) else None
         self.device = datum[0].device if device is None else device
@@ -191,12 +191,12 @@ class StreamedData:
         return self.passed if size == self.batch_size else math.ceil(self.total / size)
 
     def order(self, size: int) -> Tensor:
-        """Return an empty tensor, because the stream has an order of its own."""
+        """Return an empty tensor, because a stream determines its own order."""
         del size
         return torch.empty(0, dtype=torch.long)
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield as many batches as there are from ``start`` to the end of an epoch, from the beginning of a new pass.
+        """Yield the batches from ``start`` to the end of an epoch, from the beginning of a new pass.
 
         Raises:
             ValueError: If a later pass over the stream is empty.
@@ -210,8 +210,8 @@ class StreamedData:
                 made += 1
             if not made:
                 raise ValueError(
-                    f"{self.name} had {self.total} data in its first pass and none in a later one. Return a new "
-                    f"iterator from its __iter__, because each epoch is a pass."
+                    f"{self.name} had {self.total} data in its first pass but a later pass is empty. Return a new "
+                    f"iterator from its __iter__, because each epoch makes a pass."
                 )
             left -= made
 
@@ -225,13 +225,13 @@ class StreamedData:
         return {"stream": [list(tensor.shape[1:]) for tensor in self.datum]}
 
     def digest(self) -> Tensor:
-        """Refuse to train on a stream in several processes.
+        """Raise ValueError, because several processes cannot train on a stream.
 
         Raises:
-            ValueError: In any case.
+            ValueError: Always.
         """
         raise ValueError(
-            f"{self.name} is a stream, of which several processes would read different batches. Pass data with a "
+            f"{self.name} is a stream, from which several processes would read different batches. Pass data with a "
             f"length, or train in one process."
         )
 
@@ -241,7 +241,7 @@ class StreamedData:
 
 
 def _resized(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
-    """Join and split batches to others of a size; the last one may be smaller."""
+    """Join and split batches to batches of a given size; the last batch may be smaller."""
     rest: Batch | None = None
     for batch in batches:
         held = batch if rest is None else tuple(torch.cat(pair) for pair in zip(rest, batch, strict=True))
@@ -254,7 +254,7 @@ def _resized(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch on a device; the copy to CUDA is asynchronous, from page-locked memory."""
+    """Return a batch on a device; a copy to CUDA is asynchronous, from page-locked memory."""
     if device.type != "cuda":
         return tuple(tensor.to(device) for tensor in batch)
     return tuple(tensor if tensor.is_cuda else tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)

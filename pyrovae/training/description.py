@@ -1,4 +1,4 @@
-"""Descriptions of what is trained, as plain values to store and compare: module, data, objective, options, versions."""
+"""Descriptions of a run as plain values to store and compare: module, data, objective, options, versions."""
 
 import platform
 import re
@@ -15,7 +15,7 @@ from pyrovae.versions import version
 
 Description = dict[str, Any]
 
-FORMAT = 2  # of the descriptions in files; version 0.1.0 wrote format 1 and no number
+FORMAT = 2  # format of the descriptions in files; version 0.1.0 wrote format 1 without a number
 
 _ELEMENTWISE = frozenset(
     ["ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
@@ -23,13 +23,13 @@ _ELEMENTWISE = frozenset(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that the numbers depend on."""
+    """Return the versions of Python and of the packages that affect the numbers."""
     packages = ("pyrovae", "torch", "pyro-ppl", "numpy")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def of_module(module: nn.Module) -> Description:
-    """Return the types and numbers of all parts of a module, and the names, dtypes and shapes of its tensors."""
+    """Return the types and numbers of all submodules of a module, and the names, dtypes and shapes of its tensors."""
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {name: of_tensor(tensor) for name, tensor in named.items()}
     layers = sorted({type(part).__name__ for part in module.modules()})
@@ -44,7 +44,7 @@ def of_tensor(tensor: Tensor) -> str:
 def of_object(thing: Any) -> Description:
     """Return the type of an object and its attributes that are plain values.
 
-    ``max_plate_nesting`` is left out, because an ELBO finds it out itself.
+    ``max_plate_nesting`` is left out, because an ELBO determines it from the programs.
     """
     names = [name for name in vars(thing) if name[0] != "_" and name != "max_plate_nesting"]
     attributes = {name: plain(vars(thing)[name]) for name in names}
@@ -54,12 +54,12 @@ def of_object(thing: Any) -> Description:
 def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> Description:
     """Return name, dtype and shape of each parameter of an optimizer, in the order of the optimizer.
 
-    The state of an optimizer refers to its parameters by their position. In a run that trains other parameters, the
-    state would go to parameters of other names, and a fused optimizer would write beyond the memory of smaller ones.
+    The state of an optimizer refers to parameters by position. If a run trained other parameters, the state would be
+    assigned to parameters of other names, and a fused optimizer would write beyond the memory of smaller parameters.
 
     Args:
         optimizer: The optimizer.
-        named: The parameters that can be trained.
+        named: The parameters that can be trained, by name.
     """
     names = {id(tensor): name for name, tensor in named.items()}
     found: Description = {}
@@ -74,7 +74,7 @@ def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) ->
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
-    """Return the optimizer's type and options, and the options in which a group of parameters differs."""
+    """Return the optimizer's type and options, and the options in which a parameter group differs."""
     described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
     for index, group in enumerate(optimizer.param_groups):
         own = plain({name: value for name, value in group.items() if name not in ("params", "initial_lr")})
@@ -84,17 +84,17 @@ def of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
 
 
 def misfits(state: Mapping[str, Any], trained: Mapping[str, Any], optimizer: str) -> list[str]:
-    """Return the states of an optimizer that do not fit the parameters that are trained, in words.
+    """Describe the states of an optimizer that do not fit the trained parameters.
 
     Args:
         state: The state dict of the optimizer.
         trained: The parameters, as described by :func:`of_trained`.
-        optimizer: The name of its type. Optimizers of torch that work element by element have states of the shapes of
-            their parameters; for other optimizers only the number of parameters is checked.
+        optimizer: Name of its type. The states of element-wise optimizers of torch have the shapes of their parameters.
+            For other optimizers only the number of parameters is checked.
     """
     count = sum(len(group["params"]) for group in state["param_groups"])
     if count != len(trained):
-        return [f"the optimizer has states for {count} trained parameters, and {len(trained)} are trained here"]
+        return [f"the optimizer has states for {count} trained parameters, but {len(trained)} are trained here"]
     found = []
     for (position, states), parameter in (
         (item, trained[f"parameter {item[0]}"]) for item in state["state"].items() if optimizer in _ELEMENTWISE
@@ -103,20 +103,20 @@ def misfits(state: Mapping[str, Any], trained: Mapping[str, Any], optimizer: str
             if isinstance(value, Tensor) and value.numel() > 1 and list(value.shape) != parameter["shape"]:
                 found.append(
                     f"{name} of trained parameter {position}, {parameter['name']!r}, has shape {list(value.shape)}, "
-                    f"and the parameter has shape {parameter['shape']}"
+                    f"but the parameter has shape {parameter['shape']}"
                 )
     return found
 
 
 def as_number(value: Any) -> Any:
-    """Return a NumPy scalar as a number of Python, and any other value as it is."""
+    """Return a NumPy scalar as a Python number, and any other value unchanged."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def plain(value: Any) -> Any:
-    """Return a value as it can be stored; an object that is not a plain value is represented by its name."""
+    """Return a value that can be stored; an object that is not a plain value is replaced by its name."""
     match value:
-        case np.generic():  # before numbers, because some are a kind of float
+        case np.generic():  # precedes the numbers, because some NumPy scalars are floats
             return value.item()
         case None | bool() | int() | float() | str():
             return value
@@ -133,7 +133,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(now: Mapping[Any, Any], then: Mapping[Any, Any], within: str = "") -> list[str]:
-    """Return the differences of two descriptions, in words."""
+    """Describe the differences of two descriptions."""
     found = []
     for key in [*now, *(key for key in then if key not in now)]:
         name = f"{within}{key}"
@@ -149,10 +149,10 @@ def differences(now: Mapping[Any, Any], then: Mapping[Any, Any], within: str = "
 
 
 def differences_of_modules(now: Description, then: Description, file_format: int) -> list[str]:
-    """Return the differences of two modules as :func:`of_module` describes them, the second from a file.
+    """Describe the differences of two modules as :func:`of_module` describes them, the second from a file.
 
-    Modules print themselves in another way since format 1, so for a file of that format the tensors and the kinds of
-    torch's layers are compared.
+    The text representation of modules has changed since format 1. For a file of this format, only the tensors and the
+    types of torch's layers are compared.
     """
     if file_format > 1:
         return differences(now, then)
@@ -166,7 +166,7 @@ def differences_of_modules(now: Description, then: Description, file_format: int
 
 
 def differences_of_runs(now: Description, then: Description, file_format: int) -> list[str]:
-    """Return the differences of two runs, the second from a file.
+    """Describe the differences of two runs, the second from a file.
 
     For a file of format 1, entries that only one of the two descriptions has are not compared.
     """
@@ -177,12 +177,12 @@ def differences_of_runs(now: Description, then: Description, file_format: int) -
 
 
 def first_of(found: list[str]) -> str:
-    """Return the first three differences, and the number of the others."""
+    """Return the first three differences, and the number of further differences."""
     return ", ".join(found[:3]) + (f", and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _shared(now: Description, then: Description) -> tuple[Description, Description]:
-    """Return both descriptions with the entries that both have."""
+    """Return both descriptions, restricted to their common entries."""
     pairs: dict[str, tuple[Any, Any]] = {}
     for key in now.keys() & then.keys():
         one, other = now[key], then[key]

@@ -1,4 +1,4 @@
-"""``fit``: trains a module, or a model and a guide."""
+"""``fit``, which trains a module, or a model and a guide."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def fit(
     transform: Transform | None = None,
     accumulate: int = 1,
     patience: int | None = None,
-    compile: bool = False,  # noqa: A002  # as torch calls it
+    compile: bool = False,  # noqa: A002  # torch uses this name
     precision: Precision | None = None,
     clip_norm: float | None = None,
     on_nonfinite: NonFinite = "raise",
@@ -80,106 +80,113 @@ def fit(
 ) -> History:
     """Train a Pyro ``model`` and ``guide`` by stochastic variational inference, or a module by its own ``loss``.
 
-    Data, model and guide are checked once, on all data, before the first step; Pyro's validation is off from then on.
-    Modules train in the mode, ``train()`` or ``eval()``, in which they are. With validation data the best weights are
-    restored at the end. Ctrl-C ends training, not the script: module and history hold what was trained until then.
+    Data, model and guide are checked once on all data before the first step. Pyro's validation is then switched off.
+    Modules keep their mode, ``train()`` or ``eval()``. If there are validation data, the best weights are restored at
+    the end. Ctrl-C ends the training but not the script: module and history hold the result up to that point.
 
-    With a folder for checkpoints, the same call goes on from the last one, after whatever ended the run, and with more
-    epochs than it had, beyond its end. On a CPU the parameters are then, bit for bit, those of a run that was never
-    interrupted. There are two exceptions: a stream continues with a new pass, and worker processes that change data at
-    random draw anew. On Ctrl-C and SIGTERM the step in progress ends and is saved before the run stops; a SIGTERM then
-    takes its usual course, the end of the process.
+    With a checkpoint folder, the same call continues an interrupted run from its last checkpoint. With more epochs it
+    also continues a finished run. On a CPU, the parameters then equal those of an uninterrupted run bit for bit, with
+    two exceptions: a stream continues with a new pass, and worker processes that change data at random draw new
+    numbers. On Ctrl-C and SIGTERM, the current step is finished and saved before the run stops. A SIGTERM then ends the
+    process as usual.
 
-    In processes that have joined (:mod:`pyrovae.parallel`), each takes a slice of every batch, and all end alike. The
-    following raise an error, because the result would differ from a single-process run: objectives that are no sum over
-    the data, batch normalization, sites outside the data plate, parameters of ``pyro.param``.
+    If several processes have joined ( :mod:`pyrovae.parallel`), each takes a slice of every batch, and all end with the
+    same parameters. The following raise an error, because the result would differ from a single-process run: objectives
+    that are not sums over the data, batch normalization, sites outside the data plate, and parameters of
+    ``pyro.param``.
 
-    A program with a site outside the data plate is trained on mini-batches only if its plate declares the full size,
-    and it is not trained if its plate declares more data than ``train`` holds.
+    A program with a site outside the data plate can be trained on mini-batches only if its plate declares the full
+    size. It cannot be trained if its plate declares more data than ``train`` holds.
 
     Args:
         module: A module with ``model(*data)`` and ``guide(*data)``, such as :class:`pyrovae.VAE`; a pair
-            ``(model, guide)`` of Pyro programs, autoguides among them; or a module with ``loss(*data)``, a mean over
-            the data, such as :class:`pyrovae.autoencoders.Autoencoder`, for which "bound" means minus the loss.
+            ``(model, guide)`` of Pyro programs, such as autoguides; or a module with ``loss(*data)``, a mean over the
+            data, such as :class:`pyrovae.autoencoders.Autoencoder`. In the last case, "bound" means minus the loss.
             Parameters of ``pyro.param`` and ``pyro.module`` are trained too.
         train: Training data of any kind that :mod:`pyrovae.data.sources` lists: a tensor, NumPy array or pandas
-            DataFrame of shape ``(N, *event)``, or a tuple of these, which the programs get as several arguments; a
-            NumPy memmap, a ``Dataset`` or a ``DataLoader``. Data in memory are kept on the device; others are read
+            DataFrame of shape ``(N, *event)``, or a tuple of these, which become several arguments of the programs; a
+            NumPy memmap, a ``Dataset`` or a ``DataLoader``. Data in memory are kept on the device. Other data are read
             batch by batch, on CUDA through page-locked memory. A stream without a length is read once to count its
-            data, and an epoch has as many batches as that pass. NaN may mean missing where the program handles it.
-        valid: Validation data, likewise; a stream is read into memory.
+            data, and an epoch has as many batches as this pass. Data may contain NaN for missing values if the program
+            handles them.
+        valid: Validation data of the same kinds; a stream is read into memory.
         objective: A Pyro ELBO, such as :class:`pyrovae.objectives.IWAE`; by default ``Trace_ELBO()``. Objectives that
-            Pyro compiles (``JitTrace_ELBO``) are not supported.
+            Pyro compiles ( ``JitTrace_ELBO``) are not supported.
         epochs: Largest number of passes over the training data.
-        batch_size: Data per batch, by default those of the ``DataLoader``, or 100; the last batch of an epoch may be
-            shorter. One batch of all data keeps their order.
-        learning_rate: Given to the optimizer as ``lr``.
-        optimizer: Called as ``optimizer(parameters, lr=learning_rate)``; by default one fused Adam for all parameters.
-        scheduler: Called on the optimizer, returns a schedule of the learning rate. A ``ReduceLROnPlateau`` is given
-            minus the bound, which it is to minimize.
-        scheduler_step: When the schedule makes a step: after every ``"epoch"``, or for every ``"batch"`` (with
-            ``accumulate``, every step of the optimizer), as ``OneCycleLR`` expects.
-        kl_warmup: Number of epochs over which the weight of the latent sites grows linearly to 1; or a function that
-            returns the weight after so many epochs, counted with fractions, such as a cyclical schedule. Patience and
-            best weights count the epochs that end with a weight of 1.
-        transform: Applied to the tensors of every training batch on the device, such as :func:`pyrovae.data.binarize`,
-            or ``lambda x: x.float() / 255`` for images stored as bytes. Validation data are not transformed.
-        accumulate: Number of batches whose gradients are added up for one step of the optimizer. The step is that of
-            one batch of all of their data.
-        patience: Stop after so many epochs without a better bound on the validation data.
-        compile: Whether to compile the gradient by torch's inductor. The programs run once and are recorded as a
-            graph, backward pass included, which takes 5 to 40 seconds for each shape of batch and pays off after some
-            thousands of steps. The noise is the same, and gradients differ by rounding. Numbers and branches that the
-            programs compute in Python stay as they were in that run. On CUDA the graph is captured, and so is the step
-            of a fused Adam or AdamW, and of torch's optimizers made with ``capturable=True``. A program that cannot be
-            compiled is trained eagerly, after a warning that names the cause.
-        precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or on CUDA ``"tf32"``;
-            parameters and all other operations stay as they are. By default torch's own setting.
-        clip_norm: Gradients whose norm, over all parameters, is larger are scaled down to it.
-        on_nonfinite: What to do if a loss or gradient is NaN or infinite. ``"raise"`` stops and leaves the module as it
-            was before that step. ``"skip"`` leaves such steps out and counts them in the history; it checks all steps,
-            so that on CUDA the host waits for each.
-        checkpoint: Folder in which to keep the last two checkpoints, of this run alone: parameters, those made by
-            ``pyro.param`` too, optimizer, schedule, generators (torch, NumPy, Python), history, best weights, and a
-            description of module, data and options, with checksums. A damaged file is set aside with a warning, and the
-            one before is taken. What Python objects keep beside tensors is not held, nor are generators of your own.
-        checkpoint_every: Epochs between two checkpoints; one is written at the end in any case.
-        checkpoint_wait: Seconds to wait for another run that uses the folder, before the call is refused. ``math.inf``
+        batch_size: Number of data per batch; by default that of the ``DataLoader``, or 100. The last batch of an epoch
+            may be smaller. A single batch of all data keeps their order.
+        learning_rate: Learning rate, passed to the optimizer as ``lr``.
+        optimizer: Function that is called as ``optimizer(parameters, lr=learning_rate)``; by default a fused Adam for
+            all parameters.
+        scheduler: Function that is called with the optimizer and returns a learning-rate schedule. A
+            ``ReduceLROnPlateau`` gets minus the bound, which it minimizes.
+        scheduler_step: When the schedule makes a step: after every ``"epoch"``, or for every ``"batch"``, as
+            ``OneCycleLR`` expects. With ``accumulate``, ``"batch"`` means every step of the optimizer.
+        kl_warmup: Number of epochs over which the weight of the latent sites grows linearly to 1, or a function that
+            returns the weight at a (fractional) number of epochs, such as a cyclical schedule. Patience and best
+            weights consider only the epochs that end with a weight of 1.
+        transform: Function that is applied to the tensors of every training batch on the device, such as
+            :func:`pyrovae.data.binarize`, or ``lambda x: x.float() / 255`` for images stored as bytes. Validation data
+            are not transformed.
+        accumulate: Number of batches whose gradients are added for one step of the optimizer. The step equals that of a
+            single batch of all their data.
+        patience: Number of epochs without a better bound on the validation data after which training stops.
+        compile: If true, the gradient is compiled by torch's inductor. The programs run once and are recorded as a
+            graph that includes the backward pass. This takes 5 to 40 seconds for each batch shape and pays off after
+            some thousands of steps. The noise is the same, and gradients differ by rounding. Numbers and branches that
+            the programs compute in Python keep their values from that run. On CUDA the graph is captured, and so is the
+            step of a fused Adam or AdamW, and of torch's optimizers with ``capturable=True``. A program that cannot be
+            compiled is trained eagerly after a warning that names the cause.
+        precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
+            Parameters and all other operations keep their precision. By default torch's own setting.
+        clip_norm: Largest norm of the gradient over all parameters; larger gradients are scaled down to it.
+        on_nonfinite: Response to a loss or gradient that is NaN or infinite. ``"raise"`` stops and leaves the module in
+            the state before that step. ``"skip"`` skips such steps and counts them in the history. It checks every
+            step, so on CUDA the host waits for each step.
+        checkpoint: Folder for the last two checkpoints, which must belong to this run alone. A checkpoint holds
+            parameters (including those of ``pyro.param``), optimizer, schedule, generators (torch, NumPy, Python),
+            history, best weights, and a description of module, data and options, with checksums. It does not hold
+            attributes of Python objects other than tensors, or your own generators. If the last checkpoint is damaged,
+            it is renamed with a warning, and the previous one is used.
+        checkpoint_every: Number of epochs between two checkpoints. A checkpoint is always written at the end.
+        checkpoint_wait: Seconds to wait for another run that uses the folder before an error is raised. ``math.inf``
             waits until the other run ends.
-        seed: Makes a run on a CPU repeat bit for bit, and leaves the global generators alone; without one, noise and
-            order come from the global generators.
-        device: ``"auto"`` is a CUDA device if there is one, else the CPU. Programs that are functions stay where they
-            are; with ``"auto"`` so do their data.
-        progress: Whether to show a progress bar; it is hidden where the output is no terminal.
-        tensorboard: Folder in which to write for TensorBoard (``pip install 'pyrovae[tensorboard]'``), of this run
-            alone, or a ``torch.utils.tensorboard.SummaryWriter``. It gets every epoch's history and the norm of its
-            last gradient; histograms of parameters and gradients; where data are images, validation images above their
-            reconstructions, and draws from the prior. The run has the same numbers with and without.
-        tensorboard_every: Epochs between two sets of histograms and images.
-        callback: Called with the history after each epoch; the run stops if it returns True.
+        seed: Seed with which a run on a CPU is reproducible bit for bit and leaves the global generators unchanged.
+            Without a seed, noise and order come from the global generators.
+        device: ``"auto"`` uses a CUDA device if there is one, else the CPU. Programs that are functions stay on their
+            device; with ``"auto"`` so do their data.
+        progress: If true, a progress bar is shown, provided that the output is a terminal.
+        tensorboard: Folder for TensorBoard ( ``pip install 'pyrovae[tensorboard]'``), which must belong to this run
+            alone, or a ``torch.utils.tensorboard.SummaryWriter``. It gets the history and the norm of the last gradient
+            of every epoch, histograms of parameters and gradients, and, if the data are images, validation images above
+            their reconstructions, and draws from the prior. It does not affect the numbers of the run.
+        tensorboard_every: Number of epochs between two sets of histograms and images.
+        callback: Function that is called with the history after each epoch. If it returns True, the run stops.
 
     Returns:
         The history, in nats per datum.
 
     Raises:
-        TypeError: If there is neither a model and guide nor a loss, data are of another kind, or a count is no integer.
-        ValueError: If data are empty, of different lengths, NaN or infinite where the program cannot handle that, too
-            large, or outside the likelihood's support; if model and guide disagree; if a site outside the data plate
-            would be trained on mini-batches that are not scaled to all data; if an option is out of range; if the
-            device is not there; if a module with a loss of its own is given an objective or a KL warm-up; if the
-            checkpoints are of another run (module, data, objective or options, but for ``epochs``, ``patience``,
+        TypeError: If ``module`` has neither a model and guide nor a loss, if data have an unsupported type, or if a
+            count is not an integer.
+        ValueError: If data are empty, of different lengths, too large, outside the likelihood's support, or NaN or
+            infinite for a program that cannot handle this; if model and guide disagree; if a site outside the data
+            plate would be trained on mini-batches that are not scaled to all data; if an option is out of range; if the
+            device is not available; if a module with its own loss is given an objective or a KL warm-up; if the
+            checkpoints belong to another run, or none of them can be read. A run may change ``epochs``, ``patience``,
             ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``, ``progress``, ``tensorboard``,
-            ``tensorboard_every`` and ``callback``), or none of them can be read.
+            ``tensorboard_every`` and ``callback``, but not its module, data, objective or other options.
         DivergenceError: A FloatingPointError, if the loss, its gradient, a parameter or the bound on the validation
-            data is not finite. It names the first place, and has the ``history`` until then.
-        ModuleNotFoundError: If TensorBoard is to be written for and is not installed.
-        OSError: If TensorBoard's folder cannot be written to at the beginning; later that is a warning.
-        CheckpointError: An OSError, if a checkpoint cannot be written, or if another run uses the folder. The weights
-            are in the module then, the error has the ``history``, and the previous checkpoint is whole.
+            data is not finite. The error names the first place and has the attribute ``history``.
+        ModuleNotFoundError: If ``tensorboard`` is a folder and TensorBoard is not installed.
+        OSError: If TensorBoard's folder cannot be written to at the beginning; later failures cause a warning.
+        CheckpointError: An OSError, if a checkpoint cannot be written, or if another run uses the folder. The module
+            then holds the current weights, the error has the attribute ``history``, and the previous checkpoint is
+            complete.
 
     Warns:
-        UserWarning: If the KL warm-up does not end within the run, if a schedule that counts batches is stepped once
-            per epoch, or if sites of the data plate have different scales, so that the history is no bound.
+        UserWarning: If the KL warm-up does not end within the run; if a schedule that counts batches is stepped once
+            per epoch; or if sites of the data plate have different scales, so that the history is not a bound.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -228,7 +235,7 @@ def fit(
     where = _device(trained, device)
     source = as_training_data("train", train, where)
     held_out = None if valid is None else as_training_data("valid", valid, where, held_out=True)
-    parallel.check_same("data of a training", (data.digest() for data in (source, held_out) if data is not None))
+    parallel.check_same("the training data", (data.digest() for data in (source, held_out) if data is not None))
     trained.to(where)
     products = _products(precision, source.device)
     loss = _loss(trained, objective, products)
@@ -246,7 +253,9 @@ def fit(
         named = {**dict(trained.named_parameters()), **tensors.stored}
         parameters = {name: tensor for name, tensor in named.items() if tensor.requires_grad}
         if not parameters:
-            raise ValueError(f"{name_of(trained)} has no parameter to train; unfreeze some with requires_grad_()")
+            raise ValueError(
+                f"{name_of(trained)} has no trainable parameter. Unfreeze parameters with requires_grad_()."
+            )
         make = partial(optimizer or partial(torch.optim.Adam, fused=True), lr=learning_rate)
         updates = TorchOptimizer(make, parameters, clip_norm)
         schedule = None if scheduler is None else scheduler(updates.optimizer)
@@ -259,7 +268,7 @@ def fit(
             batches,
             is_compiled=compile,
             weighted=callable(kl_warmup) or kl_warmup > 0,
-            # A captured step keeps its learning rate, so a schedule per batch would capture it anew at every step.
+            # A captured step keeps its learning rate, so a schedule per batch would need a new capture at every step.
             optimizer=None if schedule is not None and scheduler_step == "batch" else updates.optimizer,
         )
         kept = None
@@ -270,7 +279,7 @@ def fit(
             description = describe_run(loss, state, plan, parameters, options)
             folder = Checkpoints(checkpoint, checkpoint_every, description, changeable, checkpoint_wait)
             kept = CheckpointObserver(folder)
-        hidden = None if progress and parallel.is_first() else True  # None: where the output is no terminal
+        hidden = None if progress and parallel.is_first() else True  # None hides it if the output is not a terminal
         observers = [state.best, ProgressBar(loss.name, hidden), Reporter(), *observers, *([kept] if kept else [])]
         guard = Guard(loss, trained, skip=on_nonfinite == "skip")
         step = Step(gradients, updates, guard, (name_of(trained), loss.name))
@@ -280,7 +289,7 @@ def fit(
 
 
 def _device(module: nn.Module, device: str | torch.device) -> torch.device | None:
-    """Return the device to train on; None for functions, whose networks cannot be moved, unless it is named."""
+    """Return the device to train on, or None for functions without a named device, whose networks cannot be moved."""
     is_of_functions = isinstance(module, Pair) and len(owners(module.model, module.guide)) == 0
     return None if is_of_functions and device == "auto" else as_device(device)
 
@@ -303,6 +312,6 @@ def _warn_of_warmup(kl_warmup: KLWarmup, epochs: int) -> None:
     if (weight := kl_weight(kl_warmup, epochs)) < 1:
         warnings.warn(
             f"the KL warm-up does not end within the {epochs} epochs of the run, in which the KL weight reaches "
-            f"{weight:.3g}; give more epochs or a shorter kl_warmup",
+            f"{weight:.3g}. Train for more epochs, or choose a shorter kl_warmup.",
             stacklevel=find_stack_level(),
         )

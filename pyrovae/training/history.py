@@ -16,21 +16,22 @@ class History:
 
     Attributes:
         objective: Name of the objective, such as ``"Trace_ELBO"``, or of the module that was trained by its own loss.
-        train: The bound that was optimized, averaged over the epoch's steps. While the KL weight is below 1 it is the
+        train: Bound that was optimized, averaged over the epoch's steps. While the KL weight is below 1, it is the
             weighted bound. The scale of the observed sites is divided out. If sites of the data plate have different
-            scales, ``train`` and ``valid`` hold the weighted objective, which is no bound on log p(x), and a warning
-            says so.
-        valid: The bound on the validation data at the end of the epoch, with a KL weight of 1 and the same noise every
-            time; empty without validation data.
+            scales, ``train`` and ``valid`` hold the weighted objective, which is not a bound on log p(x), and a warning
+            is issued.
+        valid: Bound on the validation data at the end of the epoch, with a KL weight of 1 and the same noise in every
+            epoch; empty without validation data.
         kl_weight: Weight of the latent sites at the epoch's last step.
         learning_rate: Learning rate at the epoch's last step.
-        seconds: Wall time from the start of training to the end of the epoch, compilation included; time between a
-            checkpoint and the run that goes on from it is left out.
-        skipped: Number of steps that were left out because their loss or gradient was not finite.
-        compile_seconds: Part of the time that went into compilation; 0 for a run that was not compiled.
-        best_epoch: Index of the epoch whose weights the module has at the end: the best on the validation data, without
-            them the last; ``None`` if that is amid an epoch that was not finished. Epochs of a KL warm-up do not count.
-        interrupted: Whether Ctrl-C, or a signal, ended the run.
+        seconds: Wall time from the start of training to the end of the epoch, including compilation. The time between a
+            checkpoint and the run that continues from it does not count.
+        skipped: Number of steps that were skipped because their loss or gradient was not finite.
+        compile_seconds: Seconds that compilation took; 0 for a run that was not compiled.
+        best_epoch: Index of the epoch whose weights the module has at the end: the best epoch on the validation data,
+            or the last epoch without validation data. Epochs of a KL warm-up do not count. ``None`` if the weights come
+            from an unfinished epoch.
+        interrupted: True if Ctrl-C or a signal ended the run.
 
     Example:
         >>> import pyrovae as pv
@@ -57,25 +58,25 @@ class History:
     interrupted: bool = False
 
     def append(self, **row: float) -> None:
-        """Add an epoch's values to the columns of their names."""
+        """Append an epoch's values to the columns of the same names."""
         for name, value in row.items():
             getattr(self, name).append(value)
 
     def bounds(self) -> dict[str, list[float]]:
-        """Return the columns of bounds that are not empty, by name."""
+        """Return the non-empty columns of bounds by name."""
         return {name: column for name in ("train", "valid") if (column := getattr(self, name))}
 
     def to_dataframe(self) -> "DataFrame":
-        """Return the columns that are not empty as a table, one row for each epoch."""
-        import pandas as pd  # takes a second to import
+        """Return the non-empty columns as a table with one row for each epoch."""
+        import pandas as pd  # the import takes a second
 
         columns = ("train", "valid", "kl_weight", "learning_rate", "seconds", "skipped")
         filled = {name: column for name in columns if (column := getattr(self, name))}
         return pd.DataFrame(filled).rename_axis(index="epoch")
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the learning curves, on ``ax`` or on a new figure."""
-        from pyrovae.plots import learning_curves  # loads matplotlib
+        """Plot the learning curves on ``ax`` or on a new figure, and return the axes."""
+        from pyrovae.plots import learning_curves  # the import loads matplotlib
 
         return learning_curves({self.objective: self}, ax=ax)
 
@@ -87,6 +88,6 @@ class History:
         return f"<History of {self.objective}: {told}>"
 
     def _repr_html_(self) -> str:
-        """Return the line and a table of the last epochs, for notebooks."""
+        """Return a summary and a table of the last epochs as HTML, for notebooks."""
         table = self.to_dataframe().tail(_SHOWN).to_html(float_format=lambda value: f"{value:.4g}")
         return f"<p>{self.objective}: {len(self.train)} epochs, bounds in nats per datum</p>{table}"

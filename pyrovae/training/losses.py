@@ -1,4 +1,4 @@
-"""Losses that training minimizes: minus a Pyro objective's bound, or the loss that a module has of its own."""
+"""Losses that training minimizes: minus the bound of a Pyro objective, or the own loss of a module."""
 
 import copy
 import warnings
@@ -19,27 +19,27 @@ from pyrovae.training.batches import Batch
 from pyrovae.training.checks import Facts, check_sizes, inspect_program
 
 Products = Callable[[], AbstractContextManager[None]]
-"""Makes a context that sets the precision of matrix products."""
+"""Function that returns a context manager for the precision of matrix products."""
 
 
 class LossAndGradient(Protocol):
-    """A loss of a batch with its gradient, as a compiled graph holds it.
+    """A loss of a batch with its gradient, from which a compiled graph is made.
 
     Attributes:
-        products: Makes the context that sets the precision of matrix products.
+        products: Function that returns a context manager for the precision of matrix products.
     """
 
     products: Products
 
     def __call__(self, batch: Batch, kl_weight: float | Tensor, /) -> Any:
-        """Return the loss and leave its gradient in ``.grad`` of the parameters, which have none before."""
+        """Return the loss and store its gradient in ``.grad`` of the parameters, which must be None before."""
 
     def value(self, batch: Batch) -> float:
         """Return the loss without a gradient."""
 
 
 class Loss(LossAndGradient, Protocol):
-    """A loss of a batch, as training asks for it.
+    """A loss of a batch, as the training loop uses it.
 
     Attributes:
         name: Name in a history.
@@ -50,35 +50,35 @@ class Loss(LossAndGradient, Protocol):
     programs: tuple[Any, ...]
 
     def check(self, batch: Batch, total: int) -> bool:
-        """Run once on a batch of ``total`` data and refuse what cannot be trained; return whether it is finite."""
+        """Run once on a batch of ``total`` data, raise an error if it cannot be trained, and return if it is finite."""
 
     def context(self, kl_weight: float | Tensor, /) -> AbstractContextManager[None]:
-        """Return the context in which a loss and its backward pass are computed."""
+        """Return the context in which the loss and its backward pass are computed."""
 
     def differentiable(self, batch: Batch) -> Tensor:
-        """Return the loss, shape ``()``, to be differentiated."""
+        """Return the differentiable loss, shape ``()``."""
 
     def data_count(self, batch: Batch) -> float:
-        """Return the number of data that the loss of a batch is scaled to."""
+        """Return the number of data to which the loss of a batch is scaled."""
 
     def is_sum(self, batch: Batch) -> bool:
-        """Return whether the losses of two batches add up to the loss of both, instead of averaging."""
+        """Return true if the losses of two batches are added to get the loss of both, false if they are averaged."""
 
     def wrapped(self, handler: Messenger) -> "Loss":
-        """Return the same loss with a handler next to its programs, if it has any."""
+        """Return the same loss with a handler around its programs, if it has any."""
 
 
 class Bound:
-    """Minus the bound of an objective for a module's model and guide.
+    """Minus the bound of an objective for the model and guide of a module.
 
     Args:
-        module: Has ``model`` and ``guide``.
+        module: Module with ``model`` and ``guide``.
         objective: A Pyro ELBO.
-        products: Makes the context that sets the precision of matrix products.
+        products: Function that returns a context manager for the precision of matrix products.
 
     Attributes:
-        plate: Name of the data plate, once data have been checked.
-        counts: Number of data that a loss is scaled to, by the size of the batch.
+        plate: Name of the data plate, available once data have been checked.
+        counts: Number of data to which a loss is scaled, by batch size.
         num_train: Number of training data, which are checked first.
     """
 
@@ -96,34 +96,34 @@ class Bound:
         """Check model and guide against each other and the data; return whether all log-probabilities are finite.
 
         Raises:
-            ValueError: If the programs or the size of the batch do not fit.
+            ValueError: If the programs cannot be trained on batches of this size.
 
         Warns:
-            UserWarning: If sites of the data plate are scaled differently.
+            UserWarning: If sites of the data plate have different scales.
         """
         facts = self._inspect(batch)
         if facts.scales and not self.has_warned:
             self.has_warned = True
             warnings.warn(
                 f"the sites of the data plate {facts.plate!r} have different scales, {facts.scales}, so the history "
-                f"holds the weighted objective relative to the scale of the observed sites, which is no bound on "
-                f"log p(x); for a bound, evaluate the model after training (pyrovae.evaluation.evaluate leaves scales "
-                f"out)",
+                f"holds the weighted objective relative to the scale of the observed sites, which is not a bound on "
+                f"log p(x). For a bound, evaluate the model after training; pyrovae.evaluation.evaluate leaves out "
+                f"scales.",
                 stacklevel=find_stack_level(),
             )
         self.num_train = self.num_train or total
         check_sizes(facts, self.guide, len(batch[0]), total, self.num_train)
-        if not self.has_run:  # what objectives find out by a run, such as the plates' depth, must not move the noise
+        if not self.has_run:  # an objective's first run, which finds the plates' depth, must not change the noise
             with pyro.validation_enabled(False):
                 try:
                     self.value(batch)
-                except NotImplementedError:  # of an objective that has a gradient alone
+                except NotImplementedError:  # the objective has only a gradient
                     self.differentiable(batch)
             self.has_run = True
         return facts.is_finite
 
     def __call__(self, batch: Batch, kl_weight: float | Tensor) -> Tensor | float:
-        """Return the loss, with the latent sites weighted, and leave its gradient."""
+        """Return the loss with the latent sites weighted, and store its gradient."""
         with self.context(kl_weight):
             if not hasattr(self.objective, "differentiable_loss"):
                 return _first(self.objective.loss_and_grads(self.model, self.guide, *batch))
@@ -134,13 +134,13 @@ class Bound:
 
     @contextmanager
     def context(self, kl_weight: float | Tensor) -> Iterator[None]:
-        """Weigh the latent sites and set the precision."""
+        """Weight the latent sites and set the precision."""
         untouched = not isinstance(kl_weight, Tensor) and kl_weight == 1
         with nullcontext() if untouched else LatentScale(kl_weight), self._scores(), self.products():
             yield
 
     def differentiable(self, batch: Batch) -> Tensor:
-        """Return the loss, shape ``()``, to be differentiated."""
+        """Return the differentiable loss, shape ``()``."""
         loss: Tensor = self.objective.differentiable_loss(self.model, self.guide, *batch)
         return loss
 
@@ -150,18 +150,18 @@ class Bound:
             return float(_first(self.objective.loss(self.model, self.guide, *batch)))
 
     def data_count(self, batch: Batch) -> float:
-        """Return the number of data that the loss is scaled to; a batch of a new size is run once to find out."""
+        """Return the number of data to which the loss is scaled; a new batch size requires one run of the programs."""
         if len(batch[0]) not in self.counts:
             with isolated(*self.programs, seed=0):
                 self._inspect(batch)
         return self.counts[len(batch[0])]
 
     def is_sum(self, batch: Batch) -> bool:
-        """Return whether the loss is scaled to the data of its batch, so that losses add up."""
+        """Return whether the loss is scaled to the data of its batch, so that losses are added."""
         return self.data_count(batch) == len(batch[0])
 
     def wrapped(self, handler: Messenger) -> "Bound":
-        """Return the same loss with a handler next to model and guide."""
+        """Return the same loss with a handler around model and guide."""
         other = copy.copy(self)
         other.model, other.guide = handler(self.model), handler(self.guide)
         return other
@@ -177,9 +177,9 @@ class Bound:
 
 
 class SingleScores(Messenger):
-    """Adds up log-probabilities of half precision in float32, in which the sum of a batch neither rounds nor overflows.
+    """Handler that sums log-probabilities of half precision in float32, so that their sum does not overflow.
 
-    Pyro multiplies log-probabilities by the scale of their site, and a scale of shape ``(1,)`` sets the type.
+    Pyro multiplies log-probabilities by the scale of their site. A scale of shape ``(1,)`` therefore sets the dtype.
     """
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -191,8 +191,8 @@ class OwnLoss:
     """The ``loss`` of a module, a mean over the data.
 
     Args:
-        module: Has ``loss``.
-        products: Makes the context that sets the precision of matrix products.
+        module: Module with ``loss``.
+        products: Function that returns a context manager for the precision of matrix products.
     """
 
     def __init__(self, module: Any, products: Products = nullcontext) -> None:
@@ -201,10 +201,10 @@ class OwnLoss:
         self.name = type(module).__name__
 
     def check(self, batch: Batch, _total: int) -> bool:
-        """Run the loss with validation on.
+        """Run the loss with validation.
 
         Raises:
-            TypeError: If it is no scalar.
+            TypeError: If the loss is not a scalar.
         """
         with pyro.validation_enabled():
             loss = self.module.loss(*batch)
@@ -214,7 +214,7 @@ class OwnLoss:
         return bool(loss.isfinite())
 
     def __call__(self, batch: Batch, _kl_weight: float | Tensor) -> Tensor:
-        """Return the loss and leave its gradient; there is no latent site to weight."""
+        """Return the loss and store its gradient; the weight is not used, because there are no latent sites."""
         with self.context(1.0):
             loss = self.differentiable(batch)
             if loss.requires_grad:
@@ -226,7 +226,7 @@ class OwnLoss:
         return self.products()
 
     def differentiable(self, batch: Batch) -> Tensor:
-        """Return the loss, shape ``()``, to be differentiated."""
+        """Return the differentiable loss, shape ``()``."""
         loss: Tensor = self.module.loss(*batch)
         return loss
 
@@ -249,5 +249,5 @@ class OwnLoss:
 
 
 def _first(loss: Any) -> Any:
-    """Return a loss; of several (reweighted wake-sleep) the model's."""
+    """Return the loss itself, or the loss of the model if there are several (reweighted wake-sleep)."""
     return loss[0] if isinstance(loss, tuple) else loss

@@ -1,8 +1,8 @@
-"""Losses and gradients that are NaN or infinite, and the site or parameter where that begins.
+"""Losses and gradients that are NaN or infinite, and the search for the site or parameter where this begins.
 
 A run checks the sum of an epoch's losses once, at the end of the epoch. If the sum or a parameter is not finite, the
-run goes back to a state that it has kept in memory and repeats the steps with the same noise, checking each. So the
-error names the first step that went wrong, and the module is as it was before that step.
+run returns to a state that it has kept in memory and repeats the steps with the same noise, checking each of them. The
+error thus names the first step that failed, and the module has its state before that step.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,14 +24,14 @@ class DivergenceError(FloatingPointError):
     """A loss, a gradient, a parameter or a bound became NaN or infinite.
 
     Attributes:
-        history: History of the run until then.
-        epoch: Index of the epoch in which that happened, which is the length of the history.
-        step: Index of the step in that epoch; None for a bound on the validation data, and where the step is unknown.
-        checkpoint: The last checkpoint from before; None without checkpoints.
+        history: History of the run up to the error.
+        epoch: Index of the epoch of the error, which is the length of the history.
+        step: Index of the step in that epoch; None for a bound on the validation data, and if the step is unknown.
+        checkpoint: Path of the last checkpoint before the error; None without checkpoints.
     """
 
     def __init__(self, message: str, history: "History", epoch: int, step: int | None, checkpoint: Path | None) -> None:
-        super().__init__(message, history, epoch, step, checkpoint)  # all of it, for a process that unpickles the error
+        super().__init__(message, history, epoch, step, checkpoint)  # all arguments, so that the error can be unpickled
         self.history, self.epoch, self.step, self.checkpoint = history, epoch, step, checkpoint
 
     def __str__(self) -> str:
@@ -39,18 +39,18 @@ class DivergenceError(FloatingPointError):
 
 
 class NotFiniteError(Exception):
-    """Something is not finite; the message says what, or is empty if it is too late to say."""
+    """A number is not finite. The message names the number, or is empty if the cause is not known yet."""
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether tensors are finite, with one synchronization if they are."""
+    """Return whether tensors are finite, with a single synchronization if they are."""
     tensors = list(tensors)
     sums = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors])
     return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that is not finite, with a count of its entries."""
+    """Return the name of the first tensor that is not finite, with the number of its entries that are not finite."""
     for name, tensor in tensors.items():
         if not are_finite([tensor]):
             return f"{name!r} ({what_is_wrong(tensor)})"
@@ -64,7 +64,7 @@ def what_is_wrong(tensor: Tensor) -> str:
 
 
 class NonFiniteFinder(Messenger):
-    """Note the first site, in the order in which the programs run, whose value or log-probability is not finite."""
+    """Handler that records the first site, in execution order, whose value or log-probability is not finite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,22 +75,24 @@ class NonFiniteFinder(Messenger):
             self.found = _wrong_in(msg)
 
     def explain(self, name: str, bound: float) -> str:
-        """Return the value of a bound and, where there are sites, the cause."""
+        """Describe the value of a bound and, if a site is not finite, the site."""
         return f"the {name} objective became {bound}" + (f": {self.found}" if self.found else "")
 
 
 def _wrong_in(site: Any) -> str | None:
     name, value, family = site["name"], site["value"], type(_innermost(site["fn"])).__name__
     if value.is_floating_point() and not are_finite([value]):
-        return f"the first site to go wrong is {name!r}, of whose {family} draws {what_is_wrong(value)}"
+        return f"the first site that is not finite is {name!r}, in its {family} draws ({what_is_wrong(value)})"
     log_prob = site["fn"].log_prob(value, *site["args"], **site["kwargs"]).detach()
     if isinstance(site["mask"], Tensor):
         log_prob = log_prob.masked_fill(~site["mask"], 0)
-    if is_enumerated(site):  # a value may have probability zero
+    if is_enumerated(site):  # an enumerated value may have probability zero
         log_prob = log_prob.masked_fill(log_prob == -torch.inf, 0)
     if are_finite([log_prob]) or site["mask"] is False:
         return None
-    return f"the first site to go wrong is {name!r}, of whose {family} log-probabilities {what_is_wrong(log_prob)}"
+    return (
+        f"the first site that is not finite is {name!r}, in its {family} log-probabilities ({what_is_wrong(log_prob)})"
+    )
 
 
 def _innermost(fn: Any) -> Any:

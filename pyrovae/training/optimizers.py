@@ -1,4 +1,4 @@
-"""Optimizers of torch and of Pyro behind one protocol: set gradients to none, and make a step for some parameters."""
+"""Optimizers of torch and of Pyro behind one protocol: clear the gradients, and make a step for some parameters."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
 class Optimizer(Protocol):
-    """An optimizer, as a step asks for it.
+    """An optimizer, as a step uses it.
 
     Attributes:
         name: Name of its class.
@@ -25,7 +25,7 @@ class Optimizer(Protocol):
         """Return the name of the optimizer's class."""
 
     def zero_grad(self) -> None:
-        """Set the gradients of all parameters to none."""
+        """Set the gradients of all parameters to None."""
 
     def step(self, parameters: Mapping[str, Tensor]) -> None:
         """Change parameters by their gradients."""
@@ -34,19 +34,19 @@ class Optimizer(Protocol):
         """Return the state as tensors and plain values."""
 
     def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore such a state."""
+        """Restore a state of :meth:`state_dict`."""
 
 
 class TorchOptimizer:
-    """An optimizer of torch, which gets parameters when they first occur.
+    """An optimizer of torch, to which parameters are added when they first occur.
 
     Args:
-        make: Called with the first parameters.
+        make: Function that is called with the first parameters and returns the optimizer.
         parameters: The first parameters, if they are known.
         clip_norm: Largest norm of the gradient over all parameters.
 
     Attributes:
-        optimizer: The optimizer of torch, once there are parameters.
+        optimizer: The optimizer of torch, available once there are parameters.
     """
 
     optimizer: torch.optim.Optimizer
@@ -66,12 +66,12 @@ class TorchOptimizer:
         return type(self.optimizer).__name__
 
     def zero_grad(self) -> None:
-        """Set the gradients of all parameters to none."""
+        """Set the gradients of all parameters to None."""
         if self.names:
             self.optimizer.zero_grad()
 
     def step(self, parameters: Mapping[str, Tensor]) -> None:
-        """Change parameters by their gradients; those without a gradient stay as they are."""
+        """Change parameters by their gradients; parameters without a gradient are left unchanged."""
         if parameters is not self.last:
             self._add(parameters)
         if self.clip_norm is not None:
@@ -85,7 +85,7 @@ class TorchOptimizer:
         return {"names": list(self.names.values()), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore a state; parameters are added in the order that they had."""
+        """Restore a state of :meth:`state_dict`; parameters are added in their earlier order."""
         if not state:
             return
         new = {name: parameters[name] for name in state["names"] if id(parameters[name]) not in self.names}
@@ -104,10 +104,10 @@ class TorchOptimizer:
 
 
 class PyroOptimizer:
-    """An optimizer of Pyro, which has one of torch for each parameter.
+    """An optimizer of Pyro, which consists of one optimizer of torch for each parameter.
 
     Args:
-        optimizer: Such as ``pyro.optim.Adam({"lr": 1e-3})``; clipped ones and schedulers as well.
+        optimizer: Optimizer such as ``pyro.optim.Adam({"lr": 1e-3})``, a clipped optimizer, or a scheduler.
     """
 
     def __init__(self, optimizer: PyroOptim) -> None:
@@ -120,15 +120,15 @@ class PyroOptimizer:
         return type(self.optimizer).__name__
 
     def zero_grad(self) -> None:
-        """Set the gradients of all parameters to none."""
+        """Set the gradients of all parameters to None."""
         for parameter in self.with_gradient:
             parameter.grad = None
 
     def step(self, parameters: Mapping[str, Tensor]) -> None:
         """Change parameters by their gradients.
 
-        Pyro's SVI leaves a gradient of zeros behind. A parameter that had a gradient once, and is not in this loss, is
-        therefore moved by the momentum of its optimizer; so it is here.
+        Pyro's SVI leaves a gradient of zeros behind. The momentum of the optimizer therefore moves a parameter that had
+        a gradient once, even if the parameter does not occur in this loss. This method does the same.
         """
         for parameter in parameters.values():
             if parameter.grad is not None:
@@ -139,12 +139,12 @@ class PyroOptimizer:
             self.optimizer(parameters.values())
 
     def state_dict(self, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the states of the optimizers by the names of their parameters."""
+        """Return the states of the optimizers by name of their parameters."""
         with _named(parameters):
             return dict(self.optimizer.get_state())
 
     def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore such states, those of parameters that have not occurred yet when they do."""
+        """Restore states of :meth:`state_dict`; the states of parameters that have not occurred yet are set later."""
         with _named(parameters):
             store = pyro.get_param_store()
             known = {
@@ -157,7 +157,7 @@ class PyroOptimizer:
 
 @contextmanager
 def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Tell Pyro the names of parameters that its store does not hold, by which options and states are looked up."""
+    """Tell Pyro the names of parameters outside its store, by which it looks up options and states."""
     names = pyro.get_param_store()._param_to_name
     added = {tensor: name for name, tensor in parameters.items() if tensor not in names}
     names.update(added)
@@ -169,17 +169,17 @@ def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def as_optimizer(optim: Any) -> Optimizer:
-    """Return an optimizer of Pyro, or a callable that makes one of torch, behind the protocol.
+    """Return an optimizer of Pyro, or a function that makes an optimizer of torch, behind the protocol.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If ``optim`` is neither.
     """
     if isinstance(optim, PyroOptim):
         return PyroOptimizer(optim)
     if isinstance(optim, torch.optim.Optimizer) or not callable(optim):
         raise TypeError(
-            f"optim must be an optimizer of pyro.optim, or a callable that makes one of torch from parameters, got "
-            f"{type(optim).__name__}; give pyro.optim.Adam({{'lr': 1e-3}}) or "
-            f"functools.partial(torch.optim.Adam, lr=1e-3)"
+            f"optim must be an optimizer of pyro.optim, or a function that makes an optimizer of torch from "
+            f"parameters, got {type(optim).__name__}. Pass pyro.optim.Adam({{'lr': 1e-3}}) or "
+            f"functools.partial(torch.optim.Adam, lr=1e-3)."
         )
     return TorchOptimizer(optim)

@@ -1,4 +1,4 @@
-"""Checks of the options of ``fit``, each by itself and together."""
+"""Checks of the options of ``fit``, separately and in combination."""
 
 import math
 import warnings
@@ -28,37 +28,38 @@ def check_options(
     callback: Any,
     **counts: int,
 ) -> None:
-    """Refuse what cannot be trained so.
+    """Raise an error for options with which training is impossible.
 
     Raises:
-        TypeError: If the module, the objective, the warm-up or the callback has another type, or a count is no integer.
-        ValueError: If an option is out of range, or useless without another.
+        TypeError: If the module, the objective, the warm-up or the callback has another type, or a count is not an
+            integer.
+        ValueError: If an option is out of range, or has no effect without another option.
     """
     if not (objective is None or isinstance(objective, ELBO)):
         raise TypeError(f"the objective must be a Pyro ELBO such as Trace_ELBO() or IWAE(5), got {objective!r}")
     _check_warmup(kl_warmup)
     _check_trainable(module, objective, has_warmup=callable(kl_warmup) or kl_warmup > 0)
     if not 0 <= learning_rate < math.inf:
-        raise ValueError(f"learning_rate must be a finite number, at least 0, got {learning_rate}")
+        raise ValueError(f"learning_rate must be finite and at least 0, got {learning_rate}")
     counts |= {"patience": 1 if patience is None else patience}
     check_whole(**counts)
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if patience is not None and valid is None:
-        raise ValueError("patience watches validation data; give valid=, or no patience")
+        raise ValueError("patience needs validation data. Pass valid=, or omit patience=.")
     if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm is the largest norm of a gradient, above 0, got {clip_norm}")
+        raise ValueError(f"clip_norm, the largest norm of a gradient, must be positive, got {clip_norm}")
     if on_nonfinite not in get_args(NonFinite):
-        raise ValueError(f"on_nonfinite is one of {get_args(NonFinite)}, got {on_nonfinite!r}")
+        raise ValueError(f"on_nonfinite must be one of {get_args(NonFinite)}, got {on_nonfinite!r}")
     if scheduler_step not in get_args(SchedulerStep):
-        raise ValueError(f"scheduler_step is one of {get_args(SchedulerStep)}, got {scheduler_step!r}")
+        raise ValueError(f"scheduler_step must be one of {get_args(SchedulerStep)}, got {scheduler_step!r}")
     if not (callback is None or callable(callback)):
         raise TypeError(f"callback must be a function of the history, got {callback!r}")
 
 
 def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) -> None:
-    """Check that a schedule has the length of the run.
+    """Check that a schedule fits the length of the run.
 
     Raises:
         ValueError: If the schedule ends before the run, or needs a bound after every batch.
@@ -69,16 +70,17 @@ def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) 
     total = getattr(schedule, "total_steps", None)
     if scheduler_step == "batch":
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ValueError("ReduceLROnPlateau needs the bound of an epoch; give it scheduler_step='epoch'")
+            raise ValueError("ReduceLROnPlateau needs the bound of an epoch. Pass scheduler_step='epoch'.")
         if total is not None and total < epochs * steps:
             raise ValueError(
-                f"{type(schedule).__name__} has total_steps={total}, fewer than the {epochs * steps} steps of the run; "
-                f"give it total_steps={epochs * steps}"
+                f"{type(schedule).__name__} has total_steps={total}, fewer than the {epochs * steps} steps of the run. "
+                f"Set total_steps={epochs * steps}"
             )
     elif total is not None and total > epochs:
         warnings.warn(
-            f"{type(schedule).__name__} has total_steps={total}, and one step per epoch makes {epochs}, so it does not "
-            f"end; give scheduler_step='batch' and total_steps={epochs * steps}, or total_steps={epochs}",
+            f"{type(schedule).__name__} has total_steps={total}, but one step per epoch makes {epochs}, so the "
+            f"schedule does not end. Set scheduler_step='batch' and total_steps={epochs * steps}, or "
+            f"total_steps={epochs}",
             stacklevel=find_stack_level(),
         )
 
@@ -87,9 +89,9 @@ def _check_warmup(kl_warmup: Any) -> None:
     if callable(kl_warmup):
         return
     if isinstance(kl_warmup, bool) or not isinstance(kl_warmup, int | float):
-        raise TypeError(f"kl_warmup is a number of epochs or a function of the epoch, got {kl_warmup!r}")
+        raise TypeError(f"kl_warmup must be a number of epochs or a function of the epoch, got {kl_warmup!r}")
     if not 0 <= kl_warmup < math.inf:
-        raise ValueError(f"kl_warmup is a number of epochs, at least 0, got {kl_warmup}")
+        raise ValueError(f"kl_warmup, a number of epochs, must be finite and at least 0, got {kl_warmup}")
 
 
 def _check_trainable(module: Any, objective: ELBO | None, has_warmup: bool) -> None:
@@ -98,11 +100,11 @@ def _check_trainable(module: Any, objective: ELBO | None, has_warmup: bool) -> N
     if roles not in (["model", "guide"], ["model", "guide", "loss"], ["loss"]):
         has = f"only {' and '.join(roles)}" if roles else "none of them"
         raise TypeError(
-            f"fit trains a module that has a Pyro model and guide, or a loss, and {name} has {has}; give such a "
-            f"module, or a pair (model, guide) of programs"
+            f"fit trains a module that has a Pyro model and guide, or a loss, but {name} has {has}. Pass such a "
+            f"module, or a pair (model, guide) of programs."
         )
     if roles == ["loss"] and (objective is not None or has_warmup):
         raise ValueError(
-            f"{name} has a loss of its own and no density, so there is no bound and no KL term to weight; leave out "
-            f"objective= and kl_warmup="
+            f"{name} has its own loss and no density, so there is no bound and no KL term to weight. Omit objective= "
+            f"and kl_warmup=."
         )

@@ -1,4 +1,4 @@
-"""A pair of programs as one module, so that a pair and a module train alike."""
+"""A pair of programs as a module, so that pairs and modules are trained by the same code."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ Program = Callable[..., Any]
 
 
 class Pair(nn.Module):
-    """A model and a guide, with the modules that they are or are methods of.
+    """A model and a guide, together with the modules to which they belong.
 
     Args:
         model: Pyro program of p(x, z).
@@ -29,21 +29,21 @@ class Pair(nn.Module):
 
 
 def as_module(programs: Any) -> Any:
-    """Return a module as it is, and a pair of programs as a :class:`Pair`.
+    """Return a module unchanged, and a pair of programs as a :class:`Pair`.
 
     Raises:
-        TypeError: If a tuple holds anything but a model and a guide.
+        TypeError: If a tuple is not a pair of callables.
     """
     if not isinstance(programs, tuple | list):
         return programs
     if len(programs) != 2 or not all(callable(program) for program in programs):
         found = ", ".join(type(program).__name__ for program in programs)
-        raise TypeError(f"fit trains a pair (model, guide) of Pyro programs, got ({found}); give two callables")
+        raise TypeError(f"fit trains a pair (model, guide) of Pyro programs, got ({found}). Pass two callables.")
     return Pair(*programs)
 
 
 def name_of(module: Any) -> str:
-    """Return the name of what is trained, for messages."""
+    """Return the name of a trained module or pair, for messages."""
     if not isinstance(module, Pair):
         return type(module).__name__
     names = [getattr(program, "__name__", type(program).__name__) for program in (module.model, module.guide)]

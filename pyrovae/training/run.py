@@ -1,4 +1,4 @@
-"""The loop of a run: epochs of steps from wherever it stands, each step told to observers."""
+"""The training loop: epochs of steps from the current position of a run, with notifications of observers."""
 
 import math
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from pyrovae.training.steps import Guard, Step
 from pyrovae.training.validation import mean_bound
 
 SchedulerStep = Literal["epoch", "batch"]
-MEMORY_STEPS = 100  # how many steps lie at least between two copies of the state, which take a step's time
+MEMORY_STEPS = 100  # least number of steps between two copies of the state, each of which takes as long as a step
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The data, length and schedules of a run: see :func:`pyrovae.fit`."""
+    """The data, length and schedules of a run; see :func:`pyrovae.fit`."""
 
     train: Batches
     valid: Batches | None
@@ -38,21 +38,21 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Return the number of steps of an epoch."""
+        """Return the number of steps per epoch."""
         return self.train.steps
 
 
 class Run:
-    """A run of :func:`pyrovae.fit`, data checked and optimizer made.
+    """A run of :func:`pyrovae.fit` whose data have been checked and whose optimizer exists.
 
     Args:
         plan: Data, length and schedules.
         loss: The loss.
-        step: Makes a step.
-        guard: Checks the numbers of a step.
-        state: State, which a checkpoint may replace.
-        observers: Told of steps and epochs in this order.
-        checkpoints: One of the observers, if the run has a folder.
+        step: Object that makes a step.
+        guard: Object that checks the numbers of a step.
+        state: State of the run, which a checkpoint may replace.
+        observers: Observers, in the order of their notification.
+        checkpoints: The observer with the checkpoints, if the run has a folder.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Run:
         self.memory, self.failed = Memory(), -1
 
     def __call__(self) -> None:
-        """Train to the end, or until told to stop; the module then has the best weights.
+        """Train to the end, or until the run is told to stop; the module then has the best weights.
 
         Raises:
-            DivergenceError: If something is not finite.
+            DivergenceError: If a loss, a gradient, a parameter or a bound is not finite.
             CheckpointError: If a checkpoint could not be written.
         """
         state = self.state
@@ -87,7 +87,7 @@ class Run:
                     state.history.interrupted = True
                 finally:
                     if state.progress.step and self.plan.valid is None:
-                        state.history.best_epoch = None  # the weights are from amid an epoch
+                        state.history.best_epoch = None  # the weights come from an unfinished epoch
                     state.best.restore()
                     for observer in self.observers:
                         observer.close()
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Return the epoch and the step in it."""
+        """Return the current epoch, and the current step in it."""
         return self.state.progress.epoch, self.state.progress.step
 
     @property
@@ -109,7 +109,7 @@ class Run:
         return self.state.progress.epoch * self.plan.steps + self.state.progress.step
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain values, not copied."""
+        """Return the state as tensors and plain values, without copying."""
         return self.state.as_dict(self.step.gradients.compile_seconds)
 
     def load(self, state: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ class Run:
         parallel.share_generators()
 
     def _train(self) -> None:
-        """Train; if something is not finite, and it is too late to say what, repeat the last steps."""
+        """Train; if a number is not finite and its origin is not known, repeat the last steps to find it."""
         try:
             self._epochs()
         except NotFiniteError as error:
@@ -141,7 +141,7 @@ class Run:
     def _epochs(self) -> None:
         while self.state.progress.epoch < self.plan.epochs and self._reason_to_stop() is None:
             if self._is_told_to_stop():
-                self._check_finite()  # no checkpoint is made of what is lost
+                self._check_finite()  # a state that is not finite must not reach a checkpoint
                 self.state.history.interrupted = True
                 break
             self._remember()
@@ -158,7 +158,7 @@ class Run:
     def _is_told_to_stop(self) -> bool:
         if self.guard.replaying:
             return False
-        if agreed := parallel.largest(self.signals.received or 0):  # all processes stop at the same step
+        if agreed := parallel.largest(self.signals.received or 0):  # all processes must stop at the same step
             self.signals.received = agreed
         return agreed > 0
 
@@ -167,7 +167,7 @@ class Run:
             raise NotFiniteError
 
     def _steps(self) -> None:
-        """Make the steps that are left of an epoch."""
+        """Make the remaining steps of an epoch."""
         plan, now = self.plan, self.state.progress
         if now.order is None:
             now.order, now.total = plan.train.order(), _zero(plan.train.source.device)
@@ -175,7 +175,7 @@ class Run:
         schedule = self.state.schedule if plan.scheduler_step == "batch" else None
         counting = [each for each in self.observers if type(each).after_step is not Observer.after_step]
         for batches, kl_weight in zip(plan.train.in_steps(now.order, now.step), ramp, strict=True):
-            if schedule is not None and self.steps_made:  # a step's own rate is then in the history
+            if schedule is not None and self.steps_made:  # before the step, so that the history has the step's own rate
                 schedule.step()
             losses = self.step(batches, kl_weight, self._weights(batches))
             now.skipped += not losses
@@ -190,7 +190,7 @@ class Run:
                 break
 
     def _weights(self, batches: Sequence[Batch]) -> Sequence[float]:
-        """Return what each batch counts in a step, so that the loss is that of one batch of all of their data."""
+        """Return the weight of each batch in a step, so that the loss is that of a single batch of all their data."""
         if len(batches) == 1:
             return (1.0,)
         if self.loss.is_sum(batches[0]):
@@ -199,17 +199,19 @@ class Run:
         return [size / sum(sizes) for size in sizes]
 
     def _close_epoch(self) -> None:
-        """Judge an epoch whose steps have been made, and get ready for the next."""
+        """Evaluate an epoch whose steps have been made, and prepare the next epoch."""
         state, now = self.state, self.state.progress
         if now.seen == 0:
-            raise NotFiniteError("no step of the epoch had a finite loss and gradient, so that all were skipped")
+            raise NotFiniteError(
+                "all steps of the epoch were skipped, because each had a loss or gradient that is not finite"
+            )
         self._check_finite()
         row = {
             "learning_rate": float(state.optimizer.param_groups[0]["lr"]),
             "kl_weight": kl_weights(self.plan.kl_warmup, now.epoch, self.plan.steps)[-1],
             "train": -float(now.total) / now.seen,
         }
-        if now.epoch == self.failed:  # steps that are repeated should not have got so far
+        if now.epoch == self.failed:  # a repeated epoch should have failed again
             raise NotFiniteError
         if self.plan.valid is not None:
             row["valid"] = mean_bound(self.step.gradients, self.loss, self.plan.valid)
@@ -223,7 +225,7 @@ class Run:
                 observer.after_epoch(self)
 
     def _remember(self) -> None:
-        """Copy the state, if it is long enough since that was done."""
+        """Copy the state, if enough steps were made since the last copy."""
         due = self.memory.copy is None or self.steps_made >= self.memory.made + MEMORY_STEPS
         if due and not self.guard.replaying:
             self.memory.keep(self.as_dict(), self.steps_made)
@@ -232,18 +234,18 @@ class Run:
         now = self.state.progress
         step = now.step if now.step < self.plan.steps else None
         what = str(found) or (
-            f"the {self.loss.name} objective or a parameter became NaN or infinite, but not when the steps "
-            f"were repeated, so that something in them does not follow from the seed,"
+            f"the {self.loss.name} objective or a parameter became NaN or infinite, but not when the steps were "
+            f"repeated, so part of the computation does not depend on the seed"
         )
         place = f"at the end of epoch {now.epoch}" if step is None else f"in epoch {now.epoch}, step {step}"
         newest = None if self.checkpoints is None else self.checkpoints.newest()
         back = f", from {str(newest)!r} (pyrovae.load)" if newest and self.steps_made else ""
-        advice = "lower the learning rate, clip the gradient (clip_norm=), rescale the data"
+        advice = "Lower the learning rate, clip the gradient (clip_norm=), rescale the data"
         if not self.steps_made:
-            advice = "no step has been made yet, so rescale the data, for example to mean 0 and standard deviation 1"
+            advice = "No step has been made yet, so rescale the data, for example to mean 0 and standard deviation 1"
         return DivergenceError(
-            f"{what} {place}, counted from 0; {advice}, or bound the scales that the networks give, and train again"
-            f"{back}",
+            f"{what}, {place}, counted from 0. {advice}, or bound the scales that the networks return, and train "
+            f"again{back}",
             self.state.history,
             now.epoch,
             step,
@@ -252,7 +254,7 @@ class Run:
 
 
 def _zero(device: torch.device) -> Tensor:
-    """Return where the losses of an epoch are added up: in double precision, where the device has it."""
+    """Return a zero for summing the losses of an epoch, in double precision if the device supports it."""
     return torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
 

@@ -1,4 +1,4 @@
-"""The description of a training, by which a checkpoint is known to be of the same."""
+"""The description of a run, which shows whether a checkpoint belongs to the same run."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from pyrovae.training.run_state import RunState
 def describe_run(
     loss: Loss, state: RunState, plan: Plan, parameters: dict[str, Any], options: Description
 ) -> Description:
-    """Return the description that a checkpoint must have for a run to go on from it."""
+    """Return the description that a checkpoint must have for the run to continue from it."""
     sources = {"train": plan.train.source} | ({} if plan.valid is None else {"valid": plan.valid.source})
     stored = {name: str(tuple(tensor.shape)) for name, tensor in state.tensors.stored.items()}
     schedule = state.schedule

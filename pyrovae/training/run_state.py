@@ -1,4 +1,4 @@
-"""The state of a run: all that the rest of it depends on, which a checkpoint holds."""
+"""The state of a run: everything on which the rest of the run depends, and which a checkpoint holds."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -17,11 +17,11 @@ Schedule = torch.optim.lr_scheduler.LRScheduler
 
 @dataclass
 class Clock:
-    """Seconds of a run, without the time between a checkpoint and the run that goes on from it.
+    """Seconds of a run, without the time between a checkpoint and the run that continues from it.
 
     Attributes:
-        started: When the run would have started without a pause.
-        compiled_before: Seconds of compilation before this process.
+        started: Time at which the run would have started without interruptions.
+        compiled_before: Seconds of compilation in earlier processes.
     """
 
     started: float = field(default_factory=time.perf_counter)
@@ -41,7 +41,7 @@ class RunState:
         tensors: Parameters and buffers.
         optimizer: Optimizer of torch.
         schedule: Schedule of the learning rate.
-        best: Weights that the run ends with.
+        best: Weights for the end of the run.
         history: Columns of the epochs so far.
         progress: Position in the run.
         clock: Seconds so far.
@@ -56,7 +56,7 @@ class RunState:
     clock: Clock = field(default_factory=Clock)
 
     def as_dict(self, compile_seconds: float) -> dict[str, Any]:
-        """Return the state, and that of the generators, as tensors and plain values that are not copied."""
+        """Return the state, including that of the generators, as tensors and plain values without copying."""
         return {
             "progress": dict(vars(self.progress)),
             "tensors": self.tensors.named(),
@@ -70,7 +70,7 @@ class RunState:
         }
 
     def load(self, state: dict[str, Any], compile_seconds: float, device: torch.device) -> None:
-        """Restore a state, and the generators."""
+        """Restore a state, including that of the generators."""
         self.tensors.restore(state["tensors"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
@@ -90,7 +90,7 @@ class Memory:
         self.made = 0
 
     def keep(self, state: dict[str, Any], made: int) -> None:
-        """Copy the state after so many steps."""
-        best = state.pop("best")  # whose tensors are copies
+        """Copy the state after a number of steps."""
+        best = state.pop("best")  # its tensors are copies already
         self.copy = {**tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), state), "best": best}
         self.made = made

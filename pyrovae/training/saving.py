@@ -1,4 +1,4 @@
-"""``save`` and ``load``: the tensors of a trained module in a file, which goes into a module that is built alike."""
+"""``save`` and ``load``, which write the tensors of a module to a file, and read them into a module built alike."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +23,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def save(module: nn.Module, path: str | Path) -> None:
-    """Write the parameters and buffers of a module to a file, which exists as a whole or not at all.
+    """Write the parameters and buffers of a module to a file. An error leaves no incomplete file.
 
-    The file also holds a description of the module, which :func:`load` compares, and no code. If the module has a
+    The file also holds a description of the module, which :func:`load` compares, but no code. If the module has a
     ``model`` or a ``guide``, the parameters that programs made with ``pyro.param`` are saved with their constraints.
-    Pyro's store is global, so these are all parameters in the store that belong to no module; call
-    ``pyro.clear_param_store()`` before you train another script.
+    Pyro's store is global, so these are all parameters in the store that belong to no module. Call
+    ``pyro.clear_param_store()`` before you train another program.
 
     Args:
         module: Any module, such as a :class:`pyrovae.VAE`.
@@ -36,7 +36,7 @@ def save(module: nn.Module, path: str | Path) -> None:
 
     Raises:
         OSError: If the file cannot be written. A previous file of that name is then unchanged.
-        TypeError: If a parameter of ``pyro.param`` has a constraint that is not one of torch's.
+        TypeError: If a parameter of ``pyro.param`` has a constraint that is not in ``torch.distributions.constraints``.
         ValueError: If the path is empty.
 
     Example:
@@ -62,33 +62,36 @@ def save(module: nn.Module, path: str | Path) -> None:
 
 
 def load(path: str | Path, into: Module) -> Module:
-    """Give a module the parameters and buffers in a file of :func:`save`, or those of a checkpoint of a run.
+    """Copy the parameters and buffers in a file of :func:`save`, or in a checkpoint of a run, into a module.
 
-    The file holds no code, so build the module with your own code as it was built then. The parameters of
-    ``pyro.param`` in the file go into Pyro's store. A checkpoint gives the weights that :func:`pyrovae.fit` would have
-    ended with: with validation data the best so far, and the last ones otherwise.
+    The file holds no code, so build the module with your own code as it was built when the file was written. The
+    parameters of ``pyro.param`` in the file are put into Pyro's store. A checkpoint gives the weights with which
+    :func:`pyrovae.fit` would have ended: with validation data the best so far, otherwise the last.
 
-    The description is compared before the tensors are read, and the tensors take at most the size of the file.
+    The description is compared before the tensors are read. The tensors occupy at most the size of the file.
 
     Args:
         path: Path of the file; ``~`` is expanded.
-        into: The module. It stays on its device.
+        into: The module, which stays on its device.
 
     Returns:
         The module.
 
     Raises:
         OSError: If the file does not exist or cannot be read.
-        ValueError: If the file is of another kind, is damaged, is incomplete, or holds objects other than tensors and
-            plain values; if the module is built in another way; if Pyro's store has a parameter of the same name with
+        ValueError: If the file is of another kind, damaged or incomplete, or holds objects other than tensors and plain
+            values; if the module is built in another way; or if Pyro's store has a parameter of the same name with
             another shape or constraint. The module and the store are then unchanged.
 
     Example:
-        >>> import tempfile, pathlib, pyrovae as pv
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> pv.save(pv.priors.GaussianMixture(3, 2), folder / "prior.pt")
-        >>> pv.load(folder / "prior.pt", into=pv.priors.GaussianMixture(3, 2)).loc.shape
-        torch.Size([2, 3])
+        >>> import tempfile, pathlib, torch, pyrovae as pv
+        >>> prior, other = pv.priors.GaussianMixture(3, 2), pv.priors.GaussianMixture(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pv.save(prior, pathlib.Path(folder, "prior.pt"))
+        ...     torch.equal(other.loc, prior.loc), pv.load(pathlib.Path(folder, "prior.pt"), into=other) is other
+        (False, True)
+        >>> torch.equal(other.loc, prior.loc)
+        True
     """
     where = archives.as_path(path, "path")
     content = archives.read(where, check=lambda outline: _check(where, outline, into))
@@ -97,15 +100,15 @@ def load(path: str | Path, into: Module) -> Module:
     restore_stored(_stored(content), next((tensor.device for tensor in into.parameters()), torch.device("cpu")))
     if content["kind"] == "module":
         for name, part in into.named_modules():
-            part.training = name not in content.get("eval", ())  # of files of earlier versions: training mode
+            part.training = name not in content.get("eval", ())  # files of earlier versions imply training mode
     return into
 
 
 def _check(path: Path, content: Any, into: nn.Module) -> None:
-    """Check that a file goes into a module, from its description and the shapes of its tensors."""
+    """Check that a file fits a module, by its description and the shapes of its tensors."""
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind not in ("module", "checkpoint"):
-        raise ValueError(f"{str(path)!r} holds no module. Give a file of pyrovae.save, or a checkpoint of fit.")
+        raise ValueError(f"{str(path)!r} holds no module. Pass a file of pyrovae.save, or a checkpoint of pyrovae.fit.")
     require(path, content, "description", "versions", "tensors" if kind == "module" else "state")
     number = file_format(path, content)
     described = content["description"] if kind == "module" else content["description"]["module"]
@@ -115,17 +118,17 @@ def _check(path: Path, content: Any, into: nn.Module) -> None:
     if found := differences_of_modules(of_module(into), described, number):
         under = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
         raise ValueError(
-            f"{str(path)!r} is of a module built in another way: {first_of(found)}. Build it as it was built then, "
-            f"under {under}."
+            f"{str(path)!r} is of a module built in another way: {first_of(found)}. Build it as it was built when the "
+            f"file was written, under {under}."
         )
     _check_tensors(path, _tensors(content), into)
     check_stored(_stored(content))
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], into: nn.Module) -> None:
-    """Check the tensors themselves, which in a damaged file are not those of its description."""
+    """Check the tensors themselves, which in a damaged file may differ from the description."""
     parameters = {name: of_tensor(tensor) for name, tensor in into.named_parameters()}
-    buffers = dict(into.named_buffers())  # whose shapes may change in training
+    buffers = dict(into.named_buffers())  # training may change their shapes
     found = {
         name: of_tensor(tensor) if name in parameters else "a buffer"
         for name, tensor in tensors.items()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: Ctrl-C, and the SIGTERM by which a cluster announces that it will kill a process."""
+"""Signals that ask a run to stop: Ctrl-C, and SIGTERM, by which a cluster announces that it will kill a process."""
 
 import logging
 import signal
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 class StopSignals:
     """A context manager that records SIGINT and SIGTERM, so that the current step ends and its state can be saved.
 
-    A second Ctrl-C raises ``KeyboardInterrupt``. A SIGTERM is sent again when the context ends, also if the context
-    ends by an error and if a Ctrl-C came first. By default it then ends the process. A handler of the user's own for
-    Ctrl-C is left alone, and so is an ignored SIGTERM. Nothing is recorded in threads other than the main thread.
+    A second Ctrl-C raises ``KeyboardInterrupt``. A SIGTERM is sent again when the context ends, even after an error or
+    a Ctrl-C, and by default ends the process. A user's own handler for Ctrl-C is left in place, and so is an ignored
+    SIGTERM. Only the main thread records signals.
 
     Args:
-        active: Whether to record signals.
+        active: If true, signals are recorded.
 
     Attributes:
         received: The signal that was received; a SIGTERM takes precedence over a Ctrl-C.
@@ -49,6 +49,6 @@ class StopSignals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
         if self.received == signal.SIGTERM:
-            if error is not None:  # which nobody will see if the signal ends the process
+            if error is not None:  # the error is lost if the signal ends the process
                 logger.error("the run failed before the SIGTERM took its course: %s: %s", type(error).__name__, error)
             signal.raise_signal(signal.SIGTERM)

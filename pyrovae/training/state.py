@@ -17,9 +17,11 @@ from pyrovae.training.description import FORMAT
 from pyrovae.training.history import History
 
 STORED = "pyro.param "
-_BASELINES = "__baseline_avg_downstream_cost_"  # TraceGraph_ELBO's decaying averages, which it keeps in Pyro's store
+_BASELINES = (
+    "__baseline_avg_downstream_cost_"  # prefix of the decaying averages that TraceGraph_ELBO keeps in the store
+)
 
-# The entries of a checkpoint since version 0.1.0. An entry of a later version must have a default.
+# Entries of a checkpoint since version 0.1.0. An entry of a later version must have a default.
 _STATE = ("progress", "tensors", "optimizer", "schedule", "generators", "history", "best", "seconds", "compile_seconds")
 _PROGRESS = ("epoch", "step", "order", "total", "seen", "skipped")
 _COLUMNS = ("train", "valid", "kl_weight", "learning_rate", "seconds", "skipped")
@@ -69,7 +71,7 @@ class Tensors:
         return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
 
     def named(self) -> dict[str, Tensor]:
-        """Return the tensors themselves."""
+        """Return the tensors by name, without copying."""
         kept = pyro.get_param_store().named_parameters()
         baselines = {f"{STORED}{name}": tensor for name, tensor in kept if name.startswith(_BASELINES)}
         return {**self.of_module(), **self.stored, **baselines}
@@ -90,16 +92,16 @@ class Tensors:
             if named[name].shape != copies[name].shape:
                 raise ValueError(
                     f"parameter {name!r} has shape {tuple(named[name].shape)} here and {tuple(copies[name].shape)} in "
-                    f"the file. Build the module as it was built then."
+                    f"the file. Build the module as it was built when the file was written."
                 )
         for name, value in copies.items():
-            if name not in named:  # a decaying average that a new process has not begun
+            if name not in named:  # a decaying average that does not exist yet in a new process
                 pyro.get_param_store()[name.removeprefix(STORED)] = value.to(
                     next(iter(named.values())).device, copy=True
                 )
             elif named[name].shape == value.shape:
                 named[name].copy_(value)
-            else:  # a module may replace a buffer by one of another shape
+            else:  # a module may replace a buffer by a tensor of another shape
                 owner, _, leaf = name.rpartition(".")
                 self.module.get_submodule(owner)._buffers[leaf] = value.to(named[name].device, copy=True)
 
@@ -116,7 +118,7 @@ def require(path: Path, entries: Any, *names: str) -> None:
 
 
 def file_format(path: Path, content: Mapping[str, Any]) -> int:
-    """Return the format of a file's description; version 0.1.0 wrote none, which is format 1.
+    """Return the format of a file's description; files of version 0.1.0 have no number, which means format 1.
 
     Raises:
         ValueError: If a later version wrote the file in a format that this version does not know.
@@ -124,17 +126,17 @@ def file_format(path: Path, content: Mapping[str, Any]) -> int:
     found = content.get("format", 1)
     if found not in range(1, FORMAT + 1):
         raise ValueError(
-            f"{str(path)!r} has format {found!r} of a later version, and this version of pyrovae reads formats up to "
+            f"{str(path)!r} has format {found!r} of a later version, but this version of pyrovae reads formats up to "
             f"{FORMAT}. Use a later version of pyrovae."
         )
     return int(found)
 
 
 def check_state(path: Path, content: Mapping[str, Any]) -> None:
-    """Check the entries of a checkpoint, before a run continues from it.
+    """Check the entries of a checkpoint before a run continues from it.
 
     Raises:
-        ValueError: If an entry is missing, or this version does not know one.
+        ValueError: If an entry is missing or unknown to this version.
     """
     state = content["state"]
     require(path, state, *_STATE)
@@ -162,7 +164,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Set the generators to such states; on CUDA only if the number of devices is the same."""
+    """Set the generators to states of :func:`generator_states`; on CUDA only if the number of devices is the same."""
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,4 +1,4 @@
-"""The step that ``fit`` and ``SVI`` share: a gradient, checks of its numbers if they are asked for, and an update."""
+"""The step that ``fit`` and ``SVI`` share: a gradient, optional checks of its numbers, and an update."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,9 +21,9 @@ class Step:
 
     Args:
         gradients: The gradient of a loss.
-        optimizer: Changes the parameters.
-        guard: Checks the numbers of a step; ``None`` does not look at them.
-        names: Names of what is trained and of its loss, for messages.
+        optimizer: Optimizer that changes the parameters.
+        guard: Object that checks the numbers of a step; ``None`` disables the checks.
+        names: Names of the trained module and of its loss, for messages.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class Step:
         """Make a step and return the losses of its batches; an empty list if the step was skipped.
 
         Args:
-            batches: The batches, of which each gives a gradient.
+            batches: The batches, each of which gives a gradient.
             kl_weight: Weight of the latent sites.
             weights: Weight of each batch's gradient in their sum.
 
         Raises:
-            NotFiniteError: If the guard finds a number that is not finite; nothing has been changed then.
+            NotFiniteError: If the guard finds a number that is not finite. The state is then unchanged.
             ValueError: If no parameter gets a gradient.
         """
         self.optimizer.zero_grad()
@@ -53,8 +53,8 @@ class Step:
         slopes = {name: tensor.grad for name, tensor in parameters.items() if tensor.grad is not None}
         if not slopes:
             raise ValueError(
-                f"no parameter of {self.names[0]} gets a gradient from {self.names[1]}; use its parameters in model, "
-                f"guide or loss, and announce them with pyro.module where the objective is not differentiable by itself"
+                f"no parameter of {self.names[0]} gets a gradient from {self.names[1]}. Use its parameters in model, "
+                f"guide or loss, and register them with pyro.module if the objective is not differentiable by itself."
             )
         if before is not None and self.guard is not None and not self.guard.accepts(losses, slopes):
             self.guard.undo(before, self.optimizer, batches, kl_weight, losses, slopes)
@@ -65,13 +65,13 @@ class Step:
         return losses
 
     def _accumulate(self, batches: Sequence[Any], kl_weight: float, weights: Sequence[float]) -> list[Any]:
-        """Add up the gradients of several batches, and leave the sum in ``.grad`` of the parameters."""
+        """Add the gradients of several batches, and store the sum in ``.grad`` of the parameters."""
         losses: list[Any] = []
         sums: dict[str, Tensor] = {}
         for batch, weight in zip(batches, weights, strict=True):
             self.optimizer.zero_grad()
             loss = self.gradients(batch, kl_weight)
-            losses.append(loss.clone() if isinstance(loss, Tensor) else loss)  # a CUDA graph writes into its outputs
+            losses.append(loss.clone() if isinstance(loss, Tensor) else loss)  # a CUDA graph overwrites its outputs
             for name, tensor in self.gradients.parameters.items():
                 if tensor.grad is not None:
                     scaled = tensor.grad * weight
@@ -82,23 +82,23 @@ class Step:
 
 
 class Guard:
-    """Checks of a step's numbers, which skip the step or name the first number that is not finite.
+    """Checks of the numbers of a step, which skip the step or name the first number that is not finite.
 
     Args:
-        loss: The loss, which is run again to find the site at fault.
-        module: Its buffers are put back.
-        skip: Whether a step is left out if its loss or gradient is not finite; otherwise checks are made while
-            replaying.
+        loss: The loss, which runs again to find the affected site.
+        module: Module whose buffers are restored.
+        skip: If true, a step is skipped if its loss or gradient is not finite. If false, numbers are checked only while
+            steps are replayed.
 
     Attributes:
-        replaying: Whether steps are repeated in order to find what went wrong.
+        replaying: True while steps are repeated to find a number that is not finite.
     """
 
     def __init__(self, loss: Loss, module: nn.Module, skip: bool) -> None:
         self.loss, self.module, self.skip, self.replaying = loss, module, skip, False
 
     def before(self) -> tuple[Any, Buffers] | None:
-        """Return the state of generators and buffers if the step will be checked."""
+        """Return the state of generators and buffers if the next step will be checked, else None."""
         if not (self.replaying or self.skip):
             return None
         return generator_states(), save_buffers(self.module.modules())
@@ -116,7 +116,7 @@ class Guard:
         losses: Sequence[Any],
         slopes: Mapping[str, Tensor],
     ) -> None:
-        """Put the buffers back; unless steps are skipped, put the generators back too and name the cause.
+        """Restore the buffers; unless steps are skipped, restore the generators too and name the cause.
 
         Raises:
             NotFiniteError: If steps are not skipped.
@@ -133,14 +133,14 @@ class Guard:
                     self.loss(batch, kl_weight)
             optimizer.zero_grad()
             reason = finder.explain(self.loss.name, -sum(map(float, losses)))
-        restore_buffers(buffers)  # once more: to find the reason, the programs may have been run
+        restore_buffers(buffers)  # again, because finding the reason may have run the programs
         raise NotFiniteError(reason)
 
     def after(self, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
-        """Check the parameters after a step that is replayed.
+        """Check the parameters after a replayed step.
 
         Raises:
-            NotFiniteError: If one is not finite.
+            NotFiniteError: If a parameter is not finite.
         """
         if self.replaying and (name := first_not_finite(parameters)):
-            raise NotFiniteError(f"the step of {optimizer.name} spoiled parameter {name}")
+            raise NotFiniteError(f"parameter {name} is not finite after the step of {optimizer.name}")

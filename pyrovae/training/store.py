@@ -1,4 +1,4 @@
-"""Parameters that programs make with ``pyro.param``: which belong to a file, and how their constraints are stored."""
+"""Parameters that programs make with ``pyro.param``: their selection for a file, and the storage of constraints."""
 
 import inspect
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 Stored = dict[str, Any]
 
-_OF_MODULES = ("$$$", "@")  # in the names that pyro.module and the programs of pyrovae give to parameters of modules
+_OF_MODULES = ("$$$", "@")  # marks in the names that pyro.module and pyrovae's programs give to parameters of modules
 
 
 def stored_parameters(module: nn.Module) -> dict[str, Stored]:
     """Return the parameters of Pyro's store that belong to no module, with their constraints, by name.
 
-    The store is global and does not know which program made a parameter. All of them are returned if the module has a
-    ``model`` or a ``guide``, and none otherwise.
+    The store is global and does not know which program made a parameter. If the module has a ``model`` or a ``guide``,
+    all of them are returned, otherwise none.
 
     Raises:
         TypeError: If the constraint of a parameter cannot be stored.
@@ -38,20 +38,20 @@ def constraint_of(name: str) -> Any:
     """Return the constraint of a parameter in Pyro's store as plain values.
 
     Raises:
-        TypeError: If it is not one of ``torch.distributions.constraints``.
+        TypeError: If the constraint is not in ``torch.distributions.constraints``.
     """
     constraint = pyro.get_param_store()._constraints[name]
     try:
         return _encode(constraint)
     except TypeError:
         raise TypeError(
-            f"the constraint of pyro.param {name!r}, {constraint!r}, cannot be stored. Use one of "
+            f"the constraint of pyro.param {name!r}, {constraint!r}, cannot be stored. Use a constraint of "
             f"torch.distributions.constraints, or make the parameter a PyroParam of the module."
         ) from None
 
 
 def constraints_of(names: Iterable[str]) -> dict[str, Any]:
-    """Return the constraints of those parameters that Pyro's store has and whose constraint can be stored."""
+    """Return the constraints of the parameters that are in Pyro's store, as far as the constraints can be stored."""
     found = {}
     for name in names:
         if name in pyro.get_param_store():
@@ -61,10 +61,10 @@ def constraints_of(names: Iterable[str]) -> dict[str, Any]:
 
 
 def check_stored(stored: dict[str, Stored]) -> None:
-    """Check that parameters from a file can go into Pyro's store.
+    """Check that parameters from a file fit Pyro's store.
 
     Raises:
-        ValueError: If a parameter of that name has another shape or another constraint, or the constraint is unknown.
+        ValueError: If a parameter of the same name has another shape or constraint, or the constraint is unknown.
     """
     store = pyro.get_param_store()
     for name, entry in stored.items():
@@ -78,18 +78,19 @@ def check_stored(stored: dict[str, Stored]) -> None:
         if shape != tuple(entry["value"].shape):
             raise ValueError(
                 f"pyro.param {name!r} has shape {shape} here and {tuple(entry['value'].shape)} in the file. Call "
-                f"pyro.clear_param_store() first, or build the programs as they were built then."
+                f"pyro.clear_param_store() first, or build the programs as they were built when the file was written."
             )
         if constraint_of(name) != _encode(constraint):
             raise ValueError(
                 f"pyro.param {name!r} has constraint {store._constraints[name]!r} here and {constraint!r} in the file. "
-                f"Call pyro.clear_param_store() first, or build the programs as they were built then."
+                f"Call pyro.clear_param_store() first, or build the programs as they were built when the file was "
+                f"written."
             )
 
 
 @torch.no_grad()
 def restore_stored(stored: dict[str, Stored], device: torch.device) -> None:
-    """Put checked parameters from a file into Pyro's store, those that are new there on a device."""
+    """Put checked parameters from a file into Pyro's store; new parameters are put on a device."""
     store = pyro.get_param_store()
     for name, entry in stored.items():
         value, constraint = entry["value"], _decode(entry["constraint"])
@@ -97,7 +98,7 @@ def restore_stored(stored: dict[str, Stored], device: torch.device) -> None:
             start = torch.distributions.transform_to(constraint)(value.to(device, copy=True))
             store.setdefault(name, start, constraint)
         parameter = dict(store.named_parameters())[name]
-        parameter.copy_(value)  # unconstrained, so that no bit is lost in a transform
+        parameter.copy_(value)  # the unconstrained value, so that a transform rounds nothing
 
 
 def _encode(value: Any) -> Any:

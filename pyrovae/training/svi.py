@@ -1,4 +1,4 @@
-"""``SVI``: the interface of ``pyro.infer.SVI`` with compiled gradients and reduced precision on request."""
+"""``SVI``, which has the interface of ``pyro.infer.SVI`` and optional compiled gradients and reduced precision."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ if TYPE_CHECKING:
 
 
 class SVI:
-    """Stochastic variational inference, called as ``pyro.infer.SVI``, for any program.
+    """Stochastic variational inference for any program, with the interface of ``pyro.infer.SVI``.
 
-    Without compilation a step does what Pyro's does, and its losses are the same under the same seed. Parameters are
-    those of ``pyro.param``, of ``pyro.module``, and of the modules that model and guide are or are methods of.
+    Without compilation, a step makes the same computation as Pyro's SVI, and the losses agree for the same seed. The
+    trained parameters are those of ``pyro.param``, of ``pyro.module``, and of the modules to which model and guide
+    belong.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        optim: An optimizer of ``pyro.optim``, also with options for each parameter, clipped, or with a schedule; or a
-            callable that makes an optimizer of torch from parameters, such as
+        optim: An optimizer of ``pyro.optim``, including optimizers with options for each parameter, clipped optimizers
+            and schedulers; or a function that makes an optimizer of torch from parameters, such as
             ``functools.partial(torch.optim.Adam, lr=1e-3)``.
-        loss: A Pyro ELBO; or a function of model, guide and the arguments that returns the loss, shape ``()``.
-        compile: Whether to compile the gradient. Losses differ by rounding. The first call with arguments of a kind
-            (their structure and shapes, and the values of those that are no tensors) runs eagerly, the second compiles,
-            which takes 5 to 40 seconds. Tensors that the programs close over are read where they lie. Numbers and
-            branches that the programs compute in Python stay as they were at the second call. What cannot be compiled
-            runs eagerly, after a warning that names the cause.
-        precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or on CUDA ``"tf32"``.
+        loss: A Pyro ELBO, or a function of model, guide and the arguments that returns the loss, shape ``()``.
+        compile: If true, the gradient is compiled, and losses differ by rounding. A kind of call is given by the
+            structure and shapes of its arguments and the values of arguments that are not tensors. The first call of a
+            kind runs eagerly. The second call compiles, which takes 5 to 40 seconds. The graph reads tensors in
+            closures at each call. Numbers and branches that the programs compute in Python keep their values from the
+            second call. Programs that cannot be compiled run eagerly after a warning that names the cause.
+        precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
 
     Raises:
         TypeError: If ``optim`` or ``loss`` has another type.
@@ -69,7 +70,7 @@ class SVI:
         optim: PyroOptim | MakeOptimizer,
         loss: ELBO | Callable[..., Any],
         *,
-        compile: bool = False,  # noqa: A002  # as torch calls it
+        compile: bool = False,  # noqa: A002  # torch uses this name
         precision: Precision | None = None,
     ) -> None:
         if not (isinstance(loss, ELBO) or callable(loss)) or isinstance(loss, type):
@@ -86,10 +87,10 @@ class SVI:
 
         Args:
             *args: Arguments of model and guide.
-            **kwargs: Keyword arguments of both.
+            **kwargs: Keyword arguments of model and guide.
 
         Returns:
-            The loss, a float; several losses, as a tuple, if the objective has several.
+            The loss, a float, or a tuple of losses if the objective has several.
 
         Raises:
             ValueError: If no parameter gets a gradient.
@@ -100,14 +101,14 @@ class SVI:
         return _as_float(loss)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the loss, a float, without a step.
+        """Return the loss without making a step.
 
         Args:
             *args: Arguments of model and guide.
-            **kwargs: Keyword arguments of both.
+            **kwargs: Keyword arguments of model and guide.
 
         Returns:
-            The loss; several losses, as a tuple, if the objective has several.
+            The loss, a float, or a tuple of losses if the objective has several.
         """
         call = Call(args, kwargs)
         self._restore(call)
@@ -117,8 +118,8 @@ class SVI:
         """Return the parameters, buffers and the state of the optimizer, as tensors and plain values.
 
         Returns:
-            The state, which ``torch.save`` writes and ``torch.load(weights_only=True)`` reads. Its parameters are
-            unconstrained.
+            The state, which can be written by ``torch.save`` and read by ``torch.load(weights_only=True)``. Its
+            parameters are unconstrained.
         """
         if self._pending is not None:
             return self._pending
@@ -128,12 +129,12 @@ class SVI:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, also in another process, with programs and an optimizer that were made alike.
+        """Restore a state, also in another process, for programs and an optimizer of the same build.
 
-        Parameters that the programs make with ``pyro.param`` take their values at the next step.
+        Parameters that the programs make with ``pyro.param`` get their values at the next step.
 
         Args:
-            state: Of :meth:`state_dict`.
+            state: State of :meth:`state_dict`.
         """
         self._pending = state
         known = self._tensors()
@@ -141,7 +142,7 @@ class SVI:
             _copy(known[name], state["tensors"][name])
 
     def _restore(self, call: Call) -> None:
-        """Finish what :meth:`load_state_dict` has begun, once the arguments of the programs are known."""
+        """Finish :meth:`load_state_dict` once the arguments of the programs are known."""
         if self._pending is None:
             return
         with isolated(self.model, self.guide, seed=0):
@@ -150,7 +151,7 @@ class SVI:
         for name, value in self._pending["tensors"].items():
             if name not in known:
                 raise ValueError(
-                    f"the state holds {name!r}, which model and guide do not have; give those of the state"
+                    f"the state holds {name!r}, which model and guide do not have. Pass the programs of the state."
                 )
             _copy(known[name], value)
         self._optimizer.load_state_dict(self._pending["optimizer"], self._eager.seen)
@@ -179,8 +180,8 @@ class SVI:
 def _copy(tensor: Tensor, value: Tensor) -> None:
     if tensor.shape != value.shape:
         raise ValueError(
-            f"the state holds a tensor of shape {tuple(value.shape)} for one of shape {tuple(tensor.shape)}; make the "
-            f"programs as they were made for the state"
+            f"the state holds a tensor of shape {tuple(value.shape)} for a parameter of shape {tuple(tensor.shape)}. "
+            f"Build the programs as they were built for the state."
         )
     tensor.copy_(value)
 

@@ -1,4 +1,4 @@
-"""The bound of a run's data without a gradient: the check before the first step, and the bound on validation data."""
+"""The bound on data without a gradient: the check before the first step, and the bound on validation data."""
 
 import math
 from typing import Any
@@ -15,15 +15,16 @@ from pyrovae.training.losses import Loss
 from pyrovae.training.nonfinite import NonFiniteFinder, NotFiniteError, are_finite
 from pyrovae.training.state import Tensors
 
-# Of the noise on validation data. Users draw data under small seeds, whose noise would be correlated with the data.
+# Seed of the noise on validation data. It is large, because users draw data under small seeds, and equal seeds would
+# correlate the noise with the data.
 NOISE_SEED = 6_364_136_223_846_793_005
 
 
 def check_data(loss: Loss, batches: Batches, tensors: Tensors) -> None:
-    """Run all data once with validation on, and find the parameters that the programs keep in Pyro's store.
+    """Run all data once with validation, and find the parameters that the programs keep in Pyro's store.
 
     Raises:
-        ValueError: If a program cannot take the data, because they are NaN, too large, or of another kind.
+        ValueError: If a program cannot score the data, because they are NaN, too large, or outside its support.
         FloatingPointError: If a parameter is NaN or infinite.
     """
     with isolated(*loss.programs, seed=0), poutine.trace(param_only=True) as capture:
@@ -50,10 +51,10 @@ def check_data(loss: Loss, batches: Batches, tensors: Tensors) -> None:
 
 
 def mean_bound(gradients: Gradients, loss: Loss, batches: Batches) -> float:
-    """Return the bound on data, nats per datum, with the same noise at every call.
+    """Return the bound on data, nats per datum, with the same noise in every call.
 
     Raises:
-        NotFiniteError: If it is not finite.
+        NotFiniteError: If the bound is not finite.
     """
     gradients.sync_buffers()
     with isolated(*loss.programs, seed=NOISE_SEED):
@@ -68,16 +69,17 @@ def mean_bound(gradients: Gradients, loss: Loss, batches: Batches) -> float:
 
 
 def _check_scale(error: FloatingPointError, module: nn.Module, batch: tuple[object, ...]) -> None:
-    """Say of a program that fails before the first step, with parameters that are numbers, that its data are too large.
+    """Raise ValueError if a program with finite parameters fails before the first step, because the data are too large.
 
     Raises:
-        ValueError: If that is so.
+        ValueError: If the parameters are finite.
     """
     if not are_finite([*module.parameters(), *module.buffers()]):
         return
     x = batch[0]
-    cause = str(error).partition(": ")[2].partition(";")[0]
+    cause = str(error).partition(": ")[2].partition(". ")[0]
     raise ValueError(
-        f"before the first step, {cause} for data from {x.min():.4g} to {x.max():.4g}; rescale the data, for "  # type: ignore[attr-defined]
-        f"example to mean 0 and standard deviation 1, or bound the scales that the networks give"
+        f"before the first step, {cause} for data from {x.min():.4g} to {x.max():.4g}. "  # type: ignore[attr-defined]
+        f"Rescale the data, for example to mean 0 and standard deviation 1, or bound the scales that the networks "
+        f"return."
     ) from error

@@ -78,8 +78,12 @@ UNTRACEABLE: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "number": (calling(lambda h: h * float(h.detach().mean())), None, BY_VALUE),
     "batch norm without momentum": (lambda: vae_with(nn.BatchNorm1d(8, momentum=None)), None, BY_VALUE),
     "rejection sampling": (Redrawn, None, BY_VALUE),
-    "list": (calling(lambda h: h * h.mean().tolist()), None, r"values of a tensor are taken out of it, by tolist\(\)"),
-    "NumPy": (calling(lambda h: h * np.asarray(h.detach()).mean()), None, r"taken out of it, by __array__\(\)"),
+    "list": (calling(lambda h: h * h.mean().tolist()), None, r"values of a tensor are read by tolist\(\)"),
+    "NumPy": (
+        calling(lambda h: h * np.asarray(h.detach()).mean()),
+        None,
+        r"values of a tensor are read by __array__\(\)",
+    ),
     "tensor of tensors": (calling(lambda h: h * torch.tensor([h.detach().mean(), 1.0]).sum()), None, r"by tensor\(\)"),
     "mask": (calling(lambda h: h * h[h > 0].sum()), None, r"the shape of a result depends on values, .*nonzero"),
     "checkpoint": (
@@ -87,11 +91,11 @@ UNTRACEABLE: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
         None,
         "the programs set the state of a random generator",
     ),
-    "buffer": (lambda: vae_with(Moved()), None, "Moved puts another tensor in the place of its buffer 'calls'"),
+    "buffer": (lambda: vae_with(Moved()), None, "Moved replaces its buffer 'calls' by another tensor"),
     "baseline": (
         lambda: Discrete(baseline={"use_decaying_avg_baseline": True}),
         TraceGraph_ELBO(),
-        r"values of its own in Pyro's parameter store \(baselines\)",
+        r"its own values in Pyro's parameter store \(baselines\)",
     ),
     "coupling of zuko": (
         lambda: pv.VAE(
@@ -114,7 +118,7 @@ def inverted_flow() -> pv.VAE:
 def assert_falls_back(make: Callable[[], nn.Module], objective: Any, reason: str, x: Tensor) -> None:
     options = {"objective": objective, "epochs": 2, "batch_size": 6}
     plain = fitted(make, x, **copy.deepcopy(options))
-    with pytest.warns(UserWarning, match=f"^fit goes on without compilation: .*{reason}") as caught:
+    with pytest.warns(UserWarning, match=f"^fit continues without compilation: .*{reason}") as caught:
         compiled = fitted(make, x, compile=True, **options)
     assert len(caught) == 1
     assert "\n" not in str(caught[0].message)
@@ -133,7 +137,7 @@ def test_what_cannot_be_traced_says_why_and_trains_as_it_is(
 def test_a_loop_unrolled_is_not_compiled(gradient: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MAX_OPERATIONS", 300)
     objective = pv.objectives.IWAE(2, gradient=gradient)
-    reason = r"there are [3-9]\d\d operations, of a loop unrolled, and 300 are the limit"
+    reason = r"there are [3-9]\d\d operations, from an unrolled loop, but the limit is 300"
     assert_falls_back(inverted_flow, objective, reason, x)
 
 
@@ -148,7 +152,7 @@ def test_without_a_compiler_training_goes_on(x: Tensor) -> None:
 def test_a_generator_of_ones_own_is_not_compiled(x: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     make = calling(lambda h: h + torch.randn(h.shape, generator=generator))
-    with pytest.warns(UserWarning, match="without compilation: the programs hold a Generator of their own"):
+    with pytest.warns(UserWarning, match="without compilation: the programs hold a Generator, which is not a tensor"):
         fitted(make, x, compile=True, epochs=2)
 
 

@@ -270,7 +270,9 @@ def test_a_datum_scored_in_part_has_no_log_likelihood() -> None:
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
     x = torch.zeros(5, 8)
-    with pytest.raises(ValueError, match="plate 'pixels' of site 'x' takes 4 of 8 inside the data plate 'data'"):
+    with pytest.raises(
+        ValueError, match="plate 'pixels' of site 'x' subsamples 4 of 8 entries inside the data plate 'data'"
+    ):
         importance_weights(model, guide, (x,))
     assert pv.objectives.IWAE(3).loss(model, guide, x) > 0  # fine in training
 
@@ -285,7 +287,7 @@ def test_plates_that_differ_are_named() -> None:
 
 
 def test_an_unknown_plate_is_refused(vae: pv.VAE, x: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"no vectorized plate 'batch' in the program, which has \['data'\]"):
+    with pytest.raises(ValueError, match=r"no vectorized plate 'batch' in the program, whose plates are \['data'\]"):
         importance_weights(vae.model, vae.guide, (x,), plate="batch")
 
 
@@ -334,5 +336,5 @@ def test_no_draws(vae: pv.VAE, x: Tensor) -> None:
 
 
 def test_model_and_guide_exchanged_are_refused(vae: pv.VAE, x: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"the model observes nothing, it samples \['z'\].*in this order"):
+    with pytest.raises(ValueError, match=r"the model observes nothing; its sample sites are \['z'\].*in this order"):
         importance_weights(vae.guide, vae.model, [x])

@@ -111,7 +111,7 @@ def test_parts_are_exchanged_by_assignment(x: Tensor) -> None:
     torch.testing.assert_close(autoencoder.loss(x), (autoencoder.errors(x) + autoencoder.encode(x).sum(1)).mean())
 
 
-NOT_THERE = "Autoencoder has no '{}', because an autoencoder has no density p\\(x\\), hence no ELBO"
+NOT_THERE = "Autoencoder has no '{}', because an autoencoder has no density p\\(x\\) and thus no ELBO"
 
 
 @pytest.mark.parametrize("name", ["model", "guide", "prior", "likelihood", "posterior", "generate"])
@@ -173,7 +173,7 @@ SQUARED = {"error": "squared"}
         (
             lambda: fit(SparseAutoencoder(encoder(), decoder(), sparsity="kl"), torch.rand(12, 6)),
             ValueError,
-            r"codes must lie .* got -.* to .*\. Let the encoder end in torch.nn.Sigmoid\(\)",
+            r"codes must lie .* got -.* to .*\. Use torch.nn.Sigmoid\(\)",
         ),
         (
             lambda: fit(KINDS["Autoencoder"](), X[:, :5]),
@@ -188,7 +188,7 @@ SQUARED = {"error": "squared"}
         (
             lambda: fit(Autoencoder(encoder(), mlp(3, (2, 3))), X),
             ValueError,
-            r"the decoder returned shape \(12, 2, 3\) for data of shape \(12, 6\)\. .* event shape \(6,\)",
+            r"the decoder returned shape \(12, 2, 3\) for data of shape \(12, 6\)\. Return the event shape .*, \(6,\)",
         ),
         (
             lambda: fit(Autoencoder(nn.Unflatten(1, (2, 3)), decoder()), X),
@@ -201,9 +201,9 @@ SQUARED = {"error": "squared"}
             TypeError,
             "the encoder returned a Independent, not a tensor",
         ),
-        (lambda: fit(KINDS["Autoencoder"](), X, objective=Trace_ELBO()), ValueError, "leave out objective= and kl_war"),
-        (lambda: fit(KINDS["Autoencoder"](), X, kl_warmup=1), ValueError, "leave out objective= and kl_warmup="),
-        (lambda: fit(KINDS["Autoencoder"]().requires_grad_(False), X), ValueError, "has no parameter to train"),
+        (lambda: fit(KINDS["Autoencoder"](), X, objective=Trace_ELBO()), ValueError, "Omit objective= and kl_war"),
+        (lambda: fit(KINDS["Autoencoder"](), X, kl_warmup=1), ValueError, "Omit objective= and kl_warmup="),
+        (lambda: fit(KINDS["Autoencoder"]().requires_grad_(False), X), ValueError, "has no trainable parameter"),
         (lambda: fit(KINDS["Autoencoder"](), X / 0), ValueError, "12 of 12 data in train hold NaN"),
     ],
 )

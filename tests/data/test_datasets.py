@@ -168,7 +168,9 @@ def test_files_are_found_gzipped_or_not(
 def test_a_damaged_file_is_refused(tiny_mnist: Path) -> None:
     path = tiny_mnist / "train-images-idx3-ubyte"
     path.write_bytes(b"\1" + path.read_bytes()[1:])
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte is not the file.*SHA-1.*no network.*Delete the"):
+    with pytest.raises(
+        ValueError, match=r"train-images-idx3-ubyte has the wrong content.*SHA-1.*no network.*Delete the"
+    ):
         data.mnist(root=tiny_mnist)
 
 
@@ -177,7 +179,7 @@ def test_a_torn_gzip_is_refused(tiny_mnist: Path) -> None:
     path.with_suffix(".gz").write_bytes(gzip.compress(path.read_bytes(), 1)[:100])
     path.with_suffix(".gz").rename(f"{path}.gz")
     path.unlink()
-    with pytest.raises(ValueError, match="torn or not gzipped"):
+    with pytest.raises(ValueError, match="damaged or not gzipped"):
         data.mnist(root=tiny_mnist)
 
 

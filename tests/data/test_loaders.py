@@ -100,5 +100,5 @@ def test_a_sampler_of_the_users_own_makes_a_stream(x: Tensor) -> None:
         assert isinstance(stream, Stream)
         for (batch,) in stream.batches(3):
             assert torch.equal(batch, x[-1].expand(5, 4))
-        with pytest.raises(ValueError, match=r"x is a DataLoader with a \w+, which may leave data out or repeat them"):
+        with pytest.raises(ValueError, match=r"x is a DataLoader with a \w+, which may omit or repeat data"):
             as_source("x", loader, indexed=True)

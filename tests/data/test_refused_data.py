@@ -43,7 +43,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "lengths": (lambda: (torch.zeros(3), np.zeros(2)), ValueError, r"must share .* shapes \[\(3,\), \(2,\)\]"),
     "no data": (lambda: np.zeros((0, 3)), ValueError, r"train is empty, shape \(0, 3\)"),
     "empty data set": (lambda: Rows([]), ValueError, r"train is empty: len\(Rows\) is 0"),
-    "no length": (lambda: Dataset(), TypeError, "a Dataset has no length. Give it a method __len__"),
+    "no length": (lambda: Dataset(), TypeError, "a Dataset has no length. Add a method __len__"),
 }
 
 
@@ -87,12 +87,12 @@ def test_chunks_of_a_check_count_on(x: Tensor, monkeypatch: pytest.MonkeyPatch) 
         (
             [torch.zeros(2), torch.zeros(2), torch.zeros(3)],
             ValueError,
-            r"datum 2 of train has shapes \[\(3,\)\], but the datum before it has \[\(2,\)\]. Crop or pad",
+            r"datum 2 of train has shapes \[\(3,\)\], but the previous datum has \[\(2,\)\]. Crop or pad",
         ),
         (
             [(1.0, 2.0), (1.0, 2.0), (1.0,)],
             ValueError,
-            r"datum 2 of train has shapes \[\(\)\], but the datum before it",
+            r"datum 2 of train has shapes \[\(\)\], but the previous datum",
         ),
     ],
 )

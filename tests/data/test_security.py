@@ -78,7 +78,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_of_another_content_is_refused_before_it_is_read(load: Load, name: str, tmp_path: Path) -> None:
     content = b"another file"
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    with pytest.raises(ValueError, match=rf"{name} is not the file that .*expected [0-9a-f]+\. .*Delete"):
+    with pytest.raises(ValueError, match=rf"{name} has the wrong content.*expected [0-9a-f]+\. .*Delete"):
         load(root=tmp_path)
 
 
@@ -87,16 +87,16 @@ def test_a_download_of_another_content_is_refused(tmp_path: Path, monkeypatch: p
         (Path(root) / filename).write_bytes(zipped(**{"images_background/a/b/0.png": b"sent by someone else"}))
 
     monkeypatch.setattr(download, "download_url", fetch)
-    with pytest.raises(ValueError, match=r"images_background.zip is not the file that it should be.*MD5"):
+    with pytest.raises(ValueError, match=r"images_background.zip has the wrong content.*MD5"):
         data.omniglot(root=tmp_path)
 
 
 def test_an_array_of_another_content_is_refused(tmp_path: Path) -> None:
     (tmp_path / "freyfaces.npz").write_bytes(saved(images=np.zeros((1965, 28, 20), np.uint8)))
-    with pytest.raises(ValueError, match=r"freyfaces.npz is not the file that it should be"):
+    with pytest.raises(ValueError, match=r"freyfaces.npz has the wrong content"):
         data.freyfaces(root=tmp_path)
     (tmp_path / "binarized_mnist.npz").write_bytes(saved(train=np.zeros((50_000, 98), np.uint8)))
-    with pytest.raises(ValueError, match=r"binarized_mnist.npz is not the file that it should be"):
+    with pytest.raises(ValueError, match=r"binarized_mnist.npz has the wrong content"):
         data.static_mnist(root=tmp_path)
 
 
@@ -123,7 +123,9 @@ def test_pickles_are_not_loaded(name: str, tmp_path: Path) -> None:
     load = data.static_mnist if name.startswith("binarized") else data.freyfaces
     for content in (saved(images=trap, train=trap), pickle.dumps({"ff": trap, "images": trap})):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} (is torn, or no (npz|MATLAB) file with an|has dtype object)"):
+        with pytest.raises(
+            ValueError, match=rf"{name} (is damaged, or is not an? (npz|MATLAB) file with an|has dtype object)"
+        ):
             load(root=tmp_path)
         assert not (tmp_path / "sprung").exists()
 
@@ -133,7 +135,7 @@ def test_pickles_are_not_loaded(name: str, tmp_path: Path) -> None:
 )
 def test_arrays_are_of_bytes_and_of_the_shape_that_they_should_have(array: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "binarized_mnist.npz").write_bytes(saved(train=array))
-    with pytest.raises(ValueError, match=r"'train' of .* has dtype .* shape .*; it should have uint8 and \(50000,"):
+    with pytest.raises(ValueError, match=r"'train' of .* has dtype .* shape .*, expected uint8 and \(50000,"):
         data.static_mnist(root=tmp_path)
 
 
@@ -173,7 +175,7 @@ def test_rows_are_counted_before_they_are_read(tmp_path: Path) -> None:
         (tmp_path / name / name).write_bytes(content.getvalue())
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), *names]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert printed.count("should have uint8") == 3
+    assert printed.count("expected uint8") == 3
     growths = re.findall(r"^growth (\d+)$", printed, flags=re.MULTILINE)
     assert len(growths) == 3
     assert all(int(growth) < 20 for growth in growths)  # MB, where the zeros have 98
@@ -185,14 +187,16 @@ def test_torn_archives_are_refused(name: str, length: int, tmp_path: Path) -> No
     array = np.arange(1200, dtype=np.uint8)
     whole = saved(images=array) if name.endswith("npz") else matlab(ff=array)
     (tmp_path / name).write_bytes(whole[:length])
-    with pytest.raises(ValueError, match=rf"{name} (is torn, or no|has dtype uint8 and shape \(1, 1200\))"):
+    with pytest.raises(ValueError, match=rf"{name} (is damaged, or is not|has dtype uint8 and shape \(1, 1200\))"):
         data.freyfaces(root=tmp_path)
 
 
 def test_a_crafted_archive_cannot_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "LARGEST", 2**20)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(2**24)))
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz holds more than 1 MiB, as no file of a data set"):
+    with pytest.raises(
+        ValueError, match=r"train-images-idx3-ubyte.gz holds more than 1 MiB, which exceeds the size of any data set"
+    ):
         data.mnist(root=tmp_path)
 
 
@@ -213,7 +217,7 @@ def cifar_archive(content: bytes, monkeypatch: pytest.MonkeyPatch) -> bytes:
 def test_pickles_of_cifar10_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = pickle.dumps({"data": Trap(tmp_path / "sprung"), "labels": [1]})
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(cifar_archive(content, monkeypatch))
-    with pytest.raises(ValueError, match=r"asks for posix.mkdir, which is no array. Delete the file."):
+    with pytest.raises(ValueError, match=r"requests posix.mkdir, which is not an array. Delete the file."):
         data.cifar10(root=tmp_path)
     assert not (tmp_path / "sprung").exists()
 
@@ -238,7 +242,7 @@ def test_cifar10(unpacked: bool, protocol: int, tmp_path: Path, monkeypatch: pyt
     assert 0 < evaluated.min() < evaluated.max() < 1
 
 
-@pytest.mark.parametrize("damage", ["torn", "a file is missing", "another content", "no archive"])
+@pytest.mark.parametrize("damage", ["torn", "a file is missing", "another content", "not an archive"])
 def test_a_damaged_archive_of_cifar10_is_refused(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = cifar_archive(pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [1]}), monkeypatch)
     if damage == "torn":
@@ -248,9 +252,9 @@ def test_a_damaged_archive_of_cifar10_is_refused(damage: str, tmp_path: Path, mo
     elif damage == "another content":
         monkeypatch.setattr("torchvision.datasets.CIFAR10.test_list", [["test_batch", "0" * 32]])
     else:
-        archive = gzip.compress(b"no archive")
+        archive = gzip.compress(b"not an archive")
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
-    with pytest.raises(ValueError, match=r"(is torn|is not the file).*no network.*Delete the file"):
+    with pytest.raises(ValueError, match=r"(is damaged|has the wrong content).*no network.*Delete the file"):
         data.cifar10(root=tmp_path)
 
 
@@ -269,5 +273,5 @@ def test_svhn(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_array_equal((splits.test * 255).round()[7], pixels[..., 7].transpose(2, 0, 1))
     assert splits.labels[2][:4].tolist() == [0, 1, 2, 9]
     (tmp_path / folder / "test_32x32.mat").write_bytes(content[:-5])
-    with pytest.raises(ValueError, match=r"test_32x32.mat is not the file.*MD5.*no network"):
+    with pytest.raises(ValueError, match=r"test_32x32.mat has the wrong content.*MD5.*no network"):
         data.svhn(root=tmp_path)

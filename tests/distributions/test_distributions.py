@@ -157,5 +157,5 @@ def test_dequantize_refuses_other_values() -> None:
         dequantize(torch.tensor([0.5, 1.0]))
     with pytest.raises(ValueError, match="multiples of 1/16 in"):
         dequantize(torch.tensor([0.53125]), levels=17)
-    with pytest.raises(ValueError, match="from 2 to 512 levels, got 1000"):
+    with pytest.raises(ValueError, match="between 2 and 512, got 1000"):
         dequantize(torch.zeros(1), levels=1000)

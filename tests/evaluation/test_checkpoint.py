@@ -90,7 +90,7 @@ def test_rows_of_another_option_are_refused_by_its_name(
     call: Callable[..., Any], first: dict[str, Any], second: dict[str, Any], name: str, tmp_path: Path
 ) -> None:
     call(tmp_path, **first)
-    with pytest.raises(ValueError, match=f"holds another evaluation: its {name} is .*Give another folder"):
+    with pytest.raises(ValueError, match=f"holds another evaluation: its {name} is .*Pass another folder"):
         call(tmp_path, **second)
     call(tmp_path, **first)  # the rows are as they were
 
@@ -123,7 +123,7 @@ def test_a_damaged_file_is_refused(damage: Callable[[bytes, Path], bytes], tmp_p
     whole, path = evaluated(folder), folder / "rows.pt"
     damaged = damage(path.read_bytes(), tmp_path)
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"rows.pt' .*To evaluate anew, remove it\."):
+    with pytest.raises(ValueError, match=r"rows.pt' .*Remove the file"):
         evaluated(folder)
     assert path.read_bytes() == damaged
     assert not (tmp_path / "run by it").exists()
@@ -147,7 +147,7 @@ def test_a_write_that_fails_costs_no_row(
     whole = evaluated(None)
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.warns(UserWarning, match=rf"cannot be written \({os.strerror(number)}\).*goes on") as told:
+        with pytest.warns(UserWarning, match=rf"cannot be written \({os.strerror(number)}\).*continues") as told:
             assert_same(evaluated(tmp_path), whole)
     assert len(told) == 1
     assert_same(evaluated(tmp_path), whole)
@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_or_read_only(small_disk: Path, monkeypatch: pytest.
     assert_same(evaluated(small_disk / "run"), whole)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert_same(evaluated(small_disk / "run"), whole)  # whose rows are all there
-    with pytest.raises(OSError, match=r"cannot hold rows \(Read-only file system\)\. Give a folder"):
+    with pytest.raises(OSError, match=r"cannot hold rows \(Read-only file system\)\. Pass a folder"):
         evaluated(small_disk / "another")
 
 
@@ -205,7 +205,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds another evaluation"):
         evaluated(tmp_path)
     archives.write(tmp_path / "rows.pt", [1, 2])
-    with pytest.raises(ValueError, match=r"is not a file of an evaluation\. To evaluate anew, remove it"):
+    with pytest.raises(ValueError, match=r"is not a file of an evaluation\. Remove the file"):
         evaluated(tmp_path)
 
 

@@ -149,8 +149,8 @@ def test_bad_data(vae: pv.VAE, x: object, error: type[Exception], message: str) 
     [
         ({"num_samples": 0}, "num_samples.*at least 1, got 0"),
         ({"memory": 0}, "positive number of bytes, got 0"),
-        ({"num_samples": 5, "k": [1, 6]}, r"from 1 to num_samples=5, got \[1, 6\]"),
-        ({"num_samples": 5, "k": []}, "from 1 to num_samples=5"),
+        ({"num_samples": 5, "k": [1, 6]}, r"between 1 and num_samples=5, got \[1, 6\]"),
+        ({"num_samples": 5, "k": []}, "between 1 and num_samples=5"),
     ],
 )
 def test_bad_arguments(vae: pv.VAE, x: Tensor, arguments: dict[str, object], message: str) -> None:
@@ -200,7 +200,7 @@ def test_active_units_takes_off_what_the_draws_add() -> None:
 
 
 def test_active_units_needs_two_data(vae: pv.VAE, x: Tensor) -> None:
-    with pytest.raises(ValueError, match="two or more data and draws, got 1 and 50"):
+    with pytest.raises(ValueError, match="at least two data and two draws per datum, got 1 data and num_samples=50"):
         active_units(vae.guide, x[:1])
 
 

@@ -221,7 +221,7 @@ def test_a_datum_that_fails_is_nan_in_a_column_of_counts(bad: list[int]) -> None
         warnings.simplefilter("always")
         result = pv.evaluation.report(problem, count, estimator="count", width=2, num_samples=30)
     assert [str(warning.message) for warning in told[:-1]] == [
-        f"data [{i}] raise an error and are rows of NaN: a datum that cannot be counted" for i in bad
+        f"data [{i}] raise an error, and their rows are NaN: a datum that cannot be counted" for i in bad
     ]
     assert f"count of data {bad} are NaN" in str(told[-1].message)
     assert np.flatnonzero(result["count"].isnull()).tolist() == bad
@@ -230,7 +230,7 @@ def test_a_datum_that_fails_is_nan_in_a_column_of_counts(bad: list[int]) -> None
 
 def test_an_autoguide_that_has_seen_no_data_is_refused(vae: pv.VAE, x: Tensor) -> None:
     guide = AutoNormal(vae.model)
-    with pytest.raises(ValueError, match="autoguide has not seen data"):
+    with pytest.raises(ValueError, match="autoguide has not been initialized"):
         log_weights(vae.model, guide, x, 3)
     guide(x)
     assert log_weights(vae.model, guide, x, 3).shape == (3, 12)

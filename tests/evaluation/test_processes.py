@@ -39,7 +39,9 @@ def run_refused() -> list[str]:
     encoder, decoder = nn.Sequential(nn.Linear(6, 4), nn.Sigmoid()), nn.Linear(4, 6)
     sparse = pv.autoencoders.Autoencoder(encoder, decoder, penalty=pv.autoencoders.KLSparsity(1.0))
     model = small_vae()
-    with pytest.raises(ValueError, match=r"data or parameters of an evaluation are not in process 1 what .*in_first"):
+    with pytest.raises(
+        ValueError, match=r"the data or parameters of an evaluation differ between process 1 .*in_first"
+    ):
         log_weights(model.model, model.guide, same, 5, seed=0)
     return [
         refused(small_vae, torch.rand(8, 6).round()),
@@ -50,7 +52,7 @@ def run_refused() -> list[str]:
 def test_what_would_be_another_number_is_refused_in_all_processes() -> None:
     first, second = in_each(2, run_refused)
     assert first == second
-    assert "data of a training are not in process 1 what they are in the first; make them from the same" in first[0]
+    assert "the training data differ between process 1 and the first process. Create them from the same" in first[0]
     assert "the loss of Autoencoder is not known to be a sum over the data" in first[1]
 
 
@@ -125,7 +127,7 @@ def test_a_divergence_is_the_same_error_in_all_processes(tmp_path: Path) -> None
     assert first == second
     assert first[1:3] == alone[1:3]
     assert first[0] == alone[0].replace(str(tmp_path / "1"), str(tmp_path / "2"))
-    assert "the first site to go wrong is" in first[0]
+    assert "the first site that is not finite is" in first[0]
 
 
 class Signalled:
@@ -166,7 +168,7 @@ def train_in_parts(folder: Path) -> list[Any]:
     resumed = train(folder)
     if parallel.is_first():
         archives.write = fail
-    with pytest.raises(pv.CheckpointError, match=r"cannot be written \(No space left on device\)\. .* is whole"):
+    with pytest.raises(pv.CheckpointError, match=r"cannot be written \(No space left on device\)\. .* is complete"):
         train(folder, epochs=5)
     archives.write = write
     return [whole, names, resumed]

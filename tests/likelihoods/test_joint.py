@@ -111,11 +111,11 @@ def test_values_outside_their_column_are_refused_by_name(column: int, value: flo
 
 
 def test_bad_columns_are_refused() -> None:
-    with pytest.raises(ValueError, match="each of them once"):
+    with pytest.raises(ValueError, match="each name only once"):
         likelihoods.Joint({"a": likelihoods.Bernoulli(mlp(2, 1)), ("a", "b"): likelihoods.Normal(mlp(2, 2))})
     with pytest.raises(ValueError, match="at least one column"):
         likelihoods.Joint({})
-    with pytest.raises(ValueError, match=r"columns \('a', 'b'\) has event shape \(3,\), but they need \(2,\)"):
+    with pytest.raises(ValueError, match=r"columns \('a', 'b'\) has event shape \(3,\), but \(2,\) is required"):
         likelihoods.Joint({("a", "b"): likelihoods.Normal(mlp(2, 3))})(torch.zeros(4, 2))
     with pytest.raises(TypeError, match="are not independent"):
         likelihoods.Joint({("a", "b"): lambda z: dist.MultivariateNormal(z, torch.eye(2))})(torch.zeros(4, 2))

@@ -182,5 +182,5 @@ def test_bad_arguments(x: Tensor, vae: pv.VAE) -> None:
         pv.BayesianVAE(vae.prior, pv.likelihoods.Bernoulli(half), vae.posterior, data_size=12)
     with pytest.raises(ValueError, match=r"num_draws.* got 0"):
         pv.evaluation.evaluate_globals(vae.model, vae.guide, x, num_draws=0)
-    with pytest.raises(ValueError, match=r"\['z'\], lie inside the data plate 'data'.*use pyrovae.evaluation.evaluate"):
+    with pytest.raises(ValueError, match=r"\['z'\], lie inside the data plate 'data'.*Use pyrovae.evaluation.evaluate"):
         pv.evaluation.evaluate_globals(vae.model, vae.guide, x)

@@ -183,7 +183,7 @@ def test_a_fixed_distribution_serves_as_a_conditional_prior(images: Tensor) -> N
 def test_refinement_says_that_it_knows_one_layer_only(images: Tensor) -> None:
     vae = network("bottom-up")
     vae.posteriors = (pv.posteriors.SemiAmortized(vae.posteriors[0]), vae.posteriors[1])
-    with pytest.raises(ValueError, match="does not refine several latent layers"):
+    with pytest.raises(ValueError, match="cannot refine several latent layers"):
         vae.guide(images)
 
 

@@ -136,7 +136,7 @@ def test_enumerated_sites_are_refused(name: str) -> None:
             pyro.sample("z", dist.Normal(x, 1.0))
 
     objective = MAKERS[name]()
-    with pytest.raises(ValueError, match=rf"{type(objective).__name__} needs the densities.*train with IWAE"):
+    with pytest.raises(ValueError, match=rf"{type(objective).__name__} needs the densities.*Train with IWAE"):
         objective.loss_and_grads(model, guide, torch.zeros(4))
     assert IWAE(3).loss_and_grads(model, guide, torch.zeros(4)) > 0
 
@@ -144,17 +144,17 @@ def test_enumerated_sites_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: IWAE(3, gradient="dreg"), r"the gradient of IWAE is one of .*, got 'dreg'"),  # type: ignore[arg-type]
+        (lambda: IWAE(3, gradient="dreg"), r"gradient must be one of .*, got 'dreg'"),  # type: ignore[arg-type]
         (lambda: MIWAE(0, 2), "MIWAE needs at least one particle, got num_particles=0"),
         (lambda: PIWAE(2, 0), "PIWAE needs at least one group of particles, got num_groups=0"),
-        (lambda: CIWAE(2, 1.1), r"from 0 to 1, got beta=1\.1"),
-        (lambda: Renyi(float("inf")), "a finite number, got alpha=inf"),
-        (lambda: BetaELBO(0.0), r"a positive, finite number, got beta=0\.0"),
-        (lambda: FreeBits(-0.1), r"at least 0 nats and finite, got nats=-0\.1"),
+        (lambda: CIWAE(2, 1.1), r"must be in .*, got beta=1\.1"),
+        (lambda: Renyi(float("inf")), "must be finite, got alpha=inf"),
+        (lambda: BetaELBO(0.0), r"must be positive and finite, got beta=0\.0"),
+        (lambda: FreeBits(-0.1), r"finite and at least 0, got nats=-0\.1"),
         (lambda: BetaTC(beta=-1.0, data_size=9), r"beta=-1\.0 must be at least 0"),
         (lambda: BetaTC(data_size=1), "data_size=1 must be at least 2"),
-        (lambda: MMD(-1.0), r"at least 0 and finite, got weight=-1\.0"),
-        (lambda: MMD(1.0, alpha=1.5), r"at most all of the KL term, 1, and is finite, got alpha=1\.5"),
+        (lambda: MMD(-1.0), r"finite and at least 0, got weight=-1\.0"),
+        (lambda: MMD(1.0, alpha=1.5), r"at most 1 and finite, got alpha=1\.5"),
         (lambda: MMD(1.0, kernel_scale=0.0), r"positive and finite, got kernel_scale=0\.0"),
     ],
 )
@@ -179,7 +179,7 @@ def vae_with(**components: Any) -> pv.VAE:
     ("objective", "vae", "size", "message"),
     [
         (BetaTC(data_size=9), small_vae(), 10, "a batch has 10 data, .* at most data_size=9"),
-        (BetaTC(data_size=9), small_vae(), 1, "a batch has 1 data, which must be at least 2"),
+        (BetaTC(data_size=9), small_vae(), 1, "a batch has 1 data, but needs at least 2"),
         (
             BetaTC(data_size=9),
             vae_with(prior=pv.priors.GaussianMixture(2, 3)),
@@ -192,12 +192,12 @@ def vae_with(**components: Any) -> pv.VAE:
             5,
             "the posterior of latent site 'z' does not factorize",
         ),
-        (MMD(1.0), small_vae(), 1, "MMD got a single datum"),
+        (MMD(1.0), small_vae(), 1, "MMD .* got a batch with a single datum"),
         (
             MMD(1.0),
             vae_with(prior=pv.priors.GaussianMixture(2, 3)),
             5,
-            "the prior of latent site 'z' has parameters and no reparameterized draws",
+            "the prior of latent site 'z' has parameters but no reparameterized draws",
         ),
     ],
 )
@@ -237,7 +237,5 @@ def test_a_fixed_prior_without_paths_will_do_for_mmd(x: Tensor) -> None:
 
 @pytest.mark.parametrize("make", [IWAE, MIWAE, CIWAE, PIWAE, lambda **options: Renyi(0.5, **options)])
 def test_an_argument_that_is_not_there_is_refused(make: Any) -> None:
-    with pytest.raises(
-        TypeError, match=r"no argument 'K'; num_particles is the number of draws .* it has max_plate_nesting, "
-    ):
+    with pytest.raises(TypeError, match=r"no argument 'K'\. The number of draws .* num_particles.* max_plate"):
         make(K=50)

@@ -331,5 +331,5 @@ def test_scales_of_one_of_the_two_are_refused(objective: Any, vae: pv.VAE, x: Te
         with LatentScale(0.5):
             vae.model(x)
 
-    with pytest.raises(ValueError, match=r"scaled by 1.0 in the guide and by 0.5 in the model"):
+    with pytest.raises(ValueError, match=r"scaled by 1.0 in the guide but by 0.5 in the model"):
         objective.differentiable_loss(annealed, vae.guide, x)

@@ -19,7 +19,7 @@ def test_posterior_predictive() -> None:
     low, high = inside.lines[2][0].get_segments()[0][:, 1]
     np.testing.assert_allclose([low, high], np.quantile(replicated[:, 0], [0.05, 0.95]))
     assert [text.get_text()[-5:] for text in ax.get_legend().get_texts()] == ["(67%)", "(33%)"]
-    with pytest.raises(ValueError, match=r"has no \['replicated'\]. Pass that of"):
+    with pytest.raises(ValueError, match=r"has no \['replicated'\]. Pass a result of"):
         plots.posterior_predictive(check_of(observed, replicated).drop_vars("replicated"))
 
 
@@ -49,5 +49,5 @@ def test_calibration_of_several_sites() -> None:
     ranks = np.random.default_rng(0).integers(0, 100, (200, 1))
     result = ranks_of(ranks, w=ranks)
     assert plots.calibration(result, site="w").get_ylabel()
-    with pytest.raises(ValueError, match=r"sites \['z', 'w'\], but site=None. Name one of them with site="):
+    with pytest.raises(ValueError, match=r"sites \['z', 'w'\], but site=None. Pass one of them as site="):
         plots.calibration(result)

@@ -78,5 +78,5 @@ def test_differences_of_another_table_are_refused() -> None:
         ValueError, match=r"no columns \['difference_mcse'\]. Pass the table of pyrovae.evaluation.compare"
     ):
         plots.differences(TABLE.drop(columns="difference_mcse"))
-    with pytest.raises(ValueError, match=r"no model besides \['VAE'\]. Compare at least two"):
+    with pytest.raises(ValueError, match=r"only the reference, \['VAE'\]. Compare at least two"):
         plots.differences(TABLE[:1])

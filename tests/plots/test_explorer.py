@@ -264,18 +264,26 @@ class NoMean(nn.Module):
 @pytest.mark.parametrize(
     ("vae", "options", "message"),
     [
-        (small_vae(16), {}, r"a datum has shape \(16,\); if it is an image, flattened, say shape=\(height, width\)"),
-        (small_vae(16), {"shape": (5, 4)}, r"a datum of shape \(16,\) is no image of shape=\(5, 4\): their sizes"),
+        (
+            small_vae(16),
+            {},
+            r"a datum has shape \(16,\)\. If the datum is a flattened image, pass shape=\(height, width\)",
+        ),
+        (
+            small_vae(16),
+            {"shape": (5, 4)},
+            r"a datum of shape \(16,\) is not an image of shape=\(5, 4\), because their sizes",
+        ),
         (small_vae((2, 4, 4)), {}, r"\(1, height, width\) or \(3, height, width\), but a datum has shape \(2, 4, 4\)$"),
-        (small_vae((4, 4)), {"plane": (0, 2)}, r"two of the 2 latent dimensions, from 0 on, got \(0, 2\)"),
-        (small_vae((4, 4)), {"plane": (1, 1)}, r"two of the 2 latent dimensions, from 0 on, got \(1, 1\)"),
+        (small_vae((4, 4)), {"plane": (0, 2)}, r"2 latent dimensions, counted from 0, got \(0, 2\)"),
+        (small_vae((4, 4)), {"plane": (1, 1)}, r"2 latent dimensions, counted from 0, got \(1, 1\)"),
         (with_likelihood(Sorted()), {}, "the page has no kernel for aten.sort.default"),
         (
             with_likelihood(Noisy()),
             {},
-            "the page draws no random numbers, but the mean of the likelihood does",
+            "the page cannot draw random numbers, but the mean of the likelihood does",
         ),
-        (with_likelihood(NoMean()), {}, "a Independent has none; give it the property mean"),
+        (with_likelihood(NoMean()), {}, "a Independent has none. Add the property mean"),
     ],
 )
 def test_what_cannot_be_shown_is_said(tmp_path: Path, vae: pv.VAE, options: Any, message: str) -> None:
@@ -300,7 +308,7 @@ def test_a_model_of_several_latents_is_refused(tmp_path: Path) -> None:
     vae = pv.HierarchicalVAE(
         [pv.priors.StandardNormal(2), normals[0]], pv.likelihoods.Bernoulli(layers[1]), normals[2:]
     )
-    with pytest.raises(TypeError, match="one prior and one likelihood; a HierarchicalVAE has no prior"):
+    with pytest.raises(TypeError, match="one prior and one likelihood, but a HierarchicalVAE has no prior"):
         pv.plots.explorer(vae, tmp_path / "explorer.html")
 
 

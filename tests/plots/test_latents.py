@@ -101,7 +101,7 @@ def test_codes_of_more_dimensions_are_projected() -> None:
 def test_codes_of_a_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"of 'a' must have shapes \(n, latent\).* got \[\(5, 1\), \(5,\)\]"):
         plots.codes({"a": (torch.zeros(5, 1), torch.zeros(5))})
-    with pytest.raises(ValueError, match=r"got \[\(5, 2\), \(4,\)\]. Give one label to each code"):
+    with pytest.raises(ValueError, match=r"got \[\(5, 2\), \(4,\)\]. Pass one label for each code"):
         plots.codes({"a": (torch.zeros(5, 2), ["x"] * 4)})
 
 

@@ -44,9 +44,9 @@ def test_figures_of_several_panels_take_an_array_of_axes(name: str) -> None:
     _, axes = plt.subplots(1, 1, squeeze=False)
     assert FIGURES[name](axes=axes) is axes
     _, two = plt.subplots(1, 2)
-    with pytest.raises(ValueError, match=r"There are 1 panels but 2 axes. Give axes= one for each panel"):
+    with pytest.raises(ValueError, match=r"There are 1 panels but 2 axes. Pass one axes for each panel"):
         FIGURES[name](axes=two)
-    with pytest.raises(ValueError, match="There is nothing to draw"):
+    with pytest.raises(ValueError, match="There is nothing to plot"):
         plots.codes({}, axes=two)
 
 

@@ -133,8 +133,12 @@ def test_a_second_stage_prior_is_fitted_to_the_aggregate_posterior() -> None:
     [
         (lambda: pv.priors.GaussianMixture(0), ValueError, "latent=0"),
         (lambda: pv.priors.GaussianMixture(2, 0), ValueError, "components=0"),
-        (lambda: pv.priors.VampPrior(5), ValueError, "either event_shape= or data="),
-        (lambda: pv.priors.VampPrior(5, (2,), data=torch.zeros(9, 2)), ValueError, "either event_shape= or data="),
+        (lambda: pv.priors.VampPrior(5), ValueError, "exactly one of event_shape= and data="),
+        (
+            lambda: pv.priors.VampPrior(5, (2,), data=torch.zeros(9, 2)),
+            ValueError,
+            "exactly one of event_shape= and data=",
+        ),
         (
             lambda: pv.priors.VampPrior(5, data=torch.zeros(3, 2)),
             ValueError,

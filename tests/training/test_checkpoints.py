@@ -24,7 +24,7 @@ from tests.training.programs import Script
 
 pytestmark = [  # of runs that are made in parts
     pytest.mark.filterwarnings("ignore:the KL warm-up does not end within"),
-    pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, and one step per epoch"),
+    pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, but one step per epoch"),
 ]
 
 

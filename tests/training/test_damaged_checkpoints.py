@@ -13,7 +13,7 @@ from tests.training.damaged import flip, malicious
 
 pytestmark = [  # of runs that are made in parts
     pytest.mark.filterwarnings("ignore:the KL warm-up does not end within"),
-    pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, and one step per epoch"),
+    pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, but one step per epoch"),
 ]
 
 
@@ -23,16 +23,19 @@ def of_another_architecture(folder: Path) -> bytes:
 
 
 DAMAGES: dict[str, tuple[Callable[[bytes, Path], bytes], str]] = {
-    "empty": (lambda content, _: b"", "not a file that pyrovae wrote"),
+    "empty": (lambda content, _: b"", "not written by pyrovae"),
     "cut off": (lambda content, _: content[: len(content) // 2], "cut off or damaged"),
     "cut off in the first line": (lambda content, _: content[:30], "cut off or damaged"),
     "torn": (lambda content, _: content[:2000] + bytes(len(content) - 2000), "cut off or damaged"),
     "appended": (lambda content, _: content + b"\0", "cut off or damaged"),
     **{f"flipped at {at}": (lambda content, _, at=at: flip(content, at), "damage") for at in (0, 0.1, 0.5, 0.9, 1)},
     "checksum flipped": (lambda content, _: flip(content, 40 / (len(content) - 1)), "cut off or damaged"),
-    "another format": (lambda content, _: content.replace(b"archive 1", b"archive 2", 1), "has format '2', and this"),
-    "a pickle": (lambda content, _: b"\x80\x04N.", "not a file that pyrovae wrote"),
-    "malicious": (lambda content, folder: malicious(folder / "run by it"), "something else than tensors and plain"),
+    "another format": (
+        lambda content, _: content.replace(b"archive 1", b"archive 2", 1),
+        "has format '2', but this",
+    ),
+    "a pickle": (lambda content, _: b"\x80\x04N.", "not written by pyrovae"),
+    "malicious": (lambda content, folder: malicious(folder / "run by it"), "objects other than tensors and plain"),
     "another architecture": (
         lambda content, folder: of_another_architecture(folder),
         r"of another run: module tensors model.likelihood.network.0.weight is .*\(8, 2\)' here and was .*\(8, 3\)",

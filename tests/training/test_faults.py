@@ -160,7 +160,7 @@ def check_that_a_broken_disk_costs_nothing(folder: Path, breaking: Any, mend: An
         faulty.train(folder, 5, transform=Breaking(2 * STEPS + 1, breaking))
     assert len(error.value.history.train) == 3
     assert error.value.history.train == expected[1].train[:3]
-    assert "checkpoint-000002-000000.pt is whole" in str(error.value)
+    assert "checkpoint-000002-000000.pt is complete" in str(error.value)
     mend()
     assert sorted(path.name for path in folder.iterdir() if "checkpoint" in path.name) == [
         "checkpoint-000001-000000.pt",
@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_on_a_read_only_disk(epochs: int, small_disk: Path)
     newest_one.write_bytes(newest_one.read_bytes()[:-100])
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     expected = (
-        nullcontext() if epochs == 3 else pytest.raises(pv.CheckpointError, match=r"Read-only.*000003.* is whole")
+        nullcontext() if epochs == 3 else pytest.raises(pv.CheckpointError, match=r"Read-only.*000003.* is complete")
     )
     with (
         pytest.warns(UserWarning, match=r"000004.* is cut off .* continues from 'checkpoint-000003-000000.pt'"),
@@ -228,6 +228,6 @@ def test_a_damaged_checkpoint_on_a_read_only_disk(epochs: int, small_disk: Path)
 def test_a_folder_that_cannot_be_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     steps: list[int] = []
-    with pytest.raises(pv.CheckpointError, match=r"folder .*file/run.* cannot hold checkpoints .*a folder that can be"):
+    with pytest.raises(pv.CheckpointError, match=r"folder .*file/run.* cannot hold checkpoints .*that is writable"):
         faulty.train(tmp_path / "file" / "run", 5, transform=Breaking(1, lambda: steps.append(1)))
     assert not steps

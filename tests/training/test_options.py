@@ -67,21 +67,25 @@ def test_a_warm_up_that_does_not_end_is_a_warning(x: Tensor, warmup: Any, reache
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"kl_warmup": True}, TypeError, "kl_warmup is a number of epochs or a function of the epoch, got True"),
-        ({"kl_warmup": lambda epoch: -1.0}, ValueError, r"kl_warmup\(.*\) is -1.0; return a weight of at least 0"),
-        ({"kl_warmup": lambda epoch: math.nan}, ValueError, r"kl_warmup\(.*\) is nan; return a weight"),
+        ({"kl_warmup": True}, TypeError, "kl_warmup must be a number of epochs or a function of the epoch, got True"),
+        (
+            {"kl_warmup": lambda epoch: -1.0},
+            ValueError,
+            r"kl_warmup\(.*\) returned -1.0\. Return a finite weight",
+        ),
+        ({"kl_warmup": lambda epoch: math.nan}, ValueError, r"kl_warmup\(.*\) returned nan\. Return a finite weight"),
         ({"accumulate": 0}, ValueError, "accumulate must be at least 1, got 0"),
-        ({"scheduler_step": "step"}, ValueError, r"scheduler_step is one of \('epoch', 'batch'\), got 'step'"),
+        ({"scheduler_step": "step"}, ValueError, r"scheduler_step must be one of \('epoch', 'batch'\), got 'step'"),
         ({"callback": 3}, TypeError, "callback must be a function of the history, got 3"),
         (
             {"scheduler_step": "batch", "scheduler": lr_scheduler.ReduceLROnPlateau},
             ValueError,
-            "ReduceLROnPlateau needs the bound of an epoch; give it scheduler_step='epoch'",
+            r"ReduceLROnPlateau needs the bound of an epoch\. Pass scheduler_step='epoch'",
         ),
         (
             {"scheduler_step": "batch", "scheduler": partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=5)},
             ValueError,
-            "OneCycleLR has total_steps=5, fewer than the 6 steps of the run; give it total_steps=6",
+            r"OneCycleLR has total_steps=5, fewer than the 6 steps of the run\. Set total_steps=6",
         ),
     ],
 )
@@ -131,7 +135,7 @@ def test_a_schedule_per_batch_ends_with_the_run(x: Tensor) -> None:
 
 def test_a_schedule_for_batches_that_is_stepped_once_per_epoch_is_a_warning(x: Tensor) -> None:
     with pytest.warns(
-        UserWarning, match=r"total_steps=12, and one step per epoch makes 4, .*scheduler_step='batch'"
+        UserWarning, match=r"total_steps=12, but one step per epoch makes 4, .*scheduler_step='batch'"
     ) as told:
         fit(small_vae(), x, epochs=4, batch_size=4, scheduler=one_cycle)
     assert [warning.filename for warning in told] == [__file__]
@@ -171,7 +175,7 @@ class Whole(Declared):
         (Whole, torch.randn(12)),
         (Regression, (torch.randn(12, dtype=torch.float64), torch.randn(12, dtype=torch.float64))),
     ],
-    ids=["a plate of the full size", "a loss of its own"],
+    ids=["a plate of the full size", "has its own loss"],
 )
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, None])
 def test_an_accumulated_step_is_that_of_one_batch(make: Any, data: Any, optimizer: Any) -> None:

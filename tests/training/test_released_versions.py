@@ -118,6 +118,6 @@ def test_a_frozen_part_is_refused_by_the_state_of_the_optimizer(part: str, folde
     else:
         getattr(vae, part).requires_grad_(False)
     before = copy.deepcopy(vae.state_dict())
-    with pytest.raises(ValueError, match=r"states for 9 trained parameters, and . are trained here. Freeze the same"):
+    with pytest.raises(ValueError, match=r"states for 9 trained parameters, but . are trained here. Freeze the same"):
         resume(folder, vae)
     assert all(torch.equal(tensor, before[name]) for name, tensor in vae.state_dict().items())

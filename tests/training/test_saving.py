@@ -105,8 +105,8 @@ def test_bad_files_are_refused_and_no_code_is_run(tmp_path: Path) -> None:
     for bad, message in {
         content[:-100]: "cut off or damaged",
         flip(content, 0.7): "cut off or damaged",
-        malicious(tmp_path / "run by it"): "holds something else than tensors",
-        state.getvalue(): "not a file that pyrovae wrote",
+        malicious(tmp_path / "run by it"): "holds objects other than tensors",
+        state.getvalue(): "not written by pyrovae",
     }.items():
         path.write_bytes(bad)
         with pytest.raises(ValueError, match=message):
@@ -197,7 +197,7 @@ def test_a_constraint_of_ones_own_is_refused_by_name(tmp_path: Path) -> None:
 
     pyro.get_param_store()._constraints["count"] = Even()
     pyro.get_param_store()._params["count"] = torch.ones(2, requires_grad=True)
-    with pytest.raises(TypeError, match=r"constraint of pyro.param 'count', .* cannot be stored. Use one of"):
+    with pytest.raises(TypeError, match=r"constraint of pyro.param 'count', .* cannot be stored. Use a constraint of"):
         pv.save(Script(), tmp_path / "module.pt")
     pyro.clear_param_store()
 

@@ -18,7 +18,7 @@ from tests.training.continuation import NEVER, Stopping, assert_same, fitted, ne
 
 pytestmark = [  # of runs that are made in parts
     pytest.mark.filterwarnings("ignore:the KL warm-up does not end within"),
-    pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, and one step per epoch"),
+    pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, but one step per epoch"),
 ]
 
 

@@ -141,7 +141,7 @@ def test_a_state_of_other_programs_is_refused() -> None:
     state = svi.state_dict()
     other = made(pv.SVI, "a VAE")
     other.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"the state holds '.*', which model and guide do not have; give those"):
+    with pytest.raises(ValueError, match=r"the state holds '.*', which model and guide do not have\. Pass the"):
         other.step(*args, **kwargs)
 
 
@@ -151,12 +151,12 @@ def test_a_state_of_other_programs_is_refused() -> None:
         (
             lambda: {"lr": 1e-3},
             Trace_ELBO(),
-            r"optim must be an optimizer of pyro.optim, .* got dict; give pyro.optim.Adam",
+            r"optim must be an optimizer of pyro.optim, .* got dict\. Pass pyro.optim.Adam",
         ),
         (
             lambda: torch.optim.Adam([torch.zeros(1)]),
             Trace_ELBO(),
-            r"optim must be .* got Adam; give .*functools.partial",
+            r"optim must be .* got Adam\. Pass .*functools.partial",
         ),
         (ADAM, Trace_ELBO, "loss must be a Pyro ELBO such as"),
         (ADAM, "ELBO", "loss must be a Pyro ELBO such as"),

@@ -33,9 +33,9 @@ def test_other_kinds_of_arguments_have_graphs_of_their_own() -> None:
     [
         (
             [(step, (torch.zeros(12, 6), {"annealing": 1 / (step + 1)})) for step in range(12)],
-            "there are 8 graphs already",
+            "there are already 8 graphs",
         ),
-        ([(step, (torch.zeros(step + 1, 6), {})) for step in range(12)], "there are 8 graphs already"),
+        ([(step, (torch.zeros(step + 1, 6), {})) for step in range(12)], "there are already 8 graphs"),
         ([(step, (torch.zeros(4, 6), {"annealing": Odd})) for step, Odd in enumerate([object()] * 3)], "is a object"),
     ],
     ids=["numbers", "shapes", "objects"],
@@ -56,7 +56,7 @@ def test_too_many_kinds_run_eagerly(arguments: Any, reason: str) -> None:
         pyro.set_rng_seed(0)
         svi = make(model, guide, ADAM(), Trace_ELBO(), **options)
         if options:
-            with pytest.warns(UserWarning, match=f"SVI goes on without compilation: .*{reason}") as told:
+            with pytest.warns(UserWarning, match=f"SVI continues without compilation: .*{reason}") as told:
                 results.append(losses(svi, given))
             assert [warning.filename for warning in told] == [losses.__code__.co_filename]
         else:
@@ -93,7 +93,7 @@ def test_a_program_that_cannot_be_traced_runs_as_it_is(is_compiled: bool) -> Non
     svi = pv.SVI(decoder, guide, ADAM(), Trace_ELBO(), compile=is_compiled)
     svi.step(*args)
     if is_compiled:
-        with pytest.warns(UserWarning, match="SVI goes on without compilation: a decision is made by the value"):
+        with pytest.warns(UserWarning, match="SVI continues without compilation: a decision is made by the value"):
             svi.step(*args)
     before = pyro.param("loc").detach().clone()
     svi.step(*args)
@@ -104,5 +104,5 @@ def test_reduced_precision_is_used() -> None:
     args, _ = next(calls())
     exact, rounded = (made(pv.SVI, "a VAE", precision=precision).step(*args) for precision in (None, "bfloat16"))
     assert 0 < abs(exact - rounded) < 0.02 * abs(exact)
-    with pytest.raises(ValueError, match=r"TF32 .*not of 'cpu'"):
+    with pytest.raises(ValueError, match=r"'tf32' is available only on CUDA devices, not on 'cpu'"):
         made(pv.SVI, "a VAE", precision="tf32")

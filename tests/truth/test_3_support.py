@@ -143,7 +143,7 @@ def test_densities_without_a_common_measure_are_refused(name: str) -> None:
         lambda: pv.evaluation.ais(model, guide, X, 4, seed=0),
         lambda: pv.objectives.IWAE(2).loss(model, guide, X),
     ):
-        with pytest.raises(ValueError, match=r"'z' is .* no importance weight"):
+        with pytest.raises(ValueError, match=r"'z' is .* not an importance weight"):
             call()
 
 

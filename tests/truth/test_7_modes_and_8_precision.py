@@ -81,7 +81,7 @@ NOISY: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", NOISY)
 def test_random_numbers_outside_of_sites_are_refused(name: str) -> None:
     for tool in (pv.evaluation.evaluate, pv.evaluation.ais):
-        with pytest.raises(ValueError, match="random numbers of torch outside of sample sites"):
+        with pytest.raises(ValueError, match="random numbers of torch outside sample sites"):
             tool(partial(model, network=NOISY[name]), guide, X, 16, seed=0)
 
 

@@ -123,7 +123,7 @@ def test_a_wrong_data_plate_is_named() -> None:
         lambda: E.evaluate(model, guide, x, 20, seed=0),
         lambda: pv.objectives.IWAE(2).loss(model, guide, x),
     ):
-        with pytest.raises(ValueError, match=r"'pixels' was taken for the data plate.*pass plate='data'"):
+        with pytest.raises(ValueError, match=r"data plate is assumed to be 'pixels'.*pass plate='data'"):
             call()
     found = E.evaluate(model, guide, x, 5000, plate="data", seed=0)
     check_close(found, exact_normal(x).sum(-1))

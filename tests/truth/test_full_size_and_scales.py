@@ -75,14 +75,14 @@ def _empty_store() -> None:
 @pytest.mark.parametrize("declared", [61, 600])
 @pytest.mark.parametrize("name", PAIRS)
 def test_more_data_declared_than_given(name: str, declared: int) -> None:
-    with pytest.raises(ValueError, match=rf"stands for {declared} data, but there are 60 data to train on"):
+    with pytest.raises(ValueError, match=rf"declares {declared} data, but there are 60 training data"):
         pv.fit(PAIRS[name](declared), X, epochs=1, batch_size=20, seed=0, progress=False)
     pv.fit(PAIRS[name](60), X, epochs=1, batch_size=20, seed=0, progress=False)
 
 
 @pytest.mark.parametrize("name", ["plate", "with local latents"])
 def test_more_data_declared_than_given_in_one_batch(name: str) -> None:
-    with pytest.raises(ValueError, match="stands for 600 data"):
+    with pytest.raises(ValueError, match="declares 600 data"):
         pv.fit(PAIRS[name](600), X, epochs=1, batch_size=60, seed=0, progress=False)
 
 
@@ -165,7 +165,7 @@ SCALED = {
 @pytest.mark.parametrize("name", SCALED)
 def test_sites_with_different_scales(name: str, scale: float) -> None:
     make, objective = SCALED[name]
-    with pytest.warns(UserWarning, match="no bound on log p") as caught:
+    with pytest.warns(UserWarning, match="not a bound on log p") as caught:
         found = pv.fit(make(scale), X, X, epochs=40, learning_rate=1e-12, batch_size=30, seed=0, progress=False)
     assert len(caught) == 1
     if objective is not None:

@@ -15,7 +15,7 @@ import pyrovae as pv
 from tests.truth.programs import Program, check_close, exact_normal
 
 E = pv.evaluation
-DIFFERS = "'z' has another mask in the guide than in the model"
+DIFFERS = "'z' has different masks in guide and model"
 
 
 def by_handler(fn: Any, mask: Tensor) -> Tensor:

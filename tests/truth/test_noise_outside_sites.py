@@ -54,7 +54,7 @@ def test_noise_in_the_model_is_refused(name: str, size: int) -> None:
     for seed in range(3):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # no advice to count from the right
-            with pytest.raises(ValueError, match=f"random numbers of {source} outside of sample sites"):
+            with pytest.raises(ValueError, match=f"random numbers of {source} outside sample sites"):
                 E.evaluate(moved(change), normal_guide, X[:size], 100, seed=seed)
 
 
@@ -69,7 +69,7 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("size", [1, 5])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_refuses_noise(name: str, size: int) -> None:
-    with pytest.raises(ValueError, match="outside of sample sites"):
+    with pytest.raises(ValueError, match="outside sample sites"):
         ESTIMATORS[name](moved(NOISE["rare dropout"][1]), normal_guide, X[:size], seed=0)
 
 
@@ -83,7 +83,7 @@ def test_noise_of_a_plate_of_fixed_size() -> None:
         with pyro.plate("data", 5):
             pyro.sample("z", dist.Normal(x / 2, 0.8))
 
-    with pytest.raises(ValueError, match="outside of sample sites"):
+    with pytest.raises(ValueError, match="outside sample sites"):
         E.evaluate(model, guide, X, 100, seed=0)
 
 
@@ -102,13 +102,13 @@ def enumerated(change: Callable[[Tensor], Tensor]) -> tuple[Program, Program]:
 
 @pytest.mark.parametrize("name", ["dropout", "rand", "numpy"])
 def test_noise_beside_an_enumerated_guide(name: str) -> None:
-    with pytest.raises(ValueError, match="outside of sample sites"):
+    with pytest.raises(ValueError, match="outside sample sites"):
         E.evaluate(*enumerated(NOISE[name][1]), X, 100, seed=0)
 
 
 @pytest.mark.parametrize("name", ["dropout", "rare dropout", "numpy", "compared"])
 def test_objectives_refuse_noise(name: str) -> None:
-    with pytest.raises(ValueError, match="outside of sample sites"):
+    with pytest.raises(ValueError, match="outside sample sites"):
         pv.objectives.IWAE(3).loss(moved(NOISE[name][1]), normal_guide, X)
 
 
@@ -149,7 +149,7 @@ STATES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 def test_a_state_is_refused_as_such(name: str, size: int, vectorize: bool | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ValueError, match="keeps a state that changes from run to run"):
+        with pytest.raises(ValueError, match="keeps a state that changes"):
             E.evaluate(moved(STATES[name]()), normal_guide, X[:size], 100, seed=0, vectorize=vectorize)
 
 
@@ -217,7 +217,7 @@ def test_a_layer_that_is_made_in_the_program_is_in_evaluation_mode(estimate: Cal
 
     check_close(estimate(moved(change), normal_guide, X, seed=0), exact_normal(X))
     assert all(layer.training for layer in made)
-    with pytest.raises(ValueError, match="outside of sample sites"):  # a loss runs modules in the mode that they are in
+    with pytest.raises(ValueError, match="outside sample sites"):  # a loss runs modules in the mode that they are in
         pv.objectives.IWAE(3).loss(with_layer_of_each_run(), normal_guide, X)
 
 

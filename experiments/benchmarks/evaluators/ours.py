@@ -71,7 +71,7 @@ def main(problem: Problem, compiled: bool = False, precision: Precision | None =
     )
     draws = problem.sizes.k
     if compiled:
-        warnings.filterwarnings("error", message="evaluation goes on without compilation")
+        warnings.filterwarnings("error", message="evaluation continues without compilation")
     if whole:
         return serve("pyrovae", lambda: timed(lambda: evaluate(x, draws))[1], before_mb=peak_mb())
     results, cold_seconds = timed(lambda: evaluate(x, draws))

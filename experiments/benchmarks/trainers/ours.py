@@ -55,7 +55,7 @@ def main(problem: Problem, compiled: bool) -> None:
     channel = Channel("pyrovae", **facts)
     gate: Any = partial(Gate, channel, problem)
     if compiled:
-        warnings.filterwarnings("error", message="fit goes on without compilation")
+        warnings.filterwarnings("error", message="fit continues without compilation")
     pv.fit(
         vae,
         to_device(problem, problem.x),

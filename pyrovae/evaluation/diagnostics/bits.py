@@ -1,12 +1,13 @@
-r"""Nats per datum as bits per dimension, which makes discrete and continuous likelihoods of grey values comparable.
+r"""Conversion of nats per datum to bits per dimension, which are comparable for discrete and continuous likelihoods.
 
-Let x have D entries with levels n = 0, ..., L - 1. A discrete likelihood gives :math:`\log P(n)`. A continuous one
-gives a density of the *dequantized* values :math:`y = (n + u) / L` with u uniform in (0, 1), and by Jensen's inequality
+Let x have D entries with levels n = 0, ..., L - 1, such as grey values. A discrete likelihood gives :math:`\log P(n)`.
+A continuous likelihood gives a density of the *dequantized* values :math:`y = (n + u) / L`, where u is uniform on (0,
+1). By Jensen's inequality,
 
 .. math:: \log P(n) = \log \int_{[0, 1)^D} p\big(\tfrac{n + u}{L}\big) L^{-D}\, du
     \ge \mathrm{E}_u \log p(y) - D \log L,
 
-a lower bound on what the density says about the levels.
+so the density gives a lower bound on the log-probability of the levels.
 """
 
 import math
@@ -20,16 +21,17 @@ Nats = TypeVar("Nats", float, np.ndarray, xr.DataArray)
 
 
 def bits_per_dimension(log_likelihood: Nats, event_shape: Sequence[int], *, bin_width: float = 1.0) -> Nats:
-    r"""Converts log-likelihoods, :math:`-(\log p / D + \log w) / \log 2` for bins of width w; lower is better.
+    r"""Convert log-likelihoods to :math:`-(\log p / D + \log w) / \log 2` for bins of width w; lower is better.
 
     Args:
-        log_likelihood: Nats per datum.
-        event_shape: Shape of a datum, of D entries.
-        bin_width: 1 for a discrete likelihood. For a density of dequantized values the width of a level in them: 1/256
-            for 256 levels on [0, 1].
+        log_likelihood: Log-likelihoods, nats per datum.
+        event_shape: Shape of a datum, with D entries.
+        bin_width: Width w of a level. Use 1 for a discrete likelihood. Use 1/256 for a density of values on [0, 1] that
+            were dequantized from 256 levels.
 
     Returns:
-        Bits per dimension, as many as there were log-likelihoods. For a density an upper bound on those of the levels.
+        Bits per dimension, in the shape of ``log_likelihood``. For a density, the value is an upper bound on the bits
+        per dimension of the levels.
 
     Raises:
         ValueError: If the event shape is empty or ``bin_width`` is not positive and finite.
@@ -43,7 +45,7 @@ def bits_per_dimension(log_likelihood: Nats, event_shape: Sequence[int], *, bin_
         1.0
     """
     if not isinstance(event_shape, Sequence) or not event_shape or min(event_shape) < 1:
-        raise ValueError(f"bits per dimension need the shape of a datum, got event_shape={event_shape}")
+        raise ValueError(f"event_shape must be the shape of a datum, such as (28, 28), got {event_shape!r}")
     dimensions = math.prod(event_shape)
     if not 0 < bin_width < math.inf:
         raise ValueError(f"bin_width must be positive and finite, got {bin_width}")

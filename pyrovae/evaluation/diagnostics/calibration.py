@@ -1,12 +1,12 @@
-r"""Whether a guide's posterior is calibrated: ranks of true latents among its draws.
+r"""Calibration of a guide's posterior, tested by the ranks of true latents among draws of the guide.
 
 With :math:`z \sim p(z)`, :math:`x' \sim p(x \mid z)` and :math:`z^{(1)}, \dots, z^{(L)} \sim q(z \mid x')`, the rank of
 each unit,
 
 .. math:: r = \sum_{l=1}^L 1[z^{(l)} < z],
 
-is uniform on 0, ..., L if q is the posterior. The ranks pile up at both ends if q is too narrow, in the middle if it is
-too wide, and at one end if it is shifted.
+is uniform on 0, ..., L if q is the posterior. If q is too narrow, the ranks pile up at both ends; if q is too wide,
+they pile up in the middle; if q is shifted, they pile up at one end.
 """
 
 from dataclasses import replace
@@ -38,50 +38,60 @@ def simulation_based_calibration(
     num_simulations: int = 1000,
     **options: Unpack[Options],
 ) -> "xr.Dataset":
-    """Rank the latents that simulated data came from among the guide's draws for these data.
+    """Rank the true latents of simulated data among the guide's draws for these data.
 
-    It judges the guide's posterior on data from the model, whatever its data are; the guide must take any data, so its
-    parameters must not belong to single data. A unit whose ranks are uniform may still be wrong jointly with others.
+    The test judges the guide's posterior on data that the model generates, whatever the training data are. The guide
+    must accept any data, so its parameters must not belong to single data. A unit with uniform ranks may still be wrong
+    in its dependence on other units.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
-        guide: Pyro program of q(z | x), called likewise.
-        x: A template of the data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension. What the
-            model observes of them is simulated, other arguments are given; they are gone through again and again.
+        guide: Pyro program of q(z | x), called with the same arguments.
+        x: Template of the data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension. Arguments
+            that the model observes are simulated, and other arguments are passed on unchanged. If there are more
+            simulations than data, the arguments are used repeatedly.
         num_draws: Draws of the guide per simulated datum, L.
         num_simulations: Number of simulated data.
-        **options: See :class:`Options`.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with, for each latent site, say ``z``: ``z``, the ranks, 0 to L, over ``simulation`` and ``z_unit``, and
-        ``z_p_value``, over ``z_unit``, that of a chi-squared test that they are uniform. Expect one in a hundred units
-        of a calibrated guide to have a p-value below 0.01. Equal values, of a discrete unit, are ranked at random. The
-        p-value is NaN if fewer than 40 simulations are done.
+        Dataset that holds for each latent site, say ``z``:
+
+        * ``z``: ranks from 0 to L, over ``simulation`` and ``z_unit``. Ties, which occur for discrete latents, are
+          broken at random;
+        * ``z_p_value``: p-value of a chi-squared test of uniform ranks, over ``z_unit``. About one in a hundred units
+          of a calibrated guide has a p-value below 0.01. The p-value is NaN if fewer than 40 simulations were
+          completed.
 
     Raises:
-        TypeError: As :func:`log_weights`.
-        ValueError: As :func:`log_weights`; if there is no draw, or fewer than 50 simulations to test; if the model
-            observes something that is not one of its arguments, or has a ``pyro.factor``.
+        TypeError: For the reasons listed at :func:`log_weights`.
+        ValueError: For the reasons listed at :func:`log_weights`; if ``num_draws`` is less than 1 or
+            ``num_simulations`` less than 50; or if the model has a ``pyro.factor`` or observes something that is not
+            one of its arguments.
 
     Source:
         *Validating Bayesian Inference Algorithms with Simulation-Based Calibration* (Talts, Betancourt, Simpson,
         Vehtari and Gelman, 2018).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # too wide, because the posterior is N(x / 2, 1 / 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 1.5))
+        >>> ranks = pv.evaluation.simulation_based_calibration(
+        ...     model, guide, torch.zeros(200), num_draws=19, num_simulations=400, seed=0
         ... )
-        >>> ranks = pv.evaluation.simulation_based_calibration(vae.model, vae.guide, torch.zeros(10, 4), seed=0)
-        >>> ranks["z"].shape, ranks["z_p_value"].shape
-        ((1000, 2), (2,))
+        >>> ranks.z.shape, float(ranks.z_p_value[0]) < 0.001
+        ((400, 1), True)
     """
     if num_draws < 1 or num_simulations < 50:
         raise ValueError(
-            f"calibration needs num_draws of at least 1 and num_simulations of at least 50, got {num_draws} and "
-            f"{num_simulations}"
+            f"num_draws must be at least 1 and num_simulations at least 50, got num_draws={num_draws} and "
+            f"num_simulations={num_simulations}"
         )
     simulated: Options = {**options, "binarization": "simulated"}
     problem = Problem(model, guide, x, **simulated)
@@ -113,7 +123,7 @@ def simulation_based_calibration(
 
 
 def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
-    """Simulate data like a batch, and return the ranks of their latents, shape ``(n, units)``, by site."""
+    """Simulate data in the shape of a batch, and return the ranks of their latents, shape ``(n, units)``, by site."""
     latents, args = simulate(problem.model, batch.args)
     simulated = replace(batch, args=args)
     below: dict[str, Tensor] = {}
@@ -130,22 +140,22 @@ def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
 
 
 def _by_datum(problem: Problem, name: str, value: Tensor) -> Tensor:
-    """Return draws of a latent, or one value of it, as ``(num_draws or 1, n, units)``."""
+    """Return draws or a single value of a latent as a tensor of shape ``(num_draws or 1, n, units)``."""
     missing = problem.nesting + 1 + problem.probe.event_dims[name] - value.ndim
     moved = value.reshape((1,) * missing + value.shape).movedim(problem.data_dim, 1)
     return moved.reshape(*moved.shape[:2], -1)
 
 
 def _below(limits: Tensor) -> Tensor:
-    """Random integers, from 0 to the limits less one."""
+    """Return random integers that are at least 0 and less than the limits."""
     return (torch.rand(limits.shape, device=limits.device) * limits).long()
 
 
 def _p_value(ranks: np.ndarray, num_draws: int) -> float:
-    """Of a chi-squared test that ranks are uniform on 0 to ``num_draws``, in at most 20 bins, some 20 ranks in each."""
+    """P-value of a chi-squared test that ranks are uniform on 0 to ``num_draws``, in at most 20 bins."""
     from scipy.stats import chisquare
 
-    ranks = ranks[np.isfinite(ranks)].astype(int)  # without the rows of simulations that raised an error
+    ranks = ranks[np.isfinite(ranks)].astype(int)  # simulations that raised an error are rows of NaN
     bins = min(20, num_draws + 1, len(ranks) // 20)
     if bins < 2:
         return np.nan

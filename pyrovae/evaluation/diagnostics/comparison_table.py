@@ -1,4 +1,4 @@
-"""The table of a comparison: a DataFrame with all columns, which prints the few that fit on a line."""
+"""The table of a comparison: a DataFrame that holds all columns and prints a selection that fits on a line."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import pandas as pd
 
 
 class ComparisonTable(pd.DataFrame):  # type: ignore[misc]
-    """Table of :func:`pyrovae.evaluation.compare`, printed with errors beside the means; parts of it print in full.
+    """Table of :func:`pyrovae.evaluation.compare`, printed with errors beside the means. Subsets print all columns.
 
     Example:
         >>> columns = {"log_likelihood": [-93.2], "error": [0.41], "mcse": [0.02], "difference": [0.0]}
@@ -38,5 +38,5 @@ class ComparisonTable(pd.DataFrame):  # type: ignore[misc]
 
 
 def _cell(mean: Any, error: Any, mcse: Any) -> str:
-    """Return the mean ± its standard error over the data, and in brackets its Monte Carlo error if that is known."""
+    """Return the mean ± its standard error over the data, followed by the Monte Carlo error in brackets if known."""
     return f"{mean:.2f} ± {error:.2f}" + ("" if math.isnan(mcse) else f" ({mcse:.2f})")

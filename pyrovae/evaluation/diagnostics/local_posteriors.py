@@ -1,10 +1,10 @@
-r"""Local posteriors: for every datum parameters of its own, found by gradient ascent on its ELBO.
+r"""Local posteriors, whose parameters are optimized for every datum by gradient ascent on its ELBO.
 
 .. math:: \lambda_n^* = \arg\max_\lambda \mathrm{E}_{q_\lambda(u)} [\log p(x_n, u) - \log q_\lambda(u)].
 
-The normal family starts at the mean and the scales of the guide's draws. The flow starts as the guide itself, since it
-moves the guide's own draws, :math:`u = f_n(u_0)` with :math:`u_0 \sim q(u \mid x_n)`; so its ELBO is at least the
-guide's, whatever the guide's family.
+The normal family starts at the mean and the scales of the guide's draws. The flow starts at the guide itself, because
+it transforms the guide's draws, :math:`u = f_n(u_0)` with :math:`u_0 \sim q(u \mid x_n)`. Its ELBO is therefore at
+least that of the guide, whatever the family of the guide.
 """
 
 import math
@@ -21,7 +21,7 @@ Family = Literal["normal", "flow"]
 
 
 class _Local(nn.Module):
-    """Location and scale for each datum and dimension, in units of the guide's."""
+    """Location and scale for each datum and dimension, in units of the guide's scale."""
 
     def __init__(self, target: Target) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class LocalNormal(_Local):
     """A mean-field normal density for each datum."""
 
     def forward(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Draws u, shape ``(num_samples, N, D)``, and their log-densities, shape ``(num_samples, N)``."""
+        """Return draws u, shape ``(num_samples, N, D)``, and their log-densities, shape ``(num_samples, N)``, nats."""
         noise = torch.randn(num_samples, *self.unit.shape, dtype=self.unit.dtype, device=self.unit.device)
         log_scale = self.unit.log() + self.log_scale
         log_q = -(noise.square() / 2 + log_scale + math.log(2 * math.pi) / 2).sum(-1)
@@ -47,7 +47,7 @@ class LocalNormal(_Local):
 
 
 class LocalFlow(_Local):
-    """An inverse autoregressive flow of its own for each datum, which moves the guide's draws."""
+    """An inverse autoregressive flow for each datum, with separate parameters, that transforms the guide's draws."""
 
     def __init__(self, target: Target, depth: int = 2, hidden: int = 32) -> None:
         super().__init__(target)
@@ -55,10 +55,10 @@ class LocalFlow(_Local):
         members = [flows.autoregressive(dim, depth=depth, hidden=(hidden,)).to(self.unit) for _ in range(size)]
         stacked, self.constants = stack_module_state(members)
         self.stacked = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(p) for name, p in stacked.items()})
-        self.skeleton = (members[0],)  # in a tuple its parameters are not ours
+        self.skeleton = (members[0],)  # a tuple, so that its parameters are not registered in this module
 
     def forward(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Draws u, shape ``(num_samples, N, D)``, and their log-densities, shape ``(num_samples, N)``."""
+        """Return draws u, shape ``(num_samples, N, D)``, and their log-densities, shape ``(num_samples, N)``, nats."""
         draws, log_q = self.target.draw(num_samples)
         parameters = {name.replace("/", "."): p for name, p in self.stacked.items()}
         standard, log_det = vmap(self._one, in_dims=(0, 0, 1), out_dims=1)(
@@ -71,7 +71,7 @@ class LocalFlow(_Local):
 
 
 class _Apply(nn.Module):
-    """Calls a flow's inverse, of which one pass of the network makes draws."""
+    """Inverse of a flow, which makes draws in one pass of the network."""
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def optimize(
     num_particles: int,
     learning_rate: float,
 ) -> nn.Module:
-    """Fits the local posteriors of a target's data."""
+    """Fit the local posteriors of the data of a target."""
     local = LocalNormal(target) if family == "normal" else LocalFlow(target)
     optimizer = torch.optim.Adam(local.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)

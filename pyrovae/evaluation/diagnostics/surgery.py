@@ -1,4 +1,4 @@
-r"""Decompositions of the KL term: by dimension, and into mutual information and the marginal KL to the prior.
+r"""Decompositions of the KL term of the ELBO: by latent dimension, and into mutual information and marginal KL.
 
 With the aggregate posterior :math:`q(z) = \frac1N \sum_n q(z \mid x_n)` of the data,
 
@@ -7,8 +7,8 @@ With the aggregate posterior :math:`q(z) = \frac1N \sum_n q(z \mid x_n)` of the 
     = \underbrace{\frac1N \sum_n \mathrm{E}_{q(z \mid x_n)} \log \frac{q(z \mid x_n)}{q(z)}}_{I_q(x; z) \,\le\, \log N}
     + \underbrace{\mathrm{KL}\big(q(z) \,\|\, p(z)\big)}_{\text{marginal KL}}.
 
-Where posterior and prior have independent dimensions, the marginal KL is the total correlation
-:math:`\mathrm{KL}(q(z) \,\|\, \prod_j q(z_j))` plus the dimension-wise KL
+If posterior and prior have independent dimensions, the marginal KL is the sum of the total correlation
+:math:`\mathrm{KL}(q(z) \,\|\, \prod_j q(z_j))` and the dimension-wise KL
 :math:`\sum_j \mathrm{KL}(q(z_j) \,\|\, p(z_j))`.
 """
 
@@ -43,36 +43,38 @@ def kl_per_dimension(
 ) -> "xr.Dataset":
     r"""Compute :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
 
-    Exact where torch knows the divergence of the two distributions, as that of two normals, and the prior of a site
-    depends on no site that the guide draws later; else the mean over draws of :math:`\log q - \log p`. A site whose
-    posterior or prior does not have independent dimensions counts as one. The sum over all is the ELBO's KL term.
+    The divergence is exact if torch implements it for the two distributions, as for two normals, and if the prior of
+    the site depends only on sites that the guide draws earlier. Otherwise it is the mean of :math:`\log q - \log p`
+    over draws. A site whose posterior or prior has dependent dimensions counts as one dimension. The sum over all
+    dimensions is the KL term of the ELBO.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        num_samples: Draws per datum, over which also the distributions of lower layers are averaged.
-        **options: See :class:`Options`.
+        num_samples: Draws per datum. The distributions of lower layers are averaged over these draws as well.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        For each latent site a variable of its name, dimensions ``datum`` and ``<site>_unit``, nats.
+        Dataset with a variable for each latent site, named after the site, with dimensions ``datum`` and
+        ``<site>_unit``, nats.
 
     Raises:
-        TypeError: As :func:`evaluate`.
-        ValueError: As :func:`evaluate`.
+        TypeError: For the reasons listed at :func:`evaluate`.
+        ValueError: For the reasons listed at :func:`evaluate`.
 
     Source:
         *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), appendix B.
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> pv.evaluation.kl_per_dimension(vae.model, vae.guide, torch.zeros(10, 4)).z.dims
-        ('datum', 'z_unit')
+        >>> def network(x):  # q(z | x) = N((x_0, 0), I)
+        ...     return torch.cat([x[..., :1], torch.zeros(*x.shape[:-1], 3)], dim=-1)
+        >>> posterior = pv.posteriors.DiagonalNormal(network)
+        >>> vae = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Normal(pv.networks.mlp(2, 4)), posterior)
+        >>> divergences = pv.evaluation.kl_per_dimension(vae.model, vae.guide, torch.tensor([[0.0, 1.0, 2.0, 3.0]]) + 2)
+        >>> divergences.z.values.round(3).tolist()  # mean^2 / 2
+        [[2.0, 0.0]]
     """
     problem = Problem(model, guide, x, **options)
     check_draws(num_samples)
@@ -95,18 +97,18 @@ def kl_per_dimension(
 
 
 def collapsed_units(divergences: "xr.Dataset", *, epsilon: float = 0.01, delta: float = 0.01) -> "xr.Dataset":
-    r"""Find the latent units that are given up: :math:`P_x[\mathrm{KL} < \epsilon] \ge 1 - \delta`.
+    r"""Find collapsed latent units, those with :math:`P_x[\mathrm{KL} < \epsilon] \ge 1 - \delta`.
 
     Args:
-        divergences: What :func:`kl_per_dimension` returned.
-        epsilon: Nats below which a unit says nothing of a datum.
-        delta: Share of the data of which a collapsed unit may say something.
+        divergences: Result of :func:`kl_per_dimension`, nats.
+        epsilon: KL divergence below which a unit carries no information about a datum, nats.
+        delta: Largest fraction of the data about which a collapsed unit may carry information.
 
     Returns:
-        For each latent site whether its units are collapsed, dimension ``<site>_unit``.
+        Dataset with a boolean variable for each latent site, true for collapsed units, with dimension ``<site>_unit``.
 
     Raises:
-        ValueError: If ``epsilon`` is not positive or ``delta`` is no share.
+        ValueError: If ``epsilon`` is not positive, or ``delta`` is not in [0, 1).
 
     Source:
         *Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse* (Lucas, Tucker, Grosse and Norouzi,
@@ -133,25 +135,27 @@ def elbo_surgery(
 ) -> "xr.Dataset":
     r"""Split the ELBO into reconstruction, mutual information and marginal KL.
 
-    The aggregate posterior is that of the given data, whose number also bounds the mutual information, by log N. It is
-    computed in full, from N * N * ``num_samples`` densities of the guide.
+    The aggregate posterior is that of the given N data. The mutual information is therefore at most log N. The
+    aggregate posterior is computed exactly, from N * N * ``num_samples`` densities of the guide.
 
     Args:
         model: Pyro program of p(x, z) without enumerated sites.
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_samples: Draws per datum.
-        **options: See :class:`Options`.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with dimension ``datum``, nats, whose means over the data are the terms: ``reconstruction``, the mean of
-        log p(x | z); ``kl``; ``mutual_information`` and ``marginal_kl``, which add up to it; and, where the guide has
-        one latent site and it and its prior have independent dimensions, ``total_correlation`` and
-        ``dimension_wise_kl``, which add up to the marginal KL.
+        Dataset with dimension ``datum``, nats. The means over the data are the terms of the decomposition:
+
+        * ``reconstruction``: mean of log p(x | z) over the draws;
+        * ``kl``: KL term, the sum of ``mutual_information`` and ``marginal_kl``;
+        * ``total_correlation`` and ``dimension_wise_kl``, whose sum is ``marginal_kl``. They are present if the guide
+          has one latent site, and the dimensions of this site are independent in guide and prior.
 
     Raises:
-        TypeError: As :func:`evaluate`.
-        ValueError: As :func:`evaluate`; if the program sums out a discrete site.
+        TypeError: For the reasons listed at :func:`evaluate`.
+        ValueError: For the reasons listed at :func:`evaluate`, or if the program sums out a discrete site.
 
     Source:
         *ELBO Surgery* (Hoffman and Johnson, 2016); *Isolating Sources of Disentanglement in Variational Autoencoders*
@@ -159,13 +163,15 @@ def elbo_surgery(
 
     Example:
         >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> terms = pv.evaluation.elbo_surgery(vae.model, vae.guide, torch.randn(100, 4), seed=0)
-        >>> bool(abs(terms.kl - terms.mutual_information - terms.marginal_kl).max() < 1e-5)
+        >>> def network(x):  # q(z | x) = N((x_0, 0), I), so only the first latent depends on x
+        ...     return torch.cat([x[..., :1], torch.zeros(*x.shape[:-1], 3)], dim=-1)
+        >>> posterior = pv.posteriors.DiagonalNormal(network)
+        >>> vae = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Normal(pv.networks.mlp(2, 4)), posterior)
+        >>> x = torch.tensor([[-9.0], [9.0]]).repeat(25, 4)
+        >>> terms = pv.evaluation.elbo_surgery(vae.model, vae.guide, x, seed=0).mean()
+        >>> round(float(terms.mutual_information), 2)  # log 2, as the posteriors of the two values do not overlap
+        0.69
+        >>> bool(abs(terms.kl - terms.mutual_information - terms.marginal_kl) < 1e-4)
         True
     """
     problem = Problem(model, guide, x, **options)
@@ -186,14 +192,14 @@ def elbo_surgery(
 
 
 def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]:
-    """Yield runs of guide and model: one for all draws, or one for each."""
+    """Yield runs of guide and model: a single run for all draws, or one run for each draw."""
     counts = [num_samples] if problem.vectorize else [1] * num_samples
     for count in counts:
         weights = problem.run(batch, count)
         if weights.densities is None:
             raise ValueError(
-                "the program sums out a discrete latent site, so its draws have no density q(z | x); draw the site in "
-                "the guide instead of enumerating it"
+                "the program sums out a discrete latent site, so its draws have no density q(z | x). Sample the site "
+                "in the guide instead of enumerating it."
             )
         yield weights
 
@@ -235,36 +241,36 @@ def _latents(sites: list[Site]) -> dict[str, Site]:
 def _check_unmasked(name: str, *sites: Site) -> None:
     if any(site["mask"] is not None for site in sites):
         raise ValueError(
-            f"latent site {name!r} is masked, so there is no posterior of all data to aggregate; leave out the data "
-            f"whose latent is masked, and the mask"
+            f"latent site {name!r} is masked, so the posteriors of some data cannot be aggregated. Remove the data "
+            f"whose latent is masked, and the mask."
         )
 
 
 def _pairs(of_guide: dict[str, Site], of_model: dict[str, Site]) -> Iterator[tuple[str, Site, Site]]:
-    """Yield the sites of guide and model of each latent."""
+    """Yield the name of each latent with its sites in guide and model."""
     for name, site in of_guide.items():
         if name not in of_model:
             raise ValueError(
-                f"latent site {name!r} is auxiliary, in the guide but not in the model, so it has no KL divergence of "
-                f"its own; use pyrovae.evaluation.evaluate for the bound on log p(x)"
+                f"latent site {name!r} is auxiliary: it is in the guide but not in the model, so it has no KL "
+                f"divergence. Use pyrovae.evaluation.evaluate for a bound on log p(x)."
             )
         yield name, site, of_model[name]
 
 
 def _units(site: Site) -> Tensor:
-    """Return the log-probability of each dimension of a site whose dimensions are independent."""
+    """Return the log-probability of each dimension of a site with independent dimensions."""
     distribution: Any = factors(site["fn"])
     return distribution.log_prob(site["value"])
 
 
 def _has_units(latents: dict[str, Site]) -> bool:
-    """Return whether there is one latent site, and its dimensions are independent."""
+    """Return whether there is exactly one latent site and its dimensions are independent."""
     first, *others = latents.values()
     return not others and factors(first["fn"]) is not None
 
 
 def _by_datum(problem: Problem, site: Site, values: Tensor, *, flat: bool = True) -> Tensor:
-    """Return values of a site, in its batch shape and more, as ``(num_draws, N, units)``, or with all dimensions."""
+    """Return values of a site as ``(num_draws, N, units)`` if ``flat``, else with all dimensions of the value."""
     missing = problem.nesting + 1 - len(site["fn"].batch_shape)
     moved = values.reshape((1,) * missing + values.shape).movedim(problem.data_dim, 1)
     return moved.reshape(*moved.shape[:2], -1) if flat else moved
@@ -294,7 +300,7 @@ def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> t
 
 
 def _mixture(problem: Problem, in_all: list[Tensor], in_units: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Average densities over the data, given in the order of batches and, within, of runs of the guide."""
+    """Average densities over the data; the densities are ordered by batches, then by runs of the guide."""
     per_batch = len(in_all) // sum(1 for _ in problem.batches(64))
 
     def mean(parts: list[Tensor]) -> Tensor:

@@ -1,12 +1,13 @@
-r"""Out-of-distribution scores from log p(x): is a datum as likely as those that the model has been trained for?
+r"""Out-of-distribution scores from log p(x), which compare a datum with held-out data of the training distribution.
 
-Let :math:`\ell_1, \dots, \ell_M` be the log-likelihoods of held-out data and :math:`\ell` that of a new datum. A datum
-from elsewhere may have too low a log-likelihood or, in high dimensions, too high a one, so both sides count:
+Let :math:`\ell_1, \dots, \ell_M` be the log-likelihoods of held-out data, and :math:`\ell` that of a new datum. The
+log-likelihood of a datum from another distribution may be too low or, in high dimensions, too high. The test is
+therefore two-sided:
 
 .. math:: \text{score} = \Big| \ell - \frac{1}{M} \sum_m \ell_m \Big|, \qquad
     p = \min\Big(1,\; 2\, \frac{1 + \min(\#\{\ell_m \le \ell\}, \#\{\ell_m \ge \ell\})}{M + 1}\Big).
 
-If the datum comes from the same distribution, :math:`\Pr(p \le \alpha) \le \alpha`, whatever the model.
+If the datum comes from the training distribution, :math:`\Pr(p \le \alpha) \le \alpha` for any model.
 """
 
 from typing import TYPE_CHECKING
@@ -20,16 +21,17 @@ _SAME = ("base_measure", "binarization", "estimator")
 
 
 def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
-    """Compare the log-likelihood of each datum with those of held-out data.
+    """Compare the log-likelihood of each datum with the log-likelihoods of held-out data.
 
     Args:
         results: Result of :func:`log_likelihood` or another estimator for the data in question.
-        reference: Result of the same estimator for held-out data of the training distribution, such as the validation
-            data. Training data would not do: a model that overfits gives them a higher log-likelihood.
+        reference: Result of the same estimator for held-out data of the training distribution, such as validation data.
+            Do not use training data, because a model that overfits gives them a higher log-likelihood.
 
     Returns:
-        Dataset over ``datum``: ``log_likelihood``, nats; ``score``, the distance from the mean of the reference, nats;
-        and ``p_value``, two-sided. With M held-out data the smallest p-value is ``2 / (M + 1)``.
+        Dataset with dimension ``datum``: ``log_likelihood``, nats; ``score``, the distance from the mean of the
+        reference, nats; and ``p_value``, two-sided. With M held-out data the smallest possible p-value is
+        ``2 / (M + 1)``.
 
     Raises:
         TypeError: If an argument is not a result.
@@ -58,18 +60,17 @@ def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
             )
         if "log_likelihood" not in result or result.log_likelihood.dims != ("datum",):
             raise ValueError(
-                f"{name} holds no log_likelihood over 'datum' but {dict(result.sizes)}. Pass the result of an estimator"
+                f"{name} holds {dict(result.sizes)} but no log_likelihood over 'datum'. Pass an estimator's result."
             )
     for attribute in _SAME:
         one, other = results.attrs.get(attribute), reference.attrs.get(attribute)
         if one != other:
             raise ValueError(
-                f"the {attribute} of results is {one!r}, and that of the reference is {other!r}. Evaluate both in the "
-                f"same way"
+                f"{attribute} is {one!r} for results and {other!r} for the reference. Evaluate both in the same way."
             )
     values, known = results.log_likelihood.values, np.sort(reference.log_likelihood.dropna("datum").values)
     if not len(known):
-        raise ValueError("the reference holds no log_likelihood that is a number. Evaluate held-out data")
+        raise ValueError("the log_likelihood of the reference is not finite for any datum. Evaluate held-out data.")
     at_most = np.searchsorted(known, values, side="right")
     at_least = len(known) - np.searchsorted(known, values, side="left")
     p_value = np.minimum(1.0, 2 * (1 + np.minimum(at_most, at_least)) / (len(known) + 1))

@@ -1,22 +1,22 @@
-r"""Annealed importance sampling, and bidirectional Monte Carlo, which has the truth between two bounds.
+r"""Annealed importance sampling, and bidirectional Monte Carlo, which bounds log p(x) from below and above.
 
-Between the guide and the posterior lie the densities
+The intermediate densities between the guide and the posterior are
 
 .. math:: f_t(z) = q(z \mid x)^{1 - \beta_t}\, p(x, z)^{\beta_t}, \qquad 0 = \beta_0 < \dots < \beta_T = 1.
 
-A chain starts at :math:`z_0 \sim q(z \mid x)` and makes at each t a transition :math:`z_{t-1} \to z_t` that leaves
-:math:`f_t` invariant. Its weight is unbiased, however badly the transitions mix:
+A chain starts at :math:`z_0 \sim q(z \mid x)`. At each t it makes a transition :math:`z_{t-1} \to z_t` that leaves
+:math:`f_t` invariant. The weight of the chain is unbiased, however slowly the transitions mix:
 
 .. math::
     \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1}) \log \frac{p(x, z_{t-1})}{q(z_{t-1} \mid x)}, \qquad
     \mathrm{E}[w] = p(x), \quad \mathrm{E} \log \tfrac1C \sum_c w_c \le \log p(x).
 
-The same chain run backwards from an exact draw :math:`z_T \sim p(z \mid x)` has :math:`\mathrm{E}[1 / w] = 1 / p(x)`,
-so :math:`\mathrm{E}[-\log \frac1C \sum_c 1 / w_c] \ge \log p(x)`: an upper bound. An exact draw is known for data
-that the model itself has made, :math:`z \sim p(z), x \sim p(x \mid z)`.
+The reversed chain from an exact draw :math:`z_T \sim p(z \mid x)` has :math:`\mathrm{E}[1 / w] = 1 / p(x)`. Hence
+:math:`\mathrm{E}[-\log \frac1C \sum_c 1 / w_c] \ge \log p(x)` is an upper bound. An exact draw is known for data that
+were simulated from the model, :math:`z \sim p(z), x \sim p(x \mid z)`.
 
-The step sizes are found for every t and datum by chains that are thrown away, so that the chains that count have fixed
-transitions; otherwise the weights would not be unbiased.
+Pilot chains tune the step sizes for every t and datum and are then discarded. The chains that count thus have fixed
+transitions, without which the weights would not be unbiased.
 """
 
 from typing import TYPE_CHECKING, Any, Unpack
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 PILOT_CHAINS = 8
-ACCEPTANCE = 0.65  # near the optimum of HMC in many dimensions
+ACCEPTANCE = 0.65  # target of the tuning; near the optimum of HMC in many dimensions
 
 
 @takes_vae
@@ -59,9 +59,9 @@ def ais(
 ) -> "xr.Dataset":
     r"""Estimate log p(x) of each datum by annealed importance sampling from guide to posterior, with HMC transitions.
 
-    Where the guide is a poor proposal, importance sampling needs ever more draws; annealing needs more temperatures.
-    To start from the prior, as Wu et al. do, take it for the guide: ``guide = poutine.block(model, hide_fn=lambda site:
-    site["is_observed"])``.
+    Annealing suits data for which the guide is a poor proposal: it needs more temperatures, where importance sampling
+    from the guide needs very many draws. To start from the prior, as Wu et al. do, use the prior as the guide:
+    ``guide = poutine.block(model, hide_fn=lambda site: site["is_observed"])``.
 
     Args:
         model: Pyro program of p(x, z) with continuous latent sites.
@@ -69,35 +69,43 @@ def ais(
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_chains: Chains per datum, C.
         num_temperatures: Number of densities between guide and posterior, T.
-        num_leapfrog: Leapfrog steps of a transition.
-        **options: See :class:`Options`.
+        num_leapfrog: Leapfrog steps per transition.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with dimension ``datum``: ``log_likelihood``, the estimate of log p(x) in nats, in expectation a lower
-        bound; ``mcse``, its Monte Carlo standard error by the delta method; ``ess``, the effective number of chains, 1
-        to C; ``pareto_k``, k-hat of the chains' weights; ``acceptance``, the mean probability with which a transition
-        was accepted. Attributes as those of :func:`evaluate`.
+        Dataset with dimension ``datum`` and the attributes of :func:`evaluate`:
+
+        * ``log_likelihood``: estimate of log p(x), nats, a lower bound in expectation;
+        * ``mcse``: Monte Carlo standard error of the estimate by the delta method, nats;
+        * ``ess``: effective number of chains, 1 to C;
+        * ``pareto_k``: k-hat of the chains' weights;
+        * ``acceptance``: mean probability of accepting a transition.
 
     Raises:
-        TypeError: As :func:`evaluate`.
-        ValueError: As :func:`evaluate`; if a number is out of range, a latent site is discrete or auxiliary, the
-            program cannot take a dimension to the left of its plates, or a density is another one at every run.
-        FloatingPointError: If a log-weight is NaN or infinite.
+        TypeError: For the reasons listed at :func:`evaluate`.
+        ValueError: For the reasons listed at :func:`evaluate`; if a number is out of range; if a latent site is
+            discrete or auxiliary; if the program cannot be run with a dimension to the left of its plates; or if a
+            density changes from run to run.
+        FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Source:
         *Annealed Importance Sampling* (Neal, 2001); *On the Quantitative Analysis of Decoder-Based Generative Models*
         (Wu, Burda, Salakhutdinov and Grosse, 2017).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> results = pv.evaluation.ais(vae.model, vae.guide, torch.zeros(3, 4), 30, num_temperatures=10, seed=0)
-        >>> results.log_likelihood.shape, bool((results.mcse < 0.5).all())
-        ((3,), True)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # far from the posterior of large x
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+        >>> x = torch.tensor([0.0, 6.0])
+        >>> results = pv.evaluation.ais(model, guide, x, num_chains=100, num_temperatures=10, num_leapfrog=2, seed=0)
+        >>> exact = dist.Normal(0.0, 2**0.5).log_prob(x).numpy()
+        >>> bool((abs(results.log_likelihood - exact) < 4 * results.mcse).all()), bool((results.acceptance > 0.3).all())
+        (True, True)
     """
     check_whole(num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
     _check_numbers(num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
@@ -131,45 +139,53 @@ def bdmc(
     num_leapfrog: int = 5,
     **options: Unpack[Options],
 ) -> "xr.Dataset":
-    r"""Sandwich log p(x) of simulated data between a lower and an upper bound, by bidirectional Monte Carlo.
+    r"""Bound log p(x) of simulated data from below and above by bidirectional Monte Carlo.
 
-    The data are drawn from the model, so that an exact draw from the posterior is known. A narrow gap says that as many
-    temperatures are enough for :func:`ais`, also on real data, as far as these are like the simulated ones.
+    The data are simulated from the model, because an exact draw from their posterior is then known. A narrow gap
+    between the bounds shows that the number of temperatures suffices for :func:`ais`. The conclusion carries over to
+    real data to the extent that they resemble the simulated data.
 
     Args:
         model: Pyro program of p(x, z) with continuous latent sites.
         guide: Pyro program of q(z | x).
-        x: A template: as many data are simulated, of the same shape; tensors of a tuple that the model does not observe
-            (labels that are given, masks) are kept.
+        x: Template of the data: the simulated data have the same number and shape. Tensors of a tuple that the model
+            does not observe, such as labels or masks, are passed on unchanged.
         num_chains: Chains per datum and direction, C.
         num_temperatures: Number of densities between guide and posterior, T.
-        num_leapfrog: Leapfrog steps of a transition.
-        **options: See :class:`Options`.
+        num_leapfrog: Leapfrog steps per transition.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with dimension ``datum``: ``lower`` and ``upper``, stochastic bounds on log p(x) in nats that hold in
-        expectation; ``lower_mcse`` and ``upper_mcse``, their Monte Carlo standard errors, of which the latter does not
-        know of the chains' common start; ``acceptance``; and the simulated data, ``simulated_0`` and so on, one for
-        each argument of the model.
+        Dataset with dimension ``datum``:
+
+        * ``lower``, ``upper``: stochastic bounds on log p(x), nats, which hold in expectation;
+        * ``lower_mcse``, ``upper_mcse``: Monte Carlo standard errors of the bounds, nats. All chains of the upper bound
+          start at the same draw, which ``upper_mcse`` ignores;
+        * ``acceptance``: mean probability of accepting a transition;
+        * ``simulated_0``, ``simulated_1``, ...: the simulated data, one variable for each argument of the model.
 
     Raises:
-        TypeError: As :func:`ais`.
-        ValueError: As :func:`ais`; if it cannot be told which argument holds the data.
-        FloatingPointError: If a log-weight is NaN or infinite.
+        TypeError: For the reasons listed at :func:`ais`.
+        ValueError: For the reasons listed at :func:`ais`, or if the argument that holds the data cannot be determined.
 
     Source:
         *Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo* (Grosse, Ghahramani and Adams, 2015).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+        >>> results = pv.evaluation.bdmc(
+        ...     model, guide, torch.zeros(50), num_chains=4, num_temperatures=6, num_leapfrog=2, seed=0
         ... )
-        >>> bounds = pv.evaluation.bdmc(vae.model, vae.guide, torch.zeros(50, 4), 10, num_temperatures=30, seed=0)
-        >>> bool(bounds.lower.mean() < bounds.upper.mean()), bounds.simulated_0.shape
-        (True, (50, 4))
+        >>> exact = float(dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(results.simulated_0.values)).mean())
+        >>> float(results.lower.mean()) < exact < float(results.upper.mean())
+        True
     """
     check_whole(num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
     _check_numbers(num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
@@ -214,13 +230,13 @@ def bdmc(
 
 
 def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
-    """Find the space of an opened problem, and return the number of data for a batch."""
+    """Create the space of an opened problem, and return the number of data for a batch."""
     spaces.append(Space(problem))
     return problem.width(max(num_chains, PILOT_CHAINS))
 
 
 def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Return one draw of the latents of all data for those of a batch, with a dimension of draws."""
+    """Select the latents of a batch from one draw of the latents of all data; the result has a dimension of draws."""
     selected = {}
     for name, site in space.sites.items():
         ndim = space.problem.nesting + 1 + site["fn"].event_dim
@@ -230,20 +246,20 @@ def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[st
 
 
 class Path:
-    """The densities between guide and posterior of some data, and tuned transitions that leave each invariant."""
+    """The densities between guide and posterior of some data, and tuned transitions that leave them invariant."""
 
     def __init__(self, target: Target, num_temperatures: int, num_leapfrog: int) -> None:
         self.target, self.num_leapfrog = target, num_leapfrog
         draws, _ = target.draw(64)
-        self.scale = draws.std(0)  # of the guide in each dimension, shape (N, D)
-        # As in Wu et al.: a sigmoid, which goes slowly at both ends.
+        self.scale = draws.std(0)  # scale of the guide in each dimension, shape (N, D)
+        # Wu et al. space the temperatures by a sigmoid, which is flat at both ends.
         ramp = torch.sigmoid(torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64))
         self.betas = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
         self.steps = self._tune()
         self.acceptance = torch.ones(target.size, dtype=torch.float64)
 
     def upwards(self, num_chains: int) -> Tensor:
-        """Log-weights of chains from guide to posterior, shape ``(num_chains, N)``."""
+        """Return log-weights of chains from guide to posterior, shape ``(num_chains, N)``, nats."""
         u, _ = self.target.draw(num_chains)
         log_w, acceptances = self._gain(1, u), []
         for t in range(1, len(self.betas) - 1):
@@ -255,7 +271,7 @@ class Path:
         return log_w
 
     def downwards(self, u: Tensor) -> Tensor:
-        """Log-weights of chains from posterior draws u to the guide, shape ``(num_chains, N)``."""
+        """Return log-weights of chains from posterior draws u to the guide, shape ``(num_chains, N)``, nats."""
         log_w = self._gain(len(self.betas) - 1, u)
         for t in reversed(range(1, len(self.betas) - 1)):
             u, _ = self._move(t, u, self.steps[t - 1])
@@ -275,10 +291,10 @@ class Path:
         return hmc.transition(value_and_gradient, u, step.unsqueeze(-1) * self.scale, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Step sizes of each datum at each temperature, shape ``(N,)``, from chains of their own."""
+        """Return the step sizes of each datum at each temperature, shape ``(N,)``, tuned by pilot chains."""
         u, _ = self.target.draw(PILOT_CHAINS)
         step, steps = u.new_full((self.target.size,), self.target.dim**-0.25), []
-        for t in (*[1] * 10, *range(1, len(self.betas) - 1)):  # ten moves more to find the first size
+        for t in (*[1] * 10, *range(1, len(self.betas) - 1)):  # ten more moves find the first step size
             u, acceptance = self._move(t, u, step)
             steps.append(step)
             step = step * (acceptance.mean(0) - ACCEPTANCE).mul(0.5).exp()

@@ -1,22 +1,22 @@
-r"""The estimate of log p(x) to quote: for each datum, the cheapest estimator that is reliable.
+r"""The estimate of log p(x) to quote, from the cheapest estimator that is reliable for each datum.
 
-The stages of a datum are
+A datum passes through up to three stages:
 
-1. *guide*: importance sampling with draws from the guide, if a pilot of them says that it is a good proposal;
-2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`. A pilot chooses their
-   number. If the estimate does not pass, short chains improve the mixture, and fresh draws follow;
-3. *annealed*: annealed importance sampling from the fitted densities and the guide, with twice as many temperatures
-   until the estimate passes or the budget is spent.
+1. *guide*: importance sampling with draws from the guide, if pilot draws show that the guide is a good proposal;
+2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`. Pilot draws determine
+   the number of draws. If the estimate is not reliable, short chains improve the mixture, and new draws follow;
+3. *annealed*: annealed importance sampling from the fitted densities and the guide. The number of temperatures is
+   doubled until the estimate is reliable or the budget is spent.
 
-Each stage makes fresh draws, from a proposal that is fixed before. A pilot decides about the first stage, so that an
+Each stage makes new draws from a proposal that is fixed in advance. Pilot draws decide about the first stage, so an
 estimate by the guide is rarely selected by its own draws. An estimate by a mixture is kept if k-hat and the Monte Carlo
-error of its own draws pass. This selects, among data with the same true k, those whose draws met no large weight, and
-lowers their mean by a fraction of the error that they report.
+error of its own draws pass. Among data with the same true k, this selects those whose draws contain no large weight.
+The selection lowers the mean of the estimates by a fraction of their reported error.
 
-An estimate is reliable if its Monte Carlo error is at most the precision, and the tail shape of its weights, with the
-error of k-hat, passes as :func:`pyrovae.evaluation.diagnose` says; and if no other estimate of the same datum exceeds
-it by more than their errors allow. All estimates are lower bounds in expectation, so a larger one, from another
-proposal, is the sign of a missed mode.
+An estimate is reliable if three conditions hold. Its Monte Carlo error is at most the precision. The tail shape of its
+weights, with the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No other estimate of the same
+datum exceeds it by more than their errors allow. All estimates are lower bounds in expectation, so a larger estimate
+from another proposal indicates a missed mode.
 """
 
 from typing import TYPE_CHECKING, Any, Unpack
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 STAGES = ("guide", "refined", "annealed")
-PILOT = 256  # draws of the guide that decide whether it is a good proposal
-GOOD_K, GOOD_ESS = 0.2, 0.4  # k-hat of the pilot, and its effective sample size as a share; refining costs little
-SHARES = (0.5, 1.0, 2.0, 4.0)  # of num_samples, from which the draws of a mixture are chosen
-EXPECTED = 0.7  # error that the draws are expected to leave, as a share of the precision
+PILOT = 256  # draws of the guide that decide whether the guide is a good proposal
+GOOD_K, GOOD_ESS = 0.2, 0.4  # k-hat and effective fraction of the pilot draws; strict, because refining is cheap
+SHARES = (0.5, 1.0, 2.0, 4.0)  # numbers of draws from a mixture, as multiples of num_samples
+EXPECTED = 0.7  # expected error of the draws, as a fraction of the precision
 FIRST_TEMPERATURES = 22
 
 
@@ -66,27 +66,34 @@ def log_likelihood(
 ) -> "xr.Dataset":
     r"""Estimate log p(x) of each datum by the cheapest estimator that is reliable for it.
 
-    Use it for numbers to quote. Draws from an amortized guide, the protocol of the literature, are unreliable for most
-    data of a well-trained VAE, and overstate its negative log-likelihood. The page on evaluation has the derivation.
+    Use this function for values that you report. Draws from an amortized guide, the usual protocol in the literature,
+    are unreliable for most data of a well-trained VAE and overstate its negative log-likelihood. The documentation page
+    on evaluation derives the method.
 
     Args:
-        model: Pyro program of p(x, z). Continuous latent sites can be refined; discrete sites must be enumerated in the
-            model to be refined. Any other program is evaluated with draws from its guide.
+        model: Pyro program of p(x, z). Refinement needs continuous latent sites; discrete sites must be enumerated in
+            the model. All other programs are evaluated with draws from the guide.
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of arguments whose tensors share the first dimension.
-        precision: Monte Carlo standard error that an estimate may have, nats.
-        num_samples: Draws per datum of the stage *guide*; the stage *refined* makes half to four times as many, by the
-            effective sample size of a pilot.
-        budget: Evaluations of log p(x, z) per datum, beyond which annealing stops; a gradient counts 3.
-        product_precision: Precision of the products in linear and convolutional layers, which other estimators call
-            ``precision``.
-        **options: See :class:`Options`.
+        precision: Largest acceptable Monte Carlo standard error, nats.
+        num_samples: Draws per datum of the stage *guide*. The stage *refined* makes half to four times as many,
+            depending on the effective sample size of pilot draws.
+        budget: Number of evaluations of log p(x, z) per datum after which annealing stops. A gradient counts as 3
+            evaluations.
+        product_precision: Precision of the products in linear and convolutional layers. Other estimators call this
+            option ``precision``.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with dimension ``datum``: ``log_likelihood``, nats; ``mcse``, its Monte Carlo standard error;
-        ``pareto_k``, k-hat of the weights; ``ess``, their effective number; ``estimator``, ``"guide"``, ``"refined"``
-        or ``"annealed"``; ``draws``, the number of weights; ``evaluations`` of log p(x, z) spent, where a gradient
-        counts 3; and ``reliable``. Attributes as those of :func:`evaluate`, with the share of reliable data.
+        Dataset with dimension ``datum`` and the attributes of :func:`evaluate`, including the fraction of reliable
+        data:
+
+        * ``log_likelihood``, ``mcse``: estimate of log p(x) and its Monte Carlo standard error, nats;
+        * ``pareto_k``, ``ess``: k-hat of the weights, and their effective sample size;
+        * ``estimator``: stage of the estimate, ``"guide"``, ``"refined"`` or ``"annealed"``;
+        * ``draws``: number of weights;
+        * ``evaluations``: evaluations of log p(x, z) that were spent, where a gradient counts as 3;
+        * ``reliable``: true if the estimate is reliable.
 
     Raises:
         TypeError: As :func:`evaluate`.
@@ -99,23 +106,30 @@ def log_likelihood(
         2013); *Annealed Importance Sampling* (Neal, 2001).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> generator = torch.manual_seed(0)
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4), scale=0.5),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> results = pv.evaluation.log_likelihood(vae.model, vae.guide, torch.randn(5, 4), seed=0)
-        >>> bool(results.reliable.all()), bool((results.mcse < 0.1).all())
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # far from the posterior of large x
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+        >>> x = torch.tensor([0.0, 6.0])
+        >>> results = pv.evaluation.log_likelihood(model, guide, x, seed=0)
+        >>> exact = dist.Normal(0.0, 2**0.5).log_prob(x).numpy()
+        >>> bool((abs(results.log_likelihood - exact) < 4 * results.mcse).all()), bool((results.mcse < 0.1).all())
         (True, True)
+        >>> results.estimator.values.tolist(), results.reliable.values.tolist()
+        (['guide', 'refined'], [True, True])
     """
     check_whole(num_samples=num_samples, budget=budget)
     check_wanted_precision(precision)
     if budget < 1:
         raise ValueError(f"budget must be positive, got {budget}")
     if num_samples <= FEW_WEIGHTS:
-        raise ValueError(f"a verdict needs more than {FEW_WEIGHTS} draws, got num_samples={num_samples}")
+        raise ValueError(
+            f"num_samples must exceed {FEW_WEIGHTS} for a verdict on the estimate, got num_samples={num_samples}"
+        )
     settings: Options = {**options, "precision": product_precision}
     problem = Problem(model, guide, x, **settings)
     cascade = Cascade(problem, precision, num_samples, budget)
@@ -136,9 +150,9 @@ class Cascade:
 
     Args:
         problem: A model, a guide and data.
-        precision: Wanted Monte Carlo standard error, nats.
-        num_samples: Draws per datum of an importance sampler.
-        budget: Evaluations of log p(x, z) per datum.
+        precision: Largest acceptable Monte Carlo standard error, nats.
+        num_samples: Draws per datum from the guide.
+        budget: Largest number of evaluations of log p(x, z) per datum.
     """
 
     def __init__(self, problem: Problem, precision: float, num_samples: int, budget: int) -> None:
@@ -146,11 +160,11 @@ class Cascade:
         self.space: Space | None = None
 
     def open(self) -> int:
-        """Find out whether the latent sites can be refined, and return the number of data for a batch."""
+        """Determine whether the latent sites can be refined, and return the number of data for a batch."""
         self.problem.check_reach()
         try:
             self.space = Space(self.problem)
-        except ValueError:  # of discrete or periodic latents, points, and random guides
+        except ValueError:  # discrete or periodic latents, point estimates, and random guides cannot be refined
             return max(1, self.problem.affordable // self.num_samples)
         return self.space.width
 
@@ -163,7 +177,7 @@ class Cascade:
         return {name: column[: batch.kept] for name, column in estimates.columns().items()}
 
     def _by_guide(self, batch: Batch, estimates: Estimates) -> Tensor:
-        """Estimate data whose pilot is good, and return the indices of the others."""
+        """Estimate the data whose pilot draws are good, and return the indices of the other data."""
         pilot = self._weights(batch, PILOT)
         found = bounds.of_valid(pilot, summary)
         estimates.evaluations += PILOT
@@ -183,7 +197,7 @@ class Cascade:
         return (~good).nonzero().flatten()
 
     def _by_mixture(self, batch: Batch, estimates: Estimates, pending: Tensor) -> None:
-        """Estimate data by their refined mixtures, then by annealing."""
+        """Estimate data by refined mixtures, then by annealing."""
         assert self.space is not None
         whole = Target(self.space, batch, amortized=True)
         target = whole if len(pending) == batch.size else whole.subset(pending)
@@ -194,20 +208,20 @@ class Cascade:
         stages.improve(left)
         share = fitted.share.cpu()[torch.isin(pending, left)]
         left = stages.refined(left, self._draws(share).clamp_min(int(SHARES[-2] * self.num_samples)))
-        left = left[~torch.isin(left, pending[fitted.failed.cpu()])]  # no gradient, no chain that moves
+        left = left[~torch.isin(left, pending[fitted.failed.cpu()])]  # chains cannot move without a gradient
         temperatures, hard = FIRST_TEMPERATURES, left
         while len(hard := hard[estimates.evaluations[hard] + cost(temperatures) <= self.budget]):
             hard = stages.annealed(hard, temperatures)
             temperatures *= 2
 
     def _draws(self, share: Tensor) -> Tensor:
-        """Return the number of draws by which each datum is expected to have the wanted precision, with a margin."""
+        """Return the number of draws with which each datum is expected to reach the precision, with a margin."""
         needed = (1 / share.clamp_min(1e-6) - 1) / (EXPECTED * self.precision) ** 2
         choices = torch.tensor([max(int(part * self.num_samples), FEW_WEIGHTS + 1) for part in SHARES])
         return choices[torch.bucketize(needed.double(), choices.double()).clamp_max(len(choices) - 1)]
 
     def _weights(self, batch: Batch, num_draws: int) -> Tensor:
-        """Return log-weights of draws from the guide, in chunks that fit the memory."""
+        """Return log-weights of draws from the guide, computed in chunks that fit into memory."""
         problem, chunk = self.problem, max(1, self.problem.affordable // batch.size)
         if problem.probe.enumerates:
             counts = [min(chunk, num_draws - done) for done in range(0, num_draws, chunk)]
@@ -224,8 +238,8 @@ class Cascade:
 
 
 def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
-    """Add the verdicts, for which the tail shapes of all data are judged together."""
-    computed = ~np.isnan(result.stage.values.astype(float))  # a datum that raised an error is a row of NaN
+    """Add the verdicts; the tail shapes of all data are judged together."""
+    computed = ~np.isnan(result.stage.values.astype(float))  # rows of data that raised an error are NaN
     reliable = computed & (result.mcse <= precision).values & ~(result.disagrees.values == 1)
     for draws in np.unique(result.draws.values[computed]):
         chosen = result.draws.values == draws

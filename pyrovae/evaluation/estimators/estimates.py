@@ -9,19 +9,19 @@ from torch import Tensor
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.diagnostics.psis import psis
 
-LIGHT_K, CHAINS_K = 0.58, 0.5  # k-hat of a stage's own draws, above which the next follows; its error is 0.1 and 0.3
-DISAGREEMENT = 5.0  # errors by which another estimate may exceed the reported one
+LIGHT_K, CHAINS_K = 0.58, 0.5  # largest k-hat of draws and of chains before the next stage; its error is 0.1 and 0.3
+DISAGREEMENT = 5.0  # number of errors by which another estimate may exceed the reported estimate
 
 
 class Estimates:
-    """The estimates of the data of a batch so far.
+    """The current estimates of the data of a batch.
 
     Args:
         size: Number of data.
 
     Attributes:
         pilot: Estimate by the pilot draws of the guide, shape ``(n,)``, nats.
-        pilot_mcse: Its Monte Carlo standard error.
+        pilot_mcse: Monte Carlo standard error of the pilot estimate, shape ``(n,)``, nats.
     """
 
     def __init__(self, size: int) -> None:
@@ -34,7 +34,7 @@ class Estimates:
         self.evaluations = torch.zeros(size, dtype=torch.float64)
 
     def put(self, indices: Tensor, found: dict[str, Tensor], *, stage: int, draws: int, evaluations: float) -> None:
-        """Replace the estimates of some data by those of a stage; a stage without a number replaces nothing."""
+        """Replace the estimates of some data by those of a stage, unless the new estimate is NaN."""
         indices = indices.cpu()
         values = {name: column.detach().double().cpu() for name, column in found.items()}
         better = values["log_likelihood"].isfinite() | self.log_likelihood[indices].isnan()
@@ -46,12 +46,12 @@ class Estimates:
         self.evaluations[indices] += evaluations
 
     def passes(self, indices: Tensor, precision: float) -> Tensor:
-        """Return whether the estimates of data need no further stage."""
+        """Return which data need no further stage, shape of ``indices``."""
         limit = torch.where(self.stage[indices] == 2, CHAINS_K, LIGHT_K)
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 
     def disagrees(self) -> Tensor:
-        """Return where an estimate from another proposal exceeds the present one by more than their errors allow."""
+        """Return which data have an estimate from another proposal that is higher than the errors allow."""
         found = torch.zeros(len(self.stage), dtype=torch.bool)
         others = ((self.highest, self.highest_mcse), (self.pilot, self.pilot_mcse))
         for value, error in others:
@@ -73,7 +73,7 @@ class Estimates:
         }
 
     def _remember(self, indices: Tensor) -> None:
-        """Keep the highest of the estimates that are replaced, with its error."""
+        """Keep the highest of the replaced estimates, with its error."""
         before, error = self.log_likelihood[indices], self.mcse[indices]
         higher = before.isfinite() & ~(before <= self.highest[indices])
         self.highest[indices[higher]], self.highest_mcse[indices[higher]] = before[higher], error[higher]

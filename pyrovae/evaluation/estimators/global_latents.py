@@ -1,4 +1,4 @@
-r"""Evaluation of programs with global latents, such as a Bayesian decoder's weights W.
+r"""Evaluation of programs with global latents, such as the weights W of a Bayesian decoder.
 
 .. math:: p(x \mid \text{data}) \approx \frac{1}{S} \sum_{s=1}^S p(x \mid W_s), \qquad W_s \sim q(W).
 """
@@ -33,38 +33,44 @@ def evaluate_globals(
     num_draws: int = 10,
     **options: Unpack[Options],
 ) -> "xr.Dataset":
-    """Evaluate a program given draws of its global latents, and averages the probabilities.
+    """Evaluate a program for each draw of its global latents, and average the probabilities over these draws.
 
     Args:
         model: Pyro program of p(x, z, W).
         guide: Pyro program of q(z | x) q(W).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        num_samples: Draws of z per datum and draw of W.
+        num_samples: Draws of z per datum and per draw of W.
         num_draws: Draws of the global latents, S.
-        **options: See :class:`Options`. A checkpoint folder holds a folder for each draw of W.
+        **options: Keyword arguments of :class:`Options`. A checkpoint folder holds a subfolder for each draw of W.
 
     Returns:
-        What :func:`evaluate` returns, with a dimension ``draw`` more, and over ``datum`` alone ``log_predictive``, the
-        logarithm of the probability averaged over the draws, nats.
+        Result of :func:`evaluate` with an additional dimension ``draw``, and a variable ``log_predictive`` over
+        ``datum``: the logarithm of the probability averaged over the draws, nats.
 
     Raises:
-        ValueError: If ``num_draws`` is not positive, or the guide has no latent outside the data plate; as
-            :func:`evaluate`.
+        ValueError: For the reasons listed at :func:`evaluate`; if ``num_draws`` is not positive; or if the guide has no
+        latent outside the data plate.
 
     Source:
         *Weight Uncertainty in Neural Networks* (Blundell et al., 2015).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.BayesianVAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.bayesian.random_weights(pv.networks.mlp(2, 4))),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ...     data_size=100,
-        ... )
-        >>> results = pv.evaluation.evaluate_globals(vae.model, vae.guide, torch.zeros(5, 4), 50, num_draws=3, seed=0)
-        >>> results.log_likelihood.sizes, results.log_predictive.sizes
-        (Frozen({'draw': 3, 'datum': 5}), Frozen({'datum': 5}))
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):
+        ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+        >>> def guide(x):
+        ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal((x - w) / 2, 1.0))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> results = pv.evaluation.evaluate_globals(model, guide, x, num_samples=100, num_draws=2, seed=0)
+        >>> dict(results.log_likelihood.sizes), dict(results.log_predictive.sizes)
+        ({'draw': 2, 'datum': 2}, {'datum': 2})
+        >>> bool((results.log_predictive >= results.log_likelihood.mean("draw")).all())  # Jensen's inequality
+        True
     """
     if num_draws < 1:
         raise ValueError(f"num_draws, the number of draws of the global latents, must be at least 1, got {num_draws}")

@@ -1,8 +1,8 @@
-r"""Hamiltonian Monte Carlo for many chains and data at once, each with an acceptance of its own.
+r"""Hamiltonian Monte Carlo for many chains and data at once, with a separate acceptance step for each of them.
 
 Leapfrog steps of size :math:`\epsilon_n` on :math:`H(u, r) = -\log f_n(u) + \frac12 r^\top r`, accepted with
 probability :math:`\min(1, e^{H - H'})`, leave the density :math:`f_n` invariant. Pyro's kernel moves all chains and
-data of a run as one state, with one acceptance, which annealed importance sampling cannot use.
+data of a run as a single state with a single acceptance, which annealed importance sampling cannot use.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,16 @@ def transition(value_and_gradient: Gradient, u: Tensor, step: Tensor, num_leapfr
     """Make one transition of every chain.
 
     Args:
-        value_and_gradient: Log-density up to a constant, ``(num_chains, N, D) -> (num_chains, N)``, with its gradient.
+        value_and_gradient: Function from states of shape ``(num_chains, N, D)`` to the log-density up to a constant,
+            shape ``(num_chains, N)``, and its gradient.
         u: States, shape ``(num_chains, N, D)``.
-        step: Step size of each datum and dimension, which broadcasts to ``(N, D)``. Sizes in proportion to the scales
-            of the dimensions are the same as unit scales and one size.
-        num_leapfrog: Leapfrog steps.
+        step: Step size of each datum and dimension, which broadcasts to ``(N, D)``. Step sizes in proportion to the
+            scales of the dimensions are equivalent to rescaling the dimensions.
+        num_leapfrog: Number of leapfrog steps.
 
     Returns:
-        The new states, and the probability of acceptance of each chain and datum, shape ``(num_chains, N)``. A
-        trajectory that leaves the region where the density is finite is refused.
+        The new states, and the acceptance probability of each chain and datum, shape ``(num_chains, N)``. A trajectory
+        that leaves the region with finite density is rejected.
 
     Source:
         *MCMC Using Hamiltonian Dynamics* (Neal, 2011).

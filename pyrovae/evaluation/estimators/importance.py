@@ -1,4 +1,4 @@
-"""Importance sampling with draws from the guide: bounds and diagnostics per datum."""
+"""Importance sampling with draws from the guide: bounds and diagnostics for each datum."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Unpack
@@ -32,50 +32,56 @@ def evaluate(
 ) -> "xr.Dataset":
     r"""Estimate bounds on log p(x) for each datum by importance sampling, with errors and diagnostics.
 
-    Memory is bounded for any number of data, and grows with the number of draws only by the weights of one batch.
+    Memory is bounded for any number of data. It grows with the number of draws only by the weights of one batch.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
-        guide: Pyro program of q(z | x), called likewise.
+        guide: Pyro program of q(z | x), called with the same arguments.
         x: Data, shape ``(N, *event)``, or a tuple of arguments whose tensors share the first dimension.
         num_samples: Draws per datum, K.
-        k: Numbers of draws for which to report IWAE_k; by default 1, 5, 50, 500, ... and K.
-        **options: See :class:`Options`.
+        k: Values of k for which to report IWAE_k; by default 1, 5, 50, 500, ... and K.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with dimension ``datum`` and, in nats, higher is better:
+        Dataset with dimension ``datum``. Bounds are in nats, and higher is better:
 
         * ``elbo``, ``elbo_mcse``: mean log-weight, and its Monte Carlo standard error;
-        * ``iwae``, ``iwae_mcse``: IWAE_k, also over dimension ``k``, and its Monte Carlo standard error;
-        * ``log_likelihood``, ``mcse``: the estimate of log p(x) from all draws, which is IWAE_K, and its Monte Carlo
-          standard error by the delta method, with the rounding error of the log-weights;
+        * ``iwae``, ``iwae_mcse``: IWAE_k, with the additional dimension ``k``, and its Monte Carlo standard error;
+        * ``log_likelihood``, ``mcse``: estimate of log p(x) from all draws, which is IWAE_K, and its Monte Carlo
+          standard error by the delta method, including the rounding error of the log-weights;
         * ``ess``: effective sample size of the draws, 1 to K;
-        * ``pareto_k``: k-hat of Pareto-smoothed importance sampling; above 0.7 the estimate is not reliable.
+        * ``pareto_k``: k-hat of Pareto-smoothed importance sampling. The estimate is not reliable if k-hat exceeds 0.7.
 
-        Attributes name the programs, the number of draws, seed, binarization, base measure, fingerprints of data and
-        parameters, seconds, library versions and device. ``results.mean("datum")`` gives averages,
-        ``results.to_netcdf(path)`` a file.
+        The attributes hold the names of the programs, number of draws, seed, binarization, base measure, fingerprints
+        of data and parameters, seconds, library versions and device. ``results.mean("datum")`` computes means over the
+        data. ``results.to_netcdf(path)`` writes a file.
 
     Raises:
-        TypeError: If an option has another name, or a count, the seed or a ``k`` is not an integer.
+        TypeError: If an option is unknown, or if a count, the seed or a value of ``k`` is not an integer.
         ValueError: If ``x`` is empty or lies outside the likelihood's support; if a number is out of range; if model
-            and guide disagree about their latent sites, there is no data plate, a latent site lies outside of it, or a
-            log-weight depends on other data.
-        FloatingPointError: If the log-weights of all data are NaN or infinite: the model has diverged.
+            and guide disagree about their latent sites; if the program has no data plate, or a latent site lies outside
+            it; or if the log-weight of a datum depends on other data.
+        FloatingPointError: If the log-weights of all data are NaN or infinite, because the model has diverged.
 
     Source:
         *Importance Weighted Autoencoders* (Burda, Grosse and Salakhutdinov, 2016).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> results = pv.evaluation.evaluate(vae.model, vae.guide, torch.zeros(10, 4), num_samples=200, seed=0)
-        >>> results.iwae.sizes["k"], bool((results.elbo <= results.log_likelihood).all())
-        (4, True)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 1.0))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> results = pv.evaluation.evaluate(model, guide, x, num_samples=1000, seed=0)
+        >>> exact = dist.Normal(0.0, 2**0.5).log_prob(x).numpy()
+        >>> bool((abs(results.log_likelihood - exact) < 4 * results.mcse).all()), bool((results.mcse < 0.05).all())
+        (True, True)
+        >>> bool((results.elbo < results.log_likelihood).all()), bool((results.pareto_k < 0.7).all())
+        (True, True)
     """
     problem = Problem(model, guide, x, **options)
     check_draws(num_samples)
@@ -95,36 +101,42 @@ def evaluate(
 def log_weights(model: Program, guide: Program, x: Any, num_samples: int, **options: Unpack[Options]) -> Tensor:
     r"""Draw importance log-weights, :math:`\log p(x_n, z) - \log q(z \mid x_n)` with :math:`z \sim q(z \mid x_n)`.
 
-    Scales (subsampling, annealing) are left out, and masks are kept. Observed sites outside the data plate, such as a
-    latent that was conditioned on, are given and not part of the weights. A program whose plate subsamples is told
-    which data to take, until all have been taken. Nothing is changed by the evaluation: no global generator, parameter,
-    buffer or training mode. Processes that have joined (:mod:`pyrovae.parallel`) compute batches in turns, and all get
-    the result of one process.
+    Scales (subsampling, annealing) are left out of the log-weights, and masks are applied. Observed sites outside the
+    data plate, such as a latent that was conditioned on, are given and do not contribute. If a plate subsamples, the
+    evaluation chooses the subsamples so that every datum is scored.
+
+    An evaluation changes neither the global random generators nor parameters, buffers or training modes. If several
+    processes have joined ( :mod:`pyrovae.parallel`), each computes some of the batches, and all return the result of a
+    single process.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
-        guide: Pyro program of q(z | x), called likewise.
-        x: Data, shape ``(N, *event)``, or a tuple of arguments whose tensors share the first dimension. They are moved
-            to the device of the programs' parameters.
+        guide: Pyro program of q(z | x), called with the same arguments.
+        x: Data, shape ``(N, *event)``, or a tuple of arguments whose tensors share the first dimension. The data are
+            moved to the device of the programs' parameters.
         num_samples: Draws per datum, K.
-        **options: See :class:`Options`; without ``checkpoint``.
+        **options: Keyword arguments of :class:`Options`, except ``checkpoint``.
 
     Returns:
-        Log-weights, shape ``(num_samples, N)``, nats. NaN or infinite ones are returned as they are.
+        Log-weights, shape ``(num_samples, N)``, nats. Values that are NaN or infinite are returned unchanged.
 
     Raises:
-        TypeError: As :func:`evaluate`.
-        ValueError: As :func:`evaluate`.
+        TypeError: For the reasons listed at :func:`evaluate`.
+        ValueError: For the reasons listed at :func:`evaluate`.
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> pv.evaluation.log_weights(vae.model, vae.guide, torch.zeros(10, 4), num_samples=7).shape
-        torch.Size([7, 10])
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, so that all log-weights equal log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> log_weights = pv.evaluation.log_weights(model, guide, x, num_samples=7)
+        >>> log_weights.shape, torch.allclose(log_weights, dist.Normal(0.0, 2**0.5).log_prob(x), atol=1e-4)
+        (torch.Size([7, 2]), True)
     """
     problem = Problem(model, guide, x, **options)
     check_draws(num_samples)
@@ -140,9 +152,9 @@ def log_weights(model: Program, guide: Program, x: Any, num_samples: int, **opti
 
 
 def _summary(log_weights: Tensor, ks: list[int]) -> dict[str, Tensor]:
-    """Return the columns of some data by name, shape ``(n,)`` or ``(n, len(ks))``."""
+    """Return the columns of some data, shape ``(n,)`` or ``(n, len(ks))``, by name."""
     _, pareto_k = psis(log_weights)
-    exact = log_weights.T.contiguous().double().T  # sums over neighbours in memory take a third of the time
+    exact = log_weights.T.contiguous().double().T  # sums along contiguous memory take a third of the time
     elbo, elbo_mcse = bounds.elbo(exact)
     bound = {k: bounds.iwae(exact, k) for k in {*ks, len(exact)}}
     log_likelihood, mcse = bound[len(exact)]
@@ -164,12 +176,12 @@ def _ks(num_samples: int, k: Iterable[int] | None) -> list[int]:
         usual = [1, *(5 * 10**i for i in range(9))]
         return [*(n for n in usual if n < num_samples), num_samples]
     if not isinstance(k, Iterable):
-        raise TypeError(f"k must hold numbers of draws, such as k=[1, 5, 50], got {k!r}")
+        raise TypeError(f"k must be a sequence of numbers of draws, such as k=[1, 5, 50], got {k!r}")
     ks = []
     for n in k:
         check_whole(k=n)
         ks.append(int(n))
     ks = sorted(set(ks))
     if not ks or not 1 <= ks[0] <= ks[-1] <= num_samples:
-        raise ValueError(f"k must hold numbers from 1 to num_samples={num_samples}, got {ks}")
+        raise ValueError(f"the values of k must lie between 1 and num_samples={num_samples}, got {ks}")
     return ks

@@ -1,16 +1,16 @@
-r"""A reference for a handful of data: the posterior by NUTS, and log p(x) from its draws by bridge sampling.
+r"""A reference for a few data: draws from the posterior by NUTS, and log p(x) from these draws by bridge sampling.
 
-Let :math:`u_i` be :math:`n_1` draws from the posterior, and :math:`\tilde u_j` be :math:`n_2` draws from a normal
-density g fitted to other draws from the posterior. With :math:`l(u) = p(x, u) / g(u)` and
-:math:`s_i = n_i / (n_1 + n_2)` the optimal bridge between the two is the fixed point of
+Let :math:`u_i` be :math:`n_1` draws from the posterior. Let :math:`\tilde u_j` be :math:`n_2` draws from a normal
+density g, which is fitted to other draws from the posterior. With :math:`l(u) = p(x, u) / g(u)` and
+:math:`s_i = n_i / (n_1 + n_2)`, the optimal bridge estimate is the fixed point of
 
 .. math::
     \hat p = \frac{\frac1{n_2} \sum_j l(\tilde u_j) / (s_1 l(\tilde u_j) + s_2 \hat p)}
                   {\frac1{n_1} \sum_i 1 / (s_1 l(u_i) + s_2 \hat p)},
 
-where :math:`n_1` is the effective number of the correlated draws. Its relative error is the root of
-:math:`\mathrm{Var}(f_1) / (n_1 \bar f_1^2) + \mathrm{Var}(f_2) / (n_2 \bar f_2^2)`, with :math:`f_1, f_2` the terms of
-the two sums.
+where :math:`n_1` is the effective number of the correlated draws. The relative error is the square root of
+:math:`\mathrm{Var}(f_1) / (n_1 \bar f_1^2) + \mathrm{Var}(f_2) / (n_2 \bar f_2^2)`, where :math:`f_1, f_2` are the
+terms of the two sums.
 """
 
 import math
@@ -51,31 +51,37 @@ def nuts(
 ) -> "xr.Dataset":
     r"""Draw from the posterior of some data with Pyro's NUTS, and estimate their log p(x) by bridge sampling.
 
-    The chains start at draws from the guide. If the guide is a :class:`pyrovae.guides.Refined`, they move in the
-    coordinates in which its normal density is standard, which serves as the mass matrix. All data move as one state, so
-    use it for some ten data at a time. Modes that no chain has seen are missed, which ``r_hat`` may show.
+    The chains start at draws from the guide. If the guide is a :class:`pyrovae.guides.Refined`, the chains move in
+    coordinates in which the fitted normal density is standard, so the fit serves as the mass matrix. All data move as a
+    single state. Use the function for at most about ten data at a time. Modes that no chain visits are missed;
+    ``r_hat`` may reveal this.
 
     Args:
         model: Pyro program of p(x, z) with continuous latent sites.
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        num_samples: Draws per chain, after the warm-up. The first half serves to fit the normal density.
-        warmup_steps: Draws per chain that adapt step size and mass matrix.
-        num_chains: Chains, one after the other.
-        max_tree_depth: NUTS makes at most ``2 ** max_tree_depth`` leapfrog steps a draw.
-        **options: See :class:`Options`; the progress bar is Pyro's.
+        num_samples: Draws per chain after the warm-up. The first half is used to fit the normal density.
+        warmup_steps: Draws per chain during which step size and mass matrix are adapted.
+        num_chains: Number of chains, which run one after another.
+        max_tree_depth: NUTS makes at most ``2 ** max_tree_depth`` leapfrog steps per draw.
+        **options: Keyword arguments of :class:`Options`. The progress bar is Pyro's.
 
     Returns:
-        Dataset with dimension ``datum``: ``log_likelihood``, the estimate of log p(x) in nats, and ``mcse``, its Monte
-        Carlo standard error; ``r_hat``, the largest split R-hat, and ``ess``, the smallest effective number of draws,
-        among the datum's latent dimensions; and the draws of each latent site under its name, with dimensions
-        ``chain``, ``draw``, ``datum`` and its own. The number of divergent transitions is an attribute.
+        Dataset with dimension ``datum``:
+
+        * ``log_likelihood``, ``mcse``: estimate of log p(x) and its Monte Carlo standard error, nats;
+        * ``r_hat``: largest split R-hat among the latent dimensions of the datum;
+        * ``ess``: smallest effective sample size among the latent dimensions of the datum;
+        * for each latent site, a variable of its name that holds the draws, with dimensions ``chain``, ``draw``,
+          ``datum`` and those of the site.
+
+        An attribute holds the number of divergent transitions.
 
     Raises:
-        TypeError: As :func:`evaluate`.
-        ValueError: As :func:`evaluate`; if there are too few draws to fit a normal density, or chains that do not move;
-            if a latent site is discrete, masked or auxiliary, or the program cannot take a dimension to the left of its
-            plates.
+        TypeError: For the reasons listed at :func:`evaluate`.
+        ValueError: For the reasons listed at :func:`evaluate`; if there are too few draws to fit a normal density, or
+            chains do not move; if a latent site is discrete, masked or auxiliary; or if the program cannot be run with
+            a dimension to the left of its plates.
         FloatingPointError: If a log-density is NaN or infinite.
 
     Source:
@@ -84,17 +90,21 @@ def nuts(
         Bridge Sampling Techniques* (Fruehwirth-Schnatter, 2004), for the error.
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # p(x) = N(0, 2)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 1.0))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> results = pv.evaluation.nuts(
+        ...     model, guide, x, num_samples=40, warmup_steps=4, num_chains=1, max_tree_depth=1, seed=0, progress=False
         ... )
-        >>> reference = pv.evaluation.nuts(
-        ...     vae.model, vae.guide, torch.zeros(2, 4), 100, warmup_steps=50, seed=0, progress=False
-        ... )
-        >>> reference.log_likelihood.shape, reference.z.dims
-        ((2,), ('chain', 'draw', 'datum', 'z_dim_0'))
+        >>> exact = dist.Normal(0.0, 2**0.5).log_prob(x).numpy()
+        >>> results.z.dims, bool((abs(results.log_likelihood - exact) < 0.5).all())
+        (('chain', 'draw', 'datum'), True)
     """
     for name, value, least in (("num_samples", num_samples, 8), ("num_chains", num_chains, 1)):
         if value < least:
@@ -111,14 +121,14 @@ def nuts(
         if num_chains * (num_samples // 2) < 5 * target.dim:
             raise ValueError(
                 f"{num_chains} chains of {num_samples} draws are too few to fit a normal density of {target.dim} "
-                f"dimensions; make at least {math.ceil(10 * target.dim / num_chains)} draws a chain"
+                f"dimensions. Make at least {math.ceil(10 * target.dim / num_chains)} draws per chain."
             )
         kernel = {"max_tree_depth": max_tree_depth}
         chains = [_chain(target, num_samples, warmup_steps, kernel) for _ in range(num_chains)]
         draws = torch.stack([chain[0] for chain in chains])  # (num_chains, num_samples, N, D)
         found = _summary(target, draws, problem.affordable)
         found["divergences"] = torch.zeros(batch.size)
-        found["divergences"][0] = sum(chain[1] for chain in chains)  # of all data, which move as one state
+        found["divergences"][0] = sum(chain[1] for chain in chains)  # for all data, which move as a single state
         for name, values in found.items():
             dims.setdefault(name, _dims(name, values.ndim))
         return {name: _kept(values, dims[name], batch.kept) for name, values in found.items()}
@@ -149,7 +159,7 @@ def _kept(values: Tensor, dims: tuple[str, ...], kept: int) -> np.ndarray:
 def _chain(target: Target, num_samples: int, warmup_steps: int, kernel: Any) -> tuple[Tensor, int]:
     """Return the draws of one chain, shape ``(num_samples, N, D)``, and the number of its divergent transitions."""
     problem, normal, start = target.problem, None, target.draw(1)[0]
-    if problem.proposal is not None:  # its density serves as the mass matrix
+    if problem.proposal is not None:  # the refined density serves as the mass matrix
         normal = problem.proposal.normal(problem, target.batch)
         start = normal.whiten(start)
 
@@ -166,7 +176,7 @@ def _chain(target: Target, num_samples: int, warmup_steps: int, kernel: Any) -> 
             num_samples,
             warmup_steps,
             initial_params={"u": start[0]},
-            disable_progbar=not (progress and sys.stderr.isatty()),  # Pyro's own bar is not quiet elsewhere
+            disable_progbar=not (progress and sys.stderr.isatty()),  # Pyro's bar floods an output that is no terminal
         )
         mcmc.run()
     return place(mcmc.get_samples()["u"].detach()), sum(map(len, mcmc.diagnostics()["divergences"].values()))
@@ -186,7 +196,7 @@ def _summary(target: Target, draws: Tensor, affordable: int) -> dict[str, Tensor
 
 
 def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Tensor]:
-    """Estimates of log p(x) and their standard errors, shapes ``(N,)``."""
+    """Return estimates of log p(x) and their standard errors, shapes ``(N,)``, nats."""
     fitted, kept = draws.double().split([draws.shape[1] // 2, draws.shape[1] - draws.shape[1] // 2], dim=1)
     sample = fitted.flatten(0, 1)
     deviations = (sample - sample.mean(0)).movedim(0, 1)  # (N, draws, D)
@@ -194,8 +204,8 @@ def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Ten
     tril, failed = torch.linalg.cholesky_ex(covariance)
     if failed.any():
         raise ValueError(
-            f"the chains of {int((failed > 0).sum())} of {target.size} data did not move in all dimensions, so no "
-            f"normal density can be fitted to their draws; raise warmup_steps and num_samples"
+            f"the chains of {int((failed > 0).sum())} of {target.size} data did not move in all dimensions, so a "
+            f"normal density cannot be fitted to their draws. Raise warmup_steps and num_samples."
         )
     normal = MultivariateNormal(sample.mean(0), scale_tril=tril)
     width = max(1, affordable // target.size)
@@ -206,8 +216,8 @@ def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Ten
     posterior, proposal = bridges
     if not proposal.isfinite().all():
         raise FloatingPointError(
-            "log p(x, z) is NaN or infinite at draws of the normal density that was fitted to the posterior; look at "
-            "the parameters of the model and at the scales that it gives"
+            "log p(x, z) is NaN or infinite at draws of the normal density that was fitted to the posterior. Check the "
+            "parameters of the model and the scales that its networks return."
         )
     n1 = effective_sample_size(posterior.unflatten(0, kept.shape[:2])).clamp(min=1)
     n2 = torch.full_like(n1, len(proposal))
@@ -228,5 +238,5 @@ def _log_mean(log_values: Tensor) -> Tensor:
 
 
 def _relative_variance(log_values: Tensor) -> Tensor:
-    """Variance over squared mean of values given by their logarithms."""
+    """Return variance over squared mean of values that are given by their logarithms."""
     return (log_values - log_values.amax(0)).exp().var(0) / (log_values - log_values.amax(0)).exp().mean(0).square()

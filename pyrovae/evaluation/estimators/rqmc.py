@@ -1,9 +1,9 @@
-r"""Importance sampling with randomized quasi-Monte Carlo draws: points that fill the cube more evenly than chance.
+r"""Importance sampling with randomized quasi-Monte Carlo draws, which cover the unit cube more evenly than random ones.
 
-A guide whose draws are :math:`z = g(u)` for u uniform in the unit cube takes for u a scrambled Sobol sequence, moved by
-a random shift for every datum. Each point is uniform, so the mean weight stays unbiased; the more smoothly the weight
-depends on few directions of u, the smaller its variance. Points of one sequence depend on each other, so the error
-comes from R independent sequences,
+The draws of the guide are :math:`z = g(u)` for u uniform in the unit cube. The values of u are a scrambled Sobol
+sequence with a random shift for every datum. Each point is uniform, so the mean weight stays unbiased. Its variance is
+small if the weight is a smooth function of few directions of u. Points of one sequence depend on each other, so the
+error is estimated from R independent sequences,
 
 .. math:: \hat p(x) = \frac1R \sum_{r=1}^R \hat p_r(x), \qquad
     \mathrm{se}(\log \hat p) = \frac{\mathrm{sd}_r(\hat p_r)}{\sqrt R\, \hat p}.
@@ -47,48 +47,52 @@ def rqmc(
 ) -> "xr.Dataset":
     r"""Estimate log p(x) of each datum from randomized quasi-Monte Carlo draws of the guide.
 
-    It pays for good proposals of few dimensions. A proposal that misses the posterior misses it with these draws too.
+    The method improves on :func:`evaluate` for good proposals of few dimensions. It does not help if the proposal
+    misses part of the posterior.
 
     Args:
         model: Pyro program of p(x, z).
-        guide: Pyro program of q(z | x) whose sites are made of normal, Laplace or other distributions with an inverse
-            distribution function, multivariate normals, transforms and flows of them.
+        guide: Pyro program of q(z | x). Its sites must be distributions with an inverse distribution function (such as
+            normal or Laplace), multivariate normals, or transforms and flows of these.
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        num_samples: Draws per datum, K, in all.
-        num_replicates: Independent sequences, R, which divides K; K / R is best a power of two.
-        **options: See :class:`Options`.
+        num_samples: Total number of draws per datum, K.
+        num_replicates: Number of independent sequences, R, which divides K. K / R should be a power of two.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with dimension ``datum``: ``elbo``, ``elbo_mcse``, ``log_likelihood``, ``mcse``, ``ess``, ``pareto_k``
-        as those of :func:`evaluate`, but with errors from the spread of the sequences.
+        Dataset with dimension ``datum``: ``elbo``, ``elbo_mcse``, ``log_likelihood``, ``mcse``, ``ess`` and
+        ``pareto_k`` as from :func:`evaluate`, but with errors from the spread of the sequences.
 
     Raises:
-        TypeError: As :func:`evaluate`.
-        ValueError: As :func:`evaluate`; if ``num_replicates`` is less than 2 or does not divide ``num_samples``, or a
-            site of the guide has no inverse distribution function.
-        FloatingPointError: If a log-weight is NaN or infinite.
+        TypeError: For the reasons listed at :func:`evaluate`.
+        ValueError: For the reasons listed at :func:`evaluate`; if ``num_replicates`` is less than 2 or does not divide
+            ``num_samples``; or if a site of the guide has no inverse distribution function.
+        FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Source:
         *Quasi-Monte Carlo Variational Inference* (Buchholz, Wenzel and Mandt, 2018); *Scrambled Net Variance for
         Integrals of Smooth Functions* (Owen, 1997).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> quasi = pv.evaluation.rqmc(vae.model, vae.guide, torch.zeros(5, 4), 2048, seed=0)
-        >>> plain = pv.evaluation.evaluate(vae.model, vae.guide, torch.zeros(5, 4), 2048, seed=0)
-        >>> bool(quasi.mcse.mean() < plain.mcse.mean())
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 1.0))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> quasi = pv.evaluation.rqmc(model, guide, x, num_samples=2048, seed=0)
+        >>> plain = pv.evaluation.evaluate(model, guide, x, num_samples=2048, seed=0)
+        >>> bool((plain.mcse / quasi.mcse > 10).all())
         True
     """
     check_whole(num_samples=num_samples, num_replicates=num_replicates)
     if num_replicates < 2 or num_samples < num_replicates or num_samples % num_replicates:
         raise ValueError(
             f"num_replicates must be at least 2 and divide num_samples, got num_replicates={num_replicates} and "
-            f"num_samples={num_samples}; choose for instance 32 and 4096"
+            f"num_samples={num_samples}. Choose, for example, 32 and 4096."
         )
     problem = Problem(model, guide, x, **options)
 
@@ -96,8 +100,8 @@ def rqmc(
         problem.check_reach()
         if not problem.vectorize:
             raise ValueError(
-                "rqmc makes all draws in one run, and this program runs once for each draw; let it count dimensions "
-                "from the right and keep leading ones, or use pyrovae.evaluation.evaluate"
+                "rqmc makes all draws in one run, but this program must be run once for each draw. Let the program "
+                "count dimensions from the right and keep leading dimensions, or use pyrovae.evaluation.evaluate."
             )
         return problem.width(num_samples // num_replicates)
 
@@ -148,7 +152,7 @@ def _log_weights(problem: Problem, batch: Batch, num_samples: int, num_replicate
 
 
 def _refined_log_weights(problem: Problem, batch: Batch, num_samples: int, num_replicates: int) -> Tensor:
-    """Return the same of a refined guide, whose normal members are drawn from the points."""
+    """Return the log-weights of a refined guide, whose normal components are drawn from the points."""
     assert problem.proposal is not None
     mean = problem.proposal.normal(problem, batch).mean
     runs = []
@@ -162,7 +166,7 @@ def _refined_log_weights(problem: Problem, batch: Batch, num_samples: int, num_r
 
 def _points(num_points: int, num_data: int, dim: int) -> Tensor:
     """Return a scrambled Sobol sequence with a random shift for each datum, shape ``(num_points, num_data, dim)``."""
-    if not dim:  # every latent is summed out
+    if not dim:  # all latents are summed out
         return torch.empty(num_points, num_data, 0, dtype=torch.float64)
     seed = int(torch.randint(2**31, ()))
     points = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(num_points, dtype=torch.float64)
@@ -199,7 +203,7 @@ class _Quasi(Messenger):
 
 
 def _quantile(name: str, fn: Any, uniform: Tensor) -> Tensor:
-    """Return the draws that uniform points, of the shape of fn, make."""
+    """Return the draws of a distribution that correspond to uniform points; shapes are those of ``fn``."""
     match fn:
         case dist.ExpandedDistribution() | torch.distributions.Independent():
             return _quantile(name, fn.base_dist, uniform)
@@ -219,6 +223,6 @@ def _quantile(name: str, fn: Any, uniform: Tensor) -> Tensor:
         return fn.icdf(uniform).to(fn.mean.dtype)
     except NotImplementedError as error:
         raise ValueError(
-            f"latent site {name!r} is a {type(fn).__name__}, whose inverse distribution function torch does not have; "
-            f"use pyrovae.evaluation.evaluate, which draws it at random"
+            f"latent site {name!r} is a {type(fn).__name__}, for which torch has no inverse distribution function. Use "
+            f"pyrovae.evaluation.evaluate, which makes random draws."
         ) from error

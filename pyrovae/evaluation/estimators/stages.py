@@ -1,4 +1,4 @@
-"""The stages of the cascade that start from densities fitted to the posterior of each datum."""
+"""Stages of the cascade that start from densities fitted to the posterior of each datum."""
 
 import math
 from typing import Any
@@ -16,19 +16,19 @@ from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.unconstrained.target import Target
 
 NUM_CHAINS, NUM_LEAPFROG = 128, 2
-LEAST_ACCEPTANCE = 0.3  # of transitions, below which chains stand still, and their weights say nothing
+LEAST_ACCEPTANCE = 0.3  # chains with a lower acceptance hardly move, and their weights are meaningless
 
 
 class Stages:
-    """The stages that start from fitted densities, for the data of a batch that the guide leaves.
+    """Stages that start from fitted densities, for the data of a batch that the guide does not estimate reliably.
 
     Args:
         problem: A model, a guide and data.
-        estimates: The estimates so far.
-        precision: Wanted Monte Carlo standard error, nats.
+        estimates: The current estimates.
+        precision: Largest acceptable Monte Carlo standard error, nats.
         pending: Indices in the batch of the data that were fitted, shape ``(n,)``.
-        target: Their posteriors.
-        fitted: Their densities.
+        target: Posteriors of these data.
+        fitted: Densities that were fitted to these posteriors.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Stages:
         self.pending, self.target, self.fitted = pending, target, fitted
 
     def refined(self, indices: Tensor, num_draws: Tensor) -> Tensor:
-        """Estimate data by draws from their mixtures, and return the indices of those that do not pass.
+        """Estimate data by draws from their mixtures, and return the indices of the data that do not pass.
 
         Args:
             indices: Indices in the batch, shape ``(n,)``.
-            num_draws: Number of draws of each, shape ``(n,)``.
+            num_draws: Number of draws of each datum, shape ``(n,)``.
         """
         for count in num_draws.unique().tolist():
             self._refined(indices[num_draws == count], count)
@@ -64,7 +64,7 @@ class Stages:
         self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=num_samples)
 
     def improve(self, indices: Tensor) -> None:
-        """Fit the densities of data anew by chains that start from their mixtures."""
+        """Refit the densities of data by chains that start from their mixtures."""
         inside = torch.isin(self.pending, indices).nonzero().flatten()
         if not len(inside):
             return
@@ -77,8 +77,8 @@ class Stages:
         self.estimates.evaluations[rows] += (self.fitted.evaluations[inside] - before.evaluations).cpu()
 
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
-        """Estimate data by chains from their mixtures, and return the indices of those that do not pass."""
-        # Chains from members that reach far would have to come back; the fitted density itself is the better start.
+        """Estimate data by chains from their mixtures, and return the indices of the data that do not pass."""
+        # Chains from the wide components would have to return, so the chains start from the fitted density itself.
         target, mixture = self._mixture(indices, (Member(0.9, 0.35),), score_guide=True)
         size = max(1, self.problem.affordable // 3)  # a gradient takes more memory
         annealing = Annealing(target, mixture, temperatures, NUM_LEAPFROG, batch_size=size)
@@ -100,12 +100,12 @@ def scores_guide(target: Target) -> bool:
 
 
 def cost(temperatures: int) -> int:
-    """Return about how many evaluations the chains of a datum take at so many temperatures."""
+    """Return the approximate number of evaluations per datum of chains with a number of temperatures."""
     return 3 * NUM_CHAINS * temperatures * NUM_LEAPFROG
 
 
 def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return estimates and the errors of stratified draws, where these are numbers."""
+    """Return estimates and errors of stratified draws, NaN for data without a finite estimate."""
     estimate, mcse = drawn.double().log_likelihood()
     rounding = bounds.rounding_error(drawn.log_weights)
     known = found["log_likelihood"].isfinite()

@@ -1,1 +1,1 @@
-"""Posterior draws: predictions, imputations, and the schema of ArviZ."""
+"""Posterior draws: predictions, imputations, and conversion to ArviZ."""

@@ -1,4 +1,4 @@
-r"""Missing entries of data, filled in from the posterior by self-normalized importance sampling.
+r"""Imputation of missing entries from the posterior by self-normalized importance sampling.
 
 .. math:: \mathrm{E}[x_\mathrm{mis} \mid x_\mathrm{obs}] \approx \sum_k \bar w_k\, \mathrm{E}[x_\mathrm{mis} \mid z_k],
     \qquad \bar w_k = \frac{w_k}{\sum_j w_j}, \quad
@@ -34,46 +34,53 @@ def impute(
     site: str = "x",
     **options: Unpack[Options],
 ) -> "xr.Dataset":
-    """Fills in the missing entries of data, with their uncertainty.
+    """Impute the missing entries of data, with their uncertainty.
 
     Args:
-        model: Pyro program of p(x, z), called as ``model(x, mask)``, that scores the observed entries only: a
-            :class:`pyrovae.VAE` with a :class:`pyrovae.likelihoods.Masked` likelihood, or a program of your own.
+        model: Pyro program of p(x, z), called as ``model(x, mask)``, that scores only the observed entries: a
+            :class:`pyrovae.VAE` with a :class:`pyrovae.likelihoods.Masked` likelihood, or another program.
         guide: Pyro program of q(z | x, mask).
-        data: ``(x, mask)``, both of shape ``(N, *event)``; the mask is true, or 1, where x was observed.
+        data: Pair ``(x, mask)``, both of shape ``(N, *event)``. The mask is true, or 1, where x was observed.
         num_samples: Draws of z per datum, K.
-        num_imputations: How many imputed copies of the data to draw, by sampling importance resampling.
+        num_imputations: Number of imputed copies of the data, drawn by sampling importance resampling.
         site: Name of the observed site.
-        **options: See :class:`Options`.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with dimensions ``datum`` and ``event_0``, ``event_1``, ...: ``mean`` and ``std``, the posterior mean
-        and standard deviation of each entry (where observed, its value and 0), and ``ess``, the effective sample size
-        of a datum's weights. With imputations also ``imputations``, over a first dimension ``imputation``.
+        Dataset with dimensions ``datum`` and ``event_0``, ``event_1``, ...:
+
+        * ``mean``, ``std``: posterior mean and standard deviation of each entry; for an observed entry its value and 0;
+        * ``ess``: effective sample size of the weights of a datum;
+        * ``imputations``: imputed copies along the additional first dimension ``imputation``, if ``num_imputations`` is
+          positive.
 
     Raises:
-        TypeError: If the data are not a pair of tensors, the first floating-point.
-        ValueError: If a number is out of range; if data and mask differ in shape, or the program does not observe
-            ``site``; as :func:`evaluate`.
+        TypeError: If ``data`` is not a pair of tensors, or the first tensor is not floating-point.
+        ValueError: For the reasons listed at :func:`evaluate`; if a number is out of range; if data and mask differ in
+            shape; or if the program does not observe ``site``.
 
     Source:
         *MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets* (Mattei and Frellsen, 2019).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Masked(pv.likelihoods.Normal(pv.networks.mlp(2, 4))),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.ZeroFilled(pv.networks.mlp((2, 4), 2 * 2), event_dim=1)),
-        ... )
-        >>> x, mask = torch.randn(10, 4), torch.rand(10, 4) < 0.7
-        >>> pv.evaluation.impute(vae.model, vae.guide, (x * mask, mask), seed=0)["mean"].shape
-        (10, 4)
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x, mask):  # both entries of x are z plus noise
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+        ...         pyro.sample("x", dist.Normal(z, torch.tensor([0.1, 0.1])).mask(mask).to_event(1), obs=x)
+        >>> def guide(x, mask):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x[:, 0], 0.2))
+        >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> mask = torch.tensor([[True, False], [True, False]])
+        >>> filled = pv.evaluation.impute(model, guide, (x, mask), seed=0)
+        >>> filled["mean"].values.round(1).tolist()
+        [[1.0, 1.0], [-1.0, -1.0]]
     """
     if num_samples < 1 or num_imputations < 0:
         raise ValueError(
-            f"impute needs num_samples of at least 1 and num_imputations of at least 0, got {num_samples} and "
-            f"{num_imputations}"
+            f"num_samples must be at least 1 and num_imputations at least 0, got num_samples={num_samples} and "
+            f"num_imputations={num_imputations}"
         )
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(
@@ -86,7 +93,10 @@ def impute(
             f"impute takes a floating-point tensor and its mask, got {[type(part).__name__ for part in data]}"
         )
     if x.shape != mask.shape:
-        raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit data of shape {tuple(x.shape)}")
+        raise ValueError(
+            f"the mask has shape {tuple(mask.shape)}, but the data have shape {tuple(x.shape)}. Pass a mask of the "
+            f"shape of the data."
+        )
     if "memory" not in options:
         options["memory"] = 2**26
     posterior = Posterior(model, guide, data, num_samples, max(1, num_imputations), options)
@@ -123,12 +133,12 @@ def impute(
 
 
 class _Moments:
-    """Weighted moments of the predictions of an observed site, and draws from it, added up over chunks of draws.
+    """Weighted moments of the predictions at an observed site, and draws from it, accumulated over chunks of draws.
 
     Args:
         site: Name of the observed site.
         x: Data, shape ``(n, *event)``.
-        mask: Which entries were observed.
+        mask: True where an entry was observed, shape ``(n, *event)``.
     """
 
     def __init__(self, site: str, x: Tensor, mask: Tensor) -> None:
@@ -140,10 +150,10 @@ class _Moments:
         """Add a chunk of draws.
 
         Args:
-            sites: The model's sites in the chunk's run.
+            sites: The model's sites in the run of the chunk.
             weights: Normalized weights, shape ``(num_draws, n)``.
-            picked: Index in the chunk of the draw of each imputation, shape ``(num_imputations, n)``; others lie
-                outside.
+            picked: Index in the chunk of the draw of each imputation, shape ``(num_imputations, n)``. An index outside
+                the chunk belongs to another chunk.
             plate: Name of the data plate.
         """
         distribution = self._distribution(sites)
@@ -164,7 +174,7 @@ class _Moments:
         self.imputations = torch.where(fill, made, self.imputations)
 
     def columns(self) -> dict[str, Tensor]:
-        """Return mean and standard deviation of each entry."""
+        """Return the mean and the standard deviation of each entry."""
         deviation = (self.square - self.mean.square()).clamp(min=0).sqrt()
         return {
             "mean": torch.where(self.observed, self.x, self.mean),
@@ -175,4 +185,6 @@ class _Moments:
         for site in sites:
             if site["name"] == self.site and site["is_observed"]:
                 return site["fn"], site["cond_indep_stack"]
-        raise ValueError(f"the model does not observe a site {self.site!r}; name the one that holds the data, site=")
+        raise ValueError(
+            f"the model does not observe a site {self.site!r}. Pass the name of the observed site as site=."
+        )

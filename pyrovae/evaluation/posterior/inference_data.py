@@ -1,7 +1,7 @@
-r"""A program's prior, posterior and predictions as an ArviZ object, for its tables and figures and for a file.
+r"""Conversion of a program's prior, posterior and predictions to ArviZ, for its tables, figures and files.
 
-The posterior's draws are those of the guide, either resampled with the probabilities of their Pareto-smoothed weights,
-or as they are with the normalized weights beside,
+The posterior draws come from the guide. They are either resampled with the probabilities of their Pareto-smoothed
+weights, or kept with their normalized weights,
 
 .. math:: \mathrm{E}[f(z) \mid x_n] \approx \frac{1}{S} \sum_s f(z_n^{(s)}) \quad \text{or} \quad
     \sum_k \bar w_n^{(k)} f(z_n^{(k)}).
@@ -45,7 +45,7 @@ def to_inference_data(
     log_likelihood: bool = False,
     **options: Unpack[Options],
 ) -> Any:
-    """Draws from prior, posterior and predictive distributions of each datum, as ArviZ takes them.
+    """Draw from the prior, posterior and predictive distributions of each datum, in the format of ArviZ.
 
     Resampled draws repeat where weights are uneven: look at ``ess`` and ``pareto_k`` before trusting them, since ArviZ
     takes the draws for a chain and cannot know. Sites that the guide enumerates are drawn, not summed out. Sites that
@@ -55,52 +55,59 @@ def to_inference_data(
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
-        guide: Pyro program of q(z | x), called likewise.
+        guide: Pyro program of q(z | x), called with the same arguments.
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_samples: Draws of the guide per datum, K.
-        num_draws: Resampled draws from the posterior per datum, S; with raw weights all K draws are kept.
-        num_prior_draws: Draws from the prior; by default ``num_draws``. With 0 there are no groups of the prior.
+        num_draws: Resampled draws from the posterior per datum, S. With raw weights all K draws are kept.
+        num_prior_draws: Draws from the prior; by default ``num_draws``. With 0 the groups of the prior are omitted.
         weights: ``"resampled"`` or ``"raw"``.
         coords: Coordinates of dimensions by name, such as ``{"datum": names}``.
-        dims: Names of a site's dimensions after chain, draw and datum, by site, such as ``{"z": ["latent"]}``; by
-            default the names of its plates, then ``z_dim_0``, ``z_dim_1``, ... for its event.
-        log_likelihood: Whether to add the group ``log_likelihood``, log p(x_n | z) at the draws. It is no pointwise
-            log-likelihood for ``arviz.loo`` and ``arviz.compare``: each datum has latents of its own, which the draws
-            have seen, so they rank models the wrong way. Compare models by :func:`compare`.
-        **options: See :class:`Options`. The result itself holds ``num_draws`` replicates of all data.
+        dims: Names of a site's dimensions after chain, draw and datum, by name of the site, such as
+            ``{"z": ["latent"]}``. By default these are the names of its plates, then ``z_dim_0``, ``z_dim_1``, ... for
+            its event.
+        log_likelihood: If true, the group ``log_likelihood`` holds log p(x_n | z) at the draws, nats. Do not pass it to
+            ``arviz.loo`` or ``arviz.compare``: each datum has its own latents, which were drawn given the datum, so
+            these functions rank models incorrectly. Compare models by :func:`compare`.
+        **options: Keyword arguments of :class:`Options`. The result itself holds ``num_draws`` replicates of all data.
 
     Returns:
-        An ``arviz.InferenceData`` with ArviZ 0.23, an ``xarray.DataTree`` with ArviZ 1.x, of one chain:
+        An ``arviz.InferenceData`` with ArviZ 0.23, or an ``xarray.DataTree`` with ArviZ 1.x, with one chain and groups
 
         * ``prior``, ``posterior``: latent sites, dimensions ``(chain, draw, datum, ...)``;
-        * ``prior_predictive``, ``posterior_predictive``: draws at the observed sites, likewise;
+        * ``prior_predictive``, ``posterior_predictive``: draws at the observed sites, with the same dimensions;
         * ``log_likelihood``, on request: log p(x_n | z) of each observed site, dimensions ``(chain, draw, datum)``;
-        * ``sample_stats``: ``log_weights``, the draws' log p(x, z) - log q(z | x), likewise, nats; with raw weights
-          ``weights`` too, Pareto-smoothed, which sum to one over the draws; ``pareto_k`` and ``ess``, over ``datum``;
-        * ``observed_data``: what was observed, dimensions ``(datum, ...)``.
+        * ``sample_stats``: ``log_weights``, log p(x, z) - log q(z | x) of the draws, nats, dimensions
+          ``(chain, draw, datum)``; ``pareto_k`` and ``ess``, dimension ``datum``; and, with raw weights, ``weights``,
+          which are Pareto-smoothed and sum to one over the draws;
+        * ``observed_data``: observed values, dimensions ``(datum, ...)``.
 
     Raises:
-        TypeError: As :func:`log_weights`.
-        ValueError: As :func:`log_weights`; if ``weights`` is neither of the two, or ``dims`` do not fit a site; if
-            draws from the prior are wanted of a model with a ``pyro.factor``.
-        FloatingPointError: If a log-weight is NaN or infinite: the model has diverged.
+        TypeError: For the reasons listed at :func:`log_weights`.
+        ValueError: For the reasons listed at :func:`log_weights`; if ``weights`` is neither ``"resampled"`` nor
+            ``"raw"``; if ``dims`` do not fit a site; or if draws from the prior are requested for a model with a
+            ``pyro.factor``.
+        FloatingPointError: If the log-weights of all data are NaN or infinite, because the model has diverged.
 
     Source:
         *ArviZ a unified library for exploratory analysis of Bayesian models in Python* (Kumar, Carroll, Hartikainen and
         Martin, 2019); *Using the SIR algorithm to simulate posterior distributions* (Rubin, 1988).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
-        >>> data = pv.evaluation.to_inference_data(
-        ...     vae.model, vae.guide, torch.zeros(10, 4), num_draws=50, dims={"z": ["latent"]}, seed=0
-        ... )
-        >>> data["posterior"]["z"].dims, data["posterior"]["z"].shape
-        (('chain', 'draw', 'datum', 'latent'), (1, 50, 10, 2))
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):  # the exact posterior
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+        >>> x = torch.linspace(-2.0, 2.0, 20).reshape(10, 2)
+        >>> data = pv.evaluation.to_inference_data(model, guide, x, num_draws=400, dims={"z": ["latent"]}, seed=0)
+        >>> z = data["posterior"]["z"]
+        >>> z.dims, z.shape
+        (('chain', 'draw', 'datum', 'latent'), (1, 400, 10, 2))
+        >>> bool((abs(z.mean(("chain", "draw")) - x.numpy() / 2) < 0.2).all())
+        True
     """
     if weights not in ("resampled", "raw"):
         raise ValueError(f"weights must be 'resampled' or 'raw', got {weights!r}")
@@ -126,7 +133,7 @@ def to_inference_data(
 
 
 class _Groups:
-    """The groups of an InferenceData object as columns of one table, named ``group/site``."""
+    """The groups of an InferenceData object as columns of a single table, named ``group/site``."""
 
     def __init__(self, posterior: Posterior, *, raw: bool, num_prior_draws: int, log_likelihood: bool) -> None:
         self.posterior, self.raw, self.num_prior_draws = posterior, raw, num_prior_draws
@@ -148,7 +155,7 @@ class _Groups:
             for site in filter(_was_observed, sites):
                 self._add_value(parts, "posterior_predictive", site, site["value"])
         for _, sites in self.posterior.runs(batch, self.num_prior_draws, Redrawn):
-            check_generative(sites, "go without the groups of the prior, num_prior_draws=0")
+            check_generative(sites, "Pass num_prior_draws=0 to omit the groups of the prior")
             for site in (site for site in sites if not site["is_observed"]):
                 self._add_value(parts, "prior_predictive" if _was_observed(site) else "prior", site, site["value"])
         found = {name: torch.cat(each) for name, each in parts.items()}
@@ -167,7 +174,7 @@ class _Groups:
         return {f"sample_stats/{name}": values for name, values in found.items()}
 
     def _add_given(self, parts: dict[str, list[Tensor]], site: Site, *, first: bool) -> None:
-        """Add the value of a latent, or of an observed site its value, once, and its log-probability."""
+        """Add the value of a latent site, or the value (once) and the log-probability of an observed site."""
         if not site["is_observed"]:
             self._add_value(parts, "posterior", site, site["value"])
         elif not is_deterministic(site):
@@ -191,7 +198,7 @@ class _Groups:
     def datasets(
         self, table: "xr.Dataset", coords: Mapping[str, Sequence[Hashable]], dims: Mapping[str, Sequence[str]]
     ) -> "dict[str, xr.Dataset]":
-        """Return the groups of a table, with names, coordinates and attributes."""
+        """Return the groups of a table as datasets, with names, coordinates and attributes."""
         import xarray as xr
 
         of_sites = _names_of_dims(table)
@@ -199,8 +206,8 @@ class _Groups:
         for site, given in dims.items():
             if len(given) != len(of_sites.get(site, ())):
                 raise ValueError(
-                    f"dims names {list(given)} for {site!r}, but the sites have, after chain, draw and datum, the "
-                    f"dimensions {of_sites}; name as many"
+                    f"dims names {list(given)} for site {site!r}, but the dimensions of the "
+                    f"sites after chain, draw and datum are {of_sites}. Give one name for each dimension."
                 )
         variables: dict[str, dict[str, Any]] = {}
         for key, column in table.items():
@@ -219,7 +226,7 @@ class _Groups:
 
 
 def _own_dims(site: Site, names: Sequence[str]) -> list[str]:
-    """Return the names of a site's dimensions after draw and datum as no other site has them."""
+    """Return names of a site's dimensions after draw and datum that are unique to the site."""
     return [f"{site['name']}/{name}" for name in names]
 
 
@@ -239,7 +246,7 @@ def _was_observed(site: Site) -> bool:
 
 
 def _assemble(groups: "dict[str, xr.Dataset]") -> Any:
-    """Return the groups as one object of the installed ArviZ."""
+    """Return the groups as one object of the installed version of ArviZ."""
     ordered = {name: groups[name] for name in _ORDER if name in groups}
     if int(version("arviz").split(".")[0]) >= 1:
         import xarray as xr
@@ -251,7 +258,10 @@ def _assemble(groups: "dict[str, xr.Dataset]") -> Any:
     return data(**ordered)
 
 
-_WITHOUT_EVENTS = "sample_stats", "log_likelihood"  # groups whose columns have no dimension after draw and datum
+_WITHOUT_EVENTS = (
+    "sample_stats",
+    "log_likelihood",
+)  # the columns of these groups have only the dimensions draw and datum
 _ORDER = (
     "posterior",
     "posterior_predictive",

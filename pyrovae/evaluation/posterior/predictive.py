@@ -1,6 +1,6 @@
-r"""Posterior predictive checks: draws from the posterior, replicated data, and a comparison of both with the data.
+r"""Posterior predictive checks, which compare a statistic of the data with that of replicated data.
 
-Draws from :math:`p(z \mid x_n)` come from those of the guide by sampling importance resampling, each chosen with the
+Draws from :math:`p(z \mid x_n)` are made by sampling importance resampling: each draw of the guide is chosen with the
 probability of its Pareto-smoothed weight. With replicates :math:`x_n' \sim p(x \mid z)`, a statistic T has the p-value
 
 .. math:: p_n = \Pr\big(T(x_n') \ge T(x_n) \mid x_n\big).
@@ -45,47 +45,54 @@ def posterior_predictive_check(
     num_draws: int = 500,
     **options: Unpack[Options],
 ) -> "xr.Dataset":
-    r"""Compare a statistic of each datum with that of data replicated from its posterior.
+    r"""Compare a statistic of each datum with that of data that are replicated from its posterior.
 
-    A p-value near 0 or 1 says that the model does not make data with such a statistic. As the posterior has seen the
-    datum, p-values of a true model are not uniform but lie nearer to 1/2. Replicates are drawn given the other
-    arguments, and given an observed argument where a later site reads it in place of the site's value.
+    A p-value near 0 or 1 shows that the model rarely generates data with such a statistic. The posterior is conditional
+    on the datum, so the p-values of a true model are not uniform but concentrated around 1/2. Replicates are
+    conditional on the other arguments of the program. If a later site reads an observed argument instead of the value
+    of its site, replicates are also conditional on that argument.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
-        guide: Pyro program of q(z | x), called likewise.
+        guide: Pyro program of q(z | x), called with the same arguments.
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        statistic: Called like the model, with data or with replicates in place of the observed arguments, any number
-            of them at once: tensors ``(n, *event)`` to one number per datum, shape ``(n,)``.
+        statistic: Function with the arguments of the model, where replicates may replace the observed arguments. It
+            maps tensors of shape ``(n, *event)``, for any n, to one number per datum, shape ``(n,)``.
         num_samples: Draws of the guide per datum, K.
         num_draws: Draws from the posterior per datum, S, each with one replicate.
-        **options: See :class:`Options`.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with ``observed``, over ``datum``, and ``replicated``, over ``draw`` and ``datum``: the statistic's
-        values. ``p_value``, the share of replicates whose statistic is at least that of the datum, and ``pareto_k`` and
-        ``ess`` of the weights, over ``datum``.
+        Dataset with
+
+        * ``observed``: statistic of the data, dimension ``datum``;
+        * ``replicated``: statistic of the replicates, dimensions ``draw`` and ``datum``;
+        * ``p_value``: fraction of the replicates whose statistic is at least that of the datum, dimension ``datum``;
+        * ``pareto_k``, ``ess``: k-hat and effective sample size of the weights, dimension ``datum``.
 
     Raises:
-        TypeError: As :func:`log_weights`.
-        ValueError: As :func:`log_weights`; if the statistic does not give a number per datum; if the program has
-            several arguments and observes something that is none of them.
+        TypeError: For the reasons listed at :func:`log_weights`.
+        ValueError: For the reasons listed at :func:`log_weights`; if the statistic does not return one number per
+            datum; or if a program with several arguments observes something that is not one of them.
 
     Source:
         *Posterior Predictive Assessment of Model Fitness via Realized Discrepancies* (Gelman, Meng and Stern, 1996).
 
     Example:
-        >>> import torch, pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(2),
-        ...     pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
-        ...     pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
-        ... )
+        >>> import pyro, pyro.distributions as dist, torch, pyrovae as pv
+        >>> def model(x):  # five entries with the same scale
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z.unsqueeze(-1), torch.ones(5)).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x.mean(-1), 1.0))
+        >>> x = torch.tensor([[-1.0, -0.5, 0.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0, 9.0]])  # the second has an outlier
         >>> check = pv.evaluation.posterior_predictive_check(
-        ...     vae.model, vae.guide, torch.randn(10, 4), lambda x: x.amax(-1), num_draws=100, seed=0
+        ...     model, guide, x, lambda x: x.amax(-1), num_draws=100, seed=0
         ... )
-        >>> check.replicated.shape, bool((check.p_value <= 1).all())
-        ((100, 10), True)
+        >>> bool(check.p_value[0] > 0.1), bool(check.p_value[1] < 0.05)
+        (True, True)
     """
     posterior = Posterior(model, guide, x, num_samples, num_draws, options)
 
@@ -121,11 +128,11 @@ class PosteriorDraws:
 
     Attributes:
         batch: The data.
-        values: Values of the guide's latent sites by name, with the draws as first dimension.
-        data_dims: Dimension of the data in the values, counted from the right, by site.
-        log_weights: Shape ``(num_samples, n)``, nats.
-        smoothed: Pareto-smoothed and normalized log-weights, likewise.
-        pareto_k: Shape ``(n,)``.
+        values: Values of the guide's latent sites by name, with the draws along the first dimension.
+        data_dims: Dimension of the data in the values, counted from the right, by name of the site.
+        log_weights: Log-weights, shape ``(num_samples, n)``, nats.
+        smoothed: Pareto-smoothed and normalized log-weights, shape ``(num_samples, n)``.
+        pareto_k: k-hat of the weights, shape ``(n,)``.
     """
 
     batch: Batch
@@ -137,15 +144,15 @@ class PosteriorDraws:
 
     @property
     def ess(self) -> Tensor:
-        """Kish's effective sample size, shape ``(n,)``."""
+        """Kish's effective sample size of the weights, shape ``(n,)``."""
         return bounds.effective_sample_size(self.log_weights.double())
 
     def resample(self, num_draws: int) -> Tensor:
-        """Choose draws of each datum with the probabilities of their smoothed weights, shape ``(num_draws, n)``."""
+        """Return indices of draws, chosen with the probabilities of the smoothed weights, ``(num_draws, n)``."""
         return torch.multinomial(self.smoothed.exp().T, num_draws, replacement=True).T.to(self.log_weights.device)
 
     def take(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the values of chosen draws, another choice for each datum."""
+        """Return the values of the chosen draws, shape ``(num_draws, n)``, which differ between data."""
         taken = {}
         for name, value in self.values.items():
             shape = [1] * value.ndim
@@ -166,7 +173,7 @@ class Posterior:
         x: Data.
         num_samples: Draws of the guide per datum.
         num_draws: Draws from the posterior per datum.
-        options: Those of the problem.
+        options: Keyword arguments of :class:`pyrovae.evaluation.Problem`.
 
     Raises:
         ValueError: If a number of draws is less than 1.
@@ -177,8 +184,8 @@ class Posterior:
     ) -> None:
         if num_samples < 1 or num_draws < 1:
             raise ValueError(
-                f"num_samples, draws of the guide, and num_draws, draws from the posterior, must be at least 1, got "
-                f"{num_samples} and {num_draws}"
+                f"num_samples (draws of the guide) and num_draws (draws from the posterior) must be at least 1, got "
+                f"num_samples={num_samples} and num_draws={num_draws}"
             )
         self.drawn = GuideDraws()
         self.problem = Problem(*self.drawn.around(model, guide), x, **options)
@@ -189,7 +196,7 @@ class Posterior:
         return self.problem.width(max(self.num_samples, self.num_draws))
 
     def draw(self, batch: Batch) -> PosteriorDraws:
-        """Draw from the guide, and weigh the draws."""
+        """Draw from the guide, and weight the draws."""
         problem = self.problem
         chunk = max(1, min(self.num_samples, problem.affordable // batch.size))
         runs, log_weights = [], []
@@ -202,8 +209,8 @@ class Posterior:
         together = torch.cat(log_weights)
         if torch.isneginf(together).all(0).any():
             raise FloatingPointError(
-                "all draws of a datum have weight zero, so its posterior has no draws; make more draws, or a guide "
-                "that reaches the posterior"
+                "all draws of a datum have weight zero, so its posterior cannot be sampled. Make more draws, or use a "
+                "guide that covers the posterior."
             )
         assert problem.plate.dim is not None
         data_dims = {name: problem.plate.dim - problem.probe.event_dims[name] for name in values}
@@ -212,7 +219,7 @@ class Posterior:
     def runs(
         self, batch: Batch, num_draws: int, handler: type[Given], values: Mapping[str, Tensor] | None = None
     ) -> Iterator[tuple[slice, list[Site]]]:
-        """Run the model under a handler, at values of its latents or at its own; yield sites of the data plate."""
+        """Run the model under a handler, with given or new values of its latents, and yield sites of the data plate."""
         problem = self.problem
         for part, given in self._parts(batch, num_draws, values or {}):
             program = handler(given)(problem.model)
@@ -246,7 +253,7 @@ class Posterior:
             yield part, {**given, **batch.subsample}
 
     def _first(self, value: Tensor, name: str) -> Tensor:
-        """Return a value whose first dimension is that of the draws, whatever stands to the left of it."""
+        """Return a value whose first dimension is that of the draws, without dimensions to the left of it."""
         return value.reshape(value.shape[self.problem.probe.draws_dim(name) :])
 
 
@@ -261,7 +268,7 @@ def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | No
         site["fn"].batch_shape,
         site["fn"].event_shape if event_shape is None else event_shape,
     )
-    surplus = value.ndim - len(batch_shape) - len(event_shape)  # dimensions of size one, of plates of other sites
+    surplus = value.ndim - len(batch_shape) - len(event_shape)  # dimensions of size one for the plates of other sites
     value = value.reshape(value.shape[max(0, surplus) :]).expand(*batch_shape, *event_shape)
     plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
     names = [plates.get(dim) for dim in range(-len(batch_shape), 0)]
@@ -287,7 +294,7 @@ def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: P
         data = [site for site in sites if site["infer"].get("was_observed")]
         if not data:
             raise ValueError(
-                "the model observes no data that could be replicated; pass them with pyro.sample(..., obs=x)"
+                "the model observes no data that could be replicated. Observe the data by pyro.sample(..., obs=x)."
             )
         if not observed:
             shown = [arranged(site, site["infer"]["obs"], posterior.problem.plate.name)[0][:1] for site in data]
@@ -298,7 +305,7 @@ def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: P
 
 
 def _replaced(args: Sequence[Tensor], sites: Sequence[Site], values: Sequence[Tensor]) -> list[Tensor]:
-    """Return the arguments, with sites' values ``(draws, n, *event)`` in place of what they observe, draws in a row."""
+    """Return the arguments with sites' values ``(draws, n, *event)`` in place of observed data, draws flattened."""
     if len(args) == len(sites) == 1:
         return [values[0].flatten(0, 1)]
     replaced = [arg.expand(len(values[0]), *arg.shape).flatten(0, 1) for arg in args]
@@ -313,7 +320,7 @@ def _call(statistic: Callable[..., Tensor], args: Sequence[Tensor]) -> Tensor:
     if not isinstance(found, Tensor) or found.shape != args[0].shape[:1]:
         what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ValueError(
-            f"the statistic must give one number per datum, a tensor of shape ({len(args[0])},) for data of shape "
-            f"{tuple(args[0].shape)}, got {what}; sum or average over all dimensions but the first"
+            f"the statistic must return one number per datum, a tensor of shape ({len(args[0])},) for data of shape "
+            f"{tuple(args[0].shape)}, got {what}. Sum or average over all dimensions except the first."
         )
     return found

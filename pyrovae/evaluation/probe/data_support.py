@@ -13,17 +13,18 @@ from pyrovae._waist.support import common_support, has_varying_support, is_real,
 from pyrovae.evaluation.batches import batches
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
-MOST_DRAWS = 64  # at one of which a datum must lie inside of a support that depends on latent sites
-WIDTH = 1024  # data that are looked at together
+MOST_DRAWS = 64  # if the support depends on latents, a datum must lie inside it for at least one of these draws
+WIDTH = 1024  # number of data that are checked together
 
 
 def check_data_support(trials: Trials, one: Reference, *, cuttable: bool) -> None:
     """Check that all data lie in the support of the likelihood.
 
-    The support is compared with the argument that a site observes, or, if there is none, the program runs on all data.
+    The support is compared with the argument that a site observes. If the site observes something else, the program
+    runs on all data.
 
     Raises:
-        ValueError: If a datum lies outside.
+        ValueError: If a datum lies outside the support.
     """
     plate, is_checked = one.weights.plate, one.size >= trials.size and one.weights.plate.size == trials.size
     args = trials.args(one.size)
@@ -43,7 +44,7 @@ def check_data_support(trials: Trials, one: Reference, *, cuttable: bool) -> Non
 
 
 def _check_draws(trials: Trials, one: Reference, name: str, *, cuttable: bool) -> None:
-    """Check that each datum lies inside of a support that depends on latent sites, at one of several draws."""
+    """Check that each datum lies inside a support that depends on latent sites, for at least one of several draws."""
     weights, known = one.weights, set(trials.finite.tolist())
     for batch in batches(trials.data, trials.device, weights.plate, WIDTH, cuttable=cuttable):
         left = torch.tensor([(batch.start + i) % trials.size in known for i in range(batch.size)])
@@ -55,7 +56,7 @@ def _check_draws(trials: Trials, one: Reference, name: str, *, cuttable: bool) -
                 break
         else:
             index = int(left.nonzero()[0])
-            reason = f"datum {batch.start + index} lies outside of its support at each of {MOST_DRAWS} draws"
+            reason = f"datum {batch.start + index} lies outside the support for each of {MOST_DRAWS} draws"
             raise OutsideSupportError(outside_support(site, reason))
 
 
@@ -65,8 +66,8 @@ def _check_argument(trials: Trials, site: Site, position: int, support: Any) -> 
         inside = support.check(data.select(finite[start : start + WIDTH], data.device)[position])
         if not inside.all():
             bad = int(finite[start + int((~inside.reshape(len(inside), -1).all(1)).nonzero()[0])])
-            trials.score(data.batch(bad, bad + 1, trials.device))  # for the error that says what is wrong with it
-            raise ValueError(f"site {site['name']!r}: datum {bad} lies outside of the support of its distribution")
+            trials.score(data.batch(bad, bad + 1, trials.device))  # raises the error that explains what is wrong
+            raise ValueError(f"site {site['name']!r}: datum {bad} lies outside the support of the distribution")
 
 
 def _is_same(arg: Any, value: Any) -> bool:

@@ -1,8 +1,8 @@
-"""The second run: whether a log-weight depends on other draws or on other data than its own.
+"""The second run: a check that the log-weight of a draw and a datum depends on no other draws and no other data.
 
-The draws of the first run are scored again, two at once and for three of the data. If that fails or differs, further
-runs find the cause: a program that takes no dimension of draws is run once for each draw, a program whose plate has a
-fixed size gets all data at once, and the rest is an error.
+The draws of the first run are scored again, two at once and for three of the data. If this fails or the log-weights
+differ, further runs find the cause. A program that cannot have a dimension of draws is run once for each draw. A
+program whose plate has a fixed size gets all data at once. All other causes raise an error.
 """
 
 from typing import NamedTuple
@@ -23,16 +23,16 @@ from pyrovae._waist.noise import differs_again, keeps_a_state
 from pyrovae._waist.weights import Weights
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
-FEW = 3  # data of the second run
+FEW = 3  # number of data in the second run
 
 
 class Outcome(NamedTuple):
-    """The numbers of data and draws that a program takes in one run.
+    """The numbers of data and draws that a program can score in one run.
 
     Attributes:
-        any_data: Whether it takes any number of data.
-        many_draws: Whether it takes many draws.
-        reason: Why it does not take many draws; empty if that was not asked.
+        any_data: True if a run may have any number of data.
+        many_draws: True if a run may have many draws.
+        reason: Reason why a run may not have many draws; empty if this was not tested.
     """
 
     any_data: bool
@@ -41,14 +41,14 @@ class Outcome(NamedTuple):
 
 
 class Dependence:
-    """Comparisons of the first run with runs of the same draws beside other draws and other data.
+    """Comparisons of the first run with runs that score the same draws among other draws and other data.
 
     Args:
         trials: Runs of the programs.
         alone: Inputs of batch normalization in the first run.
 
     Attributes:
-        repeats: Whether the guide has the same density in every run, as far as the comparisons show.
+        repeats: True if the guide had the same density in all runs that were compared.
     """
 
     def __init__(self, trials: Trials, alone: BatchNormInputs) -> None:
@@ -56,10 +56,10 @@ class Dependence:
         self.vectorize = trials.options["vectorize"] is not False
 
     def second_run(self, one: Reference) -> Outcome:
-        """Find out what the program takes, by the draws of a run that took some of the data.
+        """Determine which numbers of data and draws the program can score, from the draws of the first run.
 
         Raises:
-            ValueError: If log-weights depend on other data, or the model draws random numbers outside of sample sites.
+            ValueError: If log-weights depend on other data, or the model draws random numbers outside sample sites.
         """
         few = min(FEW, max(one.size - 2, 1))
         if one.size < 2 or one.weights.plate.size != one.size:
@@ -80,10 +80,10 @@ class Dependence:
         return Outcome(True, False, reason)
 
     def all_data(self, one: Reference) -> Outcome:
-        """Find out whether a program that takes no fewer data takes a dimension of draws.
+        """Determine whether a program that must score all data at once can have a dimension of draws.
 
         Raises:
-            ValueError: If the model draws random numbers outside of sample sites.
+            ValueError: If the model draws random numbers outside sample sites.
         """
         if not self.vectorize:
             self.repeats = self._has_same_guide(one)
@@ -101,11 +101,11 @@ class Dependence:
             self.check_other_data(one, with_guide=self.repeats)
 
     def check_other_data(self, one: Reference, *, with_guide: bool = False) -> None:
-        """Put copies of some data in the place of the others, and compare their log-weights with those of a run.
+        """Replace some data by copies of others, and compare the log-weights of the rest with those of the first run.
 
         Args:
             one: The first run.
-            with_guide: Whether the guide's densities are compared too.
+            with_guide: If true, the guide's densities are compared too.
 
         Raises:
             ValueError: If a log-weight depends on other data.
@@ -125,15 +125,15 @@ class Dependence:
                 raise ValueError(depends_on_other_data(f"by {difference:.3g} nats for a datum", weights))
 
     def _agrees(self, one: Reference, few: int | None, *, draws: int | None) -> tuple[bool, str]:
-        """Score the draws of the first run again, beside others and without the other data.
+        """Score the draws of the first run again, among other draws and without the other data.
 
-        Of fewer data, none is taken that a program may take for a reference: the first, the last, the one in the
+        The smaller set of data leaves out each datum that a program may use as a reference: the first, the last, the
         middle, the largest and the smallest.
 
         Args:
             one: The first run.
             few: Number of data; all if ``None``.
-            draws: Number of draws in one run; ``None`` for the draws of the first run, without a dimension of draws.
+            draws: Number of draws in one run; with ``None`` the draws of the first run, without a dimension of draws.
         """
         size, start = (self.trials.size, 0) if few is None else (few, self._start(one, few))
         some = None if few is None else range(start, start + few)
@@ -162,7 +162,7 @@ class Dependence:
         return True, ""
 
     def _start(self, one: Reference, few: int) -> int:
-        """Return the first of some consecutive data without the references that programs use, as far as there are."""
+        """Return the start of a range of data without the references that programs use, if there is such a range."""
         references = {0, one.size - 1, one.size // 2}
         x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)
         if x is not None and len(x) == one.size:
@@ -172,7 +172,7 @@ class Dependence:
         return next((start for start in starts if not references & set(range(start, start + few))), 1)
 
     def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
-        """Return the largest difference of the terms of the log-weights beyond rounding, nats."""
+        """Return the largest difference between terms of the log-weights that exceeds rounding, nats."""
         data = slice(None) if some is None else slice(some.start, some.stop)
         if one.densities is None or two.densities is None:  # the guide's density cannot be told apart
             return largest_difference(two.log_weights[:1], one.log_weights[:, data]) if self.repeats else 0.0
@@ -191,10 +191,10 @@ class Dependence:
         raise ValueError(depends_on_other_data(reason, one.weights))
 
     def _has_same_guide(self, one: Reference) -> bool:
-        """Score the draws of the first run once more, and return whether the guide has the same density.
+        """Score the draws of the first run again, and return whether the guide has the same density.
 
         Raises:
-            ValueError: If the model has another density then.
+            ValueError: If the density of the model has changed.
         """
         first = one.weights
         again = self.trials.run(one.size, {**first.chosen, **one.values}, depth=one.depth)
@@ -213,7 +213,7 @@ class Dependence:
         """Check that programs with enumerated sites have the same density in two runs of the same seed.
 
         Raises:
-            ValueError: If they do not.
+            ValueError: If the densities differ.
         """
         if differs_again(lambda: self.trials.run(one.size).of_model):
             self.trials.check_noise(one.size)

@@ -11,13 +11,13 @@ BaseMeasure = Literal["counting", "Lebesgue", "unknown"]
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of the tensors that a run makes.
+    """Bytes of the tensors that a run creates.
 
     Attributes:
-        per_weight: In guide and model, for a draw and datum.
-        guide_per_datum: In the guide, for a datum, whatever the number of draws.
-        guide_per_draw: In the guide, for each draw of a datum.
-        model_per_draw: In the model, for a draw and datum.
+        per_weight: Bytes in guide and model per draw and datum.
+        guide_per_datum: Bytes in the guide per datum, which do not depend on the number of draws.
+        guide_per_draw: Bytes in the guide per draw and datum.
+        model_per_draw: Bytes in the model per draw and datum.
     """
 
     per_weight: int
@@ -32,19 +32,19 @@ class Probe:
 
     Attributes:
         plate: The data plate of a run.
-        nesting: Depth of the program's own plates.
-        cuttable: Whether the program runs on any number of data.
-        vectorize: Whether many draws are made in one run.
-        enumerates: Whether sites of the guide are enumerated, so that guide and model run together.
-        masked: Whether a latent site of the first run is masked.
+        nesting: Nesting depth of the program's own plates.
+        cuttable: True if the program runs on any number of data.
+        vectorize: True if many draws are made in one run.
+        enumerates: True if sites of the guide are enumerated, so that guide and model run together.
+        masked: True if a latent site of the first run is masked.
         event_dims: Number of event dimensions of each latent site of the guide.
         base_measures: Base measure of each observed site.
-        parameters: Values of the parameters that the programs announce to Pyro.
-        finite: Indices of the data that the programs can score, as far as that is known: those without NaN.
+        parameters: Values of the parameters that the programs register in Pyro's parameter store.
+        finite: Indices of the data that the programs can score as far as is known, which are the data without NaN.
         memory: Bytes of a run.
-        dtype: Type of the log-weights, such as ``"float32"``.
-        makes_modules: Whether runs after the first call modules that it did not call, such as a dropout layer that the
-            program makes.
+        dtype: Dtype of the log-weights, such as ``"float32"``.
+        makes_modules: True if later runs call modules that the first run did not call, such as a dropout layer that the
+            program creates.
     """
 
     plate: CondIndepStackFrame

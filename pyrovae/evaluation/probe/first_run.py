@@ -1,4 +1,4 @@
-"""The first run: with validation, for one draw of as few data as the program takes."""
+"""The first run: with validation, for one draw of the smallest number of data that the program accepts."""
 
 from contextlib import suppress
 
@@ -9,19 +9,19 @@ from pyrovae._waist.errors import OutsideSupportError, ProgramError
 from pyrovae.distributions.columns import names_column
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
-FEWEST = 4  # data of the run, by which a second run can take three and leave out the first
-MOST_TRIALS = 200  # runs to find the data with which a program raises an error
+FEWEST = 4  # number of data, so that the second run can score three data and leave out the first
+MOST_TRIALS = 200  # largest number of runs that search for the data with which a program raises an error
 
 
 def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
-    """Run once for some data, or for all if the program takes no fewer.
+    """Run once for some data, or for all data if the program accepts no fewer.
 
     Args:
         trials: Runs of the programs.
-        memory: Bytes that the tensors of one run may take.
+        memory: Bytes that the tensors of one run may occupy.
 
     Returns:
-        The run, and whether the program takes fewer data than all, as far as the run shows.
+        The run, and a boolean that is true if the program accepted fewer than all data.
 
     Raises:
         ValueError: If the program cannot score the data.
@@ -31,7 +31,7 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
     if 1 < num_finite < size:
         some = min(some, num_finite)
     if some < size:
-        with suppress(Exception):  # whatever is wrong shows again, and is raised, when it runs on all data
+        with suppress(Exception):  # the run on all data raises the error again
             one = trials.reference(some)
             if one.weights.plate.size == some:
                 return one, True
@@ -53,13 +53,13 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
         first = next(i for i in range(size) if i not in known)
         raise ValueError(
             f"{missing} of {size} data in x hold NaN or infinite values, the first at index {first}, and the program "
-            f"cannot score them; remove them, or pass a mask of the others and fill them with zeros "
-            f"(pyrovae.likelihoods.Masked)"
+            f"cannot score them. Remove them, or replace the values by zeros and pass a mask "
+            f"(pyrovae.likelihoods.Masked)."
         ) from error
 
 
 def _without_failing(trials: Trials, first: Tensor) -> Tensor:
-    """Return those of some indices with whose data the program raises no error."""
+    """Return the indices of the data with which the program raises no error."""
     runs = 0
 
     def passing(indices: Tensor) -> list[Tensor]:

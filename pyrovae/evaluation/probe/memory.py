@@ -1,4 +1,4 @@
-"""The third run: the bytes of all tensors that guide and model make, which set the size of batches."""
+"""The third run: the bytes of all tensors that guide and model create, which determine the size of batches."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from pyrovae._waist.weights import weigh
 from pyrovae.evaluation.probe.facts import MemoryUse
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
-FEW = 3  # data of the run
-COUNTED = 11  # draws of the run; few programs have a dimension of this size
+FEW = 3  # number of data in the run
+COUNTED = 11  # number of draws in the run; few programs have another dimension of this size
 
 
 def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: bool) -> MemoryUse:
@@ -44,14 +44,14 @@ def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: boo
 
 
 class CountBytes(TorchFunctionMode):
-    """Add up the sizes of all tensors made, an upper bound on what is held at a time.
+    """Context manager that sums the sizes of all new tensors, an upper bound on the memory in use at any time.
 
     Args:
-        draws: Number of draws; a tensor with a dimension of this size is taken to hold draws.
+        draws: Number of draws. A tensor with a dimension of this size is assumed to hold draws.
 
     Attributes:
-        drawn: Bytes of tensors that hold draws.
-        fixed: Bytes of all others.
+        drawn: Bytes of the tensors that hold draws.
+        fixed: Bytes of all other tensors.
     """
 
     def __init__(self, draws: int) -> None:
@@ -65,9 +65,9 @@ class CountBytes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and not torch.is_grad_enabled():  # gradient steps of a guide hold on to nothing
+        if isinstance(result, Tensor) and not torch.is_grad_enabled():  # a guide's gradient steps release their tensors
             shared = any(isinstance(arg, Tensor) and arg.data_ptr() == result.data_ptr() for arg in args)
-            size = 0 if shared else result.nbytes  # a view costs nothing
+            size = 0 if shared else result.nbytes  # a view needs no memory
             if self.draws in result.shape:
                 self.drawn += size
             else:

@@ -1,4 +1,4 @@
-"""Refusal of half precision, in which log-weights are rounded by more than their Monte Carlo error."""
+"""Rejection of half precision, whose rounding errors in log-weights exceed the Monte Carlo error."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,18 +12,18 @@ from pyrovae.evaluation.program_data import HALF
 
 
 def check_parameters(modules: Iterable[nn.Module]) -> None:
-    """Check that no parameter or buffer is in half precision.
+    """Check that all parameters and buffers have more than 16 bits.
 
     Raises:
-        ValueError: If one is.
+        ValueError: If a parameter or buffer is in half precision.
     """
     for module in modules:
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if tensor.dtype in HALF:
                 raise ValueError(
-                    f"parameter {name!r} of {type(module).__name__} is in half precision, {tensor.dtype}, in which "
-                    f"log-weights are rounded by more than their Monte Carlo error; evaluate module.float(), and "
-                    f"pass precision='bfloat16' for fast products"
+                    f"parameter {name!r} of {type(module).__name__} is in half precision, {tensor.dtype}, whose "
+                    f"rounding errors in log-weights exceed the Monte Carlo error. Evaluate module.float(), and pass "
+                    f"precision='bfloat16' for fast products."
                 )
 
 
@@ -32,23 +32,23 @@ def full_precision() -> Iterator[None]:
     """Check that a run computes nothing in half precision.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If the run creates a tensor in half precision.
     """
     with HalfPrecision() as half:
         yield
     if half.found is not None:
         raise ValueError(
-            f"the program computes in half precision, {half.found}, in which log-weights are rounded by more than "
-            f"their Monte Carlo error; leave out casts and torch.autocast in it, and pass precision='bfloat16' for "
-            f"fast products"
+            f"the program computes in half precision, {half.found}, whose rounding errors in log-weights exceed the "
+            f"Monte Carlo error. Remove casts and torch.autocast from the program, and pass precision='bfloat16' for "
+            f"fast products."
         )
 
 
 class HalfPrecision(TorchFunctionMode):
-    """Note whether a tensor in half precision is made.
+    """Context manager that records whether a tensor in half precision is created.
 
     Attributes:
-        found: The first such type.
+        found: Dtype of the first such tensor, or None.
     """
 
     def __init__(self) -> None:

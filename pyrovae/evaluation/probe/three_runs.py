@@ -1,14 +1,14 @@
-"""Facts about a program, found by at most three runs on a few data before the first draw of an estimate.
+"""Facts about a program, found by at most three runs on a few data before an estimate makes its first draw.
 
-1. Guide and model run with validation for one draw of some data. The run shows the plates, checks model and guide
-   against each other, and data against the support of the likelihood.
-2. They run for two draws of three of these data. One draw is that of the first run, so that its log-weights
-   must be the same: they may depend neither on other draws nor on other data.
-3. They run for eleven draws, and the bytes of all tensors are counted, which sets the size of batches.
+1. Guide and model run with validation for one draw of some data. The run finds the plates, and checks model and guide
+   against each other and the data against the support of the likelihood.
+2. Guide and model run for two draws of three of these data. One of the draws is that of the first run. Its log-weights
+   must not change, because they may depend neither on other draws nor on other data.
+3. Guide and model run for eleven draws. The bytes of all tensors are counted, which determines the size of batches.
 
-In the second and third run, the model must not use random numbers that it draws outside of its sample sites.
+In the second and third run, the model must not use random numbers that it draws outside its sample sites.
 
-If the second run fails or differs, further runs find the cause.
+If the second run fails or gives other log-weights, further runs find the cause.
 """
 
 import warnings
@@ -31,24 +31,24 @@ from pyrovae.isolation import Isolation
 
 
 def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
-    """Find the facts about a program, in isolation.
+    """Find the facts about a program. The call must be inside an isolation.
 
     Args:
         trials: Runs of the programs.
-        isolation: Holds the modules of the programs.
-        memory: Bytes that the tensors of one run may take.
+        isolation: Isolation that holds the modules of the programs.
+        memory: Bytes that the tensors of one run may occupy.
 
     Raises:
-        ValueError: If the program or its data break one of the rules in the docstring of the module.
+        ValueError: If the program or its data violate one of the rules in the docstring of the module.
 
     Warns:
-        UserWarning: If the program takes no dimension of draws, so that it runs once for each draw.
+        UserWarning: If the program cannot have a dimension of draws, so that it runs once for each draw.
     """
     check_parameters(isolation.modules)
     with BatchNormInputs() as alone, poutine.trace(param_only=True) as capture, full_precision():
         one, takes_fewer = first_run(trials, memory)
     modules_of_first_run = len(isolation.training)
-    trials.noise.sources.clear()  # the first run may set up parameters at random
+    trials.noise.sources.clear()  # the first run may initialize parameters at random
     announced: list[Any] = [site["value"] for site in capture.trace.nodes.values() if site["type"] == "param"]
     dependence = Dependence(trials, alone)
     takes = dependence.second_run(one) if takes_fewer else dependence.all_data(one)
@@ -81,22 +81,22 @@ def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
 
 
 def _check_plate(one: Reference, size: int) -> None:
-    """Check that the plate of a program that takes no fewer data has their number as its size."""
+    """Check that the plate of a program that must score all data at once has the size of the data."""
     plate = one.weights.plate
     if size not in (plate.size, plate.full_size):
         raise ValueError(
-            f"the data plate {plate.name!r} has size {plate.size} but x has {size} data; make the plate's size that of "
-            f"the data, or name another plate with plate="
+            f"the data plate {plate.name!r} has size {plate.size} but x has {size} data. Make the size of the plate "
+            f"the number of data, or name another plate with plate=."
         )
 
 
 def _choose_vectorize(wanted: bool | None, takes: Outcome) -> bool:
-    """Return whether many draws are made in one run, as the program takes them and the user wants it."""
+    """Return whether many draws are made in one run, given the abilities of the program and the user's wish."""
     if wanted is False or takes.many_draws:
         return wanted is not False
     if wanted:
-        raise ValueError(f"{needs_one_draw_a_run(takes.reason)}. Or pass vectorize=False, which runs it once a draw")
+        raise ValueError(f"{needs_one_draw_a_run(takes.reason)}. Or pass vectorize=False, which runs it once a draw.")
     warnings.warn(
-        f"{needs_one_draw_a_run(takes.reason)}. It runs once for each draw instead", stacklevel=find_stack_level()
+        f"{needs_one_draw_a_run(takes.reason)}. It runs once for each draw instead.", stacklevel=find_stack_level()
     )
     return False

@@ -1,4 +1,4 @@
-"""Runs of a model and its guide on a few data, and the run with which later ones are compared."""
+"""Runs of a model and its guide on a few data, and the reference run with which later runs are compared."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ class Reference:
 
     @property
     def nesting(self) -> int:
-        """Depth of the program's own plates."""
+        """Nesting depth of the program's own plates."""
         return self.weights.nesting
 
     @property
@@ -80,7 +80,7 @@ class Trials:
 
     Attributes:
         finite: Indices of the data without NaN or infinite values; see :meth:`leave_out_failing`.
-        noise: Handler around the model that notes random numbers outside of sites.
+        noise: Handler around the model that records random numbers drawn outside sample sites.
     """
 
     def __init__(
@@ -95,19 +95,19 @@ class Trials:
 
     @property
     def size(self) -> int:
-        """Number of all data."""
+        """Number of data."""
         return len(self.data)
 
     def few(self, count: int, *, cuttable: bool) -> int:
-        """Return a small number of data, or all if the program takes no fewer."""
+        """Return a small number of data, or the number of all data if the program accepts no fewer."""
         return min(count, self.size) if cuttable else self.size
 
     def args(self, size: int, start: int = 0) -> tuple[Any, ...]:
-        """Return the arguments for a run on some data, those without NaN first."""
+        """Return the arguments for a run on some data; data without NaN come first."""
         stop = start + size
         if stop < self.size and stop <= len(self.finite) < self.size:
             return self.data.select(self.finite[start:stop], self.device)
-        if self._read is not None and stop <= self._read[0]:  # a data set may give other values when it is read again
+        if self._read is not None and stop <= self._read[0]:  # reading a data set again may give other values
             return tuple(arg[start:stop] if isinstance(arg, Tensor) else arg for arg in self._read[1])
         args = self.data.batch(start, stop, self.device)
         if start == 0:
@@ -125,7 +125,7 @@ class Trials:
         start: int = 0,
         validate: bool = False,
     ) -> Weights:
-        """Run guide and model on some data, for one draw, or for many at once.
+        """Run guide and model on some data, for one draw or for many draws at once.
 
         Args:
             size: Number of data.
@@ -134,7 +134,7 @@ class Trials:
             nesting: Depth of the program's own plates, for a run with a dimension of draws.
             depth: The same for a run without it, which values with dimensions of enumerated sites need.
             start: Index of the first datum.
-            validate: Whether Pyro validates the run.
+            validate: If true, Pyro validates the run.
         """
         return self._weights(self.args(size, start), values, draws, nesting, depth, validate=validate)
 
@@ -154,13 +154,13 @@ class Trials:
         return self._weights(args, values, 1, None, depth, validate=validate)
 
     def check_noise(self, size: int) -> None:
-        """Check that the model uses no random numbers that it draws outside of sample sites.
+        """Check that the model uses no random numbers that it draws outside sample sites.
 
         Args:
             size: Number of data in the arguments of a run.
 
         Raises:
-            ValueError: If it does.
+            ValueError: If the model uses such random numbers.
         """
         if not self.noise.sources or self._noise_is_idle:
             return
@@ -169,10 +169,10 @@ class Trials:
         self._noise_is_idle = True
 
     def leave_out_failing(self, passing: Tensor) -> None:
-        """Leave data out of later runs with which the program raises an error.
+        """Exclude the data with which the program raises an error from later runs.
 
         Args:
-            passing: Indices of the data that were tried without an error; those behind the last one remain.
+            passing: Indices of the data that were tried without an error. Data after the last index are kept.
         """
         self.finite = torch.cat([passing, self.finite[self.finite > passing.max()]])
 

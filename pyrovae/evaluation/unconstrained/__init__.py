@@ -1,1 +1,1 @@
-"""The posterior of some data as a density on real vectors, in which HMC moves and local approximations are fitted."""
+"""The posterior of some data as a density of real vectors, for HMC and for local approximations."""

@@ -30,7 +30,7 @@ class Space:
 
     Args:
         problem: An opened problem.
-        with_guide: Whether the guide's density is used, and not only its draws.
+        with_guide: If true, the guide's density is used in addition to its draws.
 
     Attributes:
         sites: Latent sites of model and guide, by name.
@@ -46,8 +46,8 @@ class Space:
         self.problem, self.with_guide = problem, with_guide
         if problem.probe.enumerates:
             raise ValueError(
-                "the guide enumerates a discrete latent site, so log p(x, z) and log q(z | x) are not known apart; "
-                "leave the site to the model, which sums it out, or use pyrovae.evaluation.evaluate"
+                "the guide enumerates a discrete latent site, so log p(x, z) and log q(z | x) are not known "
+                "separately. Leave the site to the model, which sums it out, or use pyrovae.evaluation.evaluate."
             )
         problem.check_repeats()
         batch = problem.few()
@@ -55,8 +55,8 @@ class Space:
         of_guide, of_model = _latents(first.guide_sites), _latents(first.model_sites)
         if not of_guide:
             raise ValueError(
-                "the guide has no latent sites, so there is nothing to move; use pyrovae.evaluation.evaluate, whose "
-                "estimate is exact if the model sums out all of its latents"
+                "the guide has no latent sites, so a chain has nothing to move. Use pyrovae.evaluation.evaluate, whose "
+                "estimate is exact if the model sums out all of its latents."
             )
         self.noise = {name: site for name, site in of_guide.items() if name not in of_model}
         self.sites = {name: site for name, site in of_guide.items() if name in of_model}
@@ -81,7 +81,7 @@ class Space:
 
     @property
     def width(self) -> int:
-        """Number of data to which densities are fitted together, within the memory."""
+        """Number of data to which densities are fitted together within the memory."""
         return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
 
     @property
@@ -90,7 +90,7 @@ class Space:
         return [site for name, site in self.sites.items() if name not in self.points] + list(self.noise.values())
 
     def check_batch(self, batch: Batch) -> None:
-        """Check that the latent sites of a batch have the supports of the first batch and no mask.
+        """Check that the latent sites of a batch are not masked and have the supports of the first batch.
 
         Raises:
             ValueError: If a support depends on the datum or on other latents, or a site is masked.
@@ -115,8 +115,8 @@ class Space:
 
     def _varies(self, name: str) -> str:
         return (
-            f"the support of latent site {name!r} depends on other latents or on the datum, so its values have no real "
-            f"coordinates of their own; give it a fixed support, or use pyrovae.evaluation.evaluate"
+            f"the support of latent site {name!r} depends on other latents or on the datum, so its values have no "
+            f"fixed map to real vectors. Give the site a fixed support, or use pyrovae.evaluation.evaluate."
         )
 
     def _check_noise(self, values: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> None:
@@ -135,7 +135,7 @@ class Space:
             )
 
     def _check_guide_support(self, name: str, of_guide: Site, of_model: Site, real: Tensor) -> None:
-        """Refuse a guide that draws values outside of the model's support, or cannot draw all inside of it."""
+        """Raise ValueError if the supports of the site in guide and model differ."""
         other = support_of(of_guide["fn"]) or support_of_flow(of_guide["fn"])
         while isinstance(other, MixtureSameFamilyConstraint):
             other = other.base_constraint
@@ -147,8 +147,8 @@ class Space:
             return
         raise ValueError(
             f"latent site {name!r} has another support in the guide, {type(of_guide['fn']).__name__}, than in the "
-            f"model, {type(of_model['fn']).__name__}, so guide and posterior have no real coordinates in common; give "
-            f"both the same support, or use pyrovae.evaluation.evaluate"
+            f"model, {type(of_model['fn']).__name__}, so guide and posterior have no common map to real vectors. Give "
+            f"both the same support, or use pyrovae.evaluation.evaluate."
         )
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -203,33 +203,33 @@ def _check_continuous(name: str, site: Site) -> None:
     instead = "use pyrovae.evaluation.evaluate"
     if is_point(site["fn"]):
         raise ValueError(
-            f"latent site {name!r} is a point in the guide, as in Pyro's autoguides, so the guide has no density; "
-            f"write a guide that samples it, or {instead}"
+            f"latent site {name!r} is a point in the guide, as in some of Pyro's autoguides, so the guide has no "
+            f"density. Write a guide that samples the site, or {instead}."
         )
     if getattr(support_of(site["fn"]), "is_discrete", False):
         raise ValueError(
-            f"latent site {name!r} is discrete, a {type(site['fn']).__name__}, and Hamiltonian moves need continuous "
-            f"latents; {instead}"
+            f"latent site {name!r} is discrete, a {type(site['fn']).__name__}, but Hamiltonian moves need continuous "
+            f"latents. For this program, {instead}."
         )
     if is_periodic(site["fn"]):
         raise ValueError(
-            f"latent site {name!r} is an angle of a VonMises distribution, which is periodic, and not a real number as "
-            f"its support says; {instead}, or parameterize the angle by a point on the circle"
+            f"latent site {name!r} has a VonMises distribution, whose values are angles: it is periodic, although its "
+            f"support is declared as real. Represent the angle by a point on the circle, or {instead}."
         )
     _check_unmasked(name, site)
 
 
 def _check_unmasked(name: str, site: Site) -> None:
-    """Refuse a latent site that is masked."""
+    """Raise ValueError if a latent site is masked."""
     if entry_mask(site) is not True:
         raise ValueError(
-            f"latent site {name!r} is masked, so its posterior has no density where the mask is false; leave out these "
-            f"data and the mask, or use pyrovae.evaluation.evaluate"
+            f"latent site {name!r} is masked, so its posterior has no density where the mask is false. Remove these "
+            f"data and the mask, or use pyrovae.evaluation.evaluate."
         )
 
 
 def _holds(first: Any, second: Any, real: Tensor) -> bool:
-    """Return whether a support holds the values of another one at some real coordinates."""
+    """Return whether one support contains the values of another support at some real coordinates."""
     return bool(first.check(biject_to(second)(real)).all())
 
 
@@ -237,8 +237,8 @@ def _support(distribution: Any) -> Any:
     support = support_of(distribution) or support_of_flow(distribution)
     if support is None:
         raise ValueError(
-            f"{type(distribution).__name__} does not name its support, so its values cannot be mapped to real vectors; "
-            f"give it a property support, such as torch.distributions.constraints.real_vector"
+            f"{type(distribution).__name__} has no property support, so its values cannot be mapped to real vectors. "
+            f"Add the property, such as torch.distributions.constraints.real_vector."
         )
     while isinstance(support, MixtureSameFamilyConstraint):
         support = support.base_constraint
@@ -246,7 +246,7 @@ def _support(distribution: Any) -> Any:
         biject_to(support)
     except NotImplementedError as error:
         raise ValueError(
-            f"the support of {type(distribution).__name__}, {support}, is a surface without real coordinates; use "
-            f"pyrovae.evaluation.evaluate"
+            f"the support of {type(distribution).__name__}, {support}, is a surface without a map to real vectors. Use "
+            f"pyrovae.evaluation.evaluate."
         ) from error
     return support

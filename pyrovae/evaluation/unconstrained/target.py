@@ -1,4 +1,4 @@
-"""The densities of a batch on real vectors, in which HMC moves and local approximations are fitted."""
+"""The densities of a batch on real vectors, for HMC and for local approximations."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,13 @@ from pyrovae.evaluation.unconstrained.space import Space
 
 
 class Target:
-    """log p(x, u) and log q(u | x) of the data of a batch, in real vectors u.
+    """log p(x, u) and log q(u | x) of the data of a batch, as functions of real vectors u.
 
     Args:
         space: The map to real vectors.
-        batch: Some data.
-        amortized: Whether the guide is the one that a proposal refines, and not the proposal itself.
-        is_checked: Whether the supports of the latents are known to be those of the space.
+        batch: A batch of data.
+        amortized: If true, q is the guide that a proposal refines instead of the proposal itself.
+        is_checked: If true, the supports of the latents are known to be those of the space.
 
     Attributes:
         size: Number of data in the batch, N.
@@ -32,7 +32,7 @@ class Target:
         self.size, self.dim = batch.size, space.dim
 
     def subset(self, indices: Tensor) -> "Target":
-        """Return the target of the data of the batch with these indices, shape ``(n,)``."""
+        """Return the target of some data of the batch, given by indices of shape ``(n,)``."""
         if not self.problem.probe.cuttable:
             return _Part(self, indices)
         part = self.problem.select(self.batch, indices)
@@ -66,7 +66,7 @@ class Target:
 
         Args:
             u: Shape ``(num_draws, N, D)``.
-            beta: The density is :math:`\log p(x, u)^\beta q(u \mid x)^{1 - \beta}`. With 1 the guide is not run.
+            beta: Exponent of the density :math:`p(x, u)^\beta q(u \mid x)^{1 - \beta}`. With 1 the guide does not run.
 
         Returns:
             Values, shape ``(num_draws, N)``, nats, and gradients, shape ``(num_draws, N, D)``.
@@ -103,7 +103,7 @@ class Target:
 
 
 class _Part(Target):
-    """Some data of a batch that the program can only run as a whole; the others stay at a draw of the guide.
+    """Some data of a batch that the program must score as a whole; the other data keep a draw of the guide.
 
     Args:
         whole: Target of the batch.

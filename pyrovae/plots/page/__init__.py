@@ -1,4 +1,4 @@
-"""A page that runs a likelihood in the browser: its operations as a short program, and what is seen around it."""
+"""An HTML page that runs a likelihood in the browser: the likelihood's operations as a program, and the interface."""
 
 from pyrovae.plots.page.explorer import explorer
 

@@ -1,4 +1,4 @@
-"""The latent space as a page: the reader drags through it, and the browser decodes."""
+"""The latent space as an HTML page: the reader drags through it, and the browser decodes."""
 
 import html
 import json
@@ -29,23 +29,22 @@ def explorer(
     title: str = "Latent space",
     seed: int = 0,
 ) -> Path:
-    r"""Write a page in which the reader drags through the latent space and sees the mean of :math:`p(x \mid z)`.
+    r"""Write an HTML page in which the reader drags through the latent space and sees the mean of :math:`p(x \mid z)`.
 
-    The page is one file, which includes the weights of the likelihood. It needs neither Python nor a network. It
+    The page is a single file that includes the weights of the likelihood. It needs neither Python nor a network. It
     computes in double precision with float32 weights. Images are grey or in colour with values in [0, 1]; other values
     are clipped.
 
-    Any likelihood may be shown, including your own, because the operations of its mean are recorded as it runs. The
-    page has kernels for dense layers, 2-d convolutions, sums, and functions of single numbers.
+    Any likelihood can be shown, including your own, because the operations of its mean are recorded while it runs. The
+    page has kernels for dense layers, 2-d convolutions, sums, and element-wise functions.
 
     Args:
-        vae: A VAE, or another object with a ``prior`` and a ``likelihood`` of one vector z; it is not changed.
+        vae: A VAE, or another object with a ``prior`` and a ``likelihood`` of a single vector z. It is not changed.
         path: The file to write, such as ``"explorer.html"``.
         shape: Shape of an image, if a datum is a vector: ``(28, 28)`` for 784 pixels, ``(3, 32, 32)`` for colour.
-        plane: Two dimensions with which the plane starts, counted from 0; by default those that change the image
-            most.
+        plane: Two dimensions of the initial plane, counted from 0; by default those that change the images most.
         title: Heading of the page.
-        seed: Seed of the 200 draws from the prior in the page, which starts at the first of them.
+        seed: Seed of the 200 draws from the prior in the page, which starts at the first draw.
 
     Returns:
         The path.
@@ -72,14 +71,17 @@ def explorer(
     for role in ("prior", "likelihood"):
         if not callable(getattr(vae, role, None)):
             name = type(vae).__name__
-            raise TypeError(f"explorer needs a model with one prior and one likelihood; a {name} has no {role}")
+            raise TypeError(f"explorer needs a model with one prior and one likelihood, but a {name} has no {role}")
     with isolated(vae, seed=seed), pyro.validation_enabled(False):
         draws = _draws(run_component("prior", vae.prior, batch_shape=torch.Size()))
         mean = _mean(vae.likelihood)
         image = _image_shape(mean(draws[:1]).shape[1:], shape)
         ranges = [_range(column) for column in draws.T.tolist()]
         if plane is not None and (len(set(plane)) != 2 or not set(plane) <= set(range(len(ranges)))):
-            raise ValueError(f"plane must name two of the {len(ranges)} latent dimensions, from 0 on, got {plane}")
+            raise ValueError(
+                f"plane must name two different dimensions of the {len(ranges)} latent dimensions, counted from 0, got "
+                f"{plane}"
+            )
         network = write_down(mean, draws[:1])
         shown = plane or _most_visible(mean, draws[:16], ranges)
     latents = {"draws": draws[:_PAGE_DRAWS].tolist(), "ranges": ranges, "plane": shown, "shape": image}
@@ -89,7 +91,7 @@ def explorer(
 
 
 def _draws(prior: Any) -> Tensor:
-    """Draws from the prior, shape ``(n, latent)``."""
+    """Return draws from the prior, shape ``(n, latent)``."""
     if len(prior.event_shape) != 1 or prior.support.is_discrete:
         raise ValueError(
             f"explorer needs a prior of a vector of real numbers, but a {type(prior).__name__} has event shape "
@@ -106,7 +108,7 @@ def _mean(likelihood: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
             value: Tensor = p.mean
         except NotImplementedError as error:
             raise ValueError(
-                f"explorer shows the mean of p(x | z), and a {type(p).__name__} has none; give it the property mean"
+                f"explorer shows the mean of p(x | z), but a {type(p).__name__} has none. Add the property mean."
             ) from error
         return value
 
@@ -114,13 +116,15 @@ def _mean(likelihood: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
 
 
 def _image_shape(event: Sequence[int], shape: Sequence[int] | None) -> tuple[int, int, int]:
-    """Channels, height and width of a datum."""
+    """Return channels, height and width of a datum."""
     found = tuple(event if shape is None else shape)
     image = (1, *found) if len(found) == 2 else found
     if torch.Size(found).numel() != torch.Size(event).numel():
-        raise ValueError(f"a datum of shape {tuple(event)} is no image of shape={found}: their sizes differ")
+        raise ValueError(
+            f"a datum of shape {tuple(event)} is not an image of shape={found}, because their sizes differ"
+        )
     if len(image) != 3 or image[0] not in (1, 3):
-        hint = "; if it is an image, flattened, say shape=(height, width)" if len(found) == 1 else ""
+        hint = ". If the datum is a flattened image, pass shape=(height, width)" if len(found) == 1 else ""
         raise ValueError(
             f"explorer shows images of shape (height, width), (1, height, width) or (3, height, width), but a datum "
             f"has shape {found}{hint}"
@@ -129,7 +133,7 @@ def _image_shape(event: Sequence[int], shape: Sequence[int] | None) -> tuple[int
 
 
 def _range(values: list[float]) -> tuple[float, float]:
-    """From the 0.5% to the 99.5% quantile, rounded outwards: from -3 to 3 for a standard normal."""
+    """Return the 0.5% and 99.5% quantiles, rounded outwards: -3 and 3 for a standard normal."""
     low, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.005, 0.995], dtype=torch.float64))
     unit = 10.0 ** (torch.log10((high - low).clamp(min=1e-6) / 4).floor())
     return round(float((low / unit).floor() * unit), 9), round(float((high / unit).ceil() * unit), 9)
@@ -138,7 +142,7 @@ def _range(values: list[float]) -> tuple[float, float]:
 def _most_visible(
     mean: Callable[[Tensor], Tensor], codes: Tensor, ranges: Sequence[tuple[float, float]]
 ) -> tuple[int, ...]:
-    """The two dimensions that alter the images of some codes most, from end to end of their range."""
+    """Return the two dimensions that change the images of some codes most over their ranges."""
     changes = []
     for dimension, ends in enumerate(ranges):
         low, high = (codes.index_fill(1, torch.tensor(dimension, device=codes.device), end) for end in ends)

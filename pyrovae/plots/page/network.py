@@ -1,15 +1,15 @@
-"""A function of one tensor, written down for another machine: a list of steps that five kernels run.
+"""A function of one tensor as a program for another machine: a list of steps that five kernels run.
 
-The function runs once under torch's tracer, as in :mod:`pyrovae._compilation.graphs`, and each operation that it made
-becomes a step of one of these kinds. Shapes are settled then, so the kernels know flat arrays only.
+The function runs once under torch's tracer, as in :mod:`pyrovae._compilation.graphs`. Each recorded operation becomes a
+step of one of the following kinds. Shapes are fixed at that time, so the kernels work on flat arrays.
 
-- ``gather``: what moves numbers and computes none (views, transposes, slices, padding, upsampling by repetition). The
-  operation itself, run on positions in the place of numbers, says where each entry comes from.
-- ``map``: a function of one number, or of some at the same place.
+- ``gather``: operations that move numbers without computing (views, transposes, slices, padding, upsampling by
+repetition). The operation is run on positions instead of numbers, which shows the source of each entry.
+- ``map``: a function of one number, or of several numbers at the same position.
 - ``reduce``: sums and maxima over the last dimension.
 - ``matmul`` and ``convolution``.
 
-What does not depend on the input is computed here and is a constant there.
+Values that do not depend on the input are computed here and become constants.
 """
 
 import base64
@@ -69,7 +69,7 @@ FUNCTIONS = {
     "tanh": "Math.tanh(a)",
     "where": "a ? b : c",
 }
-"""JavaScript of the functions of numbers a, b and c, by the names of torch's operations."""
+"""JavaScript of the functions of numbers a, b and c, by name of torch's operation."""
 
 _MOVES = {
     "_unsafe_view", "alias", "broadcast_in_dim", "cat", "clone", "copy", "detach", "expand", "flip", "index",
@@ -77,7 +77,7 @@ _MOVES = {
     "split", "split_with_sizes", "squeeze", "stack", "t", "transpose", "unbind", "unsqueeze", "upsample_nearest2d",
     "view",
 }  # fmt: skip
-_SHAPED = {"empty_like", "full_like", "ones_like", "zeros_like"}  # of what they are given, the shape alone counts
+_SHAPED = {"empty_like", "full_like", "ones_like", "zeros_like"}  # these use only the shape of their argument
 _REDUCTIONS = {"amax": "max", "mean": "sum", "sum": "sum"}
 _aten = torch.ops.aten
 _NOT_CORE = [
@@ -89,14 +89,14 @@ _NOT_CORE = [
 
 @dataclass
 class Network:
-    """The steps of a function, and the numbers that they hold.
+    """The steps of a function, and the numbers that they use.
 
     Attributes:
-        steps: For each its kernel, the places of what it takes, and the kernel's own arguments. Places count the input,
-            which is 0, and the results of the steps; negative ones, from -1 on, count the constants.
+        steps: For each step its kernel, the places of its inputs, and the kernel's own arguments. Place 0 is the input,
+            and positive places are the results of the steps. Negative places, from -1 on, are the constants.
         output: Place of the result.
         constants: Arrays of numbers.
-        tables: Arrays of positions, which ``gather`` steps name by number.
+        tables: Arrays of positions, to which ``gather`` steps refer by index.
     """
 
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Network:
     tables: list[Tensor] = field(default_factory=list)
 
     def written(self) -> dict[str, Any]:
-        """What a page holds of it: the arrays are base64 of their bytes, float32 and int32, least byte first."""
+        """Return the content for a page; arrays are base64 of their bytes, float32 and int32, little-endian."""
         return {
             "steps": self.steps,
             "output": self.output,
@@ -115,14 +115,14 @@ class Network:
 
 
 def write_down(function: Callable[[Tensor], Tensor], example: Tensor) -> Network:
-    """Writes down a function of a tensor, for inputs of the example's shape.
+    """Record a function of a tensor, for inputs of the example's shape.
 
     Raises:
-        ValueError: If the function makes an operation that there is no kernel for, or a random one.
+        ValueError: If the function contains a random operation, or an operation without a kernel.
     """
     decompositions: Any = core_aten_decompositions()
     decompositions.update(get_decompositions(_NOT_CORE))
-    pure = make_fx(torch.func.functionalize(function))(example)  # nothing is changed in its place
+    pure = make_fx(torch.func.functionalize(function))(example)  # without operations in place
     writer = _Writer(make_fx(pure, decompositions)(example))
     result = writer.run(example)
     writer.network.output = writer.place(result)
@@ -131,28 +131,28 @@ def write_down(function: Callable[[Tensor], Tensor], example: Tensor) -> Network
 
 @dataclass(frozen=True)
 class _Value:
-    """What depends on the input: the place where it is found, and what it is for the example."""
+    """A value that depends on the input: its place, and its value for the example."""
 
     place: int
     example: Tensor
 
 
 class _Writer(fx.Interpreter):
-    """Runs a graph on the example, and writes down each operation on what depends on the input."""
+    """Interpreter that runs a graph on the example, and records operations on values that depend on the input."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.network, self.extra_traceback = Network(), False
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """The input has the first place."""
+        """Return the input, which has place 0."""
         return _Value(0, super().placeholder(target, args, kwargs))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Writes down one operation; an operation on constants is computed."""
+        """Record one operation; an operation on constants is computed."""
         name = str(getattr(target, "overloadpacket", target)).split(".")[-1]
         if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
-            raise ValueError(f"the page draws no random numbers, but the mean of the likelihood does, by {name}")
+            raise ValueError(f"the page cannot draw random numbers, but the mean of the likelihood does, by {name}")
         if target is operator.getitem:
             return args[0][args[1]]
         if not any(isinstance(leaf, _Value) for leaf in tree_leaves((args, kwargs))):
@@ -170,13 +170,13 @@ class _Writer(fx.Interpreter):
         write = getattr(self, f"write_{name}", None)
         if write is None:
             raise ValueError(
-                f"the page has no kernel for {target}, an operation of the likelihood's mean; it has dense layers, 2-d "
-                f"convolutions, sums, and functions of single numbers"
+                f"the page has no kernel for {target}, an operation of the likelihood's mean. It has kernels for dense "
+                f"layers, 2-d convolutions, sums, and element-wise functions."
             )
         return write(value, *args, **kwargs)
 
     def place(self, value: Any, shape: Sequence[int] | None = None) -> int:
-        """Where a value, a constant or a number is found, expanded to a shape unless it is a single number."""
+        """Return the place of a value, a constant or a number, expanded to a shape unless it is a single number."""
         example = _example(value)
         if isinstance(example, Tensor) and shape is not None and example.numel() > 1 and example.shape != shape:
             value = self.moved(torch.broadcast_to, (value, shape), {}, example.expand(shape))
@@ -186,12 +186,12 @@ class _Writer(fx.Interpreter):
         return -len(self.network.constants)
 
     def step(self, value: Tensor, kernel: str, inputs: Sequence[int], **arguments: Any) -> _Value:
-        """Adds a step, whose result is the value."""
+        """Add a step with a given result."""
         self.network.steps.append({"kernel": kernel, "inputs": list(inputs), **arguments})
         return _Value(len(self.network.steps), value)
 
     def moved(self, target: Any, args: Any, kwargs: Any, value: Any) -> Any:
-        """Runs an operation on positions, those of all its sources one after the other."""
+        """Run an operation on positions, which count the entries of all its sources one after another."""
         leaves, structure = tree_flatten((args, kwargs))
         sources, size = [], 0
         for i, leaf in enumerate(leaves):
@@ -207,7 +207,7 @@ class _Writer(fx.Interpreter):
         return [self.gathered(table, sources, part) for table, part in zip(tables, value, strict=True)]
 
     def gathered(self, table: Tensor, sources: Sequence[Any], value: Tensor) -> _Value | Tensor:
-        """What stands at some positions of the sources; there is no step if it is all, in its order."""
+        """Return the entries at some positions of the sources; no step is needed for all entries in their order."""
         if not any(isinstance(source, _Value) for source in sources):
             return value
         inputs, table = [self.place(source) for source in sources], table.flatten().int()
@@ -217,12 +217,12 @@ class _Writer(fx.Interpreter):
         return self.step(value, "gather", inputs, table=len(self.network.tables) - 1)
 
     def mapped(self, name: str, operands: Sequence[Any], value: Tensor) -> _Value:
-        """Computes a function of numbers at every place."""
+        """Compute an element-wise function."""
         inputs = [self.place(operand, value.shape) for operand in operands]
         return self.step(value, "map", inputs, function=name, size=value.numel())
 
     def reduced(self, name: str, value: Tensor, x: _Value, dims: Sequence[int] = (), *_: Any) -> _Value:
-        """Sums, averages or takes the maximum over some dimensions, which are put last."""
+        """Compute a sum, mean or maximum over some dimensions, which are moved to the end."""
         ndim = x.example.ndim
         last = [dim % ndim for dim in dims] or list(range(ndim))
         order = [dim for dim in range(ndim) if dim not in last] + last
@@ -232,11 +232,11 @@ class _Writer(fx.Interpreter):
         return self.mapped("div", (result, length), value) if name == "mean" else result
 
     def write_mm(self, value: Tensor, a: Any, b: Any) -> _Value:
-        """A matrix product."""
+        """Record a matrix product."""
         return self.write_bmm(value, a, b)
 
     def write_bmm(self, value: Tensor, a: Any, b: Any) -> _Value:
-        """Matrix products, of as many pairs as there are."""
+        """Record a batch of matrix products."""
         *_, rows, inner = _example(a).shape
         columns = _example(b).shape[-1]
         return self.step(
@@ -244,11 +244,11 @@ class _Writer(fx.Interpreter):
         )
 
     def write_addmm(self, value: Tensor, bias: Any, a: Any, b: Any) -> _Value:
-        """A matrix product and what is added to it."""
+        """Record a matrix product and the addition of a bias."""
         return self.mapped("add", (self.write_mm(value, a, b), bias), value)
 
     def write_var(self, value: Tensor, x: _Value, dims: Sequence[int], correction: float = 1.0) -> _Value:
-        """The variance over some dimensions."""
+        """Record a variance over some dimensions."""
         mean = self.reduced("mean", x.example.mean(list(dims), keepdim=True), x, dims)
         deviation = self.mapped("sub", (x, mean), x.example)
         squares = self.mapped("mul", (deviation, deviation), x.example)
@@ -256,26 +256,26 @@ class _Writer(fx.Interpreter):
         return self.mapped("div", (self.reduced("sum", value, squares, dims), count), value)
 
     def write_clamp(self, value: Tensor, x: _Value, least: Any = None, most: Any = None) -> _Value:
-        """Bounds from below and above, either of which may be left out."""
+        """Record lower and upper bounds, either of which may be omitted."""
         for name, bound in (("maximum", least), ("minimum", most)):
             if bound is not None:
                 x = self.mapped(name, (x, bound), value)
         return x
 
     def write_as_strided(self, value: Tensor, x: _Value, *args: Any) -> Any:
-        """A view by strides, of what lies in order."""
+        """Record a view by strides of a contiguous value."""
         if not x.example.is_contiguous() or x.example.storage_offset():
-            raise ValueError("the page knows no strides, but the mean of the likelihood takes a view by them")
+            raise ValueError("the page does not support strides, but the mean of the likelihood uses a view by strides")
         return self.moved(_aten.as_strided.default, (x, *args), {}, value)
 
     def write_constant_pad_nd(self, value: Tensor, x: _Value, pad: Sequence[int], fill: float = 0.0) -> _Value | Tensor:
-        """A border of one number, which stands behind those of x."""
+        """Record a border of a constant, whose positions follow those of x."""
         positions = torch.arange(x.example.numel(), dtype=torch.float64).reshape(x.example.shape)
         table = _aten.constant_pad_nd(positions, pad, float(x.example.numel()))
         return self.gathered(table, [x, float(fill)], value)
 
     def write_convolution(self, value: Tensor, x: Any, weight: Any, bias: Any, *settings: Any) -> _Value:
-        """A convolution or a transposed one; the small side is the one whose places the kernel is put at."""
+        """Record a convolution or transposed convolution; the kernel visits the positions of the smaller side."""
         stride, padding, dilation, transposed, _, groups = settings
         if value.ndim != 4 or len(value) != 1:
             raise ValueError(f"the page convolves one image at a time, but the likelihood makes {tuple(value.shape)}")
@@ -297,9 +297,9 @@ class _Writer(fx.Interpreter):
         return result if bias is None else self.mapped("add", (result, bias.reshape(-1, 1, 1)), value)
 
     def write__to(self, value: Tensor, x: _Value, **_: Any) -> _Value:
-        """Another type of number, which is none to the page; truncation would be an operation."""
+        """Record a conversion of the dtype, which the page ignores; truncation is not supported."""
         if x.example.is_floating_point() and not value.is_floating_point():
-            raise ValueError("the page truncates no numbers, but the mean of the likelihood does")
+            raise ValueError("the page cannot truncate numbers, but the mean of the likelihood does")
         return _Value(x.place, value)
 
 

@@ -1,4 +1,4 @@
-"""Gradients of a loss: eager, compiled, or shared out among processes; the loop knows their protocol alone."""
+"""Gradients of a loss, eager, compiled or distributed over processes, behind one protocol."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -10,21 +10,21 @@ class Gradients(Protocol):
     """A gradient of a loss.
 
     Attributes:
-        parameters: Trained parameters that the last gradient is of, by name.
-        compile_seconds: Time that compilation has taken so far.
+        parameters: Trained parameters of the last gradient, by name.
+        compile_seconds: Seconds that compilation has taken so far.
     """
 
     parameters: Mapping[str, Tensor]
     compile_seconds: float
 
     def __call__(self, batch: Any, kl_weight: float, /) -> Any:
-        """Return the loss of a batch and leave its gradient in ``.grad`` of the parameters, which have none before."""
+        """Return the loss of a batch and store its gradient in ``.grad`` of the parameters, which must be None."""
 
     def value(self, batch: Any) -> float:
         """Return the loss of a batch without a gradient."""
 
     def update(self, step: Callable[[], None]) -> None:
-        """Make the optimizer's step, which reads the gradients where they lie."""
+        """Make the optimizer's step from the stored gradients."""
 
     def sync_buffers(self) -> None:
-        """Give all processes the buffers of the first."""
+        """Copy the buffers of the first process to all processes."""

@@ -1,4 +1,4 @@
-"""The gradient of an objective for any call of the programs, which finds the parameters as the programs run."""
+"""The gradient of an objective for arbitrary calls of the programs; the runs of the programs reveal the parameters."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,9 +24,9 @@ class CallGradients:
     """A gradient of an objective, computed as Pyro's SVI does.
 
     Args:
-        module: Has ``model`` and ``guide``; its parameters are trained with those that the programs announce.
+        module: Module with ``model`` and ``guide``. Its parameters and those that the programs register are trained.
         loss: A Pyro ELBO, or a function of model, guide and the arguments that returns the loss, shape ``()``.
-        products: Makes the context that sets the precision of matrix products.
+        products: Function that returns a context manager for the precision of matrix products.
 
     Attributes:
         parameters: Parameters of the last call, by name.
@@ -41,7 +41,7 @@ class CallGradients:
         self.seen: dict[str, Tensor] = {}
 
     def __call__(self, batch: Call, _kl_weight: float = 1.0) -> Any:
-        """Return the loss of a call, several of reweighted wake-sleep, and leave its gradient."""
+        """Return the loss of a call (several for reweighted wake-sleep) and store its gradient."""
         with poutine.trace(param_only=True) as capture, self.products():
             loss = self._loss_and_grads(batch)
         self._find(capture.trace)
@@ -58,10 +58,10 @@ class CallGradients:
         step()
 
     def sync_buffers(self) -> None:
-        """Do nothing, because there is one process."""
+        """Do nothing, because there is only one process."""
 
     def discover(self, batch: Call) -> None:
-        """Run the programs without a gradient, so that all of their parameters are known."""
+        """Run the programs without a gradient, which reveals all of their parameters."""
         with poutine.trace(param_only=True) as capture, torch.no_grad(), pyro.validation_enabled(False):
             self.module.guide(*batch.args, **batch.kwargs)
             self.module.model(*batch.args, **batch.kwargs)
@@ -78,16 +78,16 @@ class CallGradients:
         return loss
 
     def _find(self, trace: Any) -> None:
-        """Name the parameters of a call: by the module if they are its own, else as Pyro does."""
+        """Name the parameters of a call: by the module if they belong to it, else as Pyro names them."""
         names = {id(tensor): name for name, tensor in self.module.named_parameters()}
         found: dict[str, Tensor] = {}
         known = set()
         for name, site in trace.nodes.items():
             tensor = site["value"].unconstrained()
-            if id(tensor) not in known:  # a program may announce a tensor under two names, as AutoIAFNormal does
+            if id(tensor) not in known:  # a program may register a tensor under two names, as AutoIAFNormal does
                 found[names.pop(id(tensor), name)] = tensor
             known.add(id(tensor))
-        own = dict(self.module.named_parameters())  # of which a program need not announce all
+        own = dict(self.module.named_parameters())  # a program need not register all of them
         found |= {name: own[name] for name in names.values() if own[name].grad is not None}
         self.parameters = found
         self.seen = {**self.seen, **found}
@@ -95,7 +95,7 @@ class CallGradients:
 
 @contextmanager
 def modules_that_run() -> Iterator[dict[int, nn.Module]]:
-    """Collect the modules whose forward is called, also those that a function closes over, by identity."""
+    """Collect the modules whose forward method is called, including those in closures, by identity."""
     ran: dict[int, nn.Module] = {}
 
     def note(module: nn.Module, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""The choice of the way in which a run computes gradients: eager, compiled, or in several processes."""
+"""The choice between eager, compiled and distributed gradients."""
 
 import warnings
 
@@ -25,19 +25,19 @@ def choose_gradients(
     weighted: bool,
     optimizer: torch.optim.Optimizer | None,
 ) -> Gradients:
-    """Return the way in which gradients are computed in a run.
+    """Return the object that computes the gradients of a run.
 
     Args:
         loss: The loss.
         tensors: Tensors of the module.
         parameters: Trained parameters by name.
         batches: Batches of the training data.
-        is_compiled: Whether to compile.
-        weighted: Whether the weight of the latent sites changes during the run.
+        is_compiled: If true, gradients are compiled.
+        weighted: If true, the weight of the latent sites changes during the run.
         optimizer: The optimizer, if a compiled gradient may capture its step.
 
     Warns:
-        UserWarning: If several processes are to train with compilation, which they do not.
+        UserWarning: If compilation is requested in several processes, where it is not supported.
     """
     module = tensors.module
     if parallel.size() > 1:

@@ -1,4 +1,4 @@
-"""The gradient of a loss by compiled graphs: the seam between training and the folder ``_compilation``."""
+"""The gradient of a loss by compiled graphs, the only place where training depends on ``_compilation``."""
 
 import logging
 import time
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def products_in(precision: Precision, device: torch.device) -> Products:
-    """Return what makes a context that sets the precision of matrix products.
+    """Return a function that returns a context manager for the precision of matrix products.
 
     Raises:
         ValueError: If the precision is unknown or the device does not support it.
@@ -29,17 +29,17 @@ def products_in(precision: Precision, device: torch.device) -> Products:
 
 
 class CompiledGradients:
-    """A loss's gradient by one graph for each shape of batch; the loss has checked a batch before.
+    """The gradient of a loss by one graph for each batch shape; the loss must have checked a batch before.
 
-    A program that cannot be compiled is run eagerly, after a warning that names the cause.
+    A program that cannot be compiled runs eagerly after a warning that names the cause.
 
     Args:
         loss: The loss.
         parameters: Trained parameters by name.
         others: Further tensors that the programs read: frozen parameters and buffers.
         modules: Modules that the programs run.
-        weighted: Whether the weight of the latent sites ever differs from 1.
-        optimizer: On CUDA its steps are captured as a graph too, where that is possible; ``None`` leaves them.
+        weighted: If true, the weight of the latent sites may differ from 1.
+        optimizer: Optimizer whose steps are captured as a CUDA graph if possible; ``None`` captures no steps.
         caller: Name of the caller, for warnings.
     """
 
@@ -59,12 +59,12 @@ class CompiledGradients:
         self.tensors = list({id(tensor): tensor for tensor in (*parameters.values(), *others)}.values())
         self.graphs: dict[Any, Callable[..., Tensor | float]] = {}
         self.compile_seconds, self.has_failed = 0.0, False
-        self.is_in_place = False  # whether the last gradients are the output of a CUDA graph, which does not move
+        self.is_in_place = False  # true if the last gradients are outputs of a CUDA graph, whose addresses are fixed
         can_capture = optimizer is not None and can_be_captured(optimizer)
         self.captured = CapturedUpdates(optimizer) if optimizer is not None and can_capture else None
 
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor | float:
-        """Return the loss, with the latent sites weighted, and leave its gradient."""
+        """Return the loss with the latent sites weighted, and store its gradient."""
         inputs = (*batch, batch[0].new_full((), kl_weight)) if self.weighted else batch
         key = tuple((tensor.shape, tensor.dtype) for tensor in batch)
         if key not in self.graphs:
@@ -78,14 +78,14 @@ class CompiledGradients:
         return self.loss.value(batch)
 
     def update(self, step: Callable[[], None]) -> None:
-        """Make the optimizer's step, as a CUDA graph where the gradients are the output of one."""
+        """Make the optimizer's step, as a CUDA graph if the gradients are outputs of a graph."""
         if self.captured is not None and self.is_in_place:
             self.captured(step, [p.grad for p in self.parameters.values() if p.grad is not None])
         else:
             step()
 
     def sync_buffers(self) -> None:
-        """Do nothing, because there is one process."""
+        """Do nothing, because there is only one process."""
 
     def _graph(self, batch: Batch, inputs: Sequence[Tensor]) -> Callable[..., Tensor | float]:
         parameters, receivers = list(self.parameters.values()), list[Tensor]()
@@ -97,7 +97,7 @@ class CompiledGradients:
             return [torch.as_tensor(loss), *(p.grad for p in parameters if p.grad is not None)]
 
         try:
-            with self.loss.products():  # a CUDA graph keeps the kernels that it was captured with
+            with self.loss.products():  # a CUDA graph keeps the kernels with which it was captured
                 compiled = compiled_or_none(loss_and_gradients, self.tensors, inputs, self.modules, caller=self.caller)
         finally:
             for parameter in parameters:

@@ -1,7 +1,8 @@
-"""Compiled gradients for any call of the programs: a graph for each kind of call, made at the second call of the kind.
+"""Compiled gradients for arbitrary calls of the programs, by one graph for each kind of call.
 
-The first call of a kind runs eagerly and finds the parameters. A kind is the structure of the arguments, the values of
-those that are no tensors, and the shapes, strides and types of those that are.
+The first call of a kind runs eagerly and reveals the parameters. The second call of the kind compiles the graph. A kind
+consists of the structure of the arguments, the shapes, strides and dtypes of tensors, and the values of other
+arguments.
 """
 
 import warnings
@@ -23,10 +24,10 @@ _PLAIN = bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 
 
 class CompiledCallGradients:
-    """A gradient of an objective by graphs; calls that cannot be compiled run eagerly, after a warning.
+    """The gradient of an objective by graphs; calls that cannot be compiled run eagerly after a warning.
 
     Args:
-        eager: The gradient that is compiled.
+        eager: The gradient to compile.
 
     Attributes:
         parameters: Parameters of the last call, by name.
@@ -40,12 +41,12 @@ class CompiledCallGradients:
         self.warned: set[str] = set()
 
     def __call__(self, batch: Call, kl_weight: float = 1.0) -> Any:
-        """Return the loss of a call and leave its gradient."""
+        """Return the loss of a call and store its gradient."""
         leaves, structure = tree_flatten((batch.args, batch.kwargs))
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         constants = [_Varying if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         if odd := next((each for each in constants if each is not _Varying and not isinstance(each, _PLAIN)), None):
-            self._warn(f"an argument is a {type(odd).__name__}, and graphs take tensors, numbers and strings")
+            self._warn(f"an argument is a {type(odd).__name__}, but graphs take only tensors, numbers and strings")
             return self._run_eagerly(batch, kl_weight)
         key = (
             structure,
@@ -75,7 +76,7 @@ class CompiledCallGradients:
         step()
 
     def sync_buffers(self) -> None:
-        """Do nothing, because there is one process."""
+        """Do nothing, because there is only one process."""
 
     def _run_eagerly(self, batch: Call, kl_weight: float) -> Any:
         loss = self.eager(batch, kl_weight)
@@ -83,15 +84,15 @@ class CompiledCallGradients:
         return loss
 
     def _first(self, key: Any, arguments: "Arguments", batch: Call, kl_weight: float) -> Any:
-        """Run the first call of a kind eagerly, and get ready to compile the next."""
+        """Run the first call of a kind eagerly, and prepare the compilation of the next call."""
         with modules_that_run() as ran:
             loss = self._run_eagerly(batch, kl_weight)
         if isinstance(loss, tuple):
             self._warn("the objective returns several losses")
         elif len(self.kinds) == MAX_GRAPHS:
             self._warn(
-                f"there are {MAX_GRAPHS} graphs already, for other shapes or other values of arguments that are no "
-                f"tensors; give changing numbers as tensors, and batches of a few shapes"
+                f"there are already {MAX_GRAPHS} graphs, for other shapes or other values of arguments that are not "
+                f"tensors. Pass changing numbers as tensors, and batches of only a few shapes."
             )
         else:
             modules = {**{id(module): module for module in self.eager.module.modules()}, **ran}
@@ -101,20 +102,20 @@ class CompiledCallGradients:
     def _warn(self, reason: str) -> None:
         if reason not in self.warned:
             self.warned.add(reason)
-            warnings.warn(f"SVI goes on without compilation: {reason}", stacklevel=find_stack_level())
+            warnings.warn(f"SVI continues without compilation: {reason}", stacklevel=find_stack_level())
 
 
 class _Varying:
-    """Stands for a tensor among the arguments."""
+    """Placeholder for a tensor among the arguments."""
 
 
 class Arguments:
-    """The objective as a loss of the tensors of a kind of call.
+    """The objective as a loss of the tensors in a kind of call.
 
     Args:
         eager: The gradient.
         structure: Structure of the arguments.
-        constants: Values of the arguments that are no tensors, in their places.
+        constants: Values of the arguments that are not tensors, at their positions.
     """
 
     def __init__(self, eager: CallGradients, structure: Any, constants: list[Any]) -> None:
@@ -122,12 +123,12 @@ class Arguments:
         self.products = eager.products
 
     def __call__(self, batch: Batch, _kl_weight: float | Tensor) -> Any:
-        """Return the loss and leave its gradient."""
+        """Return the loss and store its gradient."""
         tensors = iter(batch)
         leaves = [next(tensors) if each is _Varying else each for each in self.constants]
         args, kwargs = tree_unflatten(leaves, self.structure)
         objective, module = self.eager.loss, self.eager.module
-        with pyro.validation_enabled(False), self.products():  # which the first call has passed, and no graph can hold
+        with pyro.validation_enabled(False), self.products():  # the first call was validated; graphs cannot validate
             if not hasattr(objective, "differentiable_loss"):
                 return self.eager(Call(args, kwargs))
             loss = objective.differentiable_loss(module.model, module.guide, *args, **kwargs)
@@ -143,7 +144,7 @@ class Arguments:
 
 
 class Kind:
-    """A kind of call: its graph, and what the graph holds on to.
+    """A kind of call: its graph, and the objects that the graph refers to.
 
     Args:
         arguments: The loss.
@@ -162,7 +163,7 @@ class Kind:
         self.modes = self._modes()
 
     def is_current(self) -> bool:
-        """Return whether the parameters are still those of the programs, and modules in the same mode."""
+        """Return whether the parameters still belong to the programs, and modules are in the same mode."""
         store = pyro.get_param_store()
         return self.modes == self._modes() and all(
             store._params.get(name) is tensor for name, tensor in self.stored.items()

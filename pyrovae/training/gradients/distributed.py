@@ -1,13 +1,13 @@
-r"""A loss whose batches are sliced among processes, and its gradient by torch's DistributedDataParallel.
+r"""A loss whose batches are sliced over processes, and its gradient by torch's DistributedDataParallel.
 
-With batch B in contiguous slices :math:`B_r`, one a process, and :math:`S(B)` the factor that makes a loss L the sum
-over its data,
+A batch B is divided into contiguous slices :math:`B_r`, one for each process. Let :math:`S(B)` be the factor that turns
+a loss L into the sum over its data. Then
 
 .. math:: L(B) = \sum_r \frac{S(B_r)}{S(B)} \, L(B_r),
 
-which is true of losses that are sums, or means, over the data. If there are fewer data than processes, the processes
-without data take a slice of weight 0. DistributedDataParallel averages gradients over the processes, so each process
-multiplies its part by their number.
+for losses that are sums or means over the data. If there are fewer data than processes, the processes without data take
+a slice with weight 0. DistributedDataParallel averages gradients over the processes, so each process multiplies its
+loss by the number of processes.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,16 +34,16 @@ _SUMS = Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO
 
 
 class DistributedGradients:
-    """A loss and its gradient, to which each process adds those of its slice; the same in all processes.
+    """A loss and its gradient, to which each process contributes those of its slice. The sums agree in all processes.
 
     Args:
-        loss: The loss; the data have been checked.
+        loss: The loss; the data must have been checked.
         tensors: Tensors of the module and its programs.
         parameters: Trained parameters by name.
         batch: A batch of the data.
 
     Raises:
-        ValueError: If the loss is no sum over the data, or has parameters that are not the module's.
+        ValueError: If the loss is not a sum over the data, or has parameters that do not belong to the module.
     """
 
     compile_seconds = 0.0
@@ -61,7 +61,7 @@ class DistributedGradients:
         )
 
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor:
-        """Return the loss of a batch, and leave its gradient."""
+        """Return the loss of a batch, and store its gradient."""
         piece, mine, weight = self._mine(batch)
         with self.loss.context(kl_weight):
             with self.noise.of(piece):
@@ -82,16 +82,16 @@ class DistributedGradients:
         return float(total)
 
     def update(self, step: Callable[[], None]) -> None:
-        """Make the optimizer's step, the same in all processes."""
+        """Make the optimizer's step, which is the same in all processes."""
         step()
 
     def sync_buffers(self) -> None:
-        """Give buffers the values that they have in the first process, as every step does before it begins."""
+        """Copy the buffers of the first process to all processes, as every step does before it begins."""
         for buffer in self.module.buffers():
             dist.broadcast(buffer, src=0)
 
     def _leaves_some_out(self, batch: Batch) -> bool:
-        """Return whether the loss leaves parameters out, for which DistributedDataParallel must look at each step."""
+        """Return whether the loss ignores parameters, which DistributedDataParallel must then find at each step."""
         parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         piece, mine, _ = self._mine(batch)
         with isolated(*self.loss.programs, seed=0), torch.enable_grad():
@@ -109,7 +109,7 @@ class DistributedGradients:
                 torch.autograd.backward(loss)
 
     def _mine(self, batch: Batch) -> tuple[Slice, Batch, float]:
-        """Return this process's slice, its data, and the weight of their loss."""
+        """Return the slice of this process, the data of the slice, and the weight of their loss."""
         size, rank = len(batch[0]), parallel.rank()
         if rank >= size:
             piece = Slice(0, 1, size)
@@ -121,7 +121,7 @@ class DistributedGradients:
 
 
 class DistributedLoss(nn.Module):
-    """A loss as a module's forward, for DistributedDataParallel to run."""
+    """A loss as the forward method of a module, which DistributedDataParallel runs."""
 
     def __init__(self, module: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class DistributedLoss(nn.Module):
 
 
 def _slices(size: int) -> list[Slice]:
-    """Return the slices of a batch, as even as can be; those of the first processes may be larger by one."""
+    """Return the slices of a batch. Sizes differ by at most one, and the first slices are the larger ones."""
     parts = torch.arange(size).tensor_split(min(size, parallel.size()))
     return [Slice(int(part[0]), len(part), size) for part in parts]
 
@@ -143,42 +143,43 @@ def _part(batch: Batch, piece: Slice) -> Batch:
 
 
 def _check(loss: Loss, tensors: Tensors) -> None:
-    """Refuse a loss that several processes would change.
+    """Raise ValueError for a loss that would differ in several processes.
 
     Raises:
-        ValueError: If it has parameters outside the module, a batch normalization, or is no sum over the data.
+        ValueError: If the loss has parameters outside the module or a batch normalization, or is not a sum over data.
     """
     if tensors.stored:
         raise ValueError(
-            f"several processes train the parameters of a module, and {next(iter(tensors.stored))!r} is none of "
-            f"{type(tensors.module).__name__}; make it a torch.nn.Parameter of it, or train in one process"
+            f"several processes train only the parameters of a module, but {next(iter(tensors.stored))!r} does not "
+            f"belong to {type(tensors.module).__name__}. Make it a torch.nn.Parameter of the module, or train in one "
+            f"process."
         )
     for name, part in tensors.module.named_modules():
         if isinstance(part, _BatchNorm) and part.training and not isinstance(part, SyncBatchNorm):
             raise ValueError(
-                f"{name!r} is a {type(part).__name__}, which would normalize by each process's slice of a batch; take "
-                f"torch.nn.LayerNorm or GroupNorm, on CUDA torch.nn.SyncBatchNorm, or train in one process"
+                f"{name!r} is a {type(part).__name__}, which would normalize by each process's slice of a batch. Use "
+                f"torch.nn.LayerNorm or GroupNorm, on CUDA torch.nn.SyncBatchNorm, or train in one process."
             )
     if not _is_sum(loss):
         raise ValueError(
-            f"the loss of {loss.name} is not known to be a sum over the data, so that it would be another one in "
-            f"several processes; train in one, or with Trace_ELBO or IWAE (an objective of your own that is such a sum "
-            f"says so by an attribute is_of_batch = False)"
+            f"the loss of {loss.name} is not known to be a sum over the data, so it could differ in several processes. "
+            f"Train in one process, or with Trace_ELBO or IWAE. If your own objective is such a sum, set its attribute "
+            f"is_of_batch = False."
         )
 
 
 def _is_sum(loss: Loss) -> bool:
-    """Return whether a loss is known to be a sum over the data; the parts of a module with a loss of its own say so."""
+    """Return whether a loss is known to be a sum over the data; a module with its own loss declares it by its parts."""
     if not isinstance(loss, Bound):
         (module,) = loss.programs
         return not any(getattr(part, "is_of_batch", False) for part in vars(module).values())
     objective: Any = loss.objective
-    objective = getattr(objective, "objective", objective)  # of an objective that weighs another's latent sites
+    objective = getattr(objective, "objective", objective)  # the inner objective, if the latent sites are weighted
     return type(objective) in _SUMS or not getattr(objective, "is_of_batch", True)
 
 
 def _check_outside(loss: Bound, batch: Batch) -> None:
-    """Refuse sites outside the data plate, which each process would count, unless a slice is scaled to all data."""
+    """Raise ValueError for sites outside the data plate, which count once per process, unless slices are scaled."""
     part = _part(batch, _slices(len(batch[0]))[0])
     is_scaled = len(part[0]) != loss.data_count(part) == loss.data_count(batch)
     with isolated(*loss.programs, seed=0):
@@ -187,7 +188,7 @@ def _check_outside(loss: Bound, batch: Batch) -> None:
         is_outside = loss.plate not in {frame.name for frame in site_plates(site)}
         if is_outside and (not is_scaled or is_enumerated(site)):
             raise ValueError(
-                f"site {site['name']!r} lies outside the data plate {loss.plate!r}, and each process would count "
-                f"it; give the plate the size of the whole data set (pyro.plate(name, size, subsample=...)), so that "
-                f"the loss is scaled to that, or train in one process"
+                f"site {site['name']!r} lies outside the data plate {loss.plate!r}, so each process would count it. "
+                f"Give the plate the size of the whole data set (pyro.plate(name, size, subsample=...)), so that the "
+                f"loss is scaled to this size, or train in one process."
             )

@@ -1,4 +1,4 @@
-"""The gradient of a loss by running its programs."""
+"""The gradient of a loss by torch's autograd."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,7 +9,7 @@ from pyrovae.training.losses import Loss
 
 
 class EagerGradients:
-    """A loss's gradient, computed by torch's autograd.
+    """The gradient of a loss, computed by running its programs under torch's autograd.
 
     Args:
         loss: The loss.
@@ -22,7 +22,7 @@ class EagerGradients:
         self.loss, self.parameters = loss, parameters
 
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor | float:
-        """Return the loss of a batch and leave its gradient."""
+        """Return the loss of a batch and store its gradient."""
         return self.loss(batch, kl_weight)
 
     def value(self, batch: Batch) -> float:
@@ -34,4 +34,4 @@ class EagerGradients:
         step()
 
     def sync_buffers(self) -> None:
-        """Do nothing, because there is one process."""
+        """Do nothing, because there is only one process."""

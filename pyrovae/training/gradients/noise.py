@@ -1,11 +1,13 @@
-"""Noise of a batch that is sliced among processes: each draws the noise of the whole batch and keeps its slice.
+"""Noise of a batch that is sliced over processes: each process draws the noise of the whole batch and keeps its slice.
 
-The data get the noise that one process would have given them, and the generators of all processes stay in step. This
-needs an operation whose draws have one shape and distribution each, as normal, uniform, exponential and Bernoulli draws
-have, and a dimension of the data: at a sample site the dimension of its plate, elsewhere (dropout) the first one that
-is as long as the slice. Sites outside the plate get the same draws in all processes. Each process makes all other draws
-by itself (gamma and Dirichlet draws, which reject some; categorical draws; permutations), from a seed of its own that
-follows from the common generator.
+The data thus get the same noise as in a single process, and the generators of all processes stay synchronized. This
+requires two things. Each draw of an operation must have the same shape and distribution, which holds for normal,
+uniform, exponential and Bernoulli draws. The draws must have a dimension of the data: at a sample site the dimension of
+its plate, elsewhere (dropout) the first dimension whose size is that of the slice.
+
+Sites outside the plate get the same draws in all processes. All other draws (gamma and Dirichlet draws, which use
+rejection; categorical draws; permutations) are made by each process separately, with a seed that is derived from the
+common generator.
 """
 
 from collections.abc import Iterator
@@ -48,8 +50,8 @@ class Slice:
     """The contiguous data of a batch that belong to a process.
 
     Attributes:
-        start: Index of the first.
-        kept: How many.
+        start: Index of the first datum.
+        kept: Number of data.
         whole: Size of the batch.
     """
 
@@ -59,12 +61,12 @@ class Slice:
 
 
 class Noise:
-    """The draws of a slice; see the module.
+    """The random draws for a slice; see the docstring of the module.
 
     Attributes:
-        slice: The slice that draws are made for.
-        site: Where the data are in the draws of the site that is being drawn, counted from the right; None elsewhere.
-        is_common: Whether that site lies outside the data plate.
+        slice: The slice for which draws are made.
+        site: Dimension of the data in the draws of the current site, counted from the right; None outside a site.
+        is_common: True if the current site lies outside the data plate.
     """
 
     def __init__(self) -> None:
@@ -74,19 +76,19 @@ class Noise:
 
     @contextmanager
     def of(self, piece: Slice) -> Iterator[None]:
-        """Draw for a slice, within the context."""
+        """Make draws for a slice within the context."""
         self.slice = piece
         with _Drawing(self):
             yield
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Draw for the same slice in Python code that a backward pass runs, such as an activation checkpoint."""
+        """Make draws for the same slice in Python code of a backward pass, such as an activation checkpoint."""
         with _Python(self):
             yield
 
     def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Makes the draws of an operation."""
+        """Make the draws of an operation."""
         if self.is_common or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         shape = next((getattr(arg, "shape", arg) for arg in args if isinstance(arg, Tensor | list | tuple)), ())
@@ -99,7 +101,7 @@ class Noise:
         return args[0].copy_(drawn) if func._schema.is_mutable else drawn
 
     def _axis(self, shape: Any) -> int | None:
-        """The dimension of the data in a shape."""
+        """Return the dimension of the data in a shape, or None."""
         kept = self.slice.kept
         if self.site is not None:
             axis = len(shape) + self.site
@@ -107,7 +109,7 @@ class Noise:
         return next((axis for axis, length in enumerate(shape) if length == kept), None)
 
     def _widened(self, arg: Any, axis: int, ndim: int) -> Any:
-        """A shape, or parameters, of draws for the whole batch; outside of the slice any valid ones."""
+        """Return a shape or parameters of draws for the whole batch; values outside the slice are arbitrary."""
         if isinstance(arg, list | tuple):
             return [*arg[:axis], self.slice.whole, *arg[axis + 1 :]]
         if not (isinstance(arg, Tensor) and arg.ndim == ndim and arg.shape[axis] == self.slice.kept):
@@ -120,10 +122,10 @@ class Noise:
 
 
 class SiteLocator(Messenger):
-    """Tells the noise which dimension of a site's draws holds the data; next to the program, within all other handlers.
+    """Handler that tells the noise which dimension of a site's draws holds the data. It must be the innermost one.
 
     Args:
-        noise: Noise that is told.
+        noise: Noise to inform.
         plate: Name of the data plate.
     """
 
@@ -143,7 +145,7 @@ class SiteLocator(Messenger):
 
 
 class _Drawing(TorchDispatchMode):
-    """Sees every operation of torch, and takes the random ones to the noise."""
+    """Context manager that intercepts every operation of torch, and lets the noise make the random draws."""
 
     def __init__(self, noise: Noise) -> None:
         super().__init__()
@@ -156,7 +158,7 @@ class _Drawing(TorchDispatchMode):
 
 
 class _Python(TorchFunctionMode):
-    """Sees what Python code calls, which costs nothing in a backward pass without any."""
+    """Context manager that intercepts calls from Python code, at no cost in a backward pass without such code."""
 
     def __init__(self, noise: Noise) -> None:
         super().__init__()

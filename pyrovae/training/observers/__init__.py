@@ -1,4 +1,4 @@
-"""Observers of a run: each is told when the run begins, after steps and epochs, and at the end."""
+"""Observers of a run, which are notified at its beginning, after steps and epochs, and at its end."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """An observer that does nothing; subclasses override what they need.
+    """An observer that does nothing; subclasses override the methods that they need.
 
-    A run tells its observers of steps and epochs in the order of its list, and of its beginning in the opposite order,
-    so that the last one, which reads checkpoints, begins first.
+    A run notifies its observers of steps and epochs in the order of its list. It notifies them of its beginning in the
+    opposite order, so that the last observer, which reads checkpoints, begins first.
 
     Attributes:
-        sees_replays: Whether the observer is told of epochs that are repeated in order to find what went wrong.
+        sees_replays: True if the observer is notified of epochs that are repeated to find a number that is not finite.
     """
 
     sees_replays = False
 
     def begin(self, run: Run) -> None:
-        """Get ready, before the first step."""
+        """Prepare before the first step."""
 
     def after_step(self, run: Run) -> None:
-        """Take note of a step."""
+        """Process a step."""
 
     def after_epoch(self, run: Run) -> None:
-        """Take note of the last epoch of the history."""
+        """Process the last epoch of the history."""
 
     def reason_to_stop(self, run: Run) -> str | None:  # noqa: ARG002
-        """Return why the run is to end before its next epoch; None lets it go on."""
+        """Return the reason to end the run before its next epoch, or None to continue."""
         return None
 
     def pause(self, run: Run) -> None:
-        """Keep what must not be lost, because the run ends or has been told to stop."""
+        """Save everything that must not be lost, because the run ends or was told to stop."""
 
     def end(self, run: Run, reason: str | None) -> None:
-        """Take note of the end of the run, with the reason for an early end."""
+        """Process the end of the run, with the reason for an early end."""
 
     def close(self) -> None:
-        """Close what was opened, also after an error."""
+        """Close all resources, also after an error."""

@@ -1,4 +1,4 @@
-"""The weights that a run ends with."""
+"""The weights that a module has at the end of a run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class BestWeights(Observer):
-    """The tensors at the epoch with the best bound on the validation data; without such data, at the last epoch.
+    """The tensors at the epoch with the best bound on the validation data, or at the last epoch without such data.
 
-    While the weight of the latent sites has not reached 1, the best epoch is the last one.
+    While the weight of the latent sites is below 1, the last epoch counts as the best.
 
     Args:
         tensors: Parameters and buffers of the run.
@@ -46,7 +46,7 @@ class BestWeights(Observer):
         return self.epoch
 
     def restore(self) -> None:
-        """Give the tensors the best values."""
+        """Copy the best values into the tensors."""
         self.tensors.restore(self.copies)
 
     def state(self) -> dict[str, Any]:
@@ -54,5 +54,5 @@ class BestWeights(Observer):
         return {"epoch": self.epoch, "bound": self.bound, "copies": self.copies}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore such a state."""
+        """Restore a state of :meth:`state`."""
         self.epoch, self.bound, self.copies = state["epoch"], state["bound"], state["copies"]

@@ -1,4 +1,4 @@
-"""A function of the user that is called after each epoch."""
+"""A user's function that is called after each epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Callback = Callable[[History], bool | None]
 
 
 class CallbackObserver(Observer):
-    """Call a function with the history after each epoch, and stop the run once it returns True.
+    """Observer that calls a function with the history after each epoch, and stops the run once it returns True.
 
     Args:
         function: The function.

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: read at its beginning, written after epochs and whenever it ends."""
+"""Checkpoints of a run, read at its beginning, and written after epochs and at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointObserver(Observer):
-    """Keep a run in a folder of checkpoints, which the first process reads and writes.
+    """Observer that saves a run in a folder of checkpoints, which the first process reads and writes.
 
     Args:
         checkpoints: The folder.
@@ -26,7 +26,7 @@ class CheckpointObserver(Observer):
         self.saved: tuple[int, int] | None = None
 
     def begin(self, run: Run) -> None:
-        """Go on from the newest checkpoint, or write the first."""
+        """Continue from the newest checkpoint, or write the first."""
         if state := parallel.in_first(self.checkpoints.latest):
             run.load(state)
             self.saved = run.place
@@ -34,12 +34,12 @@ class CheckpointObserver(Observer):
             self.pause(run)
 
     def after_epoch(self, run: Run) -> None:
-        """Write a checkpoint if it is time."""
+        """Write a checkpoint if it is due."""
         if run.state.progress.epoch % self.checkpoints.every == 0:
             self.pause(run)
 
     def pause(self, run: Run) -> None:
-        """Write a checkpoint unless the last one is of this moment."""
+        """Write a checkpoint unless the last checkpoint is of the same step."""
         if self.saved != run.place:
             parallel.in_first(partial(self.checkpoints.save, run.as_dict()))
             self.saved = run.place

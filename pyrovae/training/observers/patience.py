@@ -1,4 +1,4 @@
-"""The end of a run whose bound on the validation data does not get better."""
+"""The end of a run whose bound on the validation data no longer improves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Patience(Observer):
-    """Stop after some epochs without a better bound, counted while the weight of the latent sites is 1.
+    """Observer that stops a run after epochs without a better bound, counted while the KL weight is 1.
 
     Args:
         epochs: Number of epochs to wait.
@@ -21,8 +21,8 @@ class Patience(Observer):
         self.epochs = epochs
 
     def reason_to_stop(self, run: Run) -> str | None:
-        """Return a reason if the best epoch is too long ago."""
+        """Return a reason if the best epoch is further back than the patience."""
         weights = run.state.history.kl_weight[run.state.best.epoch + 1 :]
         if sum(weight >= 1 for weight in weights) < self.epochs:
             return None
-        return "since the bound on the validation data has not become better for long enough"
+        return f"because the bound on the validation data has not improved for {self.epochs} epochs"

@@ -1,4 +1,4 @@
-"""A progress bar, and lines in the log."""
+"""A progress bar, and messages in the log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ProgressBar(Observer):
 
     Args:
         name: Name of the objective.
-        hidden: As ``disable`` of tqdm: None hides the bar where the output is no terminal.
+        hidden: Argument ``disable`` of tqdm: None hides the bar if the output is not a terminal.
     """
 
     def __init__(self, name: str, hidden: bool | None) -> None:
@@ -30,7 +30,7 @@ class ProgressBar(Observer):
         self.bar: Any = None
 
     def begin(self, run: Run) -> None:
-        """Show the bar, from the steps on that a checkpoint has made, which tell nothing of the rate of others."""
+        """Show the bar; steps before a checkpoint do not count towards the rate."""
         self.bar = tqdm(total=run.plan.epochs * run.plan.steps, unit="step", desc=self.name, disable=self.hidden)
         self.bar.n = self.bar.initial = self.bar.last_print_n = run.steps_made
         self.bar.refresh()
@@ -46,19 +46,19 @@ class ProgressBar(Observer):
         self.bar.set_postfix_str(", ".join(shown + ([f"compiled in {seconds:.0f} s"] if seconds else [])))
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Leave the bar as it is, and close it."""
         if self.bar is not None:
             self.bar.close()
 
 
 class Reporter(Observer):
-    """Lines in the log: about the run, each of its epochs, and its end. Only the first process logs at level INFO."""
+    """Observer that logs the run, each of its epochs, and its end. Only the first process logs at level INFO."""
 
     def __init__(self) -> None:
         self.level = logging.INFO if parallel.is_first() else logging.DEBUG
 
     def begin(self, run: Run) -> None:
-        """Log what is trained on which data."""
+        """Log the module, the optimizer and the data."""
         plan, progress = run.plan, run.state.progress
         logger.log(
             self.level,
@@ -82,12 +82,12 @@ class Reporter(Observer):
         logger.log(self.level, "epoch %d: %s, %.1f s", len(history.train) - 1, told, history.seconds[-1])
 
     def end(self, run: Run, reason: str | None) -> None:
-        """Log how the run ended."""
+        """Log the reason for the end of the run."""
         history, progress, received = run.state.history, run.state.progress, run.signals.received
         if history.interrupted:
             by = "Ctrl-C" if received is None else signal.Signals(received).name
             logger.log(self.level, "stopped by %s in epoch %d, step %d", by, progress.epoch, progress.step)
         elif reason is not None:
             logger.log(self.level, "stopped %s", reason)
-        at = "amid an epoch" if history.best_epoch is None else f"of epoch {history.best_epoch}"
+        at = "of the last step" if history.best_epoch is None else f"of epoch {history.best_epoch}"
         logger.log(self.level, "trained %d epochs; the module has the weights %s", progress.epoch, at)

@@ -153,8 +153,8 @@ def test_the_summary_names_data_by_their_labels() -> None:
     [
         (results_of([0.1], [0.1]), 0.0, "precision.* positive and finite, got 0.0"),
         (results_of([0.1], [0.1]), math.nan, "precision.* positive and finite, got nan"),
-        (results_of([0.1], [0.1]).drop_attrs(), 0.1, "lost their attribute 'num_samples'"),
-        (results_of([0.1], [0.1]).drop_vars("mcse"), 0.1, "hold no 'mcse'"),
+        (results_of([0.1], [0.1]).drop_attrs(), 0.1, "have no attribute 'num_samples'"),
+        (results_of([0.1], [0.1]).drop_vars("mcse"), 0.1, "but no 'mcse'"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(results: xr.Dataset, precision: float, message: str) -> None:
@@ -166,7 +166,7 @@ def test_what_cannot_be_judged_is_refused(results: xr.Dataset, precision: float,
 def test_the_summary_is_over_data_alone() -> None:
     two = results_of([0.1], [0.1]).expand_dims(draw=2)
     assert diagnose(two).verdict.sizes == {"draw": 2, "datum": 1}
-    with pytest.raises(ValueError, match=r"over 'datum' alone.*\('draw', 'datum'\)"):
+    with pytest.raises(ValueError, match=r"dimensions \('draw', 'datum'\), but verdicts needs \('datum',\)"):
         verdicts(two)
 
 

@@ -171,7 +171,7 @@ def test_it_repeats_resumes_and_is_compared(tmp_path: Path) -> None:
     [
         ({"precision": 0.0}, "must be positive"),
         ({"budget": 0}, "must be positive"),
-        ({"num_samples": 50}, "more than 100"),
+        ({"num_samples": 50}, "must exceed 100"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
@@ -194,5 +194,5 @@ def test_a_refined_guide_is_a_guide() -> None:
     assert (check.ess > 100).all()
     loss = pyro.infer.Trace_ELBO(num_particles=20).loss(oracle.vae.model, refined, x)
     assert -loss < float(exact.sum())
-    with pytest.raises(ValueError, match=r"pass the guide that it refines, refined\.guide"):
+    with pytest.raises(ValueError, match=r"Pass the guide that it refines, refined\.guide"):
         pv.evaluation.kl_per_dimension(oracle.vae.model, refined, x)

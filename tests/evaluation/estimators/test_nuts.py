@@ -87,7 +87,7 @@ def test_it_says_what_it_is_and_repeats() -> None:
 
 def test_too_few_draws_are_refused() -> None:
     script = Chain()
-    with pytest.raises(ValueError, match=r"2 chains of 8 draws are too few .* 2 dimensions; make at least 10 draws"):
+    with pytest.raises(ValueError, match=r"2 chains of 8 draws are too few .* 2 dimensions\. Make at least 10 draws"):
         pv.evaluation.nuts(script.model, script.guide, torch.zeros(2).double(), 8)
     with pytest.raises(ValueError, match="num_chains must be at least 1, got 0"):
         pv.evaluation.nuts(script.model, script.guide, torch.zeros(2).double(), num_chains=0)

@@ -198,10 +198,13 @@ def test_the_seed_decides_and_nothing_changes(vae: pv.VAE, x: Tensor) -> None:
     [
         ({"weights": "smoothed"}, "weights must be 'resampled' or 'raw', got 'smoothed'"),
         ({"num_prior_draws": -1}, "num_prior_draws must be at least 0, got -1"),
-        ({"num_draws": 0}, "must be at least 1, got 1000 and 0"),
-        ({"num_samples": 0}, "must be at least 1, got 0 and 5"),
-        ({"dims": {"z": ["a", "b"]}}, r"dims names \['a', 'b'\] for 'z', but .*'z': \['z_dim_0'\].*; name as many"),
-        ({"dims": {"latent": ["a"]}}, r"dims names \['a'\] for 'latent'"),
+        ({"num_draws": 0}, "must be at least 1, got num_samples=1000 and num_draws=0"),
+        ({"num_samples": 0}, "must be at least 1, got num_samples=0 and num_draws=5"),
+        (
+            {"dims": {"z": ["a", "b"]}},
+            r"dims names \['a', 'b'\] for site 'z', but .*'z': \['z_dim_0'\].*one name for each",
+        ),
+        ({"dims": {"latent": ["a"]}}, r"dims names \['a'\] for site 'latent'"),
     ],
 )
 def test_bad_arguments(vae: pv.VAE, x: Tensor, options: dict[str, object], message: str) -> None:

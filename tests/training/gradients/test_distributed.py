@@ -26,8 +26,8 @@ SHARED = {"global latent", "AutoNormal", "AutoMultivariateNormal"}  # one proces
 WHOLE = {"batch_size": 99}
 REFUSED = {
     "batch norm": "'guide.posterior.network.1' is a BatchNorm1d, which would normalize by each process's slice",
-    "parameters in the store": "'pyro.param weight' is none of Stored; make it a torch.nn.Parameter of it",
-    "global latent": "site 'loc' lies outside the data plate 'data', and each process would count it",
+    "parameters in the store": "'pyro.param weight' does not belong to Stored. Make it a torch.nn.Parameter of the",
+    "global latent": "site 'loc' lies outside the data plate 'data', so each process would count it",
     "AutoNormal": "site 'loc' lies outside the data plate 'data'",
     "AutoMultivariateNormal": "site 'loc' lies outside the data plate 'data'",
     **dict.fromkeys(
@@ -35,7 +35,7 @@ REFUSED = {
             "scores, TraceGraph", "TraceGraph_ELBO", "RenyiELBO", "RenyiELBO, vectorized", "FreeBits",
             "Pyro's ReweightedWakeSleep", "BetaTC", "MMD",
         ],
-        "is not known to be a sum over the data, so that it would be another one in several processes",
+        "is not known to be a sum over the data, so it could differ in several processes",
     ),
 }  # fmt: skip
 

@@ -60,12 +60,12 @@ def test_how_a_run_ended_is_logged(tmp_path: Path, x: Tensor, caplog: pytest.Log
     assert told[1:3] == ["compiled for a batch of 4 in # s", "epoch 0: train -#, # s"]
     assert told[3:] == [
         "stopped by SIGINT in epoch 1, step 2",
-        "trained 1 epochs; the module has the weights amid an epoch",
+        "trained 1 epochs; the module has the weights of the last step",
     ]
     caplog.clear()
     history = fit(small_vae(), x[:6], 1 - x[:6], epochs=500, learning_rate=0.1, patience=2)
     assert messages(caplog)[-2:] == [
-        "stopped since the bound on the validation data has not become better for long enough",
+        "stopped because the bound on the validation data has not improved for 2 epochs",
         f"trained {len(history.train)} epochs; the module has the weights of epoch {history.best_epoch}",
     ]
 

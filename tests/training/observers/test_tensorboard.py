@@ -188,7 +188,7 @@ def test_a_run_goes_on_where_nothing_can_be_written(tmp_path: Path, x: Tensor) -
 
     vae, other = small_vae(), small_vae()
     other.load_state_dict(vae.state_dict())
-    with pytest.warns(UserWarning, match="fit goes on without TensorBoard") as caught:
+    with pytest.warns(UserWarning, match="fit continues without TensorBoard") as caught:
         history = fit(vae, x, epochs=6, seed=0, tensorboard=folder, transform=removing)
     assert [warning.filename for warning in caught] == [__file__]
     assert fit(other, x, epochs=6, seed=0).train == history.train
@@ -216,9 +216,9 @@ def test_without_tensorboard_the_error_comes_first_and_says_how_to_get_it(tmp_pa
 def test_bad_arguments_are_errors_before_the_first_step(tmp_path: Path, vae: pv.VAE, x: Tensor) -> None:
     (tmp_path / "file").touch()
     before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
-    with pytest.raises(TypeError, match="tensorboard= is a folder, or a SummaryWriter of torch's, got True"):
+    with pytest.raises(TypeError, match="tensorboard must be a folder or a SummaryWriter of torch, got True"):
         fit(vae, x, tensorboard=True)  # type: ignore[arg-type]
-    with pytest.raises(OSError, match=r"file' \(.*\); give a folder that can be written to"):
+    with pytest.raises(OSError, match=r"file' \(.*\)\. Pass a folder that is writable"):
         fit(vae, x, tensorboard=tmp_path / "file")
     with pytest.raises(ValueError, match="tensorboard_every must be at least 1, got 0"):
         fit(vae, x, tensorboard=tmp_path, tensorboard_every=0)

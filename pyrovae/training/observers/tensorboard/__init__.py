@@ -1,4 +1,4 @@
-"""TensorBoard's view of a run; this folder can be deleted together with its import in ``fit``."""
+"""Output for TensorBoard. This folder can be deleted together with its import in ``fit``."""
 
 from pyrovae.training.observers.tensorboard.board import TensorBoard, Writer
 

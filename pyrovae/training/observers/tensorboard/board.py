@@ -1,7 +1,8 @@
-"""An observer that writes for TensorBoard; the numbers of a run are the same with and without it.
+"""An observer that writes for TensorBoard. It does not affect the numbers of a run.
 
-Every epoch it writes the columns of the history and the norm of the last gradient, and every few epochs histograms of
-parameters and gradients, and pictures. The step of TensorBoard is the index of the epoch, as in the history.
+After every epoch it writes the columns of the history and the norm of the last gradient. Every few epochs it writes
+histograms of parameters and gradients, and images. The step of TensorBoard is the index of the epoch, as in the
+history.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pyrovae.training.observers.tensorboard.pictures import Pictures
 if TYPE_CHECKING:
     from pyrovae.training.run import Run
 
-_TAGS = {  # of the history's columns
+_TAGS = {  # tags of the history's columns
     "train": "bound/train",
     "valid": "bound/valid",
     "learning_rate": "learning_rate",
@@ -37,31 +38,31 @@ _TAGS = {  # of the history's columns
 
 
 class Writer(Protocol):
-    """The methods that a ``SummaryWriter`` of the user must have."""
+    """The methods that a user's ``SummaryWriter`` must have."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
-        """Adds a point of a curve."""
+        """Add a point of a curve."""
 
     def add_histogram(self, tag: str, values: Tensor, global_step: int) -> Any:
-        """Adds a histogram of all entries of a tensor."""
+        """Add a histogram of all entries of a tensor."""
 
     def add_image(self, tag: str, img_tensor: Tensor, global_step: int) -> Any:
-        """Adds an image, shape ``(3, height, width)``."""
+        """Add an image, shape ``(3, height, width)``."""
 
     def flush(self) -> Any:
-        """Puts all of it where it can be read."""
+        """Write all additions to disk."""
 
 
 class TensorBoard(Observer):
-    """Write for TensorBoard.
+    """Observer that writes a run for TensorBoard.
 
     Args:
         place: Folder of the event files, or a writer, which is then neither purged nor closed.
-        every: Epochs between two sets of histograms and pictures.
+        every: Number of epochs between two sets of histograms and images.
 
     Raises:
-        TypeError: If ``place`` is neither.
-        ModuleNotFoundError: If TensorBoard is not installed and ``place`` is a folder.
+        TypeError: If ``place`` is neither a path nor a writer.
+        ModuleNotFoundError: If ``place`` is a folder and TensorBoard is not installed.
     """
 
     def __init__(self, place: str | Path | Writer, every: int) -> None:
@@ -71,11 +72,11 @@ class TensorBoard(Observer):
         if self.is_own:
             self.summary_writer = _summary_writer()
         elif not hasattr(place, "add_scalar"):
-            raise TypeError(f"tensorboard= is a folder, or a SummaryWriter of torch's, got {place!r}")
+            raise TypeError(f"tensorboard must be a folder or a SummaryWriter of torch, got {place!r}")
         self.place: Any = place
 
     def begin(self, run: Run) -> None:
-        """Open the place for the epochs to come; points of later epochs that it holds are no longer shown.
+        """Open the folder for the next epochs; points of later epochs in the folder are hidden.
 
         Raises:
             OSError: If the folder cannot be written to.
@@ -91,28 +92,28 @@ class TensorBoard(Observer):
                 self.writer = self.place
         except OSError as error:
             raise OSError(
-                f"TensorBoard's files cannot be written to {str(self.place)!r} ({error.strerror or error}); give a "
-                f"folder that can be written to"
+                f"TensorBoard's files cannot be written to {str(self.place)!r} ({error.strerror or error}). Pass a "
+                f"folder that is writable."
             ) from error
 
     def after_epoch(self, run: Run) -> None:
-        """Add the last epoch of the history. A failure to write is a warning, because the run can go on."""
+        """Add the last epoch of the history. A failure to write causes a warning, because the run can continue."""
         if self.writer is None:
             return
         history = run.state.history
         try:
             self._add(self.writer, len(history.train) - 1, history, run.step.gradients.parameters)
-            self.writer.flush()  # so that no point is missing if the run goes on from the checkpoint that comes next
-        except Exception as error:  # a full disk, a folder that was removed, whatever a writer of the user's raises
+            self.writer.flush()  # before the next checkpoint, so that a run that continues from it misses no points
+        except Exception as error:  # a full disk, a removed folder, or any error of a user's writer
             self.writer = None
             warnings.warn(
-                f"fit goes on without TensorBoard, for which nothing can be written ({error}); the points of earlier "
-                f"epochs are kept",
+                f"fit continues without TensorBoard, whose files cannot be written ({error}). The points of earlier "
+                f"epochs are kept.",
                 stacklevel=find_stack_level(),
             )
 
     def close(self) -> None:
-        """Close the writer unless it is the user's."""
+        """Close the writer unless it belongs to the user."""
         if self.is_own and self.writer is not None:
             with suppress(OSError):
                 self.writer.close()
@@ -127,14 +128,14 @@ class TensorBoard(Observer):
             return
         for kind, tensors in (("parameters", parameters), ("gradients", slopes)):
             for name, tensor in tensors.items():
-                if are_finite([tensor]):  # not so the gradient of a step that was skipped
+                if are_finite([tensor]):  # the gradient of a skipped step is not
                     writer.add_histogram(f"{kind}/{name}", tensor, epoch)
         for name, picture in self.pictures().items():
             writer.add_image(name, picture, epoch)
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """Wait until a new event file sorts last, because files are read in the order of the second in their names."""
+    """Wait until a new event file sorts last; the names of event files contain the second of their creation."""
     while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
 
@@ -144,8 +145,8 @@ def _summary_writer() -> Any:
         from torch.utils.tensorboard import SummaryWriter  # TensorBoard is optional, and its import takes a second
     except ImportError as error:
         raise ModuleNotFoundError(
-            "fit(tensorboard=) writes with the package tensorboard, which is not installed; "
-            "pip install 'pyrovae[tensorboard]', or leave tensorboard= out",
+            "fit(tensorboard=) needs the package tensorboard, which is not installed. Install it with pip install "
+            "'pyrovae[tensorboard]', or omit tensorboard=.",
             name="tensorboard",
         ) from error
     return SummaryWriter

@@ -1,4 +1,4 @@
-"""Pictures of a module: held-out images above their reconstructions, and draws from the prior."""
+"""Images of a module: held-out images above their reconstructions, and draws from the prior."""
 
 import inspect
 import logging
@@ -19,13 +19,14 @@ _COLUMNS, _NUMBER = 8, 32
 
 
 class Pictures:
-    """Draw the pictures of one module, each time with the same data and the same noise.
+    """Images of a module, each time with the same data and the same noise.
 
     Args:
-        module: Has ``reconstruct(x, *given)`` or ``generate(n, *given)``, or both; they are asked for means where they
-            take ``mean``.
-        first: Returns the first data; images if a datum has shape ``(height, width)`` or ``(1 or 3, height, width)``.
-        is_held_out: Whether these are validation data, which are reconstructed.
+        module: Module with ``reconstruct(x, *given)`` or ``generate(n, *given)``, or both. Methods with an argument
+            ``mean`` are asked for means.
+        first: Function that returns the first data. Data are images if a datum has shape ``(height, width)`` or
+            ``(1 or 3, height, width)``.
+        is_held_out: True if these are validation data, which are reconstructed.
     """
 
     def __init__(self, module: nn.Module, first: Callable[[int], Batch], is_held_out: bool) -> None:
@@ -39,9 +40,9 @@ class Pictures:
                 self.drawers["prior draws"] = self._prior_draws
 
     def __call__(self) -> dict[str, Tensor]:
-        """Return the pictures, shape ``(3, height, width)``, values in [0, 1], by name, and move no generator.
+        """Return images, shape ``(3, height, width)``, values in [0, 1], by name; no generator is changed.
 
-        A picture that cannot be drawn is left out, now and later, and the log says so.
+        If an image cannot be drawn, it is left out from then on, and the log names the reason.
         """
         pictures = {}
         for name, draw in list(self.drawers.items()):
@@ -49,7 +50,7 @@ class Pictures:
             try:
                 with isolated(self.module, seed=0):
                     pictures[name] = draw()
-            except Exception as error:  # whatever a method of the user's may raise
+            except Exception as error:  # any error of the module's methods
                 del self.drawers[name]
                 logger.warning("there are no pictures of %s: %s: %s", name, type(error).__name__, error)
             finally:
@@ -69,7 +70,7 @@ class Pictures:
         return self._grid([_means(self.module, "generate")(len(x), *given)])
 
     def _grid(self, parts: list[Tensor]) -> Tensor:
-        from torchvision.utils import make_grid  # takes seconds to import
+        from torchvision.utils import make_grid  # the import takes seconds
 
         low, high = (float(bound) for bound in self.data[0].aminmax())
         images = torch.cat(parts).reshape(-1, *(self.event if len(self.event) == 3 else (1, *self.event)))
