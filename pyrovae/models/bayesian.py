@@ -84,7 +84,7 @@ class BayesianVAE(VAE):
         ... )
         >>> x = torch.randn(100, 4)
         >>> history = pv.fit(vae, x, batch_size=10, epochs=1)
-        >>> pyro.poutine.trace(vae.model).get_trace(x).stochastic_nodes  # the weights of the likelihood are latent sites
+        >>> pyro.poutine.trace(vae.model).get_trace(x).stochastic_nodes  # weights are latent sites
     """
 
     def __init__(self, prior: Component, likelihood: Component, posterior: Component, *, data_size: int) -> None:

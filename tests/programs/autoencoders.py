@@ -10,7 +10,7 @@ from pyro.distributions import transforms
 from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from tests.programs.case import DISCRETE, GUIDE_ENUMERATES, Case, noise, refused
+from tests.programs.case import DISCRETE, GUIDE_ENUMERATES, Case, noise
 from tests.programs.reference import Grid, integrate, normal_grid
 
 PIXELS, CLASSES = 4, 3
