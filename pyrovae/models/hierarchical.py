@@ -70,6 +70,7 @@ class HierarchicalVAE(DescribedModel):
         >>> vae.generate(7).shape
         torch.Size([7, 8, 8])
         >>> pyro.poutine.trace(vae.guide).get_trace(torch.zeros(7, 8, 8)).stochastic_nodes
+        ['data', 'z1', 'z2']
     """
 
     def __init__(

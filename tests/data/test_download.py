@@ -107,7 +107,7 @@ def test_the_next_address_is_tried_after_a_damaged_download(server: Server, tmp_
 def test_a_damaged_file_stays_where_no_new_one_can_be_had(server: Server, tmp_path: Path) -> None:
     server.answers = [b""]
     (tmp_path / "x.bin").write_bytes(b"of someone else")
-    with pytest.raises(ValueError, match=r"x.bin is not the file .* A new download failed \(.*404.*Delete the"):
+    with pytest.raises(ValueError, match=r"x.bin has the wrong content.* A new download failed \(.*404.*Delete the"):
         get(tmp_path, server)
     assert (tmp_path / "x.bin").read_bytes() == b"of someone else"
 

@@ -256,9 +256,14 @@ def test_generate_draws_from_the_oracle() -> None:
             "prior",
             pv.priors.StandardNormal(5),
             ValueError,
-            r"'z' .* event shape \(2,\), but the prior has \(5,\)\. .* latent",
+            r"'z' .* event shape \(2,\), but the prior has event shape \(5,\)\. .* latent",
         ),
-        ("prior", pv.priors.StandardNormal(1), ValueError, r"'z' .* event shape \(2,\), but the prior has \(1,\)"),
+        (
+            "prior",
+            pv.priors.StandardNormal(1),
+            ValueError,
+            r"'z' .* event shape \(2,\), but the prior has event shape \(1,\)",
+        ),
         (
             "prior",
             pv.priors.StandardNormal,

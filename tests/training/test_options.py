@@ -59,7 +59,9 @@ def test_a_function_is_compiled_too(x: Tensor) -> None:
     ("warmup", "reached"), [(400, "0.0075"), (3.5, "0.857"), (lambda epoch: 0.4, "0.4"), (4, "0.75")]
 )
 def test_a_warm_up_that_does_not_end_is_a_warning(x: Tensor, warmup: Any, reached: str) -> None:
-    with pytest.warns(UserWarning, match=f"KL warm-up does not end within the 3 epochs .* reaches {reached};") as told:
+    with pytest.warns(
+        UserWarning, match=f"KL warm-up does not end within the 3 epochs .* reaches {reached}\\. "
+    ) as told:
         fit(small_vae(), x, epochs=3, kl_warmup=warmup)
     assert [warning.filename for warning in told] == [__file__]
 

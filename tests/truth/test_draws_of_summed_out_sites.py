@@ -11,7 +11,7 @@ from pyro.infer import config_enumerate
 from torch import Tensor
 
 import pyrovae as pv
-from tests.truth.test_summed_out_sites import (
+from tests.truth.summed_out import (
     HISTORIES,
     MEANS,
     NOISE,

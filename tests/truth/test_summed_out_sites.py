@@ -5,42 +5,24 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from scipy import stats
 from torch import Tensor
 
 import pyrovae as pv
 from tests.truth.programs import Program, check_close
-
-E = pv.evaluation
-SURVIVAL, RECAPTURE = 0.6, 0.8
-HISTORIES = torch.tensor(
-    [[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 1], [1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1]], dtype=torch.float
+from tests.truth.summed_out import (
+    HISTORIES,
+    MEANS,
+    NOISE,
+    WEIGHTS,
+    X,
+    capture_recapture,
+    label_first,
+    probability_of,
 )
 
-
-def capture_recapture(captured: Tensor, *, by_handler: bool = True) -> None:
-    """Pyro's Cormack-Jolly-Seber model: an animal counts from its first capture on, and its life is summed out."""
-    with pyro.plate("animals", len(captured)):
-        alive, known = torch.ones(len(captured)), torch.zeros(len(captured), dtype=torch.bool)
-        for t in pyro.markov(range(captured.shape[1])):
-            probability = torch.where(known, SURVIVAL * alive, 1.0)
-            with poutine.mask(mask=known if by_handler else True):
-                life = dist.Bernoulli(probability) if by_handler else dist.Bernoulli(probability).mask(known)
-                alive = pyro.sample(f"alive_{t}", life, infer={"enumerate": "parallel"})
-                seen = dist.Bernoulli(RECAPTURE * alive)
-                pyro.sample(f"seen_{t}", seen if by_handler else seen.mask(known), obs=captured[:, t])
-            known = known | captured[:, t].bool()
-
-
-def probability_of(history: np.ndarray) -> float:
-    """Return the probability of a capture history from its first capture on, by the forward recursion."""
-    alive, dead = 1.0, 0.0
-    for seen in history[history.argmax() + 1 :]:
-        alive, dead = alive * SURVIVAL, dead + alive * (1 - SURVIVAL)
-        alive, dead = (alive * RECAPTURE, 0.0) if seen else (alive * (1 - RECAPTURE), dead)
-    return alive + dead
+E = pv.evaluation
 
 
 @pytest.mark.parametrize("by_handler", [True, False])
@@ -55,18 +37,6 @@ def test_a_masked_site_keeps_its_probabilities_for_the_sites_that_depend_on_it(b
     if by_handler:  # Pyro sums over the values of a distribution with a mask of its own as if all had probability one
         loss = TraceEnum_ELBO(max_plate_nesting=1).loss(model, lambda captured: None, HISTORIES)
         assert -loss == pytest.approx(exact.sum(), abs=1e-4)
-
-
-WEIGHTS, MEANS, NOISE = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-2.0, 0.5, 2.0]), 0.7
-X = torch.tensor([-2.1, 0.3, 1.4, 2.6])
-
-
-def label_first(x: Tensor) -> None:
-    """As in Pyro's scANVI: the label comes first in the model, and last in the guide."""
-    with pyro.plate("data", len(x)):
-        y = pyro.sample("y", dist.Categorical(WEIGHTS))
-        z = pyro.sample("z", dist.Normal(MEANS[y], 1.0))
-        pyro.sample("x", dist.Normal(z, NOISE), obs=x)
 
 
 def label_last(x: Tensor) -> None:
