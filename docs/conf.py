@@ -18,7 +18,7 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"  # a cache knows the page, not the code of pyrovae that it runs
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # seconds per cell, also on a busy machine
 nb_output_stderr = "remove"  # a progress bar that has no widgets here says so
 
 autodoc_member_order = "bysource"
