@@ -147,7 +147,7 @@ def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
 @pytest.mark.filterwarnings("default")  # of the libraries
 def test_trained_weights_have_the_log_likelihood_of_their_library(library: Any, tmp_path: Path) -> None:
     pytest.importorskip(library)
-    given = options(tmp_path, libraries=(library,), epochs=1, latent=LATENT, hidden=HIDDEN)
+    given = options(tmp_path, libraries=(library,), epochs=3, latent=LATENT, hidden=32)
     foreign.main(given)
     kept = json.loads((tmp_path / "out" / "foreign" / f"{library}.json").read_text())
     assert kept["largest_difference"] <= 1e-5
