@@ -84,7 +84,8 @@ class BayesianVAE(VAE):
         ... )
         >>> x = torch.randn(100, 4)
         >>> history = pv.fit(vae, x, batch_size=10, epochs=1)
-        >>> pyro.poutine.trace(vae.model).get_trace(x).stochastic_nodes  # weights are latent sites
+        >>> pyro.poutine.trace(vae.model).get_trace(x).stochastic_nodes  # the weights are latent sites
+        ['0.weight', '0.bias', 'data', 'z']
     """
 
     def __init__(self, prior: Component, likelihood: Component, posterior: Component, *, data_size: int) -> None:

@@ -69,7 +69,8 @@ class HierarchicalVAE(DescribedModel):
         ... )
         >>> vae.generate(7).shape
         torch.Size([7, 8, 8])
-        >>> pyro.poutine.trace(vae.guide).get_trace(torch.zeros(7, 8, 8)).stochastic_nodes
+        >>> pyro.poutine.trace(vae.guide).get_trace(torch.zeros(7, 8, 8)).stochastic_nodes  # the sites, and the plate
+        ['data', 'z1', 'z2']
     """
 
     def __init__(
