@@ -7,7 +7,7 @@ REFUSALS = {
     "packed latents": r"the guide draws the latent sites of all data as one vector, '.*'",
     "point": r"the guide puts all mass of latent site '.*' on a point",
     "partly a point": r"of the latent sites .* are computed as points, so these have no density",
-    "discrete site": r"latent site '.*' is discrete, .*, and Hamiltonian moves need continuous latents",
+    "discrete site": r"latent site '.*' is discrete, .*, but Hamiltonian moves need continuous latents",
     "enumerated in the guide": r"the guide enumerates a discrete latent site",
     "masked site": r"latent site '.*' is masked, so its posterior has no density",
     "without latents": r"the guide has no latent sites, so a chain has nothing to move",

@@ -65,5 +65,5 @@ def test_a_vector_of_shared_latents_beside_sites_that_are_summed_out() -> None:
     with pytest.raises(ValueError, match=r"'survival' lies outside the data plate .*evaluate_globals"):
         E.evaluate(survival, guide, HISTORIES, 10, seed=0)
     objective = TraceEnum_ELBO(max_plate_nesting=1)
-    with pytest.raises(ValueError, match=r"'survival' lies outside the data plate .* declare the full size"):
+    with pytest.raises(ValueError, match=r"'survival' lies outside the data plate .* Declare the full size"):
         pv.fit((survival, guide), HISTORIES, objective=objective, epochs=1, batch_size=3, progress=False)
