@@ -253,7 +253,7 @@ class Posterior:
             yield part, {**given, **batch.subsample}
 
     def _first(self, value: Tensor, name: str) -> Tensor:
-        """Return a value whose first dimension is that of the draws, without dimensions to the left of it."""
+        """Return a value without the dimensions to the left of the draws."""
         return value.reshape(value.shape[self.problem.probe.draws_dim(name) :])
 
 

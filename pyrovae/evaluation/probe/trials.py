@@ -154,13 +154,13 @@ class Trials:
         return self._weights(args, values, 1, None, depth, validate=validate)
 
     def check_noise(self, size: int) -> None:
-        """Check that the model uses no random numbers that it draws outside sample sites.
+        """Check that the model's density does not depend on random numbers drawn outside sample sites.
 
         Args:
             size: Number of data in the arguments of a run.
 
         Raises:
-            ValueError: If the model uses such random numbers.
+            ValueError: If the density depends on such random numbers.
         """
         if not self.noise.sources or self._noise_is_idle:
             return
