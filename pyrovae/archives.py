@@ -102,7 +102,9 @@ def read(path: Path, check: Callable[[Any], None] | None = None) -> Any:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
         if digest.hexdigest().encode() != header.split(b" ")[3].rstrip(b"\n"):
-            raise ArchiveError(f"{str(path)!r} is cut off or damaged: its checksum does not fit. Use another file.")
+            raise ArchiveError(
+                f"{str(path)!r} is cut off or damaged: its checksum is wrong. Use another copy of the file."
+            )
         size = file.tell() - start
         with io.BufferedReader(_Payload(file.fileno(), start)) as payload:
             _check_size(path, payload, size)
@@ -142,7 +144,7 @@ def _check_header(path: Path, header: bytes) -> None:
             f"{_FORMAT.decode()!r}. Use the version of pyrovae that wrote it."
         )
     if len(header.split(b" ")) != 4 or not header.endswith(b"\n"):
-        raise ArchiveError(f"{str(path)!r} is cut off or damaged in its first line. Use another file.")
+        raise ArchiveError(f"{str(path)!r} is cut off or damaged in its first line. Use another copy of the file.")
 
 
 def _check_size(path: Path, payload: BinaryIO, size: int) -> None:

@@ -56,7 +56,7 @@ def arguments(component: nn.Module) -> dict[str, Any]:
 
 
 def _stated(component: nn.Module) -> dict[str, str]:
-    """Return the arguments that differ from their default values as text in one line, by name."""
+    """Return, by name, the one-line text of each argument that differs from its default value."""
     parameters = inspect.signature(type(component).__init__).parameters
     found = {}
     for name, value in arguments(component).items():

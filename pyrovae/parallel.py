@@ -132,7 +132,7 @@ def in_first(call: Callable[[], Result]) -> Result:
 
 
 def by_turns(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield the results of a function for some items, in their order; each process computes some, and gets all.
+    """Yield the results of a function for some items, in their order; each process computes some and receives all.
 
     An error is raised in all processes. If there are several processes, tensors in the results are moved to the CPU.
     """

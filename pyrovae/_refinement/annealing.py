@@ -54,7 +54,7 @@ class State(NamedTuple):
         return beta * self.slope_p + (1 - beta) * self.slope_q
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take chains from here if ``condition``, shape ``(num_chains, N)``, is true, else from ``other``."""
+        """Return these chains where ``condition``, shape ``(num_chains, N)``, is true, and ``other`` elsewhere."""
         pairs = zip(self, other, strict=True)
         return type(self)(*(torch.where(condition[..., None] if a.ndim == 3 else condition, a, b) for a, b in pairs))
 

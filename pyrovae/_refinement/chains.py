@@ -53,7 +53,7 @@ class State(NamedTuple):
     slope: Tensor
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take chains from here if ``condition``, shape ``(num_chains, N)``, is true, else from ``other``."""
+        """Return these chains where ``condition``, shape ``(num_chains, N)``, is true, and ``other`` elsewhere."""
         rows = condition[..., None]
         return type(self)(
             torch.where(rows, self.v, other.v),

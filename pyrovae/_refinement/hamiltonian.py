@@ -15,7 +15,7 @@ class Chains(Protocol):
         """Positions, shape ``(num_chains, N, D)``."""
 
     def where(self, condition: Tensor, other: Any) -> Self:
-        """Take chains from here if ``condition``, shape ``(num_chains, N)``, is true, else from ``other``."""
+        """Return these chains where ``condition``, shape ``(num_chains, N)``, is true, and ``other`` elsewhere."""
 
 
 S = TypeVar("S", bound=Chains)

@@ -214,7 +214,7 @@ class Mixture:
         return torch.searchsorted(self._weights.cumsum(-1), positions, right=True).T
 
     def _place(self, index: Tensor, noise: Tensor | None) -> Tensor:
-        """Draw u from the widened normal components, shape ``(S, N, D)``; the rows of the guide are drawn as well."""
+        """Draw u from the widened normal components, shape ``(S, N, D)``, with placeholders in the guide's rows."""
         mean = self.density.mean
         widths = mean.new_tensor([*(width for _, width in self._normals), 1.0])[index]
         if noise is None:

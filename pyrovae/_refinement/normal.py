@@ -115,7 +115,7 @@ class Normal:
         return ((u - self.mean).movedim(0, 1) @ self.inverse_root.mT).movedim(1, 0)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take data from here if ``condition``, shape ``(N,)``, is true, else from ``other``."""
+        """Return these values for data where ``condition``, shape ``(N,)``, is true, and ``other`` elsewhere."""
         matrix = condition[:, None, None]
         return type(self)(
             torch.where(condition[:, None], self.mean, other.mean),
@@ -129,6 +129,6 @@ class Normal:
         return type(self)(self.mean[indices], self.root[indices], self.inverse_root[indices], self.log_det[indices])
 
     def put(self, indices: Tensor, other: Self) -> None:
-        """Replace the densities of the data with these indices."""
+        """Replace the densities of some data, given by their indices, by ``other``."""
         self.mean[indices], self.root[indices] = other.mean, other.root
         self.inverse_root[indices], self.log_det[indices] = other.inverse_root, other.log_det

@@ -42,14 +42,14 @@ class Refinement:
         return type(self)(self.density.select(indices), self.split.select(indices), *rest)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take data from here if ``condition``, shape ``(N,)``, is true, else from ``other``."""
+        """Return these values for data where ``condition``, shape ``(N,)``, is true, and ``other`` elsewhere."""
         pairs = ((self.share, other.share), (self.evaluations, other.evaluations), (self.failed, other.failed))
         rest = (torch.where(condition, mine, theirs) for mine, theirs in pairs)
         density, halves = self.density.where(condition, other.density), self.split.where(condition, other.split)
         return type(self)(density, halves, *rest)
 
     def put(self, indices: Tensor, other: Self) -> None:
-        """Replace the densities of the data with these indices."""
+        """Replace the densities of some data, given by their indices, by ``other``."""
         self.density.put(indices, other.density)
         self.split.put(indices, other.split)
         self.share[indices], self.evaluations[indices] = other.share, other.evaluations

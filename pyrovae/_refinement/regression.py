@@ -178,7 +178,7 @@ class _Round:
     curvature: Tensor
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take data from here if ``condition``, shape ``(N,)``, is true, else from ``other``."""
+        """Return these values for data where ``condition``, shape ``(N,)``, is true, and ``other`` elsewhere."""
         return type(self)(
             self.density.where(condition, other.density),
             torch.where(condition, self.elbo, other.elbo),
@@ -191,7 +191,7 @@ class _Round:
         return type(self)(self.density.select(indices), *(part[indices] for part in self._tensors()))
 
     def put(self, indices: Tensor, other: Self) -> None:
-        """Replace the rounds of the data with these indices."""
+        """Replace the rounds of some data, given by their indices, by ``other``."""
         self.density.put(indices, other.density)
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             mine[indices] = theirs

@@ -44,13 +44,13 @@ class Split:
         return cls(halves, torch.zeros_like(everything, dtype=torch.bool))
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Take data from here if ``condition``, shape ``(N,)``, is true, else from ``other``."""
+        """Return these values for data where ``condition``, shape ``(N,)``, is true, and ``other`` elsewhere."""
         pairs = zip(self.densities, other.densities, strict=True)
         densities = tuple(mine.where(condition, theirs) for mine, theirs in pairs)
         return type(self)(densities, torch.where(condition, self.chosen, other.chosen))
 
     def put(self, indices: Tensor, other: Self) -> None:
-        """Replace the densities of the data with these indices."""
+        """Replace the densities of some data, given by their indices, by ``other``."""
         for mine, theirs in zip(self.densities, other.densities, strict=True):
             mine.put(indices, theirs)
         self.chosen[indices] = other.chosen

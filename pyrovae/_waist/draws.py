@@ -126,13 +126,13 @@ def run_guide(
 
     Args:
         guide: Pyro program of q(z | x).
-        args: Its arguments.
-        num_draws: Draws per datum; one if there is no ``nesting``.
-        kwargs: Its keyword arguments.
-        nesting: Depth of the program's own plates; the draws stand in the next dimension to the left.
-        values: Values of sites by name, which the guide takes instead of draws, and indices of subsampling plates.
-            Dimensions of enumerated sites stand to the left of the plates and of the draws.
-        depth: Depth of the program's own plates, if it is known for a run without ``nesting``.
+        args: Arguments of the guide.
+        num_draws: Draws per datum; must be 1 if ``nesting`` is ``None``.
+        kwargs: Keyword arguments of the guide.
+        nesting: Nesting depth of the program's own plates. The draws lie along the next dimension to the left.
+        values: Values of sites by name, which replace draws, and indices of subsampling plates. Dimensions of
+            enumerated sites lie to the left of the plates and of the draws.
+        depth: Nesting depth of the program's own plates, for a run without ``nesting``, if it is known.
     """
     given = Given(values or {})
     program = with_draws(given(guide), num_draws, nesting)
@@ -148,7 +148,7 @@ def run_guide(
         elif depth is None:
             depth = nesting_of(sites)
             sites = run(poutine.enum(program, first_available_dim=-depth - 1))
-    # The options of every site say which of its dimensions are enumerated, as Pyro's replay tells the model.
+    # The options of a site contain its enumerated dimensions. Pyro's replay passes them to the model in the same way.
     infer = {site["name"]: site["infer"] for site in sites} if depth is not None else {}
     chosen = {name: value for name, value in given.values.items() if name not in {site["name"] for site in sites}}
     return Draws(sites, chosen, 1 if nesting is None else num_draws, nesting, depth, infer)
@@ -185,7 +185,8 @@ def run_model(
 
     with explained_divergence():
         if drawn_with is not None and drawn_with.depth is not None:
-            # Pyro's enumeration sees a site first, as in TraceEnum_ELBO, and notes the dimensions that it depends on.
+            # Pyro's enumeration is the innermost handler, as in TraceEnum_ELBO, and records on which dimensions a site
+            # depends.
             return run(with_draws(given(poutine.enum(model)), num_draws, nesting))
         program = with_draws(given(model), num_draws, nesting)
         if nesting is not None:

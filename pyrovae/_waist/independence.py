@@ -28,8 +28,8 @@ def with_second_draw(
 ) -> dict[str, Tensor]:
     """Return values of two draws per datum, made from a run with one draw.
 
-    The first draw is that of the run, the second that of the next datum: any value has a log-weight. Dimensions of
-    enumerated sites, on which a value depends, stay to the left of the draws.
+    The first draw is that of the run. The second is the draw of the next datum, because any value has a log-weight.
+    Dimensions of enumerated sites on which a value depends stay to the left of the draws.
 
     Args:
         sites: The guide's sites in a run without a dimension of draws.
@@ -47,7 +47,7 @@ def with_second_draw(
 
 
 def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, int]]:
-    """Return values with all dimensions of the plates, and numbers of event dimensions, of sites that are drawn."""
+    """Return the values of sampled sites with all dimensions of the plates, and their numbers of event dimensions."""
     drawn = {}
     for site in sites:
         if site["is_observed"] or is_enumerated(site):

@@ -57,7 +57,7 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
             raise ValueError(
                 f"latent sites {[site['name'] for site in latents]} share no plate. Name the data plate with plate=."
             )
-        # Latents that are conditioned on may lie outside.
+        # Conditioned latent sites may lie outside the plate.
         observed = [site for site in sites if site["is_observed"] and not is_deterministic(site)]
         data = shared[0] if shared else outermost_plate([site for site in observed if site_plates(site)] or observed)
     else:
@@ -85,7 +85,7 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
 def check_packing(latents: Sequence[Site], plate: str) -> None:
     """Raise ValueError if a guide draws latents of all data as one vector, as AutoDiagonalNormal does.
 
-    A vector of latents that all data share passes.
+    A vector of latents that all data share is not an error.
 
     Args:
         latents: Latent sites of model and guide.
@@ -102,7 +102,7 @@ def check_packing(latents: Sequence[Site], plate: str) -> None:
         site
         for site in auxiliary
         if site["fn"].event_dim == 1
-        and site["name"].removesuffix("_unconstrained") not in names - {site["name"]}  # of AutoNormal
+        and site["name"].removesuffix("_unconstrained") not in names - {site["name"]}  # a site of AutoNormal
     ]
     if len(outside) == len(drawn) or not vectors:
         return
@@ -112,8 +112,8 @@ def check_packing(latents: Sequence[Site], plate: str) -> None:
     if sum(site["value"].numel() for site in auxiliary) > shared:
         raise ValueError(
             f"the guide draws the latent sites of all data as one vector, {vectors[0]['name']!r}, which lies outside "
-            f"the data plate {plate!r}, so no datum has a density of its own; train a guide that samples inside of the "
-            f"plate: pyro.infer.autoguide.AutoNormal(model), or a program that computes the latent sites from the data"
+            f"the data plate {plate!r}, so a single datum has no density. Train a guide that samples inside the plate: "
+            f"pyro.infer.autoguide.AutoNormal(model), or a program that computes the latent sites from the data."
         )
 
 

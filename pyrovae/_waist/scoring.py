@@ -47,7 +47,7 @@ def masked_score(site: Site) -> Tensor:
     """Return the log-probability of a site with its mask, in its batch shape, nats.
 
     A masked site that is summed out keeps its log-probability, as in :class:`pyro.infer.TraceEnum_ELBO`. The
-    probabilities of its values sum to one, and sites that depend on it and are not masked need them.
+    probabilities of its values sum to one, and unmasked sites that depend on it need these probabilities.
     """
     if is_enumerated(site) and "_enumerate_dim" in site["infer"]:
         return score({**site, "fn": _without_mask(site["fn"])})

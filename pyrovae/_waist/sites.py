@@ -45,7 +45,7 @@ def factors(distribution: Any) -> Any | None:
 
 
 def is_deterministic(site: Site) -> bool:
-    """Return whether a site is a ``pyro.deterministic``, a value that the program computes and records."""
+    """Return whether a site is a ``pyro.deterministic``, which records a value that the program computes."""
     return bool(site["infer"].get("_deterministic"))
 
 

@@ -48,14 +48,14 @@ def _reduce(log_prob: Tensor, draws_dim: int | None, data_dim: int) -> Tensor:
 def log_table(terms: list[Term], site: Site) -> Tensor:
     """Return the logarithm of the joint probability of the data and each value of an enumerated site, up to a constant.
 
-    All other enumerated sites are summed out. The site must depend on no other one.
+    All other enumerated sites are summed out. The site must not depend on another enumerated site.
 
     Args:
         terms: Sites with their log-probabilities, in the batch shape of each site, nats.
         site: One of these sites.
 
     Returns:
-        Tensor, shape ``(num_values, *plates)``, nats, with a dimension of size one where the site has no plate.
+        Tensor, shape ``(num_values, *plates)``, nats, with dimensions of size one where the site has no plate.
     """
     plates = _Plates(terms)
     own = plates.enumerated(site)[site["infer"]["_enumerate_dim"]]
@@ -75,7 +75,7 @@ def _sum_out(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
 
 
 class _Plates:
-    """Log-probabilities by the plates in which they lie, as Pyro's variable elimination takes them.
+    """Log-probabilities, grouped by the plates in which they lie, for Pyro's variable elimination.
 
     Args:
         terms: Sites with their log-probabilities.
@@ -97,16 +97,18 @@ class _Plates:
             self._sum_dims |= set(enumerated.values())
             ordinal = frozenset(self.symbols[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized)
             for dim in (dim for dim in self.sizes if self.sizes[dim] < 1 and term.ndim >= -dim):
-                self.sizes[dim] = max(self.sizes[dim], term.shape[dim])  # Pyro's size of a plate without one is -1
+                self.sizes[dim] = max(
+                    self.sizes[dim], term.shape[dim]
+                )  # Pyro gives the size -1 to a plate without a size
             self._tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), self.symbols | enumerated))
 
     def enumerated(self, site: Site) -> dict[int, str]:
         """Return the names of the enumerated sites on which a site depends, by dimension."""
-        ids = site["infer"].get("_dim_to_id", {})  # a site of a run without enumeration has none
+        ids = site["infer"].get("_dim_to_id", {})  # missing in a run without enumeration
         return {dim: get_symbol(len(self.symbols) + ids[dim]) for dim in ids}
 
     def contract(self, kept: list[str], value: str | None = None) -> Any:
-        """Sum over all plates but some, and sum out all enumerated sites but at most one."""
+        """Sum over all plates except ``kept``, and sum out all enumerated sites except ``value``."""
         sizes = {symbol: self.sizes[dim] for dim, symbol in self.symbols.items() if symbol in kept}
         return contract_to_tensor(
             self._tree,

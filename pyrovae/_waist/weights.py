@@ -16,9 +16,9 @@ site :math:`y` that model or guide enumerate is summed out exactly by Pyro's var
 
 .. math:: \log w_n^{(k)} = \log \sum_y p(x_n, y, z_{n, y}^{(k)}) / q(z_{n, y}^{(k)} \mid x_n, y),
 
-whether its posterior is part of the guide or not: :math:`q(y \mid x)` has no influence on the sum. A masked site that
-is summed out keeps its probabilities, as in :class:`pyro.infer.TraceEnum_ELBO`: they sum to one, and sites without a
-mask may depend on its value. A draw outside of the model's support has weight zero.
+whether its posterior is part of the guide or not: :math:`q(y \mid x)` does not affect the sum. A masked site that is
+summed out keeps its probabilities, as in :class:`pyro.infer.TraceEnum_ELBO`. They sum to one, and sites without a mask
+may depend on the value of the site. A draw outside the model's support has weight zero.
 
 Only the model's sites and the guide's latent sites belong to log p(x). A :func:`pyro.factor` or an observed site in the
 guide is part of a training loss. Log-weights are not multiplied by scales. A plate's subsampling and
@@ -102,13 +102,13 @@ def importance_weights(
         nesting: Nesting depth of the program's own plates. All draws are then made in one run, along the next dimension
             to the left. By default the program runs once for every draw.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        for_loss: Whether the weights are part of a training loss. Then the scales of single sites (annealing) multiply
-            their log-probabilities, and factors and observed sites of the guide count. The data plate's own factor, and
-            a factor common to all sites, never multiply: they are the returned ``scale``.
-        values: Values of sites by name, which replace draws: a latent site with its dimension of draws, a subsampling
-            plate with the indices of its data. A plate that is not named chooses once, for all draws.
-        depth: Depth of the program's own plates, if it is known for a run without ``nesting``. Values with dimensions
-            of enumerated sites need it.
+        for_loss: If true, the weights are part of a training loss. Then the scales of single sites (annealing) multiply
+            their log-probabilities, and factors and observed sites of the guide count. The factor of the data plate,
+            and a factor that all sites share, are not multiplied in but returned as ``scale``.
+        values: Values of sites by name, which replace draws: for a latent site a value with a dimension of draws, for a
+            subsampling plate the indices of its data. A plate without a value chooses its data once for all draws.
+        depth: Nesting depth of the program's own plates, for a run without ``nesting``, if it is known. Values with
+            dimensions of enumerated sites need it.
 
     Raises:
         ValueError: If ``num_draws`` is less than 1; if model and guide disagree about their latent sites; if there is
@@ -124,7 +124,7 @@ def importance_weights(
         draws = run_guide(guide, args, count, depth=depth, **options)
         if draws.depth is not None and nesting is None and depth is None:
             own = nesting_of(sample_sites(poutine.trace(model).get_trace(*args, **(kwargs or {}))))
-            if own > draws.depth:  # plates of the model alone, to the left of which the guide must enumerate
+            if own > draws.depth:  # the guide must enumerate to the left of the model's additional plates
                 draws = run_guide(guide, args, count, depth=own, **options)
         values.update(draws.chosen)
         with_guide = draws if draws.depth is not None else None

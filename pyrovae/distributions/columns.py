@@ -13,7 +13,7 @@ from pyrovae.distributions.unit_interval import OpenUnitInterval
 
 
 class OutsideColumnError(ValueError):
-    """A value cannot be scored by the distribution of its column. Missing values are not the cause."""
+    """Error for a value that the distribution of its column cannot score, unless the value is missing."""
 
 
 class Columns(TorchDistribution):
@@ -101,7 +101,7 @@ class Columns(TorchDistribution):
 
 
 def names_column(error: BaseException | None) -> bool:
-    """Return whether an error, or one that it was raised from, is an :class:`OutsideColumnError`."""
+    """Return whether an error or one of its causes is an :class:`OutsideColumnError`."""
     while error is not None and not isinstance(error, OutsideColumnError):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -43,7 +43,7 @@ class Lattice(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """E[x]; for a categorical base, the mean of the levels."""
+        """The mean of x; for a categorical base, the mean of the levels."""
         if isinstance(self.base_dist, dist.Categorical):
             probs = self.base_dist.probs
             return self.unit * (probs * torch.arange(probs.shape[-1], device=probs.device)).sum(-1)
@@ -51,7 +51,7 @@ class Lattice(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """Var[x]."""
+        """The variance of x."""
         if isinstance(self.base_dist, dist.Categorical):
             probs = self.base_dist.probs
             return self.unit**2 * _central_moment(probs, self.mean / self.unit)
@@ -114,12 +114,12 @@ class DiscretizedLogistic(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """E[n]."""
+        """The mean of n."""
         return (self.probs * torch.arange(self.levels, device=self.loc.device)).sum(-1)
 
     @property
     def variance(self) -> Tensor:
-        """Var[n]."""
+        """The variance of n."""
         return _central_moment(self.probs, self.mean)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretizedLogistic":

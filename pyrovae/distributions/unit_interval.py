@@ -49,7 +49,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Py
 
     @property
     def mean(self) -> Tensor:
-        """E[x]."""
+        """The mean of x."""
         near, t = _split_at_zero(self.logits)
         distance = _mean_distance(t)
         far = torch.where(self.logits > 0, 1 - distance, distance)
@@ -57,7 +57,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Py
 
     @property
     def variance(self) -> Tensor:
-        """Var[x]."""
+        """The variance of x."""
         near, t = _split_at_zero(self.logits)
         far = 1 / t**2 - torch.exp(-t) / torch.expm1(-t) ** 2
         return torch.where(self.logits.abs() < _SMALL, _polynomial(near * near, _VARIANCE), far)

@@ -21,7 +21,7 @@ from pyrovae.evaluation.probe.facts import Probe
 
 @dataclass(frozen=True)
 class Drawn:
-    """Draws of a guide. The draws lie along the first of the dimensions of the program's plates.
+    """Draws of a guide, which lie along the dimension to the left of the program's own plates.
 
     Attributes:
         values: Values of the latent sites by name, and the indices of subsampling plates.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """Sampler of a batch's log-weights, shape ``(num_draws, n)``, nats.
+    """Function that samples the log-weights of a batch, shape ``(num_draws, n)``, nats.
 
     The guide runs once for a batch and all of its draws. The model runs for a chunk of the draws at a time, so that its
     tensors fit into the processor's cache. If the guide enumerates sites, guide and model run together.

@@ -86,7 +86,7 @@ class Redrawn(Given):
 
 
 def is_data(site: Site) -> bool:
-    """Whether an observed site is of data: in a plate, and neither a factor nor deterministic."""
+    """Return whether an observed site holds data: it lies in a plate, and is neither a factor nor deterministic."""
     return bool(site_plates(site)) and not (is_deterministic(site) or is_factor(site))
 
 

@@ -60,7 +60,7 @@ def gated_mlp(*shapes: Shape) -> nn.Sequential:
 
 
 def _through(shapes: Sequence[Shape], layer: Callable[[int, int], list[nn.Module]]) -> nn.Sequential:
-    """Return a network through the shapes whose last layer is linear, because parameters are any real numbers."""
+    """Return a network with the given shapes. The last layer is linear, because its outputs are real numbers."""
     if len(shapes) < 2:
         raise ValueError(f"networks: shapes={tuple(shapes)} must hold an input and an output shape")
     events = [_event(shape) for shape in shapes]

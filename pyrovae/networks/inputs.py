@@ -54,7 +54,8 @@ class Joint(nn.Module):
         event_dims: Number of event dimensions of each input.
 
     Raises:
-        ValueError: When called, if ``event_dims`` does not name every input, or leading dimensions do not broadcast.
+        ValueError: When called, if ``event_dims`` does not hold one number for each input, or leading dimensions do not
+            broadcast.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -94,7 +95,7 @@ class Joint(nn.Module):
 
 
 def log1p(network: nn.Module) -> nn.Module:
-    """Apply log(1 + x) to the data before a network sees them, as encoders of counts need.
+    """Return a network that takes log(1 + x) instead of x as input, for encoders of counts.
 
     Raw counts reach thousands. A network of raw counts returns infinite scales at the first step.
 
@@ -102,7 +103,7 @@ def log1p(network: nn.Module) -> nn.Module:
         network: Maps ``(*batch, *event) -> (*batch, *out)``. It gets further inputs, such as a mask, unchanged.
 
     Returns:
-        A network with the same inputs and outputs, for data of at least 0.
+        A network with the shapes of ``network``, for data of at least 0.
 
     Source:
         *Deep Generative Modeling for Single-Cell Transcriptomics* (Lopez et al., 2018).

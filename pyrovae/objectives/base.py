@@ -117,7 +117,7 @@ class Weighing:
         nesting = one.nesting if nesting is None else nesting
         depth = one.nesting if any(map(is_enumerated, one.guide_sites)) else None
         for mixed, values, kept in with_other_data(args, one.guide_sites, one.nesting, one.plate):
-            with suppress(RuntimeError, IndexError, AssertionError):  # of a program that does not take these data
+            with suppress(RuntimeError, IndexError, AssertionError):  # the program does not accept these data
                 other = importance_weights(model, guide, mixed, values=one.chosen | values, depth=depth, **options)
                 if difference := difference_by_data(one, other, kept):
                     check_repeats()

@@ -45,8 +45,8 @@ def codes(
 
     Raises:
         TypeError: If codes are a distribution.
-        ValueError: If codes are not of shape ``(n, latent)`` with at least two dimensions, labels are not ``n``, the
-            projection is not of shape ``(n, 2)``, or the axes are not as many as the panels.
+        ValueError: If codes do not have shape ``(n, latent)`` with at least two dimensions, labels do not have length
+            ``n``, the projection does not have shape ``(n, 2)``, or the numbers of axes and panels differ.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -59,8 +59,8 @@ def codes(
         labels[name] = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
         if isinstance(points, torch.distributions.Distribution):
             raise TypeError(
-                f"Codes of {name!r} must be a tensor, got the distribution {type(points).__name__}. Pass its mean, as "
-                f"in vae.encode(x).mean."
+                f"Codes of {name!r} must be a tensor, got the distribution {type(points).__name__}. Pass its mean, "
+                f"such as vae.encode(x).mean."
             )
         z = torch.as_tensor(points).detach().cpu().numpy()
         if z.ndim != 2 or z.shape[1] < 2 or labels[name].shape != z.shape[:1]:

@@ -198,7 +198,9 @@ class Checkpoints:
                 f"(requires_grad_), or pass another folder."
             )
         if missing := sorted(self.description["module"]["tensors"].keys() - state["tensors"].keys()):
-            raise ValueError(f"{str(path)!r} is incomplete: the tensor {missing[0]!r} is missing. Use another file.")
+            raise ValueError(
+                f"{str(path)!r} is incomplete: the tensor {missing[0]!r} is missing. Use another copy of the file."
+            )
 
 
 def _position(path: Path) -> tuple[int, ...]:

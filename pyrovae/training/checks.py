@@ -67,7 +67,7 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
     local = {site["name"] for site in model_sites + guide_sites if _is_inside(site, plate.name)}
     outside = [site for site in model_sites + guide_sites if site["name"] not in local]
     outside = [site for site in outside if not site["is_observed"]] + _of_parameters(outside, model, guide, batch)
-    size = plate.size if plate.size > 0 else len(batch[0])  # Pyro's size is -1 where none is given
+    size = plate.size if plate.size > 0 else len(batch[0])  # Pyro sets the size to -1 if none is given
     inside = [site for site in model_sites + guide_sites if site["name"] in local and not is_deterministic(site)]
     is_common = _scaled_alike(inside, plate.name)
     return Facts(

@@ -123,7 +123,7 @@ class Bound:
         return facts.is_finite
 
     def __call__(self, batch: Batch, kl_weight: float | Tensor) -> Tensor | float:
-        """Return the loss with the latent sites weighted, and store its gradient."""
+        """Return the loss at a KL weight, and store its gradient."""
         with self.context(kl_weight):
             if not hasattr(self.objective, "differentiable_loss"):
                 return _first(self.objective.loss_and_grads(self.model, self.guide, *batch))

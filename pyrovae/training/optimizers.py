@@ -14,7 +14,7 @@ MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
 class Optimizer(Protocol):
-    """An optimizer, as a step uses it.
+    """Interface of an optimizer for a training step.
 
     Attributes:
         name: Name of its class.
@@ -28,7 +28,7 @@ class Optimizer(Protocol):
         """Set the gradients of all parameters to None."""
 
     def step(self, parameters: Mapping[str, Tensor]) -> None:
-        """Change parameters by their gradients."""
+        """Update parameters along their gradients."""
 
     def state_dict(self, parameters: Mapping[str, Tensor], /) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
@@ -71,7 +71,7 @@ class TorchOptimizer:
             self.optimizer.zero_grad()
 
     def step(self, parameters: Mapping[str, Tensor]) -> None:
-        """Change parameters by their gradients; parameters without a gradient are left unchanged."""
+        """Update parameters along their gradients; parameters without a gradient are left unchanged."""
         if parameters is not self.last:
             self._add(parameters)
         if self.clip_norm is not None:
@@ -125,7 +125,7 @@ class PyroOptimizer:
             parameter.grad = None
 
     def step(self, parameters: Mapping[str, Tensor]) -> None:
-        """Change parameters by their gradients.
+        """Update parameters along their gradients.
 
         Pyro's SVI leaves a gradient of zeros behind. The momentum of the optimizer therefore moves a parameter that had
         a gradient once, even if the parameter does not occur in this loss. This method does the same.

@@ -1,4 +1,4 @@
-"""``save`` and ``load``, which write the tensors of a module to a file, and read them into a module built alike."""
+"""``save`` and ``load``, which write the tensors of a module to a file, and read them into a similar module."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,9 +135,13 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], into: nn.Module) -> N
         if not name.startswith(STORED)
     }
     if missing := [name for name in (*parameters, *buffers) if name not in found]:
-        raise ValueError(f"{str(path)!r} is incomplete: the tensor {missing[0]!r} is missing. Use another file.")
+        raise ValueError(
+            f"{str(path)!r} is incomplete: the tensor {missing[0]!r} is missing. Use another copy of the file."
+        )
     if wrong := differences(parameters | dict.fromkeys(buffers, "a buffer"), found):
-        raise ValueError(f"{str(path)!r} does not fit its description: {first_of(wrong)}. Use another file.")
+        raise ValueError(
+            f"{str(path)!r} does not fit its description: {first_of(wrong)}. Use another copy of the file."
+        )
 
 
 def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -114,7 +114,9 @@ def require(path: Path, entries: Any, *names: str) -> None:
     """
     missing = [name for name in names if not (isinstance(entries, Mapping) and name in entries)]
     if missing:
-        raise ValueError(f"{str(path)!r} is incomplete: the entry {missing[0]!r} is missing. Use another file.")
+        raise ValueError(
+            f"{str(path)!r} is incomplete: the entry {missing[0]!r} is missing. Use another copy of the file."
+        )
 
 
 def file_format(path: Path, content: Mapping[str, Any]) -> int:

@@ -129,7 +129,7 @@ class SVI:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state, also in another process, for programs and an optimizer of the same build.
+        """Restore a state, also in another process, for programs and an optimizer of the same structure.
 
         Parameters that the programs make with ``pyro.param`` get their values at the next step.
 

@@ -36,7 +36,7 @@ def check_data(loss: Loss, batches: Batches, tensors: Tensors) -> None:
                 _check_scale(error, tensors.module, batch)
                 raise
             except (ValueError, RuntimeError) as error:
-                if not names_column(error):  # a table may hold NaN, which is then not the cause
+                if not names_column(error):  # NaN marks missing values in a table, and is then not the cause
                     batches.check(error)
                 raise
             if not is_finite:

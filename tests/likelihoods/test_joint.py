@@ -141,5 +141,5 @@ def test_a_wrong_code_is_reported_although_other_values_are_missing(call: str) -
 
 
 def test_impute_says_how_a_mask_is_made() -> None:
-    with pytest.raises(TypeError, match=r"got a Tensor. For a tensor x with NaN, pass \(x.nan_to_num"):
+    with pytest.raises(TypeError, match=r"got Tensor. For a tensor x with NaN, pass \(x.nan_to_num"):
         pv.evaluation.impute(vae_of_table(joint()), table(5))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance sampling, computed by ArviZ 0.23 or ArviZ 1.x. Other modules need not know which."""
+"""Pareto-smoothed importance sampling, computed by ArviZ 0.23 or ArviZ 1.x. Only this module depends on the version."""
 
 import math
 import warnings

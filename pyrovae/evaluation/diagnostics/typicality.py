@@ -35,8 +35,8 @@ def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
 
     Raises:
         TypeError: If an argument is not a result.
-        ValueError: If a result holds no ``log_likelihood`` over ``datum``; or if both differ in base measure,
-            binarization or estimator.
+        ValueError: If a result holds no ``log_likelihood`` with dimension ``datum``, or if the results differ in base
+            measure, binarization or estimator.
 
     Source:
         *Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality* (Nalisnick, Matsukawa, Teh and
@@ -56,7 +56,7 @@ def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
         if not isinstance(result, xr.Dataset):
             raise TypeError(
                 f"{name} must be the result of an estimator, got a {type(result).__name__}. Pass "
-                f"pyrovae.evaluation.log_likelihood(vae, x)"
+                f"pyrovae.evaluation.log_likelihood(vae, x)."
             )
         if "log_likelihood" not in result or result.log_likelihood.dims != ("datum",):
             raise ValueError(

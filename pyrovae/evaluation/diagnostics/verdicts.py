@@ -302,17 +302,17 @@ def _excess(results: "xr.Dataset", precision: float) -> "xr.DataArray":
 
 
 def check_wanted_precision(precision: float | str) -> None:
-    """Check a Monte Carlo standard error that estimates should reach.
+    """Check the Monte Carlo standard error that estimates should reach, nats.
 
     Raises:
-        TypeError: If it is the name of a dtype, the ``precision`` of matrix products in :class:`Options`.
-        ValueError: If it is not positive and finite.
+        TypeError: If ``precision`` is a text, such as the ``precision`` of matrix products in :class:`Options`.
+        ValueError: If ``precision`` is not positive and finite.
     """
     if isinstance(precision, str):
         raise TypeError(
-            f"precision is the Monte Carlo standard error to reach here, in nats, got {precision!r}. To set the "
+            f"precision must be the Monte Carlo standard error to reach, in nats, got {precision!r}. To set the "
             f"precision of matrix products, pass evaluate(..., precision={precision!r}) or "
-            f"log_likelihood(..., product_precision={precision!r})"
+            f"log_likelihood(..., product_precision={precision!r})."
         )
     if not 0 < precision < np.inf:
         raise ValueError(f"precision, the target standard error in nats, must be positive and finite, got {precision}")

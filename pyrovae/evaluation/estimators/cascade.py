@@ -96,9 +96,9 @@ def log_likelihood(
         * ``reliable``: true if the estimate is reliable.
 
     Raises:
-        TypeError: As :func:`evaluate`.
-        TypeError: If ``precision`` is the name of a dtype, which belongs in ``product_precision``.
-        ValueError: As :func:`evaluate`; if ``precision`` or ``budget`` is not positive.
+        TypeError: For the reasons listed at :func:`evaluate`, or if ``precision`` is the name of a dtype, which must be
+            passed as ``product_precision``.
+        ValueError: For the reasons listed at :func:`evaluate`, or if ``precision`` or ``budget`` is not positive.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Source:

@@ -175,14 +175,14 @@ def _points(num_points: int, num_data: int, dim: int) -> Tensor:
 
 
 def _own(shape: Sequence[int], fn: Any, nesting: int) -> Sequence[int]:
-    """Return a shape without the dimensions of enumerated sites, which stand to the left of all plates."""
+    """Return a shape without the dimensions of enumerated sites, which lie to the left of all plates."""
     return shape[max(0, len(shape) - nesting - fn.event_dim) :]
 
 
 class _Quasi(Messenger):
-    """Make the guide's draws out of uniform points, shape ``(num_samples, N, D)``, in the order of its sites.
+    """Handler that makes the guide's draws from uniform points, shape ``(num_samples, N, D)``, site by site.
 
-    A latent that depends on an enumerated site has the same points at all of the site's values.
+    A latent site that depends on an enumerated site uses the same points for all values of the enumerated site.
     """
 
     def __init__(self, uniform: Tensor, data_dim: int, nesting: int) -> None:

@@ -95,7 +95,7 @@ class Stages:
 
 
 def scores_guide(target: Target) -> bool:
-    """Return whether the density of the guide at any value costs little."""
+    """Return whether the density of the guide at given values is cheap to compute."""
     return not any(scores_slowly(site["fn"]) for site in target.space.drawn_sites)
 
 

@@ -84,8 +84,8 @@ def impute(
         )
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(
-            f"impute takes data and mask as a tuple, (x, mask), got a {type(data).__name__}. For a tensor x with NaN, "
-            f"pass (x.nan_to_num(), (~x.isnan()).float()), and wrap the likelihood in pyrovae.likelihoods.Masked"
+            f"impute takes data and mask as a tuple (x, mask), got {type(data).__name__}. For a tensor x with NaN, "
+            f"pass (x.nan_to_num(), (~x.isnan()).float()), and wrap the likelihood in pyrovae.likelihoods.Masked."
         )
     x, mask = data
     if not (isinstance(x, Tensor) and isinstance(mask, Tensor)) or not x.is_floating_point():

@@ -47,11 +47,11 @@ def to_inference_data(
 ) -> Any:
     """Draw from the prior, posterior and predictive distributions of each datum, in the format of ArviZ.
 
-    Resampled draws repeat where weights are uneven: look at ``ess`` and ``pareto_k`` before trusting them, since ArviZ
-    takes the draws for a chain and cannot know. Sites that the guide enumerates are drawn, not summed out. Sites that
-    the model alone enumerates are summed out of the weights, and then drawn given the data and the other latents.
-    Predictions are given the program's other arguments, and given an observed argument where a later site reads it in
-    place of the site's value.
+    Resampled draws repeat if the weights are uneven. Check ``ess`` and ``pareto_k`` before you trust them, because
+    ArviZ treats the draws as a chain and does not know the weights. Sites that the guide enumerates are sampled instead
+    of summed out. Sites that only the model enumerates are summed out of the weights, and then sampled given the data
+    and the other latents. Predictions are conditional on the other arguments of the program. If a later site reads an
+    observed argument instead of the value of its site, predictions are also conditional on that argument.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.

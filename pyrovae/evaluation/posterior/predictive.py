@@ -164,8 +164,8 @@ class PosteriorDraws:
 class Posterior:
     """Posterior draws of the data of a problem, and runs of the model on them.
 
-    Sites that the guide enumerates are drawn. Sites that the model alone enumerates are summed out of the weights, and
-    then drawn given the data and the other latents.
+    Sites that the guide enumerates are sampled. Sites that only the model enumerates are summed out of the weights, and
+    then sampled given the data and the other latents.
 
     Args:
         model: Pyro program of p(x, z).
@@ -229,7 +229,7 @@ class Posterior:
             yield part, [site for site in sites if problem.plate.name in plate_names(site)]
 
     def complete(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return values with those of the sites that the model alone sums out, drawn given the data and the values."""
+        """Return values, with draws of the sites that only the model sums out, given the data and the values."""
         if not self.drawn.summed_out:
             return dict(values)
         problem, made = self.problem, dict[str, list[Tensor]]()
@@ -244,7 +244,7 @@ class Posterior:
     def _parts(
         self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]
     ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Yield chunks of draws with what the model is given in each."""
+        """Yield chunks of draws, each with the values that the model gets."""
         problem = self.problem
         chunk = max(1, min(num_draws, problem.affordable // batch.size)) if problem.vectorize else 1
         for start in range(0, num_draws, chunk):
@@ -253,16 +253,16 @@ class Posterior:
             yield part, {**given, **batch.subsample}
 
     def _first(self, value: Tensor, name: str) -> Tensor:
-        """Return a value whose first dimension is that of the draws, without dimensions to the left of it."""
+        """Return a value without the dimensions to the left of the draws."""
         return value.reshape(value.shape[self.problem.probe.draws_dim(name) :])
 
 
 def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | None = None) -> tuple[Tensor, list[str]]:
     """Return a site's value, shape ``(draws, n, *rest)``, and the names of the remaining dimensions.
 
-    A log-probability is one with an empty event shape. ``plate`` is the name of the data plate. The names are those of
-    the plates inside the data plate, and for the event and for dimensions of the batch without a plate, which may stand
-    to the right of the data plate, those that ArviZ gives.
+    For a log-probability, the event shape is empty. ``plate`` is the name of the data plate. Dimensions of plates
+    inside the data plate have the names of the plates. ArviZ names the other dimensions: dimensions of the event, and
+    dimensions of the batch without a plate, which may lie to the right of the data plate.
     """
     batch_shape, event_shape = (
         site["fn"].batch_shape,

@@ -15,11 +15,11 @@ from pyrovae._waist.summation import log_table
 
 
 class GuideDraws(Messenger):
-    """Draw the sites that a guide enumerates; a handler around the guide, and then around the model.
+    """Handler that samples the sites that a guide enumerates, applied to the guide and then to the model.
 
     Attributes:
         of_guide: Names of the latent sites of the guide.
-        summed_out: Names of the sites that the model enumerates and the guide does not have.
+        summed_out: Names of the sites that the model enumerates and that are not in the guide.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class GuideDraws(Messenger):
 
 
 class _InModel(Messenger):
-    """Draw the sites that the guide has, and note those that the model alone enumerates."""
+    """Handler that samples the sites of the guide, and records the sites that only the model enumerates."""
 
     def __init__(self, guide: GuideDraws) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class _InModel(Messenger):
 
 
 class _Fixed(Messenger):
-    """Leave sites with a given value out of the enumeration."""
+    """Handler that excludes sites with given values from the enumeration."""
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
@@ -72,21 +72,21 @@ def draw_summed_out(
     nesting: int | None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
-    r"""Draw the sites that a model enumerates from their distribution given the data and the other latent sites.
+    r"""Sample the sites that a model enumerates from their distribution given the data and the other latent sites.
 
-    The sites are drawn in the order of the model, each given those before it, with those behind it summed out,
+    The sites are sampled in the order of the model, each given the earlier sites, while the later sites are summed out:
 
-    .. math:: y_t \sim p(y_t \mid y_{<t}, x, z) \propto \sum_{y_{>t}} p(x, y, z),
+    .. math:: y_t \sim p(y_t \mid y_{<t}, x, z) \propto \sum_{y_{>t}} p(x, y, z).
 
-    in a run of the model for each.
+    The model runs once for each site.
 
     Args:
         model: Pyro program of p(x, y, z) that enumerates y.
-        args: Its arguments.
+        args: Arguments of the model.
         values: Values of z, and indices of subsampling plates, by name.
         num_draws: Number of draws in the values.
         plate: Name of the data plate.
-        nesting: Depth of the program's own plates; ``None`` for values without a dimension of draws.
+        nesting: Nesting depth of the program's own plates; ``None`` for values without a dimension of draws.
         kwargs: Keyword arguments of the model.
 
     Returns:
@@ -109,7 +109,7 @@ def _value_at(site: Site, chosen: Tensor) -> Tensor:
     """Return the values of an enumerated site with given indices."""
     event, value = site["fn"].event_dim, site["value"]
     support = value.movedim(site["infer"]["_enumerate_dim"] - event, 0)
-    own = support.shape[max(1, support.ndim - event - chosen.ndim) :]  # without dimensions of other enumerated sites
+    own = support.shape[max(1, support.ndim - event - chosen.ndim) :]  # excludes dimensions of other enumerated sites
     own = (1,) * (chosen.ndim + event - len(own)) + own
     support = support.reshape(len(support), *own).expand(len(support), *chosen.shape, *own[chosen.ndim :])
     index = chosen.reshape(1, *chosen.shape, *(1,) * event).expand(1, *support.shape[1:])

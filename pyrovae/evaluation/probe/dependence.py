@@ -96,7 +96,7 @@ class Dependence:
         return Outcome(False, agrees, reason)
 
     def _check_few_data(self, one: Reference) -> None:
-        """Check each datum without each of the others if the first run has so few that the second can miss one."""
+        """Check each datum without each other datum, if the first run has so few that the second could miss one."""
         if one.size < FEW_DATA:
             self.check_other_data(one, with_guide=self.repeats)
 
@@ -115,7 +115,7 @@ class Dependence:
         for mixed, values, kept in mixtures:
             try:
                 other = trials.score(mixed, weights.chosen | values, depth=one.depth, validate=False)
-            except Exception:  # of a program that does not take these data
+            except Exception:  # the program cannot score these data
                 continue
             if difference := difference_by_data(weights, other, kept, with_guide=with_guide):
                 trials.check_noise(one.size)
@@ -174,14 +174,14 @@ class Dependence:
     def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
         """Return the largest difference between terms of the log-weights that exceeds rounding, nats."""
         data = slice(None) if some is None else slice(some.start, some.stop)
-        if one.densities is None or two.densities is None:  # the guide's density cannot be told apart
+        if one.densities is None or two.densities is None:  # the guide's density is not known separately
             return largest_difference(two.log_weights[:1], one.log_weights[:, data]) if self.repeats else 0.0
         parts = ["likelihood", "prior"] + (["guide"] if self.repeats else [])
         pairs = [(getattr(two.densities, part)[:1], getattr(one.densities, part)[:, data]) for part in parts]
         return max(largest_difference(second, first) for second, first in pairs)
 
     def _takes_fewer(self, one: Reference, few: int) -> bool:
-        """Return whether the program runs on fewer data, and check that their log-weights stay what they were."""
+        """Return whether the program runs on fewer data, and check that their log-weights do not change."""
         agrees, reason = self._agrees(one, few, draws=None)
         if agrees or not reason.startswith("by "):
             return agrees
@@ -210,7 +210,7 @@ class Dependence:
         return not largest_difference(again.densities.guide, first.densities.guide)
 
     def _check_state(self, one: Reference) -> None:
-        """Check that programs with enumerated sites have the same density in two runs of the same seed.
+        """Check that programs with enumerated sites have the same density in two runs with the same seed.
 
         Raises:
             ValueError: If the densities differ.

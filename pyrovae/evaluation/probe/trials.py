@@ -56,7 +56,7 @@ class Reference:
 
     @property
     def depth(self) -> int | None:
-        """Depth of the program's own plates, which a run of a guide that enumerates needs; ``None`` for others."""
+        """Nesting depth of the program's own plates if the guide enumerates sites, otherwise ``None``."""
         return self.nesting if self.enumerates else None
 
     @property
@@ -131,8 +131,8 @@ class Trials:
             size: Number of data.
             values: Values of latent sites, and indices of subsampling plates.
             draws: Number of draws.
-            nesting: Depth of the program's own plates, for a run with a dimension of draws.
-            depth: The same for a run without it, which values with dimensions of enumerated sites need.
+            nesting: Nesting depth of the program's own plates, for a run with a dimension of draws.
+            depth: The same depth for a run without a dimension of draws, if values have dimensions of enumerated sites.
             start: Index of the first datum.
             validate: If true, Pyro validates the run.
         """
@@ -150,17 +150,17 @@ class Trials:
         depth: int | None = None,
         validate: bool = True,
     ) -> Weights:
-        """Run on given arguments for one draw."""
+        """Run guide and model on given arguments for one draw."""
         return self._weights(args, values, 1, None, depth, validate=validate)
 
     def check_noise(self, size: int) -> None:
-        """Check that the model uses no random numbers that it draws outside sample sites.
+        """Check that the model's density does not depend on random numbers drawn outside sample sites.
 
         Args:
             size: Number of data in the arguments of a run.
 
         Raises:
-            ValueError: If the model uses such random numbers.
+            ValueError: If the density depends on such random numbers.
         """
         if not self.noise.sources or self._noise_is_idle:
             return

@@ -1,10 +1,10 @@
 r"""The map between the latent sites of a program and real vectors.
 
-All latent sites of a datum are laid side by side in one vector u. A site with a constrained value, z = f(u), adds
-:math:`\log |\det \partial f / \partial u|` to log p(x, z) and to log q(z | x) alike, and leaves log-weights alone.
+All latent sites of a datum are concatenated to one vector u. A site with a constrained value, z = f(u), adds
+:math:`\log |\det \partial f / \partial u|` to both log p(x, z) and log q(z | x), so log-weights do not change.
 
-An autoguide such as AutoNormal draws u at auxiliary sites and computes z = f(u) from them, as points. Its density at u
-is found by a run in which the auxiliary sites are given, and the points are computed anew.
+An autoguide such as AutoNormal draws u at auxiliary sites and computes points z = f(u) from them. To find its density
+at u, the guide runs with given values of the auxiliary sites, and computes the points from these values.
 """
 
 import math
@@ -86,7 +86,7 @@ class Space:
 
     @property
     def drawn_sites(self) -> list[Site]:
-        """The sites that the guide draws, auxiliary ones among them."""
+        """The sites that the guide draws, including auxiliary sites."""
         return [site for name, site in self.sites.items() if name not in self.points] + list(self.noise.values())
 
     def check_batch(self, batch: Batch) -> None:
@@ -129,9 +129,9 @@ class Space:
         is_map = drawn.shape == computed.shape and torch.allclose(drawn, computed, rtol=1e-3, atol=1e-3)
         if not (is_map and all(is_real(site["fn"]) for site in self.noise.values())):
             raise ValueError(
-                f"latent site {next(iter(self.noise))!r} is auxiliary, in the guide but not in the model, and does not "
-                f"hold the real coordinates of the model's latent sites, so the posterior has no such dimension; use "
-                f"pyrovae.evaluation.evaluate"
+                f"latent site {next(iter(self.noise))!r} is auxiliary: it is in the guide but not in the model. It "
+                f"does not hold the real coordinates of the model's latent sites, so the posterior has no such "
+                f"dimension. For this program, use pyrovae.evaluation.evaluate."
             )
 
     def _check_guide_support(self, name: str, of_guide: Site, of_model: Site, real: Tensor) -> None:
@@ -165,7 +165,7 @@ class Space:
         return values, log_det
 
     def given_to_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return what the guide is given at u: values of the latents, or of the noise from which it computes them."""
+        """Return the values that the guide gets at u: values of the latents, or of the noise that determines them."""
         if not self.noise:
             return values
         real = self._split(u, self.shapes)
@@ -185,7 +185,7 @@ class Space:
         return by_datum.reshape(*by_datum.shape[:2], -1)
 
     def _split(self, u: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """Return the parts of vectors, shape ``(num_draws, N, D)``, in the shapes of sites."""
+        """Split vectors of shape ``(num_draws, N, D)`` into the values of sites."""
         parts = u.split([math.prod(shape) for shape in shapes.values()], dim=-1)
         dim = self.problem.data_dim
         return {
@@ -199,7 +199,7 @@ def _latents(sites: list[Site]) -> dict[str, Site]:
 
 
 def _check_continuous(name: str, site: Site) -> None:
-    """Refuse a latent site that has no posterior density on real vectors."""
+    """Raise ValueError if a latent site has no posterior density on real vectors."""
     instead = "use pyrovae.evaluation.evaluate"
     if is_point(site["fn"]):
         raise ValueError(

@@ -142,7 +142,7 @@ def _range(values: list[float]) -> tuple[float, float]:
 def _most_visible(
     mean: Callable[[Tensor], Tensor], codes: Tensor, ranges: Sequence[tuple[float, float]]
 ) -> tuple[int, ...]:
-    """Return the two dimensions that change the images of some codes most over their ranges."""
+    """Return the two latent dimensions whose ranges change the decoded images most, starting from some codes."""
     changes = []
     for dimension, ends in enumerate(ranges):
         low, high = (codes.index_fill(1, torch.tensor(dimension, device=codes.device), end) for end in ends)

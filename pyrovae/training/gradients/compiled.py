@@ -64,7 +64,7 @@ class CompiledGradients:
         self.captured = CapturedUpdates(optimizer) if optimizer is not None and can_capture else None
 
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor | float:
-        """Return the loss with the latent sites weighted, and store its gradient."""
+        """Return the loss at a KL weight, and store its gradient."""
         inputs = (*batch, batch[0].new_full((), kl_weight)) if self.weighted else batch
         key = tuple((tensor.shape, tensor.dtype) for tensor in batch)
         if key not in self.graphs:
