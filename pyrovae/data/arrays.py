@@ -29,6 +29,7 @@ class Arrays(Source):
         """
         self.name = name
         self.columns = tuple(column(name, values) for values in columns)
+        self.column_names = tuple(_names(values) for values in columns)
         shapes = [tuple(values.shape) for values in self.columns]
         if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
             raise ValueError(
@@ -121,6 +122,11 @@ def to_tensor(array: np.ndarray) -> Tensor:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
         tensor = torch.from_numpy(native)
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    """Return the names of the columns of a table, and none for other values."""
+    return tuple(map(str, values.columns)) if is_table(values) and values.ndim == 2 else ()
 
 
 def _of_table(name: str, table: Any) -> Tensor:

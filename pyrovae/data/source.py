@@ -28,10 +28,12 @@ class Source(ABC):
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.
         batch_size: Batch size of the ``DataLoader`` that was passed as data, or None.
+        column_names: Names of the columns of each table, in their order; other arguments have none.
     """
 
     name: str
     batch_size: int | None = None
+    column_names: tuple[tuple[str, ...], ...] = ()
 
     @abstractmethod
     def __len__(self) -> int:

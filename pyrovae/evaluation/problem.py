@@ -25,6 +25,7 @@ from pyrovae._waist.plates import dim_of
 from pyrovae._waist.sites import Program
 from pyrovae._waist.weights import Weights
 from pyrovae.arguments import as_digest, check_whole
+from pyrovae.data.column_names import check_column_names
 from pyrovae.evaluation.batches import Batch, batches, consecutive
 from pyrovae.evaluation.checkpoint import seed_in
 from pyrovae.evaluation.identity import LARGE, contents, unchanged
@@ -37,7 +38,7 @@ from pyrovae.evaluation.proposal import Proposal
 from pyrovae.evaluation.reach import check_reach
 from pyrovae.evaluation.route import Drawn, Route
 from pyrovae.evaluation.sampler import Sampler
-from pyrovae.isolation import Isolation, fresh_seed, isolated, program_device, seeded
+from pyrovae.isolation import Isolation, fresh_seed, isolated, modules_of, program_device, seeded
 
 # On a CPU, larger tensors are returned to the operating system after every run, and allocating their pages again takes
 # a third of the time. On a GPU, 2**25 bytes are too few: an evaluation on an H200 took more than four times as long.
@@ -100,6 +101,7 @@ class Problem:
         self.proposal: Proposal | None = inner if isinstance(inner, Proposal) else None
         self.model, self.guide = model, guide if self.proposal is None else self.proposal.guide
         self.data = ProgramData("x", x)
+        check_column_names(self.data.source, modules_of(self.model, self.guide))
         self.device = program_device(model, self.guide, default=self.data.device)
         memory = self.options["memory"]
         self.memory = MEMORY.get(self.device.type, MEMORY["cpu"]) if memory is None else memory

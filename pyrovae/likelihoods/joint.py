@@ -25,7 +25,7 @@ class Joint(Described):
             instead of z, so that they share these layers.
 
     Attributes:
-        names: Names of all columns.
+        column_names: Names of all columns, in the order of the table. A pandas table with another order is refused.
 
     Raises:
         TypeError: When called, if the entries of a likelihood are not independent given z.
@@ -61,10 +61,10 @@ class Joint(Described):
     ) -> None:
         super().__init__()
         self.groups = [(key,) if isinstance(key, str) else tuple(key) for key in columns]
-        self.names = [name for group in self.groups for name in group]
-        if not self.names or len(set(self.names)) < len(self.names):
+        self.column_names = [name for group in self.groups for name in group]
+        if not self.column_names or len(set(self.column_names)) < len(self.column_names):
             raise ValueError(
-                f"likelihoods.Joint: columns={self.names} must hold at least one column, and each name only once"
+                f"likelihoods.Joint: columns={self.column_names} must hold at least one column, and each name only once"
             )
         self.parts = nn.ModuleList(
             [part if isinstance(part, nn.Module) else _Called(part) for part in columns.values()]
@@ -88,7 +88,7 @@ class Joint(Described):
                     f"but {(len(group),)} is required. Change the output of its network."
                 )
             entries.append(entrywise(p, f"likelihoods.Joint, columns {group},"))
-        joined: Any = Columns(self.names, entries).to_event(1)
+        joined: Any = Columns(self.column_names, entries).to_event(1)
         return joined
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pyrovae.arguments import as_tensors
 from pyrovae.components import DescribedModel
+from pyrovae.data.column_names import check_column_names
+from pyrovae.data.sources import as_source
 from pyrovae.models.programs import (
     Component,
     Program,
@@ -97,21 +99,22 @@ class VAE(DescribedModel):
         else:
             super().__setattr__(name, value)
 
-    def encode(self, x: Tensor, *given: Tensor) -> dist.TorchDistribution:
+    def encode(self, x: Any, *given: Any) -> dist.TorchDistribution:
         """Return the posterior q(z | x) of data.
 
         Its ``mean`` is the usual code of a datum. ``sample()`` draws codes, and ``rsample()`` draws codes with a
         gradient.
 
         Args:
-            x: Data, shape ``(N, *event)``.
+            x: Data, shape ``(N, *event)``: a tensor, or data of another kind that :func:`pyrovae.fit` accepts. Data of
+                another kind are read into memory and moved to the device of the parameters.
             *given: Further data for the posterior, such as labels, each of shape ``(N, *event)``.
 
         Returns:
             Distribution of batch shape ``(N,)`` and event shape ``(latent,)``.
 
         Raises:
-            TypeError: If the data are not floating-point tensors.
+            TypeError: If the data have an unsupported type, or are not floating-point.
             ValueError: If the data are empty, not finite, or of a shape or dtype that the posterior does not accept.
 
         Example:
@@ -126,8 +129,16 @@ class VAE(DescribedModel):
             >>> vae.encode(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).mean
             tensor([[1., 0.]])
         """
-        data = as_tensors("x", (x, *given))
-        q: dist.TorchDistribution = run_component("posterior", self.posterior, *data, batch_shape=x.shape[:1])
+        data: tuple[Any, ...] = (x, *given)
+        if not all(isinstance(part, Tensor) for part in data):
+            source = as_source("x", data if given else x, indexed=True)
+            check_column_names(source, self.modules())
+            device = next((parameter.device for parameter in self.parameters()), None)
+            data = tuple(tensor.to(device) for tensor in source.slice(0, len(source)))
+        tensors = as_tensors("x", data)
+        q: dist.TorchDistribution = run_component(
+            "posterior", self.posterior, *tensors, batch_shape=tensors[0].shape[:1]
+        )
         return q
 
     @torch.no_grad()

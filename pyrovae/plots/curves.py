@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) -> Axes:
-    """Plot the bound on training and validation data against the epoch, for several runs.
+    """Plot the bound on training and validation data against the index of the epoch, for several runs.
 
     If the KL weight grew, a dotted line marks the epoch in which it reached 1. Before that epoch, the training bound is
     weighted.
@@ -40,7 +40,7 @@ def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) ->
     shown = []
     with axes_for(ax) as ax:
         for i, (name, history) in enumerate(histories.items()):
-            epochs = np.arange(1, len(history.train) + 1)
+            epochs = np.arange(len(history.train))  # as in History.best_epoch and to_dataframe
             every = max(1, len(epochs) // 8)
             style: dict[str, Any] = {
                 "color": color(i),
@@ -54,7 +54,7 @@ def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) ->
             skipped = len(history.train) // 10
             shown += [value for curve in (history.valid, history.train) for value in (curve or [])[skipped:]]
         for warmup in {sum(weight < 1 for weight in history.kl_weight) for history in histories.values()} - {0}:
-            ax.axvline(warmup + 1, color="0.6", linestyle=":", linewidth=1, zorder=0, label="KL weight reaches 1")
+            ax.axvline(warmup, color="0.6", linestyle=":", linewidth=1, zorder=0, label="KL weight reaches 1")
         shown = [value for value in shown if np.isfinite(value)]
         if shown:  # the first epochs would compress the rest of a curve
             margin = 0.05 * (max(shown) - min(shown)) or 1.0

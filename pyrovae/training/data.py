@@ -25,9 +25,11 @@ class TrainingData(Protocol):
         device: Device of the batches.
         datum: The first datum, one tensor of shape ``(1, *event)`` for each argument of the programs.
         batch_size: Batch size of a ``DataLoader``, or None.
+        column_names: Names of the columns of each table; other arguments have none.
     """
 
     name: str
+    column_names: tuple[tuple[str, ...], ...]
     device: torch.device
     datum: Batch
     batch_size: int | None
@@ -81,6 +83,7 @@ class _IndexedData(ABC):
 
     def __init__(self, source: Source, device: torch.device | None) -> None:
         self.source, self.name, self.batch_size = source, source.name, source.batch_size
+        self.column_names = source.column_names
         with repeatable():
             self.datum = source.slice(0, 1)
         self.device = self.datum[0].device if device is None else device
@@ -172,6 +175,7 @@ class StreamedData:
 
     def __init__(self, stream: Stream, device: torch.device | None) -> None:
         self.stream, self.name = stream, stream.name
+        self.column_names: tuple[tuple[str, ...], ...] = ()
         sizes, datum = [], None
         with repeatable():
             for batch in stream.batches(100):

@@ -17,6 +17,7 @@ from torch import nn
 from pyrovae import parallel
 from pyrovae._warnings import find_stack_level
 from pyrovae.arguments import as_device
+from pyrovae.data.column_names import check_column_names
 from pyrovae.isolation import owners, seeded
 from pyrovae.training.annealing import KLWarmup, kl_weight
 from pyrovae.training.batches import Batches, Transform
@@ -235,6 +236,9 @@ def fit(
     where = _device(trained, device)
     source = as_training_data("train", train, where)
     held_out = None if valid is None else as_training_data("valid", valid, where, held_out=True)
+    check_column_names(source, trained.modules())
+    if held_out is not None:
+        check_column_names(held_out, trained.modules(), source)
     parallel.check_same("the training data", (data.digest() for data in (source, held_out) if data is not None))
     trained.to(where)
     products = _products(precision, source.device)

@@ -85,6 +85,7 @@ def test_every_kind_has_the_numbers_of_the_tensor(kind: str, x: Tensor, tmp_path
     results = [evaluate(other.model, other.guide, each, 20, seed=0, progress=False) for each in (x, data)]
     np.testing.assert_array_equal(results[0].log_likelihood, results[1].log_likelihood)
     assert results[0].attrs["data_sha1"] == results[1].attrs["data_sha1"]
+    assert torch.equal(other.encode(data).mean, other.encode(x).mean)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_the_log_density_is_the_sum_over_columns() -> None:
     parts = likelihood.columns
     expected = sum(parts[group](h).log_prob(columns[group[0]]) for group in parts)
     torch.testing.assert_close(likelihood(z).log_prob(x), expected)
-    assert likelihood.names == NAMES
+    assert likelihood.column_names == NAMES
 
 
 @pytest.mark.parametrize("column", range(5))

@@ -24,7 +24,7 @@ def test_learning_curves_mark_the_end_of_the_warmup() -> None:
     history = History("IWAE", train=[-3.0, -2.0, -1.0], kl_weight=[0.5, 1.0, 1.0])
     line = plots.learning_curves({"a": history, "b": history}).lines[-1]
     assert line.get_label() == "KL weight reaches 1"
-    assert list(line.get_xdata()) == [2, 2]
+    assert list(line.get_xdata()) == [1, 1]
 
 
 def test_bounds() -> None:

@@ -1,0 +1,44 @@
+"""The names of the columns of tables, which must have the order that the programs expect."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class Tables(Protocol):
+    """Data that may hold tables of pandas.
+
+    Attributes:
+        name: Name of the data in error messages.
+        column_names: Names of the columns of each table, in their order; other arguments have none.
+    """
+
+    name: str
+    column_names: tuple[tuple[str, ...], ...]
+
+
+def check_column_names(data: Tables, modules: Iterable[nn.Module], *others: Tables) -> None:
+    """Check that tables have their columns in the order of the programs and of other data.
+
+    Data without names, such as tensors, are not checked.
+
+    Args:
+        data: Data that may hold tables of pandas.
+        modules: Modules of the programs. A module with the attribute ``column_names``, such as
+            :class:`pyrovae.likelihoods.Joint`, states an order.
+        *others: Data on which the programs were trained, which state an order too.
+
+    Raises:
+        ValueError: If a table has the same columns in another order.
+    """
+    stated: list[tuple[str, Any]] = [(type(module).__name__, getattr(module, "column_names", ())) for module in modules]
+    orders = [(owner, tuple(names)) for owner, names in stated if names]
+    orders += [(other.name, names) for other in others for names in other.column_names if names]
+    for found in data.column_names:
+        for owner, order in orders:
+            if found != order and sorted(found) == sorted(order):
+                raise ValueError(
+                    f"{data.name} is a table with the columns {list(found)}, but {owner} has them in the order "
+                    f"{list(order)}. Columns are matched by position, so reorder the table: table[{list(order)}]."
+                )
