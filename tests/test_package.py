@@ -146,6 +146,7 @@ assert Distribution._validate_args is {enabled}
 """
 
 
+@pytest.mark.slow
 def test_lazy_imports() -> None:
     """A lazy submodule is an attribute and can be imported, and the first flow leaves validation as it is."""
     submodules = [program for name in ("evaluation", "guides", "plots") for program in lazily(name)]

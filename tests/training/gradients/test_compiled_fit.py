@@ -49,6 +49,7 @@ def test_a_compiled_run_is_the_run(x: Tensor) -> None:
     assert_same_run(compiled, plain, tolerance=1e-9)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_in_single_precision_is_the_run_but_for_rounding(x: Tensor) -> None:
     options = {"objective": pv.objectives.IWAE(3), "epochs": 4, "batch_size": 6, "kl_warmup": 2}
     plain, compiled = (fitted(small_vae, x, valid=x, compile=is_compiled, **options) for is_compiled in (False, True))
