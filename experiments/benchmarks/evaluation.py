@@ -5,9 +5,6 @@ Each takes its turns in a process of its own, all images a turn, and ratios are 
 must agree on the estimates. The sum of the parts is what noise, matrix products, activation and density take alone.
 Tools that are not installed are left out; ``uv run --group benchmarks`` installs them.
 
-A second table says what is reached in equal seconds: the errors of importance sampling, plain, compiled and rounded,
-and of randomized quasi-Monte Carlo, by the power laws through errors and seconds for several numbers of draws.
-
 With ``--peak 50 200 800`` nothing of that is done, but so many images are evaluated in one call each, and the most
 memory that it takes is printed.
 """
@@ -21,20 +18,19 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tyro
 
 import pyrovae as pv
-from experiments.benchmarks import errors, training
+from experiments.benchmarks import training
 from experiments.benchmarks.estimates import check_estimates, given_noise
 from experiments.benchmarks.evaluators.ours import build
 from experiments.benchmarks.networks import to_device
 from experiments.benchmarks.problem import Problem, Sizes, check_agreement
 from experiments.benchmarks.rounds import Race, race
 
-OURS, PYTHAE, PARTS, QUASI = "pyrovae", "pythae", "sum of parts", "pyrovae, quasi-Monte Carlo"
+OURS, PYTHAE, PARTS = "pyrovae", "pythae", "sum of parts"
 EVALUATORS = {
     PYTHAE: ("pythae_", "100"),  # its default
     "pythae, larger batches": ("pythae_", "{rows}"),
@@ -72,12 +68,6 @@ class Options:
     """Number of rounds, after one to warm up."""
     contenders: tuple[str, ...] = tuple(EVALUATORS)
     """Names of those who compete."""
-    error_draws: tuple[int, ...] = (1024, 4096, 16384)
-    """Numbers of draws for which errors are measured, multiples of 32; with none the second table is left out."""
-    error_data: int = 32
-    """Images whose errors are measured."""
-    error_reference: int = 2**18
-    """Draws of the estimate against which errors are measured."""
     peak: tuple[int, ...] = ()
     """Numbers of images whose evaluation's memory is measured, and nothing else."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -90,58 +80,24 @@ class Options:
     def __post_init__(self) -> None:
         if unknown := set(self.contenders) - set(EVALUATORS):
             raise ValueError(f"there is no contender {min(unknown)!r}; choose from {list(EVALUATORS)}")
-        if len(self.error_draws) == 1:
-            raise ValueError(
-                f"a power law goes through two numbers of draws or more, got error_draws={self.error_draws}; add "
-                f"another, or give none"
-            )
-        if self.error_draws and OURS not in self.contenders:
-            raise ValueError(f"errors are compared in the seconds of {OURS!r}; let it compete, or give no error_draws")
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Lets the contenders compete, or measures memory alone; prints and writes the tables and the figure."""
+    """Lets the contenders compete, or measures memory alone; prints and writes the table."""
     return measure_memory(options) if options.peak else measure_time(options)
 
 
 def measure_time(options: Options) -> pd.DataFrame:
-    """Lets the contenders compete; prints and writes the tables and the figure."""
-    weights = train(options)
-    problem = make_problem(options, options.data, weights)
-    commands = {name: EVALUATORS[name] for name in options.contenders}
-    commands |= {quasi(draws): ("quasi", str(draws)) for draws in options.error_draws}
-    result = run(problem, commands, options)
+    """Lets the contenders compete; prints and writes the table."""
+    problem = make_problem(options, options.data, train(options))
+    result = run(problem, {name: EVALUATORS[name] for name in options.contenders}, options)
     check(problem, result)
     table = summarize(result, options)
     print(f"\n{describe(options)}: median [quartiles] of {options.rounds} rounds\n")
     print(table.to_string())
     tell_facts(result, options)
     training.write(options, "evaluation", table, {"all": result})
-    if options.error_draws:
-        compare_errors(result, make_problem(options, options.error_data, weights), options)
     return table
-
-
-def compare_errors(result: Race, problem: Problem, options: Options) -> None:
-    """Prints and writes the table of errors and the figure."""
-    measured = errors.measure(
-        build(problem), to_device(problem, problem.x), options.error_draws, options.error_reference, options.seed
-    )
-    points = points_of(result, measured, options)
-    table = summarize_errors(result, points, options)
-    print(
-        f"\nerror of {len(problem.x)} images in the seconds that pyrovae takes for its evaluation, against "
-        f"{options.error_reference} draws: nats, root mean square\n"
-    )
-    print(table.to_string())
-    poor = measured.poor.iloc[-1]
-    print(
-        f"\nfrom {measured.index[-1]} draws k-hat is above 0.7 for {poor:.0%} of them: there the truth is higher still"
-    )
-    training.write(options, "evaluation_error", table, {})
-    figure = errors.draw(points)
-    figure.savefig(options.out / "evaluation_error.png", dpi=200, bbox_inches="tight")
-    plt.close(figure)
 
 
 def measure_memory(options: Options) -> pd.DataFrame:
@@ -165,11 +121,6 @@ def measure_memory(options: Options) -> pd.DataFrame:
     flat = table.set_axis([f"{name}, {size} images" for name, size in table.index])
     training.write(options, "evaluation_memory", flat, races)
     return table
-
-
-def quasi(draws: int) -> str:
-    """Name of the contender that makes so many quasi-Monte Carlo draws."""
-    return f"{QUASI}, {draws} draws"
 
 
 def train(options: Options) -> dict[str, np.ndarray]:
@@ -242,8 +193,7 @@ def summarize(result: Race, options: Options) -> pd.DataFrame:
     columns["set-up, s"] = in_seconds(cold - turn)
     columns["once more, s"] = in_seconds((pd.Series(result.first) - turn).where(cold.notna()))
     columns["peak memory, MiB"] = [f"{peak:.0f}" for peak in table.peak_mb]
-    rows = pd.DataFrame(columns, index=table.index)
-    return rows[[not name.startswith(QUASI) for name in rows.index]]
+    return pd.DataFrame(columns, index=table.index)
 
 
 def in_seconds(values: pd.Series) -> list[str]:
@@ -263,29 +213,6 @@ def tell_facts(result: Race, options: Options) -> None:
         if parts:
             told = [f"{key.removesuffix('_seconds')} {1000 * value / options.data:.3g}" for key, value in parts.items()]
             print(f"\n{name}, ms per image: {', '.join(told)}")
-
-
-def points_of(result: Race, measured: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """Seconds per image and errors of all ways of evaluating, as :func:`errors.at_equal_time` takes them."""
-    times = result.table(OURS, options.data)
-    seconds = times.ratio * times.ms[OURS] / 1000
-    ways = [name for name in options.contenders if name.startswith(OURS)]
-    rows = [(name, k, seconds[name] * k / options.draws, measured.evaluate[k]) for name in ways for k in measured.index]
-    rows += [(QUASI, k, seconds[quasi(k)], measured.rqmc[k]) for k in measured.index]
-    return pd.DataFrame(rows, columns=["name", "draws", "seconds", "error"])
-
-
-def summarize_errors(result: Race, points: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """One row a way of evaluating: what it reaches in the seconds of the plain one."""
-    reached = errors.at_equal_time(points, result.table(OURS, options.data).ms[OURS] / 1000)
-    rounding = pd.Series({name: facts.get("mean_rounding_error") for name, facts in result.facts.items()}, dtype=float)
-    columns = {
-        "draws": [f"{draws:.0f}" for draws in reached.draws],
-        "error": [f"{error:.3g}" for error in reached.error],
-        f"/ {OURS}": [f"{ratio:.3g}" for ratio in reached.error / reached.error[OURS]],
-        "rounding error": ["" if math.isnan(error) else f"{error:.2g}" for error in rounding.reindex(reached.index)],
-    }
-    return pd.DataFrame(columns, index=reached.index)
 
 
 def describe(options: Options) -> str:

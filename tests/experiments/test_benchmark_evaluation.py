@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.benchmarks import errors, estimates, evaluation, rounds
-from experiments.benchmarks.evaluators import ours, parts, pytorch, quasi
+from experiments.benchmarks import estimates, evaluation, rounds
+from experiments.benchmarks.evaluators import ours, parts, pytorch
 from experiments.benchmarks.problem import Problem, check_agreement
 from experiments.benchmarks.rounds import Race
 
@@ -85,11 +85,6 @@ def test_an_evaluation_in_one_call(problem: Problem) -> None:
     assert Turns.seconds[1] > 0
 
 
-def test_quasi_monte_carlo_takes_turns(problem: Problem) -> None:
-    quasi.main(problem, 64)
-    assert len(Turns.seconds) == 3
-
-
 def test_parts_are_timed_alone(problem: Problem) -> None:
     parts.main(problem, rows=90)  # does not divide 6 * 200
     assert set(Turns.facts) == {"noise_seconds", "products_seconds", "density_seconds"}
@@ -104,7 +99,7 @@ def test_evaluation(
 ) -> None:
     monkeypatch.setattr(evaluation, "train", lambda _: weights)
     names = ("PyTorch", "sum of parts")
-    table = evaluation.main(evaluation.Options(**TOY, contenders=names, error_draws=(), out=tmp_path))
+    table = evaluation.main(evaluation.Options(**TOY, contenders=names, out=tmp_path))
     assert list(table.index) == list(names)
     assert list(table.columns) == [
         "ms per image", "/ pythae", "/ sum of parts", "set-up, s", "once more, s", "peak memory, MiB"
@@ -128,47 +123,10 @@ def test_evaluation_of_all(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(evaluation, "train", lambda _: weights)
-    table = evaluation.main(evaluation.Options(**TOY, error_draws=(64, 128), error_reference=1024, out=tmp_path))
+    table = evaluation.main(evaluation.Options(**TOY, out=tmp_path))
     printed = capsys.readouterr().out
     missing = [name for name in evaluation.EVALUATORS if f"{name} is missing: ModuleNotFoundError" in printed]
     assert sorted([*table.index, *missing]) == sorted(evaluation.EVALUATORS)
-    assert "k-hat is above 0.7" in printed
-
-
-def faked(options: evaluation.Options) -> Race:
-    """A race in which compiling halves the time, and quasi-Monte Carlo takes as long per draw as the plain way."""
-    seconds = {"pyrovae": 1.0, "pyrovae, compiled, bfloat16": 0.5}
-    seconds |= {evaluation.quasi(k): k / options.draws for k in options.error_draws}
-    once = dict.fromkeys(seconds, 2.0)
-    facts = {name: {"cold_seconds": 3.0} for name in seconds}
-    facts["pyrovae, compiled, bfloat16"]["mean_rounding_error"] = 0.01
-    return Race(pd.DataFrame({name: [value] * 2 for name, value in seconds.items()}), once, once, facts, once, {})
-
-
-def test_errors_are_compared_at_equal_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contenders = ("pyrovae", "pyrovae, compiled, bfloat16")
-    options = evaluation.Options(data=10, draws=1000, contenders=contenders, error_draws=(500, 2000), out=tmp_path)
-    measured = pd.DataFrame({"evaluate": [0.2, 0.1], "rqmc": [0.04, 0.01], "poor": [0.1, 0.2]}, index=[500, 2000])
-    points = evaluation.points_of(faked(options), measured, options)
-    reached = errors.at_equal_time(points, 0.1)
-    assert reached.draws.tolist() == pytest.approx([1000, 2000, 1000])
-    assert reached.error.tolist() == pytest.approx([0.2 / 2**0.5, 0.1, 0.02])
-    table = evaluation.summarize_errors(faked(options), points, options)
-    assert table["rounding error"].tolist() == ["", "0.01", ""]
-    assert table["/ pyrovae"].tolist() == ["1", "0.707", "0.141"]
-    monkeypatch.setattr(errors, "measure", lambda *_: measured)
-    monkeypatch.setattr(evaluation, "build", lambda _: None)
-    evaluation.compare_errors(
-        faked(options), Problem(evaluation.sizes_of(options, 2), np.eye(2), np.eye(2), {}), options
-    )
-    record = json.loads((tmp_path / "evaluation_error.json").read_text())
-    assert record["table"] == table.to_dict("index")
-    assert (tmp_path / "evaluation_error.png").stat().st_size
-
-
-def test_errors_are_measured(problem: Problem) -> None:
-    measured = errors.measure(ours.build(problem), evaluation.to_device(problem, problem.x), (64, 1024), 2**14, seed=0)
-    assert (measured.loc[1024, ["evaluate", "rqmc"]] < measured.loc[64, ["evaluate", "rqmc"]]).all()
 
 
 def test_memory(
@@ -194,10 +152,6 @@ def test_memory(
 def test_options_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="there is no contender 'Pyrovae'; choose from"):
         evaluation.Options(contenders=("Pyrovae",))
-    with pytest.raises(ValueError, match=r"a power law goes through two numbers of draws or more"):
-        evaluation.Options(error_draws=(1024,))
-    with pytest.raises(ValueError, match="let it compete, or give no error_draws"):
-        evaluation.Options(contenders=("PyTorch",))
 
 
 def test_estimates_that_are_nan_are_refused() -> None:
