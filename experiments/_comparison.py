@@ -108,18 +108,19 @@ def chosen(models: Mapping[str, Model], options: Options) -> dict[str, Model]:
 
 def run(options: Options, splits: pv.data.Splits, models: Mapping[str, Callable[[], pv.VAE]]) -> pd.DataFrame:
     """Trains and evaluates the models, from the same seed; prints and writes the table and the figures."""
-    vaes, histories, results, draws = {}, {}, {}, {}
+    vaes, histories, results, quoted, draws = {}, {}, {}, {}, {}
     for name, build in chosen(models, options).items():
         pyro.set_rng_seed(options.seed)
         vaes[name] = build()
         histories[name] = train(vaes[name], splits, options)
         results[name] = evaluate(vaes[name], splits, options)
+        quoted[name] = log_likelihood(vaes[name], splits, options)
         draws[name] = latent_draws(vaes[name], splits.test)
-    table = summarize(results, histories)
-    table.insert(2, "difference", differences(results))
+    table = summarize(results, histories, likelihoods=quoted)
+    table.insert(4, "difference", differences(quoted))
     report(splits, table)
     figures = draw(vaes, histories, results) | {"aggregate_posteriors": figure_of(pv.plots.aggregate_posteriors(draws))}
-    write(options, table, figures, histories, results)
+    write(options, table, figures, histories, with_quoted(results, quoted))
     return table
 
 
@@ -182,6 +183,16 @@ def log_likelihood(vae: Any, splits: pv.data.Splits, options: Options) -> xr.Dat
         seed=options.seed,
         binarization=splits.binarization,
     )
+
+
+def with_quoted(results: Mapping[str, xr.Dataset], quoted: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """Return results by the encoder with the estimates to quote as ``quoted``, ``quoted_mcse`` and ``reliable``."""
+    return {
+        name: result.assign(
+            quoted=quoted[name].log_likelihood, quoted_mcse=quoted[name].mcse, reliable=quoted[name].reliable
+        )
+        for name, result in results.items()
+    }
 
 
 def has_error(result: xr.Dataset) -> bool:

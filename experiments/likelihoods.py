@@ -77,7 +77,7 @@ def main(options: Options) -> pd.DataFrame:
     pyro.set_rng_seed(options.seed)
     noisy = replace(grey, valid=dequantize(grey.valid), test=dequantize(grey.test))
 
-    vaes, histories, results, bits, draws = {}, {}, {}, {}, {}
+    vaes, histories, results, quoted, bits, draws = {}, {}, {}, {}, {}, {}
     for name, likelihood in comparison.chosen({**discrete, **continuous}, options).items():
         splits, transform, width = (grey, None, 1.0) if name in discrete else (noisy, dequantize, 1 / levels)
         pyro.set_rng_seed(options.seed)
@@ -87,25 +87,29 @@ def main(options: Options) -> pd.DataFrame:
             posterior=pv.posteriors.DiagonalNormal(mlp(event_shape, *options.hidden, 2 * latent)),
         )
         histories[name] = comparison.train(vae, splits, options, transform=transform)
-        results[name] = result = comparison.evaluate(vae, splits, options)
+        results[name] = comparison.evaluate(vae, splits, options)
+        quoted[name] = result = comparison.log_likelihood(vae, splits, options)
         draws[name] = comparison.latent_draws(vae, splits.test)
         bits[name] = pv.evaluation.bits_per_dimension(result.log_likelihood, event_shape, bin_width=width)
 
-    table = summarize(bits, results, histories)
+    table = summarize(bits, results, quoted, histories)
     comparison.report(grey, table)
     figures = {
         "samples": figure_of(pv.plots.images({name: comparison.samples(vae) for name, vae in vaes.items()}, columns=8)),
         "aggregate_posteriors": figure_of(pv.plots.aggregate_posteriors(draws, columns=4)),
     }
-    comparison.write(options, table, figures, histories, results)
+    comparison.write(options, table, figures, histories, comparison.with_quoted(results, quoted))
     return table
 
 
 def summarize(
-    bits: dict[str, xr.DataArray], results: dict[str, xr.Dataset], histories: dict[str, pv.History]
+    bits: dict[str, xr.DataArray],
+    results: dict[str, xr.Dataset],
+    quoted: dict[str, xr.Dataset],
+    histories: dict[str, pv.History],
 ) -> pd.DataFrame:
     """Bits per dimension in front of the usual columns, and their paired difference from the first model."""
-    table = comparison.summarize(results, histories)
+    table = comparison.summarize(results, histories, likelihoods=quoted)
     first = next(iter(bits.values()))
     table.insert(0, "bits/dim", [_mean(values) for values in bits.values()])
     table.insert(1, "difference", ["", *(_mean(values - first) for values in list(bits.values())[1:])])

@@ -51,7 +51,7 @@ def main(options: Options) -> pd.DataFrame:
         **{f"{name}, L = {n}": (name, n) for name in ("reparameterized", "score function") for n in options.draws},
         **{name: (name, 1) for name in ("closed-form KL", "average baseline", "network baseline")},
     }
-    histories, results = {}, {}
+    histories, results, quoted = {}, {}, {}
     for label, (name, draws) in comparison.chosen(cells, options).items():
         vae = comparison.build(options, splits.train.shape[1:])
         objective = ESTIMATORS[name].objective(num_particles=draws, vectorize_particles=True, max_plate_nesting=1)
@@ -59,10 +59,11 @@ def main(options: Options) -> pd.DataFrame:
             estimated = Estimated(vae, ESTIMATORS[name], splits.train.shape[1:])
             histories[label] = comparison.train(estimated, splits, options, objective=objective)
         results[label] = comparison.evaluate(vae, splits, options)
-    table = comparison.summarize(results, histories)
-    table.insert(2, "difference", comparison.differences(results))
+        quoted[label] = comparison.log_likelihood(vae, splits, options)
+    table = comparison.summarize(results, histories, likelihoods=quoted)
+    table.insert(4, "difference", comparison.differences(quoted))
     comparison.report(splits, table)
-    comparison.write(options, table, {"learning": draw(histories)}, histories, results)
+    comparison.write(options, table, {"learning": draw(histories)}, histories, comparison.with_quoted(results, quoted))
     return table
 
 

@@ -182,7 +182,7 @@ def test_differences_are_paired_and_from_the_first_of_the_chosen_models(name: st
     }[name]
     table = module.main(module.Options(**TOYS[name], models=models, out=tmp_path))
     with xr.open_dataset(tmp_path / "evaluation.nc") as results:
-        gain = results.log_likelihood.sel(model=models[1]) - results.log_likelihood.sel(model=models[0])
+        gain = results.quoted.sel(model=models[1]) - results.quoted.sel(model=models[0])
         if name == "likelihoods":
             gain = pv.evaluation.bits_per_dimension(gain, (8, 8))
         assert results.model.values.tolist() == list(table.index) == list(models)
