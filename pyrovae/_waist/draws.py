@@ -11,6 +11,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae._waist.changes_in_place import ChangesInPlace
 from pyrovae._waist.errors import explained_divergence
 from pyrovae._waist.plates import DRAWS, nesting_of
 from pyrovae._waist.sites import CONDITIONED, Program, Site, is_enumerated, sample_sites
@@ -139,7 +140,8 @@ def run_guide(
     depth = depth if nesting is None else nesting + 1
 
     def run(program: Program) -> list[Site]:
-        return sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
+        with ChangesInPlace():
+            return sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
 
     with explained_divergence():
         sites = run(program if depth is None else poutine.enum(program, first_available_dim=-depth - 1))
@@ -181,7 +183,8 @@ def run_model(
     given = Given(values, drawn_with.infer if drawn_with else None)
 
     def run(program: Program) -> list[Site]:
-        return sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
+        with ChangesInPlace():
+            return sample_sites(poutine.trace(program).get_trace(*args, **(kwargs or {})))
 
     with explained_divergence():
         if drawn_with is not None and drawn_with.depth is not None:

@@ -9,6 +9,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyrovae._waist.agreement import check_same_latents
+from pyrovae._waist.changes_in_place import ChangesInPlace
 from pyrovae._waist.errors import explained_divergence
 from pyrovae._waist.plates import check_packing, outermost_plate, plate_names, site_plates
 from pyrovae._waist.scoring import score
@@ -18,8 +19,10 @@ from pyrovae._waist.sites import Program, Site, is_deterministic, sample_sites
 def trace(model: Program, guide: Program, args: Sequence[Any], kwargs: Any = None) -> tuple[list[Site], list[Site]]:
     """Run the guide, then the model at its draws, and return the sample sites of model and guide."""
     with explained_divergence():
-        guide_trace = poutine.trace(guide).get_trace(*args, **(kwargs or {}))
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **(kwargs or {}))
+        with ChangesInPlace():
+            guide_trace = poutine.trace(guide).get_trace(*args, **(kwargs or {}))
+        with ChangesInPlace():
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **(kwargs or {}))
     return sample_sites(model_trace), sample_sites(guide_trace)
 
 

@@ -118,7 +118,8 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
         raise ValueError(
             f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model, "
             f"which have shapes {[tuple(arg.shape) for arg in args]}, so the argument to replace is not known. Observe "
-            f"an argument unchanged, obs=x, or hide the site, pyro.poutine.block(model, hide=[{name!r}])."
+            f"an argument unchanged, obs=x. If the site depends on no latent site, you can leave the site out instead: "
+            f"pyro.poutine.block(model, hide=[{name!r}])."
         )
     return found[0]
 

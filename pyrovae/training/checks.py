@@ -19,7 +19,7 @@ from pyrovae._waist.agreement import check_same_latents
 from pyrovae._waist.plates import outermost_plate, site_plates
 from pyrovae._waist.scoring import score
 from pyrovae._waist.single_runs import trace
-from pyrovae._waist.sites import Program, Site, is_deterministic, is_point
+from pyrovae._waist.sites import Program, Site, is_deterministic, is_enumerated, is_point
 from pyrovae.training.batches import Batch
 
 SMALL = 1e-6  # relative rounding error of a number of data in float32
@@ -33,9 +33,10 @@ class Facts(NamedTuple):
         data_count: Number of data to which the loss of the batch is scaled.
         full_size: Number of data that the plate declares, -1 if it declares none.
         outside: Scale of each site outside the data plate that is latent or depends on a parameter, by name.
-        local: Name of a latent site in the data plate; ``None`` if there is none.
+        local: Name of a latent site of the guide in the data plate; ``None`` if there is none.
         is_finite: True if all log-probabilities are finite.
         scales: Text with the scale of each site in the data plate, by name; empty if all scales are equal.
+        summed_out: Name of a site that the model enumerates and the guide does not have; ``None`` if there is none.
     """
 
     plate: str
@@ -45,6 +46,7 @@ class Facts(NamedTuple):
     local: str | None
     is_finite: bool
     scales: dict[str, str]
+    summed_out: str | None
 
 
 def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
@@ -64,6 +66,7 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
         densities = [(site, score(site, strict=True)) for site in model_sites + guide_sites]
     observed = [site for site in model_sites if site["is_observed"] and not is_deterministic(site)]
     plate = outermost_plate([site for site in observed if site_plates(site)] or observed)
+    drawn = {site["name"] for site in guide_sites}
     local = {site["name"] for site in model_sites + guide_sites if _is_inside(site, plate.name)}
     outside = [site for site in model_sites + guide_sites if site["name"] not in local]
     outside = [site for site in outside if not site["is_observed"]] + _of_parameters(outside, model, guide, batch)
@@ -78,6 +81,9 @@ def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
         local=next((site["name"] for site in guide_sites if site["name"] in local & latent), None),
         is_finite=all(_is_number(site, density) for site, density in densities),
         scales={} if is_common else {site["name"]: _in_words(_without_plates(site, plate.name)) for site in inside},
+        summed_out=next(
+            (site["name"] for site in filter(is_enumerated, model_sites) if site["name"] not in drawn), None
+        ),
     )
 
 

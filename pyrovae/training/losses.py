@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, Trace_MMD, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -17,6 +17,9 @@ from pyrovae._warnings import find_stack_level
 from pyrovae.isolation import isolated
 from pyrovae.training.batches import Batch
 from pyrovae.training.checks import Facts, check_sizes, inspect_program
+
+OF_DRAWS = (Trace_ELBO, TraceGraph_ELBO, RenyiELBO, Trace_MMD)
+"""Objectives of Pyro that draw a site from the prior even if the site asks to be enumerated."""
 
 Products = Callable[[], AbstractContextManager[None]]
 """Function that returns a context manager for the precision of matrix products."""
@@ -102,6 +105,7 @@ class Bound:
             UserWarning: If sites of the data plate have different scales.
         """
         facts = self._inspect(batch)
+        self._check_summed_out(facts)
         if facts.scales and not self.has_warned:
             self.has_warned = True
             warnings.warn(
@@ -121,6 +125,20 @@ class Bound:
                     self.differentiable(batch)
             self.has_run = True
         return facts.is_finite
+
+    def _check_summed_out(self, facts: Facts) -> None:
+        """Check that an objective of Pyro does not draw a site of the model alone from its prior.
+
+        Raises:
+            ValueError: If the objective draws a site that only the model enumerates.
+        """
+        inner = getattr(self.objective, "objective", self.objective)  # BetaELBO holds another objective
+        if facts.summed_out is not None and isinstance(inner, OF_DRAWS):
+            raise ValueError(
+                f"the model enumerates site {facts.summed_out!r}, which the guide does not have, but "
+                f"{type(inner).__name__} does not sum the site out, so its loss is not a bound on log p(x). Train with "
+                f"objective=pyro.infer.TraceEnum_ELBO(), or sample the site in the guide."
+            )
 
     def __call__(self, batch: Batch, kl_weight: float | Tensor) -> Tensor | float:
         """Return the loss at a KL weight, and store its gradient."""

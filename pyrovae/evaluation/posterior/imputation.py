@@ -97,12 +97,22 @@ def impute(
             f"the mask has shape {tuple(mask.shape)}, but the data have shape {tuple(x.shape)}. Pass a mask of the "
             f"shape of the data."
         )
+    if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"the mask holds values from {float(mask.min()):g} to {float(mask.max()):g}. Pass a mask that is 1 where "
+            f"an entry was observed and 0 elsewhere, as the second tensor of the data."
+        )
     if "memory" not in options:
         options["memory"] = 2**26
     posterior = Posterior(model, guide, data, num_samples, max(1, num_imputations), options)
     event = tuple(f"event_{i}" for i in range(x.ndim - 1))
     dims: dict[str, tuple[str, ...]] = dict.fromkeys(("mean", "std"), ("datum", *event))
     dims["imputations"] = ("imputation", "datum", *event)
+
+    def width() -> int:
+        problem = posterior.problem
+        _check_entries(problem.run(problem.few(), amortized=True).model_sites, site, x, problem.plate.name)
+        return max(1, problem.memory // (num_samples * max(1, x[0].numel()) * x.element_size()))
 
     def columns(batch: Batch) -> dict[str, Tensor]:
         drawn, found = posterior.draw(batch), _Moments(site, *batch.args[:2])
@@ -123,7 +133,7 @@ def impute(
         posterior.problem,
         columns,
         estimator="imputation",
-        width=lambda: max(1, posterior.problem.memory // (num_samples * max(1, x[0].numel()) * x.element_size())),
+        width=width,
         dims=dims,
         coords={"imputation": np.arange(num_imputations)} if num_imputations else {},
         units="those of the data",
@@ -156,11 +166,10 @@ class _Moments:
                 the chunk belongs to another chunk.
             plate: Name of the data plate.
         """
-        distribution = self._distribution(sites)
-        site = {"fn": distribution[0], "name": self.site, "cond_indep_stack": distribution[1]}
+        site = _observed(sites, self.site)
         mean, variance, value = (
             arranged(site, part, plate)[0].reshape(-1, *self.x.shape).to(self.x)
-            for part in (distribution[0].mean, distribution[0].variance, distribution[0].sample())
+            for part in (site["fn"].mean, site["fn"].variance, site["fn"].sample())
         )
         column = weights.reshape(*weights.shape, *(1,) * (self.x.ndim - 1))
         self.mean = self.mean + (column * mean).sum(0)
@@ -181,10 +190,30 @@ class _Moments:
             "std": torch.where(self.observed, torch.zeros_like(self.x), deviation),
         }
 
-    def _distribution(self, sites: list[Any]) -> tuple[Any, Any]:
-        for site in sites:
-            if site["name"] == self.site and site["is_observed"]:
-                return site["fn"], site["cond_indep_stack"]
+
+def _observed(sites: list[Any], name: str) -> Any:
+    """Return the observed site of that name.
+
+    Raises:
+        ValueError: If the model does not observe a site of that name.
+    """
+    for site in sites:
+        if site["name"] == name and site["is_observed"]:
+            return site
+    raise ValueError(f"the model does not observe a site {name!r}. Pass the name of the observed site as site=.")
+
+
+def _check_entries(sites: list[Any], name: str, x: Tensor, plate: str) -> None:
+    """Check that the observed site has the entries of a datum.
+
+    Raises:
+        ValueError: If the number of entries differs, so that a prediction has no place among the data.
+    """
+    site = _observed(sites, name)
+    entries = arranged(site, torch.zeros(site["fn"].shape()), plate)[0].shape[2:]
+    if entries.numel() != x[0].numel():
         raise ValueError(
-            f"the model does not observe a site {self.site!r}. Pass the name of the observed site as site=."
+            f"site {name!r} has entries of shape {tuple(entries)} for a datum, but the data to be filled in have shape "
+            f"{tuple(x.shape[1:])}. Observe all entries of the data at one site, and mask the missing ones "
+            f"(pyrovae.likelihoods.Masked)."
         )

@@ -146,3 +146,26 @@ def test_a_program_that_subsamples_gives_all_data() -> None:
     np.testing.assert_allclose(data["posterior"]["z"][0], np.broadcast_to(x, (20, 7)), atol=1)
     z = torch.from_numpy(data["posterior"]["z"].values)
     np.testing.assert_allclose(data["log_likelihood"]["x"], dist.Normal(z, 0.1).log_prob(x), atol=1e-4)
+
+
+def test_dimensions_without_a_plate_to_the_right_of_the_data() -> None:
+    """As in MuVI, a multi-view factor model: a vector of latents is a batch, beside a plate of the features."""
+    x, weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[1.0, 0.5, 0], [0, 1, 2]])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("sample", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
+            with pyro.plate("feature", 3, dim=-1):
+                pyro.sample("x", dist.Normal(z @ weights, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("sample", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(x @ weights.T / 5, 0.6))
+
+    data = to_inference_data(model, guide, x, 2000, num_draws=1000, seed=0)
+    z = data["posterior"]["z"]
+    assert z.dims == ("chain", "draw", "datum", "z_dim_0")
+    assert data["posterior_predictive"]["x"].dims == ("chain", "draw", "datum", "feature")
+    precision = torch.eye(2) + weights @ weights.T
+    exact = torch.linalg.solve(precision, weights @ x.T).T
+    assert np.abs(z.values[0].mean(0) - exact.numpy()).max() < 5 / 300**0.5
