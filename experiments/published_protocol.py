@@ -7,6 +7,7 @@ trains such models on the same data and estimates the NLL of the same test data 
 draws, by ``pyrovae.evaluation.log_likelihood``, and, for a few data, by long annealed importance sampling.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -94,12 +95,12 @@ def main(options: Options) -> pd.DataFrame:
         print(f"{name}: {means}", flush=True)
     table = tabulate(results, options)
     comparison.report(splits, table)
-    changes = pd.DataFrame(rank_changes(results), columns=["under", "one", "other", "difference", "quoted"])
+    changes = rank_changes(results)
     print("\npairs whose order differs from that under log p(x), differences of log p(x) in nats:\n")
-    print(changes.to_string(index=False) if len(changes) else "none")
+    print(changes.to_string() if len(changes) else "none")
     figures = {"bias": draw_bias(results), "differences": draw_differences(results)}
     comparison.write(options, table, figures, histories, {name: found[QUOTED] for name, found in results.items()})
-    changes.to_csv(options.out / "rank_changes.csv", index=False)
+    (options.out / "rank_changes.json").write_text(json.dumps({"table": changes.to_dict("index")}, indent=2))
     return table
 
 
@@ -213,9 +214,9 @@ def tabulate(results: Mapping[str, dict[str, xr.Dataset]], options: Options) -> 
     return pd.DataFrame(rows).T
 
 
-def rank_changes(results: Mapping[str, dict[str, xr.Dataset]]) -> list[tuple[str, ...]]:
+def rank_changes(results: Mapping[str, dict[str, xr.Dataset]]) -> pd.DataFrame:
     """Return pairs of models in another order under encoder draws than under log p(x), if both are beyond doubt."""
-    changes = []
+    changes = {}
     for key in next(iter(results.values())):
         if key in (QUOTED, ANNEALED):
             continue
@@ -224,8 +225,9 @@ def rank_changes(results: Mapping[str, dict[str, xr.Dataset]]) -> list[tuple[str
             means = [float(pair.mean()) for pair in pairs]
             errors = [float(pair.std(ddof=1)) / pair.sizes["datum"] ** 0.5 for pair in pairs]
             if means[0] * means[1] < 0 and all(abs(m) > 2 * e for m, e in zip(means, errors, strict=True)):
-                changes.append((key, one, other, *(f"{m:.2f} ± {e:.2f}" for m, e in zip(means, errors, strict=True))))
-    return changes
+                told = [f"{mean:.2f} ± {error:.2f}" for mean, error in zip(means, errors, strict=True)]
+                changes[f"{one} minus {other}, {key}"] = {"encoder draws": told[0], QUOTED: told[1]}
+    return pd.DataFrame.from_dict(changes, orient="index", columns=["encoder draws", QUOTED])
 
 
 def draw_bias(results: Mapping[str, dict[str, xr.Dataset]]) -> Figure:

@@ -204,7 +204,6 @@ def _letters(programs: Mapping[str, Mapping[str, Mapping[str, str]]]) -> dict[st
 STEP = ("ms per step", "/ Pyro", "/ PyTorch", "/ NumPyro")
 STEP_COMPILED = ("ms per step", "/ Pyro", "/ PyTorch, compiled", "/ NumPyro")
 IMAGE = ("ms per image", "/ pythae", "/ sum of parts", "set-up, s", "peak memory, MiB")
-ERROR = {"draws": "draws", "error": "error, nats", "/ pyrovae": "/ pyrovae"}
 CODES = {name: name for name in ("digits", "masked digits", "letters")} | {
     "probe": "linear probe",
     "matched": "decoded random codes: precision / recall",
@@ -249,7 +248,7 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame | str]] = {
     "ideas, IWAE_50": partial(results, "benchmarks/ideas_iwae_50"),
     "profiles": partial(results, "benchmarks/profiles"),
     "evaluation": partial(results, "benchmarks/evaluation", columns=IMAGE),
-    "evaluation, error": partial(results, "benchmarks/evaluation_error", columns=ERROR),
+    "accuracy": partial(results, "benchmarks/accuracy"),
     "evaluation, memory": partial(
         results, "benchmarks/evaluation_memory", columns=("memory before, MiB", "peak memory, MiB")
     ),
