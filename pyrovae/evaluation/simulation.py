@@ -124,6 +124,23 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
     return found[0]
 
 
+def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
+    """Return the flat indices of an argument's entries that a site observes as a view of it, such as ``x[:, t]``.
+
+    Returns:
+        Indices in the shape of the observed value; ``None`` if the value is not a view of the argument, or holds an
+        entry more than once.
+    """
+    is_view = observed.dtype == arg.dtype and observed.untyped_storage().data_ptr() == arg.untyped_storage().data_ptr()
+    if not is_view or 0 in arg.stride():  # entries of an expanded argument share their memory
+        return None
+    indices = torch.full((arg.untyped_storage().nbytes() // arg.element_size(),), -1)
+    layout = (arg.shape, arg.stride(), arg.storage_offset())
+    indices.as_strided(*layout).copy_(torch.arange(arg.numel()).reshape(arg.shape))
+    found = indices.as_strided(observed.shape, observed.stride(), observed.storage_offset())
+    return found if (found >= 0).all() and len(found.unique()) == found.numel() else None
+
+
 def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kept: Collection[str]) -> Site | None:
     """Run the model, add latents up to the first observed site that is sampled, and return that site."""
     sites: list[Site] = list(poutine.trace(Redrawn(latents, kept)(model)).get_trace(*args).nodes.values())
@@ -156,10 +173,10 @@ def _as_argument(site: Site, arg: Tensor) -> Tensor:
             f"{tuple(arg.shape)}. Give its distribution the batch and event shape of the data."
         )
     drawn = value.reshape(arg.shape).to(arg)
-    return torch.where(_scored(site).reshape(arg.shape), drawn, arg)
+    return torch.where(scored_entries(site).reshape(arg.shape), drawn, arg)
 
 
-def _scored(site: Site) -> Tensor:
+def scored_entries(site: Site) -> Tensor:
     """Return which entries of an observed site's value are not masked, in the shape of the value."""
     value, distribution = site["value"], site["fn"]
     scored = torch.ones(value.shape, dtype=torch.bool, device=value.device)

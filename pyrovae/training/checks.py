@@ -124,7 +124,7 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
                 f"site {name!r} lies outside the data plate {facts.plate!r}, which scales a mini-batch of {batch} to "
                 f"{facts.data_count / scale:g} of {total} data, so its posterior would be that of a mini-batch. "
                 f"Declare the full size of the plate, pyro.plate({facts.plate!r}, {total}, "
-                f"subsample=torch.arange(len(x))), or train on one batch of all data, batch_size={total}"
+                f"subsample=torch.arange(len(x))), or train on one batch of all data, batch_size={total}."
             )
 
 

@@ -28,7 +28,7 @@ from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.posterior.summed_out import GuideDraws, draw_summed_out
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
-from pyrovae.evaluation.simulation import Redrawn, observed_argument
+from pyrovae.evaluation.simulation import Redrawn, observed_argument, observed_entries, scored_entries
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,8 +49,8 @@ def posterior_predictive_check(
 
     A p-value near 0 or 1 shows that the model rarely generates data with such a statistic. The posterior is conditional
     on the datum, so the p-values of a true model are not uniform but concentrated around 1/2. Replicates are
-    conditional on the other arguments of the program. If a later site reads an observed argument instead of the value
-    of its site, replicates are also conditional on that argument.
+    conditional on the other arguments of the program, and keep the masked entries of the data. If a later site reads an
+    observed argument instead of the value of its site, replicates are also conditional on that argument.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -73,7 +73,8 @@ def posterior_predictive_check(
     Raises:
         TypeError: For the reasons listed at :func:`log_weights`.
         ValueError: For the reasons listed at :func:`log_weights`; if the statistic does not return one number per
-            datum; or if a program with several arguments observes something that is not one of them.
+            datum; or if a program with several arguments observes something that is neither one of them nor a view of
+            one, such as ``x[:, t]``.
 
     Source:
         *Posterior Predictive Assessment of Model Fitness via Realized Discrepancies* (Gelman, Meng and Stern, 1996).
@@ -288,6 +289,7 @@ def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: P
     """Return the statistic of some data, shape ``(n,)``, and of their replicates, shape ``(num_draws, n)``."""
     values, args = drawn.take(drawn.resample(posterior.num_draws)), list(drawn.batch.args)
     values = posterior.complete(drawn.batch, posterior.num_draws, values)
+    plate = posterior.problem.plate.name
     observed: list[Tensor] = []
     replicated: list[Tensor] = []
     for _, sites in posterior.runs(drawn.batch, posterior.num_draws, Redrawn, values):
@@ -297,22 +299,34 @@ def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: P
                 "the model observes no data that could be replicated. Observe the data by pyro.sample(..., obs=x)."
             )
         if not observed:
-            shown = [arranged(site, site["infer"]["obs"], posterior.problem.plate.name)[0][:1] for site in data]
-            observed.append(_call(statistic, _replaced(args, data, shown)))
-        made = [arranged(site, site["value"], posterior.problem.plate.name)[0] for site in data]
-        replicated.append(_call(statistic, _replaced(args, data, made)).reshape(len(made[0]), -1))
+            shown = [arranged(site, site["infer"]["obs"], plate)[0][:1] for site in data]
+            observed.append(_call(statistic, _replaced(args, data, shown, plate)))
+        made = [arranged(site, _replicate(site), plate)[0] for site in data]
+        replicated.append(_call(statistic, _replaced(args, data, made, plate)).reshape(len(made[0]), -1))
     return observed[0], torch.cat(replicated)
 
 
-def _replaced(args: Sequence[Tensor], sites: Sequence[Site], values: Sequence[Tensor]) -> list[Tensor]:
+def _replicate(site: Site) -> Tensor:
+    """Return the draw of an observed site, with the data where the site is masked."""
+    value: Tensor = site["value"]
+    return torch.where(scored_entries(site), value, site["infer"]["obs"].to(value))
+
+
+def _replaced(args: Sequence[Tensor], sites: Sequence[Site], values: Sequence[Tensor], plate: str) -> list[Tensor]:
     """Return the arguments with sites' values ``(draws, n, *event)`` in place of observed data, draws flattened."""
     if len(args) == len(sites) == 1:
         return [values[0].flatten(0, 1)]
-    replaced = [arg.expand(len(values[0]), *arg.shape).flatten(0, 1) for arg in args]
+    num_draws = len(values[0])
+    replaced = [arg.expand(num_draws, *arg.shape).flatten(1).clone() for arg in args]
     for site, value in zip(sites, values, strict=True):
-        position = observed_argument(site["name"], site["infer"]["obs"], args)
-        replaced[position] = value.reshape(replaced[position].shape)
-    return replaced
+        observed = site["infer"]["obs"]
+        views = {i: entries for i, arg in enumerate(args) if (entries := observed_entries(observed, arg)) is not None}
+        if len(views) == 1:
+            [(position, entries)] = views.items()
+            replaced[position][:, arranged(site, entries, plate)[0][0].flatten()] = value.flatten(1).to(args[position])
+        else:
+            replaced[observed_argument(site["name"], observed, args)] = value.reshape(num_draws, -1)
+    return [part.reshape(-1, *arg.shape[1:]) for part, arg in zip(replaced, args, strict=True)]
 
 
 def _call(statistic: Callable[..., Tensor], args: Sequence[Tensor]) -> Tensor:

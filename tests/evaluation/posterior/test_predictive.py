@@ -125,6 +125,43 @@ def test_data_observed_in_another_layout_are_a_datum_a_row(vectorize: bool) -> N
     np.testing.assert_allclose(check.replicated, np.broadcast_to(x.mean(1), (20, 6)), atol=1)
 
 
+def steps(x: Tensor, loc: Tensor) -> tuple[object, object]:
+    """Return programs that observe one column of the data at a time, the second one masked where it is negative."""
+
+    def model(x: Tensor, loc: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            for t in range(3):
+                mask = x[:, 1] >= 0 if t == 1 else True
+                pyro.sample(f"x_{t}", dist.Normal(z + 10 * t, 0.01).mask(mask), obs=x[:, t])
+
+    def guide(x: Tensor, loc: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0], 0.01))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_columns_of_an_argument_are_replaced_except_for_masked_entries(vectorize: bool) -> None:
+    loc = torch.arange(6.0)
+    x = loc.unsqueeze(1) + torch.tensor([0.0, 10.0, 20.0])
+    x[:2, 1] = -7
+    seen = []
+
+    def statistic(x: Tensor, loc: Tensor) -> Tensor:
+        seen.append((x, loc))
+        return x.sum(1)
+
+    model, guide = steps(x, loc)
+    posterior_predictive_check(model, guide, (x, loc), statistic, 60, num_draws=20, seed=0, vectorize=vectorize)
+    for values, locs in seen[1:]:
+        assert torch.equal(locs, loc.repeat(len(locs) // 6))
+        np.testing.assert_allclose(values.unflatten(0, (-1, 6)), x.expand(len(locs) // 6, 6, 3), atol=0.2)
+        assert torch.equal(values[values < -1], values.new_full(((len(locs) // 6) * 2,), -7))
+        assert values.unflatten(0, (-1, 6))[:, 2:].ne(x[2:]).all()
+
+
 def test_a_program_that_subsamples_is_checked_on_all_data() -> None:
     x = torch.arange(7.0) * 10
 
