@@ -110,6 +110,24 @@ def test_another_module_is_refused_before_the_tensors_are_read(
     assert places == ["meta"]
 
 
+def test_another_run_is_refused_before_the_tensors_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(epochs: int, seed: int) -> None:
+        pv.fit(small_vae(), torch.ones(4, 6), epochs=epochs, seed=seed, progress=False, checkpoint=tmp_path)
+
+    train(2, seed=0)
+    places: list[Any] = []
+    load = torch.load
+
+    def recorded(*args: Any, map_location: Any, **options: Any) -> Any:
+        places.append(map_location)
+        return load(*args, map_location=map_location, **options)
+
+    monkeypatch.setattr(torch, "load", recorded)
+    with pytest.raises(ValueError, match="of another run: seed is 1 here and was 0"):
+        train(3, seed=1)
+    assert places == ["meta", "meta"]  # of the two checkpoints
+
+
 def test_numpy_scalars_are_stored_as_numbers(tmp_path: Path) -> None:
     numbers = {"a": np.float64(0.5), "b": [np.int64(3), (np.float32(2), np.bool_(True))], "c": 1}
     archives.write(tmp_path / "file.pt", numbers)

@@ -5,8 +5,9 @@ import multiprocessing
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 import pyrovae as pv
+from pyrovae._compilation import graphs
+from pyrovae.isolation import LOCK
 from tests.conftest import small_vae
 from tests.faulty import PROCESSES
 
@@ -111,6 +115,32 @@ def test_threads_leave_the_generators_alone() -> None:
     assert (np.random.get_state()[1] == before[0]).all()
     assert random.getstate() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_tracing_holds_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing replaces functions of torch and Pyro, so no other thread may run programs meanwhile."""
+    own, blocked = graphs.without_values, list[bool]()
+
+    def try_to_acquire() -> bool:
+        if acquired := LOCK.acquire(blocking=False):
+            LOCK.release()
+        return acquired
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        with own():
+            with ThreadPoolExecutor(1) as other:
+                blocked.append(not other.submit(try_to_acquire).result())
+            yield
+
+    monkeypatch.setattr(graphs, "without_values", watched)
+    vae = seeded_vae()
+    svi = pv.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), compile=True)
+    for _ in range(3):
+        svi.step(data())
+    assert blocked
+    assert all(blocked)
 
 
 def test_two_threads_on_one_folder(tmp_path: Path) -> None:

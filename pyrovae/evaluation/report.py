@@ -23,6 +23,7 @@ from pyrovae.evaluation.checkpoint import Checkpoint
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.provenance import attributes
 from pyrovae.evaluation.rows import Dims, Rows
+from pyrovae.signals import InterruptSignals
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -129,7 +130,8 @@ def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint
 
     left = ((number, batch) for number, batch in enumerate(_batches(problem, width, rows.size)) if batch.start >= done)
     hidden = None if problem.options["progress"] and parallel.is_first() else True  # None hides it without a terminal
-    with tqdm(total=rows.size, initial=done, unit="datum", desc=estimator, disable=hidden) as bar:
+    signals = InterruptSignals(active=checkpoint.folder is not None and parallel.size() == 1)
+    with tqdm(total=rows.size, initial=done, unit="datum", desc=estimator, disable=hidden) as bar, signals:
         try:
             for found, dims in parallel.by_turns(compute, left):
                 before = rows.done
@@ -137,14 +139,12 @@ def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint
                 checkpoint.save(rows)
                 bar.update(rows.done - before)
         except KeyboardInterrupt:
-            checkpoint.save(rows, now=True)
             if not rows.done:
                 raise
             return True
-        except BaseException:
+        finally:
+            signals.deferred = True
             checkpoint.save(rows, now=True)
-            raise
-    checkpoint.save(rows, now=True)
     return False
 
 

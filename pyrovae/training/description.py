@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyrovae.components import describe
@@ -42,12 +43,12 @@ def of_tensor(tensor: Tensor) -> str:
 
 
 def of_object(thing: Any) -> Description:
-    """Return the type of an object and its attributes that are plain values.
+    """Return the type of an object and its attributes that are plain values or objectives.
 
     ``max_plate_nesting`` is left out, because an ELBO determines it from the programs.
     """
-    names = [name for name in vars(thing) if name[0] != "_" and name != "max_plate_nesting"]
-    attributes = {name: plain(vars(thing)[name]) for name in names}
+    named = {name: value for name, value in vars(thing).items() if name[0] != "_" and name != "max_plate_nesting"}
+    attributes = {name: of_object(value) if isinstance(value, ELBO) else plain(value) for name, value in named.items()}
     return {"type": type(thing).__name__, **attributes}
 
 

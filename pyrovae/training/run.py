@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import parallel
+from pyrovae.signals import StopSignals
 from pyrovae.training.annealing import KLWarmup, kl_weights
 from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.checkpoints import CheckpointError
@@ -17,7 +18,6 @@ from pyrovae.training.nonfinite import DivergenceError, NotFiniteError, are_fini
 from pyrovae.training.observers import Observer
 from pyrovae.training.observers.checkpoints import CheckpointObserver
 from pyrovae.training.run_state import Memory, RunState, Schedule
-from pyrovae.training.signals import StopSignals
 from pyrovae.training.state import Progress, generator_states, restore_generators
 from pyrovae.training.steps import Guard, Step
 from pyrovae.training.validation import mean_bound

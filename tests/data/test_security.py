@@ -192,6 +192,7 @@ def test_torn_archives_are_refused(name: str, length: int, tmp_path: Path) -> No
 
 
 def test_a_crafted_archive_cannot_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert download.LARGEST == 256 * 2**20
     monkeypatch.setattr(download, "LARGEST", 2**20)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(2**24)))
     with pytest.raises(

@@ -17,9 +17,9 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae import archives
-from pyrovae.evaluation import checkpoint
+from pyrovae.evaluation import checkpoint, provenance
 from tests.conftest import small_vae
-from tests.evaluation.interrupted import NUM_DATA, assert_same, evaluated
+from tests.evaluation.interrupted import NUM_DATA, assert_same, evaluated, model_and_data
 from tests.training.damaged import flip, malicious
 
 
@@ -93,6 +93,51 @@ def test_rows_of_another_option_are_refused_by_its_name(
     with pytest.raises(ValueError, match=f"holds another evaluation: its {name} is .*Pass another folder"):
         call(tmp_path, **second)
     call(tmp_path, **first)  # the rows are as they were
+
+
+def with_other_weights(folder: Path) -> Any:
+    vae, x = model_and_data()
+    with torch.no_grad():
+        next(vae.likelihood.parameters()).add_(0.1)
+    return pv.evaluation.evaluate(vae.model, vae.guide, x, 50, seed=1, memory=2**13, progress=False, checkpoint=folder)
+
+
+def with_other_data(folder: Path) -> Any:
+    vae, x = model_and_data()
+    return pv.evaluation.evaluate(
+        vae.model, vae.guide, 1 - x, 50, seed=1, memory=2**13, progress=False, checkpoint=folder
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [(with_other_data, "data_sha1"), (with_other_weights, "parameters_sha1")],
+    ids=["data", "parameters"],
+)
+def test_rows_of_other_data_or_parameters_are_refused_by_name(
+    call: Callable[[Path], Any], name: str, tmp_path: Path
+) -> None:
+    whole = evaluated(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"holds another evaluation: its {name} is '[0-9a-f]+', here it is '[0-9a-f]+'"
+    ):
+        call(tmp_path)
+    assert_same(evaluated(tmp_path), whole)
+
+
+@pytest.mark.parametrize("package", ["pyrovae", "torch", "pyro-ppl"])
+def test_rows_of_other_versions_are_refused(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = provenance.version
+    evaluated(tmp_path)
+    monkeypatch.setattr(provenance, "version", lambda name: "99.0" if name == package else own(name))
+    with pytest.raises(ValueError, match=f"its {package}_version is '.*', here it is '99.0'"):
+        evaluated(tmp_path)
+
+
+def test_a_folder_may_move_and_a_bar_may_be_shown(tmp_path: Path) -> None:
+    whole = evaluated(tmp_path / "rows")
+    moved = (tmp_path / "rows").rename(tmp_path / "elsewhere")
+    assert_same(evaluated(moved, progress=True), whole)
 
 
 @pytest.mark.parametrize("call", [of_nuts, of_gaps, of_refined], ids=lambda call: call.__name__)

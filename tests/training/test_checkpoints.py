@@ -154,6 +154,93 @@ def test_the_checkpoint_of_another_run_is_refused(options: dict[str, Any], messa
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def gamma(value: float) -> Any:
+    return partial(lr_scheduler.ExponentialLR, gamma=value)
+
+
+def cosine(epochs: int) -> Any:
+    return partial(lr_scheduler.CosineAnnealingLR, T_max=epochs)
+
+
+def betas(value: float) -> Callable[..., torch.optim.Optimizer]:
+    return lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, betas=(value, 0.99))
+
+
+SETTINGS: dict[str, tuple[str, Any, Any, str]] = {
+    "draws of an objective": (
+        "objective",
+        pv.objectives.IWAE(2),
+        pv.objectives.IWAE(3),
+        "loss num_particles is 3 here and was 2",
+    ),
+    "a weight": (
+        "objective",
+        pv.objectives.BetaELBO(4.0),
+        pv.objectives.BetaELBO(2.0),
+        "loss beta is 2.0 here and was",
+    ),
+    "an objective in an objective": (
+        "objective",
+        pv.objectives.BetaELBO(4.0, Trace_ELBO(num_particles=2)),
+        pv.objectives.BetaELBO(4.0, Trace_ELBO(num_particles=3)),
+        "loss objective num_particles is 3 here and was 2",
+    ),
+    "the optimizer": (
+        "optimizer",
+        betas(0.9),
+        betas(0.5),
+        r"optimizer betas is \[0.5, 0.99\] here and was \[0.9, 0.99\]",
+    ),
+    "a schedule": ("scheduler", gamma(0.9), gamma(0.8), "schedule gamma is 0.8 here and was 0.9"),
+    "a schedule of more epochs": ("scheduler", cosine(2), cosine(4), "schedule T_max is 4 here and was 2"),
+    "accumulation": ("accumulate", 1, 2, "accumulate is 2 here and was 1"),
+    "steps of the schedule": ("scheduler_step", "epoch", "batch", "scheduler_step is 'batch' here and was 'epoch'"),
+}
+
+
+@pytest.mark.parametrize(("name", "before", "after", "message"), SETTINGS.values(), ids=SETTINGS)
+def test_another_setting_is_refused_by_name(name: str, before: Any, after: Any, message: str, tmp_path: Path) -> None:
+    fitted(small_vae, 2, tmp_path, 0, **{name: before})
+    with pytest.raises(ValueError, match=f"is of another run: .*{message}"):
+        fitted(small_vae, 4, tmp_path, 0, **{name: after})
+    fitted(small_vae, 2, tmp_path, 0, **{name: before})
+
+
+def test_other_training_data_are_refused(tmp_path: Path) -> None:
+    def after_a_draw() -> pv.VAE:  # data are drawn after the module
+        torch.rand(())
+        return small_vae()
+
+    fitted(small_vae, 2, tmp_path, 0)
+    with pytest.raises(ValueError, match=r"is of another run: train data SHA-1 is '[0-9a-f]{40}' here and was"):
+        fitted(after_a_draw, 4, tmp_path, 0)
+
+
+def wide() -> pv.VAE:
+    vae = small_vae()
+    vae.likelihood.network = pv.networks.mlp(2, 500, 500, 6)
+    return vae
+
+
+@pytest.mark.parametrize(("options", "times"), [({"valid": None}, 3), ({}, 4)], ids=["training", "validation"])
+def test_the_size_of_a_checkpoint(options: dict[str, Any], times: int, tmp_path: Path) -> None:
+    """Adam has two moments of each parameter; with validation data the best weights are kept as well."""
+    fitted(wide, 1, tmp_path, 0, **options)
+    of_parameters = 4 * sum(parameter.numel() for parameter in wide().parameters())
+    size = (tmp_path / "checkpoint-000001-000000.pt").stat().st_size
+    assert size == pytest.approx(times * of_parameters, rel=0.05)
+
+
+@pytest.mark.cuda
+def test_a_run_on_cuda_goes_on_as_closely_as_two_runs_agree(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"device": "cuda", "transform": pv.data.binarize}
+    whole = fitted(small_vae, 7, None, 0, **options)
+    fitted(small_vae, 3, tmp_path, 0, **options)
+    state, history = fitted(small_vae, 7, tmp_path, 1, **options)
+    assert history.train == pytest.approx(whole[1].train, rel=1e-4)
+    torch.testing.assert_close(state, whole[0], rtol=1e-3, atol=1e-4)
+
+
 def test_another_architecture_with_the_same_tensors_is_refused(tmp_path: Path) -> None:
     def rectified() -> pv.VAE:
         vae = small_vae()
@@ -193,6 +280,7 @@ def test_a_checkpoint_says_what_was_trained(tmp_path: Path) -> None:
     assert description["optimizer"]["lr"] == 0.02
     assert description["train data"]["shapes"] == [[14, 6]]
     assert content["versions"]["torch"] == version("torch")
+    assert content["versions"].keys() == {"python", "torch", "pyro-ppl", "numpy", "pyrovae"}
     assert content["changeable"]["epochs"] == 2
 
 

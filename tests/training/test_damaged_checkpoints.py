@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import pyrovae as pv
+from pyrovae import archives
 from tests.conftest import small_vae
 from tests.training.continuation import assert_same, fitted, newest
 from tests.training.damaged import flip, malicious
@@ -40,8 +41,18 @@ DAMAGES: dict[str, tuple[Callable[[bytes, Path], bytes], str]] = {
         lambda content, folder: of_another_architecture(folder),
         r"of another run: module tensors model.likelihood.network.0.weight is .*\(8, 2\)' here and was .*\(8, 3\)",
     ),
+    "incomplete": (lambda content, folder: without_an_entry(content, folder), "the entry 'generators' is missing"),
     "a module": (lambda content, folder: saved_module(folder), "is not a checkpoint of a run"),
 }
+
+
+def without_an_entry(content: bytes, folder: Path) -> bytes:
+    path = folder / "copy.pt"
+    path.write_bytes(content)
+    kept = archives.read(path)
+    del kept["state"]["generators"]
+    archives.write(path, kept)
+    return path.read_bytes()
 
 
 def saved_module(folder: Path) -> bytes:

@@ -9,9 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae import archives
 from tests import faulty
-from tests.faulty import newest
+from tests.faulty import data, newest
 
 EPOCHS = 80
 
@@ -223,6 +225,29 @@ def test_a_damaged_checkpoint_on_a_read_only_disk(epochs: int, small_disk: Path)
     ):
         assert len(faulty.train(folder, epochs)[1].train) == 3
     assert newest_one.exists()
+
+
+def test_the_module_has_its_weights_where_no_checkpoint_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module has the weights with which a run of as many epochs would end."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    x = data()[0].round()
+    options: dict[str, Any] = {"batch_size": 11, "learning_rate": 0.1, "seed": 3, "progress": False}
+    vaes = []
+    for epochs in (7, 3):
+        pyro.set_rng_seed(0)
+        vaes.append(faulty.regularized_vae())
+        options["transform"] = Breaking(
+            2 * STEPS + 1 if epochs == 7 else -1, partial(monkeypatch.setattr, os, "fsync", fail)
+        )
+        with pytest.raises(pv.CheckpointError) if epochs == 7 else nullcontext():
+            pv.fit(vaes[-1], x, 1 - x, epochs=epochs, checkpoint=tmp_path if epochs == 7 else None, **options)
+    state, expected = (vae.state_dict() for vae in vaes)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
 
 
 def test_a_folder_that_cannot_be_is_an_error_before_the_first_step(tmp_path: Path) -> None:

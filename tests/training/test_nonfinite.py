@@ -163,6 +163,21 @@ def test_a_run_that_blows_up_names_the_first_site_and_keeps_its_history(x: Tenso
         assert error.value.checkpoint == tmp_path / f"checkpoint-{error.value.epoch:06d}-000000.pt"
 
 
+def test_a_run_that_blows_up_has_its_best_weights(x: Tensor) -> None:
+    """With validation data the module has the weights of the best epoch, as after a run that ends there."""
+    schedule = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda epoch: 1.0 if epoch < 5 else 1e30)
+    options: dict[str, Any] = {"optimizer": torch.optim.SGD, "learning_rate": 0.1, "scheduler": schedule, "seed": 0}
+    pyro.set_rng_seed(0)
+    vae = small_vae()
+    with pytest.raises(pv.DivergenceError) as error:
+        fit(vae, x, x, epochs=20, **options)
+    assert error.value.epoch >= 5
+    pyro.set_rng_seed(0)
+    other = small_vae()
+    assert fit(other, x, x, epochs=error.value.epoch, **options).best_epoch == error.value.history.best_epoch
+    assert_same_tensors(vae, other)
+
+
 def test_the_place_is_found_far_from_the_last_copy_of_the_state(x: Tensor) -> None:
     """Epochs of one step, of which only some begin with a copy."""
     module = Own()

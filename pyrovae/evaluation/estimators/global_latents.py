@@ -4,6 +4,7 @@ r"""Evaluation of programs with global latents, such as the weights W of a Bayes
 """
 
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -13,6 +14,7 @@ from pyro import poutine
 
 from pyrovae._waist.single_runs import global_draws
 from pyrovae._waist.sites import Program
+from pyrovae._warnings import find_stack_level
 from pyrovae.evaluation.estimators.importance import evaluate
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
@@ -45,7 +47,8 @@ def evaluate_globals(
 
     Returns:
         Result of :func:`evaluate` with an additional dimension ``draw``, and a variable ``log_predictive`` over
-        ``datum``: the logarithm of the probability averaged over the draws, nats.
+        ``datum``: the logarithm of the probability averaged over the draws, nats. Ctrl-C returns the finished draws, or
+        the finished rows of the first draw.
 
     Raises:
         ValueError: For the reasons listed at :func:`evaluate`; if ``num_draws`` is not positive; or if the guide has no
@@ -82,15 +85,31 @@ def evaluate_globals(
     first, *others = (int(state) for state in np.random.SeedSequence(problem.seed).generate_state(num_draws + 1))
     with isolated(model, guide, seed=first) as isolation, isolation.adopting():
         draws = [global_draws(model, guide, args, options.get("kwargs"), plate=plate) for _ in range(num_draws)]
-    results = []
+    results: list[xr.Dataset] = []
     for index, (draw, own_seed) in enumerate(zip(draws, others, strict=True)):
         given = [pyro.condition(program, data=draw.values) for program in (model, guide)]
         given[1] = poutine.block(given[1], hide=draw.outside)
         own: Options = {**options, "seed": own_seed, "plate": draw.plate}
         if folder := options.get("checkpoint"):
             own["checkpoint"] = Path(folder) / f"draw-{index}"
-        results.append(evaluate(given[0], given[1], x, num_samples, **own))
+        try:
+            found = evaluate(given[0], given[1], x, num_samples, **own)
+        except KeyboardInterrupt:  # before the first row of this draw
+            if not results:
+                raise
+            break
+        if not (results and "interrupted" in found.attrs):  # later draws must have all data
+            results.append(found)
+        if "interrupted" in found.attrs:
+            break
     together = xr.concat(results, "draw", combine_attrs="override")
-    log_predictive = np.logaddexp.reduce(together.log_likelihood.values, axis=0) - np.log(num_draws)
-    attrs = {"num_draws": num_draws, "seed": problem.seed, "seconds": time.perf_counter() - start}
+    log_predictive = np.logaddexp.reduce(together.log_likelihood.values, axis=0) - np.log(len(results))
+    attrs = {"num_draws": len(results), "seed": problem.seed, "seconds": time.perf_counter() - start}
+    if len(results) < num_draws and "interrupted" not in together.attrs:
+        attrs["interrupted"] = f"after {len(results)} of {num_draws} draws of the global latents"
+        warnings.warn(
+            f"the evaluation was interrupted, and the result averages the {len(results)} draws of the global latents "
+            f"that were finished",
+            stacklevel=find_stack_level(),
+        )
     return together.assign(log_predictive=("datum", log_predictive)).assign_attrs(attrs)

@@ -115,7 +115,7 @@ def log_weights(model: Program, guide: Program, x: Any, num_samples: int, **opti
         x: Data, shape ``(N, *event)``, or a tuple of arguments whose tensors share the first dimension. The data are
             moved to the device of the programs' parameters.
         num_samples: Draws per datum, K.
-        **options: Keyword arguments of :class:`Options`, except ``checkpoint``.
+        **options: Keyword arguments of :class:`Options`.
 
     Returns:
         Log-weights, shape ``(num_samples, N)``, nats. Values that are NaN or infinite are returned unchanged.

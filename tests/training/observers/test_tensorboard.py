@@ -47,7 +47,7 @@ def test_curves_are_the_columns_of_the_history(tmp_path: Path) -> None:
 
 
 def test_histograms_and_norm_are_those_of_parameters_and_gradients(tmp_path: Path, vae: pv.VAE, x: Tensor) -> None:
-    fit(vae, x, epochs=5, batch_size=5, tensorboard=tmp_path, tensorboard_every=2)
+    fit(vae, x, epochs=5, batch_size=5, tensorboard=tmp_path, tensorboard_every=2, clip_norm=0.01)
     kept = events(tmp_path)
     slopes = {name: p.grad for name, p in vae.named_parameters()}
     for kind, tensors in (("parameters", vae.state_dict()), ("gradients", slopes)):
@@ -59,6 +59,7 @@ def test_histograms_and_norm_are_those_of_parameters_and_gradients(tmp_path: Pat
             assert last.sum == pytest.approx(float(tensor.double().sum()), abs=1e-5)
     norm = torch.cat([slope.flatten() for slope in slopes.values()]).norm()
     assert curve(kept, "gradient_norm")[4] == pytest.approx(float(norm), rel=1e-5)
+    assert float(norm) == pytest.approx(0.01, rel=1e-4)  # after clipping
 
 
 def moody_vae() -> pv.VAE:

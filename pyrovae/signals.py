@@ -52,3 +52,40 @@ class StopSignals:
             if error is not None:  # the error is lost if the signal ends the process
                 logger.error("the run failed before the SIGTERM took its course: %s: %s", type(error).__name__, error)
             signal.raise_signal(signal.SIGTERM)
+
+
+class InterruptSignals:
+    """A context manager that handles SIGTERM like Ctrl-C, by a ``KeyboardInterrupt``, so that results can be saved.
+
+    The signal is sent again when the context ends, and by default ends the process. An ignored SIGTERM stays ignored.
+    Only the main thread handles the signal.
+
+    Args:
+        active: If true, SIGTERM is handled.
+
+    Attributes:
+        deferred: If true, a SIGTERM raises no error, and is only sent again at the end.
+        received: True if a SIGTERM was received.
+    """
+
+    def __init__(self, active: bool) -> None:
+        self.active = active and threading.current_thread() is threading.main_thread()
+        self.received, self.deferred = False, False
+        self.before: Any = None
+
+    def __enter__(self) -> "InterruptSignals":
+        if self.active and (before := signal.getsignal(signal.SIGTERM)) not in (None, signal.SIG_IGN):
+            self.before = before
+            signal.signal(signal.SIGTERM, self._interrupt)
+        return self
+
+    def _interrupt(self, *_: object) -> None:
+        is_first, self.received = not self.received, True
+        if is_first and not self.deferred:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+        if self.received:
+            signal.raise_signal(signal.SIGTERM)
