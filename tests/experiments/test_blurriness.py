@@ -234,7 +234,7 @@ def test_feature_consistency_is_the_density_of_features_and_trains_the_vae_alone
 
 def test_data_without_labels_are_refused() -> None:
     bare = pv.data.Splits("bare", *3 * [torch.rand(4, 8, 8)], "none")
-    with pytest.raises(ValueError, match="bare has no labels to train a classifier with; choose"):
+    with pytest.raises(ValueError, match="bare has no labels to train a classifier with"):
         train_classifier(bare, Options(), 1, seed=0)
 
 

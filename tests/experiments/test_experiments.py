@@ -194,7 +194,9 @@ def test_differences_are_paired_and_from_the_first_of_the_chosen_models(name: st
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     module = importlib.import_module("experiments.priors")
-    with pytest.raises(ValueError, match=r"no model 'Vamp'; choose from \['StandardNormal', .*'VampPrior'"):
+    with pytest.raises(
+        ValueError, match=r"'Vamp' is not a model of this experiment. Choose from \['StandardNormal', .*'VampPrior'"
+    ):
         module.main(module.Options(**TOYS["priors"], models=("Vamp",), out=tmp_path))
 
 

@@ -150,7 +150,7 @@ def test_a_row_is_trained_as_the_options_say(tmp_path: Path, monkeypatch: pytest
     fits = []
     monkeypatch.setattr(pv, "fit", lambda *_, **given: fits.append(given) or pv.History("", interrupted=True))
     given = {"epochs": 3, "batch_size": 7, "learning_rate": 2e-3, "kl_warmup": 2, "precision": "bfloat16", "seed": 5}
-    with pytest.raises(SystemExit, match="give the same command to go on"):
+    with pytest.raises(SystemExit, match="Give the same command to resume"):
         iwae.main(iwae.Options(rows=("1 layer, VAE, k = 1",), out=tmp_path, checkpoints=tmp_path, **given))
     assert [{name: fit[name] for name in given} for fit in fits] == [given]
     assert fits[0]["optimizer"] is None
@@ -261,7 +261,7 @@ def test_muon_takes_orthogonal_steps_and_leaves_biases_to_adam() -> None:
 
 
 def test_a_row_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no row 'VAE'; choose from \['VAE, standard', "):
+    with pytest.raises(ValueError, match=r"has no row 'VAE'. Choose from \['VAE, standard', "):
         run(vampprior, tmp_path, "VAE")
 
 
@@ -275,7 +275,7 @@ def test_stages_are_those_of_the_paper() -> None:
     counts = [rates.count(rate) for rate in sorted(set(rates), reverse=True)]
     assert counts == [3**i for i in range(8)]
     assert (rates[0], rates[1], rates[-1]) == (1e-3, pytest.approx(1e-3 * 10 ** (-1 / 7)), pytest.approx(1e-4))
-    with pytest.raises(ValueError, match="give --epochs 3280"):
+    with pytest.raises(ValueError, match="Give --epochs 3280"):
         iwae.Options(schedule="paper")
 
 

@@ -83,9 +83,9 @@ def test_a_row_is_loaded_by_name(run: Path) -> None:
 
 
 def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no row 'VAE'. Choose from \['1 layer, VAE, k = 1'"):
+    with pytest.raises(ValueError, match=r"No paper has the row 'VAE'. Choose from \['1 layer, VAE, k = 1'"):
         weights.load("VAE", run)
-    with pytest.raises(ValueError, match=r"no part 'seed_3'. Choose from \['\.', "):
+    with pytest.raises(ValueError, match=r"'seed_3' is not a part. Choose from \['\.', "):
         weights.load(ROW, run, part="seed_3")
     with pytest.raises(OSError, match="vae-standard"):
         weights.load("VAE, standard", run)
@@ -93,9 +93,7 @@ def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
 
 def test_weights_of_another_run_are_not_packed(run: Path) -> None:
     keep(run, ".", ROW, weights="0" * 64)
-    with pytest.raises(
-        ValueError, match=r"weights.pt are not the weights that .*1_layer-iwae-k_5.json was computed from"
-    ):
+    with pytest.raises(ValueError, match=r"1_layer-iwae-k_5.json was computed from other weights than .*weights.pt"):
         pack(run)
     assert not (run / "weights.zip").exists()
 
