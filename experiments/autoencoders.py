@@ -1,4 +1,4 @@
-"""Which information does the code of an autoencoder hold, and why can only a VAE decode random codes into digits?
+"""Information in the code of an autoencoder, and images that autoencoders and a VAE decode from random codes.
 
 An autoencoder, its sparse, denoising and contractive variants, and a VAE are trained on the same digits with the same
 networks. Only the last layer of the VAE's encoder differs, and the code of the VAE is its posterior mean. The

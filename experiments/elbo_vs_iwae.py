@@ -1,4 +1,4 @@
-"""How far is the ELBO from log p(x), and does training with the IWAE bound increase the likelihood?
+"""Gap between the ELBO and log p(x), and the likelihood gained by training with the IWAE bound.
 
 The same VAE is trained twice by Pyro's SVI, from the same initial weights and on the same digits: once with the ELBO
 and once with the importance-weighted bound. Both models are then evaluated on the test digits by the ELBO, IWAE_k and

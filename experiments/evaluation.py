@@ -1,4 +1,4 @@
-"""How close do estimates of log p(x) come to the exact value, and what do they cost?
+"""Error and cost of estimates of log p(x), where the exact value or bounds on it are known.
 
 Four estimates bound log p(x) from below: the ELBO, importance sampling (IWAE_K), importance sampling with quasi-Monte
 Carlo draws, and annealed importance sampling. They become tighter with more draws or more temperatures. Reverse

@@ -1,4 +1,4 @@
-"""How is the latent space of a VAE organized, and can images be changed by moving their codes?
+"""Maps of the latent space of a VAE, and changes of images by moving their codes.
 
 Two VAEs of digits are trained, one with two latent dimensions and one with more. The figures show the decoded plane,
 interpolations between digits, and traversals of each dimension. Codes are then moved along the direction of an

@@ -1,4 +1,4 @@
-"""Which likelihood describes grey digits best, if all are measured in bits per dimension?
+"""Comparison of likelihoods of grey digits, in bits per dimension.
 
 The same VAE is trained with each likelihood. Only the width of the decoder's last layer changes. Discrete likelihoods
 score the grey levels themselves. Continuous likelihoods score dequantized values, whose expected log-density bounds the

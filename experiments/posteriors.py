@@ -1,4 +1,4 @@
-"""How much likelihood does a richer posterior gain, and how good a proposal is it?
+"""Comparison of posterior families: gain in likelihood, and quality as a proposal.
 
 The same VAE is trained with each family of q(z | x). Only the width of the encoder's last layer changes. A family that
 can approximate p(z | x) makes the ELBO tighter, and thereby constrains the trained model less. Effective sample size

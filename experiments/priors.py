@@ -1,4 +1,4 @@
-"""Which prior comes closest to the aggregate posterior, and how much likelihood does it gain?
+"""Comparison of priors: distance to the aggregate posterior, and gain in likelihood.
 
 The same VAE is trained with each prior, and everything else stays the same. The ELBO pulls the aggregate posterior, the
 average of q(z | x) over the data, towards the prior. A prior that can adapt to the aggregate posterior constrains the

@@ -56,7 +56,7 @@ class ShiftedNormal(nn.Module):
         self.loc = nn.Parameter(loc)
 
     def forward(self) -> dist.TorchDistribution:
-        """Returns p(z)."""
+        """Return p(z)."""
         return dist.Normal(self.loc, 1.0).to_event(1)
 
 

@@ -1,4 +1,4 @@
-r"""How much does an estimate of log p(x) cost, compared with pythae, NumPyro and PyTorch without a library?
+r"""Cost of an estimate of log p(x), compared with pythae, NumPyro and PyTorch without a library.
 
 All contenders estimate log p(x) of the same test digits from 5,000 draws each, with the same trained VAE. Each
 contender runs in a process of its own and evaluates all images in a turn, and ratios are taken within rounds. Before

@@ -1,4 +1,4 @@
-"""How does the cost of a training step grow with the batch, the latent space, the draws per datum, or the data?
+"""Growth of the cost of a training step with the batch, the latent space, the draws per datum, or the data.
 
 The race of :mod:`experiments.benchmarks.training` is run at several values of one quantity, with all others fixed. If
 the time of a step does not grow with the quantity, arithmetic is not what limits it.

@@ -1,4 +1,4 @@
-"""Which further optimizations make a compiled training step faster?
+"""Further optimizations of a compiled training step.
 
 Each optimization is tried alone, and compared with the step of :func:`pyrovae.fit`. ``trainers/idea.py`` has them all.
 """

@@ -1,4 +1,4 @@
-"""Which operations take the time of a compiled training step, and of a compiled evaluation?
+"""Time of each kind of operation in a compiled training step, and in a compiled evaluation.
 
 Torch's profiler splits the time of one process into matrix products, the kernels that inductor has written, noise and
 the optimizer. The remainder is spent in Python and in all other operations; in an evaluation it contains the bounds and

@@ -1,4 +1,4 @@
-"""How much does a training step cost, compared with stock Pyro, NumPyro, pythae and PyTorch without a library?
+"""Cost of a training step, compared with stock Pyro, NumPyro, pythae and PyTorch without a library.
 
 All contenders train the same VAE by Adam, from the same weights and on the same binary digits in random order. Each
 contender runs in a process of its own and trains for one epoch in a turn. The time of a step is that of an epoch

@@ -1,4 +1,4 @@
-r"""How does a posterior over the parameters of a mixture compare with the point estimate of EM?
+r"""Posterior over the parameters of a mixture, in comparison with the point estimate of EM.
 
 The mixture of the first script gets priors, with the data in units of their standard deviation:
 

@@ -1,4 +1,4 @@
-"""How does EM increase the likelihood of a Gaussian mixture?
+"""Increase of the likelihood of a Gaussian mixture by EM, in half-steps.
 
 Each iteration is split into its half-steps, with log p(x), the ELBO and the KL after each of them. The script checks
 the guarantees of EM: the ELBO equals log p(x) after an E step, and no step lowers either. It also compares the

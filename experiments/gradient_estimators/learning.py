@@ -1,4 +1,4 @@
-"""How does the variance of a gradient estimator affect learning?
+"""Effect of the variance of a gradient estimator on learning.
 
 The same small VAE is trained from the same weights, for the same number of steps, with each estimator of the gradient.
 The reparameterized and the score-function estimator use 1, 10 and 100 draws. The closed-form KL and the score function

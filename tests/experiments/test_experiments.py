@@ -140,7 +140,7 @@ def test_an_experiment_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("experiments.elbo_vs_iwae", run_name="__main__")
     assert not stopped.value.code
-    assert "How far is the ELBO from log p(x)" in capsys.readouterr().out
+    assert "Gap between the ELBO and log p(x)" in capsys.readouterr().out
 
 
 def test_elbo_vs_iwae_writes_the_table_and_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
