@@ -35,7 +35,7 @@ def test_posterior(name: str) -> None:
 
 
 def _entropy_gap(draws: torch.Tensor, log_prob: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
-    """How many standard errors the mean of -log p over draws is from the entropy."""
+    """Return the difference between the mean of -log p over draws and the entropy, in standard errors."""
     surprise = -log_prob
     return (surprise.mean() - entropy).abs() / (surprise.std() / len(draws) ** 0.5)
 
@@ -106,7 +106,7 @@ def test_latents_have_a_density_of_mass_one_that_their_draws_follow(name: str) -
 
 
 class _Deaf(nn.Module):
-    """A likelihood with a parameter that nothing reaches."""
+    """A likelihood with a parameter that does not affect the density."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _Deaf(nn.Module):
 
 
 class _Stuck(nn.Module):
-    """A likelihood with a tensor that does not move."""
+    """A likelihood with a tensor that ``to`` does not move."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One run at a time uses a folder of checkpoints, and a lock does not survive the process that had it."""
+"""One run at a time uses a folder of checkpoints, and a lock does not outlive its process."""
 
 import errno
 import fcntl
@@ -100,7 +100,7 @@ def test_a_killed_run_leaves_no_lock(name: str, tmp_path: Path) -> None:
 
 
 def hold(folder: Path, count: int, tells: Connection) -> None:
-    """Take and release the lock, and count in a file, which a second owner would disturb."""
+    """Take and release the lock, and count in a file. A second owner would disturb the count."""
     number = folder / "number"
     for _ in range(count):
         lock = FolderLock(folder, wait=60)

@@ -1,4 +1,4 @@
-"""Large products of compiled graphs are oneDNN's, and the same but for rounding."""
+"""Compiled graphs compute large products by oneDNN, with the same results up to rounding."""
 
 import pytest
 import torch

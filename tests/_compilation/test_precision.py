@@ -1,4 +1,4 @@
-"""Products in a lower precision: what is rounded and what is not."""
+"""Matrix products in a lower precision: the operations that are rounded, and those that are not."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""What cannot be compiled: ``fit`` says why, and trains as it is."""
+"""``fit`` names the reason if a program cannot be compiled, and trains without compilation."""
 
 import copy
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Function(nn.Module):
 
 
 class Moved(nn.Module):
-    """A layer that counts its calls in a buffer that it makes anew."""
+    """A layer that counts its calls in a buffer that it replaces."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Moved(nn.Module):
 
 
 class Redrawn(nn.Module):
-    """A guide whose draws are accepted or not."""
+    """A guide with rejection sampling."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Densities fitted to chains: exact for normal posteriors, better for skewed ones, and never in the way."""
+"""Densities fitted to chains are exact for normal posteriors, better for skewed ones, and never worse than before."""
 
 from dataclasses import replace
 from typing import Any

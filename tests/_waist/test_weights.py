@@ -1,4 +1,4 @@
-"""Log-weights per draw and datum: which sites and plates count, and what is refused."""
+"""Log-weights per draw and datum: the sites and plates that count, and the programs that are refused."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_weights_are_log_joint_minus_log_posterior(nesting: int | None) -> None:
 
 
 def pixels(x: Tensor, data_dim: int, latent_inside: bool) -> tuple[object, object]:
-    """A program with a plate of pixels beside that of the data, and the same without plates for pixels."""
+    """A program with a plate of pixels next to the data plate, and the same program without a plate of pixels."""
     n, d = x.shape
     pixel_dim = -3 - data_dim
     shaped = x if data_dim == -2 else x.T
@@ -74,7 +74,7 @@ def test_plates_inside_the_data_plate_are_summed(data_dim: int, latent_inside: b
 
 
 def _fix(program: object, values: dict[str, Tensor]) -> object:
-    """Makes latent sites take given values, still as latents."""
+    """Give latent sites fixed values without turning them into observations."""
 
     class Fix(poutine.messenger.Messenger):
         def _pyro_sample(self, msg: dict[str, object]) -> None:

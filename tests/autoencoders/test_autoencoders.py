@@ -1,4 +1,4 @@
-"""Autoencoders: losses and corruptions against independent computations, what they have not, and bad input."""
+"""Autoencoders: losses and corruptions against independent computations, unsupported methods, and invalid input."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Training and evaluation take data of any kind, with the numbers of the same data as a tensor in memory."""
+"""Training and evaluation accept data of any kind, with the same results as for a tensor in memory."""
 
 import random
 import signal
@@ -23,7 +23,7 @@ from tests.data.examples import Flow, Noisy, Rows, mapped
 
 
 class Conditional(nn.Module):
-    """p(x | y), whose programs take two arguments, and in an evaluation others that are no data."""
+    """A program for p(x | y) with two arguments of data, and further arguments in an evaluation."""
 
     def __init__(self) -> None:
         super().__init__()

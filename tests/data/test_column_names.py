@@ -16,7 +16,7 @@ REORDERED = ["visits", "smokes", "height"]
 
 
 def table(names: list[str], rows: int = 12) -> pd.DataFrame:
-    """Return a table in which every column could be any other, so that no support tells them apart."""
+    """Return a table whose columns all have the same support, so that only their names distinguish them."""
     values = torch.arange(3.0 * rows).reshape(rows, 3) % 2
     return pd.DataFrame(values.numpy(), columns=NAMES)[names]
 

@@ -1,4 +1,4 @@
-"""Data sets: whole, split as documented, binarized as named, and clear about what is missing."""
+"""Data sets: complete, split as documented, binarized as named, with clear errors for missing files."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Downloads are whole or absent: interrupted, damaged and simultaneous ones leave the data set as it should be."""
+"""Interrupted, damaged and simultaneous downloads leave no partial file."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ SHA1 = hashlib.sha1(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server that answers with a list of contents, the last one again and again."""
+    """A server that answers with a list of contents, and repeats the last one."""
 
     answers: list[bytes]
     requests = 0

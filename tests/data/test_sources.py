@@ -1,4 +1,4 @@
-"""Data of any kind give the same batches, checksums and errors, and what is on disk stays on disk."""
+"""Data of any kind give the same batches, checksums and errors, and files are not read into memory as a whole."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Distributions of our own against formulas and against PyTorch's."""
+"""Distributions of the package against formulas and against PyTorch."""
 
 import math
 

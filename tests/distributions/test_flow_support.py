@@ -1,4 +1,4 @@
-"""Flows of zuko as priors: they name their support, and estimators that move in it take them."""
+"""Flows of zuko as priors state their support, and estimators that move in this support accept them."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""Every formula of docs/lecture.md, by numbers: under the number that it has there, and with its mistakes."""
+"""Every formula of docs/lecture.md holds numerically, under its number on the page, and its known errors are shown."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ close = torch.testing.assert_close
 
 
 def formula(*numbers: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Registers a check of formulas of the page."""
+    """Register a check of formulas of the page."""
 
     def register(check: Callable[[], None]) -> Callable[[], None]:
         CHECKS.update(dict.fromkeys(numbers, check))
@@ -46,7 +46,7 @@ def normal(size: int, *shape: int) -> Tensor:
 
 
 class Grid:
-    """A nonlinear VAE in float64 with one latent dimension, of which all integrals are sums over a grid."""
+    """A nonlinear VAE in float64 with one latent dimension, whose integrals are sums over a grid."""
 
     def __init__(self) -> None:
         self.vae = pv.VAE(
@@ -67,7 +67,7 @@ class Grid:
         return 1e-3 * values.sum(0)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Expectation under q."""
+        """Return an expectation under q."""
         return self.integral(self.log_q.exp() * values)
 
     @property
@@ -213,7 +213,7 @@ def e_step() -> None:
 
 @formula(18)
 def m_step() -> None:
-    """One M step of the decoder's mean from the exact posterior, against the gain of the bound."""
+    """Compare one M step of the decoder's mean from the exact posterior with the gain of the bound."""
     oracle = Oracle()
     x = oracle.data(200)
     q = oracle.vae.posterior(x)
@@ -226,7 +226,7 @@ def m_step() -> None:
 
 
 def gradients(loc: float, draws: int) -> dict[str, tuple[float, float]]:
-    """Means and standard errors of three estimators of the gradient of -KL(N(loc, 1) || N(1, 1)), which is 1 - loc."""
+    """Return means and standard errors of three gradient estimators of -KL(N(loc, 1) || N(1, 1)), exactly 1 - loc."""
     noise = normal(draws).numpy()
     z = loc + noise
     f = -0.5 * (z - 1) ** 2 + 0.5 * (z - loc) ** 2

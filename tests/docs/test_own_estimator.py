@@ -1,4 +1,4 @@
-"""The estimator of the how-to page is the jackknife, and gets from the library what the page says."""
+"""The estimator of the how-to page is the jackknife, and the library provides it with everything the page promises."""
 
 import re
 from collections.abc import Callable

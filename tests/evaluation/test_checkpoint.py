@@ -1,4 +1,4 @@
-"""The folder of an evaluation: what it refuses, and which faults it outlives."""
+"""Folders of evaluations: calls that they refuse, and faults that they survive."""
 
 import errno
 import importlib

@@ -1,4 +1,4 @@
-"""The evaluation is right by algebra, says what it is, and refuses what it cannot judge."""
+"""The evaluation agrees with algebra, records its settings, and refuses invalid programs."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Evaluations that are killed or interrupted continue from their folder, to the result of an uninterrupted call."""
+"""Evaluations that are killed or interrupted resume from their folder, with the result of an uninterrupted call."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ PHASES_OF_A_WRITING = 6  # two writes, fsync of the file, renaming, fsync of the
 
 
 def num_rows(folder: Path) -> int:
-    """Return how many rows a folder holds; the file must be whole."""
+    """Return the number of rows in a folder, whose file must be complete."""
     if not (folder / "rows.pt").exists():
         return 0
     kept = archives.read(folder / "rows.pt")
@@ -32,7 +32,7 @@ def num_rows(folder: Path) -> int:
 
 
 def let_end(told: Connection) -> None:
-    """Receive until the process ends, so that it is not held up by a full pipe."""
+    """Receive messages until the process ends, so that a full pipe does not block it."""
     try:
         while True:
             told.recv()
@@ -41,7 +41,7 @@ def let_end(told: Connection) -> None:
 
 
 def wait(told: Connection, chance: random.Random, least: int, most: int) -> str:
-    """Wait for a random moment of the computation or of a writing, so many phases on, and return which."""
+    """Wait for a random time in the computation or in a write, ``phases`` later, and return which."""
     phase = told.recv()
     for _ in range(chance.randint(least, most)):
         phase = told.recv()
@@ -128,7 +128,7 @@ def test_ctrl_c_returns_the_rows_that_are_done(tmp_path: Path) -> None:
 
 
 def test_two_starts_on_one_folder(tmp_path: Path) -> None:
-    """The second start is refused, and harms neither the file nor the result of the first."""
+    """The second start is refused, and leaves the file and the result of the first intact."""
     process, told = start("evaluate", tmp_path / "rows", tmp_path / "first")
     for _ in range(3):
         told.recv()

@@ -1,4 +1,4 @@
-"""Log-weights from one run of the guide and many of the model, compiled or not, are those of both run together."""
+"""Log-weights from one run of the guide and many of the model agree with those of joint runs, compiled or not."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from tests.oracle import Oracle
 
 
 class Counting(nn.Module):
-    """Counts how many data it has encoded."""
+    """A network that counts the data that it has encoded."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Codes moved along directions of a latent space that is known."""
+"""Codes are moved along directions of a known latent space."""
 
 import math
 from typing import Any
@@ -16,13 +16,13 @@ from tests.experiments.strokes import stroke
 
 
 def decode(z: Tensor) -> Any:
-    """A stroke whose slant in degrees is 10 z_1, and whose thickness in pixels is 3 + z_2 / 2; z_3 does nothing."""
+    """Return a stroke with slant 10 z_1 in degrees and thickness 3 + z_2 / 2 in pixels. z_3 has no effect."""
     images = [stroke(3 + float(code[1]) / 2, 10 * float(code[0])) for code in z.reshape(-1, 3)]
     return dist.Normal(torch.stack(images).reshape(*z.shape[:-1], 28, 28).float(), 1.0).to_event(2)
 
 
 def encode(x: Tensor) -> Any:
-    """The very code, which stands in a corner of the image."""
+    """Return the code, which a corner of the image stores."""
     return dist.Normal(10 * x[:, 0, :3], 1.0).to_event(1)
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of accuracy measures the errors of all estimators against a reference, and compares equal seconds."""
+"""The benchmark of accuracy measures the errors of all estimators against a reference, at equal computing time."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ SMALL = {
 
 
 def test_errors_are_those_against_log_p() -> None:
-    """The reference agrees with the closed form, and each way has the error and the bias of its own estimates."""
+    """The reference agrees with the closed form, and each estimator has the error and the bias of its own estimates."""
     oracle = Oracle(scale=0.6)
     x = oracle.data(6)
     options = accuracy.Options(**SMALL)

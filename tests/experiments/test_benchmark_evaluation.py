@@ -1,4 +1,4 @@
-"""The contenders of the evaluation benchmark estimate the same, and what is reported of them is what was measured."""
+"""The contenders of the evaluation benchmark estimate the same value, and the report holds the measured times."""
 
 import json
 from functools import partial
@@ -18,7 +18,7 @@ TOY = {"hidden": 8, "latent": 2, "epochs": 1, "data": 6, "draws": 200, "rows": 5
 
 
 class Turns:
-    """A channel to nobody, which gives two turns."""
+    """A channel without a parent process, which gives two turns."""
 
     facts: ClassVar[dict[str, float]] = {}
     seconds: ClassVar[list[float | None]] = []

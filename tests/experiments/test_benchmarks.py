@@ -1,4 +1,4 @@
-"""The benchmarks' contenders do the same work, and are timed in turns; toy sizes, and only what needs no other tool."""
+"""The contenders of the benchmarks do the same work and are timed in turns, at toy size and without other libraries."""
 
 import json
 import sys
@@ -116,7 +116,7 @@ def test_a_batch_that_does_not_divide_the_data_is_refused() -> None:
 
 
 class OneTurn:
-    """A channel to nobody, which gives one turn."""
+    """A channel without a parent process, which gives one turn."""
 
     facts: ClassVar[dict[str, float]] = {}
 

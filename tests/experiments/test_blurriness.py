@@ -1,4 +1,4 @@
-"""The blurriness experiment: divergences against quadrature and algebra, measures on images known sharp and blurred."""
+"""The blurriness experiment: divergences against quadrature and algebra, measures on sharp and blurred images."""
 
 import math
 from pathlib import Path
@@ -37,7 +37,7 @@ def integrate(values: Tensor) -> float:
 
 
 def exact_bound(divergence: Divergence, critic: Tensor) -> float:
-    """E_P[g_f(V)] - E_Q[f*(g_f(V))] of a critic's values on the grid."""
+    """Return E_P[g_f(V)] - E_Q[f*(g_f(V))] of a critic's values on the grid."""
     data = P.log_prob(GRID).exp() * divergence.activation(critic)
     model = Q.log_prob(GRID).exp() * divergence.conjugate(divergence.activation(critic))
     return integrate(data - model)

@@ -1,4 +1,4 @@
-"""Every experiment runs at toy size and writes what it promises."""
+"""Every experiment runs at toy size and writes the documented files."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Weights of pythae and NumPyro go into a VAE by their names; the mapping is tested without either library."""
+"""Weights of pythae and NumPyro are copied into a VAE by name; the mapping is tested without either library."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ DIGITS = pv.data.digits("static")
 
 
 def weights(library: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tensors with the names and the shapes of the library."""
+    """Return random tensors with the names and the shapes of the library."""
     random = np.random.default_rng(seed)
     layers = {"encoder": (64, HIDDEN), "loc": (HIDDEN, LATENT), "spread": (HIDDEN, LATENT)}
     layers |= {"hidden": (LATENT, HIDDEN), "output": (HIDDEN, 64)}
@@ -39,7 +39,7 @@ def weights(library: str, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def by_hand(library: str, weights: dict[str, np.ndarray], x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Mean and scale of q(z | x), and log p(x | z), by the library's own formulas."""
+    """Return mean and scale of q(z | x), and log p(x | z), by the library's own formulas."""
 
     def layer(name: str, value: np.ndarray) -> np.ndarray:
         if library == "numpyro":
@@ -71,7 +71,7 @@ def test_weights_go_by_name(library: Any) -> None:
 
 
 def as_exact(theirs: dict[str, np.ndarray], library: Any) -> dict[str, Tensor]:
-    """The state dict by the same names without a rounding to single precision."""
+    """Return the state dict with the same names, without rounding to single precision."""
     names = NAMES[library]
     return {
         ours: torch.cat([factor * foreign._as_tensor(theirs[name], names.transposed) for name, factor in found])

@@ -1,4 +1,4 @@
-"""The ladder VAE: one layer is a plain VAE, densities agree with algebra, every parameter has a gradient."""
+"""Ladder VAE: one layer is a plain VAE, densities agree with algebra, and every parameter has a gradient."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ def ladder(latents: tuple[int, ...] = (6, 4, 2), hidden: tuple[int, ...] = (16, 
 
 
 class OneLayer(nn.Module):
-    """The posterior of a plain VAE, by the networks of a ladder of one layer."""
+    """The posterior of a plain VAE, made of the networks of a ladder with one layer."""
 
     def __init__(self, up: nn.Module, moments: Moments) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tables of all rows together: spread over seeds, foreign weights, and pairs of rows that change their order."""
+"""Tables over all rows: spread over seeds, weights of other libraries, and pairs of rows that change their order."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The published tables' rows can be trained, go on where they stopped, and are kept with all that they took."""
+"""Rows of published tables can be trained, resumed and stored with all settings."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the KL warm-up does not end")  #
 
 @pytest.fixture(autouse=True)
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few embedded digits in place of those that would be downloaded."""
+    """A few embedded digits in place of the downloaded data set."""
 
     def few(binarization: Any) -> pv.data.Splits:
         splits = pv.data.digits(binarization)

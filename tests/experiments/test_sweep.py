@@ -1,4 +1,4 @@
-"""Sweeps: cells are computed once and kept, tried again, and have the same numbers in order and on Ray."""
+"""Sweeps: cells are computed once, stored, repeated after a failure, and equal in order and on Ray."""
 
 import importlib
 import json
@@ -39,7 +39,7 @@ needs_ray = pytest.mark.skipif(not is_installed(), reason="Ray is not installed;
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One Ray with two cores for all tests; its start takes seconds."""
+    """One Ray instance with two cores for all tests, because its start takes seconds."""
     with importlib.import_module("experiments._ray")._connected(None, 2):
         yield
 
@@ -53,7 +53,7 @@ def execute(request: pytest.FixtureRequest) -> Executor:
 
 
 def squares(folder: Path, **others: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """The settings of four cells."""
+    """Return the settings of four cells."""
     names = ("zero", "one", "two", "three")
     return {name: {"x": i, "log": str(folder / f"{name}.log"), **others.get(name, {})} for i, name in enumerate(names)}
 

@@ -1,4 +1,4 @@
-"""Weights of the rows that were run go into one archive, and a row is loaded by its name."""
+"""Weights of the rows that were run are packed into one archive, and a row is loaded by name."""
 
 import hashlib
 import json

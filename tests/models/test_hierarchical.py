@@ -29,7 +29,7 @@ def normal(loc: Tensor, variance: float) -> dist.TorchDistribution:
 
 
 def given(a: float, noise: float, prior_variance: float = 1.0) -> tuple[float, float]:
-    """Gain and variance of u given y = a u + noise, for a normal u of that variance."""
+    """Return gain and variance of u given y = a u + noise, for a normal u of variance ``variance``."""
     variance = 1 / (1 / prior_variance + a**2 / noise)
     return variance * a / noise, variance
 

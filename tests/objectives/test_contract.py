@@ -1,4 +1,4 @@
-"""Every objective trains a VAE however it is called, leaves the generators alone, and refuses what it cannot do."""
+"""Every objective trains a VAE in every way of calling it, keeps the generators, and refuses invalid programs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -82,7 +82,7 @@ def test_all_ways_to_call_it_agree(make: Callable[[], Any], vae: pv.VAE, x: Tens
 
 @pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
 def test_hierarchies_and_subsamples(make: Callable[[], Any]) -> None:
-    """The scale of the data plate stands outside: twice the data, twice the loss."""
+    """The scale of the data plate is a factor of the loss: twice the data give twice the loss."""
     vae, x = deep_vae(), torch.randn(6, 3).double()
     objective, losses = make(), []
     objective.loss(vae.model, vae.guide, x)

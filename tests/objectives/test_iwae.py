@@ -1,4 +1,4 @@
-"""IWAE is the importance-weighted bound per datum, however it is called and whatever scales it meets."""
+"""IWAE is the importance-weighted bound per datum, in every way of calling it and with all scales."""
 
 import math
 from collections.abc import Callable
@@ -104,7 +104,7 @@ def test_with_the_true_posterior_every_bound_is_log_p() -> None:
 
 
 class Toy:
-    """A plain Pyro program whose data plate is of 1000, of which each batch is a part."""
+    """A plain Pyro program with a data plate of size 1000, from which each batch is a subsample."""
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale

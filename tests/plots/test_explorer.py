@@ -1,4 +1,4 @@
-"""The page that walks through a latent space computes what PyTorch does, and answers to a hand: in a real browser."""
+"""The interactive page of a latent space agrees with PyTorch and reacts to input, in a real browser."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def open_page(browser: Any, vae: Any, folder: Path, **options: Any) -> None:
 
 
 def settle(browser: Any) -> None:
-    """Waits until what was asked for is drawn."""
+    """Wait until the requested image is drawn."""
     browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
 
@@ -68,7 +68,7 @@ def with_likelihood(likelihood: Any, latent: int = LATENT) -> pv.VAE:
 
 
 class Everything(nn.Module):
-    """Layers that are in none of our networks."""
+    """A network with layers that the networks of the package do not use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ def test_keys_and_buttons(browser: Any, tmp_path: Path) -> None:
 
 def test_the_plane_shows_a_map_of_what_lies_where(browser: Any, tmp_path: Path) -> None:
     def likelihood(z: Tensor) -> Any:
-        """Black in the right half of the plane, white in the left one."""
+        """An image that is black in the right half of the plane and white in the left half."""
         return dist.Normal((1000 * z[..., :1, None]).sigmoid().expand(*z.shape[:-1], 4, 4), 1.0).to_event(2)
 
     open_page(browser, with_likelihood(likelihood), tmp_path, plane=(0, 1))

@@ -1,4 +1,4 @@
-"""Posteriors on the oracle: correlations, refinement, and who goes on using the encoder."""
+"""Posteriors on the oracle: correlations, refinement, and the functions that keep using the encoder."""
 
 import copy
 import pickle

@@ -1,7 +1,7 @@
-"""The answer is right for any number of data, draws, latents and batches, and any bound on the memory.
+"""The result is right for any number of data, draws, latents and batches, and any bound on the memory.
 
-At the exact posterior of a linear-Gaussian VAE every log-weight is log p(x), so whatever averages or adds them up in
-chunks has to give log p(x) to rounding error.
+At the exact posterior of a linear-Gaussian VAE every log-weight is log p(x), so every average or sum over chunks must
+give log p(x) up to rounding.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Whatever is passed in, there is an answer, or an error of ours that says what is wrong with it."""
+"""Every input gives a result, or an error of the package that names the problem."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int
 
 @st.composite
 def tensors(draw: Any) -> Tensor:
-    """Tensors, most of them not fit to be data of ``SIZE`` entries each."""
+    """Tensors, most of which are invalid as data of ``SIZE`` entries each."""
     shape = draw(st.one_of(st.tuples(st.integers(0, 6), st.just(SIZE)), st.lists(st.integers(0, 7), max_size=4)))
     values = torch.bernoulli(torch.full(tuple(shape), 0.5), generator=torch.Generator().manual_seed(0))
     if values.numel() and draw(st.booleans()):

@@ -1,4 +1,4 @@
-"""Checkpoints: a run that goes on is the run that was never interrupted, and what cannot be trusted is refused."""
+"""Checkpoints: a resumed run equals an uninterrupted one, and invalid checkpoints are refused."""
 
 import random
 from collections.abc import Callable
@@ -29,7 +29,7 @@ pytestmark = [  # of runs that are made in parts
 
 
 def noisy(x: Tensor) -> Tensor:
-    """Draws from NumPy's and Python's generators too."""
+    """Add draws from NumPy's and Python's generators."""
     return (x + 0.1 * torch.as_tensor(np.random.normal(size=x.shape)).to(x) + 0.1 * random.random()).clamp(0, 1).round()
 
 

@@ -1,4 +1,4 @@
-"""The history of a run: bounds in nats per datum, the epoch whose weights are kept, and how it ended."""
+"""History of a run: bounds in nats per datum, the epoch of the kept weights, and the reason for the end."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: where for the first time, what is left as it was, and what may be skipped."""
+"""Values that are not finite: their first occurrence, the state that is kept, and steps that may be skipped."""
 
 import pickle
 import re
@@ -35,14 +35,14 @@ def normal_vae() -> pv.VAE:
 
 
 def first_step_with(datum: int) -> int:
-    """The step of the first epoch that takes a datum."""
+    """Return the step of the first epoch that uses a datum."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         return int((torch.randperm(SIZE) == datum).nonzero()) // BATCH
 
 
 class Poisoned:
-    """Makes a datum so large that its density is no number in float32; or interrupts the run at its step."""
+    """A transform that makes a datum too large for float32, or interrupts the run at the step of that datum."""
 
     def __init__(self, interrupt: bool = False) -> None:
         self.interrupt = interrupt
@@ -101,7 +101,7 @@ def assert_same_tensors(found: nn.Module, expected: nn.Module) -> None:
 
 
 class Own(nn.Module):
-    """A loss of one parameter that goes down by a quarter of its slope at each step."""
+    """A loss of one parameter, which falls by a quarter of its slope at each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def test_a_gradient_that_is_not_finite_names_its_parameter(x: Tensor) -> None:
 
 
 def test_no_checkpoint_is_made_of_what_is_lost(tmp_path: Path) -> None:
-    """A run that is told to stop in the step after the one that went wrong."""
+    """A signal stops the run one step after the first value that is not finite."""
     stop = first_step_with(11) + 2
     steps = []
 
@@ -164,7 +164,7 @@ def test_a_run_that_blows_up_names_the_first_site_and_keeps_its_history(x: Tenso
 
 
 def test_the_place_is_found_far_from_the_last_copy_of_the_state(x: Tensor) -> None:
-    """Epochs of one step, of which only some begin with a copy."""
+    """Epochs have one step, and only some of them start with a copy of the state."""
     module = Own()
     with pytest.raises(pv.DivergenceError, match=r"'weight'.* in epoch 64, step 0,") as error:
         fit(module, x, epochs=99, batch_size=100, learning_rate=1 / 64, optimizer=torch.optim.SGD)
@@ -224,7 +224,7 @@ def test_where_all_steps_would_be_skipped_the_run_stops() -> None:
 
 
 def test_a_value_of_probability_zero_is_not_what_went_wrong(x: Tensor) -> None:
-    """An enumerated site before the site that is at fault."""
+    """An enumerated site precedes the site that is at fault."""
 
     class Mixture(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""save and load: a module's tensors in a file, which goes into a module that was built alike."""
+"""save and load: the tensors of a module in a file, which can be loaded into a module of the same structure."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Signals stop a run at a checkpoint, from which it continues."""
+"""Signals stop a run at a checkpoint, from which it can be resumed."""
 
 import signal
 import sys

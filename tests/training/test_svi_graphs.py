@@ -16,7 +16,7 @@ from tests.training.svi_programs import ADAM, calls, decoder, losses, made
 
 @pytest.mark.usefixtures("interpreted")
 def test_other_kinds_of_arguments_have_graphs_of_their_own() -> None:
-    """A number that changes is another graph, and a tensor that changes is not."""
+    """A changed number needs a new graph, but a changed tensor does not."""
     args, _ = next(calls())
     weights = [0.1, 0.1, 0.5, 0.5, 1.0, 1.0]
     for annealing, graphs in (((lambda weight: weight), 3), (torch.tensor, 1)):

@@ -1,4 +1,4 @@
-"""Results know what they are of, one bad datum costs no other, and the data plate is no other plate."""
+"""Results record their data and programs, one bad datum affects no other, and the data plate is not confused."""
 
 from collections.abc import Callable
 from functools import partial

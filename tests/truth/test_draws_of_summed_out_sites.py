@@ -1,4 +1,4 @@
-"""Sites that the model alone sums out are drawn from their posterior where draws are asked for."""
+"""Sites that only the model sums out are drawn from their posterior if draws are requested."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""A datum that fails costs no other datum, in every estimator; data of one column have any strides."""
+"""A datum that fails affects no other datum, in every estimator; data of one column may have any strides."""
 
 import warnings
 from collections.abc import Callable

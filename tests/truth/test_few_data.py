@@ -1,4 +1,4 @@
-"""A dependence on other data is found whatever the number of data is."""
+"""A dependence on other data is found for any number of data."""
 
 from collections.abc import Callable
 

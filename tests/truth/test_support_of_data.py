@@ -1,4 +1,4 @@
-"""Data outside of a support that depends on latent sites have weight zero at that draw, and only there."""
+"""Data outside of a support that depends on latent sites have weight zero at that draw only."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""An autoguide that draws the latents that all data share as one vector packs no datum."""
+"""An autoguide that draws the shared latents as one vector does not pack data."""
 
 import numpy as np
 import pyro

@@ -1,4 +1,4 @@
-"""Verdicts on few chains, on rounded log-weights and on guides that pack all data, with advice that is followed."""
+"""Verdicts on few chains, on rounded log-weights and on guides that pack all data, and the effect of their advice."""
 
 import warnings
 from collections.abc import Callable

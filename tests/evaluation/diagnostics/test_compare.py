@@ -1,4 +1,4 @@
-"""Differences are paired and by hand the same; what is not comparable is refused."""
+"""Differences are paired and agree with a computation by hand. Results that are not comparable are refused."""
 
 import numpy as np
 import pyro.distributions as dist

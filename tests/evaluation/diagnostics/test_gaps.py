@@ -1,4 +1,4 @@
-"""The inference gap of the oracle is a closed form, and is split at the best posterior of a family."""
+"""The inference gap of the oracle has a closed form, and is split at the best posterior of a family."""
 
 import math
 
@@ -80,7 +80,7 @@ def test_any_program(script: GammaPoisson) -> None:
 
 
 class Draws:
-    """A target whose guide always draws the same."""
+    """A target whose guide always returns the same draws."""
 
     def __init__(self, draws: Tensor) -> None:
         self.draws = draws

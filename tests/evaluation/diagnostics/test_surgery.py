@@ -171,7 +171,7 @@ def test_refusals(vae: pv.VAE, x: Tensor) -> None:
 
 
 def tight(x: Tensor) -> None:
-    """Two layers, the second almost a copy of the first."""
+    """Return a model of two layers, the second almost a copy of the first."""
     with pyro.plate("data", len(x)):
         z2 = pyro.sample("z2", dist.Normal(torch.zeros_like(x), 1.0))
         z1 = pyro.sample("z1", dist.Normal(z2, 0.1))

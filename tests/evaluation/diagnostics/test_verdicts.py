@@ -1,4 +1,4 @@
-"""Verdicts are right where the proposal is known to be right, too narrow, too wide or shifted; so are predictions."""
+"""Verdicts and predictions are right for proposals that are known to be right, too narrow, too wide or shifted."""
 
 import math
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_the_predicted_draws_halve_the_error(scale: float) -> None:
 
 
 def spread(errors: xr.DataArray) -> float:
-    """Half the width of the middle 68 %, a standard deviation that heavy tails do not sway."""
+    """Return half the width of the central 68 %, a standard deviation that is robust to heavy tails."""
     low, high = errors.quantile([0.16, 0.84]).values
     return float(high - low) / 2
 

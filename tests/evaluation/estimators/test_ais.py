@@ -1,4 +1,4 @@
-"""Annealed importance sampling is unbiased, its error covers, and the truth lies between the two directions."""
+"""Annealed importance sampling is unbiased, its intervals cover, and the exact value lies between both directions."""
 
 import math
 

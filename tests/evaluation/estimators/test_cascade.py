@@ -1,4 +1,4 @@
-"""The estimate to quote: exact where log p(x) is known, honest where it is not, and cheap."""
+"""``log_likelihood`` is right if log p(x) is known, has valid intervals if not, and is cheap."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_guides_that_are_wrong_cost_nothing_but_time(kind: str, scale: float, sh
 
 @pytest.mark.parametrize("scale", [0.6, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_intervals_of_the_cascade_cover(scale: float) -> None:
-    """The estimator is chosen by a pilot, so the choice must not spoil the interval."""
+    """The estimator is chosen by a pilot run, which must not invalidate the interval."""
     oracle = Oracle(scale, 0.5)
     x = oracle.data(1).expand(2000, -1)
     results = log_likelihood(oracle.vae.model, oracle.vae.guide, x, num_samples=500, seed=0)
@@ -48,7 +48,7 @@ def test_intervals_of_the_cascade_cover(scale: float) -> None:
 
 
 class Modes:
-    """A posterior with several modes, of which the guide knows one or all."""
+    """A posterior with several modes. The guide has one or all of them."""
 
     def __init__(self, places: tuple[float, ...], known: tuple[float, ...]) -> None:
         self.places, self.known = torch.tensor(places), torch.tensor(known)

@@ -1,4 +1,4 @@
-"""On a VAE of real digits the estimators agree with each other wherever they say that they can be trusted."""
+"""On a VAE of real digits, all estimates that are marked as reliable agree."""
 
 import numpy as np
 import pyro

@@ -1,4 +1,4 @@
-"""NUTS finds the posterior of a handful of data, and the bridge their log p(x)."""
+"""NUTS draws from the posterior of a few data, and bridge sampling gives their log p(x)."""
 
 import numpy as np
 import pyro

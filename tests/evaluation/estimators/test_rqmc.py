@@ -1,4 +1,4 @@
-"""Quasi-Monte Carlo draws follow the guide, stay unbiased, and their error covers."""
+"""Quasi-Monte Carlo draws follow the guide and are unbiased, and their intervals cover."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {  # made in the test, because tor
 
 
 def products(draws: Tensor) -> Tensor:
-    """Return the products of centred coordinates, whose means are the covariances."""
+    """Return the products of centred coordinates. Their means are the covariances."""
     centred = draws - draws.mean(0)
     return (centred[:, :, None] * centred[:, None]).flatten(1)
 

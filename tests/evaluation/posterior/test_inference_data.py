@@ -1,4 +1,4 @@
-"""ArviZ gets draws from the right distributions under the right names; its tables, figures and files work on them."""
+"""InferenceData holds draws from the right distributions under the right names, and ArviZ works with it."""
 
 import copy
 import warnings
@@ -26,7 +26,7 @@ def test_log_likelihoods_that_rank_the_wrong_way_are_left_out(vae: pv.VAE, x: Te
 
 
 def posterior_of(oracle: Oracle, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, shape ``(n, latent)``, and variance, shape ``(latent,)``, of p(z | x)."""
+    """Return the mean, shape ``(n, latent)``, and the variance, shape ``(latent,)``, of p(z | x)."""
     variance = 1 / (1 + (oracle.w**2).sum(0) / oracle.sigma**2)
     return (x - oracle.b) @ oracle.w / oracle.sigma**2 * variance, variance
 

@@ -1,4 +1,4 @@
-"""Compiled training by ``fit``: the run is the run."""
+"""Compiled training by ``fit`` gives the results of uncompiled training."""
 
 from functools import partial
 from pathlib import Path

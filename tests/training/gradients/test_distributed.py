@@ -1,4 +1,4 @@
-"""What several processes compute together is what one computes."""
+"""Several processes compute the same results as one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +41,7 @@ REFUSED = {
 
 
 def run_example(make: Callable[[], Any], **options: Any) -> Outcome:
-    """Trains an example; what it is then with its learning curves, or why it is refused."""
+    """Train an example, and return its state with the learning curves, or the reason of a refusal."""
     pyro.clear_param_store()
     torch.manual_seed(7)
     made = make()
@@ -72,7 +72,7 @@ def run_objectives(names: list[str]) -> list[Outcome]:
 
 
 def check_together(run: Callable[[list[str]], list[Outcome]], names: list[str]) -> None:
-    """What is trained in two processes is what is trained in one, but for rounding, and the same in both."""
+    """Compare training in two processes with training in one: equal up to rounding, and identical in both processes."""
     (alone,), together = in_each(1, run, names), in_each(2, run, names)
     for name, expected, first, second in zip(names, alone, *together, strict=True):
         assert not isinstance(expected, str), expected
@@ -102,7 +102,7 @@ def test_two_processes_train_whatever_one_does() -> None:
 
 
 class Checkpointed(nn.Module):
-    """A network that is run again in the backward pass, dropout and all."""
+    """A network that runs again in the backward pass, with the same dropout."""
 
     def __init__(self, *layers: nn.Module, reentrant: bool) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Checkpointed(nn.Module):
 
 
 class Unused(nn.Module):
-    """A network with a part that is in no loss."""
+    """A network with a part that does not affect the loss."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def noisy_autoencoder() -> nn.Module:
 
 
 class Whole(pv.VAE):
-    """A VAE that says how many data there are, which are those of a batch."""
+    """A VAE whose declared number of data is that of a batch."""
 
     def __init__(self) -> None:
         vae = small_vae()

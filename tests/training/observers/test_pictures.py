@@ -1,4 +1,4 @@
-"""Pictures of a run for TensorBoard: data, reconstructions and draws of what are images, and of nothing else."""
+"""Pictures of a run for TensorBoard: data, reconstructions and draws, if they are images."""
 
 import io
 import logging

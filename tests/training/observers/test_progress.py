@@ -1,4 +1,4 @@
-"""Logs and progress bars of a run: they are right, and quiet where nobody asked."""
+"""Logs and progress bars of a run are right, and silent unless requested."""
 
 import ast
 import logging
@@ -91,7 +91,7 @@ def test_the_package_prints_nothing_itself() -> None:
 
 @contextmanager
 def as_stderr(is_terminal: bool) -> Iterator[Callable[[], str]]:
-    """A standard error that is a pseudo-terminal or a pipe; gives a function that reads what was written to it."""
+    """Return a standard error that is a pseudo-terminal or a pipe, and a function that reads its text."""
     here, there = os.openpty() if is_terminal else os.pipe()
     os.set_blocking(here, False)
     if is_terminal:
@@ -110,7 +110,7 @@ def as_stderr(is_terminal: bool) -> Iterator[Callable[[], str]]:
 
 
 def pause(seconds: float) -> Callable[[Tensor], Tensor]:
-    """A transform that takes its time."""
+    """Return a slow transform."""
 
     def transform(x: Tensor) -> Tensor:
         time.sleep(seconds)

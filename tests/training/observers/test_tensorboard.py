@@ -1,4 +1,4 @@
-"""Curves and histograms of a run for TensorBoard: they are right, and to be watched changes nothing."""
+"""Curves and histograms of a run for TensorBoard are right, and do not affect the run."""
 
 import logging
 import random
@@ -25,7 +25,7 @@ from tests.watched import Copying, Recorder, assert_is, curve, events, fit, imag
 
 
 class Moody(pv.VAE):
-    """Its pictures move every global generator."""
+    """A model whose pictures use every global generator."""
 
     def generate(self, n: int, *given: Tensor, mean: bool = False) -> Tensor:
         assert not self.training
