@@ -165,7 +165,7 @@ class _Mixing(nn.Module):
         (_Deaf(), "no gradient of log_prob reaches the parameter unused"),
     ],
 )
-def test_the_contract_finds_what_is_broken(broken: object, message: str) -> None:
+def test_the_contract_finds_broken_components(broken: object, message: str) -> None:
     size = 4 if isinstance(broken, _Deaf) else 3
     with pytest.raises(AssertionError, match=message):
         check_likelihood(broken, latent=3, event_shape=(size,))
@@ -212,7 +212,7 @@ def test_a_floor_lies_under_the_scale() -> None:
     torch.testing.assert_close(learned(z).stddev, torch.full((4, 5), 0.25))
 
 
-def test_counts_have_the_mean_and_the_variance_that_their_network_says() -> None:
+def test_counts_have_the_mean_and_the_variance_of_their_network() -> None:
     z, network = torch.randn(4, 3), networks.mlp(3, 10)
     mean, dispersion = network(z).exp().chunk(2, -1)
     p = likelihoods.NegativeBinomial(network, unit=0.5)(z)

@@ -261,7 +261,7 @@ def test_bytes_are_transformed_on_the_device(make: Callable[[Tensor], Any]) -> N
         (lambda x: Rows(x / 0), ValueError, "60 of 60 data in .* hold NaN or infinite values, the first at index 0"),
     ],
 )
-def test_what_cannot_be_read_is_refused(
+def test_unreadable_data_are_refused(
     make: Callable[[Tensor], Any], error: type[Exception], message: str, x: Tensor
 ) -> None:
     module, data = vae(), make(x)

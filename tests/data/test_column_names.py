@@ -46,7 +46,7 @@ def test_columns_in_another_order_than_in_joint_are_refused(tool: str) -> None:
         TOOLS[tool](vae(), table(REORDERED))
 
 
-def test_a_function_that_uses_the_likelihood_knows_its_columns() -> None:
+def test_a_function_that_uses_the_likelihood_checks_its_columns() -> None:
     module = vae()
 
     def model(x: Tensor) -> None:

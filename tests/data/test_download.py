@@ -104,7 +104,7 @@ def test_the_next_address_is_tried_after_a_damaged_download(server: Server, tmp_
     assert server.requests == 3
 
 
-def test_a_damaged_file_stays_where_no_new_one_can_be_had(server: Server, tmp_path: Path) -> None:
+def test_a_damaged_file_is_kept_if_the_download_fails(server: Server, tmp_path: Path) -> None:
     server.answers = [b""]
     (tmp_path / "x.bin").write_bytes(b"of someone else")
     with pytest.raises(ValueError, match=r"x.bin has the wrong content.* A new download failed \(.*404.*Delete the"):
@@ -127,9 +127,7 @@ def test_an_interrupted_download_leaves_nothing(
     assert get(tmp_path, server) == CONTENT
 
 
-def test_a_file_that_is_larger_than_any_is_not_kept(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_too_large_is_not_kept(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "LARGEST", 1000)
     with pytest.raises(ValueError, match=r"x.bin.gz holds more than"):
         get(tmp_path, server)

@@ -41,7 +41,7 @@ def let_end(told: Connection) -> None:
 
 
 def wait(told: Connection, chance: random.Random, least: int, most: int) -> str:
-    """Wait for a random time in the computation or in a write, ``phases`` later, and return which."""
+    """Wait for a random time after a random number of phases of writes, and return the last phase."""
     phase = told.recv()
     for _ in range(chance.randint(least, most)):
         phase = told.recv()

@@ -49,7 +49,7 @@ def run_refused() -> list[str]:
     ]
 
 
-def test_what_would_be_another_number_is_refused_in_all_processes() -> None:
+def test_calls_with_another_result_are_refused_in_all_processes() -> None:
     first, second = in_each(2, run_refused)
     assert first == second
     assert "the training data differ between process 1 and the first process. Create them from the same" in first[0]
@@ -80,7 +80,7 @@ def train_wayward() -> tuple[Any, ...]:
     return module.state_dict(), torch.get_rng_state(), history.train
 
 
-def test_processes_stay_in_step_whatever_a_module_does() -> None:
+def test_processes_stay_in_step_for_any_module() -> None:
     first, second = in_each(2, train_wayward)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 

@@ -40,13 +40,13 @@ def space() -> Space:
     return Space(vae, digits(150), digits(30))
 
 
-def test_the_direction_of_an_attribute_is_the_way_of_the_codes_along_it(space: Space) -> None:
+def test_the_direction_of_an_attribute_is_the_slope_of_the_codes(space: Space) -> None:
     direction = attribute_direction(space, "slant")
     assert direction[0] == pytest.approx(0.1, abs=0.005)
     assert direction[1:].abs().max() < 0.03
 
 
-def test_an_attribute_that_is_a_line_moves_as_asked(space: Space) -> None:
+def test_a_linear_attribute_moves_as_requested(space: Space) -> None:
     move = move_attribute(space, "slant", lambda images: (measure(images)["slant"] > 0).long() + 4, seed=0)
     own, other, random = (slopes(move["asked"], move[key]) for key in ("shown", "other", "random"))
     assert own.mean() == pytest.approx(1, abs=0.05)

@@ -55,7 +55,7 @@ def test_the_ratio_is_that_to_encoder_draws_of_the_same_seconds() -> None:
 
 
 @pytest.mark.slow
-def test_all_ways_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_estimators_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = accuracy.main(accuracy.Options(**SMALL, out=tmp_path))
     record = json.loads((tmp_path / "accuracy.json").read_text())
     assert record["table"] == table.to_dict("index")

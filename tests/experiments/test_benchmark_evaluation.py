@@ -71,7 +71,7 @@ def test_contenders_estimate_the_same(problem: Problem) -> None:
         check_agreement(facts)
 
 
-def test_turns_of_one_evaluation_are_of_as_many_data(problem: Problem) -> None:
+def test_turns_of_one_evaluation_have_equal_numbers_of_data(problem: Problem) -> None:
     ours.main(problem)
     first, *turns = Turns.seconds
     assert first is None
@@ -149,7 +149,7 @@ def test_memory(
     assert set(json.loads((tmp_path / "evaluation_memory.json").read_text())["races"]) == {"3", "600"}
 
 
-def test_options_that_cannot_be_are_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(ValueError, match="'Pyrovae' is not a contender"):
         evaluation.Options(contenders=("Pyrovae",))
 

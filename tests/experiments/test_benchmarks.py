@@ -64,7 +64,7 @@ def test_a_contender_that_fails_is_missing_and_the_others_go_on() -> None:
     }
 
 
-def test_a_contender_of_ours_may_not_fail() -> None:
+def test_a_failing_contender_of_pyrovae_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"The contender pyrovae failed:\n(.|\n)*OSError: out of breath"):
         race({"there": contender(), "pyrovae": contender(turns=1)}, rounds=1)
 
@@ -194,7 +194,7 @@ def test_the_data_grow_with_the_batch() -> None:
     assert (grown.batch_size, grown.steps) == (300, growth.STEPS)
 
 
-def test_a_contender_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unknown_contender_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'Pyrovae' is not a contender. Choose from \['Pyro', 'Pyro, unvalidated'"):
         training.main(training.Options(**TOY, contenders=("Pyrovae",), out=tmp_path))
 

@@ -239,7 +239,7 @@ def test_data_without_labels_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_the_table_has_a_row_for_every_way_and_leaves_out_what_is_not_there(
+def test_the_table_has_a_row_for_every_method_and_empty_cells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = main(Options(**TOY, out=tmp_path))
@@ -260,7 +260,7 @@ def test_the_table_has_a_row_for_every_way_and_leaves_out_what_is_not_there(
 
 
 @pytest.mark.slow
-def test_only_the_models_asked_for_are_trained(tmp_path: Path) -> None:
+def test_only_the_requested_models_are_trained(tmp_path: Path) -> None:
     table = main(Options(**TOY, models=("f-GAN, KL",), out=tmp_path))
     assert list(table.index) == ["real, training data", "f-GAN, KL"]
     assert (tmp_path / "results.json").stat().st_size

@@ -79,7 +79,7 @@ def test_em_takes_the_steps_of_sklearn(points: Tensor, path: list[HalfStep]) -> 
         ("log p(x)", 4, -99.0, r"no step lowers log p\(x\)"),
     ],
 )
-def test_a_broken_promise_is_named(
+def test_a_violated_guarantee_is_named(
     points: Tensor, path: list[HalfStep], column: str, row: int, value: float, promise: str
 ) -> None:
     table = mixture.measure(points, path[:7])

@@ -192,7 +192,7 @@ def test_differences_are_paired_and_from_the_first_of_the_chosen_models(name: st
     assert error == pytest.approx(float(gain.std(ddof=1)) / 15**0.5, abs=0.006)
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unknown_model_is_named(tmp_path: Path) -> None:
     module = importlib.import_module("experiments.priors")
     with pytest.raises(
         ValueError, match=r"'Vamp' is not a model of this experiment. Choose from \['StandardNormal', .*'VampPrior'"

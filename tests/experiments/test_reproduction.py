@@ -105,7 +105,7 @@ def test_the_error_of_the_quoted_number_stands_if_nearly_all_data_are_reliable()
     assert rows._quoted(kept | {"reliable": 0.9})["log p(x)"] == "80.00 ± 0.20"
 
 
-def test_a_row_with_too_few_reliable_data_says_so() -> None:
+def test_a_row_with_too_few_reliable_data_is_marked() -> None:
     kept = {
         "nll": 80.0,
         "standard_error": 0.2,
@@ -146,7 +146,7 @@ def test_a_row_does_not_go_on_with_another_schedule(change: dict[str, Any], mess
         iwae.main(iwae.Options(**given | change))
 
 
-def test_a_row_is_trained_as_the_options_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_trained_with_the_given_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = []
     monkeypatch.setattr(pv, "fit", lambda *_, **given: fits.append(given) or pv.History("", interrupted=True))
     given = {"epochs": 3, "batch_size": 7, "learning_rate": 2e-3, "kl_warmup": 2, "precision": "bfloat16", "seed": 5}
@@ -220,7 +220,7 @@ def test_the_weights_of_rainforth_start_as_those_of_pythae() -> None:
     )  # from 50 to 200 units
 
 
-def test_rows_have_the_sizes_and_the_objectives_that_their_names_say() -> None:
+def test_rows_have_the_sizes_and_the_objectives_of_their_names() -> None:
     digits = torch.zeros(500, 28, 28)
     dreg = iwae.ROWS["1 layer, DReG, k = 50"].objective()
     assert (dreg.num_particles, dreg.gradient) == (50, "doubly_reparameterized")
@@ -260,7 +260,7 @@ def test_muon_takes_orthogonal_steps_and_leaves_biases_to_adam() -> None:
     torch.testing.assert_close(sizes, 0.1 * torch.eye(3), rtol=0.35, atol=2e-3)
 
 
-def test_a_row_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unknown_row_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no row 'VAE'. Choose from \['VAE, standard', "):
         run(vampprior, tmp_path, "VAE")
 

@@ -106,7 +106,7 @@ def test_a_cell_whose_worker_is_killed_is_tried_again_and_reported(tmp_path: Pat
     assert all(why.startswith("WorkerCrashedError") for reasons in filled.failures.values() for why in reasons)
 
 
-def test_a_sweep_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_resumes(tmp_path: Path) -> None:
     cells = squares(tmp_path)
 
     def interrupted(settings: Any, shared: Any) -> xr.Dataset:
@@ -120,7 +120,7 @@ def test_a_sweep_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> Non
     assert attempts(tmp_path) == dict.fromkeys(cells, 1)
 
 
-def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     amid_writing = []
 
     def torn(result: xr.Dataset, path: Path, **others: Any) -> None:
@@ -148,7 +148,7 @@ def test_a_damaged_file_is_computed_anew(tmp_path: Path, capsys: pytest.CaptureF
     assert cells_module.read(path) is not None
 
 
-def test_a_cell_is_told_by_all_of_its_settings(tmp_path: Path) -> None:
+def test_a_cell_is_identified_by_all_of_its_settings(tmp_path: Path) -> None:
     options = sweep.Options(**TOY)
     model = ("StandardNormal", "Bernoulli", "ELBO")
 
@@ -171,7 +171,9 @@ def test_a_cell_is_told_by_all_of_its_settings(tmp_path: Path) -> None:
     assert len(paths) == len(others) + 3
 
 
-def test_versions_tell_cells_apart_and_must_agree_among_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_distinguish_cells_and_must_agree_between_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cell = sweep.settings(sweep.Options(**TOY), ("StandardNormal", "Bernoulli", "ELBO"), 0)
     monkeypatch.setattr(sweep, "version", lambda package: "another")
     other = sweep.settings(sweep.Options(**TOY), ("StandardNormal", "Bernoulli", "ELBO"), 0)
@@ -180,7 +182,7 @@ def test_versions_tell_cells_apart_and_must_agree_among_nodes(tmp_path: Path, mo
         sweep.compute(cell, {})
 
 
-def test_a_cell_has_the_threads_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_has_the_requested_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     before, seen = torch.get_num_threads(), []
 
     def prior(options: sweep.Options, train: torch.Tensor) -> pv.priors.StandardNormal:
@@ -285,7 +287,7 @@ def test_without_ray_it_runs_in_order_but_not_on_a_cluster(monkeypatch: pytest.M
         sweep.executor(sweep.Options(address="10.0.0.1:6379"))
 
 
-def test_a_combination_that_is_not_there_is_named() -> None:
+def test_an_unknown_combination_is_named() -> None:
     with pytest.raises(ValueError, match="'Vamp' is not a model of this experiment"):
         sweep.grid(sweep.Options(priors=("Vamp",)))
     models = sweep.grid(sweep.Options(models=("VampPrior, Bernoulli, IWAE",)))

@@ -82,7 +82,7 @@ def test_a_row_is_loaded_by_name(run: Path) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
+def test_unknown_rows_parts_and_files_are_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"No paper has the row 'VAE'. Choose from \['1 layer, VAE, k = 1'"):
         weights.load("VAE", run)
     with pytest.raises(ValueError, match=r"'seed_3' is not a part. Choose from \['\.', "):
@@ -105,7 +105,7 @@ def test_an_archive_without_weights_is_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / "weights.zip").exists()
 
 
-def test_main_says_what_is_packed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_prints_the_packed_rows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = weights.Options(run / "dist" / "weights.zip", run / "out", run / "checkpoints")
     assert weights.main(given).exists()
     said = capsys.readouterr().out

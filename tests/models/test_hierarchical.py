@@ -180,7 +180,7 @@ def test_a_fixed_distribution_serves_as_a_conditional_prior(images: Tensor) -> N
     assert vae.generate(3).shape == (3, 3, 2)
 
 
-def test_refinement_says_that_it_knows_one_layer_only(images: Tensor) -> None:
+def test_refinement_of_several_layers_is_refused(images: Tensor) -> None:
     vae = network("bottom-up")
     vae.posteriors = (pv.posteriors.SemiAmortized(vae.posteriors[0]), vae.posteriors[1])
     with pytest.raises(ValueError, match="cannot refine several latent layers"):

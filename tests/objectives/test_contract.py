@@ -163,7 +163,7 @@ def test_bad_arguments(make: Callable[[], ELBO], message: str) -> None:
         make()
 
 
-def test_beta_of_what_is_no_objective() -> None:
+def test_beta_refuses_other_objects_than_objectives() -> None:
     with pytest.raises(TypeError, match=r"must be a Pyro ELBO such as Trace_ELBO\(\) or IWAE\(5\), got 3"):
         BetaELBO(2.0, 3)  # type: ignore[arg-type]
 
@@ -236,6 +236,6 @@ def test_a_fixed_prior_without_paths_will_do_for_mmd(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("make", [IWAE, MIWAE, CIWAE, PIWAE, lambda **options: Renyi(0.5, **options)])
-def test_an_argument_that_is_not_there_is_refused(make: Any) -> None:
+def test_an_unknown_argument_is_refused(make: Any) -> None:
     with pytest.raises(TypeError, match=r"no argument 'K'\. The number of draws .* num_particles.* max_plate"):
         make(K=50)

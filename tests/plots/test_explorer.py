@@ -286,7 +286,7 @@ class NoMean(nn.Module):
         (with_likelihood(NoMean()), {}, "a Independent has none. Add the property mean"),
     ],
 )
-def test_what_cannot_be_shown_is_said(tmp_path: Path, vae: pv.VAE, options: Any, message: str) -> None:
+def test_models_that_cannot_be_shown_are_refused(tmp_path: Path, vae: pv.VAE, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pv.plots.explorer(vae, tmp_path / "explorer.html", **options)
     assert not list(tmp_path.iterdir())

@@ -54,7 +54,7 @@ def test_evaluations_of_exact_posteriors_are_exact(
 
 
 @given(size=sizes, num_samples=draws, latent=latents, memory=memories, seed=seeds, data=st.data())
-def test_evaluations_are_what_their_log_weights_say(
+def test_evaluations_agree_with_their_log_weights(
     size: int, num_samples: int, latent: int, memory: int, seed: int, data: st.DataObject
 ) -> None:
     pyro.set_rng_seed(0)

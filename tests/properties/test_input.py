@@ -118,7 +118,7 @@ def test_data_are_read_or_refused(name: str, x: Tensor) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("x", NO_DATA, ids=lambda x: type(x).__name__)
-def test_what_is_no_data_is_refused(name: str, x: Any) -> None:
+def test_invalid_data_are_refused(name: str, x: Any) -> None:
     if name == "fit, validation" and x is None:
         return  # that is none
     if isinstance(x, np.ndarray) and name != "reconstruct":
@@ -182,14 +182,14 @@ COUNTS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", COUNTS)
 @given(number=st.one_of(not_whole, too_small))
-def test_what_is_no_count_is_refused(name: str, number: Any) -> None:
+def test_invalid_counts_are_refused(name: str, number: Any) -> None:
     with refused():
         COUNTS[name](number)
 
 
 @pytest.mark.parametrize("take", [lambda seed: fit(seed=seed), lambda seed: evaluate(seed=seed), pv.data.digits])
 @given(seed=st.one_of(st.integers(-(2**70), -1), st.integers(2**64, 2**70), st.sampled_from([1.0, math.nan, "3"])))
-def test_what_is_no_seed_is_refused(take: Callable[..., Any], seed: Any) -> None:
+def test_invalid_seeds_are_refused(take: Callable[..., Any], seed: Any) -> None:
     with refused():
         take(seed=seed)
 

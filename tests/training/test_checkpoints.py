@@ -166,7 +166,7 @@ def test_another_architecture_with_the_same_tensors_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_what_may_change(tmp_path: Path) -> None:
+def test_options_that_may_change_between_runs(tmp_path: Path) -> None:
     fitted(small_vae, 2, tmp_path, 0)
     changed = {"patience": 50, "progress": True, "device": "cpu", "on_nonfinite": "skip", "checkpoint_every": 2}
     changed |= {"compile": True, "checkpoint_wait": 1.0, "tensorboard": tmp_path / "board", "tensorboard_every": 2}
@@ -175,14 +175,14 @@ def test_what_may_change(tmp_path: Path) -> None:
     assert len(fitted(small_vae, 1, tmp_path, 0)[1].train) == 4  # fewer epochs than there are
 
 
-def test_other_versions_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_give_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted(small_vae, 2, tmp_path, 0)
     monkeypatch.setattr("pyrovae.training.checkpoints.versions", lambda: {"torch": "99.0"})
     with pytest.warns(UserWarning, match="continues with other versions.*torch is '99.0' here and was"):
         fitted(small_vae, 3, tmp_path, 0)
 
 
-def test_a_checkpoint_says_what_was_trained(tmp_path: Path) -> None:
+def test_a_checkpoint_records_the_trained_module(tmp_path: Path) -> None:
     fitted(small_vae, 2, tmp_path, 0, transform=pv.data.binarize)
     content = archives.read(tmp_path / "checkpoint-000002-000000.pt")
     description = content["description"]

@@ -68,7 +68,7 @@ def test_a_bad_checkpoint_is_refused_and_the_last_good_one_used(
     assert newest(tmp_path) == "checkpoint-000006-000000.pt"
 
 
-def test_where_no_checkpoint_is_good_nothing_is_begun_anew(tmp_path: Path) -> None:
+def test_without_a_valid_checkpoint_no_run_starts_again(tmp_path: Path) -> None:
     fitted(small_vae, 4, tmp_path, 0)
     for path in tmp_path.glob("*.pt"):
         path.write_bytes(flip(path.read_bytes(), 0.5))

@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_on_a_read_only_disk(epochs: int, small_disk: Path)
     assert newest_one.exists()
 
 
-def test_a_folder_that_cannot_be_is_an_error_before_the_first_step(tmp_path: Path) -> None:
+def test_an_invalid_folder_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     steps: list[int] = []
     with pytest.raises(pv.CheckpointError, match=r"folder .*file/run.* cannot hold checkpoints .*that is writable"):

@@ -17,7 +17,7 @@ fit = partial(pv.fit, progress=False)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
-def test_history_is_in_nats_per_datum_whatever_the_batch_size(batch_size: int) -> None:
+def test_history_is_in_nats_per_datum_for_any_batch_size(batch_size: int) -> None:
     oracle = Oracle()
     x = oracle.data(12)
     history = fit(oracle.vae, x, x, epochs=1, batch_size=batch_size, learning_rate=1e-300)

@@ -123,7 +123,7 @@ def test_a_gradient_that_is_not_finite_names_its_parameter(x: Tensor) -> None:
     assert (module.weight.item(), error.value.history.best_epoch, error.value.checkpoint) == (0, None, None)
 
 
-def test_no_checkpoint_is_made_of_what_is_lost(tmp_path: Path) -> None:
+def test_no_checkpoint_is_written_after_a_value_that_is_not_finite(tmp_path: Path) -> None:
     """A signal stops the run one step after the first value that is not finite."""
     stop = first_step_with(11) + 2
     steps = []
@@ -183,7 +183,7 @@ def test_a_bound_on_validation_data_that_is_not_finite() -> None:
     assert (error.value.step, error.value.history.valid) == (None, [])
 
 
-def test_what_does_not_come_again_is_told(x: Tensor) -> None:
+def test_a_failure_that_cannot_be_repeated_is_reported(x: Tensor) -> None:
     calls = []
 
     def once(x: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def test_where_all_steps_would_be_skipped_the_run_stops() -> None:
         fit(normal_vae(), poisoned_data(), epochs=3, transform=nothing, on_nonfinite="skip")
 
 
-def test_a_value_of_probability_zero_is_not_what_went_wrong(x: Tensor) -> None:
+def test_a_value_of_probability_zero_is_not_named_as_the_cause(x: Tensor) -> None:
     """An enumerated site precedes the site that is at fault."""
 
     class Mixture(nn.Module):
@@ -257,7 +257,7 @@ def test_gradients_are_clipped_to_their_norm(x: Tensor) -> None:
     assert moved.norm().item() == pytest.approx(0.25, rel=1e-5)
 
 
-def test_while_all_is_well_no_step_is_looked_at(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finite_steps_are_not_inspected(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_steps, "are_finite", None)
     monkeypatch.setattr(training_steps, "generator_states", None)
     assert len(fit(small_vae(), x, epochs=3, batch_size=5).train) == 3
@@ -265,7 +265,7 @@ def test_while_all_is_well_no_step_is_looked_at(x: Tensor, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("where", ["prior", "likelihood", "posterior"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
-def test_evaluation_of_a_diverged_model_says_so(where: str, value: float, x: Tensor) -> None:
+def test_evaluation_of_a_diverged_model_raises_an_error(where: str, value: float, x: Tensor) -> None:
     vae = small_vae()
     vae.prior = pv.priors.GaussianMixture(2, 3)
     with torch.no_grad():

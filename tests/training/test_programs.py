@@ -93,7 +93,7 @@ def test_pairs_of_functions_methods_and_conditioned_programs(tmp_path: Any) -> N
 
 
 @pytest.mark.parametrize("pair", [(model,), (model, 3), (model, Encoder(), 1)], ids=["one", "number", "three"])
-def test_what_is_no_pair_is_refused(pair: Any) -> None:
+def test_other_objects_than_pairs_are_refused(pair: Any) -> None:
     with pytest.raises(TypeError, match=r"fit trains a pair \(model, guide\) of Pyro programs, got \("):
         fit(pair, torch.randn(5))
 

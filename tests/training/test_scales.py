@@ -81,7 +81,7 @@ class Plated(nn.Module):
 
 @pytest.mark.parametrize("plate", PLATES, ids=lambda plate: plate.__name__)
 @pytest.mark.parametrize("objective", [None, pv.objectives.IWAE(2)], ids=["Trace_ELBO", "IWAE"])
-def test_a_history_is_in_nats_per_datum_whatever_the_scale(plate: Any, objective: Any) -> None:
+def test_a_history_is_in_nats_per_datum_for_any_scale(plate: Any, objective: Any) -> None:
     x = torch.randn(50, dtype=torch.float64)
     exact = dist.Normal(torch.zeros(()).double(), 2**0.5).log_prob(x)
     history = fit(Plated(plate), x, x[:30], objective=objective, epochs=1, batch_size=20, learning_rate=1e-300, seed=0)

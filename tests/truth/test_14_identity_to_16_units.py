@@ -59,7 +59,7 @@ def negative_scale(x: Tensor) -> None:
 
 @pytest.mark.parametrize("index", [0, 5, 11])
 @pytest.mark.parametrize("model", [raising, diverging, negative_scale])
-def test_a_datum_that_fails_costs_no_other(model: Program, index: int) -> None:
+def test_a_datum_that_fails_affects_no_other(model: Program, index: int) -> None:
     x = X.clone()
     x[index] = 123.0
     keep = np.arange(12) != index

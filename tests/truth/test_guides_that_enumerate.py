@@ -86,7 +86,7 @@ def test_statistics_of_the_batch_are_refused(decode: Callable[[Tensor], Tensor],
             call()
 
 
-def test_noise_of_the_guide_is_no_reason_to_refuse_it() -> None:
+def test_noise_of_the_guide_is_accepted() -> None:
     def noisy(x: Tensor) -> None:
         label_first(x + 0.1 * torch.rand_like(x))
 

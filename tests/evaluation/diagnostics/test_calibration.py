@@ -80,7 +80,7 @@ def test_a_conditioned_latent_is_given_to_the_simulation() -> None:
         ),
     ],
 )
-def test_what_cannot_be_simulated_is_refused(observe: object, message: str) -> None:
+def test_programs_that_cannot_be_simulated_are_refused(observe: object, message: str) -> None:
     def model(x: Tensor, y: Tensor) -> None:
         with pyro.plate("data", 4):
             observe(x, y)

@@ -70,7 +70,7 @@ def test_one_datum_has_no_standard_error() -> None:
     assert table.difference["b"] == 1.0
 
 
-def test_no_mcse_is_none_of_the_mean() -> None:
+def test_a_missing_mcse_leaves_the_mean_without_one() -> None:
     assert compare({"a": results_of([0.0, 1.0], mcse=np.nan)}).mcse.isna().all()
 
 
@@ -108,7 +108,7 @@ def test_errors_on_the_oracle() -> None:
         (results_of([0.0, 1.0]).expand_dims(draw=3), r"of 'b' has dimensions \('draw', 'datum'\)"),
     ],
 )
-def test_what_is_not_comparable_is_refused(other: xr.Dataset, message: str) -> None:
+def test_results_that_are_not_comparable_are_refused(other: xr.Dataset, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compare({"a": results_of([0.0, 1.0]), "b": other})
 

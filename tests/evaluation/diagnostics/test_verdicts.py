@@ -157,7 +157,7 @@ def test_the_summary_names_data_by_their_labels() -> None:
         (results_of([0.1], [0.1]).drop_vars("mcse"), 0.1, "but no 'mcse'"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(results: xr.Dataset, precision: float, message: str) -> None:
+def test_results_that_cannot_be_judged_are_refused(results: xr.Dataset, precision: float, message: str) -> None:
     for judge in (diagnose, verdicts):
         with pytest.raises(ValueError, match=message):
             judge(results, precision=precision)

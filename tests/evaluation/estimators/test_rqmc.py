@@ -106,7 +106,7 @@ def test_it_runs_in_single_precision_and_repeats(vae: pv.VAE, x: Tensor) -> None
     assert first.attrs["estimator"] == "randomized quasi-Monte Carlo"
 
 
-def test_what_has_no_quantiles_is_refused(x: Tensor) -> None:
+def test_distributions_without_quantiles_are_refused(x: Tensor) -> None:
     vae = pv.VAE(
         pv.priors.StandardNormal(2),
         pv.likelihoods.Bernoulli(pv.networks.mlp(2, 6)),

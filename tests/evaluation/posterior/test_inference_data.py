@@ -125,7 +125,7 @@ def test_names_dimensions_and_coordinates() -> None:
     assert attrs["binarization"] == "none"
 
 
-def test_a_diverged_model_says_so(vae: pv.VAE, x: Tensor) -> None:
+def test_a_diverged_model_raises_an_error(vae: pv.VAE, x: Tensor) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", vae.prior())

@@ -35,7 +35,7 @@ def test_p_values_are_the_oracles_though_the_guide_is_wrong(scale: float, shift:
     assert abs(float((check.p_value - exact).mean())) < 0.005
 
 
-def test_the_dataset_says_what_it_is() -> None:
+def test_the_dataset_records_its_settings() -> None:
     oracle = Oracle(1.3)
     x = oracle.data(7)
     check = posterior_predictive_check(oracle.vae.model, oracle.vae.guide, x, lambda x: x.sum(1), num_draws=50, seed=0)

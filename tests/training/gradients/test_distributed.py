@@ -87,13 +87,13 @@ def check_together(run: Callable[[list[str]], list[Outcome]], names: list[str]) 
             torch.testing.assert_close(first, expected, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: name + text)
 
 
-def test_two_processes_train_what_one_does() -> None:
+def test_two_processes_have_the_result_of_one_in_training() -> None:
     check_together(run_components, sorted(COMPONENTS))
     check_together(run_objectives, ["Trace_ELBO", "IWAE", "doubly", "BetaELBO of IWAE"])
 
 
 @pytest.mark.slow
-def test_two_processes_train_whatever_one_does() -> None:
+def test_two_processes_train_every_example_of_one() -> None:
     from tests.examples import BY_COMPONENT, OBJECTIVES
 
     check_together(run_components, [name for name in BY_COMPONENT if name != "enumerated by the model"])

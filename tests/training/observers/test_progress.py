@@ -47,7 +47,7 @@ def test_a_run_is_logged(tmp_path: Path, x: Tensor, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_how_a_run_ended_is_logged(tmp_path: Path, x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_end_of_a_run_is_logged(tmp_path: Path, x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     def stopping(x: Tensor, calls: list[int] = []) -> Tensor:  # noqa: B006
         calls.append(0)
         if len(calls) == 3 + 3 * 1 + 2:  # the check, an epoch, and the second step

@@ -120,7 +120,7 @@ def test_a_folder_shows_the_last_run_alone(tmp_path: Path, x: Tensor) -> None:
     assert_is(events(tmp_path), history)
 
 
-def test_a_killed_run_loses_no_point(tmp_path: Path) -> None:
+def test_a_killed_run_keeps_all_points_of_its_curves(tmp_path: Path) -> None:
     options: Any = {"tensorboard": tmp_path / "board", "checkpoint_every": 3}
     process, told = faulty.start(tmp_path, 100_000, **options)
     while not any(int(path.name[11:17]) > 5 for path in tmp_path.glob("checkpoint-*.pt")):
@@ -135,7 +135,7 @@ def test_a_killed_run_loses_no_point(tmp_path: Path) -> None:
     assert_is(events(tmp_path / "board"), history)
 
 
-def test_a_writer_of_ones_own(tmp_path: Path, x: Tensor) -> None:
+def test_a_custom_writer(tmp_path: Path, x: Tensor) -> None:
     recorder = Recorder()
     fit(small_vae(), x, epochs=3, tensorboard=recorder)
     assert recorder.steps["bound/train"] == recorder.readable == [0, 1, 2]
