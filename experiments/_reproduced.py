@@ -72,7 +72,7 @@ def rankings(docs: Path) -> str:
     tables = {paper: _numbers(docs, paper) for paper in PAPERS}
     tables = {paper: numbers for paper, numbers in tables.items() if len(numbers) > 1}
     if not tables:
-        return "No table has two rows with both numbers yet. So there is no answer yet.\n"
+        return "No table has two rows with both numbers yet, so no rankings can be compared.\n"
     lines, changes = {}, []
     for paper, numbers in tables.items():
         pairs = list(combinations(numbers, 2))

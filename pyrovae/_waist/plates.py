@@ -130,7 +130,7 @@ def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:
 
 
 def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
-    """Raise ValueError if a plate inside the data plate subsamples, because log p(x) is then not known."""
+    """Raise ValueError if a plate inside the data plate subsamples, because only a part of a datum is then scored."""
     for site in sites:
         for frame in site_plates(site):
             if frame.name != data.name and frame.size != frame.full_size:

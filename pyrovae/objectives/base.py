@@ -149,7 +149,7 @@ class Weighing:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Add to the error of a site outside the data plate which objective would score the site."""
+        """Extend the error for a site outside the data plate by an objective that scores such a site."""
         try:
             yield
         except OutsidePlateError as error:
