@@ -18,7 +18,7 @@ def replayed(
     """Return a function that replays ``run`` as a CUDA graph, with a single launch per call.
 
     Args:
-        run: The function.
+        run: Function to record.
         examples: Example tensors for the arguments of the function.
         modules: Modules that the function runs; their buffers are restored.
     """

@@ -145,7 +145,7 @@ def sized(plate: CondIndepStackFrame, sites: Sequence[Site]) -> CondIndepStackFr
     """Return a plate with its size, because Pyro gives the size -1 to a plate that was declared without one.
 
     Args:
-        plate: The plate.
+        plate: Plate of a run.
         sites: Sites inside the plate, from which a missing size is inferred.
     """
     if plate.size is not None and plate.size >= 0:

@@ -58,7 +58,7 @@ def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) ->
     assigned to parameters of other names, and a fused optimizer would write beyond the memory of smaller parameters.
 
     Args:
-        optimizer: The optimizer.
+        optimizer: Optimizer of the parameters.
         named: The parameters that can be trained, by name.
     """
     names = {id(tensor): name for name, tensor in named.items()}

@@ -37,7 +37,7 @@ class DistributedGradients:
     """A loss and its gradient, to which each process contributes those of its slice. The sums agree in all processes.
 
     Args:
-        loss: The loss; the data must have been checked.
+        loss: Loss to differentiate, which has checked the data.
         tensors: Tensors of the module and its programs.
         parameters: Trained parameters by name.
         batch: A batch of the data.
