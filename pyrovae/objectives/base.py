@@ -79,7 +79,7 @@ class Weighing:
     plate: str | None
 
     def _nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int | None:
-        """Return the nesting depth of the program's plates, or None if draws are made one by one; check it once."""
+        """Return the nesting depth of the program's plates, or None for one draw per run. The first call checks it."""
         particles = int(self.num_particles > 1)  # Pyro counts the dimension of particles in max_plate_nesting
         if not self._is_checked:
             with isolated(model, guide, seed=0), self._explained():  # the check must not change the generator
