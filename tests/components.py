@@ -20,7 +20,7 @@ class _OfVAE(nn.Module):
         return self.prior()
 
 
-torch.manual_seed(0)  # the networks are made while this module is imported, before a test has set a seed
+torch.manual_seed(0)  # networks are made at import, before a test sets a seed
 
 PRIORS = {
     "StandardNormal": priors.StandardNormal(3),

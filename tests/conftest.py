@@ -17,13 +17,13 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae._compilation.graphs import Graph
 
-os.environ["MPLBACKEND"] = "agg"  # also in the processes that tests start
+os.environ["MPLBACKEND"] = "agg"  # processes that tests start inherit it
 pyro.enable_validation(True)
 
-torch.set_num_threads(1)  # the tests themselves are run in parallel, and numbers are not to depend on how many
-os.environ["OMP_NUM_THREADS"] = "1"  # nor in the processes that they start
+torch.set_num_threads(1)  # tests run in parallel, and numbers must not depend on the number of threads
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 HAS_CUDA = torch.cuda.is_available()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in what it runs in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore SIGINT in background jobs
 
 # The same examples in every run; pytest --hypothesis-profile=thorough looks for new ones.
 settings.register_profile("repeatable", max_examples=12, derandomize=True, deadline=None, database=None)

@@ -40,7 +40,7 @@ def in_each(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
 def _run(tells: Connection, place: dict[str, Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.environ |= {name: str(value) for name, value in place.items()}
     torch.set_num_threads(1)
-    pyro.set_rng_seed(place["RANK"])  # what is to be the same is not so by accident
+    pyro.set_rng_seed(place["RANK"])  # generators differ, so agreement is no accident
     try:
         with pv.parallel.join("cpu"):
             result = function(*args)

@@ -27,7 +27,7 @@ def check_refusal(error: BaseException) -> None:
 @contextmanager
 def refused() -> Iterator[None]:
     """Assert that the package refuses a call."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # of what kind, is checked below
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # the type is checked below
         yield
     check_refusal(caught.value)
 

@@ -40,7 +40,7 @@ def _entropy_gap(draws: torch.Tensor, log_prob: torch.Tensor, entropy: torch.Ten
     return (surprise.mean() - entropy).abs() / (surprise.std() / len(draws) ** 0.5)
 
 
-torch.manual_seed(0)  # the networks below are made while this module is imported, before a test has set a seed
+torch.manual_seed(0)  # networks are made at import, before a test sets a seed
 
 CONTINUOUS = {
     "Normal": likelihoods.Normal(networks.mlp(2, 2), scale=None, min_scale=0.1),

@@ -82,7 +82,7 @@ class Failing:
 def test_a_run_that_fails_releases_the_folder(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a fault of the transform") as error:
         train(tmp_path, transform=Failing())
-    assert error.value.__traceback__ is not None  # which keeps the frames of the run alive
+    assert error.value.__traceback__ is not None  # the traceback keeps the frames of the run alive
     FolderLock(tmp_path).acquire()
 
 

@@ -29,7 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
-    def do_GET(self) -> None:  # as the base class calls it
+    def do_GET(self) -> None:  # the name is that of the base class
         answer = self.server.answers[min(self.server.requests, len(self.server.answers) - 1)]
         self.server.requests += 1
         if not answer:

@@ -259,7 +259,9 @@ def test_draws_of_the_continuous_bernoulli_carry_the_gradient_of_their_quantiles
     s = torch.zeros(20_000, requires_grad=True)
     draws = own.ContinuousBernoulli(logits=s).rsample()
     (slope,) = torch.autograd.grad(draws.sum(), s)
-    torch.testing.assert_close(slope, draws.detach() * (1 - draws.detach()) / 2)  # of x(p, s) at s = 0, where x = p
+    torch.testing.assert_close(
+        slope, draws.detach() * (1 - draws.detach()) / 2
+    )  # the slope of x(p, s) at s = 0, where x = p
     certain = torch.full((3,), 1e4, requires_grad=True)
     quantiles = own.ContinuousBernoulli(logits=certain).icdf(torch.tensor([0.0, 0.5, 1.0]))
     assert torch.autograd.grad(quantiles.sum(), certain)[0].isfinite().all()

@@ -97,7 +97,7 @@ def jensens_inequality() -> None:
     grid = Grid()
     assert (grid.elbo < grid.log_px).all()
     close(grid.mean((grid.log_joint - grid.log_q).exp()).log(), grid.log_px)
-    as_printed = grid.elbo - grid.mean(grid.log_joint) + grid.log_px  # what the logarithm is taken of
+    as_printed = grid.elbo - grid.mean(grid.log_joint) + grid.log_px  # the argument of the logarithm
     assert (as_printed < 0).any()
 
 
@@ -220,7 +220,7 @@ def m_step() -> None:
     before = oracle.log_likelihood(x).sum()
     old = copy.deepcopy(oracle)
     oracle.b = (x - q.mean @ oracle.w.T).mean(0)  # maximizes E_q[log p(x, z)] in b
-    gain = 0.5 * len(x) * ((old.b - oracle.b) ** 2).sum() / oracle.sigma**2  # of a quadratic, at its maximum
+    gain = 0.5 * len(x) * ((old.b - oracle.b) ** 2).sum() / oracle.sigma**2  # gain of a quadratic at its maximum
     assert gain > 0
     assert oracle.log_likelihood(x).sum() - before >= gain
 
@@ -266,7 +266,7 @@ def reparameterization() -> None:
 @formula(22)
 def univariate_gaussian() -> None:
     mu, sigma = 0.5, 2.0
-    nodes, weights = np.polynomial.hermite_e.hermegauss(40)  # of exp(-epsilon^2 / 2)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)  # quadrature for exp(-epsilon^2 / 2)
     by_epsilon = (weights * np.cos(mu + sigma * nodes)).sum() / math.sqrt(2 * math.pi)
     assert by_epsilon == pytest.approx(math.cos(mu) * math.exp(-(sigma**2) / 2), abs=1e-10)
     draws = np.cos(mu + sigma * normal(200_000).numpy())

@@ -113,7 +113,7 @@ def test_a_docstring_names_its_paper_with_authors_and_year() -> None:
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTED if inspect.isclass(DOCUMENTED[name])])
 def test_methods_have_docstrings_too(name: str) -> None:
-    own = sections(DOCUMENTED[name]).get("Raises", "")  # which may say what is refused when called
+    own = sections(DOCUMENTED[name]).get("Raises", "")  # an initializer's section may list errors of calls
     for method, function in vars(DOCUMENTED[name]).items():
         if inspect.isfunction(function) and not method.startswith("_"):
             said = inspect.getdoc(function)

@@ -35,7 +35,7 @@ class Numbered:
 
     def guide(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", _Counting(self).mask(False))  # as in the model
+            pyro.sample("z", _Counting(self).mask(False))  # the same draw as in the model
 
 
 class _Counting(pyro.distributions.TorchDistribution):

@@ -157,7 +157,7 @@ def train(folder: Path | None, epochs: int = 4, at: int = -1, number: int = sign
 def train_in_parts(folder: Path) -> list[Any]:
     write = archives.write
     if not parallel.is_first():
-        archives.write = None  # type: ignore[assignment]  # which nobody is to call
+        archives.write = None  # type: ignore[assignment]  # only the first process may write
     whole = train(None)
     train(folder, at=8)  # amid the second epoch
     names = sorted(path.name for path in folder.iterdir())

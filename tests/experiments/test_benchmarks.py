@@ -138,7 +138,7 @@ def test_contenders_do_the_same_work(k: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(rounds, "Channel", OneTurn)
     monkeypatch.setattr(ours, "Channel", OneTurn)
     facts = {}
-    with pyro.validation_enabled(True):  # which a contender switches off
+    with pyro.validation_enabled(True):  # contenders switch validation off
         for name, main in {
             "Pyro": partial(stock_pyro.main, validated=False),
             "PyTorch": partial(pytorch.main, compiled=False),

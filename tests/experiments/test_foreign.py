@@ -27,7 +27,7 @@ def weights(library: str, seed: int = 0) -> dict[str, np.ndarray]:
         name: (random.normal(size=(size_in, size_out)) / size_in**0.5, random.normal(size=size_out))
         for name, (size_in, size_out) in layers.items()
     }
-    if library == "numpyro":  # as SVI.get_params returns them
+    if library == "numpyro":  # the format of SVI.get_params
         encoder = [drawn["encoder"], (), (), [drawn["loc"], [drawn["spread"], ()]]]
         return dict(leaves({"encoder$params": encoder, "decoder$params": [drawn["hidden"], (), drawn["output"], ()]}))
     names = {"encoder": "encoder.layers.0.0", "loc": "encoder.embedding", "spread": "encoder.log_var"}
@@ -144,7 +144,7 @@ def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["pythae", "numpyro"])
-@pytest.mark.filterwarnings("default")  # of the libraries
+@pytest.mark.filterwarnings("default")  # the libraries give warnings
 def test_trained_weights_have_the_log_likelihood_of_their_library(library: Any, tmp_path: Path) -> None:
     pytest.importorskip(library)
     given = options(tmp_path, libraries=(library,), epochs=3, latent=LATENT, hidden=32)

@@ -51,7 +51,7 @@ def test_pythae_estimates_the_same_log_likelihood(tmp_path: Path) -> None:
     with torch.no_grad():
         values = [theirs.get_nll(x[None], n_samples=DRAWS, batch_size=DRAWS // 4) for x in test]
 
-    both = math.sqrt(2) * results.mcse  # of two independent estimates from as many draws
+    both = math.sqrt(2) * results.mcse  # error of the difference of two independent estimates
     difference = results.log_likelihood - values
     error = float((both**2).sum()) ** 0.5 / len(test)
     print(f"ours {float(results.log_likelihood.mean()):.4f}, theirs {sum(values) / len(test):.4f}, error {error:.4f}")

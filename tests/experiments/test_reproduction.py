@@ -19,7 +19,7 @@ from experiments.reproduce.papers import PAPERS
 NUM_TEST = 20
 ROWS = {f"{paper}: {name}": row for paper, found in PAPERS.items() for name, row in found.items()}
 
-pytestmark = pytest.mark.filterwarnings("ignore:the KL warm-up does not end")  # of toy runs
+pytestmark = pytest.mark.filterwarnings("ignore:the KL warm-up does not end")  # toy runs give this warning
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +213,7 @@ def test_the_weights_of_rainforth_start_as_those_of_pythae() -> None:
     assert all(not layer.bias.any() for layer in layers)
     *_, last = vae.posterior.network
     bounds = [float(part.detach().abs().max()) for part in (last.weight[:50], last.weight[50:])]
-    limit = (6 / 250) ** 0.5  # of a layer from 200 to 50 units
+    limit = (6 / 250) ** 0.5  # limit of a layer from 200 to 50 units
     assert bounds == pytest.approx([limit, limit / 2], rel=0.01)
     assert float(layers[0].weight.detach().abs().max()) == pytest.approx(
         (6 / 250) ** 0.5, rel=0.01

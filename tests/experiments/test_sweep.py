@@ -71,7 +71,7 @@ def test_cells_are_kept_and_only_missing_ones_computed(tmp_path: Path, execute: 
     assert {name: result.square.values.tolist() for name, result in second.results.items()} == {
         name: [i**2] * 3 for i, name in enumerate(cells)
     }
-    assert list(second.results) == list(cells)  # not in the order in which they came
+    assert list(second.results) == list(cells)  # the order of the cells, not that of completion
     assert len(list((tmp_path / "cells").iterdir())) == 4
 
 
@@ -125,7 +125,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest
 
     def torn(result: xr.Dataset, path: Path, **others: Any) -> None:
         path.write_bytes(b"the first half")
-        amid_writing.extend(tmp_path.glob("cells/*.nc"))  # what a killed process would leave
+        amid_writing.extend(tmp_path.glob("cells/*.nc"))  # files that a killed process would leave
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
@@ -208,7 +208,7 @@ def test_numbers_are_the_same_in_order_and_on_a_ray_of_its_own(tmp_path: Path) -
     assert not done.stderr  # Ray is quiet
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # which must not matter
+    torch.set_num_threads(2)  # must not affect the results
     try:
         sweep.main(sweep.Options(**{**TOY, **axes, "parallel": False, "out": tmp_path / "order"}))
         assert torch.get_num_threads() == 2
@@ -219,7 +219,7 @@ def test_numbers_are_the_same_in_order_and_on_a_ray_of_its_own(tmp_path: Path) -
     assert len(paths) == 4
     for path in paths:
         one, other = (xr.load_dataset(tmp_path / mode / "cells" / path) for mode in ("order", "ray"))
-        assert one.equals(other)  # to the last bit
+        assert one.equals(other)  # equal bit for bit
         histories = [json.loads(result.attrs["history"]) for result in (one, other)]
         assert histories[0]["train"] == histories[1]["train"]
 

@@ -235,7 +235,7 @@ def z_given_observed(oracle: Oracle, x: Tensor, mask: Tensor) -> tuple[Tensor, T
 def test_imputation_and_likelihood_of_what_was_observed_are_the_oracles(widen: float) -> None:
     oracle = Oracle()
     x, mask = oracle.data(8), torch.rand(8, 5) < 0.6
-    filled = torch.where(mask, x, 123.0)  # has no influence
+    filled = torch.where(mask, x, 123.0)  # values of missing entries have no influence
     likelihood = pv.likelihoods.Masked(oracle.vae.likelihood)
     vae = pv.VAE(oracle.vae.prior, likelihood, _Masked(oracle, widen)).double()
 

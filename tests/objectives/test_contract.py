@@ -107,7 +107,7 @@ def test_a_site_outside_the_plate_is_refused(make: Callable[[], Any], vae: pv.VA
         make().loss_and_grads(model, vae.guide, x)
 
 
-@pytest.mark.parametrize("make", list(OURS.values())[:-1], ids=list(OURS)[:-1])  # but for wake-sleep
+@pytest.mark.parametrize("make", list(OURS.values())[:-1], ids=list(OURS)[:-1])  # all except wake-sleep
 def test_a_discrete_latent_is_refused(make: Callable[[], Any]) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

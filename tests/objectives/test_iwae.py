@@ -148,7 +148,7 @@ def test_all_draws_of_a_bound_are_of_the_same_subsample(vectorize: bool) -> None
 
     exact = -2 * dist.Normal(torch.zeros((), dtype=torch.float64), math.sqrt(2)).log_prob(data)
     losses = [IWAE(10, vectorize_particles=vectorize).loss(model, guide, data) for _ in range(20)]
-    assert all(min(abs(loss - exact)) < 1e-9 for loss in losses)  # of one datum or of the other, never of both
+    assert all(min(abs(loss - exact)) < 1e-9 for loss in losses)  # each loss belongs to a single datum
     assert len({round(loss, 6) for loss in losses}) == 2
 
 

@@ -122,7 +122,7 @@ def test_it_sleeps_as_pyro_does(insomnia: float, model_has_params: bool) -> None
         "awake": ReweightedWakeSleep(3, 1.0, max_plate_nesting=1),
     }.items():
         torch.manual_seed(0)
-        if name == "asleep" and (model_has_params or insomnia > 0):  # has slept after waking
+        if name == "asleep" and (model_has_params or insomnia > 0):  # the sleep phase follows the wake phase
             ReweightedWakeSleep(3, 1.0, max_plate_nesting=1).loss(mixture.model, mixture.guide, x)
         made.loss_and_grads(mixture.model, mixture.guide, x)
         slopes[name] = mixture.logit.weight.grad.item()

@@ -213,7 +213,7 @@ def test_colour_and_flat_images(browser: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = 255 * colour.likelihood(code(browser)).mean.permute(1, 2, 0).clamp(0, 1)
     assert (pixels(browser) - expected).abs().max() <= 0.51
-    flat = small_vae(size=20, latent=1)  # no plane, then
+    flat = small_vae(size=20, latent=1)  # one dimension has no plane
     open_page(browser, flat, tmp_path, shape=(4, 5))
     assert pixels(browser).shape == (4, 5, 3)
     assert not browser.find_element("id", "planar").is_displayed()

@@ -120,7 +120,7 @@ def test_data_are_read_or_refused(name: str, x: Tensor) -> None:
 @pytest.mark.parametrize("x", NO_DATA, ids=lambda x: type(x).__name__)
 def test_invalid_data_are_refused(name: str, x: Any) -> None:
     if name == "fit, validation" and x is None:
-        return  # that is none
+        return  # not a valid argument
     if isinstance(x, np.ndarray) and name != "reconstruct":
         return  # arrays are data, see test_data_of_any_kind
     reader, make = READERS[name]

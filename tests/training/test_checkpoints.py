@@ -22,7 +22,7 @@ from tests.examples import Discrete
 from tests.training.continuation import assert_same, fitted
 from tests.training.programs import Script
 
-pytestmark = [  # of runs that are made in parts
+pytestmark = [  # runs in several parts give these warnings
     pytest.mark.filterwarnings("ignore:the KL warm-up does not end within"),
     pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, but one step per epoch"),
 ]

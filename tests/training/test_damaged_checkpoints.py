@@ -11,7 +11,7 @@ from tests.conftest import small_vae
 from tests.training.continuation import assert_same, fitted, newest
 from tests.training.damaged import flip, malicious
 
-pytestmark = [  # of runs that are made in parts
+pytestmark = [  # runs in several parts give these warnings
     pytest.mark.filterwarnings("ignore:the KL warm-up does not end within"),
     pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, but one step per epoch"),
 ]

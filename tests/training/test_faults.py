@@ -47,7 +47,7 @@ def kill_until_it_ends(folder: Path, kills: int, chance: random.Random, **option
         found["killed"] += 1
         found[f"amid {phase}"] += 1
         found["resumed"] += known > (0, 0)
-        assert newest(folder) >= known  # whatever is lost, it is not what was there
+        assert newest(folder) >= known  # an earlier checkpoint is never lost
         for path in folder.glob("checkpoint-*.pt"):
             archives.read(path)  # all that has a name is whole
     process, _ = faulty.start(folder, EPOCHS, **options)
@@ -115,7 +115,7 @@ def test_a_sigterm_saves_and_ends_the_process(tmp_path: Path) -> None:
     wait_for(tmp_path / "run", 2)
     process.terminate()
     process.join()
-    assert process.exitcode == -signal.SIGTERM  # as of any program
+    assert process.exitcode == -signal.SIGTERM  # the exit code of any program
     assert not (tmp_path / "run" / "result").exists()
     process, _ = faulty.start(tmp_path / "run", 30)
     process.join()
@@ -150,7 +150,7 @@ class Breaking:
         return pv.data.binarize(x)
 
 
-STEPS = 4  # of an epoch
+STEPS = 4  # steps per epoch
 
 
 def check_that_a_broken_disk_costs_nothing(folder: Path, breaking: Any, mend: Any, reason: str) -> None:

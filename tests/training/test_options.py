@@ -200,7 +200,7 @@ def test_accumulated_gradients_of_a_sum_add_up(x: Tensor, is_compiled: bool) -> 
     history = fit(vae, x, epochs=1, batch_size=3, accumulate=4, seed=0, **options)
     moved = torch.cat([p.detach().flatten() for p in vae.parameters()]) - before
     assert moved.norm().item() == pytest.approx(0.25, rel=1e-4)
-    assert calls == [0]  # of the only step
+    assert calls == [0]  # the schedule is called for the only step
     assert -6 < history.train[0] < -1
 
 

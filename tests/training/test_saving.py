@@ -165,7 +165,7 @@ def test_parameters_of_the_store_travel_with_their_constraint(
         pyro.clear_param_store()
         other = pv.load(path, into=WithStore(constraint, start))
         assert torch.equal(pyro.param("scale").unconstrained(), unconstrained)
-        pv.fit(other, x, epochs=1, learning_rate=0.1, seed=0, progress=False)  # which trains the parameter on
+        pv.fit(other, x, epochs=1, learning_rate=0.1, seed=0, progress=False)  # trains the parameter further
         assert not torch.equal(pyro.param("scale"), trained)
         assert constraint.check(pyro.param("scale")).all()
         pv.load(path, into=WithStore(constraint, start))  # over a parameter that the store has

@@ -97,7 +97,7 @@ def test_the_likelihood_counts_in_full_where_latents_are_scaled(plate: Any) -> N
     exact = dist.Normal(torch.zeros(()).double(), 2**0.5).log_prob(x) + 0.75 * kl
     with pytest.warns(UserWarning, match="not a bound on log p"):
         history = fit(Plated(plate, 0.25), x, epochs=1, batch_size=200, learning_rate=1e-300, seed=0)
-    noise = 0.75 * math.sqrt(kl.var().item() + 1) / math.sqrt(400)  # of the log-ratio of guide and prior
+    noise = 0.75 * math.sqrt(kl.var().item() + 1) / math.sqrt(400)  # error of the mean log-ratio of guide and prior
     assert history.train[0] == pytest.approx(exact.mean().item(), abs=5 * noise)
 
 

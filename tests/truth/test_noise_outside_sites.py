@@ -53,7 +53,7 @@ def test_noise_in_the_model_is_refused(name: str, size: int) -> None:
     source, change = NOISE[name]
     for seed in range(3):
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # no advice to count from the right
+            warnings.simplefilter("error")  # the advice to count from the right must not appear
             with pytest.raises(ValueError, match=f"random numbers of {source} outside sample sites"):
                 E.evaluate(moved(change), normal_guide, X[:size], 100, seed=seed)
 

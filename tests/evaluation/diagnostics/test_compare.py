@@ -30,7 +30,7 @@ def test_columns_by_hand() -> None:
     numbers = {
         "log_likelihood": [-4.0, -5.5],
         "error": [np.std([1, 3, 5, 7], ddof=1) / 2, np.std([2, 3, 7, 10], ddof=1) / 2],
-        "mcse": [np.nan, 0.4 / 2],  # of a, one datum in four has a k-hat of 0.71
+        "mcse": [np.nan, 0.4 / 2],  # one datum in four of model a has a k-hat of 0.71
         "difference": [0.0, -1.5],
         "difference_error": [0.0, np.std([1, 0, 2, 3], ddof=1) / 2],
         "difference_mcse": [0.0, np.nan],

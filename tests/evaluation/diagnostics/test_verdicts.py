@@ -88,7 +88,7 @@ def test_verdicts_by_hand() -> None:
 
 
 def test_k_hat_is_shrunk_towards_its_mean_over_the_data() -> None:
-    k_hat = np.full(400, 0.5) + np.random.default_rng(0).normal(0, 0.15, 400)  # no more spread than its error
+    k_hat = np.full(400, 0.5) + np.random.default_rng(0).normal(0, 0.15, 400)  # the spread equals the error of k-hat
     mean, deviation = tail_shape(k_hat, 1000)
     assert mean.std() < k_hat.std() / 3
     assert deviation.max() < 0.1

@@ -29,7 +29,7 @@ def test_a_transition_leaves_its_density_invariant() -> None:
     u = scale * torch.randn(40_000, 1, 2, dtype=torch.float64)
     for _ in range(5):
         u, acceptance = hmc.transition(log_density, u, 0.9 * scale, 3)
-    assert 0.5 < acceptance.mean() < 0.97  # so that refusals matter
+    assert 0.5 < acceptance.mean() < 0.97  # some proposals are rejected
     torch.testing.assert_close(u.std((0, 1)), scale, rtol=0.015, atol=0)
     torch.testing.assert_close((u**4).mean((0, 1)), 3 * scale**4, rtol=0.06, atol=0)
 
@@ -96,7 +96,7 @@ def test_the_exact_value_lies_between_the_bounds(script: GammaPoisson) -> None:
     exact = script.log_likelihood(torch.as_tensor(bounds.simulated_0.values)).numpy()
     for gap in (exact - bounds.lower, bounds.upper - exact):
         assert 4 * gap.std() / 2000**0.5 < gap.mean() < 0.3
-        ratio = np.exp(-gap)  # of an unbiased estimate to p(x), or of p(x) to one whose inverse is unbiased
+        ratio = np.exp(-gap)  # estimate / p(x) if the estimate is unbiased, p(x) / estimate if its inverse is
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / 2000**0.5
 
 

@@ -95,7 +95,7 @@ def test_a_flow_scores_its_draws_without_being_inverted() -> None:
     quasi = pv.evaluation.rqmc(vae.model, vae.guide, x, 8192, seed=0)
     plain = pv.evaluation.evaluate(vae.model, vae.guide, x, 50_000, seed=0)
     error = np.hypot(quasi.mcse, plain.mcse)
-    keep = plain.pareto_k < 0.7  # of the others, the weights have no variance
+    keep = plain.pareto_k < 0.7  # the weights of the other data have infinite variance
     assert keep.sum() >= 2
     assert (abs(quasi.log_likelihood - plain.log_likelihood) < 5 * error)[keep].all()
 

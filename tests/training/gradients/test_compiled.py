@@ -87,7 +87,7 @@ def assert_same(found: Outcome, expected: Outcome, tolerance: float) -> None:
             torch.testing.assert_close(slope, exact, rtol=tolerance, atol=tolerance * largest)
     for buffer, exact in zip(found.buffers, expected.buffers, strict=True):
         torch.testing.assert_close(buffer, exact, rtol=tolerance, atol=tolerance)
-    assert torch.equal(found.generator, expected.generator)  # as many draws
+    assert torch.equal(found.generator, expected.generator)  # both paths draw the same number of values
 
 
 def assert_agree(made: Example, weights: tuple[float, float] = (1.0, 1.0)) -> None:

@@ -14,7 +14,7 @@ from tests.conftest import small_vae
 from tests.processes import in_each
 from tests.training.gradients.examples import Outcome, layers, vae_with
 
-COMPONENTS = {  # of all that there are, for every run of the tests
+COMPONENTS = {  # the components of ordinary tests
     "prior VampPrior", "posterior InverseAutoregressiveFlow", "posterior MultivariateNormal", "gated networks",
     "dropout", "hierarchy top-down, VampPrior", "semi-supervised", "Bayesian", "script Pixels",
     "scores", "batch norm", "parameters in the store", "global latent",
@@ -46,7 +46,7 @@ def run_example(make: Callable[[], Any], **options: Any) -> Outcome:
     torch.manual_seed(7)
     made = make()
     data = tuple(torch.cat(parts) for parts in zip(*made.batches, strict=True))
-    size = len(made.batches[0][0]) - 1  # of a batch: a datum or two are left over
+    size = len(made.batches[0][0]) - 1  # batch size that leaves one or two data over
     usual = {"epochs": 2, "batch_size": size, "learning_rate": 0.01, "seed": 3, "progress": False}
     try:
         history = pv.fit(made.module, data, data, objective=made.objective, **{**usual, **options})

@@ -86,7 +86,7 @@ def test_the_package_prints_nothing_itself() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.Name) and node.id == "print"), path
             if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr", "__stdout__", "__stderr__"):
-                assert path.name == "nuts.py", path  # which asks whether it is a terminal
+                assert path.name == "nuts.py", path  # this module checks whether the output is a terminal
 
 
 @contextmanager

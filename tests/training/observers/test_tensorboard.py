@@ -115,7 +115,9 @@ def test_a_run_that_goes_on_continues_its_curves(tmp_path: Path) -> None:
 def test_a_folder_shows_the_last_run_alone(tmp_path: Path, x: Tensor) -> None:
     fit(small_vae(), x, x, epochs=5, tensorboard=tmp_path)
     (file,) = tmp_path.iterdir()
-    file.rename(tmp_path / f"events.out.tfevents.{int(time.time()):010d}.zzz")  # whose name is the last of this second
+    file.rename(
+        tmp_path / f"events.out.tfevents.{int(time.time()):010d}.zzz"
+    )  # the last name of this second in sorted order
     history = fit(small_vae(), x, x, epochs=3, tensorboard=tmp_path)
     assert_is(events(tmp_path), history)
 
@@ -141,7 +143,7 @@ def test_a_custom_writer(tmp_path: Path, x: Tensor) -> None:
     assert recorder.steps["bound/train"] == recorder.readable == [0, 1, 2]
     with SummaryWriter(str(tmp_path)) as writer:
         history = fit(small_vae(), x, x, epochs=3, tensorboard=writer)
-        writer.add_scalar("mine", 1.0, 7)  # it is still open
+        writer.add_scalar("mine", 1.0, 7)  # the writer is still open
         writer.flush()
         assert_is(events(tmp_path), history)
     assert set(curve(events(tmp_path), "mine")) == {7}
@@ -174,7 +176,7 @@ def test_the_gradient_of_a_skipped_step_is_no_histogram(x: Tensor) -> None:
     assert recorder.steps["gradients/weight"] == [1]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the thread that writes
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the writing thread raises it
 def test_a_run_goes_on_where_nothing_can_be_written(tmp_path: Path, x: Tensor) -> None:
     folder, calls = tmp_path / "board", 0
 
