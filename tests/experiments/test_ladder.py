@@ -102,9 +102,7 @@ def test_only_training_depends_on_the_batch() -> None:
         vae.eval()
         for few, all_of_them in zip(vae.bottom_up(x[:3]), vae.bottom_up(x), strict=True):
             torch.testing.assert_close(few, (all_of_them[0][:3], all_of_them[1][:3]))
-    assert math.isfinite(
-        pv.objectives.IWAE(5).loss(vae.model, vae.guide, x)
-    )  # a dependence on other data would raise
+    assert math.isfinite(pv.objectives.IWAE(5).loss(vae.model, vae.guide, x))  # a dependence on other data would raise
 
 
 def test_training_raises_the_bound() -> None:

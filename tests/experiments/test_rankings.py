@@ -38,7 +38,7 @@ def test_there_is_no_answer_without_two_rows_that_have_both_numbers(quoted: floa
     keep(tmp_path, STANDARD, 87.0, quoted)
     keep(tmp_path, VAMP, 85.0)
     keep(tmp_path, AGAIN, 85.0, 84.0)
-    assert tables.rankings(tmp_path).startswith("No table has two rows with both numbers yet.")
+    assert tables.rankings(tmp_path).startswith("No table has two rows with both numbers yet")
 
 
 def test_rankings_that_agree(tmp_path: Path) -> None:
