@@ -85,7 +85,7 @@ def test_a_cell_that_fails_is_tried_again_and_reported(
     assert filled.failures == {"one": ["ValueError: no luck with 1"], "three": ["ValueError: no luck with 3"] * 3}
     assert str(filled).splitlines() == [
         "4 cells: 0 kept from before, 3 computed (1 of them in a later attempt), 1 failed",
-        "three: failed 3 times, at last by ValueError: no luck with 3",
+        "three: failed 3 times, most recently with ValueError: no luck with 3",
     ]
     assert "attempt 1 of 3 to compute one failed: ValueError: no luck with 1" in capsys.readouterr().out
     assert filled.results["one"].attrs["attempts"] == 2
