@@ -186,7 +186,7 @@ def test_a_published_schedule_is_one_of_adam(
     optimizer = fits[0]["optimizer"]([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     assert (type(optimizer), optimizer.defaults["eps"]) == (torch.optim.Adam, 1e-4)
     for change in ({"optimizer": "muon"}, {"epochs": 10}):
-        with pytest.raises(ValueError, match=r"3280|of Adam"):
+        with pytest.raises(ValueError, match=r"3280|Adam"):
             paper.Options(**given | change)
 
 
