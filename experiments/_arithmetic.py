@@ -1,11 +1,12 @@
-r"""Moving codes, and measuring what becomes of the images.
+r"""Move codes in latent space, and measure how the decoded images change.
 
-An attribute a is moved by :math:`\delta` along the line on which codes lie, on average, at each value of it:
+The direction of an attribute a is the slope of the mean code as a function of the attribute. A code is moved by
 
 .. math:: z \mapsto z + \delta\, d, \qquad d = \frac{\mathrm{Cov}(z, a)}{\mathrm{Var}(a)}.
 
-A class is exchanged for another by the difference of the mean codes. Both directions are those of the training data,
-the codes that are moved those of the test data. The measurements know pixels only.
+One class is exchanged for another by adding the difference between the mean codes of the two classes. Both directions
+are estimated from the training data, and the codes of the test data are moved. Thickness, slant and class are measured
+from pixels only.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ Classifier = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Digits:
-    """Digits as a model sees them, and as they were before binarization."""
+    """Digits as a model receives them, together with their grey values before binarization."""
 
     x: Tensor
     grey: Tensor
@@ -34,13 +35,13 @@ class Digits:
 
     @cached_property
     def attributes(self) -> dict[str, Tensor]:
-        """Thickness and slant of the grey digits."""
+        """Return the thickness and the slant of the grey digits."""
         return measure(self.grey)
 
 
 @dataclass(frozen=True)
 class Space:
-    """A trained model, and the data that span its latent space."""
+    """A trained model, with the data that define directions in its latent space."""
 
     vae: pv.VAE
     train: Digits
@@ -48,24 +49,24 @@ class Space:
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Means of q(z | x), shape ``(n, latent)``."""
+        """Return the means of q(z | x), shape ``(n, latent)``."""
         codes: Tensor = self.vae.posterior(x.to(self._device)).mean
         return codes.cpu()
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Means of p(x | z), shape ``(*batch, height, width)``."""
+        """Return the means of p(x | z), shape ``(*batch, height, width)``."""
         images: Tensor = self.vae.likelihood(z.float().to(self._device)).mean
         return images.cpu()
 
     @cached_property
     def codes(self) -> Tensor:
-        """Codes of the test data."""
+        """Codes of the test data, shape ``(n, latent)``."""
         return self.encode(self.test.x)
 
     @cached_property
     def train_codes(self) -> Tensor:
-        """Codes of the training data."""
+        """Codes of the training data, shape ``(n, latent)``."""
         return self.encode(self.train.x)
 
     @property
@@ -74,19 +75,20 @@ class Space:
 
 
 def attribute_direction(space: Space, name: str) -> Tensor:
-    """Change of the code for each unit of an attribute, shape ``(latent,)``."""
+    """Return the change of the code per unit of an attribute, shape ``(latent,)``."""
     z, a = space.train_codes.double(), space.train.attributes[name]
     return (z - z.mean(0)).T @ (a - a.mean()) / ((a - a.mean()) ** 2).sum()
 
 
 def move_attribute(space: Space, name: str, classify: Classifier, seed: int) -> dict[str, np.ndarray | float]:
-    """Moves the codes of the test data along an attribute's direction, and as far along random ones.
+    """Move the codes of the test data along the direction of an attribute, and by the same length in random directions.
 
     Returns:
-        What was asked for and what the images show, in standard deviations of the attributes over the test data:
-        ``asked``, shape ``(steps,)``; ``shown``, ``other`` (the other attribute) and ``random``, shapes ``(steps, n)``.
-        ``kept``: share of the images that are still of their class. ``readout``: how much of the attribute's variance a
-        linear function of the code predicts, R^2.
+        The changes are in standard deviations of the attributes over the test data. ``asked``, shape ``(steps,)``, is
+        the requested change of the attribute. ``shown``, ``other`` and ``random``, each of shape ``(steps, n)``, are
+        the measured changes: of the attribute, of the other attribute, and of the attribute after a random move.
+        ``kept`` is the fraction of the images whose class stays the same. ``readout`` is the R^2 of a linear
+        regression of the attribute on the code.
     """
     direction, scale = attribute_direction(space, name), float(space.test.attributes[name].std())
     (other,) = set(ATTRIBUTES) - {name}
@@ -116,19 +118,19 @@ def move_attribute(space: Space, name: str, classify: Classifier, seed: int) -> 
 
 
 def slopes(asked: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Change shown for each unit asked for, by least squares through the origin for each datum, shape ``(n,)``."""
+    """Return the least-squares slope, through the origin, of the measured on the requested change, shape ``(n,)``."""
     fitted: np.ndarray = asked @ shown / (asked @ asked)
     return fitted
 
 
 def class_means(space: Space) -> dict[int, Tensor]:
-    """Mean code of each class of the training data, shape ``(latent,)``."""
+    """Return the mean code of each class of the training data, shape ``(latent,)``."""
     labels = space.train.labels
     return {label: space.train_codes[labels == label].mean(0) for label in labels.unique().tolist()}
 
 
 def exchange_class(space: Space, seed: int) -> tuple[Tensor, Tensor]:
-    """Codes of the test data with their class exchanged for another one, drawn at random; and these classes."""
+    """Return the codes of the test data, moved to another class drawn at random, and the new classes."""
     classes, means = space.train.labels.unique(), torch.stack(list(class_means(space).values()))
     own = torch.searchsorted(classes, space.test.labels)
     shift = torch.randint(1, len(classes), own.shape, generator=torch.Generator().manual_seed(seed))
@@ -137,7 +139,7 @@ def exchange_class(space: Space, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def pairs(space: Space, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Codes of so many pairs of test data of different classes, drawn at random."""
+    """Return the codes of ``count`` random pairs of test data whose classes differ."""
     drawn = np.random.RandomState(seed).randint(len(space.codes), size=(2, 20 * count))
     differ = (space.test.labels[drawn[0]] != space.test.labels[drawn[1]]).numpy()
     first, second = drawn[:, differ][:, :count]
@@ -145,10 +147,11 @@ def pairs(space: Space, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int, *, spherical: bool) -> Tensor:
-    r"""Codes on the way from one to another, shape ``(steps, *batch, latent)``.
+    r"""Return codes on the path from ``start`` to ``end``, shape ``(steps, *batch, latent)``.
 
-    Straight: :math:`(1 - t) z_0 + t z_1`. Spherical, about the origin, with the angle :math:`\omega` between the codes:
-    the direction is that of :math:`\sin((1 - t) \omega)\, z_0 / \|z_0\| + \sin(t \omega)\, z_1 / \|z_1\|`, the norm
+    The straight path is :math:`(1 - t) z_0 + t z_1`. The spherical path turns about the origin by the angle
+    :math:`\omega` between the codes. Its direction is that of
+    :math:`\sin((1 - t) \omega)\, z_0 / \|z_0\| + \sin(t \omega)\, z_1 / \|z_1\|`, and its norm is
     :math:`(1 - t) \|z_0\| + t \|z_1\|`.
 
     Source:

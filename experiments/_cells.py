@@ -1,7 +1,8 @@
-"""Cells of a sweep: each is computed once, tried again if it fails, and kept in a file of its own.
+"""Cells of a sweep. Each cell is computed once, repeated if it fails, and stored in a file of its own.
 
-A cell's settings hold everything that its numbers depend on, as plain values; the SHA-256 of their JSON names its file.
-A file is written under another name, flushed to disk and renamed, so that it is there whole or not at all.
+The settings of a cell are plain values, and they contain everything that its numbers depend on. The SHA-256 of their
+JSON identifies the file. A file is written under a temporary name, flushed to disk and renamed, so that an interrupted
+write leaves no partial file.
 """
 
 import hashlib
@@ -23,12 +24,12 @@ Executor = Callable[[Compute, Mapping[str, Settings], Any], Iterator[tuple[str, 
 
 @dataclass
 class Filled:
-    """What became of the cells.
+    """Results of the cells of a sweep.
 
     Attributes:
-        results: By name, in the order of the cells; those that failed are missing.
-        num_kept: How many of them were there before.
-        failures: Why attempts failed, one after the other, by the names of all cells that failed at least once.
+        results: Results by name, in the order of the cells, without the cells that failed.
+        num_kept: Number of results that were read from files.
+        failures: Reasons of the failed attempts, in order, by the names of all cells that failed at least once.
     """
 
     results: dict[str, xr.Dataset] = field(default_factory=dict)
@@ -37,7 +38,7 @@ class Filled:
 
     @property
     def failed(self) -> dict[str, list[str]]:
-        """The failures of those cells that have no result."""
+        """Failures of the cells that have no result."""
         return {name: reasons for name, reasons in self.failures.items() if name not in self.results}
 
     def __str__(self) -> str:
@@ -45,16 +46,16 @@ class Filled:
         again = len(self.failures) - len(self.failed)
         lines = [
             f"{len(self.results) + len(self.failed)} cells: {self.num_kept} kept from before, {computed} computed "
-            f"({again} of them at a later attempt), {len(self.failed)} failed"
+            f"({again} of them in a later attempt), {len(self.failed)} failed"
         ]
-        lines += [f"{name}: failed {len(why)} times, at last by {why[-1]}" for name, why in self.failed.items()]
+        lines += [f"{name}: failed {len(why)} times, most recently with {why[-1]}" for name, why in self.failed.items()]
         return "\n".join(lines)
 
 
 def in_order(
     compute: Compute, cells: Mapping[str, Settings], shared: Any
 ) -> Iterator[tuple[str, xr.Dataset | Exception]]:
-    """Computes one cell after another in this process; an exception is the outcome of its cell."""
+    """Compute the cells one after another in this process, and yield each result or exception."""
     for name, settings in cells.items():
         outcome: xr.Dataset | Exception
         try:
@@ -73,17 +74,17 @@ def fill(
     execute: Executor = in_order,
     retries: int = 2,
 ) -> Filled:
-    """Computes the cells that the folder does not hold, and keeps each as soon as it is there.
+    """Compute the cells that the folder does not contain, and store each result immediately.
 
-    Those that fail are tried again when all others are done, when a shortage may be over.
+    Failed cells are repeated after all others are done, because a shortage of resources may have ended by then.
 
     Args:
-        folder: Of the files.
-        cells: Settings, by name.
-        compute: Maps settings, and what is shared, to a result.
-        shared: Read by all cells, such as data.
-        execute: Computes several cells, and yields names with results or exceptions as they come.
-        retries: How often a cell is tried again.
+        folder: Folder of the files.
+        cells: Settings by name.
+        compute: Function of the settings and of ``shared`` that returns a result.
+        shared: Objects that all cells read, such as data.
+        execute: Function that computes several cells and yields their names with results or exceptions.
+        retries: Number of further attempts for a cell that fails.
     """
     found = {name: read(path_of(folder, name, settings)) for name, settings in cells.items()}
     filled = Filled({name: result for name, result in found.items() if result is not None})
@@ -95,7 +96,7 @@ def fill(
                 if isinstance(outcome, Exception):
                     reason = f"{type(outcome).__name__}: {outcome}".splitlines()[0]
                     filled.failures.setdefault(name, []).append(reason)
-                    bar.write(f"attempt {attempt} of {retries + 1} at {name} failed by {reason}")
+                    bar.write(f"attempt {attempt} of {retries + 1} to compute {name} failed: {reason}")
                     continue
                 outcome.attrs |= {"attempts": attempt, "settings": canonical(cells[name])}
                 write(path_of(folder, name, cells[name]), outcome)
@@ -106,29 +107,29 @@ def fill(
 
 
 def canonical(settings: Settings) -> str:
-    """JSON in which equal settings are equal."""
+    """Return JSON that is identical for equal settings."""
     return json.dumps(settings, sort_keys=True, default=str)
 
 
 def path_of(folder: Path, name: str, settings: Settings) -> Path:
-    """The file of a cell; its settings alone tell it from others, the name is for people."""
+    """Return the file of a cell. The settings alone identify it, and the name is for readers."""
     digest = hashlib.sha256(canonical(settings).encode()).hexdigest()
     return folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{digest[:16]}.nc"
 
 
 def read(path: Path) -> xr.Dataset | None:
-    """A cell's result, or None if there is none that can be read."""
+    """Return the result of a cell, or None if there is no readable file."""
     if not path.exists():
         return None
     try:
         return xr.load_dataset(path, engine="h5netcdf")
     except (OSError, ValueError, KeyError) as error:
-        tqdm.write(f"{path} cannot be read and is computed anew: {error}")
+        tqdm.write(f"{path} cannot be read, so the cell is computed again: {error}")
         return None
 
 
 def write(path: Path, result: xr.Dataset) -> None:
-    """Writes a cell's result, whole or not at all."""
+    """Write the result of a cell. An interrupted write leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -1,7 +1,7 @@
-"""What the experiments share: the data, one training run, one evaluation, and the table and figures of several models.
+"""Code shared by the experiments: loading data, training, evaluation, and the table and figures of a comparison.
 
-The models of a comparison have the same network widths, the same budget and the same test data, so their differences
-are paired: the standard error is that of the mean difference over the data.
+The models of a comparison have the same network widths, the same number of epochs and the same test data. Differences
+are therefore paired: their standard error is that of the mean difference over the data.
 """
 
 import json
@@ -36,33 +36,33 @@ class Options:
     """Options of every experiment."""
 
     data: DataSet = "mnist5k"
-    """Data set; the first two need no download."""
+    """Data set; ``mnist5k`` and ``digits`` need no download."""
     binarization: Literal["none", "static", "dynamic"] = "dynamic"
-    """How grey digits become binary (none: not at all); some sets are binary already."""
+    """Method that makes grey digits binary; ``none`` keeps grey values. Some data sets are already binary."""
     root: Path | None = None
-    """Folder of the data [default: PYROVAE_DATA, else ~/.cache/pyrovae]."""
+    """Folder of the data [default: the environment variable PYROVAE_DATA, else ~/.cache/pyrovae]."""
     latent: int = 50
     """Number of latent dimensions."""
     hidden: tuple[int, ...] = (200, 200)
-    """Widths of the hidden layers, from data to latent."""
+    """Widths of the hidden layers, in the order from data to latents."""
     epochs: int = 80
     """Passes over the training data."""
     batch_size: int = 100
-    """Data per step."""
+    """Batch size."""
     learning_rate: float = 2e-3
-    """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    """Initial learning rate of Adam. A cosine schedule lowers it to a hundredth of this value."""
     kl_warmup: int = 60
-    """Epochs over which the weight of the latent sites grows to 1, so that no latent dimension is given up early."""
+    """Epochs over which the weight of the latent sites grows to 1, so that fewer latent dimensions become inactive."""
     num_samples: int = 5000
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     models: tuple[str, ...] = ()
-    """Compare only those of these names [default: all]."""
+    """Names of the models to compare [default: all]."""
     test_size: int | None = None
-    """Evaluate so many test data, drawn at random [default: all]."""
+    """Number of test data to evaluate, drawn at random [default: all]."""
     compile: bool = False
-    """Compile training and evaluation, which takes some seconds for each model and pays in long runs."""
+    """Compile training and evaluation. Compilation takes some seconds per model and pays off in long runs."""
     device: str = "auto"
-    """Where to compute; auto is a CUDA device if there is one, else the CPU."""
+    """Device; auto is a CUDA device if there is one, else the CPU."""
     seed: int = 0
     """Seed of the initial weights, the training and the evaluation."""
     out: Path = Path("results")
@@ -70,14 +70,14 @@ class Options:
 
 
 class Written(Protocol):
-    """Options, whatever they are, that name the folder of the results."""
+    """Options that name the folder of the results."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     out: Path
 
 
 def load(options: Options) -> pv.data.Splits:
-    """Reads the data, of several processes in the first, and draws a subset of the test data if one is asked for."""
+    """Read the data in the first of several processes, and draw a random subset of the test data if requested."""
     return pv.parallel.in_first(partial(_load, options))
 
 
@@ -96,18 +96,18 @@ def _load(options: Options) -> pv.data.Splits:
 
 
 def chosen(models: Mapping[str, Model], options: Options) -> dict[str, Model]:
-    """The models that the options ask for.
+    """Return the models that the options name.
 
     Raises:
-        ValueError: If one of them has another name.
+        ValueError: If the options name an unknown model.
     """
     if unknown := set(options.models) - set(models):
-        raise ValueError(f"there is no model {min(unknown)!r}; choose from {list(models)}")
+        raise ValueError(f"{min(unknown)!r} is not a model of this experiment. Choose from {list(models)}.")
     return {name: model for name, model in models.items() if name in (options.models or models)}
 
 
 def run(options: Options, splits: pv.data.Splits, models: Mapping[str, Callable[[], pv.VAE]]) -> pd.DataFrame:
-    """Trains and evaluates the models, from the same seed; prints and writes the table and the figures."""
+    """Train and evaluate the models from the same seed. Print and write the table and the figures."""
     vaes, histories, results, quoted, draws = {}, {}, {}, {}, {}
     for name, build in chosen(models, options).items():
         pyro.set_rng_seed(options.seed)
@@ -125,7 +125,7 @@ def run(options: Options, splits: pv.data.Splits, models: Mapping[str, Callable[
 
 
 def build(options: Options, event_shape: tuple[int, ...]) -> pv.VAE:
-    """The widths of the IWAE paper's network under softplus, with the same initial weights at every call."""
+    """Return a VAE with the IWAE paper's layer widths, softplus units and the same initial weights at every call."""
     pyro.set_rng_seed(options.seed)
     return pv.VAE(
         prior=pv.priors.StandardNormal(options.latent),
@@ -137,7 +137,7 @@ def build(options: Options, event_shape: tuple[int, ...]) -> pv.VAE:
 def train(
     vae: nn.Module, splits: pv.data.Splits, options: Options, *, objective: ELBO | None = None, **others: Any
 ) -> pv.History:
-    """Trains by Adam under a cosine schedule and a KL warm-up, and keeps the best weights on the validation data."""
+    """Train by Adam with a cosine schedule and a KL warm-up, and keep the weights of the best validation epoch."""
     return pv.fit(
         vae,
         splits.train,
@@ -158,7 +158,7 @@ def train(
 
 
 def evaluate(vae: Any, splits: pv.data.Splits, options: Options, **others: Any) -> xr.Dataset:
-    """Evaluates on the test data; the number of active units stands beside, as an attribute."""
+    """Evaluate a model on the test data, and add the number of active units as an attribute of the result."""
     test = splits.test.to(next(vae.parameters()).device)
     result = pv.evaluation.evaluate(
         vae.model,
@@ -175,7 +175,7 @@ def evaluate(vae: Any, splits: pv.data.Splits, options: Options, **others: Any) 
 
 
 def log_likelihood(vae: Any, splits: pv.data.Splits, options: Options) -> xr.Dataset:
-    """Return the estimates of log p(x) of the test data that can be quoted."""
+    """Return the estimates of ``pyrovae.evaluation.log_likelihood`` for the test data."""
     return pv.evaluation.log_likelihood(
         vae.model,
         vae.guide,
@@ -186,7 +186,7 @@ def log_likelihood(vae: Any, splits: pv.data.Splits, options: Options) -> xr.Dat
 
 
 def with_quoted(results: Mapping[str, xr.Dataset], quoted: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Return results by the encoder with the estimates to quote as ``quoted``, ``quoted_mcse`` and ``reliable``."""
+    """Return the results of the encoder with ``log_likelihood`` as ``quoted``, ``quoted_mcse`` and ``reliable``."""
     return {
         name: result.assign(
             quoted=quoted[name].log_likelihood, quoted_mcse=quoted[name].mcse, reliable=quoted[name].reliable
@@ -196,7 +196,7 @@ def with_quoted(results: Mapping[str, xr.Dataset], quoted: Mapping[str, xr.Datas
 
 
 def has_error(result: xr.Dataset) -> bool:
-    """Return whether k-hat allows a Monte Carlo error of the estimate from all draws."""
+    """Return whether k-hat permits a Monte Carlo error for the estimate from all draws."""
     return float((result.pareto_k > 0.7).mean()) <= 0.01
 
 
@@ -206,7 +206,7 @@ def summarize(
     ks: Sequence[int] = (),
     likelihoods: Mapping[str, xr.Dataset] = MappingProxyType({}),
 ) -> pd.DataFrame:
-    """Return one row for each model: bounds, the estimate of log p(x) to quote, and diagnostics of the proposal."""
+    """Return one row for each model: bounds, the estimate of log p(x), and diagnostics of the proposal."""
     rows = {}
     for name, result in results.items():
         reported = [k for k in result.k.values.tolist() if k in (*ks, result.attrs["num_samples"])]
@@ -223,20 +223,20 @@ def summarize(
 
 
 def differences(results: Mapping[str, xr.Dataset]) -> list[str]:
-    """The estimates of log p(x) of all models minus that of the first, on the same data."""
+    """Return the estimates of log p(x) of all models minus those of the first model, on the same data."""
     columns = ["difference", "difference_error", "difference_mcse"]
     compared = pv.evaluation.compare(results).loc[list(results), columns]
     return ["", *(_with_errors(*row) for row in compared.values[1:])]
 
 
 def _bound(result: xr.Dataset, k: int) -> str:
-    """Return the cell of a bound, without a Monte Carlo error if k-hat says that it means nothing."""
+    """Return the table cell of a bound. The Monte Carlo error is left out if k-hat makes it invalid."""
     is_last = k == result.attrs["num_samples"]
     return cell(result.iwae.sel(k=k), None if is_last and not has_error(result) else result.iwae_mcse.sel(k=k))
 
 
 def _quoted(result: xr.Dataset | None) -> dict[str, str]:
-    """Return the cells of the estimate to quote, with the share of reliable data."""
+    """Return the table cells of the estimate of log p(x) and of the fraction of reliable data."""
     if result is None:
         return {}
     share = float(result.reliable.mean())
@@ -257,7 +257,7 @@ def _with_errors(mean: float, error: float, monte_carlo: float, digits: int = 2)
 
 
 def report(splits: pv.data.Splits, table: pd.DataFrame) -> None:
-    """Prints the table, of several processes in the first."""
+    """Print the table in the first of several processes."""
     if not pv.parallel.is_first():
         return
     values = "grey values" if splits.binarization == "none" else f"{splits.binarization} binarization"
@@ -273,7 +273,7 @@ def write(
     histories: Mapping[str, pv.History] = MappingProxyType({}),
     results: Mapping[str, xr.Dataset] = MappingProxyType({}),
 ) -> None:
-    """Writes the table with its histories as JSON, all results per datum as NetCDF, and the figures; in one process."""
+    """Write the table and histories as JSON, the results per datum as NetCDF, and the figures, in the first process."""
     if not pv.parallel.is_first():
         return
     options.out.mkdir(parents=True, exist_ok=True)
@@ -298,7 +298,7 @@ def draw(
     histories: Mapping[str, pv.History],
     results: Mapping[str, xr.Dataset],
 ) -> dict[str, Figure]:
-    """Draws bounds, learning curves, and samples side by side."""
+    """Draw the bounds, the learning curves, and the samples side by side."""
     axes = {
         "bounds": pv.plots.bounds(results),
         "learning_curves": pv.plots.learning_curves(histories),
@@ -309,13 +309,13 @@ def draw(
 
 @torch.no_grad()
 def samples(vae: pv.VAE, n: int = 64) -> torch.Tensor:
-    """Means of p(x | z) for draws of z from the prior, the same noise for every model."""
+    """Return the means of p(x | z) for draws of z from the prior, with the same random numbers for every model."""
     torch.manual_seed(0)
     return vae.generate(n, mean=True)
 
 
 @torch.no_grad()
 def latent_draws(vae: pv.VAE, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One draw from the posterior of each datum, and as many from the prior, shapes ``(N, latent)``."""
+    """Return a posterior draw for each datum, and as many prior draws, each of shape ``(N, latent)``."""
     x = x.to(next(vae.parameters()).device)
     return vae.posterior(x).sample(), vae.prior().sample((len(x),))

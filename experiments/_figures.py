@@ -1,4 +1,4 @@
-"""Figures as files: the figure that a function of ``pyrovae.plots`` drew on."""
+"""The matplotlib figure behind the return value of a function of ``pyrovae.plots``."""
 
 from typing import Any
 
@@ -7,6 +7,6 @@ from matplotlib.figure import Figure
 
 
 def figure_of(axes: Any) -> Figure:
-    """Return the figure of axes, or of an array of axes."""
+    """Return the figure of an axes object, or of an array of axes."""
     figure: Figure = np.asarray(axes, dtype=object).flat[0].figure
     return figure

@@ -1,4 +1,4 @@
-"""Figures of the latent-space experiment: walks, moves and codes."""
+"""Figures of the latent-space experiment: interpolations, traversals, moved codes and maps of codes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def draw(
     cells: int,
     seed: int,
 ) -> dict[str, Figure]:
-    """Draws the walks, the moves and the codes of all models."""
+    """Draw the interpolations, the traversals, the moved digits and the codes of all models."""
     figures = {"response": draw_response(moves)}
     panels = {}
     for name, space in spaces.items():
@@ -47,7 +47,7 @@ def draw(
 
 
 def draw_interpolation(space: Space, seed: int) -> Figure:
-    """Three pairs of digits, straight and spherical."""
+    """Draw straight and spherical interpolations between three pairs of digits."""
     start, end = pairs(space, 3, seed)
     rows: dict[str, Tensor] = {}
     for kind in ("straight", "spherical"):
@@ -57,7 +57,7 @@ def draw_interpolation(space: Space, seed: int) -> Figure:
 
 
 def draw_traversals(space: Space, table: pd.DataFrame, most: int = 10) -> Figure:
-    """One test digit, each of its latent dimensions taken from -3 to 3, the most informative first."""
+    """Draw one test digit with each latent dimension varied from -3 to 3, in descending order of KL."""
     values = torch.linspace(-3, 3, 11)
     rows: dict[str, Tensor] = {}
     for label, kl in table["KL"][:most].items():
@@ -69,7 +69,7 @@ def draw_traversals(space: Space, table: pd.DataFrame, most: int = 10) -> Figure
 
 
 def draw_attributes(space: Space) -> Figure:
-    """Three test digits moved along the attributes' directions."""
+    """Draw three test digits, moved along the directions of the attributes."""
     steps = torch.linspace(-2, 2, 9)
     rows: dict[str, Tensor] = {}
     for attribute in ATTRIBUTES:
@@ -79,7 +79,7 @@ def draw_attributes(space: Space) -> Figure:
 
 
 def draw_classes(space: Space) -> Figure:
-    """One test digit of each class, turned into every class; where they meet it is reconstructed."""
+    """Draw one test digit of each class, moved to every class. The diagonal shows the reconstructions."""
     means, rows = class_means(space), {}
     for own in space.test.labels.unique().tolist():
         code = space.codes[(space.test.labels == own).int().argmax()]
@@ -88,11 +88,11 @@ def draw_classes(space: Space) -> Figure:
 
 
 def draw_response(moves: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
-    """What was asked for, and what the images show: mean and standard deviation over the digits."""
+    """Draw the measured against the requested change: mean and standard deviation over the digits."""
     figure, axes = plt.subplots(1, len(ATTRIBUTES), figsize=(7.5, 3.6), sharey=True, layout="constrained")
     names = list(dict.fromkeys(name for name, _ in moves))
     for ax, attribute in zip(axes, ATTRIBUTES, strict=True):
-        ax.axline((0, 0), slope=1, color="0.7", linestyle=":", linewidth=1, label="as asked for")
+        ax.axline((0, 0), slope=1, color="0.7", linestyle=":", linewidth=1, label="equal to the requested change")
         for i, name in enumerate(names):
             move = moves[name, attribute]
             order = np.argsort([*move["asked"], 0])
@@ -100,13 +100,13 @@ def draw_response(moves: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
             spread = np.array([*move["shown"].std(1), 0])[order]
             ax.errorbar(asked, shown, spread, color=f"C{i}", marker="o", markersize=4, capsize=3, label=name)
         ax.set_title(attribute, fontsize=10)
-        ax.set_xlabel("change asked for (standard deviations)")
-    axes[0].set_ylabel("change of the images")
+        ax.set_xlabel("requested change (standard deviations)")
+    axes[0].set_ylabel("measured change (standard deviations)")
     axes[0].legend(frameon=False)
     return figure
 
 
 def tsne(space: Space) -> np.ndarray:
-    """The t-SNE map of the codes of the test data."""
+    """Return the t-SNE map of the codes of the test data."""
     points: np.ndarray = TSNE(2, perplexity=min(30, len(space.codes) / 4), random_state=0).fit_transform(space.codes)
     return points

@@ -1,6 +1,6 @@
-"""Printed letters in the size of the digits: other ink on the same paper, without a download.
+"""Images of printed letters in the size of the digits: data of another distribution that need no download.
 
-The fonts are those that ship inside matplotlib. As in MNIST, a letter is scaled into a box in the middle of the image.
+The fonts are those that matplotlib contains. As in MNIST, a letter is scaled into a box in the middle of the image.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _FAMILIES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral")
 
 
 def letters(sizes: Sequence[int], size: int, *, seed: int = 0) -> Splits:
-    """Letters of 16 fonts in random sizes and rotations, binarized dynamically.
+    """Return letters of 16 fonts in random sizes and rotations, binarized dynamically.
 
     Args:
         sizes: Numbers of letters for training, validation and testing.
@@ -35,7 +35,7 @@ def letters(sizes: Sequence[int], size: int, *, seed: int = 0) -> Splits:
 
 
 def _letter(random: np.random.RandomState, size: int) -> np.ndarray:
-    """Draws one letter, grey values in [0, 1], shape ``(size, size)``."""
+    """Draw one letter with grey values in [0, 1], shape ``(size, size)``."""
     letter, font = random.choice(list(ascii_letters)), _fonts()[random.randint(len(_fonts()))]
     left, top, right, bottom = font.getbbox(letter)
     ink = Image.new("L", (int(right - left), int(bottom - top)))

@@ -1,4 +1,4 @@
-"""Cells of a sweep in parallel on Ray: on this machine with nothing to start, or on a cluster by its address."""
+"""Parallel computation of the cells of a sweep by Ray, on this machine or on a running cluster."""
 
 import logging
 import os
@@ -13,24 +13,25 @@ from experiments._cells import Compute, Executor, Settings
 
 
 def is_installed() -> bool:
-    """Whether Ray is there."""
+    """Return whether Ray is installed."""
     return find_spec("ray") is not None
 
 
 def on_ray(
     address: str | None = None, *, cores: int | None = None, cpus_per_cell: int = 1, gpus_per_cell: int = 0
 ) -> Executor:
-    """Makes what computes cells as Ray tasks.
+    """Return an executor that computes cells as Ray tasks.
 
-    A task whose worker is killed (by the system for want of memory, with its node, by a signal) fails as one that
-    raises: its exception is the cell's outcome. Ray would try some of them again by itself, but would not say so.
+    A task fails if its worker is killed, for example by the operating system when memory runs out. The exception is
+    then the result of the cell. Ray's own retries are switched off because Ray does not report them.
 
     Args:
-        address: Of a running cluster, such as ``"10.0.0.1:6379"``; by default Ray is started on this machine, listening
-            to this machine alone, and stopped afterwards. A Ray that this process is connected to is used as it is.
-        cores: How many of this machine's cores to use; by default all.
-        cpus_per_cell: Cores that a task occupies.
-        gpus_per_cell: GPUs that a task occupies.
+        address: Address of a running cluster, such as ``"10.0.0.1:6379"``. By default Ray is started on this machine,
+            accepts connections from this machine only, and is stopped afterwards. An existing connection of this
+            process to Ray is used as it is.
+        cores: Number of cores of this machine to use; by default all.
+        cpus_per_cell: Cores per task.
+        gpus_per_cell: GPUs per task.
     """
 
     def execute(
@@ -57,8 +58,8 @@ def on_ray(
 
 @contextmanager
 def _connected(address: str | None, cores: int | None) -> Iterator[Any]:
-    """Ray, connected to a cluster or to one that lives as long as this context."""
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under uv run, workers would make environments anew
+    """Yield Ray, connected to a cluster or to a local instance that is stopped when the context ends."""
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under uv run, workers would create new environments
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 

@@ -1,4 +1,4 @@
-"""What the reproduced rows say together: spread over seeds, foreign weights, and whether a ranking changes."""
+"""Summaries of the reproduced rows: spread over seeds, weights of other libraries, and changes of a ranking."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ DIFFERENCE = "log p(x given z), largest difference"
 
 
 def seeds(docs: Path) -> pd.DataFrame:
-    """Return one row of the IWAE paper by seed, and its mean ± standard deviation over the seeds that were run."""
+    """Return one row of the IWAE paper by seed, followed by the mean ± standard deviation over the seeds."""
     paper, folder = paper_of(AGAIN), docs / "reproduction"
     targets = {AGAIN: PAPERS[paper][AGAIN].target}
     lines = {f"seed {seed}": tabulate(paper, targets, folder / part).loc[AGAIN] for seed, part in SEEDS.items()}
@@ -37,7 +37,7 @@ def _spread(found: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def foreign(docs: Path) -> pd.DataFrame:
-    """Return the evaluation of VAEs that other libraries trained; the cells of those that were not are empty."""
+    """Return the evaluation of VAEs that other libraries trained. The cells of untrained VAEs are empty."""
     lines = {}
     for library, name in LIBRARIES.items():
         kept = _read(docs / "reproduction" / "foreign" / f"{library}.json")
@@ -48,15 +48,15 @@ def foreign(docs: Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The test NLL of a row, nats.
+    """Estimates of the test NLL of a row, nats.
 
     Attributes:
         row: Name of the row.
-        published: The published number.
-        draws: Ours, by the published protocol.
-        quoted: Ours, by ``log_likelihood``.
+        published: Published NLL.
+        draws: NLL of this reproduction by the published protocol.
+        quoted: NLL of this reproduction by ``log_likelihood``.
         error: Monte Carlo error of ``quoted``.
-        reliable: Share of the data whose estimate is reliable.
+        reliable: Fraction of the data whose estimate is reliable.
     """
 
     row: str
@@ -68,11 +68,11 @@ class Numbers:
 
 
 def rankings(docs: Path) -> str:
-    """Return a paragraph, a table and a list in Markdown that say which pairs of rows change their order."""
+    """Return a paragraph, a table and a list in Markdown on the pairs of rows whose order changes."""
     tables = {paper: _numbers(docs, paper) for paper in PAPERS}
     tables = {paper: numbers for paper, numbers in tables.items() if len(numbers) > 1}
     if not tables:
-        return "No table has two rows with both numbers yet. So there is no answer yet.\n"
+        return "No table has two rows with both numbers yet, so no rankings can be compared.\n"
     lines, changes = {}, []
     for paper, numbers in tables.items():
         pairs = list(combinations(numbers, 2))
@@ -100,13 +100,13 @@ def rankings(docs: Path) -> str:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Return a table in Markdown, its columns aligned to the right."""
+    """Return a table in Markdown with right-aligned columns."""
     lines = [("", *table.columns), ("---", *["---:"] * table.shape[1]), *table.itertuples()]
     return "".join(f"|{'|'.join(f' {cell} '.replace('  ', ' ') for cell in line)}|\n" for line in lines)
 
 
 def _numbers(docs: Path, paper: str) -> list[Numbers]:
-    """Return the numbers of the rows of a paper that have both."""
+    """Return the estimates of those rows of a paper that have both a published NLL and a reproduction."""
     return list(_found(docs / "reproduction" / paper, {name: row.target for name, row in PAPERS[paper].items()}))
 
 
@@ -123,7 +123,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _changes(a: Numbers, b: Numbers, column: str) -> bool:
-    """Return whether two rows have another order by a column than by log p(x)."""
+    """Return whether a column orders two rows differently than log p(x) does."""
     return (getattr(a, column) - getattr(b, column)) * (a.quoted - b.quoted) < 0
 
 

@@ -1,7 +1,7 @@
-"""Table and figure of a grid of models that were trained from several seeds each.
+"""Table and figure of a grid of models, each trained from several seeds.
 
-A difference is paired over the seeds and over the test data, and has both errors: that over the seeds says whether
-another training would give it again, that over the data whether other data would.
+Differences are paired over the seeds and over the test data, and have two errors. The error over the seeds states how
+much the difference varies between trainings, and the error over the data how much it varies between test sets.
 """
 
 import json
@@ -20,7 +20,7 @@ Runs = dict[int, xr.Dataset]  # by seed
 
 
 def summarize(models: Mapping[str, Model], runs: Mapping[str, Runs]) -> pd.DataFrame:
-    """One row a combination: estimates over the seeds, and what it gains."""
+    """Return one row for each combination: the estimates over the seeds, and the difference from the reference."""
     references: dict[str, str] = {}
     for name in runs:
         references.setdefault(models[name][1], name)
@@ -42,7 +42,7 @@ def summarize(models: Mapping[str, Model], runs: Mapping[str, Runs]) -> pd.DataF
 
 
 def gain(runs: Runs, reference: Runs, *, is_reference: bool) -> dict[str, str]:
-    """The paired difference from the reference: its errors over the seeds, and over the test data."""
+    """Return the paired difference from the reference, with its errors over the seeds and over the test data."""
     seeds = [seed for seed in runs if seed in reference]
     if is_reference or not seeds:
         return {"difference": "", "error over data": ""}
@@ -56,20 +56,20 @@ def gain(runs: Runs, reference: Runs, *, is_reference: bool) -> dict[str, str]:
 
 
 def mean_over_seeds(results: Sequence[xr.Dataset]) -> xr.Dataset:
-    """The estimates of log p(x) of each datum, averaged over models that differ by their seed."""
+    """Return the estimates of log p(x) of each datum, averaged over models that differ in their seed."""
     seeds = xr.concat([result[["log_likelihood", "mcse"]] for result in results], "seed", combine_attrs="override")
     mcse = (seeds.mcse**2).sum("seed") ** 0.5 / len(results)
     return seeds.mean("seed", keep_attrs=True).assign(mcse=mcse)
 
 
 def over_seeds(values: Sequence[float]) -> str:
-    """Mean ± standard error, of one value itself."""
+    """Return the mean ± standard error, or the value alone if there is only one."""
     error = f" ± {pd.Series(values).sem():.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):.2f}{error}"
 
 
 def draw(models: Mapping[str, Model], runs: Mapping[str, Runs]) -> Figure:
-    """Draws log p(x) for each prior and objective, with its error over the seeds, a panel for each likelihood."""
+    """Draw log p(x) with its error over the seeds for each prior and objective, in one panel per likelihood."""
     priors, likelihoods, objectives = (list(dict.fromkeys(models[name][i] for name in runs)) for i in range(3))
     figure, axes = plt.subplots(
         1, len(likelihoods), figsize=(1 + 3.2 * len(likelihoods), 3.4), squeeze=False, layout="constrained"

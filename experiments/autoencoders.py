@@ -1,10 +1,11 @@
-"""What does the code of an autoencoder know, and why can only a VAE decode random codes into digits?
+"""Information in the code of an autoencoder, and images that autoencoders and a VAE decode from random codes.
 
-An autoencoder, its sparse, denoising and contractive kinds and a VAE are trained on the same digits with the same
-networks; only the last layer of the VAE's encoder differs, and its code is the posterior mean. All are asked the same:
-how many nats a digit costs when its code is known, also a digit with masked pixels and another kind of image; how
-sparse the code is, how far it moves with the pixels, and whether a linear classifier can read it. Then random codes
-are decoded, and compared with what the same decoder makes of the codes that it was trained on.
+An autoencoder, its sparse, denoising and contractive variants, and a VAE are trained on the same digits with the same
+networks. Only the last layer of the VAE's encoder differs, and the code of the VAE is its posterior mean. The
+experiment measures the negative log-likelihood (nats) of a digit given its code, also for digits with masked pixels
+and for images of another distribution. It also measures the sparsity of the code, its sensitivity to the pixels, and
+the accuracy of a linear classifier on codes. Finally, images decoded from random codes are compared with images that
+the same decoder makes from codes of its training data.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,9 +47,9 @@ class Options(comparison.Options):
     data: Literal["mnist5k", "digits", "mnist"] = "mnist5k"
     """Data set of digits with labels; the first two need no download."""
     other: Literal["letters", "fashion_mnist"] = "letters"
-    """Another distribution: printed letters, which need no download, or clothing of 28 x 28."""
+    """Data set of another distribution: printed letters, which need no download, or clothing of 28 x 28 pixels."""
     binarization: Literal["dynamic"] = "dynamic"
-    """How grey images become binary."""
+    """Method that makes grey images binary."""
     latent: int = 20
     """Number of units of the code."""
     epochs: int = 50
@@ -58,30 +59,30 @@ class Options(comparison.Options):
     sparsity: float = 0.3
     """Weight of the code's L1 norm in the sparse autoencoder."""
     masked: float = 0.25
-    """Share of the pixels that are masked, to train the denoising autoencoder and to test all."""
+    """Fraction of masked pixels, in the training of the denoising autoencoder and in the test of all models."""
     contraction: float = 1.0
     """Weight of the squared norm of the encoder's Jacobian in the contractive autoencoder."""
     num_samples: int = 2000
-    """Random codes that are decoded."""
+    """Number of random codes to decode."""
     out: Path = Path("results/autoencoders")
     """Folder for tables and figures."""
 
 
 class PosteriorMean(nn.Module):
-    """The encoder of a VAE that is taken for an autoencoder."""
+    """The posterior mean of a VAE, as the encoder of an autoencoder."""
 
     def __init__(self, vae: pv.VAE) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, x: Tensor) -> Tensor:
-        """The code of x, shape ``(N, latent)``."""
+        """Return the code of x, shape ``(N, latent)``."""
         mean: Tensor = self.vae.posterior(x).mean
         return mean
 
 
 class Decoded(NamedTuple):
-    """Images that a decoder makes of codes, and how far the codes are from those it knows."""
+    """Images decoded from codes, and the distances of the codes to known codes."""
 
     images: dict[str, Tensor]
     distances: dict[str, Tensor]
@@ -89,7 +90,7 @@ class Decoded(NamedTuple):
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains and measures the models; prints and writes the table, all results per datum and the figures."""
+    """Train and measure the models. Print and write the table, the results per datum and the figures."""
     splits = comparison.load(options)
     other = load_other(options, splits)
     models, histories, results, decoded = {}, {}, {}, {}
@@ -118,7 +119,7 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def load_other(options: Options, splits: pv.data.Splits) -> pv.data.Splits:
-    """As many data of the other distribution."""
+    """Return data of the other distribution, as many as there are digits."""
     sizes = [len(split) for split in splits]
     if options.other == "letters":
         return letters(sizes, splits.train.shape[-1], seed=options.seed)
@@ -128,7 +129,7 @@ def load_other(options: Options, splits: pv.data.Splits) -> pv.data.Splits:
 
 
 def builders(options: Options, event_shape: tuple[int, ...]) -> dict[str, Callable[[], nn.Module]]:
-    """The models, of equal networks with equal initial weights."""
+    """Return functions that build the models, with equal networks and equal initial weights."""
 
     def networks(width: int = 1) -> tuple[nn.Module, nn.Module]:
         pyro.set_rng_seed(options.seed)
@@ -153,14 +154,14 @@ def builders(options: Options, event_shape: tuple[int, ...]) -> dict[str, Callab
 
 
 def train(build: Callable[[], nn.Module], splits: pv.data.Splits, options: Options) -> tuple[nn.Module, pv.History]:
-    """Trains a model; only a VAE has a KL term to warm up."""
+    """Train a model. The KL warm-up applies to a VAE only."""
     model = build()
     warmup = options.kl_warmup if isinstance(model, pv.VAE) else 0
     return model, comparison.train(model, splits, replace(options, kl_warmup=warmup))
 
 
 def as_autoencoder(model: Any) -> Autoencoder:
-    """The model, or a VAE with the posterior mean for a code."""
+    """Return the model, or an autoencoder whose code is the posterior mean of a VAE."""
     if not isinstance(model, pv.VAE):
         return model
     likelihood: Any = model.likelihood
@@ -169,7 +170,7 @@ def as_autoencoder(model: Any) -> Autoencoder:
 
 @torch.no_grad()
 def measure(model: nn.Module, splits: pv.data.Splits, other: pv.data.Splits, options: Options) -> xr.Dataset:
-    """What the code of each test datum knows, and how well it is read by a linear probe."""
+    """Return the reconstruction errors, sparsity and Jacobian norm of each test datum, and the accuracy of a probe."""
     autoencoder, device = as_autoencoder(model), _device(model)
     torch.manual_seed(options.seed)
     known = autoencoder.encode(pv.data.binarize(splits.train).to(device))
@@ -193,7 +194,7 @@ def measure(model: nn.Module, splits: pv.data.Splits, other: pv.data.Splits, opt
 
 
 def without_code(splits: pv.data.Splits, other: pv.data.Splits) -> dict[str, str]:
-    """What the data cost if only their mean image is known, and what a linear probe reads from the pixels."""
+    """Return the reference without a code: the data scored by the mean training image, and a linear probe on pixels."""
 
     def errors(data: pv.data.Splits) -> np.ndarray:
         mean = data.train.mean(0).clamp(1e-3, 1 - 1e-3)
@@ -210,7 +211,7 @@ def without_code(splits: pv.data.Splits, other: pv.data.Splits) -> dict[str, str
 
 
 def row(result: xr.Dataset, splits: pv.data.Splits, other: pv.data.Splits, history: pv.History) -> dict[str, str]:
-    """The table's row of one model."""
+    """Return the table row of one model."""
     return {
         "digits": cell(result.digits),
         "masked digits": cell(result.masked),
@@ -224,20 +225,20 @@ def row(result: xr.Dataset, splits: pv.data.Splits, other: pv.data.Splits, histo
 
 
 def share(correct: float, splits: pv.data.Splits) -> str:
-    """A share of the test data ± its standard error."""
+    """Return a fraction of the test data ± its standard error."""
     return f"{correct:.1%} ± {(correct * (1 - correct) / len(splits.test)) ** 0.5:.1%}"
 
 
 def cell(values: Any) -> str:
-    """Mean over the data ± its standard error."""
+    """Return the mean over the data ± its standard error."""
     return f"{float(values.mean()):.1f} ± {float(values.std(ddof=1)) / values.size**0.5:.1f}"
 
 
 @torch.no_grad()
 def decode_random_codes(model: Any, splits: pv.data.Splits, options: Options) -> Decoded:
-    """Decodes random codes, and compares codes and images with those of digits.
+    """Decode random codes, and compare the codes and the images with those of digits.
 
-    The decoder of a VAE has been trained on draws from q(z | x), so that these are its codes of digits here.
+    The decoder of a VAE is trained on draws from q(z | x), so such draws serve as the codes of digits.
     """
     autoencoder, device = as_autoencoder(model), _device(model)
 
@@ -263,17 +264,19 @@ def decode_random_codes(model: Any, splits: pv.data.Splits, options: Options) ->
 
 
 def report(splits: pv.data.Splits, table: pd.DataFrame) -> None:
-    """Prints the table: first what is known of data, then what is made of random codes."""
+    """Print two tables: measures of the codes of data, and measures of images decoded from random codes."""
     of_codes = ["test digits", "N(0, I)", "matched", "farther"]
-    print(f"\n{splits.name}, {len(splits.test)} test data, nats per datum given the code, ± standard error:\n")
+    print(f"\n{splits.name}, {len(splits.test)} test data, -log p(x | code), nats ± standard error:\n")
     print(table.drop(columns=of_codes).to_string())
-    print("\nprecision / recall of images decoded from codes of test digits and from random codes; how many times")
-    print("farther a matched random code is from the known codes than that of a test digit:\n")
+    print(
+        "\nprecision / recall of images decoded from codes of test digits and from random codes; farther: distance of"
+    )
+    print("a matched random code to the nearest known code, relative to that of a test digit's code:\n")
     print(table.loc[table["farther"] != "", of_codes].to_string())
 
 
 def samples(decoded: Mapping[str, Decoded]) -> Figure:
-    """What random codes are decoded to: draws from N(0, I) above draws with the moments of the known codes."""
+    """Return images decoded from random codes: draws from N(0, I), and draws with the moments of the known codes."""
     kinds = ("N(0, I)", "matched")
     panels = {f"{name}, {kind}": each.images[kind][:36] for kind in kinds for name, each in decoded.items()}
     return figure_of(pv.plots.images(panels, columns=6))
@@ -283,17 +286,17 @@ def samples(decoded: Mapping[str, Decoded]) -> Figure:
 def reconstructions(
     models: Mapping[str, nn.Module], splits: pv.data.Splits, other: pv.data.Splits, options: Options, n: int = 5
 ) -> Figure:
-    """Digits, the same digits masked, and others, above what each model makes of them."""
+    """Draw digits, masked digits and other images above their reconstructions by each model."""
     torch.manual_seed(options.seed)
     x = splits.test[:n]
     given = torch.cat([x, Masking(options.masked)(x), other.test[:n]])
     made = {name: as_autoencoder(model).reconstruct(given.to(_device(model))) for name, model in models.items()}
-    panels = {f"given: digits, the same masked, {other.name}": given, **made}
+    panels = {f"input: digits, masked digits, {other.name}": given, **made}
     return figure_of(pv.plots.images(panels, columns=len(given), stacked=True))
 
 
 def draw_distances(decoded: Mapping[str, Decoded]) -> Figure:
-    """Draws how far codes of test digits and random codes are from the nearest code of a training digit."""
+    """Draw the distances of codes of test digits and of random codes to the nearest code of a training digit."""
     size = (2.4 * len(decoded), 2.6)
     figure, axes = plt.subplots(1, len(decoded), figsize=size, sharex=True, squeeze=False, layout="constrained")
     for ax, (name, each) in zip(axes[0], decoded.items(), strict=True):

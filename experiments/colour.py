@@ -2,9 +2,9 @@
 
 The likelihood scores the 256 levels of each channel by a discretized logistic distribution. The first estimate is the
 protocol of the literature, importance sampling with draws from the encoder; the second is
-:func:`pyrovae.evaluation.log_likelihood`. A negative log-likelihood from a poor proposal is too large, so the second
-number is the one to quote where most of its data are reliable. The reference codes each channel by the frequencies of
-its levels in the training data, without a model of the image.
+:func:`pyrovae.evaluation.log_likelihood`. The poorer the proposal, the more the first estimate overstates the negative
+log-likelihood. The second estimate is therefore the one to report if it is reliable for most data. The reference codes
+each channel by the frequencies of its levels in the training data, without a model of the image.
 
 The photographs ship in scikit-learn. Each is cut into tiles of 64 x 64 pixels, assigned at random to training,
 validation and test data, so that patches of different splits share no pixel. Patches of the training data overlap;
@@ -39,23 +39,23 @@ class Options(comparison.Options):
     data: Literal["photographs", "cifar10"] = "photographs"  # type: ignore[assignment]
     """Patches of the two photographs in scikit-learn, or CIFAR-10, which is downloaded if it is missing."""
     latents: tuple[int, ...] = (8, 32)
-    """Numbers of latent dimensions; each is a model."""
+    """Numbers of latent dimensions. One model is trained for each."""
     channels: tuple[int, ...] = (16, 32, 64)
-    """Channels of the convolutions, from data to latent."""
+    """Channels of the convolutions, in the order from data to latents."""
     stride: int = 4
-    """Pixels between neighbouring training patches of the photographs."""
+    """Distance in pixels between neighbouring training patches of the photographs."""
     epochs: int = 40
     """Passes over the training data."""
     kl_warmup: int = 10
     """Epochs over which the weight of the latent sites grows to 1."""
     test_size: int | None = 64
-    """Evaluate so many test data, drawn at random [all: None]."""
+    """Number of test data to evaluate, drawn at random [default: all]."""
     out: Path = Path("results/colour")
     """Folder for tables and figures."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains and evaluates one model for each latent size; prints and writes the table and the figures."""
+    """Train and evaluate one model for each latent size. Print and write the table and the figures."""
     splits = load(options)
     vaes, histories, results, quoted = {}, {}, {}, {}
     for latent in options.latents:
@@ -75,7 +75,7 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def build(latent: int, channels: tuple[int, ...]) -> pv.VAE:
-    """A VAE whose decoder has a location and a log-scale for each pixel and channel, along the channels."""
+    """Return a VAE whose decoder gives a location and a log-scale for each pixel and channel, along the channels."""
     decoder = pv.networks.conv_decoder(latent, *channels[::-1], out_shape=(2 * EVENT[0], *EVENT[1:]))
     encoder = pv.networks.conv_encoder(EVENT, *channels, out_shape=2 * latent)
     return pv.VAE(
@@ -86,17 +86,17 @@ def build(latent: int, channels: tuple[int, ...]) -> pv.VAE:
 
 
 def load(options: Options) -> pv.data.Splits:
-    """Reads the data, and draws a subset of the test data if one is asked for."""
+    """Read the data, and draw a random subset of the test data if requested."""
     splits = photographs(options.stride) if options.data == "photographs" else pv.data.cifar10(root=options.root)
     kept = np.sort(np.random.RandomState(options.seed).permutation(len(splits.test))[: options.test_size])
     return replace(splits, test=splits.test[kept], labels=None)
 
 
 def photographs(stride: int) -> pv.data.Splits:
-    """Cuts the photographs into tiles, and the tiles into patches; of five tiles, three are for training.
+    """Return patches of the photographs, which are first cut into tiles. Three of five tiles are for training.
 
     Args:
-        stride: Pixels between neighbouring training patches of a tile.
+        stride: Distance in pixels between neighbouring training patches of a tile.
     """
     from sklearn.datasets import load_sample_images
 
@@ -132,7 +132,7 @@ def frequencies(splits: pv.data.Splits) -> xr.DataArray:
 def summarize(
     results: dict[str, xr.Dataset], quoted: dict[str, xr.Dataset], histories: dict[str, pv.History]
 ) -> pd.DataFrame:
-    """Bits per dimension by both estimates, and how reliable they are."""
+    """Return a table of bits per dimension by both estimates, with their reliability."""
     rows = {}
     for name, result in results.items():
         rows[name] = {

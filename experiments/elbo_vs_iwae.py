@@ -1,10 +1,10 @@
-"""How far is the ELBO from log p(x), and does training with the IWAE bound buy likelihood?
+"""Gap between the ELBO and log p(x), and the likelihood gained by training with the IWAE bound.
 
-The same variational autoencoder, from the same initial weights and on the same digits, is trained twice by Pyro's SVI:
-once with the ELBO and once with the importance-weighted bound. Both are then judged alike: ELBO, IWAE_k and the
-importance-sampling estimate of log p(x) on the test digits, with standard errors, effective sample size and k-hat.
+The same VAE is trained twice by Pyro's SVI, from the same initial weights and on the same digits: once with the ELBO
+and once with the importance-weighted bound. Both models are then evaluated on the test digits by the ELBO, IWAE_k and
+log p(x), with standard errors, effective sample size and k-hat.
 
-Under torchrun --nproc-per-node=2 -m experiments.elbo_vs_iwae, two processes share the work.
+Two processes share the work under torchrun --nproc-per-node=2 -m experiments.elbo_vs_iwae.
 """
 
 from collections.abc import Mapping
@@ -30,21 +30,21 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     num_particles: int = 5
-    """Draws per datum of the IWAE objective."""
+    """Draws per datum of the IWAE objective, k."""
     checkpoint: Path | None = None
-    """Folder of the trainings' checkpoints, from which the same command goes on [default: none are kept]."""
+    """Folder of the training checkpoints. The same command resumes from them [default: no checkpoints]."""
     out: Path = Path("results/elbo_vs_iwae")
     """Folder for tables and figures."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains and evaluates the two models; prints and writes the table and the figures."""
+    """Train and evaluate the two models. Print and write the table and the figures."""
     with pv.parallel.join(options.device):
         return compare(options)
 
 
 def compare(options: Options) -> pd.DataFrame:
-    """Does so in however many processes there are."""
+    """Train and evaluate the two models, in one process or in several."""
     splits = comparison.load(options)
     objectives = {"VAE": Trace_ELBO(), "IWAE": pv.objectives.IWAE(options.num_particles)}
     vaes, histories, results, likelihoods = {}, {}, {}, {}
@@ -79,7 +79,7 @@ def difference(results: Mapping[str, xr.Dataset], likelihoods: Mapping[str, xr.D
 
 
 def reconstructions(vaes: Mapping[str, pv.VAE], test: torch.Tensor) -> Figure:
-    """Test data above what each model makes of them."""
+    """Draw test data above their reconstructions by each model."""
     x = test.to(next(next(iter(vaes.values())).parameters()).device)
     panels = {f"{name} reconstructions": vae.reconstruct(x, mean=True) for name, vae in vaes.items()}
     return figure_of(pv.plots.images({"test data": x, **panels}, columns=len(x), stacked=True))

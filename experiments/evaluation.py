@@ -1,10 +1,11 @@
-"""How close does an estimate of log p(x) come to the truth, and what does it cost?
+"""Error and cost of estimates of log p(x), where the exact value or bounds on it are known.
 
-The ELBO, importance sampling with more and more draws (IWAE_K), the same with quasi-Monte Carlo draws, and annealed
-importance sampling with more and more temperatures close in from below; annealing backwards from exact posterior draws
-closes in from above. First for probabilistic PCA of the digits, whose log p(x) is a closed form, with a guide whose
-scales are wrong; then for a VAE, on digits that it has simulated, so that the truth is known to lie between the two
-directions. Last, importance sampling and annealing are compared on real test digits, where only they are to be had.
+Four estimates bound log p(x) from below: the ELBO, importance sampling (IWAE_K), importance sampling with quasi-Monte
+Carlo draws, and annealed importance sampling. They become tighter with more draws or more temperatures. Reverse
+annealing from exact posterior draws bounds log p(x) from above. The first model is probabilistic PCA of the digits,
+whose log p(x) has a closed form, with a guide of wrong scales. The second model is a VAE on digits that it simulated
+itself, so that the two directions of annealing enclose the exact value. Finally, importance sampling and annealing are
+compared on real test digits, for which no upper bound is available.
 """
 
 import math
@@ -34,23 +35,23 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     num_data: int = 20
-    """Data, simulated and real."""
+    """Number of data, simulated and real."""
     draws: tuple[int, ...] = (128, 1024, 8192, 65536)
-    """Numbers of draws per datum of importance sampling, multiples of 32."""
+    """Numbers of draws per datum of importance sampling; multiples of 32."""
     temperatures: tuple[int, ...] = (10, 30, 100, 300)
-    """Numbers of densities between guide and posterior of annealing."""
+    """Numbers of intermediate densities between guide and posterior in annealing."""
     num_chains: int = 16
-    """Chains of annealing."""
+    """Number of annealing chains."""
     pca_latent: int = 20
     """Number of principal components."""
     pca_scale: float = 0.6
-    """Scales of the guide of probabilistic PCA, in those of the posterior."""
+    """Scales of the guide of probabilistic PCA, relative to those of the posterior."""
     out: Path = Path("results/evaluation")
     """Folder for tables and figures."""
 
 
 def pca(splits: pv.data.Splits, options: Options) -> tuple[pv.VAE, Exact]:
-    """Probabilistic PCA by maximum likelihood (Tipping and Bishop, 1999), and its log p(x)."""
+    """Return probabilistic PCA, fitted by maximum likelihood (Tipping and Bishop, 1999), and its exact log p(x)."""
     event_shape = splits.train.shape[1:]
     x = splits.train.double().flatten(1)
     values, vectors = (part.flip(-1) for part in torch.linalg.eigh(x.T.cov()))
@@ -72,7 +73,7 @@ def pca(splits: pv.data.Splits, options: Options) -> tuple[pv.VAE, Exact]:
 
 
 def affine(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """The map x -> weight x + bias."""
+    """Return the map x -> weight x + bias."""
     layer = nn.Linear(*weight.shape[::-1]).double()
     with torch.no_grad():
         layer.weight.copy_(weight)
@@ -81,14 +82,14 @@ def affine(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def digits(splits: pv.data.Splits, options: Options) -> pv.VAE:
-    """The VAE of the other experiments, trained with the ELBO."""
+    """Return the VAE of the other experiments, trained with the ELBO."""
     vae = comparison.build(options, splits.train.shape[1:])
     comparison.train(vae, splits, options)
     return vae
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Evaluates both models at every cost; prints and writes the table and the figure."""
+    """Evaluate both models at every cost. Print and write the table and the figure."""
     splits = comparison.load(options)
     template = splits.test[: options.num_data]
     oracle, exact = pca(splits, options)
@@ -118,14 +119,14 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def sandwich(vae: pv.VAE, x: Tensor, num_temperatures: int, options: Options) -> xr.Dataset:
-    """Bounds on log p(x) of simulated data, the same at every cost."""
+    """Return lower and upper bounds on log p(x) of simulated data, which are the same at every cost."""
     return pv.evaluation.bdmc(
         vae.model, vae.guide, x, options.num_chains, num_temperatures=num_temperatures, seed=options.seed
     )
 
 
 def lower_bounds(model: str, vae: pv.VAE, x: Tensor, options: Options) -> Iterator[dict[str, Any]]:
-    """The table's rows of all estimates from below, at every cost."""
+    """Yield the table rows of all lower bounds, at every cost."""
     both = vae.model, vae.guide, x
     for cost in options.draws:
         result = pv.evaluation.evaluate(*both, cost, seed=options.seed)
@@ -143,7 +144,7 @@ def lower_bounds(model: str, vae: pv.VAE, x: Tensor, options: Options) -> Iterat
 def row(
     model: str, estimator: str, cost: int, estimate: xr.DataArray, mcse: xr.DataArray, seconds: float
 ) -> dict[str, Any]:
-    """A row of the table: the mean over the data with its Monte Carlo error."""
+    """Return a table row: the mean over the data with its Monte Carlo error."""
     return {
         "model": model,
         "estimator": estimator,
@@ -155,7 +156,7 @@ def row(
 
 
 def draw(table: pd.DataFrame, truth: dict[str, float]) -> Figure:
-    """Draws the estimates against the seconds, a panel for each model."""
+    """Draw the estimates against the seconds, in one panel per model."""
     models = table.model.unique()
     figure, axes = plt.subplots(1, len(models), figsize=(3.6 * len(models), 3.6), layout="constrained")
     for ax, model in zip(axes, models, strict=True):
@@ -170,7 +171,7 @@ def draw(table: pd.DataFrame, truth: dict[str, float]) -> Figure:
 
 
 def panel(ax: Axes, table: pd.DataFrame, truth: float | None) -> None:
-    """Draws the estimates of one model with their 95% Monte Carlo intervals."""
+    """Draw the estimates of one model with their 95% Monte Carlo intervals."""
     for i, estimator in enumerate(("importance sampling", "quasi-Monte Carlo", "annealing", "annealing, backwards")):
         own = table[table.estimator == estimator]
         if len(own):

@@ -1,9 +1,9 @@
 """Is a VAE's ELBO loose because of its posterior's family, or because of its encoder?
 
-Cremer, Li and Duvenaud (2018) split log p(x) - ELBO into the approximation gap, which the best posterior of the family
-leaves, and the amortization gap, which the encoder adds. Here the split is made for a VAE with a mean-field posterior
-and for one with a coupling flow: log p(x) by annealed importance sampling, the best mean-field normal and
-the best flow by gradient ascent for every digit, on training and on test data.
+Cremer, Li and Duvenaud (2018) split log p(x) - ELBO into two gaps. The approximation gap remains under the best
+posterior of the family, and the amortization gap is added by the encoder. This experiment measures both gaps for a VAE
+with a mean-field posterior and for a VAE with a coupling flow, on training and on test data. log p(x) is estimated by
+annealed importance sampling. The best mean-field normal and the best flow are found by gradient ascent for each digit.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,13 +31,13 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     context: int = 32
-    """Features that the encoder gives to the flow."""
+    """Number of features of x that the encoder passes to the flow."""
     num_data: int = 50
-    """Data, of the training and of the test set each, whose gaps are measured."""
+    """Number of training data, and of test data, whose gaps are measured."""
     num_chains: int = 16
-    """Chains of annealed importance sampling."""
+    """Number of chains of annealed importance sampling."""
     num_temperatures: int = 100
-    """Densities between guide and posterior."""
+    """Number of intermediate densities between guide and posterior."""
     num_steps: int = 500
     """Steps of gradient ascent for each local posterior."""
     num_samples: int = 1000
@@ -47,7 +47,7 @@ class Options(comparison.Options):
 
 
 def posteriors(options: Options, event_shape: tuple[int, ...]) -> dict[str, Callable[[], nn.Module]]:
-    """The two families of amortized posteriors."""
+    """Return functions that build the two families of amortized posteriors."""
     latent = options.latent
 
     def mean_field() -> nn.Module:
@@ -61,7 +61,7 @@ def posteriors(options: Options, event_shape: tuple[int, ...]) -> dict[str, Call
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains the models and measures their gaps; prints and writes the table, all gaps per datum and the figure."""
+    """Train the models and measure their gaps. Print and write the table, the gaps per datum and the figure."""
     splits = comparison.load(options)
     gaps, histories = {}, {}
     for name, posterior in comparison.chosen(posteriors(options, splits.train.shape[1:]), options).items():
@@ -83,7 +83,7 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def some_data(splits: pv.data.Splits, options: Options) -> dict[str, Tensor]:
-    """Some of the training and of the test data, binarized alike."""
+    """Return some of the training and of the test data, binarized in the same way."""
     torch.manual_seed(options.seed)
     train = splits.train[torch.randperm(len(splits.train))[: options.num_data]]
     return {
@@ -93,7 +93,7 @@ def some_data(splits: pv.data.Splits, options: Options) -> dict[str, Tensor]:
 
 
 def measure(vae: pv.VAE, x: Tensor, options: Options) -> xr.Dataset:
-    """Gaps of some data; the best mean-field normal and the best flow stand beside each other."""
+    """Return the gaps of each datum under the best mean-field normal and under the best flow."""
     reference = pv.evaluation.ais(
         vae.model,
         vae.guide,
@@ -119,7 +119,7 @@ def measure(vae: pv.VAE, x: Tensor, options: Options) -> xr.Dataset:
 
 
 def row(result: xr.Dataset) -> dict[str, str]:
-    """The table's row of one model and split."""
+    """Return the table row of one model and split."""
     normal, flow = result.sel(family="normal"), result.sel(family="flow")
     columns = {
         "log p(x), AIS": (normal.log_likelihood, normal.mcse),
@@ -135,7 +135,7 @@ def row(result: xr.Dataset) -> dict[str, str]:
 
 
 def draw(gaps: Mapping[str, xr.Dataset]) -> Figure:
-    """Stacks the gaps of each model and split, in its own family: normal for mean field, flow for the flow."""
+    """Draw stacked gaps of each model and split in its own family: normal for mean field, flow for the flow."""
     figure, ax = plt.subplots(figsize=(6.5, 0.6 * len(gaps) + 1.2), layout="constrained")
     for i, (name, result) in enumerate(gaps.items()):
         own = result.sel(family="flow" if name.startswith("flow") else "normal")

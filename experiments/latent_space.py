@@ -1,9 +1,9 @@
-"""What lies where in the latent space of a VAE, and can images be changed by moving their codes?
+"""Maps of the latent space of a VAE, and changes of images by moving their codes.
 
-Two VAEs of digits, one with two latent dimensions and one with more, are walked through: over the plane, from digit to
-digit, and along each dimension. Then codes are moved on purpose, by the direction of an attribute or the difference
-of two classes, and the decoded images are measured: thickness and slant from their pixels, the class by a classifier of
-pixels. Both models are also written as pages to drag through, explorer_*.html.
+Two VAEs of digits are trained, one with two latent dimensions and one with more. The figures show the decoded plane,
+interpolations between digits, and traversals of each dimension. Codes are then moved along the direction of an
+attribute, or by the difference between two classes. The decoded images are measured: thickness and slant from their
+pixels, and the class by a classifier of pixels. Both models are also written as interactive pages, explorer_*.html.
 """
 
 from collections.abc import Mapping
@@ -41,23 +41,23 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     data: Literal["mnist5k", "digits", "mnist"] = "mnist5k"
-    """Data set of digits; the first two need no download."""
+    """Data set of digits; ``mnist5k`` and ``digits`` need no download."""
     latent: int = 10
-    """Number of latent dimensions of the second model; the first has two."""
+    """Number of latent dimensions of the second model. The first model has two."""
     kl_warmup: int = 20
     """Epochs over which the weight of the latent sites grows to 1."""
     num_samples: int = 500
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     pairs: int = 200
-    """Pairs of test digits of different classes to go between."""
+    """Number of pairs of test digits of different classes to interpolate between."""
     cells: int = 21
-    """Images in each direction of the manifold's grid."""
+    """Number of images along each axis of the grid over the latent plane."""
     out: Path = Path("results/latent_space")
     """Folder for tables, figures and pages."""
 
 
 def main(options: Options) -> dict[str, pd.DataFrame]:
-    """Trains the models and moves their codes; prints and writes the tables, the figures and the pages."""
+    """Train the models and move their codes. Print and write the tables, the figures and the pages."""
     splits = comparison.load(options)
     train, test = digits(options, splits)
     classify = classifier(train)
@@ -99,19 +99,20 @@ def main(options: Options) -> dict[str, pd.DataFrame]:
 
 
 CAPTIONS = {
-    "attributes": "codes moved along an attribute's direction, by 1 and 2 standard deviations either way; slope: the "
-    "change of\nthe images for each unit asked for, ± its standard error over the digits; random: mean |slope| of "
-    "moves as long",
-    "classes": "one class exchanged for another by the difference of their mean codes; kept: correlation of the "
-    "attributes\nof the images before and after",
-    "paths": "from digit to digit of another class; halfway, as a share of the mean of the ends: norm of the code, and "
-    "variance\nof p(x | z), summed over pixels; way of the images, the sum over ten steps of the norms of differences",
-    "neighbours": "share of the test digits whose five nearest neighbours vote for their class, in codes and in maps",
+    "attributes": "codes moved along the direction of an attribute, by 1 and 2 standard deviations either way; slope: "
+    "change of\nthe images per requested unit, ± its standard error over the digits; random: mean |slope| of random "
+    "moves of the same length",
+    "classes": "classes exchanged by the difference of their mean codes; kept: correlation of the attributes\nof the "
+    "images before and after",
+    "paths": "interpolations between digits of different classes; at the midpoint, relative to the mean of "
+    "the end\npoints: norm of the code, and variance of p(x | z), summed over pixels; way of the images: sum over "
+    "ten steps of the\nnorms of the differences",
+    "neighbours": "fraction of test digits whose five nearest neighbours vote for their class, in codes and in maps",
 }
 
 
 def digits(options: Options, splits: pv.data.Splits) -> tuple[Digits, Digits]:
-    """Training and test digits, binarized and grey."""
+    """Return the training and the test digits, both binarized and grey."""
     grey = comparison.load(replace(options, binarization="none"))
     assert splits.labels is not None
     torch.manual_seed(options.seed)
@@ -120,13 +121,13 @@ def digits(options: Options, splits: pv.data.Splits) -> tuple[Digits, Digits]:
 
 
 def classifier(train: Digits, most: int = 5000) -> Classifier:
-    """A support vector machine on the pixels of the grey training digits."""
+    """Return a support vector machine on the pixels of the grey training digits."""
     machine = SVC(C=5.0).fit(train.grey[:most].flatten(1), train.labels[:most])
     return lambda images: torch.as_tensor(machine.predict(images.flatten(1)))
 
 
 def attribute_row(move: Mapping[str, Any]) -> dict[str, str]:
-    """How far an attribute follows, and what else changes."""
+    """Return the table row of an attribute: its measured change, and the changes of the other measures."""
     asked, shown = move["asked"], move["shown"]
     own, other, random = (slopes(asked, move[key]) for key in ("shown", "other", "random"))
     correlation = np.corrcoef(np.repeat(asked, shown.shape[1]), shown.ravel())[0, 1]
@@ -142,7 +143,7 @@ def attribute_row(move: Mapping[str, Any]) -> dict[str, str]:
 
 
 def class_row(space: Space, classify: Classifier, options: Options) -> dict[str, str]:
-    """How many digits become one of another class, and whether they keep their style."""
+    """Return the table row of exchanged classes: the fraction of digits that change class, and the kept attributes."""
     codes, classes = exchange_class(space, options.seed)
     before, after = space.decode(space.codes), space.decode(codes)
     exchanged = (classify(after) == classes).double().numpy()
@@ -156,7 +157,7 @@ def class_row(space: Space, classify: Classifier, options: Options) -> dict[str,
 
 
 def path_table(spaces: Mapping[str, Space], options: Options) -> pd.DataFrame:
-    """Straight and spherical ways between digits."""
+    """Return a table of straight and spherical interpolations between digits."""
     rows = {}
     for name, space in spaces.items():
         start, end = pairs(space, options.pairs, options.seed)
@@ -173,7 +174,7 @@ def path_table(spaces: Mapping[str, Space], options: Options) -> pd.DataFrame:
 
 
 def neighbour_row(space: Space) -> dict[str, str]:
-    """How well classes are told apart in the codes, their first two principal components, and their t-SNE map."""
+    """Return the nearest-neighbour accuracy of the codes, their first two principal components, and their t-SNE map."""
     pca = PCA(2).fit(space.codes)
     maps = {"codes": space.codes, "PCA": pca.transform(space.codes), "t-SNE": tsne(space)}
     row = {}
@@ -185,7 +186,7 @@ def neighbour_row(space: Space) -> dict[str, str]:
 
 
 def traversal_table(space: Space, options: Options) -> pd.DataFrame:
-    """KL of each latent dimension, the largest first, and its correlation with the attributes."""
+    """Return the KL of each latent dimension in descending order, and its correlation with the attributes."""
     divergences = pv.evaluation.kl_per_dimension(space.vae.model, space.vae.guide, space.test.x, seed=options.seed)
     kl = divergences.z.mean("datum").values
     correlations = {
@@ -196,7 +197,7 @@ def traversal_table(space: Space, options: Options) -> pd.DataFrame:
 
 
 def _halfway(values: Tensor) -> str:
-    """What stands in the middle of some ways, shape ``(steps, n)``, as a share of the mean of the ends."""
+    """Return the value at the midpoint of paths, shape ``(steps, n)``, relative to the mean of the end points."""
     return _with_error((values[len(values) // 2] / ((values[0] + values[-1]) / 2)).numpy())
 
 

@@ -1,9 +1,9 @@
-"""Which likelihood describes grey digits best, when all are measured in bits per dimension?
+"""Comparison of likelihoods of grey digits, in bits per dimension.
 
-The same variational autoencoder is trained with one likelihood after another; nothing else is changed but the width of
-the decoder's last layer. Discrete likelihoods score the grey levels themselves. Continuous ones score dequantized
-values, whose density bounds the levels' probability from below; so all of them are comparable. A density of grey values
-as they are, or a Bernoulli of binarized ones, would not be, and is not in the table.
+The same VAE is trained with each likelihood. Only the width of the decoder's last layer changes. Discrete likelihoods
+score the grey levels themselves. Continuous likelihoods score dequantized values, whose expected log-density bounds the
+log-probability of the levels from below. All of them are therefore comparable. The density of grey values without
+dequantization and the Bernoulli likelihood of binarized values are not comparable, so the table leaves them out.
 """
 
 from dataclasses import dataclass, replace
@@ -29,27 +29,27 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     data: Literal["mnist5k", "digits", "mnist", "fashion_mnist"] = "digits"
-    """Data set of grey images; the first two need no download, and digits have 17 levels."""
+    """Data set of grey images. ``mnist5k`` and ``digits`` need no download; ``digits`` has 17 levels."""
     latent: int = 10
     """Number of latent dimensions."""
     components: int = 3
-    """Components of the mixture of discretized logistics."""
+    """Number of components of the mixture of discretized logistics."""
     hidden: tuple[int, ...] = (100, 100)
-    """Widths of the hidden layers, from data to latent."""
+    """Widths of the hidden layers, in the order from data to latents."""
     epochs: int = 200
     """Passes over the training data."""
     learning_rate: float = 2e-3
-    """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    """Initial learning rate of Adam. A cosine schedule lowers it to a hundredth of this value."""
     kl_warmup: int = 50
     """Epochs over which the weight of the latent sites grows to 1."""
     num_samples: int = 1000
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     out: Path = Path("results/likelihoods")
     """Folder for tables and figures."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains and evaluates one model a likelihood; prints and writes the table and the figures."""
+    """Train and evaluate one model for each likelihood. Print and write the table and the figures."""
     grey = comparison.load(replace(options, binarization="none"))
     levels = 17 if options.data == "digits" else 256
     latent, event_shape, unit = options.latent, grey.train.shape[1:], 1 / (levels - 1)
@@ -108,7 +108,7 @@ def summarize(
     quoted: dict[str, xr.Dataset],
     histories: dict[str, pv.History],
 ) -> pd.DataFrame:
-    """Bits per dimension in front of the usual columns, and their paired difference from the first model."""
+    """Return a table that starts with bits per dimension and the paired difference from the first model."""
     table = comparison.summarize(results, histories, likelihoods=quoted)
     first = next(iter(bits.values()))
     table.insert(0, "bits/dim", [_mean(values) for values in bits.values()])

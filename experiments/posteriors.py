@@ -1,8 +1,8 @@
-"""How much likelihood does a richer posterior buy, and how good a proposal is it?
+"""Comparison of posterior families: gain in likelihood, and quality as a proposal.
 
-The same variational autoencoder is trained with one family of q(z | x) after another; nothing else is changed but the
-width of the encoder's last layer. A family that can follow p(z | x) makes the ELBO tighter, and the model that is
-trained under it is held back less. Effective sample size and k-hat say how well it serves importance sampling.
+The same VAE is trained with each family of q(z | x). Only the width of the encoder's last layer changes. A family that
+can approximate p(z | x) makes the ELBO tighter, and thereby constrains the trained model less. Effective sample size
+and k-hat measure the quality of the family as a proposal of importance sampling.
 """
 
 from collections.abc import Callable
@@ -26,15 +26,15 @@ class Options(comparison.Options):
     latent: int = 40
     """Number of latent dimensions."""
     context: int = 64
-    """Features of x that the flows are told."""
+    """Number of features of x that condition the flows."""
     num_samples: int = 1000
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     out: Path = Path("results/posteriors")
     """Folder for tables and figures."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains and evaluates one model a posterior; prints and writes the table and the figures."""
+    """Train and evaluate one model for each posterior. Print and write the table and the figures."""
     splits = comparison.load(options)
     latent, context, event_shape = options.latent, options.context, splits.train.shape[1:]
 

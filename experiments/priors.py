@@ -1,8 +1,8 @@
-"""Which prior comes closest to the aggregate posterior, and what does that buy in likelihood?
+"""Comparison of priors: distance to the aggregate posterior, and gain in likelihood.
 
-The same variational autoencoder is trained with one prior after another; nothing else is changed. The ELBO pulls the
-average of q(z | x) over the data, the aggregate posterior, towards the prior. A prior that can follow it leaves the
-latents freer to describe x, and its own samples look more like data.
+The same VAE is trained with each prior, and everything else stays the same. The ELBO pulls the aggregate posterior, the
+average of q(z | x) over the data, towards the prior. A prior that can adapt to the aggregate posterior constrains the
+latents less, and its samples look more like data.
 """
 
 from collections.abc import Callable
@@ -26,15 +26,15 @@ class Options(comparison.Options):
     latent: int = 40
     """Number of latent dimensions."""
     components: int = 200
-    """Components of the mixture and pseudo-inputs of the VampPrior."""
+    """Number of components of the mixture, and of pseudo-inputs of the VampPrior."""
     num_samples: int = 1000
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     out: Path = Path("results/priors")
     """Folder for tables and figures."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains and evaluates one model a prior; prints and writes the table and the figures."""
+    """Train and evaluate one model for each prior. Print and write the table and the figures."""
     splits = comparison.load(options)
     latent, event_shape = options.latent, splits.train.shape[1:]
     priors = {
@@ -46,7 +46,7 @@ def main(options: Options) -> pd.DataFrame:
     }
 
     def build(prior: Callable[[], nn.Module]) -> pv.VAE:
-        # The prior is made last, so that the networks start from the same weights under every prior.
+        # The prior is made last, so that the networks have the same initial weights under every prior.
         return pv.VAE(
             likelihood=pv.likelihoods.Bernoulli(mlp(latent, *options.hidden[::-1], event_shape)),
             posterior=pv.posteriors.DiagonalNormal(mlp(event_shape, *options.hidden, 2 * latent)),

@@ -1,10 +1,10 @@
 """Error of the standard protocol, and the rankings of models that it changes.
 
-The field reports negative log-likelihoods (NLL) by importance sampling with 5,000 draws from the encoder. The logarithm
-of a mean of weights is too low on average, so the NLL is overstated, and the more so the poorer the encoder serves as a
-proposal. Models with other priors, posteriors and objectives have encoders that are not equally poor. This experiment
-trains such models on the same data and estimates the NLL of the same test data by 1, 50, 5,000 and 65,536 encoder
-draws, by ``pyrovae.evaluation.log_likelihood``, and, for a few data, by long annealed importance sampling.
+The field reports negative log-likelihoods (NLL) by importance sampling with 5,000 draws from the encoder. By Jensen's
+inequality this estimate overstates the NLL, and the poorer the encoder is as a proposal, the more. The quality of the
+proposal differs between models with different priors, posteriors and objectives. This experiment trains such models on
+the same data and estimates the NLL of the same test data in three ways: by 1, 50, 5,000 and 65,536 encoder draws, by
+``pyrovae.evaluation.log_likelihood``, and, for a few data, by long annealed importance sampling.
 """
 
 import json
@@ -46,19 +46,19 @@ class Options(comparison.Options):
     kl_warmup: int = 5
     """Epochs over which the weight of the latent sites grows to 1."""
     components: int = 100
-    """Pseudo-inputs of the VampPriors."""
+    """Number of pseudo-inputs of the VampPriors."""
     context: int = 64
-    """Features of x that the flow is told."""
+    """Number of features of x that condition the flow."""
     test_size: int | None = 200
-    """Evaluate so many test data, drawn at random."""
+    """Number of test data to evaluate, drawn at random."""
     draws: tuple[int, ...] = (1, 50, 5000, 65536)
     """Numbers of encoder draws."""
     num_reference: int = 16
-    """Test data, the first ones, of the annealed reference."""
+    """Number of test data, from the first on, with an annealed reference."""
     num_chains: int = 64
-    """Chains of annealing."""
+    """Number of annealing chains."""
     num_temperatures: int = 120
-    """Densities between guide and posterior of annealing."""
+    """Number of intermediate densities between guide and posterior in annealing."""
     compile: bool = True
     """Compile training and the evaluation by encoder draws."""
     out: Path = Path("results/published_protocol")
@@ -70,9 +70,9 @@ class Model:
     """A model of the comparison.
 
     Attributes:
-        build: Makes the module.
-        objective: Its objective; the ELBO by default.
-        from_prior: Whether annealing starts at the prior, since the density of the guide is slow at given values.
+        build: Function that builds the module.
+        objective: Training objective; by default the ELBO.
+        from_prior: Whether annealing starts from the prior, because the guide evaluates its density slowly.
     """
 
     build: Callable[[], nn.Module]
@@ -81,7 +81,7 @@ class Model:
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains and evaluates the models; prints and writes the table and the figures."""
+    """Train and evaluate the models. Print and write the table and the figures."""
     splits = comparison.load(options)
     histories, results = {}, {}
     for name, model in comparison.chosen(models(splits, options), options).items():
@@ -96,7 +96,7 @@ def main(options: Options) -> pd.DataFrame:
     table = tabulate(results, options)
     comparison.report(splits, table)
     changes = rank_changes(results)
-    print("\npairs whose order differs from that under log p(x), differences of log p(x) in nats:\n")
+    print("\npairs that encoder draws order differently than log p(x) does, differences of log p(x) in nats:\n")
     print(changes.to_string() if len(changes) else "none")
     figures = {"bias": draw_bias(results), "differences": draw_differences(results)}
     comparison.write(options, table, figures, histories, {name: found[QUOTED] for name, found in results.items()})
@@ -105,7 +105,7 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def models(splits: pv.data.Splits, options: Options) -> dict[str, Model]:
-    """Return the models: the first is the base, each of the others differs from it in one part."""
+    """Return the models. The first is the base, and each of the others differs from it in one component."""
     latent, event_shape = options.latent, splits.train.shape[1:]
 
     def likelihood() -> nn.Module:
@@ -140,7 +140,7 @@ def models(splits: pv.data.Splits, options: Options) -> dict[str, Model]:
 
 
 def two_layers(train: Tensor, options: Options) -> nn.Module:
-    """Return a model of two latent layers of half the latent dimensions each, with a VampPrior on the upper one."""
+    """Return a model of two latent layers, each with half the latent dimensions, and a VampPrior on the upper layer."""
     half, event, normal, joint = options.latent // 2, train.shape[1:], pv.posteriors.DiagonalNormal, pv.networks.Joint
     narrow = joint(mlp(event.numel() + half, *options.hidden, 2 * half), event_dims=(len(event), 1))
     return pv.HierarchicalVAE(
@@ -153,7 +153,7 @@ def two_layers(train: Tensor, options: Options) -> nn.Module:
 
 
 def estimate(vae: Any, model: Model, splits: pv.data.Splits, options: Options, folder: Path) -> dict[str, xr.Dataset]:
-    """Estimate log p(x) of the test data in all ways; an interrupted estimate goes on from the folder."""
+    """Estimate log p(x) of the test data in all ways. An interrupted estimate resumes from the folder."""
     test = splits.test.to(next(vae.parameters()).device)
     shared: Any = {"seed": options.seed, "binarization": splits.binarization}
     found = {
@@ -184,18 +184,18 @@ def estimate(vae: Any, model: Model, splits: pv.data.Splits, options: Options, f
 
 
 def prior_of(vae: Any) -> Callable[..., Any]:
-    """Return the model without its observations: a guide that draws from the prior."""
+    """Return the model without its observations, as a guide that draws from the prior."""
     program: Callable[..., Any] = pyro.poutine.block(vae.model, hide_fn=lambda site: site["is_observed"])
     return program
 
 
 def draws_label(count: int) -> str:
-    """Return the name of the estimate by so many encoder draws."""
+    """Return the name of the estimate by ``count`` encoder draws."""
     return f"{count:,} draw{'s' * (count > 1)}"
 
 
 def tabulate(results: Mapping[str, dict[str, xr.Dataset]], options: Options) -> pd.DataFrame:
-    """Return the NLL of each model under each estimate, and by how much the published protocol overstates it."""
+    """Return the NLL of each model under each estimate, and the error of the published protocol, nats."""
     rows = {}
     for name, found in results.items():
         quoted, published = found[QUOTED], found[draws_label(options.draws[-2])]
@@ -215,7 +215,7 @@ def tabulate(results: Mapping[str, dict[str, xr.Dataset]], options: Options) -> 
 
 
 def rank_changes(results: Mapping[str, dict[str, xr.Dataset]]) -> pd.DataFrame:
-    """Return pairs of models in another order under encoder draws than under log p(x), if both are beyond doubt."""
+    """Return the pairs of models whose order changes significantly between encoder draws and log p(x)."""
     changes = {}
     for key in next(iter(results.values())):
         if key in (QUOTED, ANNEALED):
@@ -231,7 +231,7 @@ def rank_changes(results: Mapping[str, dict[str, xr.Dataset]]) -> pd.DataFrame:
 
 
 def draw_bias(results: Mapping[str, dict[str, xr.Dataset]]) -> Figure:
-    """Draw by how much each number of encoder draws overstates the NLL of each model."""
+    """Draw the error of each number of encoder draws in the NLL of each model."""
     with style.axes_for(None, (6.5, 3.4)) as ax:
         for i, (name, found) in enumerate(results.items()):
             keys = [key for key in found if key not in (QUOTED, ANNEALED)]

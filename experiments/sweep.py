@@ -1,10 +1,10 @@
-"""Do a better prior and a tighter objective add up, under any likelihood, and by more than seeds differ?
+"""Do a better prior and a tighter objective add up, under any likelihood, and do their gains exceed the seed noise?
 
-Every prior is combined with every likelihood and every objective, and each combination is trained from several seeds;
-nothing else is changed. The estimates of log p(x) are averaged over the seeds. Differences are paired, over the seeds
-and over the test data, between models of the same likelihood: binary and grey digits are not comparable. The cells of
-the grid are computed in parallel on Ray where it is installed, else in order; those that are finished are kept, so that
-another run computes only what is missing.
+Every prior is combined with every likelihood and every objective, and each combination is trained from several seeds.
+Everything else stays the same. The estimates of log p(x) are averaged over the seeds. Differences are paired over the
+seeds and over the test data. They are taken between models of the same likelihood, because binary and grey digits are
+not comparable. The cells of the grid are computed in parallel by Ray if it is installed, and otherwise in order.
+Finished cells are stored, so that a second run computes only the missing ones.
 """
 
 import json
@@ -37,23 +37,23 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     priors: tuple[str, ...] = ("StandardNormal", "VampPrior")
-    """Priors of the grid; there is NormalizingFlow too."""
+    """Priors of the grid. NormalizingFlow is available too."""
     likelihoods: tuple[str, ...] = ("Bernoulli", "DiscretizedLogistic")
-    """Likelihoods of the grid; DiscretizedLogistic needs a data set of grey images."""
+    """Likelihoods of the grid. DiscretizedLogistic needs a data set of grey images."""
     objectives: tuple[str, ...] = ("ELBO", "IWAE")
     """Objectives of the grid."""
     models: tuple[str, ...] = ()
-    """Only these combinations, such as "VampPrior, Bernoulli, IWAE" [default: all of the grid]."""
+    """Combinations to compute, such as "VampPrior, Bernoulli, IWAE" [default: all of the grid]."""
     repeats: int = 3
-    """Number of seeds for each combination, from the first on."""
+    """Number of seeds for each combination."""
     seed: int = 0
-    """The first seed, of initial weights, training and evaluation."""
+    """First of the consecutive seeds. A seed sets the initial weights, the training and the evaluation."""
     latent: int = 20
     """Number of latent dimensions."""
     hidden: tuple[int, ...] = (200,)
-    """Widths of the hidden layers, from data to latent."""
+    """Widths of the hidden layers, in the order from data to latents."""
     components: int = 50
-    """Pseudo-inputs of the VampPrior."""
+    """Number of pseudo-inputs of the VampPrior."""
     num_particles: int = 5
     """Draws per datum of the IWAE objective."""
     epochs: int = 20
@@ -61,21 +61,21 @@ class Options(comparison.Options):
     kl_warmup: int = 10
     """Epochs over which the weight of the latent sites grows to 1."""
     num_samples: int = 200
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where a cell is computed."""
+    """Device that computes a cell."""
     threads: int = 1
-    """Threads of a cell on the CPU; another number adds in another order, to results that differ by rounding."""
+    """CPU threads per cell. Another number changes the order of sums, so results differ by rounding."""
     parallel: bool = True
-    """Whether to use Ray where it is installed."""
+    """Use Ray if it is installed."""
     address: str | None = None
     """Address of a running Ray cluster [default: Ray on this machine alone]."""
     cores: int | None = None
-    """Cores of this machine to use [default: all]."""
+    """Number of cores of this machine to use [default: all]."""
     retries: int = 2
-    """How often a cell that fails is tried again."""
+    """Number of further attempts for a cell that fails."""
     out: Path = Path("results/sweep")
-    """Folder for the cells, tables and figures."""
+    """Folder for cells, tables and figures."""
 
 
 PRIORS: dict[str, Callable[[Options, torch.Tensor], nn.Module]] = {
@@ -98,16 +98,16 @@ OBJECTIVES: dict[str, Callable[[Options], ELBO]] = {
 }
 
 INHERITED = {field.name for field in fields(comparison.Options)} - {"models", "root", "out"}
-OF_A_CELL = sorted(INHERITED | {"components", "num_particles", "threads"})  # what a cell's numbers depend on
-PACKAGES = ("pyrovae", "torch", "pyro-ppl", "zuko", "numpy")  # and the versions of these
+OF_A_CELL = sorted(INHERITED | {"components", "num_particles", "threads"})  # options that change a cell's numbers
+PACKAGES = ("pyrovae", "torch", "pyro-ppl", "zuko", "numpy")  # packages whose versions change a cell's numbers
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Computes the cells that are missing; prints and writes the table and the figure.
+    """Compute the missing cells. Print and write the table and the figure.
 
     Raises:
-        ValueError: If a name is not in the grid, or a likelihood of grey levels meets data that are binary.
-        SystemExit: If cells failed, after the table of the others is written.
+        ValueError: If a name is not in the grid, or a likelihood of grey levels is combined with binary data.
+        SystemExit: If cells failed. The table of the other cells is written first.
     """
     models = grid(options)
     seeds = range(options.seed, options.seed + options.repeats)
@@ -124,19 +124,21 @@ def main(options: Options) -> pd.DataFrame:
     }
     runs = {name: by_seed for name, by_seed in runs.items() if by_seed}
     if not runs:
-        raise SystemExit("no cell could be computed")
+        raise SystemExit("All cells failed. The messages above state the reasons.")
     table = summarize(models, runs)
     print(f"\n{options.data}, {options.num_samples} draws, nats per datum: mean ± standard error over the seeds")
     print("differences are from the first row of the same likelihood; seconds are those of training\n")
     print(table.to_string())
     comparison.write(options, table, {"sweep": draw(models, runs)})
     if filled.failed:
-        raise SystemExit(f"{len(filled.failed)} of {len(cells)} cells failed; run again to compute them alone")
+        raise SystemExit(
+            f"{len(filled.failed)} of {len(cells)} cells failed. Run the same command again to compute them."
+        )
     return table
 
 
 def grid(options: Options) -> dict[str, Model]:
-    """The combinations that the options ask for, by name."""
+    """Return the combinations that the options select, by name."""
     priors = comparison.chosen(PRIORS, replace(options, models=options.priors))
     likelihoods = comparison.chosen(LIKELIHOODS, replace(options, models=options.likelihoods))
     objectives = comparison.chosen(OBJECTIVES, replace(options, models=options.objectives))
@@ -145,7 +147,7 @@ def grid(options: Options) -> dict[str, Model]:
 
 
 def settings(options: Options, model: Model, seed: int) -> Settings:
-    """Everything that the numbers of a cell depend on: model, seed, options, versions."""
+    """Return everything that determines the numbers of a cell: model, seed, options, versions."""
     return {
         **{name: getattr(options, name) for name in OF_A_CELL},
         **dict(zip(("prior", "likelihood", "objective"), model, strict=True)),
@@ -155,25 +157,25 @@ def settings(options: Options, model: Model, seed: int) -> Settings:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a cell computes with."""
+    """Return the versions of the packages that compute a cell."""
     return {package: version(package) for package in PACKAGES}
 
 
 def load(options: Options, names: set[str]) -> dict[str, pv.data.Splits]:
-    """The data by likelihood, the same test data for all seeds."""
+    """Return the data by likelihood, with the same test data for all seeds."""
     data = {}
     for name in sorted(names):
         binarization = "none" if name in OF_GREY_LEVELS else options.binarization
         data[name] = comparison.load(replace(options, binarization=binarization, seed=0))
         if name in OF_GREY_LEVELS and data[name].binarization != "none":
-            raise ValueError(f"{options.data} has no grey levels for {name}; choose --likelihoods Bernoulli")
+            raise ValueError(f"{options.data} has no grey levels for {name}. Choose --likelihoods Bernoulli.")
     return data
 
 
 def executor(options: Options) -> Executor:
-    """What computes the cells."""
+    """Return the function that computes the cells."""
     if options.address is not None and not is_installed():
-        raise ModuleNotFoundError("a cluster needs Ray, which is not installed: uv sync --group sweep")
+        raise ModuleNotFoundError("A cluster needs Ray, which is not installed. Run uv sync --group sweep.")
     if not options.parallel or not is_installed():
         return in_order
     return on_ray(
@@ -185,13 +187,13 @@ def executor(options: Options) -> Executor:
 
 
 def compute(cell: Settings, data: Mapping[str, pv.data.Splits]) -> xr.Dataset:
-    """Trains and evaluates one cell.
+    """Train and evaluate one cell.
 
     Raises:
-        RuntimeError: If the packages here have other versions than where the sweep was started.
+        RuntimeError: If the versions of the packages differ from those of the process that started the sweep.
     """
     if versions() != cell["versions"]:
-        raise RuntimeError(f"this node has {versions()}, but the sweep was started with {cell['versions']}")
+        raise RuntimeError(f"This node has {versions()}, but the sweep was started with {cell['versions']}.")
     options, splits = Options(**{name: cell[name] for name in OF_A_CELL}), data[cell["likelihood"]]
     with torch_threads(options.threads):
         pyro.set_rng_seed(options.seed)
@@ -200,7 +202,7 @@ def compute(cell: Settings, data: Mapping[str, pv.data.Splits]) -> xr.Dataset:
             posterior=pv.posteriors.DiagonalNormal(mlp(splits.train.shape[1:], *options.hidden, 2 * options.latent)),
             prior=PRIORS[cell["prior"]](
                 options, splits.train
-            ),  # last, so that the networks start from the same weights
+            ),  # built last, so that the networks have the same initial weights
         )
         objective = OBJECTIVES[cell["objective"]](options)
         history = comparison.train(vae, splits, options, objective=objective, progress=False)
@@ -209,19 +211,19 @@ def compute(cell: Settings, data: Mapping[str, pv.data.Splits]) -> xr.Dataset:
 
 
 def decoder(options: Options, train: torch.Tensor, parameters: int) -> nn.Module:
-    """A network with so many outputs a pixel."""
+    """Return a network with ``parameters`` outputs per pixel."""
     *rows, columns = train.shape[1:]
     return mlp(options.latent, *options.hidden[::-1], (*rows, parameters * columns))
 
 
 def levels(options: Options) -> int:
-    """Grey levels of the data."""
+    """Return the number of grey levels of the data."""
     return 17 if options.data == "digits" else 256
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Computes with so many threads of the CPU."""
+    """Compute with ``count`` CPU threads inside this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

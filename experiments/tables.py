@@ -1,7 +1,7 @@
-"""Writes the tables of the documentation from the committed JSON, so that no number in them is a copy by hand.
+"""Write the tables of the documentation from the committed JSON, so that no number is copied by hand.
 
-A page says where a table goes, ``<!-- table: training -->``, and where it ends, ``<!-- end of table -->``; what stands
-between is written by ``python -m experiments.tables``. A test compares the pages with the JSON.
+A page marks the start of a table by ``<!-- table: training -->`` and its end by ``<!-- end of table -->``.
+``python -m experiments.tables`` writes the text between the two marks. A test compares the pages with the JSON.
 """
 
 import json
@@ -29,40 +29,40 @@ FIRST_ROWS = {
 
 
 def main(root: Path = ROOT) -> None:
-    """Writes the tables of all pages anew."""
+    """Rewrite the tables of all pages."""
     for page in pages(root):
         page.write_text(rewritten(page.read_text(), root / "docs"))
 
 
 def pages(root: Path) -> list[Path]:
-    """The pages that may have tables."""
+    """Return the pages that may contain tables."""
     return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
 def rewritten(text: str, docs: Path) -> str:
-    """A page with its tables as the JSON under that folder has them.
+    """Return the text of a page, with its tables rewritten from the JSON files in the folder ``docs``.
 
     Raises:
-        KeyError: If the page asks for a table that there is none of.
+        KeyError: If the page names an unknown table.
     """
     return MARKED.sub(lambda match: f"{match[1]}{markdown(TABLES[match[2]](docs))}{match[3]}", text)
 
 
 def markdown(table: pd.DataFrame | str) -> str:
-    """A table in Markdown, its columns aligned to the right; text that is Markdown already stays as it is."""
+    """Return a table in Markdown with right-aligned columns. Markdown text is returned unchanged."""
     return table if isinstance(table, str) else as_markdown(table)
 
 
 def reproduction(paper: str, docs: Path, *, part: str = ".") -> pd.DataFrame:
-    """The table of a paper; the cells of rows that have not been run are empty."""
+    """Return the table of a paper. The cells of rows that have not been run are empty."""
     targets = {name: row.target for name, row in PAPERS[paper].items()}
     return tabulate(paper, targets, docs / "reproduction" / part)
 
 
 def other_schedules(docs: Path, parts: Mapping[str, str]) -> pd.DataFrame:
-    """The rows of the IWAE paper's table that were run in other ways too, each named with its way.
+    """Return the rows of the IWAE paper's table that were also run with other schedules or optimizers.
 
-    One row is to be run by the paper's schedule; it is empty until then.
+    The name of a row states the schedule. The row that has not been run with the paper's schedule yet is empty.
     """
     tables = [
         reproduction("iwae", docs, part=part).rename(index=lambda row, way=way: f"{row}: {way}")
@@ -74,7 +74,7 @@ def other_schedules(docs: Path, parts: Mapping[str, str]) -> pd.DataFrame:
 
 
 def optimizers(docs: Path) -> pd.DataFrame:
-    """What one row of the IWAE paper's table reaches in a few epochs, by optimizer and batch size."""
+    """Return the results of one row of the IWAE paper's table after a few epochs, by optimizer and batch size."""
     kept = [
         json.loads((docs / "reproduction" / "optimizers" / name / "iwae" / "1_layer-iwae-k_5.json").read_text())
         for name in ("adam", "muon", "muon_500")
@@ -93,7 +93,7 @@ def optimizers(docs: Path) -> pd.DataFrame:
 
 
 def runs(docs: Path) -> pd.DataFrame:
-    """How the rows that have been run were, and on what."""
+    """Return the settings and the machine of each row that has been run."""
     kept = {}
     for part, way in PARTS.items():
         for paper, rows in PAPERS.items():
@@ -111,7 +111,7 @@ def runs(docs: Path) -> pd.DataFrame:
 
 
 def first_rows(docs: Path) -> pd.DataFrame:
-    """The first rows of the papers' tables."""
+    """Return the first rows of the papers' tables."""
     tables = [reproduction(paper, docs).loc[list(names)].rename(index=names) for paper, names in FIRST_ROWS.items()]
     return pd.concat(tables)[
         ["published", "5,000 encoder draws", "k-hat > 0.7", "log p(x)", "reliable", "epochs", "hours"]
@@ -119,7 +119,7 @@ def first_rows(docs: Path) -> pd.DataFrame:
 
 
 def speed(docs: Path) -> pd.DataFrame:
-    """A training step and the evaluation of an image, by all who took part in both or in one."""
+    """Return the times of a training step and of the evaluation of an image, of all contenders."""
     step, image = (results(f"benchmarks/{name}", docs) for name in ("training", "evaluation"))
     columns = {"ms per training step": step["ms per step"], "ms per evaluated image": image["ms per image"]}
     contenders = ["Pyro", "PyTorch, compiled", "NumPyro", "pythae", "pyrovae", "pyrovae, compiled"]
@@ -127,12 +127,12 @@ def speed(docs: Path) -> pd.DataFrame:
 
 
 def results(name: str, docs: Path, *, columns: Mapping[str, str] | Iterable[str] = ()) -> pd.DataFrame:
-    """The table of an experiment or a benchmark.
+    """Return the table of an experiment or a benchmark.
 
     Args:
-        name: Its file under the folder, without the suffix.
-        docs: The folder of the documentation.
-        columns: Those to show [default: all], or what to call them.
+        name: Name of the JSON file in the folder, without the suffix.
+        docs: Folder of the documentation.
+        columns: Columns to show [default: all], or a mapping from columns to the names to show.
     """
     table = pd.DataFrame.from_dict(json.loads((docs / f"{name}.json").read_text())["table"], orient="index")
     names = dict(columns) if isinstance(columns, Mapping) else {column: column for column in columns or table.columns}
@@ -140,13 +140,13 @@ def results(name: str, docs: Path, *, columns: Mapping[str, str] | Iterable[str]
 
 
 def growth(docs: Path, **units: str) -> pd.DataFrame:
-    """Milliseconds per step against what grows, which is named by its unit."""
+    """Return the milliseconds per step against a growing quantity, which is named by its unit."""
     tables = {unit: results(f"benchmarks/growth_{quantity}", docs) for unit, quantity in units.items()}
     return pd.concat([table.rename(index=lambda value, unit=unit: f"{value} {unit}") for unit, table in tables.items()])
 
 
 def iwae_50_again(docs: Path) -> pd.DataFrame:
-    """A compiled step of IWAE_50 next to one written by hand, in four races of a day."""
+    """Return the times of a compiled step of IWAE_50 relative to a hand-written step, in four races of one day."""
     rows = {}
     for race, suffix in enumerate(("", "_again_1", "_again_2", "_again_3"), start=1):
         record = json.loads((docs / "benchmarks" / f"training_iwae_50{suffix}.json").read_text())
@@ -160,7 +160,7 @@ def iwae_50_again(docs: Path) -> pd.DataFrame:
 
 
 def gaps(docs: Path) -> pd.DataFrame:
-    """Bounds and gaps of both data sets, the gaps in the model's own family."""
+    """Return the bounds and gaps of both data sets, with the gaps in the model's own family."""
     parts = {}
     for data, name in {"MNIST": "gaps_mnist", "Fashion": "gaps_fashion"}.items():
         table = results(f"results/{name}", docs)
@@ -173,7 +173,7 @@ def gaps(docs: Path) -> pd.DataFrame:
 
 
 def program_outcomes(docs: Path) -> pd.DataFrame:
-    """Outcome of each tool on each program: right, or the letter of the refusal."""
+    """Return the outcome of each tool on each program: right, or the letter of the error."""
     cells = json.loads((docs / "results" / "programs.json").read_text())
     letters = _letters(cells)
     table = {
@@ -184,7 +184,7 @@ def program_outcomes(docs: Path) -> pd.DataFrame:
 
 
 def program_refusals(docs: Path) -> pd.DataFrame:
-    """The refusals by letter: the number of cells, and the message of the first of them."""
+    """Return the errors by letter: the number of cells, and the message of the first of them."""
     programs = json.loads((docs / "results" / "programs.json").read_text())
     cells = [cell for tools in programs.values() for cell in tools.values() if "refusal" in cell]
     table = {}

@@ -1,10 +1,10 @@
-"""Do tighter bounds teach the encoder less, and do better gradients repair it?
+"""Do tighter bounds weaken the gradient of the encoder, and do better gradient estimators repair this?
 
-The more draws the importance-weighted bound has, the closer it is to log p(x), and the less its gradient says about the
-encoder: the signal shrinks faster than the noise (Rainforth et al., 2018). Sticking the landing (Roeder et al., 2017)
-leaves out the score of the posterior, and the doubly reparameterized gradient (Tucker et al., 2019) replaces it. Here
-the signal-to-noise ratio of the gradient, |mean| / standard deviation over many repeats, averaged over parameters, is
-measured for the linear-Gaussian model of the first paper and for a VAE of digits: for the encoder and for the decoder.
+With more draws the importance-weighted bound comes closer to log p(x), but its gradient carries less information about
+the encoder: the signal shrinks faster than the noise (Rainforth et al., 2018). Sticking the landing (Roeder et al.,
+2017) leaves out the score of the posterior, and the doubly reparameterized gradient (Tucker et al., 2019) replaces it.
+The signal-to-noise ratio of the gradient is |mean| / standard deviation over many repeats, averaged over parameters. It
+is measured for the encoder and the decoder, in the linear-Gaussian model of the first paper and in a VAE of digits.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,11 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     particles: tuple[int, ...] = (1, 3, 10, 30, 100)
-    """Numbers of draws per datum, K, of the bounds."""
+    """Numbers of draws per datum of the bounds, K."""
     repeats: int = 500
-    """Gradients over which mean and standard deviation are taken."""
+    """Number of gradients from which mean and standard deviation are estimated."""
     dimensions: int = 20
-    """Dimensions of the linear-Gaussian model."""
+    """Number of dimensions of the linear-Gaussian model."""
     epochs: int = 10
     """Passes over the digits before the gradients of the VAE are measured."""
     kl_warmup: int = 0
@@ -56,24 +56,24 @@ class ShiftedNormal(nn.Module):
         self.loc = nn.Parameter(loc)
 
     def forward(self) -> dist.TorchDistribution:
-        """Returns p(z)."""
+        """Return p(z)."""
         return dist.Normal(self.loc, 1.0).to_event(1)
 
 
 class LinearNormal(nn.Module):
-    """Its encoder, q(z | x) = N(A x + b, 2 / 3 I)."""
+    """The encoder of the linear-Gaussian model, q(z | x) = N(A x + b, 2 / 3 I)."""
 
     def __init__(self, network: nn.Linear) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        """Returns q(z | x)."""
+        """Return q(z | x)."""
         return dist.Normal(self.network(x), (2 / 3) ** 0.5).to_event(1)
 
 
 def linear_gaussian(options: Options) -> tuple[pv.VAE, Tensor]:
-    """The model x ~ N(z, I) near its optimum, A = I / 2 and b = mu / 2, and one datum."""
+    """Return the model x ~ N(z, I) near its optimum, A = I / 2 and b = mu / 2, and one datum."""
     pyro.set_rng_seed(options.seed)
     size = options.dimensions
     loc, network = torch.randn(size), nn.Linear(size, size)
@@ -86,7 +86,7 @@ def linear_gaussian(options: Options) -> tuple[pv.VAE, Tensor]:
 
 
 def digits(options: Options) -> tuple[pv.VAE, Tensor]:
-    """A VAE trained for a few epochs, and ten digits."""
+    """Return a VAE after a few epochs of training, and ten digits."""
     splits = comparison.load(options)
     vae = comparison.build(options, splits.train.shape[1:])
     comparison.train(vae, splits, options)
@@ -94,7 +94,7 @@ def digits(options: Options) -> tuple[pv.VAE, Tensor]:
 
 
 def signal_to_noise(vae: pv.VAE, x: Tensor, objective: pv.objectives.IWAE, repeats: int) -> dict[str, float]:
-    """Mean over the parameters of encoder and decoder of |mean| / standard deviation of their gradients."""
+    """Return the mean over the parameters of encoder and decoder of |mean| / standard deviation of their gradients."""
     parts = {"encoder": vae.guide.parameters(), "decoder": vae.model.parameters()}
     parameters = {name: [p for p in part if p.requires_grad] for name, part in parts.items()}
     moments = {name: [torch.zeros(2, *p.shape, dtype=torch.float64) for p in part] for name, part in parameters.items()}
@@ -111,12 +111,12 @@ def signal_to_noise(vae: pv.VAE, x: Tensor, objective: pv.objectives.IWAE, repea
 def _mean_ratio(moments: list[Tensor], repeats: int) -> float:
     mean, square = torch.cat([moment.flatten(1) for moment in moments], dim=1) / repeats
     deviation = (square - mean**2).clamp(min=0).sqrt()
-    moving = deviation > 0  # a pixel that is always off has no gradient
+    moving = deviation > 0  # the gradient of a pixel that is always off is zero
     return float((mean.abs()[moving] / deviation[moving]).mean())
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Measures the ratios; prints and writes the table and the figure."""
+    """Measure the ratios. Print and write the table and the figure."""
     models: dict[str, Callable[[Options], tuple[pv.VAE, Tensor]]] = {
         "linear-Gaussian": linear_gaussian,
         f"VAE, {options.data}": digits,
@@ -132,7 +132,7 @@ def main(options: Options) -> pd.DataFrame:
                 rows.append({"model": model, "gradient": gradient, "K": particles, **ratios})
     table = pd.DataFrame(rows)
     print(f"\nsignal-to-noise ratio of the gradient, {options.repeats} repeats")
-    print(f"(noise alone gives {noise_floor(options):.3f})\n")
+    print(f"(the expected ratio of a zero-mean gradient is {noise_floor(options):.3f})\n")
     print(
         table.pivot_table(index=["model", "gradient"], columns="K", values=["encoder", "decoder"]).round(3).to_string()
     )
@@ -141,12 +141,12 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def noise_floor(options: Options) -> float:
-    """What the mean of |mean| / standard deviation is of a gradient that is zero on average."""
+    """Return the expected |mean| / standard deviation of a gradient whose mean is zero."""
     return float(np.sqrt(2 / (np.pi * options.repeats)))
 
 
 def draw(table: pd.DataFrame, options: Options) -> Figure:
-    """Draws the ratios against K, a row of panels for each model."""
+    """Draw the ratios against K, in one row of panels per model."""
     models = table.model.unique()
     figure, axes = plt.subplots(
         len(models), 2, figsize=(7.5, 3.1 * len(models)), sharex=True, squeeze=False, layout="constrained"
@@ -158,7 +158,7 @@ def draw(table: pd.DataFrame, options: Options) -> Figure:
             row[1].loglog(own.K, own.decoder, color="0.3", marker="o", markersize=4)  # the same for all three
         row[0].axhline(noise_floor(options), color="0.6", linestyle=":", linewidth=1, label="noise alone")
         row[0].set_title(f"{model}: encoder", fontsize=10)
-        row[1].set_title(f"{model}: decoder, any of the three", fontsize=10)
+        row[1].set_title(f"{model}: decoder, all three estimators", fontsize=10)
         row[0].set_ylabel("signal-to-noise ratio")
     for ax in axes[-1]:
         ax.set_xlabel("draws $K$")

@@ -36,7 +36,7 @@ def as_path(path: str | os.PathLike[str], argument: str) -> Path:
     """Return a user's path with ``~`` expanded.
 
     Args:
-        path: The path.
+        path: Path that the user has passed.
         argument: Name of the argument in error messages.
 
     Raises:
@@ -85,7 +85,7 @@ def read(path: Path, check: Callable[[Any], None] | None = None) -> Any:
     is allocated for them.
 
     Args:
-        path: The file.
+        path: Path of the file.
         check: Function that is called with the content before the values of the tensors are read. The tensors in this
             content are on the meta device, with a shape and a dtype but without values. The function raises an error to
             reject a file.

@@ -1,4 +1,4 @@
-"""Autoencoders of six bits, one of every kind, and data for them."""
+"""Autoencoders of six bits, one of each kind, and data for them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def decoder(code: int = 3) -> nn.Module:
 
 @dataclass(frozen=True)
 class Summed:
-    """A penalty of one's own."""
+    """A custom penalty."""
 
     penalties: tuple[Any, ...]
 
@@ -72,5 +72,5 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def bits(n: int = 25) -> Tensor:
-    """Six bits, of which two decide all."""
+    """Six bits, two of which determine the others."""
     return torch.bernoulli(torch.full((n, 2), 0.5)).repeat_interleave(3, dim=1)

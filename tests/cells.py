@@ -1,4 +1,4 @@
-"""A cell that fails or is killed as often as it is told to; without torch, so that Ray's workers are soon there."""
+"""A cell that fails or is killed a given number of times. It does not import torch, so Ray's workers start fast."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import xarray as xr
 
 
 def compute(settings: Any, shared: Any) -> xr.Dataset:
-    """A square, after the failures that the settings ask for; every attempt leaves a line in a file."""
+    """Return a square, after the failures that the settings request. Every attempt writes a line to a file."""
     log = Path(settings["log"])
     with log.open("a") as file:
         file.write("attempt\n")

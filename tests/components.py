@@ -1,4 +1,4 @@
-"""One instance of every prior, likelihood and posterior; a new component joins by one line."""
+"""One instance of every prior, likelihood and posterior. A new component needs one line here."""
 
 import pyro.distributions as dist
 import torch
@@ -9,7 +9,7 @@ from pyrovae import flows, likelihoods, networks, posteriors, priors
 
 
 class _OfVAE(nn.Module):
-    """A VampPrior as a VAE holds it, with its posterior beside it."""
+    """A VampPrior with its posterior, as in a VAE."""
 
     def __init__(self, prior: priors.VampPrior, posterior: nn.Module) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class _OfVAE(nn.Module):
         return self.prior()
 
 
-torch.manual_seed(0)  # the networks are made while this module is imported, before a test has set a seed
+torch.manual_seed(0)  # networks are made at import, before a test sets a seed
 
 PRIORS = {
     "StandardNormal": priors.StandardNormal(3),

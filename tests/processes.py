@@ -1,4 +1,4 @@
-"""Two processes that have joined, without torchrun, whose imports take longer than all that is tried in them."""
+"""Two joined processes without torchrun, whose imports would take longer than the tests."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ from tests.faulty import PROCESSES
 
 
 def in_each(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """Calls a function in so many processes that have joined, and returns what each returns; an error is an error."""
+    """Call a function in several joined processes, and return the result of each. An error is raised."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,7 +40,7 @@ def in_each(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
 def _run(tells: Connection, place: dict[str, Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.environ |= {name: str(value) for name, value in place.items()}
     torch.set_num_threads(1)
-    pyro.set_rng_seed(place["RANK"])  # what is to be the same is not so by accident
+    pyro.set_rng_seed(place["RANK"])  # generators differ, so agreement is no accident
     try:
         with pv.parallel.join("cpu"):
             result = function(*args)

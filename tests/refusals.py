@@ -1,4 +1,4 @@
-"""Errors that are an answer: raised by the package itself, of a kind that a user's mistake has, in a sentence."""
+"""Checks that the package itself raises an error for invalid input, of the right type and with a sentence."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ KINDS = (TypeError, ValueError, FloatingPointError)
 
 
 def check_refusal(error: BaseException) -> None:
-    """Checks that the package has raised an error, not torch, numpy or Python somewhere deep inside of it."""
+    """Check that the package raised an error, and not torch, numpy or Python in a nested call."""
     traceback = error.__traceback__
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
@@ -26,14 +26,14 @@ def check_refusal(error: BaseException) -> None:
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """Demands that the package refuses."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # of what kind, is checked below
+    """Assert that the package refuses a call."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # the type is checked below
         yield
     check_refusal(caught.value)
 
 
 def answer_or_refusal(call: Callable[[], Any]) -> Any:
-    """What a call returns; None where the package refuses."""
+    """Return the result of a call, or None if the package refuses it."""
     try:
         return call()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Plain Pyro programs whose log p(x) is a closed form, with latents that are positive, in inner plates, or layered."""
+"""Plain Pyro programs with a closed form of log p(x): positive latents, latents in inner plates, and layers."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""A step as ``fit`` makes it, by itself."""
+"""A single step as ``fit`` makes it."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Files of tensors: what is refused before memory is allocated for it, and which paths are taken."""
+"""Files of tensors: contents that are refused before memory is allocated, and accepted paths."""
 
 import hashlib
 import io

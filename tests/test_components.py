@@ -35,12 +35,12 @@ def test_posterior(name: str) -> None:
 
 
 def _entropy_gap(draws: torch.Tensor, log_prob: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
-    """How many standard errors the mean of -log p over draws is from the entropy."""
+    """Return the difference between the mean of -log p over draws and the entropy, in standard errors."""
     surprise = -log_prob
     return (surprise.mean() - entropy).abs() / (surprise.std() / len(draws) ** 0.5)
 
 
-torch.manual_seed(0)  # the networks below are made while this module is imported, before a test has set a seed
+torch.manual_seed(0)  # networks are made at import, before a test sets a seed
 
 CONTINUOUS = {
     "Normal": likelihoods.Normal(networks.mlp(2, 2), scale=None, min_scale=0.1),
@@ -106,7 +106,7 @@ def test_latents_have_a_density_of_mass_one_that_their_draws_follow(name: str) -
 
 
 class _Deaf(nn.Module):
-    """A likelihood with a parameter that nothing reaches."""
+    """A likelihood with a parameter that does not affect the density."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _Deaf(nn.Module):
 
 
 class _Stuck(nn.Module):
-    """A likelihood with a tensor that does not move."""
+    """A likelihood with a tensor that ``to`` does not move."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class _Mixing(nn.Module):
         (_Deaf(), "no gradient of log_prob reaches the parameter unused"),
     ],
 )
-def test_the_contract_finds_what_is_broken(broken: object, message: str) -> None:
+def test_the_contract_finds_broken_components(broken: object, message: str) -> None:
     size = 4 if isinstance(broken, _Deaf) else 3
     with pytest.raises(AssertionError, match=message):
         check_likelihood(broken, latent=3, event_shape=(size,))
@@ -212,7 +212,7 @@ def test_a_floor_lies_under_the_scale() -> None:
     torch.testing.assert_close(learned(z).stddev, torch.full((4, 5), 0.25))
 
 
-def test_counts_have_the_mean_and_the_variance_that_their_network_says() -> None:
+def test_counts_have_the_mean_and_the_variance_of_their_network() -> None:
     z, network = torch.randn(4, 3), networks.mlp(3, 10)
     mean, dispersion = network(z).exp().chunk(2, -1)
     p = likelihoods.NegativeBinomial(network, unit=0.5)(z)

@@ -1,4 +1,4 @@
-"""Flows: the Jacobian is that of autograd, one direction inverts the other, and importing them changes nothing."""
+"""Flows: the Jacobian agrees with autograd, both directions are inverse, and the import changes no setting."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ FLOWS = {
 
 
 def perturbed(flow: nn.Module) -> nn.Module:
-    """The flow in float64, away from its start, where some flows are the identity."""
+    """Return the flow in float64 with perturbed parameters, because some flows start at the identity."""
     flow = flow.double()
     with torch.no_grad():
         for parameter in flow.parameters():

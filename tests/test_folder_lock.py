@@ -1,4 +1,4 @@
-"""One run at a time uses a folder of checkpoints, and a lock does not survive the process that had it."""
+"""One run at a time uses a folder of checkpoints, and a lock does not outlive its process."""
 
 import errno
 import fcntl
@@ -82,7 +82,7 @@ class Failing:
 def test_a_run_that_fails_releases_the_folder(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a fault of the transform") as error:
         train(tmp_path, transform=Failing())
-    assert error.value.__traceback__ is not None  # which keeps the frames of the run alive
+    assert error.value.__traceback__ is not None  # the traceback keeps the frames of the run alive
     FolderLock(tmp_path).acquire()
 
 
@@ -100,7 +100,7 @@ def test_a_killed_run_leaves_no_lock(name: str, tmp_path: Path) -> None:
 
 
 def hold(folder: Path, count: int, tells: Connection) -> None:
-    """Take and release the lock, and count in a file, which a second owner would disturb."""
+    """Take and release the lock, and count in a file. A second owner would disturb the count."""
     number = folder / "number"
     for _ in range(count):
         lock = FolderLock(folder, wait=60)

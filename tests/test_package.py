@@ -1,4 +1,4 @@
-"""Importing the package changes nothing for others, and its layers know only what the design lets them know."""
+"""Importing the package has no side effects, and its modules import only what the design allows."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ EVERYWHERE = {"arguments", "_progress", "_warnings"}  # checks, the progress bar
 
 
 def allowed_imports() -> dict[str, set[str]]:
-    """Read the table of folders in the documentation: what each may import."""
+    """Read the allowed imports of each folder from the table in the documentation."""
     rows = re.findall(r"^\| `(\w+)` \|.*(?<!\\)\|(.*?)\|$", ARCHITECTURE.read_text(), flags=re.MULTILINE)
     return {name: set(re.findall(r"`(\w+)`", allowed)) for name, allowed in rows}
 
@@ -201,7 +201,7 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def test_no_module_imports_a_test_module() -> None:
-    """A change to one test module must not break another; what several need is in modules like ``oracle``."""
+    """A change to one test module must not break another. Shared code is in modules like ``oracle``."""
     tests = Path(__file__).parent
     modules = {".".join(("tests", *path.relative_to(tests).with_suffix("").parts)) for path in tests.rglob("test_*.py")}
     found = {path.name: sorted(imported_modules(path) & modules) for path in tests.rglob("*.py")}

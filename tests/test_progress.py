@@ -1,4 +1,4 @@
-"""The progress bar is a widget only where widgets can be shown, and importing it warns of nothing."""
+"""The progress bar is a widget only if widgets can be shown, and its import gives no warning."""
 
 import importlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""A long process: memory, open files, threads and temporary files do not grow."""
+"""Memory, open files, threads and temporary files of a long process do not grow."""
 
 import gc
 import os
@@ -45,7 +45,7 @@ def check_growth(name: str, early: Usage, late: Usage, record: Callable[[str, ob
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for temporary files, in which none is left."""
+    """A folder for temporary files, which must be empty at the end."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     return tmp_path
@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_steps(folder: Path, record_property: Callable[[str, object], None]) -> None:
-    """Usage after a tenth of 20,000 steps is that at the end; checkpoints are written every 100 epochs."""
+    """Usage after a tenth of 20,000 steps equals that at the end. Checkpoints are written every 100 epochs."""
     found: list[Usage] = []
 
     def measure(history: pv.History) -> None:
@@ -68,7 +68,7 @@ def test_steps(folder: Path, record_property: Callable[[str, object], None]) -> 
 
 @pytest.mark.slow
 def test_evaluations(folder: Path, record_property: Callable[[str, object], None]) -> None:
-    """Usage after a tenth of 2,000 evaluations is that at the end."""
+    """Usage after a tenth of 2,000 evaluations equals that at the end."""
     vae, x, found = small_vae(), torch.bernoulli(torch.full((8, 6), 0.4)), list[Usage]()
     for index in range(EVALUATIONS):
         pv.evaluation.evaluate(vae.model, vae.guide, x, 20, seed=index, progress=False)

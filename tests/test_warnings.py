@@ -1,4 +1,4 @@
-"""Warnings name the line of the user, whichever function of the package gives them."""
+"""Warnings of every function of the package name the line of the user."""
 
 import ast
 import linecache
@@ -32,7 +32,7 @@ def test_every_warning_of_the_package_finds_its_level() -> None:
 
 
 def in_module(name: str, call: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a function of a module of that name, which makes a call."""
+    """Return a function of a module with the given name, which makes a call."""
     namespace = {"__name__": name, "call": call}
     exec("def function():\n    return call()", namespace)
     return namespace["function"]  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What is told of a run while it goes, as TensorBoard and logging have it; and runs to be watched."""
+"""Messages of a run as TensorBoard and logging receive them, and runs that produce them."""
 
 import logging
 import re
@@ -18,7 +18,7 @@ fit = partial(pv.fit, progress=False)
 
 
 def events(folder: Path) -> Any:
-    """What TensorBoard reads in a folder, all of it."""
+    """Return everything that TensorBoard reads in a folder."""
     kept = EventAccumulator(str(folder), dict.fromkeys(("scalars", "histograms", "images", "tensors"), 0))
     return kept.Reload()
 
@@ -34,7 +34,7 @@ def as_curve(column: list[float]) -> dict[int, float]:
 
 
 def assert_is(kept: Any, history: pv.History) -> None:
-    """Asserts that the curves are the history's columns."""
+    """Assert that the curves equal the columns of the history."""
     assert curve(kept, "bound/train") == as_curve(history.train)
     assert curve(kept, "bound/valid") == as_curve(history.valid)
     assert curve(kept, "learning_rate") == as_curve(history.learning_rate)
@@ -57,7 +57,7 @@ def image_vae(*event: int) -> pv.VAE:
 
 
 class Copying(nn.Module):
-    """Reconstructs whatever it is given, and draws one image, of ones."""
+    """A model that reconstructs its input, and draws one image of ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Copying(nn.Module):
 
 
 class Recorder:
-    """A writer that only notes what it is given."""
+    """A writer that records its arguments."""
 
     def __init__(self) -> None:
         self.steps: dict[str, list[int]] = {}

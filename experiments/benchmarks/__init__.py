@@ -1,1 +1,1 @@
-"""What training and evaluation cost, side by side with other tools that do the same work."""
+"""Benchmarks of training and evaluation, compared with other tools that do the same work."""

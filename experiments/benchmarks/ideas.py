@@ -1,6 +1,6 @@
-"""Which further ideas make a compiled training step faster?
+"""Further optimizations of a compiled training step.
 
-Each is tried alone, against the step as :func:`pyrovae.fit` makes it; what they are is in ``trainers/idea.py``.
+Each optimization is tried alone, and compared with the step of :func:`pyrovae.fit`. ``trainers/idea.py`` has them all.
 """
 
 import sys
@@ -32,16 +32,16 @@ NAMES = (
 
 @dataclass
 class Options(training.Options):
-    """Options of the benchmark; its contenders are the ideas."""
+    """Options of the benchmark. Its contenders are the optimizations."""
 
     rounds: int = 15
-    """Number of rounds, after one to warm up."""
+    """Number of rounds, after one warm-up round."""
     contenders: tuple[str, ...] = NAMES
     """The ideas."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Tries the ideas; prints and writes the table."""
+    """Try the optimizations. Print and write the table."""
     with tempfile.TemporaryDirectory() as folder:
         training.make_problem(options).write(Path(folder))
         module = "experiments.benchmarks.trainers.idea"

@@ -1,4 +1,4 @@
-"""The benchmarks' networks in torch, and how a contender that uses torch states its loss."""
+"""Torch networks of the benchmarks, and the report of the loss by a contender that uses torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,12 @@ from experiments.benchmarks.problem import Problem
 
 
 def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """One hidden layer of softplus units."""
+    """Return a network with one hidden layer of softplus units."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.Softplus(), nn.Linear(hidden, outputs))
 
 
 def make(problem: Problem, name: str) -> nn.Sequential:
-    """Makes the ``encoder`` or the ``decoder`` with its initial weights, on the device of the problem."""
+    """Make the ``encoder`` or the ``decoder`` with its initial weights, on the device of the problem."""
     weights = {key: torch.from_numpy(value) for key, value in problem.part(name).items()}
     hidden, inputs = weights["0.weight"].shape
     network = perceptron(inputs, hidden, len(weights["2.weight"]))
@@ -26,28 +26,28 @@ def make(problem: Problem, name: str) -> nn.Sequential:
 
 
 def to_device(problem: Problem, array: np.ndarray) -> Tensor:
-    """An array of the problem, as a tensor on its device."""
+    """Return an array of the problem as a tensor on its device."""
     return torch.from_numpy(array).to(problem.sizes.device)
 
 
 def state(
     problem: Problem, module: nn.Module, loss: Callable[[Tensor], Tensor], generator: str, *, draws: int = 0
 ) -> dict[str, float]:
-    """The loss of the checked batch and the norm of its gradient, of which none is left in the module.
+    """Return the loss of the checked batch and the norm of its gradient. The module keeps no gradient.
 
     Args:
-        problem: Has data and noise of the batch.
-        module: Its parameters are those of the gradient.
-        loss: Maps data to the loss, in nats per datum.
-        generator: Name of the function of a shape or a tensor, such as ``"torch.randn"``, by which the loss draws its
-            noise; the given noise stands in for it.
-        draws: Dimension of that noise over the draws per datum.
+        problem: Problem with the data and the noise of the batch.
+        module: Module whose parameters the gradient refers to.
+        loss: Function that maps data to the loss, in nats per datum.
+        generator: Name of the function of a shape or a tensor, such as ``"torch.randn"``, from which the loss draws its
+            noise. It is replaced by the given noise.
+        draws: Dimension of the noise that runs over the draws per datum.
     """
     noise = to_device(problem, problem.noise).movedim(0, draws).flatten()
 
     def given(like: Any, *_: Any, **__: Any) -> Tensor:
         shape = torch.Size(getattr(like, "shape", like))
-        return noise[: shape.numel()].reshape(shape)  # fewer where a program is first run on one draw per datum
+        return noise[: shape.numel()].reshape(shape)  # fewer numbers if a program first runs with one draw per datum
 
     with mock.patch(generator, given):
         value = loss(to_device(problem, problem.checked))
@@ -58,6 +58,6 @@ def state(
 
 
 def finish(problem: Problem) -> None:
-    """Waits for the device, so that all of a turn's work is within it."""
+    """Wait for the device, so that the time of a turn contains all of its work."""
     if problem.sizes.device == "cuda":
         torch.cuda.synchronize()

@@ -1,8 +1,8 @@
-"""Where do the milliseconds of a compiled training step go, and those of a compiled evaluation?
+"""Time of each kind of operation in a compiled training step, and in a compiled evaluation.
 
-By torch's profiler, of one process alone: into matrix products, the kernels that inductor has written, noise and the
-optimizer. The rest is Python's and that of all other operations: of an evaluation, bounds and k-hat. Beside other
-contenders everything takes longer, for here nobody else has the caches.
+Torch's profiler splits the time of one process into matrix products, the kernels that inductor has written, noise and
+the optimizer. The remainder is spent in Python and in all other operations; in an evaluation it contains the bounds and
+k-hat. The times are shorter than in a race, because no other process uses the caches.
 """
 
 import time
@@ -33,7 +33,7 @@ KINDS = {
     "noise": ("aten::normal_",),
     "optimizer": ("aten::_fused_adam_",),
 }
-Work = Callable[[AbstractContextManager[Any]], tuple[float, int]]  # within a context; gives seconds and how often
+Work = Callable[[AbstractContextManager[Any]], tuple[float, int]]  # runs in a context; returns seconds and repetitions
 
 
 @dataclass
@@ -41,24 +41,24 @@ class Options:
     """Options of the profiles."""
 
     k: int = 50
-    """Draws per datum of the second step, of the importance-weighted bound; the first is of the ELBO."""
+    """Draws per datum of the second step, which uses the importance-weighted bound. The first step uses the ELBO."""
     draws: int = 5000
     """Draws per image of the evaluation."""
     steps: int = 100
-    """Training steps a repetition."""
+    """Training steps per repetition."""
     data: int = 200
-    """Images that are evaluated a repetition; too few for a chunk of their own, the last are evaluated uncompiled."""
+    """Images per repetition. The last images are evaluated uncompiled if they do not fill a chunk."""
     repeats: int = 5
-    """Repetitions, of which the medians are taken."""
+    """Number of repetitions. The results are medians over them."""
     device: Literal["cpu"] = "cpu"
-    """Where to compute: a GPU's kernels have other names."""
+    """Device of the computations. Only a CPU is possible, because the kernels of a GPU have other names."""
     out: Path = Path("results/benchmarks")
     """Folder for the results."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Profiles two steps and an evaluation; prints and writes the table."""
-    torch._inductor.config.cpp.enable_kernel_profile = True  # else the profiler is not told of inductor's kernels
+    """Profile two steps and an evaluation. Print and write the table."""
+    torch._inductor.config.cpp.enable_kernel_profile = True  # otherwise the profiler does not see inductor's kernels
     works = {
         "step, ELBO": of_step(options, k=1),
         f"step, IWAE_{options.k}": of_step(options, k=options.k),
@@ -71,14 +71,14 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def row(work: Work, repeats: int) -> dict[str, str]:
-    """Milliseconds of a work done once, all of them and those of each kind, as text."""
-    work(nullcontext())  # to warm up
+    """Return the milliseconds per repetition as text, in total and for each kind of operation."""
+    work(nullcontext())  # warm-up
     milliseconds = pd.DataFrame([profiled(work) for _ in range(repeats)]).median()
     return {kind: f"{value:.3g}" for kind, value in milliseconds.items()}
 
 
 def profiled(work: Work) -> dict[str, float]:
-    """Milliseconds of a work done once under the profiler, all of them and those of each kind."""
+    """Return the milliseconds per repetition under the profiler, in total and for each kind of operation."""
     profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True)
     seconds, times = work(profiler)
     kinds = dict.fromkeys(KINDS, 0.0)
@@ -90,7 +90,7 @@ def profiled(work: Work) -> dict[str, float]:
 
 
 def of_step(options: Options, k: int) -> Work:
-    """Epochs of compiled training steps, made as :func:`pyrovae.fit` makes them."""
+    """Return an epoch of compiled training steps, made in the same way as in :func:`pyrovae.fit`."""
     sizes = Sizes(k=k, num_data=options.steps * Sizes.batch_size)
     with pyro.validation_enabled(False):
         epoch = as_fit_does(Steps(training.make_problem(sizes)))
@@ -103,7 +103,7 @@ def of_step(options: Options, k: int) -> Work:
 
 
 def of_evaluation(options: Options) -> Work:
-    """Compiled evaluations, of which the first chunk of data, for which everything is prepared, does not count."""
+    """Return a compiled evaluation. The first chunk of data is not counted, because it includes all preparation."""
     problem = training.make_problem(Sizes(num_data=options.data, batch_size=options.data))
     vae, x = build(problem), to_device(problem, problem.x)
 
@@ -113,8 +113,8 @@ def of_evaluation(options: Options) -> Work:
             pv.evaluation.evaluate(vae.model, vae.guide, x, options.draws, compile=True, seed=0)
         if len(watch.counts) < 2:
             raise ValueError(
-                f"data={options.data} images with draws={options.draws} are one chunk, and the first does not count; "
-                f"give more of either"
+                f"data={options.data} images with draws={options.draws} form a single chunk, and the first is not "
+                f"counted. Increase data or draws."
             )
         return watch.times[-1] - watch.times[0], sum(watch.counts[1:])
 
@@ -122,7 +122,7 @@ def of_evaluation(options: Options) -> Work:
 
 
 class Watch:
-    """A progress bar that is within a context from its first update on, and notes how much was done when."""
+    """A progress bar that enters a context at its first update, and records the time and count of each update."""
 
     def __init__(self, context: AbstractContextManager[Any]) -> None:
         self.context = context
@@ -136,7 +136,7 @@ class Watch:
         self.context.__exit__(*failure)
 
     def update(self, done: int) -> None:
-        """Notes that so many data are done."""
+        """Record that ``done`` more data are evaluated."""
         if not self.times:
             self.context.__enter__()
         self.times.append(time.perf_counter())

@@ -1,15 +1,15 @@
-r"""Several programs timed in turns, each in a process of its own.
+r"""A race: several programs that are timed in turns, each in a process of its own.
 
-A contender is a process that gets ready, says so, and then does one piece of work whenever it is told to. In every
-round each contender works once while the others wait, in an order that is drawn anew. So whatever slows the machine for
-a while slows all of them, and two contenders are compared within rounds:
+A contender is a process that prepares itself, reports that it is ready, and then does one unit of work at each request.
+In every round each contender works once while the others wait, in a new random order. A temporary slowdown of the
+machine therefore affects all contenders, and two contenders are compared within rounds:
 
 .. math:: \text{ratio} = \operatorname{median}_i \frac{t_i}{b_i}
 
-for the seconds :math:`t_i` of a contender and :math:`b_i` of a baseline in round i, with quartiles beside it.
+for the seconds :math:`t_i` of a contender and :math:`b_i` of a baseline in round i. The quartiles are reported too.
 
-Both sides talk in lines of JSON. The contender begins with ``{"name": ..., "facts": {...}}``, answers every ``go`` with
-``{"seconds": ...}`` and ``stop`` with ``{"peak_mb": ...}``.
+The processes exchange lines of JSON. The contender starts with ``{"name": ..., "facts": {...}}``, answers every ``go``
+with ``{"seconds": ...}`` and answers ``stop`` with ``{"peak_mb": ...}``.
 """
 
 import json
@@ -29,7 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # contenders import this file too, and must not pay for what only the parent needs
+if TYPE_CHECKING:  # contenders import this file too, and do not need the imports of the parent process
     import pandas as pd
 
 OURS = "pyrovae"
@@ -37,27 +37,28 @@ PACKAGES = ("pyrovae", "torch", "pyro-ppl", "numpyro", "jax", "pythae")
 
 
 class Channel:
-    """A contender's end of the conversation.
+    """The contender's end of the connection to the parent process.
 
-    Work that cannot be called, such as an epoch of a loop that is another's, asks for its turns itself.
+    Work that cannot be called as a function, such as an epoch inside a library's training loop, calls :meth:`turn`
+    itself.
 
     Args:
         name: Name of the contender.
-        **facts: What the parent is to know before the first turn; numbers and strings.
+        **facts: Numbers and strings that are reported to the parent before the first turn.
     """
 
     def __init__(self, name: str, **facts: Any) -> None:
         sys.stdout.flush()
         self.start: float | None = None
         self.out = os.fdopen(os.dup(1), "w", buffering=1)
-        os.dup2(2, 1)  # whatever libraries print from here on does not disturb the conversation
+        os.dup2(2, 1)  # from here on, output of libraries goes to stderr, so that it does not disturb the messages
         self._say(name=name, facts=facts)
 
     def turn(self, seconds: float | None = None) -> bool:
-        """Ends the turn, if this is one, and waits for the next.
+        """End the current turn, if there is one, and wait for the next.
 
         Args:
-            seconds: What the turn took, where not the time since it began.
+            seconds: Seconds of the turn [default: the time since its start].
 
         Returns:
             Whether there is another turn.
@@ -69,7 +70,7 @@ class Channel:
         return more
 
     def close(self) -> None:
-        """Ends the conversation."""
+        """Close the connection, and report the peak memory."""
         self._say(peak_mb=peak_mb())
         self.out.close()
 
@@ -78,12 +79,13 @@ class Channel:
 
 
 def serve(name: str, work: Callable[[], float | None], **facts: Any) -> None:
-    """Makes this process a contender: works once a turn, until the parent has no more turns.
+    """Make this process a contender that works once per turn, until the parent has no more turns.
 
     Args:
         name: Name of the contender.
-        work: Does the work once, to its end (on a GPU: synchronized). It is timed, unless it returns its seconds.
-        **facts: What the parent is to know before the first turn; numbers and strings.
+        work: Function that does the work once and waits for its end (on a GPU: synchronized). It is timed unless it
+            returns its own seconds.
+        **facts: Numbers and strings that are reported to the parent before the first turn.
     """
     channel = Channel(name, **facts)
     more = channel.turn()
@@ -93,14 +95,14 @@ def serve(name: str, work: Callable[[], float | None], **facts: Any) -> None:
 
 
 def peak_mb() -> float:
-    """Most memory that this process had at a time, in MiB: on the GPU if torch or JAX use one, else of the host."""
+    """Return the peak memory of this process in MiB: on the GPU if torch or JAX use one, else on the host."""
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     if jax is not None and (of_device := jax.local_devices()[0].memory_stats()):
         return of_device["peak_bytes_in_use"] / 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # on Linux ru_maxrss begins with the memory of the parent
+    if status.exists():  # on Linux ru_maxrss includes the memory of the parent process at the start
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
@@ -108,14 +110,14 @@ def peak_mb() -> float:
 
 @dataclass
 class Race:
-    """What the contenders did.
+    """Results of a race.
 
     Attributes:
-        seconds: One row a round, one column a contender that was there to the end.
+        seconds: One row for each round, and one column for each contender that finished the race.
         ready: Seconds from each contender's start until it was ready.
-        first: Seconds of each contender's first turn, which is a warm-up: what it compiles is in it.
-        facts: What each contender said of itself.
-        peaks: The most memory that each had at a time, in MiB.
+        first: Seconds of each contender's first turn, a warm-up that includes compilation.
+        facts: Values that each contender has reported.
+        peaks: Peak memory of each contender in MiB.
         missing: Contenders that failed, with the last line of their error.
     """
 
@@ -127,17 +129,17 @@ class Race:
     missing: dict[str, str]
 
     def table(self, baseline: str, unit_work: float = 1.0) -> "pd.DataFrame":
-        """Medians and quartiles over the rounds.
+        """Return medians and quartiles over the rounds.
 
         Args:
-            baseline: The contender whose time in the same round is the denominator of ratios; if it is missing, they
-                are NaN.
+            baseline: Contender whose time in the same round is the denominator of the ratios. If it is missing, the
+                ratios are NaN.
             unit_work: Number of units of work (steps, data) in a turn.
 
         Returns:
-            One row a contender: milliseconds per unit of work (``ms``, ``ms_low``, ``ms_high``: median, quartiles), the
-            ratio to the baseline (``ratio``, ``ratio_low``, ``ratio_high``), ``ready_seconds``, ``first_seconds`` and
-            ``peak_mb``.
+            One row for each contender: milliseconds per unit of work (``ms``, ``ms_low``, ``ms_high``: median and
+            quartiles), the ratio to the baseline (``ratio``, ``ratio_low``, ``ratio_high``), ``ready_seconds``,
+            ``first_seconds`` and ``peak_mb``.
         """
         import pandas as pd
 
@@ -153,23 +155,23 @@ class Race:
 
 
 def spread(median: float, low: float, high: float) -> str:
-    """A median with its quartiles, to three digits; empty for NaN."""
+    """Return a median with its quartiles, to three digits. NaN becomes an empty string."""
     return "" if math.isnan(median) else f"{median:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def race(commands: Mapping[str, Sequence[str]], rounds: int, warmup: int = 1) -> Race:
-    """Lets the contenders work in turns.
+    """Let the contenders work in turns.
 
-    They start one after the other, and in a round only one works at a time.
+    The contenders start one after another, and only one works at a time.
 
     Args:
-        commands: The contenders, by name, and the commands that start them. Those whose name begins with "pyrovae" are
-            ours.
+        commands: Commands that start the contenders, by name. A name that begins with "pyrovae" marks a contender of
+            this project.
         rounds: Number of rounds that are counted.
-        warmup: Number of rounds before, at least 1.
+        warmup: Number of warm-up rounds, at least 1.
 
     Raises:
-        RuntimeError: If a contender of ours fails. Another one that fails is missing.
+        RuntimeError: If a contender of this project fails. Other contenders that fail are listed as missing.
     """
     import pandas as pd
 
@@ -192,7 +194,7 @@ def race(commands: Mapping[str, Sequence[str]], rounds: int, warmup: int = 1) ->
 
 
 class _Field:
-    """The contenders that are still there."""
+    """The contenders that have not failed."""
 
     def __init__(self) -> None:
         self.contenders: dict[str, _Contender] = {}
@@ -202,20 +204,20 @@ class _Field:
         self.order = random.Random(0)
 
     def add(self, name: str, contender: "_Contender", start: float) -> None:
-        """Waits until a contender, which was started at that time, is ready."""
+        """Wait until a contender is ready, which was started at the time ``start``."""
         self.contenders[name] = contender
         if (message := self._hear(name)) is not None:
             self.ready[name] = time.perf_counter() - start
             self.facts[name] = message["facts"]
 
     def round(self) -> dict[str, float]:
-        """One turn of each, in random order."""
+        """Run one turn of each contender in random order, and return their seconds."""
         names = list(self.contenders)
         self.order.shuffle(names)
         return self.ask("go", "seconds", names)
 
     def ask(self, word: str, key: str, names: Sequence[str]) -> dict[str, float]:
-        """Says a word to one contender after the other, and returns their answers."""
+        """Send a word to one contender after another, and return their answers."""
         answers = {}
         for name in names:
             self.contenders[name].say(word)
@@ -228,29 +230,29 @@ class _Field:
         if message is None:
             error = self.contenders.pop(name).error()
             if name.startswith(OURS):
-                raise RuntimeError(f"the contender {name} failed:\n{error}")
-            self.missing[name] = (error.strip().splitlines() or ["it ended without a word"])[-1]
+                raise RuntimeError(f"The contender {name} failed:\n{error}")
+            self.missing[name] = (error.strip().splitlines() or ["it ended without a message"])[-1]
         return message
 
 
 class _Contender:
-    """The parent's end of the conversation with one process."""
+    """The parent's end of the connection to one contender."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.errors = Path(self.folder.name) / "errors"
-        with self.errors.open("w") as file:  # a pipe could fill up
+        with self.errors.open("w") as file:  # a pipe could fill up and block the process
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
                 text=True,
-                env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": self.folder.name},  # so that all is compiled anew
+                env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": self.folder.name},  # an empty cache
             )
 
     def close(self) -> None:
-        """Waits for the process, which ends when it has nobody to listen to."""
+        """Wait for the end of the process, which stops when its connection is closed."""
         self.process.communicate()
         self.folder.cleanup()
 
@@ -259,26 +261,26 @@ class _Contender:
         try:
             self.process.stdin.write(f"{word}\n")
             self.process.stdin.flush()
-        except BrokenPipeError:  # it has ended, which is found out by listening
+        except BrokenPipeError:  # the process has ended; the next call of hear reports this
             pass
 
     def hear(self) -> dict[str, Any] | None:
-        """The next message, or None if the process has ended."""
+        """Return the next message, or None if the process has ended."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line.startswith('{"'):  # libraries may print before the contender begins
+            if line.startswith('{"'):  # libraries may print before the first message
                 message: dict[str, Any] = json.loads(line)
                 return message
         return None
 
     def error(self) -> str:
-        """What the process, which has ended, wrote to its standard error."""
+        """Return the standard error of the process, which has ended."""
         self.process.wait()
         return self.errors.read_text()
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the times were taken on: processor, cores, versions, and the GPU if that is the device."""
+    """Return the processor, its cores, the versions of packages, and the GPU if it is the device."""
     facts: dict[str, Any] = {
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

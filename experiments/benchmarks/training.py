@@ -1,9 +1,10 @@
-"""What does a training step cost, next to stock Pyro, NumPyro, pythae and PyTorch without a library?
+"""Cost of a training step, compared with stock Pyro, NumPyro, pythae and PyTorch without a library.
 
-All of them train the same VAE, from the same weights and on the same binary digits, by Adam in random order. Each takes
-its turns in a process of its own, an epoch a turn; times are those of an epoch divided by its steps, and ratios are
-taken within rounds. Before that, all state the loss and the norm of its gradient for the same data and noise, and must
-agree. Tools that are not installed are left out; ``uv run --group benchmarks`` installs them.
+All contenders train the same VAE by Adam, from the same weights and on the same binary digits in random order. Each
+contender runs in a process of its own and trains for one epoch in a turn. The time of a step is that of an epoch
+divided by its steps, and ratios are taken within rounds. Before that, all contenders report the loss and the norm of
+its gradient for the same data and noise, and must agree. Tools that are not installed are left out; ``uv run --group
+benchmarks`` installs them.
 """
 
 import json
@@ -43,15 +44,15 @@ class Options(Sizes):
     """Options of the benchmark."""
 
     rounds: int = 7
-    """Number of rounds, after one to warm up."""
+    """Number of rounds, after one warm-up round."""
     contenders: tuple[str, ...] = tuple(TRAINERS)
-    """Names of those who compete."""
+    """Names of the contenders."""
     out: Path = Path("results/benchmarks")
     """Folder for the results."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Lets the contenders compete; prints and writes the table."""
+    """Run the race. Print and write the table."""
     result = compete(options, options.contenders, options.rounds)
     table = summarize(result, options)
     print(f"\n{describe(options)}: median [quartiles] of {options.rounds} rounds\n")
@@ -61,13 +62,13 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def compete(sizes: Sizes, names: Sequence[str], rounds: int) -> Race:
-    """Lets the contenders of these names train in turns, having checked that they do the same.
+    """Check that the named contenders do the same work, and let them train in turns.
 
     Raises:
-        ValueError: If a contender has another name, or does other work than the others.
+        ValueError: If a name is unknown, or a contender does other work than the others.
     """
     if unknown := set(names) - set(TRAINERS):
-        raise ValueError(f"there is no contender {min(unknown)!r}; choose from {list(TRAINERS)}")
+        raise ValueError(f"{min(unknown)!r} is not a contender. Choose from {list(TRAINERS)}.")
     with tempfile.TemporaryDirectory() as folder:
         make_problem(sizes).write(Path(folder))
         commands = {}
@@ -80,7 +81,7 @@ def compete(sizes: Sizes, names: Sequence[str], rounds: int) -> Race:
 
 
 def make_problem(sizes: Sizes) -> Problem:
-    """Makes the problem: binary digits, repeated where there are too few, and torch's usual initial weights."""
+    """Make the problem: binary digits, repeated if there are too few, and torch's default initial weights."""
     x = torch.cat(list(pv.data.mnist5k("static"))).flatten(1).numpy()
     pixels = x.shape[1]
     torch.manual_seed(sizes.seed)
@@ -95,7 +96,7 @@ def make_problem(sizes: Sizes) -> Problem:
 
 
 def summarize(result: Race, options: Options) -> pd.DataFrame:
-    """One row a contender: time and memory."""
+    """Return one row for each contender: time and memory."""
     tables = {name: result.table(name, options.steps) for name in BASELINES}
     table = tables[BASELINES[0]]
     columns = {"ms per step": spreads(table, "ms")}
@@ -106,12 +107,12 @@ def summarize(result: Race, options: Options) -> pd.DataFrame:
 
 
 def spreads(table: pd.DataFrame, name: str) -> list[str]:
-    """The column of that name with its quartiles, as text."""
+    """Return the column of that name with its quartiles, as text."""
     return [spread(*row) for row in table[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
 
 
 def describe(sizes: Sizes) -> str:
-    """The problem, in words."""
+    """Return a description of the problem."""
     bound = "ELBO" if sizes.k == 1 else f"IWAE_{sizes.k}"
     return (
         f"{bound}, {sizes.hidden} hidden units, {sizes.latent} latent, batches of {sizes.batch_size} on {sizes.device}"
@@ -119,7 +120,7 @@ def describe(sizes: Sizes) -> str:
 
 
 def write(options: Any, name: str, table: pd.DataFrame, races: Mapping[Any, Race]) -> None:
-    """Writes the table of a benchmark with such options, and all that was measured, as JSON; prints who is missing."""
+    """Write the table and all measurements of a benchmark as JSON, and print the missing contenders."""
     for contender, reason in {item for result in races.values() for item in result.missing.items()}:
         print(f"\n{contender} is missing: {reason}")
     record = {

@@ -1,4 +1,4 @@
-"""Runs the experiment from the command line."""
+"""Run the experiment from the command line."""
 
 import tyro
 

@@ -1,9 +1,11 @@
-"""Two other criteria for the same networks, neither of them a bound on log p(x).
+"""Two other training criteria for the same networks, neither of which is a bound on log p(x).
 
-InfoVAE in its MMD form has no KL term for each datum and holds only the aggregate posterior to the prior, so that codes
-may be told apart better. Feature consistency compares images by the features of a classifier instead of their pixels.
+InfoVAE in its MMD form has no KL term for each datum. It pulls only the aggregate posterior towards the prior, so that
+codes can carry more information about their datum. Feature consistency compares images by the features of a classifier
+instead of by their pixels.
 
-MMD is :class:`pyrovae.objectives.MMD`; Pyro's ``Trace_MMD`` takes a whole batch for one draw and compares products.
+The MMD is that of :class:`pyrovae.objectives.MMD`. Pyro's ``Trace_MMD`` treats a whole batch as one draw, and compares
+products.
 """
 
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from experiments.blurriness.setting import Setting, Trained
 
 
 def ways(setting: Setting) -> dict[str, Callable[[], Trained]]:
-    """MMD-VAE and the feature-consistent VAE."""
+    """Return functions that train the MMD-VAE and the feature-consistent VAE, by name."""
     options = setting.options
 
     def mmd() -> Trained:

@@ -1,13 +1,13 @@
-r"""f-divergences, and their variational bound from samples.
+r"""f-divergences, and their variational lower bounds from samples.
 
-For a convex f with f(1) = 0, data P of density p and a model Q of density q, and the conjugate
-:math:`f^*(t) = \sup_u u t - f(u)`,
+Let f be convex with f(1) = 0 and conjugate :math:`f^*(t) = \sup_u u t - f(u)`. For data P of density p and a model Q of
+density q,
 
 .. math::
     D_f(P \,\|\, Q) = \int q(x)\, f\Big(\frac{p(x)}{q(x)}\Big) dx
         = \sup_T \; \mathrm{E}_P[T(x)] - \mathrm{E}_Q[f^*(T(x))], \qquad T(x) = f'\Big(\frac{p(x)}{q(x)}\Big).
 
-A critic V of any real values is taken into the domain of :math:`f^*` by an activation, :math:`T = g_f(V)`:
+An activation :math:`T = g_f(V)` maps a real-valued critic V into the domain of :math:`f^*`:
 
 ================  ==============================  ==============================  =================================
 divergence        f(u)                            g_f(v)                          f*(t)
@@ -17,8 +17,8 @@ reverse KL        -log u                          -exp(-v)                      
 Jensen-Shannon    u log u - (u + 1) log((u+1)/2)  log 2 - log(1 + exp(-v))        -log(2 - exp(t))
 ================  ==============================  ==============================  =================================
 
-KL(P || Q) is what maximum likelihood minimizes. The third is twice the Jensen-Shannon divergence, as in the paper. The
-best critic is the log-ratio, V = log p(x)/q(x), plus 1 for KL.
+Maximum likelihood minimizes KL(P || Q). The third divergence is twice the Jensen-Shannon divergence, as in the paper.
+The best critic is the log-ratio V = log p(x)/q(x), and for KL this log-ratio plus 1.
 
 Source: *f-GAN: Training Generative Neural Samplers using Variational Divergence Minimization* (Nowozin, Cseke and
 Tomioka, 2016), tables 1, 2 and 6.
@@ -39,12 +39,12 @@ class Divergence:
     """An f-divergence.
 
     Attributes:
-        name: Its name.
+        name: Name of the divergence.
         f: f(u), for u > 0.
         derivative: f'(u).
         activation: g_f(v), for real v.
         conjugate: f*(t), for t in the range of g_f.
-        cost: f*(g_f(v)), simplified, so that it neither overflows nor cancels where a composition would.
+        cost: f*(g_f(v)) in a simplified form that avoids the overflow and the cancellation of the composition.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Divergence:
     cost: Function
 
     def bound(self, data: Tensor, model: Tensor) -> Tensor:
-        """The variational lower bound of the divergence, shape ``()``.
+        """Return the variational lower bound of the divergence, shape ``()``.
 
         Args:
             data: The critic's values V of draws from the data, shape ``(n,)``.

@@ -1,4 +1,4 @@
-"""The experiment: trains every way, measures, and reports."""
+"""Train with every method, measure the samples, and report."""
 
 from collections.abc import Callable
 from functools import cache
@@ -22,7 +22,7 @@ SPECTRA = ("VAE", "f-GAN, KL", "autoregressive", "VampPrior", "feature consisten
 
 
 def explanations(setting: Setting) -> dict[str, dict[str, Callable[[], Trained]]]:
-    """All ways of training, by the explanation that they try."""
+    """Return the training methods, grouped by the explanation that they test."""
 
     @cache
     def base() -> Trained:
@@ -38,7 +38,7 @@ def explanations(setting: Setting) -> dict[str, dict[str, Callable[[], Trained]]
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains and measures; prints and writes the tables and the figures."""
+    """Train and measure. Print and write the tables and the figures."""
     setting = Setting(options)
     test, names = setting.grey.test, explanations(setting)
     ways = {name: way for group in names.values() for name, way in group.items()}
@@ -58,10 +58,10 @@ def main(options: Options) -> pd.DataFrame:
     measured = pd.DataFrame(rows).T
     measured[measured.columns[1:]] = measured[measured.columns[1:]].astype(float)
     table, toy = report.summarize(measured), known_densities.compare(options.toy_steps, options.seed)
-    print("\na normal density for a mixture of two, nats\n")
+    print("\nfit of a normal density to a mixture of two, nats\n")
     print(toy.round(3).to_string())
-    print(f"\n{setting.grey.name}, grey values, {len(test)} images a row, ± standard error over images")
-    print(f"features of a classifier, right for {accuracy:.1%} of the validation data; {options.num_samples} draws\n")
+    print(f"\n{setting.grey.name}, grey values, {len(test)} images per row, ± standard error over images")
+    print(f"classifier of the features: {accuracy:.1%} of the validation data correct; {options.num_samples} draws\n")
     print(table.to_string())
     figures = {
         "divergences": known_densities.draw(toy),

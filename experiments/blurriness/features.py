@@ -1,12 +1,12 @@
-"""A small classifier of the data, trained on the spot, whose features compare images by more than their pixels.
+"""A small classifier of the data, whose features compare images by more than their pixels.
 
-It serves twice, each time trained anew: to measure how near samples are to the data, and as what a VAE is trained to
-keep. The latter is a Pyro program. Its observed sites are the features of an image, under normal distributions around
-the features of the decoded mean, so that its ELBO bounds the density of the features, not that of x: many x have the
-same features, and nothing is said about which of them is meant.
+The classifier is trained anew for each of two uses: to measure the distance between samples and data, and as a training
+target of a VAE. The second use is a Pyro program. Its observed sites are the features of an image, under normal
+distributions around the features of the decoded mean. Its ELBO bounds the density of the features and not that of x,
+because many images have the same features.
 
 Source: *Deep Feature Consistent Variational Autoencoder* (Hou, Shen, Sun and Qiu, 2017), with a classifier of the data
-for its VGG network.
+in place of its VGG network.
 """
 
 from dataclasses import replace
@@ -22,12 +22,12 @@ from experiments import _comparison as comparison
 
 
 class Classifier(nn.Module):
-    """Two 3 x 3 convolutions with pooling between and a hidden layer, whose outputs are the features.
+    """Classifier with two 3 x 3 convolutions, each followed by pooling, and a hidden layer; its outputs are features.
 
     Args:
-        image: Shape of an image, height and width divisible by 4.
+        image: Shape of an image, with height and width divisible by 4.
         classes: Number of classes.
-        channels: Channels of the first convolution; the second has twice as many.
+        channels: Channels of the first convolution. The second has twice as many.
         hidden: Width of the hidden layer.
     """
 
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
         self.output = nn.Linear(hidden, classes)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The outputs of the layers for images, shape ``(*batch, height, width)``."""
+        """Return the outputs of the layers for images, shape ``(*batch, height, width)``."""
         outputs = []
         for layer in self.layers:
             x = layer(x)
@@ -52,12 +52,12 @@ class Classifier(nn.Module):
         return outputs
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy, shape ``()``, for labels as one-hot vectors."""
+        """Return the mean cross-entropy, shape ``()``, for labels as one-hot vectors."""
         return cross_entropy(self.output(self.features(x)[-1]), labels)
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
-        """Share of images whose label is the most probable."""
+        """Return the fraction of images whose label is the most probable."""
         return float((self.output(self.features(x)[-1]).argmax(-1) == labels).double().mean())
 
 
@@ -68,9 +68,9 @@ def _layer(*modules: nn.Module, event_dim: int) -> nn.Module:
 def train_classifier(
     splits: pv.data.Splits, options: comparison.Options, epochs: int, seed: int
 ) -> tuple[Classifier, float]:
-    """A classifier of the data, frozen, and its accuracy on the validation data."""
+    """Train a classifier of the data, and return it frozen, with its accuracy on the validation data."""
     if splits.labels is None:
-        raise ValueError(f"{splits.name} has no labels to train a classifier with; choose a data set that has")
+        raise ValueError(f"{splits.name} has no labels to train a classifier with. Choose a data set with labels.")
     pyro.set_rng_seed(seed)
     classes = int(max(labels.max() for labels in splits.labels)) + 1
     height, width = splits.train.shape[1:]
@@ -83,12 +83,12 @@ def train_classifier(
 
 
 class FeatureConsistent(nn.Module):
-    """A VAE that is trained to keep the features of an image's convolutions.
+    """A VAE that is trained to preserve the convolutional features of an image.
 
     Args:
-        vae: Its likelihood's mean is the decoded image.
-        classifier: Has the features; frozen.
-        scale: Of the normal distributions: the weight of the squared distance of features against the KL term.
+        vae: VAE whose likelihood's mean is the decoded image.
+        classifier: Frozen classifier with the features.
+        scale: Scale of the normal distributions, which weights the squared feature distance against the KL term.
     """
 
     def __init__(self, vae: pv.VAE, classifier: Classifier, scale: float) -> None:
@@ -96,7 +96,7 @@ class FeatureConsistent(nn.Module):
         self.vae, self.classifier, self.scale = vae, classifier, scale
 
     def model(self, x: Tensor) -> None:
-        """The Pyro model of the features of images ``x``, shape ``(N, height, width)``."""
+        """Run the Pyro model of the features of images ``x``, shape ``(N, height, width)``."""
         with pyro.plate("data", len(x)):
             decoded = self.vae.likelihood(pyro.sample("z", self.vae.prior())).mean
             *locs, _ = self.classifier.features(decoded)
@@ -105,5 +105,5 @@ class FeatureConsistent(nn.Module):
                 pyro.sample(f"features_{i}", dist.Normal(loc, self.scale).to_event(3), obs=value)
 
     def guide(self, x: Tensor) -> None:
-        """The VAE's guide."""
+        """Run the guide of the VAE."""
         self.vae.guide(x)

@@ -1,12 +1,12 @@
-r"""What each divergence makes of a model that cannot fit: a normal density for a mixture of two, all densities known.
+r"""Divergences of a misspecified model with known densities: a normal density, fitted to a mixture of two normals.
 
-The variational bound sees draws only. With known densities the divergence is an integral, so that the fit that
-:mod:`.vdm` finds can be held against the numerical optimum. For KL(P || Q), maximum likelihood, that is the normal
-density with the mean and the variance of P, whose mass lies between the modes too; the reverse KL(Q || P) keeps to one
-mode. All three divergences have a single minimum for this P.
+The variational bound uses draws only. With known densities the divergence is an integral, so the fit of :mod:`.vdm` can
+be compared with the numerical optimum. KL(P || Q) is the criterion of maximum likelihood. Its optimum is the normal
+density with the mean and the variance of P, which also puts mass between the modes. The reverse KL(Q || P) has its
+optimum at one mode. All three divergences have a single minimum for this P.
 
 Source: section 2.5 of *f-GAN: Training Generative Neural Samplers using Variational Divergence Minimization* (Nowozin,
-Cseke and Tomioka, 2016) does the same.
+Cseke and Tomioka, 2016), which makes the same comparison.
 """
 
 import math
@@ -29,24 +29,24 @@ GRID = torch.linspace(-9.0, 12.0, 4001, dtype=torch.float64)
 
 
 def mixture() -> dist.MixtureSameFamily:
-    """The data's density P."""
+    """Return the density P of the data."""
     weights, locs, scales = (torch.tensor(values, dtype=torch.float64) for values in (WEIGHTS, LOCS, SCALES))
     return dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(locs, scales))
 
 
 def integral(divergence: Divergence, p: dist.TorchDistribution, q: dist.TorchDistribution) -> float:
-    """D_f(P || Q) of two univariate densities by quadrature."""
+    """Return D_f(P || Q) of two univariate densities by quadrature."""
     log_q = q.log_prob(GRID)
     return float(torch.trapezoid(log_q.exp() * divergence.f((p.log_prob(GRID) - log_q).exp()), GRID))
 
 
 def normal(loc: float, scale: float) -> dist.Normal:
-    """The model's density Q."""
+    """Return the density Q of the model."""
     return dist.Normal(*torch.tensor((loc, scale), dtype=torch.float64))
 
 
 def optimum(divergence: Divergence) -> tuple[float, float]:
-    """Mean and scale of the normal density that minimizes the integral."""
+    """Return the mean and the scale of the normal density that minimizes the integral."""
 
     def objective(parameters: np.ndarray) -> float:
         return integral(divergence, mixture(), normal(parameters[0], np.exp(parameters[1])))
@@ -56,7 +56,7 @@ def optimum(divergence: Divergence) -> tuple[float, float]:
 
 
 def fit(divergence: Divergence, steps: int, seed: int, batch_size: int = 512) -> tuple[float, float, float]:
-    """Mean and scale that variational divergence minimization finds, and its bound over the last tenth of the steps."""
+    """Return the mean, scale and final bound of a fit by variational divergence minimization."""
     torch.manual_seed(seed)
     p, loc, log_scale = mixture(), nn.Parameter(torch.zeros(())), nn.Parameter(torch.tensor(math.log(2.0)))
     critic = nn.Sequential(pv.networks.mlp(1, 64, 64, 1, activation=nn.Tanh), nn.Flatten(0))
@@ -76,7 +76,7 @@ def fit(divergence: Divergence, steps: int, seed: int, batch_size: int = 512) ->
 
 
 def compare(steps: int, seed: int) -> pd.DataFrame:
-    """One row a divergence: the numerical optimum, and what was found from draws."""
+    """Return one row for each divergence: the numerical optimum and the fit from draws."""
     rows = {}
     for divergence in DIVERGENCES:
         best, (loc, scale, bound) = optimum(divergence), fit(divergence, steps, seed)
@@ -93,7 +93,7 @@ def compare(steps: int, seed: int) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws the data's density, the best normal densities and those found from draws."""
+    """Draw the density of the data, the best normal densities and the normal densities fitted to draws."""
     figure, ax = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
     shown = GRID[(GRID > -4.5) & (GRID < 6.5)]
     ax.fill_between(shown, mixture().log_prob(shown).exp(), color="0.85", label="data")

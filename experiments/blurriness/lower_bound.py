@@ -1,16 +1,17 @@
-r"""Third explanation: the bound. Is it that log p(x) itself is not what is maximized?
+r"""Third explanation: the bound. Do samples blur because training maximizes a lower bound instead of log p(x)?
 
-The importance-weighted bound and a semi-amortized posterior close a part of the gap. With a linear decoder all of it
-can be closed: p(x) is a normal density, whose maximum likelihood estimate from data with mean b and covariance S is
+The importance-weighted bound and a semi-amortized posterior close a part of the gap between ELBO and log p(x). A linear
+decoder permits to close it completely: p(x) is then a normal density, whose maximum likelihood estimate from data with
+mean b and covariance S is
 
 .. math:: W = U (\Lambda - \sigma^2 I)^{1/2}, \qquad \sigma^2 = \frac{1}{D - L} \sum_{d > L} \lambda_d,
 
-for the L largest eigenvalues of S in :math:`\Lambda` and their eigenvectors in U. Since the columns of W are
-orthogonal, the exact posterior is a diagonal normal density, linear in x,
+for the L largest eigenvalues of S in :math:`\Lambda` and their eigenvectors in U. The columns of W are orthogonal, so
+the exact posterior is a diagonal normal density whose mean is linear in x,
 
 .. math:: p(z \mid x) = N\big(V W^\top (x - b) / \sigma^2,\, V\big), \qquad V = \sigma^2 \Lambda^{-1},
 
-and the ELBO is log p(x).
+and the ELBO equals log p(x).
 
 Source: *Probabilistic Principal Component Analysis* (Tipping and Bishop, 1999); *Don't Blame the ELBO! A Linear VAE
 Perspective on Posterior Collapse* (Lucas, Tucker, Grosse and Norouzi, 2019).
@@ -27,7 +28,7 @@ from experiments.blurriness.setting import Setting, Trained
 
 
 def ways(setting: Setting) -> dict[str, Callable[[], Trained]]:
-    """The base VAE under tighter bounds, and a linear one under the ELBO and under exact maximum likelihood."""
+    """Return functions that train the base VAE with tighter bounds, and a linear VAE with the ELBO and exactly."""
     options = setting.options
 
     def importance_weighted() -> Trained:
@@ -60,7 +61,7 @@ def ways(setting: Setting) -> dict[str, Callable[[], Trained]]:
 
 
 def linear_vae(setting: Setting) -> pv.VAE:
-    """The base VAE with linear networks: probabilistic PCA."""
+    """Return the base VAE with linear networks: probabilistic PCA."""
     image, latent = (setting.height, setting.width), setting.options.latent
     return setting.vae(
         likelihood=lambda: pv.likelihoods.Normal(pv.networks.mlp(latent, image), 0.2, learn_scale=True),
@@ -70,7 +71,7 @@ def linear_vae(setting: Setting) -> pv.VAE:
 
 @torch.no_grad()
 def maximize_likelihood(vae: pv.VAE, x: Tensor) -> None:
-    """Sets a linear VAE to its maximum likelihood estimate from data, ``(N, *event)``, and its exact posterior."""
+    """Set a linear VAE to its maximum likelihood estimate from data, ``(N, *event)``, with the exact posterior."""
     flat = x.flatten(1).double()
     likelihood: Any = vae.likelihood
     posterior: Any = vae.posterior

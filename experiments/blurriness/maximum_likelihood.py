@@ -1,12 +1,13 @@
-r"""First explanation: the criterion. Is it maximum likelihood, KL(data || model), that blurs?
+r"""First explanation: the criterion. Do samples blur because of maximum likelihood, KL(data || model)?
 
-The base VAE's decoder is trained on by variational divergence minimization, with nothing of the model changed: what the
-critic sees are draws of p(x | z) p(z), the noise of the pixels included, beside data with noise of the same scale,
-without which noise alone would tell the two apart. KL there is the divergence of maximum likelihood, estimated by a
-critic instead of a bound. Were it what blurs, this KL would blur too, and the reverse KL would not.
+The decoder of the base VAE is fine-tuned by variational divergence minimization, without a change of the model. The
+critic receives draws of p(x | z) p(z), which include the noise of the pixels. The data receive noise of the same scale,
+because otherwise the noise alone would distinguish data and model. The KL divergence is that of maximum likelihood, but
+a critic estimates it instead of a bound. If this divergence causes blur, the fine-tuned decoder blurs under KL too, and
+not under the reverse KL.
 
-To be fair, the ELBO is given as many epochs more. After those of a critic an encoder and the scale are fitted to the
-decoder, which stays as it is: for reconstructions, and for what log p(x) the decoder has.
+For a fair comparison, the ELBO is trained for the same number of further epochs. After the epochs with a critic, an
+encoder and the scale are fitted to the frozen decoder, for reconstructions and for the log p(x) of the decoder.
 """
 
 import copy
@@ -24,19 +25,19 @@ from experiments.blurriness.vdm import Schedule, minimize_divergence
 
 
 def ways(setting: Setting, base: Callable[[], Trained]) -> dict[str, Callable[[], Trained]]:
-    """The trained base VAE, trained on: by the ELBO as before, and by f-GAN under each divergence."""
+    """Return functions that fine-tune the base VAE: by the ELBO as before, and as an f-GAN under each divergence."""
     adversarial = {f"f-GAN, {d.name}": partial(_adversarial, setting, base, d) for d in DIVERGENCES}
     return {"ELBO, trained on": partial(_trained_on, setting, base), **adversarial}
 
 
 def _trained_on(setting: Setting, base: Callable[[], Trained]) -> Trained:
-    """Gives the ELBO as many epochs more as the critics have."""
+    """Train the base VAE further by the ELBO, for as many epochs as the critics have."""
     vae = copy.deepcopy(base().vae)
     return Trained(vae, setting.train(vae, epochs=setting.options.adversarial_epochs, kl_warmup=0))
 
 
 def _adversarial(setting: Setting, base: Callable[[], Trained], divergence: Divergence) -> Trained:
-    """Trains a copy of the base VAE's decoder on, then fits an encoder to it."""
+    """Fine-tune a copy of the base VAE's decoder as an f-GAN, then fit an encoder to it."""
     options = setting.options
     vae = copy.deepcopy(base().vae)
     device = next(vae.parameters()).device

@@ -1,20 +1,20 @@
-r"""How sharp images are, and how near a sample is to the data.
+r"""Measures of the sharpness of images, and of the distance between samples and data.
 
 Images, shape ``(n, height, width)``, are measured as they are displayed, clipped to [0, 1].
 
-* Sharpness: the variance of an image's Laplacian, the focus measure of photography, here relative to real images. It
-  falls where edges are smoothed and rises where pixels are noisy, so that 1 is right, and more than 1 is not better.
-  For white noise of variance :math:`\sigma^2` it is :math:`20\, \sigma^2`, by the sum of the filter's squared
-  coefficients.
-* Grey ink: :math:`\sum_i x_i (1 - x_i) / \sum_i x_i`, what is grey of the ink; 0 for black and white.
-* Power spectrum: squared Fourier coefficients against spatial frequency. It shows at which scale detail is lost.
-* Detail: power between 0.1 and 0.3 cycles per pixel, where the edges of strokes are and noise of single pixels is not
-  yet the larger part, relative to real images. It tells edges from speckle, which the Laplacian does not.
+* Sharpness: the variance of an image's Laplacian, the focus measure of photography, relative to real images. Smoothed
+  edges lower it and pixel noise raises it, so a value of 1 is right, and a larger value is not better. For white noise
+  of variance :math:`\sigma^2` it is :math:`20\, \sigma^2`, by the sum of the filter's squared coefficients.
+* Grey ink: :math:`\sum_i x_i (1 - x_i) / \sum_i x_i`, the grey fraction of the ink; 0 for black and white.
+* Power spectrum: squared Fourier coefficients against spatial frequency. It shows the scale at which detail is lost.
+* Detail: power between 0.1 and 0.3 cycles per pixel, relative to real images. Edges of strokes lie at these
+  frequencies, while pixel noise dominates at higher ones. Unlike the Laplacian, this measure distinguishes edges from
+  speckle.
 * Kernel distance: squared maximum mean discrepancy of features a, b of dimension d under
-  :math:`k(a, b) = (a^\top b / d + 1)^3`, in units in which real features have a mean square of 1. It is unbiased, so
-  that it is about 0 for a second sample of real data.
-* Coverage: the share of real images among whose neighbours, within the distance of the k-th nearest real one, there is
-  a generated one. Modes that are missing lower it; for a second sample of real data it is about :math:`1 - 2^{-k}`.
+  :math:`k(a, b) = (a^\top b / d + 1)^3`, in units in which real features have a mean square of 1. The estimate is
+  unbiased, so it is about 0 for a second sample of real data.
+* Coverage: the fraction of real images that have a generated image closer than their k-th nearest real neighbour.
+  Missing modes lower it. For a second sample of real data it is about :math:`1 - 2^{-k}`.
 
 Source: *Wasserstein Auto-Encoders* (Tolstikhin, Bousquet, Gelly and Schölkopf, 2018), for the Laplacian of samples;
 *Demystifying MMD GANs* (Binkowski, Sutherland, Arbel and Gretton, 2018); *Reliable Fidelity and Diversity Metrics for
@@ -30,23 +30,23 @@ LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
 def laplacian_variance(images: Tensor) -> Tensor:
-    """The variance of each image's Laplacian over its inner pixels, shape ``(n,)``."""
+    """Return the variance of each image's Laplacian over its inner pixels, shape ``(n,)``."""
     kernel = images.new_tensor(LAPLACIAN)[None, None]
     return conv2d(images[:, None], kernel).flatten(1).var(-1, correction=0)
 
 
 def grey_ink(images: Tensor) -> Tensor:
-    """The share of each image's ink that is grey, shape ``(n,)``; 0 for an empty image."""
+    """Return the grey fraction of each image's ink, shape ``(n,)``; 0 for an empty image."""
     ink = images.flatten(1).sum(-1)
     grey = (images * (1 - images)).flatten(1).sum(-1)
     return torch.where(ink > 0, grey / ink.clamp(min=torch.finfo(ink.dtype).tiny), 0.0)
 
 
 def power_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean power over images and directions against the spatial frequency.
+    """Return the mean power over images and directions against the spatial frequency.
 
     Returns:
-        Frequencies in cycles per pixel, up to 1/2, and the power at each.
+        Frequencies in cycles per pixel, up to 1/2, and the power at each of them.
     """
     size = images.shape[-1]
     power = torch.fft.fft2(images).abs().square().mean(0) / images[0].numel()
@@ -57,14 +57,14 @@ def power_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def detail(images: Tensor, real: Tensor) -> float:
-    """Power of the middle frequencies, relative to that of real images."""
+    """Return the power of the middle frequencies, relative to that of real images."""
     (frequency, power), (_, expected) = power_spectrum(images), power_spectrum(real)
     band = (frequency >= DETAIL[0]) & (frequency <= DETAIL[1])
     return float(power[band].sum() / expected[band].sum())
 
 
 def kernel_distance(real: Tensor, generated: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy of two samples of features, shapes ``(n, d)`` and ``(m, d)``."""
+    """Return the unbiased squared maximum mean discrepancy of features, shapes ``(n, d)`` and ``(m, d)``."""
     unit = real.double().square().mean().sqrt()
     a, b = real.double() / unit, generated.double() / unit
 
@@ -79,6 +79,6 @@ def kernel_distance(real: Tensor, generated: Tensor) -> float:
 
 
 def coverage(real: Tensor, generated: Tensor, k: int = 5) -> float:
-    """The share of real features that have a generated neighbour, from shapes ``(n, d)`` and ``(m, d)``."""
-    radius = torch.cdist(real, real).kthvalue(k + 1).values  # the first is the point itself
+    """Return the fraction of real features with a generated neighbour, from shapes ``(n, d)`` and ``(m, d)``."""
+    radius = torch.cdist(real, real).kthvalue(k + 1).values  # the smallest distance is that of a point to itself
     return float((torch.cdist(real, generated).min(-1).values <= radius).double().mean())

@@ -1,4 +1,4 @@
-"""The table and the figures: every way of training beside real data."""
+"""The table and the figures: every training method in comparison with real data."""
 
 from collections.abc import Mapping
 
@@ -31,14 +31,14 @@ Images = Mapping[str, Tensor]
 
 
 def real_images(setting: Setting, seed: int) -> Images:
-    """As many training data as there are test data, in the place of draws from a perfect model."""
+    """Return as many training data as there are test data, in place of draws from a perfect model."""
     torch.manual_seed(seed)
     train = setting.grey.train
     return {"draw": train[torch.randperm(len(train))[: len(setting.grey.test)]]}
 
 
 def measure(images: Images, test: Tensor, classifier: Classifier) -> dict[str, float]:
-    """Sharpness of all kinds of images; grey ink, distance and coverage of samples; with standard errors of means."""
+    """Return sharpness of all kinds of images, and grey ink, distance and coverage of samples, with standard errors."""
     scale, n = float(laplacian_variance(test).mean()), len(test)
     row = {}
     for kind, batch in images.items():
@@ -57,7 +57,7 @@ def measure(images: Images, test: Tensor, classifier: Classifier) -> dict[str, f
 
 
 def score(trained: Trained, setting: Setting) -> xr.Dataset:
-    """Bounds on the test data, with bits per dimension beside."""
+    """Return the bounds on the test data, with bits per dimension."""
     splits, width = (setting.grey, 1.0) if trained.discrete else (setting.noisy, 1 / LEVELS)
     result = comparison.evaluate(trained.vae, splits, setting.options)
     shape = (setting.height, setting.width)
@@ -65,7 +65,7 @@ def score(trained: Trained, setting: Setting) -> xr.Dataset:
 
 
 def likelihood(result: xr.Dataset) -> dict[str, float]:
-    """Bits per dimension, and how far the ELBO lies below the importance-weighted bound, nats."""
+    """Return bits per dimension, and the importance-weighted bound minus the ELBO, nats."""
     return {
         "bits": float(result.bits.mean()),
         "bits, error": float(result.bits.std(ddof=1)) / result.sizes["datum"] ** 0.5,
@@ -75,7 +75,7 @@ def likelihood(result: xr.Dataset) -> dict[str, float]:
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
-    """The table that is printed; what a model does not have is left empty."""
+    """Return the table to print. Cells of measures that a model lacks are empty."""
     columns = {f"sharpness: {kind}": (f"sharpness, {kind}", 2) for kind in KINDS}
     columns |= {f"detail: {kind}": (f"detail, {kind}", 2) for kind in KINDS}
     columns |= {f"{name}: {kind}": (f"{name}, {kind}", 2) for name in ("grey ink", "coverage") for kind in KINDS[:2]}
@@ -91,7 +91,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _column(rows: pd.DataFrame, name: str) -> pd.Series:
-    """A column, empty if no model has it."""
+    """Return a column, which is empty if no model has it."""
     return rows[name] if name in rows else pd.Series(np.nan, rows.index)
 
 
@@ -102,13 +102,13 @@ def _cell(value: float, error: float, digits: int) -> str:
 
 
 def draw_samples(images: Mapping[str, Images], test: Tensor, kind: str) -> Figure:
-    """Images of one kind from all models that have it, beside real ones."""
+    """Draw images of one kind from all models that have it, together with real images."""
     panels = {"real": test[:48]} | {name: own[kind][:48] for name, own in images.items() if kind in own}
     return figure_of(pv.plots.images(panels, columns=8))
 
 
 def draw_summary(rows: pd.DataFrame) -> Figure:
-    """Draws sharpness, coverage and likelihood of all models, one under the other."""
+    """Draw sharpness, coverage and likelihood of all models, one below the other."""
     figure, axes = plt.subplots(
         1, 4, figsize=(10.5, 0.28 * len(rows) + 1.2), sharey=True, layout="constrained", width_ratios=(3, 2, 2, 2)
     )
@@ -137,7 +137,7 @@ def draw_summary(rows: pd.DataFrame) -> Figure:
 
 
 def _separate(axes: np.ndarray, groups: pd.Series) -> None:
-    """Draws a line where the next explanation begins."""
+    """Draw a line between the groups of two explanations."""
     ax: Axes
     for ax in axes:
         ax.grid(axis="x", color="0.92")
@@ -146,7 +146,7 @@ def _separate(axes: np.ndarray, groups: pd.Series) -> None:
 
 
 def draw_spectra(images: Mapping[str, Images], test: Tensor, names: list[str]) -> Figure:
-    """Draws the power of means and of draws against frequency, relative to real data."""
+    """Draw the power of means and of draws against frequency, relative to real data."""
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.4), sharey=True, layout="constrained")
     frequency, real = power_spectrum(test)
     for ax, kind in zip(axes, KINDS[:2], strict=True):

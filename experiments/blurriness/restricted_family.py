@@ -1,7 +1,8 @@
-"""Second explanation: the families. Is it likelihood, prior or posterior that is too simple?
+"""Second explanation: the families. Is the likelihood, the prior or the posterior too simple?
 
-One of the three is exchanged at a time. The likelihoods go from less to more than the base's: a scale of 1, which is
-least squares; discretized logistics, each pixel with a scale of its own; pixels that depend on those before them.
+One of the three is exchanged at a time. Three likelihoods are compared with that of the base, from the least to the
+most flexible: normal pixels of scale 1, which is least squares; discretized logistics with a scale for each pixel; and
+pixels that depend on preceding pixels.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from experiments.blurriness.setting import LEVELS, Setting, Trained
 
 
 def ways(setting: Setting) -> dict[str, Callable[[], Trained]]:
-    """The base VAE with one component exchanged."""
+    """Return functions that train the base VAE with one component exchanged, by name."""
     options = setting.options
     latent, context = options.latent, options.context
 

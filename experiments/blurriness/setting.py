@@ -1,8 +1,8 @@
-"""What all ways of training share: options, data, networks, and what is kept of a trained model.
+"""Code shared by all training methods: options, data, networks, and the results of a trained model.
 
-Each model is the base VAE with one thing exchanged. The base has normal pixels of a learned common scale, a standard
-normal prior and a mean-field posterior, and is trained with the ELBO. Means of pixels pass a sigmoid, so that they are
-grey values in all models. Densities score dequantized images, so that all rows can be put in bits per dimension.
+Each model is the base VAE with one component exchanged. The base VAE has normal pixels with a learned common scale, a
+standard normal prior and a mean-field posterior, and is trained with the ELBO. A sigmoid maps the means of pixels to
+grey values in all models. Densities score dequantized images, so that all rows can be compared in bits per dimension.
 """
 
 from dataclasses import dataclass, replace
@@ -26,33 +26,33 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     data: Literal["mnist5k", "mnist", "fashion_mnist"] = "mnist5k"
-    """Data set of grey images with labels; the first needs no download."""
+    """Data set of grey images with labels; ``mnist5k`` needs no download."""
     latent: int = 20
     """Number of latent dimensions."""
     epochs: int = 30
     """Passes over the training data."""
     learning_rate: float = 3e-3
-    """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    """Initial learning rate of Adam. A cosine schedule lowers it to a hundredth of this value."""
     kl_warmup: int = 10
     """Epochs over which the weight of the latent sites grows to 1."""
     num_particles: int = 5
     """Draws per datum of the importance-weighted bound, and gradient steps of the semi-amortized posterior."""
     feature_scale: float = 1.0
-    """Scale of the normal distributions of features that are kept."""
+    """Scale of the normal distributions of the features, in the feature-consistent VAE."""
     mmd_weight: float = 1000.0
-    """Weight of the discrepancy between aggregate posterior and prior."""
+    """Weight of the MMD between aggregate posterior and prior."""
     components: int = 100
-    """Pseudo-inputs of the VampPrior."""
+    """Number of pseudo-inputs of the VampPrior."""
     context: int = 32
-    """Features that the encoder gives to the flow."""
+    """Number of features that the encoder passes to the flow."""
     adversarial_epochs: int = 20
-    """Passes over the training data with a critic, and again to fit an encoder to the decoder."""
+    """Epochs of training with a critic, and of fitting an encoder to the decoder afterwards."""
     classifier_epochs: int = 8
-    """Passes over the training data of each classifier."""
+    """Epochs of training of each classifier."""
     toy_steps: int = 1000
-    """Gradient steps of each fit of the univariate illustration."""
+    """Gradient steps of each fit of a normal density to a mixture."""
     num_samples: int = 50
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     out: Path = Path("results/blurriness")
     """Folder for tables and figures."""
 
@@ -63,10 +63,10 @@ class Trained:
 
     Attributes:
         vae: The model.
-        history: Of its training.
-        discrete: Whether it scores the grey levels themselves.
-        density: Whether it has a density of x, and draws of it.
-        mean: Whether E[x | z] is a closed form.
+        history: History of its training.
+        discrete: Whether the likelihood scores the grey levels themselves.
+        density: Whether the model has a density of x, and draws of x.
+        mean: Whether E[x | z] has a closed form.
     """
 
     vae: pv.VAE
@@ -93,16 +93,16 @@ class Setting:
     dequantize = staticmethod(partial(pv.data.dequantize, levels=LEVELS))
 
     def decoder(self, parameters: int = 1) -> nn.Module:
-        """From latents to so many parameters of each pixel, side by side."""
+        """Return a network from latents to ``parameters`` parameters of each pixel, side by side."""
         widths = self.options.hidden[::-1]
         return pv.networks.mlp(self.options.latent, *widths, (self.height, parameters * self.width))
 
     def encoder(self, outputs: int) -> nn.Module:
-        """From an image to so many outputs."""
+        """Return a network from an image to ``outputs`` outputs."""
         return pv.networks.mlp((self.height, self.width), *self.options.hidden, outputs)
 
     def vae(self, **exchanged: Any) -> pv.VAE:
-        """The base VAE, or one with other components."""
+        """Return the base VAE, or a VAE with other components."""
         pyro.set_rng_seed(self.options.seed)
         components = {
             "prior": lambda: pv.priors.StandardNormal(self.options.latent),
@@ -112,23 +112,23 @@ class Setting:
         return pv.VAE(**{role: make() for role, make in (components | exchanged).items()})
 
     def normal(self, scale: float, *, learn_scale: bool = False) -> nn.Module:
-        """Normal pixels around means in (0, 1)."""
+        """Return a likelihood of normal pixels with means in (0, 1)."""
         network = nn.Sequential(self.decoder(), nn.Sigmoid())
         return pv.likelihoods.Normal(network, scale, learn_scale=learn_scale)
 
     def train(
         self, module: nn.Module, *, discrete: bool = False, objective: ELBO | None = None, **changes: Any
     ) -> pv.History:
-        """Trains on grey levels, or on dequantized ones, with some of the options changed."""
+        """Train on grey levels, or on dequantized grey levels, with some options changed."""
         splits, transform = (self.grey, None) if discrete else (self.noisy, self.dequantize)
         options = replace(self.options, **changes)
         return comparison.train(module, splits, options, objective=objective, transform=transform)
 
 
 def images(trained: Trained, test: Tensor, seed: int) -> dict[str, Tensor]:
-    """As many images as there are test data, clipped to [0, 1]: means and draws of samples, means of reconstructions.
+    """Return images, clipped to [0, 1]: means and draws of samples, and means of reconstructions of the test data.
 
-    The same noise is given to every model.
+    The number of samples is that of the test data. Every model receives the same random numbers.
     """
     vae, device = trained.vae, next(trained.vae.parameters()).device
     makers = {}
@@ -139,6 +139,6 @@ def images(trained: Trained, test: Tensor, seed: int) -> dict[str, Tensor]:
         makers["draw"] = lambda x: vae.generate(len(x))
     made = {}
     for kind, make in makers.items():
-        torch.manual_seed(seed)  # a table of all levels of all pixels, of which a mean is taken, is large
+        torch.manual_seed(seed)  # in chunks, because the mean needs a large table of all levels of all pixels
         made[kind] = torch.cat([make(x).cpu() for x in test.to(device).split(100)]).clamp(0, 1)
     return made

@@ -1,14 +1,15 @@
-r"""Variational divergence minimization: a model trained by the divergence that a critic sees between two samples.
+r"""Variational divergence minimization: a model is trained against a critic that estimates a divergence from samples.
 
 .. math::
     \min_\theta \max_\omega \; F(\theta, \omega) = \mathrm{E}_{x \sim P}[g_f(V_\omega(x))]
         - \mathrm{E}_{x \sim Q_\theta}[f^*(g_f(V_\omega(x)))]
 
-by one gradient step of both players after another. The model needs no density, only draws that carry gradients.
+The model and the critic take gradient steps in turn. The model needs no density, only draws that carry gradients.
 
-The model's step follows F itself. The step that is usual for images, to raise :math:`\mathrm{E}_Q[g_f(V)]` instead, is
-faster where the critic wins, but minimizes another divergence: under the best critic of KL(P || Q), whose V is the
-log-ratio plus 1, it follows the gradient of the reverse, KL(Q || P). An experiment about divergences cannot have that.
+The model's step follows the gradient of F itself. The usual step for images raises :math:`\mathrm{E}_Q[g_f(V)]`
+instead. It is faster if the critic wins, but it minimizes another divergence. For example, the best critic of KL(P ||
+Q) is the log-ratio plus 1, and under it the usual step follows the gradient of the reverse, KL(Q || P). An experiment
+that compares divergences cannot use this step.
 
 Source: *f-GAN: Training Generative Neural Samplers using Variational Divergence Minimization* (Nowozin, Cseke and
 Tomioka, 2016), algorithm 1 and section 3.2.
@@ -26,12 +27,12 @@ from experiments.blurriness.divergences import Divergence
 
 @dataclass
 class Schedule:
-    """How both players are trained.
+    """Training schedule of the model and the critic.
 
     Attributes:
         steps: Gradient steps of each.
-        model_rate: Learning rate of the model, which a cosine takes to 0.
-        critic_rate: That of the critic, likewise.
+        model_rate: Initial learning rate of the model. A cosine schedule lowers it to 0.
+        critic_rate: Initial learning rate of the critic, with the same schedule.
         max_norm: Norm to which gradients are clipped.
     """
 
@@ -49,13 +50,13 @@ def minimize_divergence(
     critic: nn.Module,
     schedule: Schedule,
 ) -> list[float]:
-    """Trains a model and its critic.
+    """Train a model and its critic.
 
     Args:
-        divergence: What the critic measures.
-        data: Makes a batch of data, shape ``(n, *event)``.
-        model: Makes a batch of the model's draws, with gradient.
-        parameters: The model's parameters.
+        divergence: Divergence that the critic estimates.
+        data: Function that returns a batch of data, shape ``(n, *event)``.
+        model: Function that returns a batch of draws from the model, with gradient.
+        parameters: Parameters of the model.
         critic: V, ``(n, *event) -> (n,)``.
         schedule: Steps and learning rates.
 
@@ -75,11 +76,11 @@ def minimize_divergence(
 
 
 class _Step:
-    """A step of Adam on a loss, for some parameters and no others, with clipped gradients."""
+    """A step of Adam that changes only the given parameters, with clipped gradients."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], rate: float, schedule: Schedule) -> None:
         self.parameters, self.max_norm = list(parameters), schedule.max_norm
-        # Without momentum of the usual size, which makes two players circle.
+        # The first beta is small, because the usual momentum makes the two players circle.
         self.optimizer = torch.optim.Adam(self.parameters, lr=rate, betas=(0.5, 0.999))
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, schedule.steps)
 

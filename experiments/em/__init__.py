@@ -1,5 +1,6 @@
-"""Maximum likelihood by turns, from the exact E step of a mixture to the amortized one of a VAE.
+"""Alternating maximization of the likelihood, from the exact E step of a mixture to the amortized E step of a VAE.
 
-Three questions, a script each: how EM climbs the likelihood of a Gaussian mixture (``mixture``), what a posterior over
-its parameters says beside EM's point (``bayesian``), and whether a VAE gains from turns (``alternating``).
+Each question has a script: how EM increases the likelihood of a Gaussian mixture (``mixture``), how a posterior over
+its parameters compares with the point estimate of EM (``bayesian``), and whether alternating steps help a VAE
+(``alternating``).
 """

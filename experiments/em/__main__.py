@@ -1,4 +1,4 @@
-"""The three scripts on maximum likelihood by turns, one after the other."""
+"""Run the three scripts on EM, one after another."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Runs the three."""
+    """Run the three scripts."""
     mixture.main(options.mixture)
     bayesian.main(options.bayesian)
     alternating.main(options.alternating)

@@ -1,10 +1,11 @@
-"""Does a VAE gain from being trained by turns, as EM would?
+"""Does a VAE gain from alternating steps, as in EM?
 
-An E step of EM moves q alone, an M step theta alone. Of a VAE, q(z | x) is an encoder, so an E step is some steps of
-gradient ascent on the guide with the model frozen, and an M step the reverse; neither is exact. The same network, from
-the same weights and on the same batches, is trained with turns of 1, 10, 100 and more steps, and jointly. A step of
-joint training moves all parameters and a step of a turn one half of them, so joint training stands beside with as many
-steps, and with half of them, when each parameter has made as many as by turns.
+An E step of EM changes q alone, and an M step theta alone. The posterior of a VAE is an encoder. Its E step is
+therefore several steps of gradient ascent on the guide with the model frozen, and its M step the reverse; neither is
+exact. The same network is trained from the same weights and on the same batches, jointly and with turns of 1, 10, 100
+and more steps. A joint step changes all parameters, but a step of a turn only one half of them. Joint training is
+therefore shown twice: with as many steps, and with half as many, which gives each parameter as many updates as the
+turns do.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,29 +32,29 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     data: Literal["digits", "mnist5k", "mnist", "fashion_mnist"] = "digits"
-    """Data set; the first two need no download."""
+    """Data set; ``mnist5k`` and ``digits`` need no download."""
     latent: int = 10
     """Number of latent dimensions."""
     hidden: tuple[int, ...] = (100,)
-    """Widths of the hidden layers, from data to latent."""
+    """Widths of the hidden layers, in the order from data to latents."""
     turns: tuple[int, ...] = (1, 10, 100, 500)
-    """Steps of a turn."""
+    """Numbers of steps of a turn."""
     steps: int = 2000
-    """Steps of the optimizer in all."""
+    """Total number of steps of the optimizer."""
     runs: int = 2
-    """Runs of each schedule, from different weights."""
+    """Number of runs of each schedule, from different initial weights."""
     record: int = 100
-    """Measure on the validation data after so many steps."""
+    """Number of steps between two measurements on the validation data."""
     learning_rate: float = 2e-3
     """Learning rate of Adam."""
     num_samples: int = 1000
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     out: Path = Path("results/em/alternating")
     """Folder for tables and figures."""
 
 
 class Schedule(NamedTuple):
-    """Which programs train in turns of how many steps, and for how many in all."""
+    """Programs that train in turns, the steps of a turn, and the total number of steps."""
 
     turns: Sequence[str]
     length: int
@@ -61,7 +62,7 @@ class Schedule(NamedTuple):
 
 
 def schedules(options: Options) -> dict[str, Schedule]:
-    """Joint training, and turns."""
+    """Return the schedules of joint training and of turns, by name."""
     joint = {"joint": options.steps, "joint, half the steps": options.steps // 2}
     return {
         **{name: Schedule(("all",), options.record, steps) for name, steps in joint.items()},
@@ -70,14 +71,14 @@ def schedules(options: Options) -> dict[str, Schedule]:
 
 
 class Turn:
-    """One part of a VAE, with an optimizer that keeps its moments from turn to turn."""
+    """One part of a VAE, with an optimizer whose moments persist from turn to turn."""
 
     def __init__(self, vae: pv.VAE, part: str, learning_rate: float) -> None:
         self.vae, self.moving = vae, vae if part == "all" else getattr(vae, part)
         self.optimizer = torch.optim.Adam(self.moving.parameters(), lr=learning_rate, fused=True)
 
     def fit(self, x: Tensor, options: Options, transform: Any) -> None:
-        """Makes a step a batch, all else frozen."""
+        """Make one step for each batch, with all other parameters frozen."""
         self.vae.requires_grad_(False)
         self.moving.requires_grad_(True)
         pv.fit(
@@ -96,7 +97,7 @@ class Turn:
 
 
 def batches(train: Tensor, size: int) -> Iterator[Tensor]:
-    """Data of the next batches without end, each datum once a pass; leftovers go into the next one."""
+    """Yield the data of batches without end. Each pass holds each datum once, and leftovers start the next batch."""
     rest = train[:0]
     while True:
         rest = torch.cat([rest, train[torch.randperm(len(train))]])
@@ -106,7 +107,7 @@ def batches(train: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains by all schedules; prints and writes the table and the figure."""
+    """Train with all schedules. Print and write the table and the figure."""
     splits = comparison.load(options)
     curves: dict[str, pd.DataFrame] = {}
     results: dict[str, xr.Dataset] = {}
@@ -128,7 +129,7 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def train(vae: pv.VAE, splits: pv.data.Splits, schedule: Schedule, options: Options) -> pd.DataFrame:
-    """Trains by a schedule; returns bounds on the validation data by the step after which they were measured."""
+    """Train with a schedule, and return bounds on the validation data by the step of their measurement."""
     parts = [Turn(vae, part, options.learning_rate) for part in schedule.turns]
     stream, records = batches(splits.train, options.batch_size), []
     for turn in range(schedule.steps // schedule.length):
@@ -145,7 +146,7 @@ def train(vae: pv.VAE, splits: pv.data.Splits, schedule: Schedule, options: Opti
 
 
 def average(runs: Sequence[xr.Dataset]) -> xr.Dataset:
-    """The mean over runs, datum by datum; ``run_means`` keeps the mean over the data of each run."""
+    """Return the mean over runs for each datum. ``run_means`` holds the mean over the data for each run."""
     every = xr.concat(runs, "run", combine_attrs="drop_conflicts")
     result = every[["elbo", "log_likelihood"]].mean("run", keep_attrs=True)
     for error in ("elbo_mcse", "mcse"):
@@ -154,7 +155,7 @@ def average(runs: Sequence[xr.Dataset]) -> xr.Dataset:
 
 
 def summarize(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
-    """One row a schedule: bounds, and the difference from the first, paired over the data and over the runs."""
+    """Return one row for each schedule: bounds, and the difference from the first, paired over data and runs."""
     compared = pv.evaluation.compare(results)
     first = next(iter(results.values()))
     rows = {}
@@ -173,7 +174,7 @@ def summarize(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
 
 
 def draw(curves: Mapping[str, pd.DataFrame], options: Options) -> Figure:
-    """Draws the ELBO of the validation data by schedule, and the half-steps of one of them."""
+    """Draw the ELBO of the validation data by schedule, and the half-steps of one schedule."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     for i, (name, curve) in enumerate(curves.items()):
         dashes = ":" if "half" in name else "-"
@@ -190,7 +191,7 @@ def draw(curves: Mapping[str, pd.DataFrame], options: Options) -> Figure:
         right.fill_between(shown.step, shown.ELBO, shown.IWAE, color="C1", alpha=0.4, linewidth=0, label="gap")
         right.plot(shown.step, shown.IWAE, color="black", marker="_", label="log $p(x)$, IWAE$_{100}$")
         right.plot(shown.step, shown.ELBO, color="C0", marker=".", label="ELBO")
-        right.set_ylim(shown.ELBO[len(shown) // 4 :].min() - 0.5, shown.IWAE.max() + 0.5)  # without the first turns
+        right.set_ylim(shown.ELBO[len(shown) // 4 :].min() - 0.5, shown.IWAE.max() + 0.5)  # leaves out the first turns
         right.legend(frameon=False, fontsize="small", loc="lower right")
     right.set(xlabel=f"step, in turns of {options.record}: encoder (grey), decoder", ylabel="nats per datum")
     return figure

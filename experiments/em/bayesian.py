@@ -1,13 +1,14 @@
-r"""What does a posterior over a mixture's parameters say beside EM's point?
+r"""Posterior over the parameters of a mixture, in comparison with the point estimate of EM.
 
 The mixture of the first script gets priors, with the data in units of their standard deviation:
 
     pi ~ Dirichlet(1), mu_k ~ N(0, 2^2 I), Sigma_k = S_k R_k S_k, S_k ~ LogNormal(-1/2, 1), R_k ~ LKJ(1).
 
-Mean-field stochastic variational inference (Pyro's ``AutoNormal``, z summed out by ``TraceEnum_ELBO``) fits independent
-normals to the parameters, up to transforms. How wide a posterior should be is told by NUTS on the same program. Both
-begin at EM's point, and so in one of the K! labellings, in which NUTS stays only where components hardly overlap; its
-effective sample size says whether it did. All are judged by the density that they give to test digits.
+Mean-field stochastic variational inference fits independent normals to the transformed parameters (Pyro's
+``AutoNormal``, with z summed out by ``TraceEnum_ELBO``). NUTS on the same program gives the width of the exact
+posterior. Both start from the estimate of EM, and therefore in one of the K! labellings. NUTS stays in this labelling
+only if the components hardly overlap; its effective sample size shows whether it did. All three are compared by their
+predictive density of test digits.
 """
 
 from collections.abc import Mapping
@@ -45,25 +46,25 @@ class Options:
     """Options of the experiment."""
 
     classes: tuple[int, ...] = (0, 3, 6)
-    """Digits that are mixed, each given by its first two principal components; these hardly overlap."""
+    """Digits of the mixture, represented by two principal components. The default digits hardly overlap."""
     components: int = 3
-    """Components of the mixture."""
+    """Number of components of the mixture."""
     num_data: int = 100
-    """Data to learn from; the rest is for testing."""
+    """Number of training data. The others are test data."""
     steps: int = 1000
     """Steps of variational inference."""
     learning_rate: float = 0.02
-    """Learning rate of Adam, which a cosine takes to a hundredth of it."""
+    """Initial learning rate of Adam. A cosine schedule lowers it to a hundredth of this value."""
     num_draws: int = 300
-    """Draws of the parameters from each posterior; NUTS warms up with as many."""
+    """Draws of the parameters from each posterior. NUTS uses the same number of warm-up steps."""
     seed: int = 0
-    """Seed of EM's start, of training and of the draws."""
+    """Seed of EM's initial values, of training and of the draws."""
     out: Path = Path("results/em/bayesian")
     """Folder for tables and figures."""
 
 
 class BayesianMixture(nn.Module):
-    """The mixture with random parameters, and a mean-field guide of them that begins at a point."""
+    """The mixture with random parameters, and a mean-field guide that starts from a point estimate."""
 
     def __init__(self, point: Parameters) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class BayesianMixture(nn.Module):
         )
 
     def model(self, x: Tensor) -> None:
-        """Runs the model on data ``x``, shape ``(N, D)``."""
+        """Run the model on data ``x``, shape ``(N, D)``."""
         one = x.new_ones(())
         weights = pyro.sample("weights", dist.Dirichlet(one.expand(self.components)))
         with pyro.plate("components", self.components):
@@ -89,20 +90,20 @@ class BayesianMixture(nn.Module):
 
 
 def as_values(point: Parameters) -> dict[str, Tensor]:
-    """The sites' values at a point."""
+    """Return the values of the sites at a point estimate."""
     scales = point.covariances.diagonal(dim1=-2, dim2=-1).sqrt()
     factors = torch.linalg.cholesky(point.covariances) / scales[..., None]
     return {"weights": point.weights, "means": point.means, "scales": scales, "factors": factors}
 
 
 def as_parameters(draws: Mapping[str, Tensor]) -> Parameters:
-    """Parameters from draws of the sites, with the same leading dimensions."""
+    """Return parameters from draws of the sites, with the same leading dimensions."""
     scale_tril = draws["scales"][..., None] * draws["factors"]
     return Parameters(draws["weights"], draws["means"], scale_tril @ scale_tril.mT)
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Fits the three; prints and writes the tables and the figure."""
+    """Fit by EM, variational inference and NUTS. Print and write the tables and the figure."""
     x = em.load(options.classes)
     x = x / x.std(0)
     order = torch.from_numpy(np.random.RandomState(options.seed).permutation(len(x)))
@@ -111,7 +112,7 @@ def main(options: Options) -> pd.DataFrame:
     point = maximum_likelihood(train, options)
     draws = {"SVI, mean field": variational(train, point, options), "NUTS": sampled(train, point, options)}
     table = summarize(point, draws)
-    print(f"\nparameters from {len(train)} data: EM's point, posterior mean ± standard deviation\n")
+    print(f"\nparameters from {len(train)} data: estimate of EM, posterior mean ± standard deviation\n")
     print(table.to_string())
     predictions = {"EM": predict(test, Parameters(*(part[None] for part in point)))}
     predictions |= {name: predict(test, theta) for name, theta in draws.items()}
@@ -122,16 +123,16 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def maximum_likelihood(x: Tensor, options: Options) -> Parameters:
-    """The end of EM."""
+    """Return the final estimate of EM."""
     *_, end = em.climb(x, em.start(x, options.components, options.seed), 1e-10, 1000)
     return end.theta
 
 
 def variational(x: Tensor, point: Parameters, options: Options) -> Parameters:
-    """Draws from the mean-field posterior, all data in every step."""
+    """Return draws from the mean-field posterior, trained on all data in every step."""
     pyro.set_rng_seed(options.seed)
     module = BayesianMixture(point)
-    module.guide(x)  # makes its parameters
+    module.guide(x)  # creates the parameters of the guide
     schedule = partial(
         torch.optim.lr_scheduler.CosineAnnealingLR, T_max=options.steps, eta_min=options.learning_rate / 100
     )
@@ -152,7 +153,7 @@ def variational(x: Tensor, point: Parameters, options: Options) -> Parameters:
 
 
 def sampled(x: Tensor, point: Parameters, options: Options) -> Parameters:
-    """Draws from the posterior by NUTS, of one chain that begins at the point and so keeps its labels."""
+    """Return draws from the posterior by one NUTS chain, which starts at the point and thereby keeps its labels."""
     pyro.set_rng_seed(options.seed)
     kernel = NUTS(
         BayesianMixture(point).model, max_plate_nesting=1, init_strategy=init_to_value(values=as_values(point))
@@ -162,12 +163,12 @@ def sampled(x: Tensor, point: Parameters, options: Options) -> Parameters:
         chain.run(x)
     theta = as_parameters({name: draws.detach() for name, draws in chain.get_samples().items()})
     sizes = effective_sample_size(theta.means[None])
-    print(f"\nNUTS: {options.num_draws} draws, worth at least {float(sizes.min()):.0f} independent ones for any mean")
+    print(f"\nNUTS: {options.num_draws} draws, effective sample size of any mean at least {float(sizes.min()):.0f}")
     return theta
 
 
 def predict(x: Tensor, theta: Parameters) -> xr.Dataset:
-    """The density of data averaged over draws of the parameters, with the Monte Carlo error of its logarithm."""
+    """Return the log density of data, averaged over draws of the parameters, with its Monte Carlo error."""
     components = dist.MultivariateNormal(theta.means, theta.covariances)
     log_prob = dist.MixtureSameFamily(dist.Categorical(theta.weights), components).log_prob(x[:, None])
     num_draws = log_prob.shape[1]
@@ -181,7 +182,7 @@ def predict(x: Tensor, theta: Parameters) -> xr.Dataset:
 
 
 def summarize(point: Parameters, draws: Mapping[str, Parameters]) -> pd.DataFrame:
-    """One row a weight or coordinate of a mean."""
+    """Return one row for each weight and each coordinate of a mean."""
     table = pd.DataFrame({"EM": {name: f"{float(value):.3f}" for name, value in scalars(point).items()}})
     deviations = {}
     for posterior, theta in draws.items():
@@ -195,14 +196,14 @@ def summarize(point: Parameters, draws: Mapping[str, Parameters]) -> pd.DataFram
 
 
 def scalars(theta: Parameters) -> dict[str, Tensor]:
-    """Weights and means by name, each with the leading dimensions of the parameters."""
+    """Return weights and means by name, each with the leading dimensions of the parameters."""
     components, size = theta.means.shape[-2:]
     weights = {f"weight {k + 1}": theta.weights[..., k] for k in range(components)}
     return weights | {f"mean {k + 1}, {i + 1}": theta.means[..., k, i] for k in range(components) for i in range(size)}
 
 
 def judge(predictions: Mapping[str, xr.Dataset]) -> pd.DataFrame:
-    """Log predictive densities, and their paired differences from the first."""
+    """Return the log predictive densities, and their paired differences from the first."""
     first = next(iter(predictions.values()))
     rows = {}
     for name, own in predictions.items():
@@ -212,7 +213,7 @@ def judge(predictions: Mapping[str, xr.Dataset]) -> pd.DataFrame:
 
 
 def draw(x: Tensor, point: Parameters, draws: Mapping[str, Parameters]) -> Figure:
-    """The posteriors of the means among the data, and those of the weights, beside EM's point."""
+    """Draw the posteriors of the means together with the data, and those of the weights with the estimate of EM."""
     figure, (plane, line) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     plane.plot(*x.T, color="0.75", marker=".", markersize=5, linestyle="", label="data")
     grid = np.linspace(0, 1, 400)

@@ -1,8 +1,8 @@
-"""How does EM climb the likelihood of a Gaussian mixture?
+"""Increase of the likelihood of a Gaussian mixture by EM, in half-steps.
 
-Each iteration is taken apart into its half-steps: what log p(x), the ELBO and the KL are after each, whether EM keeps
-its promises (the ELBO touches log p(x) after an E step, and no step lowers either), and how far its parameters are from
-those of scikit-learn's EM from the same start.
+Each iteration is split into its half-steps, with log p(x), the ELBO and the KL after each of them. The script checks
+the guarantees of EM: the ELBO equals log p(x) after an E step, and no step lowers either. It also compares the
+parameters with those of scikit-learn's EM from the same initial values.
 """
 
 import warnings
@@ -35,28 +35,28 @@ class Options:
     """Options of the experiment."""
 
     classes: tuple[int, ...] = (2, 3, 8)
-    """Digits that are mixed, each given by its first two principal components."""
+    """Digits of the mixture, each represented by its first two principal components."""
     components: int = 3
-    """Components of the mixture."""
+    """Number of components of the mixture."""
     tolerance: float = 1e-10
-    """EM ends when an iteration raises log p(x) by less, in nats per datum."""
+    """Tolerance: EM ends when an iteration raises log p(x) by less than this, in nats per datum."""
     max_iterations: int = 1000
-    """Or after so many iterations."""
+    """Maximum number of iterations."""
     seed: int = 0
-    """Seed of the start: means at random data."""
+    """Seed of the initial means, which are random data."""
     out: Path = Path("results/em/mixture")
     """Folder for tables and figures."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Runs EM; prints and writes the table of half-steps and the figures."""
+    """Run EM. Print and write the table of half-steps and the figures."""
     x = load(options.classes)
     begin = start(x, options.components, options.seed)
     path = list(climb(x, begin, options.tolerance, options.max_iterations))
     table = measure(x, path)
     check(table)
     print(f"\n{len(x)} digits, {options.components} components, {path[-1].iteration} iterations of EM")
-    print("nats per datum; the identity's error, log p(x) - ELBO - KL, is that of the sum over the data\n")
+    print("nats per datum; error of the identity: log p(x) - ELBO - KL of the sum over the data\n")
     shown = table[table.iteration.isin({0, 1, 2, 3, 5, 10, 20, path[-1].iteration})]
     print(shown.to_string(index=False, float_format="{:.6g}".format))
     print(f"\nlargest error of the identity: {table.error.abs().max():.1e} nats")
@@ -67,7 +67,7 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def measure(x: Tensor, path: list[HalfStep]) -> pd.DataFrame:
-    """One row a half-step: log p(x), ELBO and KL per datum, and the error of their identity."""
+    """Return one row for each half-step: log p(x), ELBO and KL per datum, and the error of their identity."""
     rows = []
     for iteration, step, theta, q in path:
         evidence, bound, kl = log_likelihood(x, theta), elbo(x, theta, q), gap(x, theta, q)
@@ -77,10 +77,10 @@ def measure(x: Tensor, path: list[HalfStep]) -> pd.DataFrame:
 
 
 def check(table: pd.DataFrame) -> None:
-    """Holds EM's promises against the figures.
+    """Check the guarantees of EM on the measured values.
 
     Raises:
-        ArithmeticError: If one is broken.
+        ArithmeticError: If a guarantee is violated.
     """
     promises = {
         "log p(x) = ELBO + KL": table.error.abs().max() < 1e-8,
@@ -89,24 +89,24 @@ def check(table: pd.DataFrame) -> None:
         "no step lowers log p(x)": table["log p(x)"].diff().min() > -1e-12,
     }
     if broken := [promise for promise, is_kept in promises.items() if not is_kept]:
-        raise ArithmeticError(f"EM breaks its promise that {broken[0]}")
+        raise ArithmeticError(f"EM violates a guarantee: {broken[0]}.")
 
 
 def distance_to_sklearn(x: Tensor, theta: Parameters, end: HalfStep) -> float:
-    """Largest difference of a parameter from that of scikit-learn after as many iterations from the same start."""
+    """Return the largest parameter difference from scikit-learn's EM after as many iterations from the same start."""
     other = GaussianMixture(
         len(theta.weights),
         tol=0.0,
         reg_covar=0.0,
         max_iter=end.iteration,
-        init_params="random",  # overridden by the three that follow
+        init_params="random",  # overridden by the next three arguments
         weights_init=theta.weights.numpy(),
         means_init=theta.means.numpy(),
         precisions_init=theta.covariances.inverse().numpy(),
         random_state=0,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it is to make just so many iterations
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is fixed on purpose
         other.fit(x.numpy())
     pairs = zip(end.theta, (other.weights_, other.means_, other.covariances_), strict=True)
     return max(float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in pairs)

@@ -1,4 +1,4 @@
-"""Pictures of EM, after figures 9.8 and 9.11 to 9.14 of *Pattern Recognition and Machine Learning* (Bishop, 2006)."""
+"""Figures of EM, after figures 9.8 and 9.11 to 9.14 of *Pattern Recognition and Machine Learning* (Bishop, 2006)."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +13,7 @@ from experiments.em.expectation_maximization import HalfStep, Parameters, elbo, 
 
 
 def bound(x: Tensor, path: list[HalfStep], table: pd.DataFrame, iterations: int = 5) -> Figure:
-    """Bishop's pictures: log p(x) taken apart at each half-step, and the bounds along the way of two M steps."""
+    """Draw Bishop's figures: log p(x) split into ELBO and KL at each half-step, and the bounds along two M steps."""
     figure, (bars, curves) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     first = table[table.iteration <= iterations]
     names = ["start", *(f"{row.step}$_{{{row.iteration}}}$" for row in first.itertuples() if row.iteration)]
@@ -28,7 +28,7 @@ def bound(x: Tensor, path: list[HalfStep], table: pd.DataFrame, iterations: int 
 
 
 def _curves(ax: Axes, x: Tensor, path: list[HalfStep]) -> None:
-    """Draws log p(x) along a curve from the start through the first M step, and the bounds of two E steps."""
+    """Draw log p(x) along a curve from the start through the first M step, and the bounds of two E steps."""
     first, second = path[1], path[3]
     places = np.linspace(-0.3, 1.4, 80)
     thetas = [along(first.theta, second.theta, float(place)) for place in places]
@@ -44,7 +44,7 @@ def _curves(ax: Axes, x: Tensor, path: list[HalfStep]) -> None:
 
 
 def along(begin: Parameters, end: Parameters, place: float) -> Parameters:
-    """A point on the curve through two parameters, straight in log-weights, means and Cholesky factors."""
+    """Return a point on the curve through two parameters, straight in log-weights, means and Cholesky factors."""
 
     def between(a: Tensor, b: Tensor) -> Tensor:
         return a + place * (b - a)
@@ -55,7 +55,7 @@ def along(begin: Parameters, end: Parameters, place: float) -> Parameters:
 
 
 def mixture(x: Tensor, path: list[HalfStep]) -> Figure:
-    """The data, coloured by q, and the components' two-sigma ellipses: at the start, on the way, and at the end."""
+    """Draw the data, coloured by q, and the two-sigma ellipses of the components, at three iterations."""
     last = path[-1].iteration
     shown = [state for state in path if state.step != "E" and state.iteration in {0, 1, min(5, last), last}]
     figure, axes = plt.subplots(1, len(shown), figsize=(2.9 * len(shown), 3.0), layout="constrained")
@@ -73,7 +73,7 @@ def mixture(x: Tensor, path: list[HalfStep]) -> Figure:
 
 
 def ellipse(ax: Axes, mean: Tensor, covariance: Tensor, color: str, label: str | None = None) -> None:
-    """Draws the mean and the two-sigma ellipse of a normal distribution."""
+    """Draw the mean and the two-sigma ellipse of a normal distribution."""
     variances, axes = np.linalg.eigh(covariance.numpy())
     angle = float(np.degrees(np.arctan2(*axes[::-1, 1])))
     width, height = 4 * np.sqrt(variances[::-1])

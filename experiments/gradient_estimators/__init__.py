@@ -1,5 +1,5 @@
-"""What the reparameterization trick buys, beside the score-function estimator and its baselines.
+"""Comparison of the reparameterization trick with the score-function estimator and its baselines.
 
-Two questions, a script each: the bias and the variance of a gradient (``moments``), and what they do to learning
+Each question has a script: the bias and the variance of a gradient (``moments``), and their effect on learning
 (``learning``).
 """

@@ -1,4 +1,4 @@
-"""The two scripts on estimators of the gradient, one after the other."""
+"""Run the two scripts on gradient estimators, one after the other."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Runs the two."""
+    """Run the two scripts."""
     moments.main(options.moments)
     learning.main(options.learning)
 

@@ -1,4 +1,4 @@
-r"""Estimators of the ELBO's gradient, all of them Pyro's own, for one and the same VAE.
+r"""Estimators of the gradient of the ELBO, all implemented by Pyro, for the same VAE.
 
 With f(z) = log p(x, z) - log q(z | x) and the mean over L draws z from q, whose parameters are phi:
 
@@ -6,10 +6,11 @@ With f(z) = log p(x, z) - log q(z | x) and the mean over L draws z from q, whose
     closed-form KL    grad_phi [log p(x | g_phi(eps)) - KL(q || p(z))]          TraceMeanField_ELBO
     score function    f(z) grad_phi log q(z | x)                                Trace_ELBO
     with baseline b   (f(z) - b) grad_phi log q(z | x)                          TraceGraph_ELBO
-    density alone     grad_phi f(z), z taken for a constant                     Trace_ELBO
+    density alone     grad_phi f(z), z treated as a constant                    Trace_ELBO
 
-Pyro takes the score function wherever a site's distribution says that its draws are not reparameterized, so a posterior
-is changed in that one word. The last line is biased: its mean is -E[grad_phi log q(z | x)] = 0, whatever the gradient.
+Pyro uses the score function for every site whose distribution declares that its draws are not reparameterized. The
+posteriors therefore differ in this declaration only. The last estimator is biased: its mean is
+-E[grad_phi log q(z | x)] = 0 for any gradient.
 """
 
 from collections.abc import Callable
@@ -25,19 +26,19 @@ from experiments._comparison import mlp
 
 
 class UnreparameterizedNormal(dist.Normal):
-    """A normal distribution whose draws have no path to its parameters.
+    """A normal distribution whose draws carry no gradient to its parameters.
 
-    ``has_rsample_(False)`` says the same of one instance, but not of the one that a plate expands it to.
+    ``has_rsample_(False)`` declares the same for one instance, but the instance that a plate expands loses it.
     """
 
     has_rsample = False
 
 
 class ConstantNormal(dist.Normal):
-    """A normal distribution that passes constants for reparameterized draws."""
+    """A normal distribution that returns constants as if they were reparameterized draws."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Returns a draw."""
+        """Return a draw without gradient."""
         return super().rsample(Size(sample_shape)).detach()
 
 
@@ -60,25 +61,25 @@ ESTIMATORS = {
 
 
 class Family(nn.Module):
-    """A posterior of another family of the same location and scale."""
+    """A posterior of another family with the same location and scale."""
 
     def __init__(self, posterior: Callable[..., Any], family: type[dist.Normal]) -> None:
         super().__init__()
         self.posterior, self.family = posterior, family
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        """Returns q(z | x)."""
+        """Return q(z | x)."""
         q = self.posterior(x).base_dist
         return self.family(q.loc, q.scale).to_event(1)
 
 
 class Estimated(nn.Module):
-    """The model and guide of a VAE, whose parameters they share, as an estimator takes them.
+    """Model and guide that share the parameters of a VAE, for use with an estimator.
 
     Args:
-        vae: Its posterior is a diagonal normal.
-        estimator: Says the posterior's family and the baseline: a decaying average of f for each place in a batch, or
-            beside it a network of x.
+        vae: VAE with a diagonal normal posterior.
+        estimator: Estimator with the posterior's family and the baseline. The baseline is a decaying average of f for
+            each position in a batch, or this average plus a network of x.
         event_shape: Shape of a datum.
         hidden: Width of the baseline's network.
     """
@@ -92,7 +93,7 @@ class Estimated(nn.Module):
             self.network = nn.Sequential(mlp(event_shape, hidden, 1), nn.Flatten(-2))
 
     def guide(self, x: Tensor) -> Any:
-        """Runs the guide on data ``x``, and tells Pyro of the baseline."""
+        """Run the guide on data ``x``, with the baseline registered in Pyro."""
         options: dict[str, Any] = {"use_decaying_avg_baseline": self.baseline is not None}
         if self.baseline == "network":
             options |= {"nn_baseline": self.network, "nn_baseline_input": x}

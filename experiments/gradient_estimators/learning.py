@@ -1,8 +1,8 @@
-"""What does a gradient's variance do to learning?
+"""Effect of the variance of a gradient estimator on learning.
 
-The same small VAE, from the same weights, is trained for as many steps with one estimator of the gradient after
-another: reparameterized and by the score function with 1, 10 and 100 draws; reparameterized with the KL in closed form,
-and by the score function with Pyro's baselines, with one draw. Learning rate and data are the same for all.
+The same small VAE is trained from the same weights, for the same number of steps, with each estimator of the gradient.
+The reparameterized and the score-function estimator use 1, 10 and 100 draws. The closed-form KL and the score function
+with Pyro's baselines use one draw. Learning rate and data are the same for all.
 """
 
 from dataclasses import dataclass, replace
@@ -25,28 +25,28 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     data: Literal["digits", "mnist5k", "mnist", "fashion_mnist"] = "digits"
-    """Data set; the first two need no download."""
+    """Data set; ``mnist5k`` and ``digits`` need no download."""
     latent: int = 10
     """Number of latent dimensions."""
     hidden: tuple[int, ...] = (100,)
-    """Widths of the hidden layers, from data to latent."""
+    """Widths of the hidden layers, in the order from data to latents."""
     epochs: int = 120
     """Passes over the training data."""
     kl_warmup: int = 0
     """Epochs over which the weight of the latent sites grows to 1."""
     draws: tuple[int, ...] = (1, 10, 100)
-    """Draws of a gradient, L; the closed-form KL and the baselines are given one."""
+    """Draws per gradient, L. The closed-form KL and the baselines use one draw."""
     num_samples: int = 1000
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     out: Path = Path("results/gradient_estimators/learning")
     """Folder for tables and figures."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Trains with each estimator; prints and writes the table and the figures."""
+    """Train with each estimator. Print and write the table and the figures."""
     splits = comparison.load(options)
     whole = len(splits.train) // options.batch_size * options.batch_size
-    splits = replace(splits, train=splits.train[:whole])  # Pyro's average baseline is for batches of one size
+    splits = replace(splits, train=splits.train[:whole])  # Pyro's average baseline needs batches of equal size
     cells = {
         **{f"{name}, L = {n}": (name, n) for name in ("reparameterized", "score function") for n in options.draws},
         **{name: (name, 1) for name in ("closed-form KL", "average baseline", "network baseline")},
@@ -55,7 +55,7 @@ def main(options: Options) -> pd.DataFrame:
     for label, (name, draws) in comparison.chosen(cells, options).items():
         vae = comparison.build(options, splits.train.shape[1:])
         objective = ESTIMATORS[name].objective(num_particles=draws, vectorize_particles=True, max_plate_nesting=1)
-        with pyro.get_param_store().scope():  # where Pyro keeps its averages
+        with pyro.get_param_store().scope():  # Pyro keeps the averages of the baseline in the parameter store
             estimated = Estimated(vae, ESTIMATORS[name], splits.train.shape[1:])
             histories[label] = comparison.train(estimated, splits, options, objective=objective)
         results[label] = comparison.evaluate(vae, splits, options)
@@ -68,7 +68,7 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def draw(histories: dict[str, pv.History]) -> Figure:
-    """Draws the ELBO of the validation data against the epoch and against the time."""
+    """Draw the ELBO of the validation data against the epoch and against the time."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     finals = [history.valid[-1] for history in histories.values()]
     for i, (name, history) in enumerate(histories.items()):

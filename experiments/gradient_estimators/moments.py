@@ -1,12 +1,13 @@
-r"""Is a gradient estimator biased, and how much does it vary?
+r"""Is a gradient estimator biased, and how large is its variance?
 
-For the linear-Gaussian VAE, x | z ~ N(W z + b, sigma^2 I) and q = N(m(x), diag(s(x)^2)), the ELBO is a closed form,
+The linear-Gaussian VAE has x | z ~ N(W z + b, sigma^2 I) and q = N(m(x), diag(s(x)^2)). Its ELBO has the closed form
 
     -|x - W m - b|^2 / (2 sigma^2) - sum_j s_j^2 |W_j|^2 / (2 sigma^2) - D/2 log(2 pi sigma^2) - KL(q || p(z)),
 
-so its gradient is exact. The mean of many estimates is compared with it, in standard errors: z-scores whose root mean
-square is near 1 where there is no bias. For a VAE of digits, half trained, the closed-form KL at the most draws stands
-in. Noise is the root of the summed variance of the encoder's gradient over the norm of the gradient.
+so its gradient is exact. The mean of many estimates is compared with the exact gradient by z-scores, in standard
+errors. The root mean square of the z-scores is near 1 for an unbiased estimator. A partly trained VAE of digits has no
+exact gradient, so the closed-form KL with the most draws replaces it. Noise is the root of the summed variance of the
+encoder's gradient, divided by the norm of the gradient.
 """
 
 import time
@@ -29,7 +30,7 @@ import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments.gradient_estimators.estimators import ESTIMATORS, Estimated
 
-BURN_IN = 50  # gradients that are thrown away, over which an average baseline forgets that it began at 0
+BURN_IN = 50  # discarded gradients, during which an average baseline loses its initial value 0
 
 
 @dataclass
@@ -37,29 +38,29 @@ class Options(comparison.Options):
     """Options of the experiment."""
 
     data: Literal["digits", "mnist5k", "mnist", "fashion_mnist"] = "digits"
-    """Data set; the first two need no download."""
+    """Data set; ``mnist5k`` and ``digits`` need no download."""
     latent: int = 10
     """Number of latent dimensions."""
     hidden: tuple[int, ...] = (100,)
-    """Widths of the hidden layers, from data to latent."""
+    """Widths of the hidden layers, in the order from data to latents."""
     epochs: int = 30
     """Passes over the digits before the gradients of the VAE are measured."""
     kl_warmup: int = 0
     """Epochs over which the weight of the latent sites grows to 1."""
     draws: tuple[int, ...] = (1, 10, 100)
-    """Draws of a gradient, L."""
+    """Draws per gradient, L."""
     repeats: int = 400
-    """Gradients over which mean and variance are taken."""
+    """Number of gradients from which mean and variance are estimated."""
     num_data: int = 10
-    """Data of a gradient."""
+    """Number of data per gradient."""
     dimensions: int = 20
-    """Observed dimensions of the linear-Gaussian VAE."""
+    """Number of observed dimensions of the linear-Gaussian VAE."""
     out: Path = Path("results/gradient_estimators/moments")
     """Folder for tables and figures."""
 
 
 class Problem(NamedTuple):
-    """A VAE and its data, and the gradient where it is known."""
+    """A VAE with its data, and the exact gradient if it is known."""
 
     vae: pv.VAE
     x: Tensor
@@ -67,7 +68,7 @@ class Problem(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Mean and variance of a gradient, shape ``(parameters,)``, over repeats that took some milliseconds each."""
+    """Mean and variance of a gradient over repeats, shape ``(parameters,)``, with the milliseconds per repeat."""
 
     mean: Tensor
     variance: Tensor
@@ -76,7 +77,7 @@ class Moments(NamedTuple):
 
 
 def linear_gaussian(options: Options) -> Problem:
-    """A linear-Gaussian VAE in float64 away from its optimum, with its exact gradient."""
+    """Return a linear-Gaussian VAE in float64 away from its optimum, with its exact gradient."""
     pyro.set_rng_seed(options.seed)
     size, latent = options.dimensions, options.latent
     vae = pv.VAE(
@@ -90,7 +91,7 @@ def linear_gaussian(options: Options) -> Problem:
 
 
 def exact_elbo(vae: pv.VAE, x: Tensor) -> Tensor:
-    """The ELBO of a linear-Gaussian VAE, nats summed over the data, shape ``()``."""
+    """Return the ELBO of a linear-Gaussian VAE, nats summed over the data, shape ``()``."""
     likelihood: Any = vae.likelihood
     q = vae.posterior(x)
     p = likelihood(q.mean)
@@ -99,7 +100,7 @@ def exact_elbo(vae: pv.VAE, x: Tensor) -> Tensor:
 
 
 def digits(options: Options) -> Problem:
-    """A VAE after a few epochs, and some digits."""
+    """Return a VAE after a few epochs of training, and some digits."""
     splits = comparison.load(options)
     vae = comparison.build(options, splits.train.shape[1:])
     comparison.train(vae, splits, options)
@@ -107,12 +108,12 @@ def digits(options: Options) -> Problem:
 
 
 def encoder_gradient(guide: torch.nn.Module) -> Tensor:
-    """The gradient that a loss has left in an encoder, shape ``(parameters,)``, float64."""
+    """Return the gradient that a loss has left in an encoder, shape ``(parameters,)``, float64."""
     return torch.cat([p.grad.flatten() for p in guide.parameters() if p.grad is not None]).double().cpu()
 
 
 def measure(problem: Problem, name: str, draws: int, options: Options) -> Moments:
-    """Mean and variance of an estimator's gradient."""
+    """Return the mean and the variance of the gradient of an estimator."""
     torch.manual_seed(options.seed)
     estimated = Estimated(problem.vae, ESTIMATORS[name], problem.x.shape[1:])
     objective: Any = ESTIMATORS[name].objective(num_particles=draws, vectorize_particles=True, max_plate_nesting=1)
@@ -122,7 +123,7 @@ def measure(problem: Problem, name: str, draws: int, options: Options) -> Moment
             if repeat == BURN_IN:
                 start = time.perf_counter()
             estimated.zero_grad()
-            shuffled = problem.x[torch.randperm(len(problem.x))]  # an average is of other data, as it is in training
+            shuffled = problem.x[torch.randperm(len(problem.x))]  # the average baseline sees other data, as in training
             objective.loss_and_grads(estimated.model, estimated.guide, shuffled)
             gradients.append(encoder_gradient(estimated.encoder))
     seconds = time.perf_counter() - start
@@ -131,18 +132,18 @@ def measure(problem: Problem, name: str, draws: int, options: Options) -> Moment
 
 
 def z_scores(moments: Moments, exact: Tensor | Moments) -> Tensor:
-    """Differences of the mean from the exact gradient, or from another mean, in standard errors."""
+    """Return the difference of the mean from the exact gradient, or from another mean, in standard errors."""
     difference, squared = moments.mean, moments.variance / moments.repeats
     if isinstance(exact, Moments):
         difference, squared = difference - exact.mean, squared + exact.variance / exact.repeats
     else:
         difference = difference - exact
-    moving = squared > 0  # a pixel that is always off has no gradient
+    moving = squared > 0  # the gradient of a pixel that is always off is zero
     return difference[moving] / squared[moving].sqrt()
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Measures the moments; prints and writes the table and the figure."""
+    """Measure the moments. Print and write the table and the figure."""
     problems: dict[str, Callable[[Options], Problem]] = {
         "linear-Gaussian": linear_gaussian,
         f"VAE, {options.data}": digits,
@@ -151,8 +152,8 @@ def main(options: Options) -> pd.DataFrame:
     for name, build in comparison.chosen(problems, options).items():
         tables.append(table_of(build(options), options).assign(model=name))
     table = pd.concat(tables, ignore_index=True).set_index(["model", "estimator", "L"])
-    print(f"\n{options.repeats} gradients each; z: difference of their mean from the gradient, in standard errors;")
-    print("noise: standard deviation of the gradient over its norm; ratio: of the variance to the first estimator's\n")
+    print(f"\n{options.repeats} gradients each; z: mean minus exact gradient, in standard errors;")
+    print("noise: standard deviation of the gradient / its norm; ratio: variance / variance of the first estimator\n")
     print(table.to_string(float_format="{:.3g}".format))
     rows = table.reset_index()
     comparison.write(options, rows, {"moments": draw(rows)})
@@ -160,8 +161,8 @@ def main(options: Options) -> pd.DataFrame:
 
 
 def table_of(problem: Problem, options: Options) -> pd.DataFrame:
-    """One row an estimator and number of draws."""
-    names = [name for name, estimator in ESTIMATORS.items() if estimator.baseline != "network"]  # it is untrained
+    """Return one row for each estimator and number of draws."""
+    names = [name for name, estimator in ESTIMATORS.items() if estimator.baseline != "network"]  # which is untrained
     cells = [(name, draws) for name in names for draws in options.draws]
     moments = {(name, draws): measure(problem, name, draws, options) for name, draws in tqdm(cells, disable=None)}
     stand_in = moments["closed-form KL", max(options.draws)]
@@ -179,7 +180,7 @@ def table_of(problem: Problem, options: Options) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draws the noise against the number of draws, a panel for each model."""
+    """Draw the noise against the number of draws, in one panel per model."""
     models = table.model.unique()
     figure, axes = plt.subplots(
         1, len(models), figsize=(3.6 * len(models) + 1.8, 3.6), sharey=True, squeeze=False, layout="constrained"

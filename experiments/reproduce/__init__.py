@@ -1,1 +1,1 @@
-"""Published tables, reproduced: a script a paper, ``python -m experiments.reproduce.iwae`` and so on."""
+"""Reproductions of published tables, one script per paper, such as ``python -m experiments.reproduce.iwae``."""

@@ -1,13 +1,13 @@
-"""Richer posteriors on MNIST, dynamic binarization: an inverse autoregressive flow, and a ladder of latent layers.
+"""Richer posteriors on MNIST with dynamic binarization: an inverse autoregressive flow, and a ladder VAE.
 
 *IAF, 1 x 100*: one latent layer of 100 dimensions whose posterior is an inverse autoregressive flow (*Improved
-Variational Inference with Inverse Autoregressive Flow*, Kingma et al., 2016). The published number, 83.04 nats, states
-no networks. Ours are the gated ones of the VampPrior paper, with two layers of the flow, of 320 units each, the
-shallowest and narrowest of the flow's paper.
+Variational Inference with Inverse Autoregressive Flow*, Kingma et al., 2016). The published NLL is 83.04 nats, and its
+source does not state the networks. This reproduction uses the gated networks of the VampPrior paper, and two flow
+layers of 320 units each, the smallest flow of the paper.
 
-*Ladder VAE, 5 layers*: the best row of *Ladder Variational Autoencoders* (Sønderby et al., 2016), after fine-tuning, on
-MNIST; latent layers of 64, 32, 16, 8 and 4 dimensions, networks and batch normalization of the paper. The paper trains
-for 2,000 epochs with a KL warm-up over the first 200, and fine-tunes for 2,000 more.
+*Ladder VAE, 5 layers*: the best row of *Ladder Variational Autoencoders* (Sønderby et al., 2016) on MNIST, after
+fine-tuning. It has latent layers of 64, 32, 16, 8 and 4 dimensions, and the networks and the batch normalization of the
+paper. The paper trains for 2,000 epochs with a KL warm-up over the first 200, and fine-tunes for 2,000 more.
 """
 
 from dataclasses import dataclass
@@ -30,13 +30,13 @@ class Options(rows.Options):
     """Options of the reproduction."""
 
     batch_size: int = 250
-    """Data per step."""
+    """Batch size."""
     kl_warmup: int = 50
     """Epochs over which the weight of the latent sites grows to 1."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Run the rows that the options name; print the table."""
+    """Run the rows that the options name, and print the table."""
     return rows.run(rows.dynamic_mnist("flow_and_ladder", ROWS, options), options)
 
 

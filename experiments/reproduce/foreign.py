@@ -1,9 +1,8 @@
-"""Foreign weights: a VAE trained by pythae and one by NumPyro, evaluated by pyrovae with both numbers.
+"""Weights of other libraries: a VAE trained by pythae and one by NumPyro, evaluated by pyrovae with both protocols.
 
-Each library trains a VAE of its own, on static MNIST, with the networks that it offers: pythae those that it has by
-default, NumPyro those of its VAE example. Then the weights go by their names into a :class:`pyrovae.VAE`. Before the
-evaluation, log p(x | z) of the new decoder is compared with that of the library, in double precision; they may differ
-by 1e-5 nats at most.
+Each library trains a VAE of its own on static MNIST: pythae with its default networks, NumPyro with those of its VAE
+example. The weights are then copied by name into a :class:`pyrovae.VAE`. Before the evaluation, log p(x | z) of the new
+decoder is compared in double precision with that of the library. The two may differ by 1e-5 nats at most.
 
 The libraries are imported when they are needed: ``uv run --group benchmarks python -m experiments.reproduce.foreign``.
 """
@@ -34,29 +33,29 @@ Library = Literal["pythae", "numpyro"]
 Weights = Mapping[str, np.ndarray]
 
 TOLERANCE = 1e-5  # nats, of log p(x | z)
-COMPARED = 100  # data for which log p(x | z) is compared
+COMPARED = 100  # number of data for the comparison of log p(x | z)
 
 
 @dataclass
 class Options:
-    """Options of the evaluation of foreign weights."""
+    """Options of the evaluation of weights from other libraries."""
 
     libraries: tuple[Library, ...] = ("pythae", "numpyro")
-    """Libraries that train."""
+    """Libraries that train a VAE."""
     data: Literal["static_mnist", "digits"] = "static_mnist"
-    """Data set; the digits are small, embedded and need no download."""
+    """Data set. The digits are small, embedded and need no download."""
     epochs: int = 50
     """Passes over the training data."""
     batch_size: int = 100
-    """Data per step."""
+    """Batch size."""
     learning_rate: float = 1e-3
     """Learning rate of Adam."""
     latent: int = 20
     """Latent dimensions."""
     hidden: int = 400
-    """Hidden units of NumPyro's networks; pythae's have 512."""
+    """Hidden units of NumPyro's networks. Those of pythae have 512."""
     num_samples: int = 5000
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     num_test: int | None = None
     """Number of test data [default: all]."""
     compile: bool = True
@@ -66,9 +65,9 @@ class Options:
     seed: int = 0
     """Seed of the initial weights, the training and the evaluation."""
     out: Path = Path("docs/reproduction")
-    """Folder for the results, which are to be committed."""
+    """Folder of the results that are committed to the repository."""
     checkpoints: Path = Path("results/reproduce")
-    """Folder for weights and results per datum."""
+    """Folder of weights and results per datum."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,9 @@ class Trained:
     """A VAE as its library trained it.
 
     Attributes:
-        weights: Its tensors by the names that the library gives them.
-        log_likelihood: The library's own log p(x | z), in double precision: ``z``, shape ``(N, latent)``, and ``x``,
-            shape ``(N, *event)``, to shape ``(N,)``, nats.
+        weights: Tensors by the names that the library gives them.
+        log_likelihood: The library's own log p(x | z) in double precision, nats. It maps ``z``, shape ``(N, latent)``,
+            and ``x``, shape ``(N, *event)``, to shape ``(N,)``.
     """
 
     weights: Weights
@@ -87,12 +86,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Names:
-    """The names of a library's tensors for those of a :class:`pyrovae.VAE` with one hidden layer in either network.
+    """Mapping from the tensors of a :class:`pyrovae.VAE` with one hidden layer per network to those of another library.
 
     Attributes:
         activation: Nonlinearity of the hidden layers.
-        sources: For each tensor of the VAE the foreign tensors that stand in it, one below another, with the factor of
-            each. A log-variance has the factor 1/2, because a posterior's network returns the logarithm of the scale.
+        sources: For each tensor of the VAE, the names of the library's tensors that it concatenates, each with a
+            factor. A log-variance has the factor 1/2, because a posterior's network returns the logarithm of the scale.
         transposed: Whether matrices are stored as ``(in, out)``.
     """
 
@@ -117,7 +116,7 @@ def _sources(encoder: str, loc: str, spread: str, factor: float, hidden: str, ou
 
 
 def _of_stax(sources: Mapping[str, tuple[tuple[str, float], ...]]) -> dict[str, tuple[tuple[str, float], ...]]:
-    """Return sources by the places that stax gives to weights and biases, 0 and 1."""
+    """Return the sources with the names of stax, which calls weights 0 and biases 1."""
     return {
         ours: tuple((name.replace("weight", "0").replace("bias", "1"), factor) for name, factor in found)
         for ours, found in sources.items()
@@ -154,11 +153,11 @@ NAMES: dict[Library, Names] = {
 
 
 def main(options: Options) -> None:
-    """Train with each library, and evaluate what it trained.
+    """Train a VAE with each library, and evaluate it.
 
     Raises:
         ModuleNotFoundError: If a library is not installed.
-        ValueError: If weights do not fit their names, or log p(x | z) differs.
+        ValueError: If the weights do not match their names, or log p(x | z) differs.
     """
     for library in options.libraries:
         require(library)
@@ -171,7 +170,7 @@ def main(options: Options) -> None:
         difference = largest_difference(vae, trained, splits.test[:COMPARED])
         print(f"{library}: log p(x | z) of {COMPARED} data differs by {difference:.1e} nats at most")
         if not difference <= TOLERANCE:
-            raise ValueError(f"log p(x | z) of pyrovae and of {library} differ by {difference:.2g} nats.")
+            raise ValueError(f"log p(x | z) differs between pyrovae and {library} by {difference:.2g} nats.")
         folder = options.checkpoints / "foreign" / library
         folder.mkdir(parents=True, exist_ok=True)
         pv.save(vae, folder / "weights.pt")
@@ -210,7 +209,7 @@ def require(library: Library) -> None:
     """Import a library.
 
     Raises:
-        ModuleNotFoundError: If it is not installed. The message says how to install it.
+        ModuleNotFoundError: If it is not installed. The message states how to install it.
     """
     try:
         import_module(library)
@@ -223,20 +222,20 @@ def require(library: Library) -> None:
 
 
 def as_vae(weights: Weights, names: Names, event_shape: torch.Size | tuple[int, ...]) -> pv.VAE:
-    """Return a VAE with foreign weights, in evaluation mode.
+    """Return a VAE with the weights of another library, in evaluation mode.
 
     Args:
-        weights: The foreign tensors by name.
-        names: The names.
+        weights: The library's tensors by name.
+        names: Mapping from the tensors of the VAE to those of the library.
         event_shape: Shape of a datum.
 
     Raises:
-        ValueError: If a tensor is missing, has another shape, or has no place in the VAE.
+        ValueError: If a tensor is missing, is not used, or has another shape.
     """
     used = {name for found in names.sources.values() for name, _ in found}
     if wrong := sorted(used.symmetric_difference(weights)):
-        state = "is missing" if wrong[0] in used else "has no place in the VAE"
-        raise ValueError(f"the tensor {wrong[0]!r} {state}. The foreign weights are {sorted(weights)}.")
+        state = "is missing" if wrong[0] in used else "has no counterpart in the VAE"
+        raise ValueError(f"The tensor {wrong[0]!r} {state}. The library's weights are {sorted(weights)}.")
     tensors = {
         ours: torch.cat([factor * _as_tensor(weights[name], names.transposed) for name, factor in found])
         for ours, found in names.sources.items()
@@ -252,7 +251,7 @@ def as_vae(weights: Weights, names: Names, event_shape: torch.Size | tuple[int, 
         if name in tensors and tensors[name].shape != tensor.shape:
             raise ValueError(
                 f"{' and '.join(source for source, _ in names.sources[name])} have shape {tuple(tensors[name].shape)} "
-                f"together, but {name!r} has {tuple(tensor.shape)}."
+                f"together, but {name!r} has shape {tuple(tensor.shape)}."
             )
     vae.load_state_dict(tensors)
     return vae.eval()
@@ -263,7 +262,7 @@ def _as_tensor(array: np.ndarray, transposed: bool) -> Tensor:
 
 
 def largest_difference(vae: pv.VAE, trained: Trained, x: Tensor) -> float:
-    """Return by how much log p(x | z) of the VAE and of the library differ at most, nats, for draws of the encoder."""
+    """Return the largest difference of log p(x | z) between the VAE and the library for encoder draws, nats."""
     exact, x = copy.deepcopy(vae).double(), x.double()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -310,10 +309,10 @@ def train_pythae(train: Tensor, options: Options) -> Trained:
 
 
 def train_numpyro(train: Tensor, options: Options) -> Trained:
-    """Train the VAE of NumPyro's example by its ``SVI``, an epoch a compiled call.
+    """Train the VAE of NumPyro's example by its ``SVI``, in one compiled call per epoch.
 
     Args:
-        train: Training data, shape ``(N, *event)``. What is left over after whole batches is left out of an epoch.
+        train: Training data, shape ``(N, *event)``. An incomplete last batch is left out of the epoch.
         options: Options.
     """
     import jax
@@ -367,7 +366,7 @@ def train_numpyro(train: Tensor, options: Options) -> Trained:
 
 
 def leaves(tree: Any, name: str = "") -> list[tuple[str, np.ndarray]]:
-    """Return the arrays of nested dictionaries, lists and tuples, by their path: ``decoder$params.0.1``."""
+    """Return the arrays of nested dictionaries, lists and tuples, by their path, such as ``decoder$params.0.1``."""
     if not isinstance(tree, Mapping | list | tuple):
         return [(name, np.asarray(tree))]
     parts = tree.items() if isinstance(tree, Mapping) else enumerate(tree)

@@ -1,13 +1,14 @@
 """*Importance Weighted Autoencoders* (Burda, Grosse and Salakhutdinov, 2016), table 1: MNIST, dynamic binarization.
 
-One latent layer: 50 dimensions, two hidden layers of 200 tanh units in either network. Two layers: 100 and 50
-dimensions, with 200 and 100 units. All 60,000 digits are for training, each drawn anew as zeros and ones in every
-epoch; the test digits are drawn once. The paper trains for 3,280 epochs in batches of 20, with learning rates that fall
-in eight stages; ``--schedule paper`` does the same, ``--schedule cosine`` is a shorter one of ours.
+The rows with one latent layer have 50 dimensions and two hidden layers of 200 tanh units per network. The rows with two
+layers have 100 and 50 dimensions, with 200 and 100 units. All 60,000 training digits are used, and each is binarized
+anew in every epoch; the test digits are binarized once. The paper trains for 3,280 epochs in batches of 20, with
+learning rates that fall in eight stages. ``--schedule paper`` does the same, and ``--schedule cosine`` is a shorter
+schedule of this project.
 
 The rows with the doubly reparameterized gradient (*Doubly Reparameterized Gradient Estimators for Monte Carlo
 Objectives*, Tucker, Lawson, Gu and Maddison, 2019) are not in the paper. Their targets come from a public replication
-of it, github.com/nbip/IWAE, which has 85.18 and 84.59 for the reparameterized gradient.
+of it, github.com/nbip/IWAE, which reports 85.18 and 84.59 for the reparameterized gradient.
 """
 
 from collections.abc import Callable
@@ -45,26 +46,26 @@ class Options(rows.Options):
     """Options of the reproduction."""
 
     schedule: Literal["cosine", "paper"] = "cosine"
-    """The paper's takes 3,280 epochs of Adam, epsilon 1e-4: give --epochs 3280 --batch-size 20."""
+    """Learning-rate schedule. The paper's needs --epochs 3280 --batch-size 20, and Adam with epsilon 1e-4."""
 
     def __post_init__(self) -> None:
         if self.schedule == "paper" and self.epochs != sum(epochs for epochs, _ in STAGES):
-            raise ValueError(f"the paper's schedule has 3280 epochs, got epochs={self.epochs}; give --epochs 3280")
+            raise ValueError(f"The paper's schedule has 3280 epochs, got epochs={self.epochs}. Give --epochs 3280.")
         if self.schedule == "paper" and self.optimizer != "adam":
             raise ValueError(
-                f"the paper's schedule is one of Adam, got optimizer={self.optimizer!r}; give --optimizer adam"
+                f"The paper's schedule uses Adam, got optimizer={self.optimizer!r}. Give --optimizer adam."
             )
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Runs the rows that the options name; prints the table."""
+    """Run the rows that the options name, and print the table."""
     paper = {"scheduler": stages, "optimizer": rows.published_adam()}
     schedule = paper if options.schedule == "paper" else {}
     return rows.run(rows.dynamic_mnist("iwae", ROWS, options, **schedule), options)
 
 
 def build(train: Tensor, *, layers: int) -> nn.Module:
-    """The paper's network with one or two latent layers."""
+    """Return the paper's network with one or two latent layers."""
     event = train.shape[1:]
     if layers == 1:
         decoder = mlp(50, 200, 200, event)
@@ -84,7 +85,7 @@ def build(train: Tensor, *, layers: int) -> nn.Module:
 
 
 def stages(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """The paper's learning rates: 3^i epochs at 10^(-i/7) of the first, for i = 0, ..., 7."""
+    """Return the paper's schedule: 3^i epochs at 10^(-i/7) of the initial learning rate, for i = 0, ..., 7."""
     factors = [factor for epochs, factor in STAGES for _ in range(epochs)]
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: factors[min(epoch, len(factors) - 1)])
 

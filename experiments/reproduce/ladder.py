@@ -4,9 +4,9 @@ r"""Ladder variational autoencoder: a hierarchy of latents whose posterior corre
     q(z \mid x) = q(z_L \mid x) \prod_{l < L} q(z_l \mid x, z_{l+1}).
 
 A deterministic pass goes up, :math:`d_l = f_l(d_{l-1})` with :math:`d_0 = x`. At each layer it gives a normal density
-with mean :math:`\hat\mu_l(d_l)` and variance :math:`\hat\sigma_l^2(d_l)`. The posterior of the top layer is that
-density. On the way down, the posterior of a layer is the normalized product of its density and of the prior,
-:math:`N(\mu_{p,l}(z_{l+1}), \sigma_{p,l}^2(z_{l+1}))`, whose networks the model and the guide share:
+with mean :math:`\hat\mu_l(d_l)` and variance :math:`\hat\sigma_l^2(d_l)`. The posterior of the top layer is this
+density. On the way down, the posterior of a layer is the normalized product of its density and the prior,
+:math:`N(\mu_{p,l}(z_{l+1}), \sigma_{p,l}^2(z_{l+1}))`. Model and guide share the networks of the prior:
 
 .. math:: \sigma_{q,l}^{-2} = \hat\sigma_l^{-2} + \sigma_{p,l}^{-2}, \qquad
     \mu_{q,l} = \sigma_{q,l}^2\, (\hat\mu_l \hat\sigma_l^{-2} + \mu_{p,l} \sigma_{p,l}^{-2}).
@@ -26,24 +26,24 @@ import pyrovae as pv
 
 LATENTS = (64, 32, 16, 8, 4)  # dimensions of z1, ..., z5
 HIDDEN = (512, 256, 128, 64, 32)  # units of the networks next to z1, ..., z5
-SMALLEST_VARIANCE = 1e-5  # that of the published code
+SMALLEST_VARIANCE = 1e-5  # as in the published code
 
 
 class LadderVAE(nn.Module):
     """A ladder VAE of binary data, with the latent sites ``"z1"`` (next to the data), ``"z2"``, and so on.
 
-    All networks have two hidden layers of leaky rectifiers. Batch normalization stands after every linear map but that
-    to the data, as in the paper. It makes the training loss of a datum depend on its batch. An evaluation uses running
-    averages, so a log-weight depends on its own datum only.
+    All networks have two hidden layers of leaky rectifiers. As in the paper, batch normalization follows every linear
+    map except the map to the data. The training loss of a datum therefore depends on its batch. An evaluation uses
+    running averages, so a log-weight depends on its own datum only.
 
     Args:
         event_shape: Shape of a datum.
         latents: Numbers of latent dimensions, from the data up.
         hidden: Widths of the hidden layers, from the data up.
-        batch_norm: Whether to normalize.
+        batch_norm: Whether to use batch normalization.
 
     Raises:
-        ValueError: If there is no layer, or ``latents`` and ``hidden`` have different lengths.
+        ValueError: If ``latents`` is empty, or ``latents`` and ``hidden`` have different lengths.
 
     Example:
         >>> import torch
@@ -97,7 +97,7 @@ class LadderVAE(nn.Module):
                 z = pyro.sample(f"z{layer}", _normal(*merge(lower[layer - 1], self.down[layer - 1](z))))
 
     def bottom_up(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return the mean and the variance of each layer by the deterministic pass, from the data up.
+        """Return the mean and the variance of each layer from the deterministic pass, from the data up.
 
         Args:
             x: Data, shape ``(N, *event_shape)``.
@@ -113,12 +113,12 @@ class LadderVAE(nn.Module):
 
 
 class Moments(nn.Module):
-    """Mean and variance of a layer, by a linear map each; the variance is a softplus.
+    """Mean and variance of a layer from one linear map each, with a softplus for the variance.
 
     Args:
         width: Number of features.
         latent: Number of latent dimensions.
-        batch_norm: Whether to normalize.
+        batch_norm: Whether to use batch normalization.
     """
 
     def __init__(self, width: int, latent: int, batch_norm: bool) -> None:
@@ -144,7 +144,7 @@ def merge(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Ten
         (tensor(1.), tensor(0.7500))
     """
     (loc, variance), (other_loc, other_variance) = one, other
-    weight = other_variance / (variance + other_variance)  # of the first, between 0 and 1
+    weight = other_variance / (variance + other_variance)  # weight of the first density, between 0 and 1
     return weight * loc + (1 - weight) * other_loc, weight * variance
 
 
@@ -160,6 +160,6 @@ def _perceptron(width_in: int, width: int, batch_norm: bool) -> nn.Sequential:
 
 
 def _linear(width_in: int, width: int, batch_norm: bool) -> list[nn.Module]:
-    """Return a linear map, with batch normalization over all leading dimensions behind it."""
+    """Return a linear map, followed by batch normalization over all leading dimensions."""
     normalize: list[nn.Module] = [pv.networks.Batched(nn.BatchNorm1d(width), 1)] if batch_norm else []
     return [nn.Linear(width_in, width, bias=not batch_norm), *normalize]

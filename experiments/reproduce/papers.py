@@ -1,4 +1,4 @@
-"""All rows of all published tables, and the other ways in which some of them are run."""
+"""All rows of all published tables, and further runs of some of them with other seeds or schedules."""
 
 from collections.abc import Mapping
 
@@ -11,23 +11,25 @@ PAPERS: dict[str, Mapping[str, Row]] = {
     "vampprior": vampprior.ROWS,
     "flow_and_ladder": flow_and_ladder.ROWS,
 }
-MAIN = "."  # the part of the rows of the tables themselves
-AGAIN = "1 layer, IWAE, k = 5"  # the row of the IWAE paper that is run in other ways too
+MAIN = "."  # the part with the rows of the tables themselves
+AGAIN = "1 layer, IWAE, k = 5"  # the row of the IWAE paper that is also run with other seeds and schedules
 SEEDS = {0: MAIN, 1: "seed_1", 2: "seed_2"}  # parts by seed
 PAPER_SCHEDULE = "paper_schedule"
 PARTS = {MAIN: "", PAPER_SCHEDULE: "Adam, the paper's schedule", SEEDS[1]: "seed 1", SEEDS[2]: "seed 2"}
 
 
 def paper_of(row: str) -> str:
-    """Return the name of the paper that has a row.
+    """Return the name of the paper that contains a row.
 
     Args:
         row: Name of the row, such as ``"1 layer, IWAE, k = 5"``.
 
     Raises:
-        ValueError: If no paper has it.
+        ValueError: If no paper contains the row.
     """
     for paper, rows in PAPERS.items():
         if row in rows:
             return paper
-    raise ValueError(f"there is no row {row!r}. Choose from {[name for rows in PAPERS.values() for name in rows]}.")
+    raise ValueError(
+        f"No paper has the row {row!r}. Choose from {[name for rows in PAPERS.values() for name in rows]}."
+    )

@@ -1,12 +1,14 @@
 """*Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018): MNIST, dynamic binarization.
 
-Bounds between the ELBO and IWAE with 64 draws per datum: MIWAE and PIWAE with 8 groups of 8, CIWAE with a share of 0.05
-for the ELBO. The rows are run as pythae runs them (Chadebec, Vincent and Allassonnière, 2022, and the scripts of its
-repository): 50 latent dimensions and two hidden layers of 200 tanh units in either network, weights that start uniform
-(Glorot and Bengio, 2010) and biases at zero, all 60,000 digits for training. pythae reaches 85.09, 84.58 and 84.74.
+The rows use bounds between the ELBO and IWAE with 64 draws per datum: MIWAE and PIWAE with 8 groups of 8, and CIWAE
+with a weight of 0.05 for the ELBO. They are run in the same way as by pythae (Chadebec, Vincent and Allassonnière,
+2022, and the scripts of its repository): 50 latent dimensions, two hidden layers of 200 tanh units per network, uniform
+initial weights (Glorot and Bengio, 2010), zero initial biases, and all 60,000 digits for training. pythae reports
+85.09, 84.58 and 84.74.
 
-``--schedule pythae`` is that of its scripts: 3,280 epochs in batches of 20 by Adam, epsilon 1e-4, with a learning rate
-that falls by a seventh of a decade at eight epochs. ``--schedule cosine`` is a shorter one of ours.
+``--schedule pythae`` is the schedule of these scripts: 3,280 epochs in batches of 20 by Adam with epsilon 1e-4. The
+learning rate falls by a seventh of a decade at each of eight epochs. ``--schedule cosine`` is a shorter schedule of
+this project.
 """
 
 import math
@@ -35,18 +37,18 @@ class Options(rows.Options):
     """Options of the reproduction."""
 
     schedule: Literal["cosine", "pythae"] = "cosine"
-    """pythae's takes 3,280 epochs of Adam, epsilon 1e-4: give --epochs 3280 --batch-size 20."""
+    """Learning-rate schedule. pythae's needs --epochs 3280 --batch-size 20, and Adam with epsilon 1e-4."""
 
     def __post_init__(self) -> None:
         if self.schedule == "pythae" and (self.epochs, self.optimizer) != (EPOCHS, "adam"):
             raise ValueError(
                 f"pythae's schedule is {EPOCHS} epochs of Adam, got epochs={self.epochs} and "
-                f"optimizer={self.optimizer!r}; give --epochs {EPOCHS} --optimizer adam"
+                f"optimizer={self.optimizer!r}. Give --epochs {EPOCHS} --optimizer adam."
             )
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Run the rows that the options name; print the table."""
+    """Run the rows that the options name, and print the table."""
     pythae = {
         "scheduler": partial(MultiStepLR, milestones=MILESTONES, gamma=10 ** (-1 / 7)),
         "optimizer": rows.published_adam(),
@@ -67,7 +69,7 @@ def build(train: Tensor) -> pv.VAE:
     for layer in linear:
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
-    with torch.no_grad():  # two layers of pythae in one: means, and log-scales, which are half of its log-variances
+    with torch.no_grad():  # merges two layers of pythae: means, and log-scales, which are half of its log-variances
         last.weight.uniform_(-1, 1).mul_(math.sqrt(6 / (200 + LATENT)))
         last.weight[LATENT:] /= 2
     return vae

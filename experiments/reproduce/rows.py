@@ -1,8 +1,8 @@
-"""What the reproductions share: a row of a published table is trained, evaluated on the full test set, and kept.
+"""Code shared by the reproductions: a row of a published table is trained, evaluated on the test set, and stored.
 
-A row is trained by ``fit`` with checkpoints, so that a run that was stopped goes on when the same command is given
-again. What it reached is kept as a small JSON file with all that it took. A row that has not been run is empty in the
-table: no number comes from the paper but the target.
+A row is trained by ``fit`` with checkpoints, so that the same command resumes an interrupted run. The results are
+stored in a small JSON file with all settings. A row that has not been run has empty cells: only the target comes from
+the paper.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ COLUMNS = (
     "epochs",
     "hours",
 )
-RELIABLE = 0.95  # share of reliable data below which a row says so
+RELIABLE = 0.95  # the table marks a row whose fraction of reliable data is smaller
 
 
 @dataclass
@@ -47,39 +47,39 @@ class Options:
     """Options of every reproduction."""
 
     rows: tuple[str, ...] = ()
-    """Names of the rows to run; with none, the table of those that have been run is printed."""
+    """Names of the rows to run. Without names, the table of the rows that have been run is printed."""
     epochs: int = 500
     """Passes over the training data."""
     batch_size: int = 100
-    """Data per step."""
+    """Batch size."""
     optimizer: Literal["adam", "muon"] = "adam"
-    """What minimizes the loss; Muon leaves what is no matrix to Adam, at a tenth of the learning rate."""
+    """Optimizer. Muon updates matrices only; Adam updates the other parameters, at a tenth of the learning rate."""
     learning_rate: float = 1e-3
-    """Learning rate of the optimizer, which a cosine takes to a hundredth of it."""
+    """Initial learning rate of the optimizer. A cosine schedule lowers it to a hundredth of this value."""
     kl_warmup: int = 0
     """Epochs over which the weight of the latent sites grows to 1."""
     num_samples: int = 5000
-    """Draws per test datum of the evaluation."""
+    """Draws per test datum in the evaluation."""
     compile: bool = True
     """Compile training and evaluation."""
     precision: Literal["tf32", "bfloat16"] | None = None
-    """Of the matrix products in training; the evaluation has torch's own."""
+    """Precision of the matrix products in training. The evaluation uses the default precision of torch."""
     root: Path | None = None
     """Folder of the data [default: PYROVAE_DATA, else ~/.cache/pyrovae]."""
     device: str = "auto"
-    """Where to compute; auto is a CUDA device if there is one, else the CPU."""
+    """Device; auto is a CUDA device if there is one, else the CPU."""
     seed: int = 0
     """Seed of the initial weights, the training and the evaluation."""
     hours: float | None = None
-    """Stop the training after so many hours and evaluate what it reached [default: train all epochs]."""
+    """Stop the training after this many hours, and evaluate the weights of that time [default: train all epochs]."""
     out: Path = Path("docs/reproduction")
-    """Folder for the results of a row, which are to be committed."""
+    """Folder of the results of rows that are committed to the repository."""
     checkpoints: Path = Path("results/reproduce")
-    """Folder for checkpoints, weights and results per datum."""
+    """Folder of checkpoints, weights and results per datum."""
     part: str = "."
-    """Folder in both of these, for a row that is run once more in another way, such as with another seed."""
+    """Subfolder of both folders, for a repeated run of a row, such as with another seed."""
     weights: Path | None = None
-    """File of weights to evaluate in place of a training, of one row that was run before [default: none]."""
+    """File of weights from an earlier run of one row, to evaluate without training [default: none]."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Row:
 
     Attributes:
         target: The published test NLL, nats.
-        build: Makes the VAE for training data, before training.
-        objective: Makes what it is trained with.
+        build: Function of the training data that builds the untrained VAE.
+        objective: Function that makes the training objective.
     """
 
     target: float
@@ -102,11 +102,11 @@ class Paper:
     """A published table.
 
     Attributes:
-        name: Short name, of folders and files.
+        name: Short name, used for folders and files.
         train: Training data.
         test: Test data.
-        binarization: How the test data were binarized, in words.
-        rows: Its rows by name.
+        binarization: Name of the binarization of the test data.
+        rows: Rows by name.
         fit_options: Further options of ``fit``, such as validation data. They replace those of ``run_row``.
     """
 
@@ -119,11 +119,11 @@ class Paper:
 
 
 def dynamic_mnist(name: str, rows: Mapping[str, Row], options: Options, **fit_options: Any) -> Paper:
-    """Return a table for MNIST, dynamic binarization: 60,000 training digits are drawn anew in every epoch.
+    """Return a table for MNIST with dynamic binarization: 60,000 training digits are binarized anew in every epoch.
 
     Args:
         name: Short name of the paper.
-        rows: Its rows.
+        rows: Rows by name.
         options: Options of the reproduction.
         **fit_options: Further options of ``fit``.
     """
@@ -133,13 +133,13 @@ def dynamic_mnist(name: str, rows: Mapping[str, Row], options: Options, **fit_op
 
 
 def run(paper: Paper, options: Options) -> pd.DataFrame:
-    """Trains, evaluates and keeps the rows that the options name; prints the table of all that were ever run.
+    """Train, evaluate and store the rows that the options name, and print the table of all rows that were ever run.
 
     Raises:
-        ValueError: If there is no row of that name.
+        ValueError: If the options name an unknown row.
     """
     if unknown := set(options.rows) - set(paper.rows):
-        raise ValueError(f"there is no row {min(unknown)!r}; choose from {list(paper.rows)}")
+        raise ValueError(f"{paper.name} has no row {min(unknown)!r}. Choose from {list(paper.rows)}.")
     for name in options.rows:
         run_row(paper, name, options)
     table = tabulate(paper.name, {name: row.target for name, row in paper.rows.items()}, options.out / options.part)
@@ -149,7 +149,7 @@ def run(paper: Paper, options: Options) -> pd.DataFrame:
 
 
 def run_row(paper: Paper, name: str, options: Options) -> None:
-    """Trains and evaluates a row, and writes what it reached."""
+    """Train and evaluate a row, and write its results."""
     row, folder = paper.rows[name], options.checkpoints / options.part / paper.name / slug(name)
     path = options.out / options.part / paper.name / f"{slug(name)}.json"
     pyro.set_rng_seed(options.seed)
@@ -163,7 +163,7 @@ def run_row(paper: Paper, name: str, options: Options) -> None:
         return
     history = pv.fit(vae, paper.train, **fit_options(paper, row, options, folder, path))
     if history.interrupted:
-        raise SystemExit(f"{name} stopped after {len(history.train)} epochs; give the same command to go on")
+        raise SystemExit(f"{name} stopped after {len(history.train)} epochs. Give the same command to resume.")
     pv.save(vae, folder / "weights.pt")
     found = {"weights": digest(folder / "weights.pt"), **evaluated(vae, paper, options, folder)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,8 +173,8 @@ def run_row(paper: Paper, name: str, options: Options) -> None:
 def fit_options(paper: Paper, row: Row, options: Options, folder: Path, path: Path) -> dict[str, Any]:
     """Return the options of ``fit`` for a row.
 
-    A training that ran out of its hours is not trained further when the same command is given again: its epochs are
-    those that the committed file has.
+    If a training has reached its limit of hours, the same command does not train it further. Its number of epochs is
+    then read from the committed file.
     """
     epochs = options.epochs
     if options.hours is not None and path.exists():
@@ -202,26 +202,26 @@ def _is_late(history: pv.History, *, hours: float) -> bool:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, by which its weights are recognized."""
+    """Return the SHA-256 of a file, which identifies its weights."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """The factor of a learning rate that falls to a hundredth of its first value along a cosine.
+    """Factor of a learning rate that falls to a hundredth of its initial value along a cosine.
 
-    An object and not a function, so that a checkpoint knows its epochs.
+    This is a class and not a function, so that a checkpoint stores its epochs.
     """
 
     epochs: int
 
     def __call__(self, epoch: int) -> float:
-        """The factor after so many epochs."""
+        """Return the factor after ``epoch`` epochs."""
         return 0.01 + 0.99 * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
 
 
 def muon(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    """Muon for all matrices, whose steps are orthogonal matrices, and Adam for what is none, such as biases.
+    """Return Muon for all matrices, whose updates are orthogonal matrices, and Adam for the other parameters.
 
     Source:
         *Muon: An optimizer for hidden layers in neural networks* (Jordan et al., 2024).
@@ -233,7 +233,7 @@ def muon(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
 
 
 def evaluated(vae: Any, paper: Paper, options: Options, folder: Path) -> dict[str, Any]:
-    """Evaluates on all test data in two ways, keeps the results per datum, and returns what the table needs."""
+    """Evaluate a VAE on all test data by both protocols, store the results per datum, and return the table entries."""
     test = paper.test.to(next(vae.parameters()).device)
     shared: Any = {"seed": options.seed, "compile": options.compile, "binarization": paper.binarization}
     folder.mkdir(parents=True, exist_ok=True)
@@ -292,12 +292,12 @@ def record(name: str, row: Row, history: pv.History, options: Options) -> dict[s
 
 
 def command() -> str:
-    """Return the command that this process was started with, for a JSON file."""
+    """Return the command that started this process, for a JSON file."""
     return shlex.join(["python", "-m", f"experiments.reproduce.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def tabulate(paper: str, targets: Mapping[str, float], folder: Path) -> pd.DataFrame:
-    """One row a row of the paper of that name; empty, but for the target, where the folder has no result of it."""
+    """Return one row for each row of the paper. Rows without a result in the folder hold the target only."""
     lines = {name: _line(folder / paper / f"{slug(name)}.json", target) for name, target in targets.items()}
     return pd.DataFrame(lines).T
 
@@ -321,7 +321,7 @@ def cells(kept: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _quoted(kept: Mapping[str, float] | None) -> dict[str, str]:
-    """Return the cells of the estimate to quote; the Monte Carlo error stands if 99% of the data are reliable."""
+    """Return the cells of the estimate of log p(x). The Monte Carlo error is shown if 99% of the data are reliable."""
     if kept is None:
         return {}
     error = f" ({kept['monte_carlo_error']:.2f})" if kept["reliable"] >= 0.99 else ""
@@ -333,7 +333,7 @@ def _quoted(kept: Mapping[str, float] | None) -> dict[str, str]:
 
 
 def slug(name: str) -> str:
-    """A row's name as the name of a file."""
+    """Return the name of a row as the name of a file."""
     return name.lower().replace(" = ", "_").replace(", ", "-").replace(" ", "_")
 
 
@@ -343,7 +343,7 @@ def published_adam() -> Callable[..., torch.optim.Optimizer]:
 
 
 def set_bias(network: nn.Module, x: Tensor) -> None:
-    """Starts a decoder's last bias at the logits of the data's mean, as the published code does."""
+    """Set the last bias of a decoder to the logits of the data's mean, as the published code does."""
     *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():
         last.bias.copy_(torch.logit(x.mean(0).flatten(), eps=1e-3))

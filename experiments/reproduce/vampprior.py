@@ -1,8 +1,8 @@
 """*VAE with a VampPrior* (Tomczak and Welling, 2018), table 1: static MNIST, standard prior and VampPrior.
 
-Gated networks with two hidden layers of 300 units, 40 latent dimensions, 500 pseudo-inputs, batches of 100, a KL
-warm-up of 100 epochs. The two-level model (HVAE) has 40 dimensions in either level. The weights are those that are best
-on the validation data.
+The models have gated networks with two hidden layers of 300 units, 40 latent dimensions and 500 pseudo-inputs. They are
+trained in batches of 100 with a KL warm-up of 100 epochs. The two-level model (HVAE) has 40 dimensions per level. The
+weights with the best validation loss are evaluated.
 """
 
 from collections.abc import Callable
@@ -28,29 +28,29 @@ class Options(rows.Options):
     """Options of the reproduction."""
 
     learning_rate: float = 5e-4
-    """Learning rate of the optimizer, which a cosine takes to a hundredth of it."""
+    """Initial learning rate of the optimizer. A cosine schedule lowers it to a hundredth of this value."""
     kl_warmup: int = 100
     """Epochs over which the weight of the latent sites grows to 1."""
 
 
 def main(options: Options) -> pd.DataFrame:
-    """Runs the rows that the options name; prints the table."""
+    """Run the rows that the options name, and print the table."""
     splits = pv.data.static_mnist(root=options.root)
     return rows.run(Paper("vampprior", splits.train, splits.test, "static", ROWS, {"valid": splits.valid}), options)
 
 
 def standard(_: Tensor) -> nn.Module:
-    """The standard normal prior."""
+    """Return the standard normal prior."""
     return pv.priors.StandardNormal(LATENT)
 
 
 def vamp(train: Tensor) -> nn.Module:
-    """The VampPrior, whose pseudo-inputs start from training data."""
+    """Return the VampPrior, whose pseudo-inputs are initialized with training data."""
     return pv.priors.VampPrior(COMPONENTS, data=train)
 
 
 def one_level(train: Tensor, *, prior: Prior) -> pv.VAE:
-    """One latent layer."""
+    """Return a VAE with one latent layer."""
     event = train.shape[1:]
     return pv.VAE(
         likelihood=pv.likelihoods.Bernoulli(gated(LATENT, HIDDEN, HIDDEN, event)),
@@ -60,7 +60,7 @@ def one_level(train: Tensor, *, prior: Prior) -> pv.VAE:
 
 
 def two_levels(train: Tensor, *, prior: Prior) -> pv.HierarchicalVAE:
-    """Two latent layers, of which the likelihood and the posterior of the lower see both others."""
+    """Return a VAE with two latent layers. The likelihood and the lower posterior depend on both other variables."""
     event, dims = train.shape[1:], (1, 1)
     return pv.HierarchicalVAE(
         likelihood=pv.likelihoods.Bernoulli(joint(gated(2 * LATENT, HIDDEN, HIDDEN, event), event_dims=dims)),

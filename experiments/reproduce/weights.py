@@ -1,10 +1,10 @@
-"""Weights of the rows that were run: an archive of all of them for a release, and a row loaded from a local folder.
+"""Weights of the rows that were run: functions that pack them into an archive, and that load a row from a folder.
 
-The archive is not part of the repository. ``python -m experiments.reproduce.weights`` makes it from the weights in the
-folder of checkpoints, with the committed results beside them. :func:`load` takes the folder that it unpacks to:
+The archive is not part of the repository. ``python -m experiments.reproduce.weights`` packs the weights in the folder
+of checkpoints together with the committed results. :func:`load` reads from the folder of the unpacked archive:
 
     <folder>/<paper>/<row>.pt, .json                 a row of a table
-    <folder>/<part>/<paper>/<row>.pt, .json          the same row, run once more with another seed or schedule
+    <folder>/<part>/<paper>/<row>.pt, .json          the same row, run again with another seed or schedule
     <folder>/SHA256SUMS                              digests of all files, for sha256sum --check
 """
 
@@ -24,7 +24,7 @@ from experiments.reproduce import vampprior
 from experiments.reproduce.papers import MAIN, PAPERS, PARTS, paper_of
 from experiments.reproduce.rows import digest, slug
 
-EVENT_SHAPE = (28, 28)  # of a digit
+EVENT_SHAPE = (28, 28)  # shape of a digit
 
 
 @dataclass
@@ -34,23 +34,23 @@ class Options:
     archive: Path = Path("dist/pyrovae-weights.zip")
     """File of the archive."""
     out: Path = Path("docs/reproduction")
-    """Folder of the results of the rows, which are committed."""
+    """Folder of the committed results of the rows."""
     checkpoints: Path = Path("results/reproduce")
     """Folder of checkpoints and weights."""
 
 
 def main(options: Options) -> Path:
-    """Pack the weights of all rows that were run, and print which rows have none.
+    """Pack the weights of all rows that were run, and print the rows without weights.
 
     Raises:
-        ValueError: As :func:`pack`.
+        ValueError: If :func:`pack` raises it.
     """
     packed, missing = pack(options.archive, out=options.out, checkpoints=options.checkpoints)
     print(f"{options.archive}: {len(packed)} rows")
     for name in packed:
         print(f"  {name}")
     for name in missing:
-        print(f"  left out, because it was run but its weights are not in {options.checkpoints}: {name}")
+        print(f"  left out, because its weights are not in {options.checkpoints}: {name}")
     return options.archive
 
 
@@ -60,7 +60,7 @@ def pack(archive: Path, *, out: Path, checkpoints: Path) -> tuple[list[str], lis
     The same files give the same archive, byte for byte.
 
     Args:
-        archive: Path of the archive. It exists as a whole or not at all.
+        archive: Path of the archive. An interrupted call leaves no partial file.
         out: Folder of the results of the rows.
         checkpoints: Folder of their weights.
 
@@ -68,7 +68,7 @@ def pack(archive: Path, *, out: Path, checkpoints: Path) -> tuple[list[str], lis
         Names of the rows in the archive, and of the rows that were run but have no weights.
 
     Raises:
-        ValueError: If no row has weights, or weights are not those that the results were computed from.
+        ValueError: If no row has weights, or if the results were computed from other weights.
     """
     files: dict[str, bytes] = {}
     packed, missing = [], []
@@ -80,18 +80,18 @@ def pack(archive: Path, *, out: Path, checkpoints: Path) -> tuple[list[str], lis
             missing.append(name)
             continue
         if digest(weights) != json.loads(result.read_text()).get("weights", digest(weights)):
-            raise ValueError(f"{weights} are not the weights that {result} was computed from. Evaluate them anew.")
+            raise ValueError(f"{result} was computed from other weights than {weights}. Evaluate these weights again.")
         stem = (Path(part) / paper / slug(row)).as_posix()
         files |= {f"{stem}.json": result.read_bytes(), f"{stem}.pt": weights.read_bytes()}
         packed.append(name)
     if not packed:
-        raise ValueError(f"no row under {out} has weights under {checkpoints}. Run a row first.")
+        raise ValueError(f"No row under {out} has weights under {checkpoints}. Run a row first.")
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     archive.parent.mkdir(parents=True, exist_ok=True)
     unfinished = archive.with_name(f"{archive.name}.unfinished")
     with ZipFile(unfinished, "w") as zipped:
         for name, content in {**files, "SHA256SUMS": sums.encode()}.items():
-            zipped.writestr(ZipInfo(name), content, compress_type=ZIP_DEFLATED)  # with the same date in every archive
+            zipped.writestr(ZipInfo(name), content, compress_type=ZIP_DEFLATED)  # the date is the same in every archive
     unfinished.replace(archive)
     return packed, missing
 
@@ -102,14 +102,14 @@ def load(row: str, folder: str | Path, *, part: str = MAIN) -> Any:
     Args:
         row: Name of the row, such as ``"1 layer, IWAE, k = 5"``.
         folder: An unpacked archive of :func:`pack`.
-        part: The way in which the row was run, a key of ``papers.PARTS``: ``"."`` for the row of the table, or
+        part: Key of ``papers.PARTS`` that states the seed or schedule: ``"."`` for the row of the table, or
             ``"paper_schedule"``, ``"seed_1"``, ``"seed_2"``.
 
     Returns:
         A module with ``model`` and ``guide`` for data of shape ``(N, 28, 28)``.
 
     Raises:
-        ValueError: If there is no such row or part, or the file is of a module built in another way.
+        ValueError: If the row or the part is unknown, or the file belongs to another module.
         OSError: If the folder has no weights of the row.
 
     Example:
@@ -123,7 +123,7 @@ def load(row: str, folder: str | Path, *, part: str = MAIN) -> Any:
     """
     paper = paper_of(row)
     if part not in PARTS:
-        raise ValueError(f"there is no part {part!r}. Choose from {list(PARTS)}.")
+        raise ValueError(f"{part!r} is not a part. Choose from {list(PARTS)}.")
     with torch.random.fork_rng(devices=[]):
         untrained = PAPERS[paper][row].build(torch.zeros(vampprior.COMPONENTS, *EVENT_SHAPE))
     return pv.load(Path(folder) / part / paper / f"{slug(row)}.pt", into=untrained).eval()

@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 def replayed(
     run: Callable[..., Sequence[Tensor]], examples: list[Tensor], modules: Iterable[nn.Module]
 ) -> Callable[..., Sequence[Tensor]]:
-    """Return a function as a CUDA graph, which Python launches once per call.
+    """Return a function that replays ``run`` as a CUDA graph, with a single launch per call.
 
     Args:
-        run: The function.
+        run: Function to record.
         examples: Example tensors for the arguments of the function.
         modules: Modules that the function runs; their buffers are restored.
     """

@@ -158,7 +158,7 @@ def compiled_or_none(
 ) -> Callable[..., Sequence[Tensor]] | None:
     """Return a compiled function for the arguments of :class:`Graph`, or None after a warning that names the reason.
 
-    With ``frozen``, parameters keep their values too, and matrix products of parameters alone are computed once.
+    With ``frozen``, the values of parameters are fixed too, and matrix products of parameters alone are computed once.
     """
     try:
         graph = Graph(function, fixed, varying, modules)

@@ -56,5 +56,5 @@ def transition(
 
 
 def adapted(step: Tensor, acceptance: Tensor, target: float) -> Tensor:
-    """Return step sizes that are closer to those with the target mean acceptance probability."""
+    """Return step sizes that are adapted towards a target of the mean acceptance probability."""
     return step * (acceptance.mean(0) - target).mul(0.5).exp()

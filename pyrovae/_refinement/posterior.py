@@ -21,7 +21,7 @@ class Posterior(Protocol):
         """Draw u from the guide, shape ``(num_samples, N, D)``; also return log q(u | x), ``(num_samples, N)``."""
 
     def log_joint(self, u: Tensor) -> Tensor:
-        """Return log p(x, u) for u of shape ``(num_samples, N, D)``; shape ``(num_samples, N)``, nats."""
+        """Return log p(x, u), shape ``(num_samples, N)``, nats, for u of shape ``(num_samples, N, D)``."""
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x, u) and log q(u | x), each of shape ``(num_samples, N)``, nats."""

@@ -1,4 +1,4 @@
-"""Checks that a model and its guide agree about their latent sites: names, points, measures, masks."""
+"""Checks that a model and its guide have latent sites of the same names, base measures and masks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +43,7 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
 
 
 def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    """Raise ValueError if the guide has a point where the model has a density, and samples nothing else."""
+    """Raise ValueError if a site is a point in the guide but has a density in the model; autoguides are exempt."""
     if any(site["infer"].get("is_auxiliary") for site in guide_sites):
         return  # an autoguide computes such points from its auxiliary site
     of_model = {site["name"]: site["fn"] for site in model_sites if not site["is_observed"]}

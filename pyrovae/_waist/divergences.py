@@ -26,7 +26,7 @@ def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
     Args:
         q: The guide's site.
         p: The model's site.
-        exact: If true, the closed form has the expectation of the term in the ELBO.
+        exact: If true, the closed form may be used, because its expectation is that of the term in the ELBO.
 
     Returns:
         Divergences in nats, in the site's batch shape. If q and p have independent dimensions, the last dimension holds

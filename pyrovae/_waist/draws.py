@@ -133,7 +133,8 @@ def run_guide(
         nesting: Nesting depth of the program's own plates. The draws lie along the next dimension to the left.
         values: Values of sites by name, which replace draws, and indices of subsampling plates. Dimensions of
             enumerated sites lie to the left of the plates and of the draws.
-        depth: Nesting depth of the program's own plates, for a run without ``nesting``, if it is known.
+        depth: Nesting depth of the program's own plates, if it is known, for a run without a dimension of draws
+            (``nesting`` is ``None``).
     """
     given = Given(values or {})
     program = with_draws(given(guide), num_draws, nesting)

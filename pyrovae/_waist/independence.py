@@ -61,9 +61,9 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 def kept_sets(size: int) -> list[Tensor]:
     """Return sets of data to keep, as indices; copies of the kept data replace all other data.
 
-    With fewer than :data:`FEW_DATA` data, each datum is kept in a set without each of the others, so that all
-    dependences between data are found. With more data, irregular sets find the references that programs use: the first
-    or the last datum, the middle datum, a neighbour, the data in reverse order.
+    With fewer than :data:`FEW_DATA` data, each datum is kept in a set that leaves out any given other datum, so that
+    all dependences between data are found. With more data, irregular sets find the references that programs use: the
+    first or the last datum, the middle datum, a neighbour, the data in reverse order.
     """
     index = torch.arange(size)
     if size >= FEW_DATA:
@@ -127,7 +127,7 @@ def depends_on_other_data(reason: str, weights: Any) -> str:
     """Return the message for a program whose log-weights depend on other data.
 
     Args:
-        reason: Text with the difference of a log-weight.
+        reason: Text that states the difference of a log-weight.
         weights: Weights of a run of the program.
     """
     plate = weights.plate

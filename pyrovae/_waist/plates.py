@@ -130,7 +130,7 @@ def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:
 
 
 def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
-    """Raise ValueError if a plate inside the data plate subsamples, because log p(x) is then not known."""
+    """Raise ValueError if a plate inside the data plate subsamples, because only a part of a datum is then scored."""
     for site in sites:
         for frame in site_plates(site):
             if frame.name != data.name and frame.size != frame.full_size:
@@ -145,7 +145,7 @@ def sized(plate: CondIndepStackFrame, sites: Sequence[Site]) -> CondIndepStackFr
     """Return a plate with its size, because Pyro gives the size -1 to a plate that was declared without one.
 
     Args:
-        plate: The plate.
+        plate: Plate of a run.
         sites: Sites inside the plate, from which a missing size is inferred.
     """
     if plate.size is not None and plate.size >= 0:

@@ -64,7 +64,7 @@ def global_draws(
     """Draw the latent sites that lie outside the data plate.
 
     Raises:
-        ValueError: If all latent sites lie inside, or if the guide draws the sites inside as one vector.
+        ValueError: If there are no such sites, or if the guide draws the latents of all data as one vector.
     """
     model_sites, guide_sites = trace(model, guide, args, kwargs)
     observed = [site for site in model_sites if site["is_observed"] and not is_deterministic(site)]

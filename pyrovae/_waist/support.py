@@ -58,7 +58,7 @@ def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
 
 
 def bounded_base(distribution: Any) -> Any | None:
-    """Return the underlying transformed distribution if its base does not take all real numbers, else ``None``."""
+    """Return the underlying transformed distribution if the support of its base is not all real numbers, else None."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     own = getattr(type(distribution), "support", None)
@@ -154,7 +154,7 @@ def is_periodic(distribution: Any) -> bool:
 
 
 def common_support(support: Any) -> Any | None:
-    """Return a support with numbers instead of tensors, or ``None`` if it depends on the datum."""
+    """Return a support whose bounds are numbers instead of tensors, or ``None`` if it depends on the datum."""
 
     def collapsed(constraint: Any) -> Any:
         if not isinstance(constraint, constraints.Constraint):

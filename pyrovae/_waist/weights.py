@@ -107,8 +107,8 @@ def importance_weights(
             and a factor that all sites share, are not multiplied in but returned as ``scale``.
         values: Values of sites by name, which replace draws: for a latent site a value with a dimension of draws, for a
             subsampling plate the indices of its data. A plate without a value chooses its data once for all draws.
-        depth: Nesting depth of the program's own plates, for a run without ``nesting``, if it is known. Values with
-            dimensions of enumerated sites need it.
+        depth: Nesting depth of the program's own plates, for a run without a dimension of draws (``nesting`` is
+            ``None``). It is required if ``values`` have dimensions of enumerated sites.
 
     Raises:
         ValueError: If ``num_draws`` is less than 1; if model and guide disagree about their latent sites; if there is

@@ -37,7 +37,7 @@ def batches(
     """Yield all data in batches.
 
     Args:
-        data: The data.
+        data: Data to split into batches.
         device: Device of the batches.
         plate: The data plate.
         width: Number of data in a batch. A program whose data plate has a fixed size gets batches of that size instead.

@@ -48,7 +48,7 @@ _DESCRIBED = (
 def contents(
     programs: Mapping[str, Any], known: Mapping[nn.Module, Any], *, most_bytes: float = torch.inf
 ) -> dict[str, str]:
-    """Return the code and the constants of programs, by the path at which they were found.
+    """Return the code and the constants of programs, by their path, such as ``model.network.scale``.
 
     Args:
         programs: The programs by name.
@@ -182,7 +182,7 @@ def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
-    """Return the names of the globals that code loads, each with the attributes that the code loads anywhere."""
+    """Return the names of the globals that code loads, each with all attribute names that the code loads."""
     names: dict[str, None] = {}
     attributes: dict[str, None] = {}
     pending = [code]

@@ -39,7 +39,7 @@ MOST_VALUES = 1000  # largest number of values of a discrete site that are liste
 def check_reach(problem: "Problem") -> None:
     """Check that the guide covers the posterior, for estimators by importance weights of its draws.
 
-    A guide is not run if each of its sites takes all real numbers or has the support of the site in the model.
+    The guide is not run if the support of each of its sites is all real numbers, or the support in the model.
 
     Args:
         problem: An opened problem.

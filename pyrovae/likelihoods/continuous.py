@@ -111,7 +111,7 @@ class Laplace(_LocationScale):
 
     Args:
         network: See :class:`Normal`.
-        scale: Scale b, positive, or ``None``, which is not the standard deviation. See :class:`Normal`.
+        scale: Scale b, positive, or ``None``; see :class:`Normal`. The scale is not the standard deviation.
         learn_scale: See :class:`Normal`.
         min_scale: See :class:`Normal`.
         dim: See :class:`Normal`.
@@ -140,7 +140,7 @@ class StudentT(_LocationScale):
 
     Args:
         network: See :class:`Normal`.
-        scale: Scale :math:`\sigma`, positive, or ``None``, which is not the standard deviation. See :class:`Normal`.
+        scale: Scale :math:`\sigma`, positive, or ``None``; see :class:`Normal`. It is not the standard deviation.
         df: Degrees of freedom :math:`\nu`, positive.
         learn_scale: See :class:`Normal`.
         min_scale: See :class:`Normal`.

@@ -192,7 +192,7 @@ def _one_hot(role: str, p: Any) -> Any:
 
 
 def _certain_where(known: Tensor, p: Any) -> Any:
-    """Return a distribution of labels that has the first class with probability 1 where the label is known."""
+    """Return label distributions, with probability 1 of the first class for known labels, which ``label`` holds."""
     first = torch.full_like(p.logits, -1e4)  # exp(-1e4) is 0, but unlike minus infinity -1e4 can be multiplied by 0
     first[..., 0] = 0
     return dist.OneHotCategorical(logits=torch.where(known, first, p.logits))

@@ -79,7 +79,7 @@ class Weighing:
     plate: str | None
 
     def _nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int | None:
-        """Return the nesting depth of the program's plates, or None if draws are made one by one; check it once."""
+        """Return the nesting depth of the program's plates, or None for one draw per run. The first call checks it."""
         particles = int(self.num_particles > 1)  # Pyro counts the dimension of particles in max_plate_nesting
         if not self._is_checked:
             with isolated(model, guide, seed=0), self._explained():  # the check must not change the generator
@@ -149,7 +149,7 @@ class Weighing:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Add to the error of a site outside the data plate which objective would score the site."""
+        """Extend the error for a site outside the data plate by an objective that scores such a site."""
         try:
             yield
         except OutsidePlateError as error:

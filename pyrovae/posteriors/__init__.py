@@ -1,7 +1,7 @@
 """Posteriors: ``x -> q(z | x)``, with the batch shape of ``x`` and event shape ``(latent,)``.
 
-Each takes the network that returns its parameters, concatenated along the last dimension. Since a posterior is a
-callable that returns a distribution given something, it can also serve as a conditional prior ``p(z1 | z2)``.
+Each takes the network that returns its parameters, concatenated along the last dimension. A posterior returns a
+distribution that depends on its input, so it can also serve as a conditional prior ``p(z1 | z2)``.
 """
 
 from pyrovae.posteriors.categorical import OneHotCategorical

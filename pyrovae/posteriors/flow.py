@@ -51,7 +51,7 @@ class InverseAutoregressiveFlow(Described):
         self.flow = flows.inverse_autoregressive(latent, context=context, depth=depth, hidden=hidden)
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; a network with several inputs gets all contexts."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
         output = self.network(*context)
         if output.shape[-1] != sum(self.sizes):
             raise ValueError(
@@ -92,6 +92,6 @@ class NormalizingFlow(Described):
         self.base, self.flow, self.network = base, flow, network
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``; base and network get all contexts."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to base and network."""
         h = None if self.network is None else self.network(*context)
         return NormalizingFlowDistribution(self.base(*context), self.flow(h))

@@ -20,7 +20,7 @@ class Batches:
     """The mini-batches of some data.
 
     Args:
-        source: The data.
+        source: Data of the run.
         size: Number of data in a batch; the last batch of an epoch may be smaller.
         transform: Function that is applied to the tensors of each batch.
         accumulate: Number of batches per step.

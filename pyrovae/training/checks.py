@@ -98,8 +98,8 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
         most: Number of training data.
 
     Raises:
-        ValueError: If a site outside the data plate is weighted against fewer or more data than there are, or if an
-            autoguide has parameters for each datum of a mini-batch.
+        ValueError: If the loss is scaled to another number of data than there are and a site lies outside the data
+            plate, or if an autoguide has parameters for each datum of a mini-batch.
     """
     for name, scale in facts.outside.items():
         declared = facts.data_count / scale if scale and batch < total else float(facts.full_size)

@@ -200,7 +200,7 @@ class StreamedData:
         return torch.empty(0, dtype=torch.long)
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches from ``start`` to the end of an epoch, from the beginning of a new pass.
+        """Yield the batches that the epoch has after index ``start``, read from the beginning of a new pass.
 
         Raises:
             ValueError: If a later pass over the stream is empty.

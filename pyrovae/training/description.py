@@ -59,7 +59,7 @@ def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) ->
     assigned to parameters of other names, and a fused optimizer would write beyond the memory of smaller parameters.
 
     Args:
-        optimizer: The optimizer.
+        optimizer: Optimizer of the parameters.
         named: The parameters that can be trained, by name.
     """
     names = {id(tensor): name for name, tensor in named.items()}
@@ -150,7 +150,7 @@ def differences(now: Mapping[Any, Any], then: Mapping[Any, Any], within: str = "
 
 
 def differences_of_modules(now: Description, then: Description, file_format: int) -> list[str]:
-    """Describe the differences of two modules as :func:`of_module` describes them, the second from a file.
+    """Describe the differences between a module and a module in a file, both given by :func:`of_module`.
 
     The text representation of modules has changed since format 1. For a file of this format, only the tensors and the
     types of torch's layers are compared.
@@ -167,7 +167,7 @@ def differences_of_modules(now: Description, then: Description, file_format: int
 
 
 def differences_of_runs(now: Description, then: Description, file_format: int) -> list[str]:
-    """Describe the differences of two runs, the second from a file.
+    """Describe the differences between a run and the run of a file.
 
     For a file of format 1, entries that only one of the two descriptions has are not compared.
     """

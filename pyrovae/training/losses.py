@@ -53,7 +53,7 @@ class Loss(LossAndGradient, Protocol):
     programs: tuple[Any, ...]
 
     def check(self, batch: Batch, total: int) -> bool:
-        """Run once on a batch of ``total`` data, raise an error if it cannot be trained, and return if it is finite."""
+        """Check that a loss can be trained, by one run on a batch of ``total`` data; return whether it is finite."""
 
     def context(self, kl_weight: float | Tensor, /) -> AbstractContextManager[None]:
         """Return the context in which the loss and its backward pass are computed."""

@@ -47,9 +47,9 @@ class Run:
 
     Args:
         plan: Data, length and schedules.
-        loss: The loss.
-        step: Object that makes a step.
-        guard: Object that checks the numbers of a step.
+        loss: Loss to minimize.
+        step: Function that makes a step of the optimizer.
+        guard: Checks of a step for values that are not finite.
         state: State of the run, which a checkpoint may replace.
         observers: Observers, in the order of their notification.
         checkpoints: The observer with the checkpoints, if the run has a folder.

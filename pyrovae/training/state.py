@@ -53,7 +53,7 @@ class Tensors:
     """The tensors of a run by name: parameters and buffers of a module, and parameters of Pyro's store.
 
     Args:
-        module: The module.
+        module: Trained module.
         stored: Parameters that do not belong to the module.
     """
 

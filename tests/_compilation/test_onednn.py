@@ -1,4 +1,4 @@
-"""Large products of compiled graphs are oneDNN's, and the same but for rounding."""
+"""Compiled graphs compute large products by oneDNN, with the same results up to rounding."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def number_of_products(graph: Graph) -> int:
     return len(graph.module.graph.find_nodes(op="call_function", target=torch.ops.pyrovae.linear.default))
 
 
-def test_the_operation_is_torchs_but_for_rounding() -> None:
+def test_the_operation_agrees_with_torch_up_to_rounding() -> None:
     x, layer = large()
     for bias in (layer.bias.detach(), None):
         found = onednn.linear(x, layer.weight.detach(), bias)
@@ -32,7 +32,7 @@ def test_the_operation_is_torchs_but_for_rounding() -> None:
     torch.library.opcheck(onednn.linear, (x, layer.weight.detach(), layer.bias.detach()))
 
 
-def test_a_graph_makes_large_products_with_it() -> None:
+def test_a_graph_computes_large_products_by_onednn() -> None:
     """One graph has layers of three widths, because each compilation takes seconds."""
     x, layers = torch.randn(1024, 512, requires_grad=True), [nn.Linear(512, width) for width in (513, 520, 1024)]
 

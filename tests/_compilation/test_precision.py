@@ -1,4 +1,4 @@
-"""Products in a lower precision: what is rounded and what is not."""
+"""Matrix products in a lower precision: the operations that are rounded, and those that are not."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -99,6 +99,6 @@ def test_a_step_is_captured_in_its_precision(x: Tensor, monkeypatch: pytest.Monk
         ("tf32", "'tf32' is available only on CUDA devices, not on 'cpu'"),
     ],
 )
-def test_precisions_that_there_are_not(precision: Any, message: str, x: Tensor) -> None:
+def test_unknown_precisions_are_refused(precision: Any, message: str, x: Tensor) -> None:
     with pytest.raises(ValueError, match=message):
         fitted(small_vae, x, precision=precision, device="cpu")

@@ -1,4 +1,4 @@
-"""log(1 + e^x) of compiled graphs is torch's, as exactly as float32 has it, and calls no log1p."""
+"""log(1 + e^x) in compiled graphs is as accurate as in torch, and does not call log1p."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What cannot be compiled: ``fit`` says why, and trains as it is."""
+"""``fit`` names the reason if a program cannot be compiled, and trains without compilation."""
 
 import copy
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Function(nn.Module):
 
 
 class Moved(nn.Module):
-    """A layer that counts its calls in a buffer that it makes anew."""
+    """A layer that counts its calls in a buffer that it replaces."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Moved(nn.Module):
 
 
 class Redrawn(nn.Module):
-    """A guide whose draws are accepted or not."""
+    """A guide with rejection sampling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def assert_falls_back(make: Callable[[], nn.Module], objective: Any, reason: str
 
 
 @pytest.mark.parametrize(("make", "objective", "reason"), UNTRACEABLE.values(), ids=UNTRACEABLE)
-def test_what_cannot_be_traced_says_why_and_trains_as_it_is(
+def test_an_untraceable_program_names_the_reason_and_trains_uncompiled(
     make: Callable[[], nn.Module], objective: Any, reason: str, x: Tensor
 ) -> None:
     assert_falls_back(make, objective, reason, x)
@@ -149,14 +149,14 @@ def test_without_a_compiler_training_goes_on(x: Tensor) -> None:
         assert_falls_back(small_vae, None, r"No working C\+\+ compiler .*\('nowhere',\)", x)
 
 
-def test_a_generator_of_ones_own_is_not_compiled(x: Tensor) -> None:
+def test_a_custom_generator_is_not_compiled(x: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     make = calling(lambda h: h + torch.randn(h.shape, generator=generator))
     with pytest.warns(UserWarning, match="without compilation: the programs hold a Generator, which is not a tensor"):
         fitted(make, x, compile=True, epochs=2)
 
 
-def test_what_is_wrong_with_a_program_is_said_as_without_compilation(x: Tensor) -> None:
+def test_errors_of_a_program_are_the_same_with_compilation(x: Tensor) -> None:
     def broken(h: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             raise KeyError("no such layer")

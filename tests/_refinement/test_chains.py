@@ -1,4 +1,4 @@
-"""Densities fitted to chains: exact for normal posteriors, better for skewed ones, and never in the way."""
+"""Densities fitted to chains are exact for normal posteriors, better for skewed ones, and never worse than before."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ def visited_by(posterior: ClosedForm) -> Visited:
 
 
 @pytest.mark.parametrize("dim", [1, 3, 20])
-def test_the_scores_of_a_normal_posterior_determine_its_density_whatever_the_draws(dim: int) -> None:
+def test_the_scores_of_a_normal_posterior_determine_its_density_for_any_draws(dim: int) -> None:
     """Without a ridge, D + 1 draws from anywhere would do; the ridge leaves a known part of the first density."""
     posterior = gaussian(4, dim, shift=1.0, scale=0.5)
     mean, covariance = posterior.parameters["mean"], posterior.parameters["covariance"]

@@ -1,4 +1,4 @@
-"""Errors of programs say what is wrong; Pyro's table of shapes is a note."""
+"""Errors in programs state the cause in the message, and Pyro's table of shapes in a note."""
 
 from collections.abc import Callable
 from typing import Any

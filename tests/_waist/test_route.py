@@ -1,4 +1,4 @@
-"""Every log-weight goes one route: guide, model, sum per datum; and few runs come before the first draw that counts."""
+"""All log-weights are computed on the same path: guide, model, sum per datum. Few runs precede the first draw."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +53,7 @@ OBJECTIVES = {
 
 @pytest.fixture
 def heavier(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Make the one function that sums per datum return 1% more."""
+    """Make the function that sums per datum return 1% more."""
     right = summation._reduce
 
     def wrong(log_prob: Tensor, draws_dim: int | None, data_dim: int) -> Tensor:
@@ -86,7 +86,7 @@ def test_every_objective_sums_in_one_place(name: str, heavier: Callable[[], None
 
 
 class Counted:
-    """A program that counts its runs and notes how many draws it had."""
+    """A program that counts its runs and records the number of draws in each."""
 
     def __init__(self, program: Callable[..., Any]) -> None:
         self.program, self.runs = program, 0

@@ -1,4 +1,4 @@
-"""Log-weights per draw and datum: which sites and plates count, and what is refused."""
+"""Log-weights per draw and datum: the sites and plates that count, and the programs that are refused."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_weights_are_log_joint_minus_log_posterior(nesting: int | None) -> None:
 
 
 def pixels(x: Tensor, data_dim: int, latent_inside: bool) -> tuple[object, object]:
-    """A program with a plate of pixels beside that of the data, and the same without plates for pixels."""
+    """A program with a plate of pixels next to the data plate, and the same program without a plate of pixels."""
     n, d = x.shape
     pixel_dim = -3 - data_dim
     shaped = x if data_dim == -2 else x.T
@@ -74,7 +74,7 @@ def test_plates_inside_the_data_plate_are_summed(data_dim: int, latent_inside: b
 
 
 def _fix(program: object, values: dict[str, Tensor]) -> object:
-    """Makes latent sites take given values, still as latents."""
+    """Give latent sites fixed values without turning them into observations."""
 
     class Fix(poutine.messenger.Messenger):
         def _pyro_sample(self, msg: dict[str, object]) -> None:
@@ -225,7 +225,7 @@ def forgotten_event(x: Tensor) -> None:
         (None, global_guide, "latent site 'loc' is in the guide but not in the model, which has \\['z'\\]"),
     ],
 )
-def test_what_is_no_program_of_independent_data_is_refused(model: object, guide: object, message: str) -> None:
+def test_programs_of_dependent_data_are_refused(model: object, guide: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         importance_weights(*_sites(model, guide), (torch.zeros(4),))
 
@@ -310,12 +310,12 @@ def test_plate_names_the_data_where_two_are_shared() -> None:
     torch.testing.assert_close(by_member.log_weights, exact.sum(0).expand(2, 4))
 
 
-def test_grey_values_under_a_bernoulli_are_an_error_with_a_way_out(vae: pv.VAE) -> None:
+def test_grey_values_under_a_bernoulli_are_an_error_with_a_remedy(vae: pv.VAE) -> None:
     with pytest.raises(ValueError, match=r"site 'x': values from 0.5 to 0.5.*Bernoulli.*binariz.*likelihoods.Normal"):
         importance_weights(vae.model, vae.guide, (torch.full((4, 6), 0.5),))
 
 
-def test_binary_values_of_a_wrong_shape_are_no_grey_values() -> None:
+def test_binary_values_of_a_wrong_shape_are_not_called_grey_values() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))

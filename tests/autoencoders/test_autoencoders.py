@@ -1,4 +1,4 @@
-"""Autoencoders: losses and corruptions against independent computations, what they have not, and bad input."""
+"""Autoencoders: losses and corruptions against independent computations, unsupported methods, and invalid input."""
 
 from collections.abc import Callable
 from functools import partial
@@ -76,7 +76,7 @@ def test_gaussian_noise_has_its_scale() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_loss_compares_the_clean_data_with_what_is_made_of_the_corrupted(x: Tensor, training: bool) -> None:
+def test_the_loss_compares_the_clean_data_with_reconstructions_of_corrupted_data(x: Tensor, training: bool) -> None:
     seen = 1 - x
     autoencoder = DenoisingAutoencoder(encoder(), decoder(), corruption=lambda x: 1 - x).double().train(training)
     x, seen = x.double(), seen.double()
@@ -87,7 +87,7 @@ def test_the_loss_compares_the_clean_data_with_what_is_made_of_the_corrupted(x: 
     assert (autoencoder.errors(x) - autoencoder.errors(x, seen=seen)).abs().min() > 1e-6
 
 
-def test_the_penalty_is_that_of_what_the_encoder_sees(x: Tensor) -> None:
+def test_the_penalty_is_that_of_the_corrupted_data(x: Tensor) -> None:
     given: list[Any] = []
 
     def watch(*arguments: Any) -> Tensor:
@@ -115,7 +115,7 @@ NOT_THERE = "Autoencoder has no '{}', because an autoencoder has no density p\\(
 
 
 @pytest.mark.parametrize("name", ["model", "guide", "prior", "likelihood", "posterior", "generate"])
-def test_what_only_a_density_has_says_why_it_is_missing(autoencoder: Autoencoder, name: str) -> None:
+def test_methods_that_need_a_density_name_the_reason(autoencoder: Autoencoder, name: str) -> None:
     assert not hasattr(autoencoder, name)
     with pytest.raises(AttributeError, match=NOT_THERE.format(name)):
         getattr(autoencoder, name)
@@ -135,7 +135,7 @@ def test_there_is_no_elbo(ask: Callable[[Any, Tensor], Any], x: Tensor) -> None:
         ask(KINDS["ContractiveAutoencoder"](), x)
 
 
-def test_other_attributes_are_missed_as_ever(autoencoder: Autoencoder) -> None:
+def test_other_missing_attributes_raise_the_usual_error(autoencoder: Autoencoder) -> None:
     with pytest.raises(AttributeError, match="has no attribute 'densities'"):
         _ = autoencoder.densities
 

@@ -24,7 +24,7 @@ fit = partial(pv.fit, progress=False)
 
 
 def penalty_of(autoencoder: Autoencoder, x: Tensor) -> float:
-    """What the loss has beside the error."""
+    """Return the loss minus the reconstruction error."""
     return (autoencoder.loss(x) - autoencoder.errors(x).mean()).item()
 
 

@@ -32,7 +32,7 @@ def test_every_kind_trains(make: Callable[[], Autoencoder]) -> None:
 
 
 @pytest.mark.parametrize("name", ["Autoencoder", "SparseAutoencoder", "ContractiveAutoencoder"])
-def test_a_history_is_minus_the_loss_of_a_datum_whatever_the_batches(name: str) -> None:
+def test_a_history_is_minus_the_loss_of_a_datum_for_any_batches(name: str) -> None:
     autoencoder, x = KINDS[name]().double(), bits(11).double()
     exact = -autoencoder.loss(x).item()
     for size in (11, 4):

@@ -1,4 +1,4 @@
-"""Data sets of every kind that hold the same numbers."""
+"""Data sets of every kind with the same numbers."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ class Duck:
 
 
 class Flow(IterableDataset):
-    """A stream of the rows of an array; ``lengths`` are the numbers of rows in its passes."""
+    """A stream of the rows of an array. ``lengths`` are the numbers of rows in its passes."""
 
     def __init__(self, x: Any, lengths: Iterator[int] | None = None) -> None:
         self.x, self.lengths = x, lengths
@@ -57,7 +57,7 @@ class Flow(IterableDataset):
 
 
 class Noisy(Rows):
-    """Rows with noise from three generators, as augmentations draw it."""
+    """Rows with noise from three generators, as in data augmentation."""
 
     def __getitem__(self, index: int) -> Tensor:
         return self.columns[0][index] + torch.rand(()) + float(np.random.rand()) + random.random()

@@ -1,4 +1,4 @@
-"""Training and evaluation take data of any kind, with the numbers of the same data as a tensor in memory."""
+"""Training and evaluation accept data of any kind, with the same results as for a tensor in memory."""
 
 import random
 import signal
@@ -23,7 +23,7 @@ from tests.data.examples import Flow, Noisy, Rows, mapped
 
 
 class Conditional(nn.Module):
-    """p(x | y), whose programs take two arguments, and in an evaluation others that are no data."""
+    """A program for p(x | y) with two arguments of data, and further arguments in an evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ def test_bytes_are_transformed_on_the_device(make: Callable[[Tensor], Any]) -> N
         (lambda x: Rows(x / 0), ValueError, "60 of 60 data in .* hold NaN or infinite values, the first at index 0"),
     ],
 )
-def test_what_cannot_be_read_is_refused(
+def test_unreadable_data_are_refused(
     make: Callable[[Tensor], Any], error: type[Exception], message: str, x: Tensor
 ) -> None:
     module, data = vae(), make(x)

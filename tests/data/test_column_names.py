@@ -16,7 +16,7 @@ REORDERED = ["visits", "smokes", "height"]
 
 
 def table(names: list[str], rows: int = 12) -> pd.DataFrame:
-    """Return a table in which every column could be any other, so that no support tells them apart."""
+    """Return a table whose columns all have the same support, so that only their names distinguish them."""
     values = torch.arange(3.0 * rows).reshape(rows, 3) % 2
     return pd.DataFrame(values.numpy(), columns=NAMES)[names]
 
@@ -46,7 +46,7 @@ def test_columns_in_another_order_than_in_joint_are_refused(tool: str) -> None:
         TOOLS[tool](vae(), table(REORDERED))
 
 
-def test_a_function_that_uses_the_likelihood_knows_its_columns() -> None:
+def test_a_function_that_uses_the_likelihood_checks_its_columns() -> None:
     module = vae()
 
     def model(x: Tensor) -> None:

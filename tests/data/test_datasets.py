@@ -1,4 +1,4 @@
-"""Data sets: whole, split as documented, binarized as named, and clear about what is missing."""
+"""Data sets: complete, split as documented, binarized as named, with clear errors for missing files."""
 
 import gzip
 import io
@@ -72,7 +72,7 @@ def test_unknown_binarization() -> None:
         data.digits("yes")
 
 
-def test_embedded_sets_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_data_sets_name_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name)
 
@@ -190,7 +190,7 @@ def test_a_torn_gzip_is_refused(tiny_mnist: Path) -> None:
         *(data.caltech101_silhouettes, data.cifar10, data.svhn),
     ],
 )
-def test_a_missing_set_says_what_to_put_where(
+def test_a_missing_data_set_names_the_files_and_their_folder(
     load: Callable[..., data.Splits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "download_url", no_network)

@@ -1,4 +1,4 @@
-"""Downloads are whole or absent: interrupted, damaged and simultaneous ones leave the data set as it should be."""
+"""Interrupted, damaged and simultaneous downloads leave no partial file."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ SHA1 = hashlib.sha1(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server that answers with a list of contents, the last one again and again."""
+    """A server that answers with a list of contents, and repeats the last one."""
 
     answers: list[bytes]
     requests = 0
@@ -29,7 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
-    def do_GET(self) -> None:  # as the base class calls it
+    def do_GET(self) -> None:  # the name is that of the base class
         answer = self.server.answers[min(self.server.requests, len(self.server.answers) - 1)]
         self.server.requests += 1
         if not answer:
@@ -104,7 +104,7 @@ def test_the_next_address_is_tried_after_a_damaged_download(server: Server, tmp_
     assert server.requests == 3
 
 
-def test_a_damaged_file_stays_where_no_new_one_can_be_had(server: Server, tmp_path: Path) -> None:
+def test_a_damaged_file_is_kept_if_the_download_fails(server: Server, tmp_path: Path) -> None:
     server.answers = [b""]
     (tmp_path / "x.bin").write_bytes(b"of someone else")
     with pytest.raises(ValueError, match=r"x.bin has the wrong content.* A new download failed \(.*404.*Delete the"):
@@ -127,9 +127,7 @@ def test_an_interrupted_download_leaves_nothing(
     assert get(tmp_path, server) == CONTENT
 
 
-def test_a_file_that_is_larger_than_any_is_not_kept(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_too_large_is_not_kept(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "LARGEST", 1000)
     with pytest.raises(ValueError, match=r"x.bin.gz holds more than"):
         get(tmp_path, server)

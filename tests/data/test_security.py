@@ -109,7 +109,7 @@ def test_archives_leave_nothing_outside_or_inside_their_folder(tmp_path: Path, m
     md5 = {"images_background": download.hashlib.md5(content).hexdigest()}
     monkeypatch.setattr("torchvision.datasets.Omniglot.zips_md5", md5)
     before = tree(tmp_path)
-    with pytest.raises(ValueError):  # noqa: PT011  # whatever is wrong with such drawings, nothing is written
+    with pytest.raises(ValueError):  # noqa: PT011  # the message depends on the drawing; only writing is tested here
         data.omniglot(root=root)
     assert tree(tmp_path) == before == {"deep", "deep/data", "deep/data/images_background.zip"}
 
@@ -118,7 +118,7 @@ def test_archives_leave_nothing_outside_or_inside_their_folder(tmp_path: Path, m
 def test_pickles_are_not_loaded(name: str, tmp_path: Path) -> None:
     trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
     pickle.loads(pickle.dumps(trap))
-    assert (tmp_path / "sprung").exists()  # it works
+    assert (tmp_path / "sprung").exists()  # the trap works if it is unpickled
     (tmp_path / "sprung").rmdir()
     load = data.static_mnist if name.startswith("binarized") else data.freyfaces
     for content in (saved(images=trap, train=trap), pickle.dumps({"ff": trap, "images": trap})):

@@ -1,4 +1,4 @@
-"""Data of any kind give the same batches, checksums and errors, and what is on disk stays on disk."""
+"""Data of any kind give the same batches, checksums and errors, and files are not read into memory as a whole."""
 
 import subprocess
 import sys
@@ -148,7 +148,7 @@ def test_several_arguments(make: Callable[..., Any], x: Tensor, tmp_path: Path) 
     assert source.fingerprint() == fingerprint((x, y))
 
 
-def test_checksums_know_values_shapes_and_dtypes(x: Tensor) -> None:
+def test_checksums_depend_on_values_shapes_and_dtypes(x: Tensor) -> None:
     changed = x.clone()
     changed[-1, -1] += 1
     others = [x, changed, x.reshape(23, 2, 2), x.double(), x[:22], (x, x), (x, x > 0)]
@@ -163,7 +163,7 @@ def test_a_checksum_is_computed_in_chunks(x: Tensor, monkeypatch: pytest.MonkeyP
         assert as_source("x", data).fingerprint() == fingerprint((x, y))
 
 
-def test_what_is_in_memory_is_not_copied(x: Tensor) -> None:
+def test_data_in_memory_are_not_copied(x: Tensor) -> None:
     labels = np.arange(23)
     for data in ((x, labels), TensorDataset(x, torch.from_numpy(labels)), DataLoader(TensorDataset(x))):
         tensors = as_source("train", data).tensors()
@@ -171,7 +171,7 @@ def test_what_is_in_memory_is_not_copied(x: Tensor) -> None:
     assert as_source("train", labels).tensors()[0].data_ptr() == labels.ctypes.data
 
 
-def test_what_is_not_in_memory_has_no_tensors(x: Tensor, tmp_path: Path) -> None:
+def test_data_outside_memory_have_no_tensors(x: Tensor, tmp_path: Path) -> None:
     for data in (mapped(tmp_path, x.numpy()), (x, mapped(tmp_path, x.numpy())), Rows(x), DataLoader(Rows(x))):
         assert as_source("train", data).tensors() is None
 

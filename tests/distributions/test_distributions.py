@@ -1,4 +1,4 @@
-"""Distributions of our own against formulas and against PyTorch's."""
+"""Distributions of the package against formulas and against PyTorch."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_multivariate_normal_scores_its_draws_as_pyro_does_where_that_is_accurat
 
 
 @pytest.mark.parametrize("name", ["MultivariateNormal", "NormalizingFlow"])
-def test_what_drawing_has_computed_serves_only_the_very_draw(name: str) -> None:
+def test_values_cached_by_a_draw_are_used_for_this_draw_only(name: str) -> None:
     scale = torch.ones(3).requires_grad_()
     p = (
         MultivariateNormal(torch.zeros(3), scale_tril=torch.diag(scale))
@@ -128,7 +128,7 @@ def test_small_variances_keep_their_digits() -> None:
 
 
 @pytest.mark.parametrize("value", [0.3, -0.25, 1.25])
-def test_lattice_refuses_what_is_not_on_it(value: float) -> None:
+def test_lattice_refuses_values_between_its_levels(value: float) -> None:
     p = Lattice(dist.Binomial(4, logits=torch.zeros(1)), unit=1 / 4)
     with pytest.raises(ValueError, match=r"multiples of 0.25"):
         p.log_prob(torch.tensor([value]))

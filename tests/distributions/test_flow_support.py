@@ -1,4 +1,4 @@
-"""Flows of zuko as priors: they name their support, and estimators that move in it take them."""
+"""Flows of zuko as priors state their support, and estimators that move in this support accept them."""
 
 import math
 import warnings
@@ -73,7 +73,7 @@ def test_annealing_takes_a_flow_prior(name: str) -> None:
     program, x = FlowPrior(FLOWS[name]()), torch.randn(2, 2)
     options: dict[str, Any] = {"num_temperatures": 12, "num_leapfrog": 2, "seed": 0, "progress": False}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of short chains
+        warnings.simplefilter("ignore")  # short chains give warnings
         found = pv.evaluation.ais(program.model, program.guide, x, 64, **options)
         bounds = pv.evaluation.bdmc(program.model, program.guide, x, 8, **options)
     assert (np.abs(found.log_likelihood.values - program.exact(x)) < 4 * found.mcse.values + 0.02).all()

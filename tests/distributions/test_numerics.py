@@ -1,4 +1,4 @@
-"""Values and gradients of every distribution against mpmath, in float32 and float64, at zeros, limits and far out."""
+"""Values and gradients of every distribution against mpmath, in float32 and float64, at zeros, limits and extremes."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ mp.mp.dps = 150
 
 
 class Case(NamedTuple):
-    """A family with its exact log-density, both of the value and the parameters, and where to compare them."""
+    """A family with its exact log-density, a function of value and parameters, and the points of the comparison."""
 
     make: Callable[..., Any]
     exact: Callable[..., Any]
@@ -167,7 +167,7 @@ CASES = {
 
 
 def derivatives(exact: Callable[..., Any], value: Any, parameters: list[Any]) -> tuple[list[Any], list[float]]:
-    """The gradient, and how far each entry moves if every parameter moves by its own size."""
+    """Return the gradient, and the change of each entry if every parameter changes by its own size."""
     orders = [tuple(int(i == j) for j in range(len(parameters))) for i in range(len(parameters))]
     step = mp.mpf(10) ** -40
 
@@ -191,7 +191,7 @@ def derivatives(exact: Callable[..., Any], value: Any, parameters: list[Any]) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient(name: str, dtype: torch.dtype) -> None:
-    """Errors are at most 64 roundings of the result, or of what a rounding of each parameter changes in it."""
+    """Errors are at most 64 roundings of the result, or of its change under a rounding of each parameter."""
     case, eps = CASES[name], 64 * torch.finfo(dtype).eps
     wrong = []
     for point in case.points:
@@ -259,7 +259,9 @@ def test_draws_of_the_continuous_bernoulli_carry_the_gradient_of_their_quantiles
     s = torch.zeros(20_000, requires_grad=True)
     draws = own.ContinuousBernoulli(logits=s).rsample()
     (slope,) = torch.autograd.grad(draws.sum(), s)
-    torch.testing.assert_close(slope, draws.detach() * (1 - draws.detach()) / 2)  # of x(p, s) at s = 0, where x = p
+    torch.testing.assert_close(
+        slope, draws.detach() * (1 - draws.detach()) / 2
+    )  # the slope of x(p, s) at s = 0, where x = p
     certain = torch.full((3,), 1e4, requires_grad=True)
     quantiles = own.ContinuousBernoulli(logits=certain).icdf(torch.tensor([0.0, 0.5, 1.0]))
     assert torch.autograd.grad(quantiles.sum(), certain)[0].isfinite().all()

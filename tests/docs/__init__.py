@@ -1,1 +1,1 @@
-"""Tests of the documentation and of what it promises."""
+"""Tests of the documentation and of its claims."""

@@ -1,4 +1,4 @@
-"""Every formula of docs/lecture.md, by numbers: under the number that it has there, and with its mistakes."""
+"""Every formula of docs/lecture.md holds numerically, under its number on the page, and its known errors are shown."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ close = torch.testing.assert_close
 
 
 def formula(*numbers: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Registers a check of formulas of the page."""
+    """Register a check of formulas of the page."""
 
     def register(check: Callable[[], None]) -> Callable[[], None]:
         CHECKS.update(dict.fromkeys(numbers, check))
@@ -46,7 +46,7 @@ def normal(size: int, *shape: int) -> Tensor:
 
 
 class Grid:
-    """A nonlinear VAE in float64 with one latent dimension, of which all integrals are sums over a grid."""
+    """A nonlinear VAE in float64 with one latent dimension, whose integrals are sums over a grid."""
 
     def __init__(self) -> None:
         self.vae = pv.VAE(
@@ -67,7 +67,7 @@ class Grid:
         return 1e-3 * values.sum(0)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Expectation under q."""
+        """Return an expectation under q."""
         return self.integral(self.log_q.exp() * values)
 
     @property
@@ -97,7 +97,7 @@ def jensens_inequality() -> None:
     grid = Grid()
     assert (grid.elbo < grid.log_px).all()
     close(grid.mean((grid.log_joint - grid.log_q).exp()).log(), grid.log_px)
-    as_printed = grid.elbo - grid.mean(grid.log_joint) + grid.log_px  # what the logarithm is taken of
+    as_printed = grid.elbo - grid.mean(grid.log_joint) + grid.log_px  # the argument of the logarithm
     assert (as_printed < 0).any()
 
 
@@ -213,20 +213,20 @@ def e_step() -> None:
 
 @formula(18)
 def m_step() -> None:
-    """One M step of the decoder's mean from the exact posterior, against the gain of the bound."""
+    """Compare one M step of the decoder's mean from the exact posterior with the gain of the bound."""
     oracle = Oracle()
     x = oracle.data(200)
     q = oracle.vae.posterior(x)
     before = oracle.log_likelihood(x).sum()
     old = copy.deepcopy(oracle)
     oracle.b = (x - q.mean @ oracle.w.T).mean(0)  # maximizes E_q[log p(x, z)] in b
-    gain = 0.5 * len(x) * ((old.b - oracle.b) ** 2).sum() / oracle.sigma**2  # of a quadratic, at its maximum
+    gain = 0.5 * len(x) * ((old.b - oracle.b) ** 2).sum() / oracle.sigma**2  # gain of a quadratic at its maximum
     assert gain > 0
     assert oracle.log_likelihood(x).sum() - before >= gain
 
 
 def gradients(loc: float, draws: int) -> dict[str, tuple[float, float]]:
-    """Means and standard errors of three estimators of the gradient of -KL(N(loc, 1) || N(1, 1)), which is 1 - loc."""
+    """Return means and standard errors of three gradient estimators of -KL(N(loc, 1) || N(1, 1)), exactly 1 - loc."""
     noise = normal(draws).numpy()
     z = loc + noise
     f = -0.5 * (z - 1) ** 2 + 0.5 * (z - loc) ** 2
@@ -266,7 +266,7 @@ def reparameterization() -> None:
 @formula(22)
 def univariate_gaussian() -> None:
     mu, sigma = 0.5, 2.0
-    nodes, weights = np.polynomial.hermite_e.hermegauss(40)  # of exp(-epsilon^2 / 2)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)  # quadrature for exp(-epsilon^2 / 2)
     by_epsilon = (weights * np.cos(mu + sigma * nodes)).sum() / math.sqrt(2 * math.pi)
     assert by_epsilon == pytest.approx(math.cos(mu) * math.exp(-(sigma**2) / 2), abs=1e-10)
     draws = np.cos(mu + sigma * normal(200_000).numpy())

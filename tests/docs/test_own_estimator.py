@@ -1,4 +1,4 @@
-"""The estimator of the how-to page is the jackknife, and gets from the library what the page says."""
+"""The estimator of the how-to page is the jackknife, and the library provides it with everything the page promises."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_it_fits_on_fifteen_lines() -> None:
 
 @pytest.mark.parametrize("num_samples", [21, 50])
 def test_it_is_the_formula(oracle: Oracle, num_samples: int) -> None:
-    x = oracle.data(1)  # one batch, whose draws have the same seed in both calls
+    x = oracle.data(1)  # the draws of one batch have the same seed in both calls
     result = jackknife(oracle.vae.model, oracle.vae.guide, x, num_samples)
     log_w = pv.evaluation.log_weights(oracle.vae.model, oracle.vae.guide, x, num_samples, **OPTIONS)[:, 0]
     all_but_one = torch.stack(

@@ -1,4 +1,4 @@
-"""Every public name is in the reference, with a docstring that says what it takes, gives and refuses, by example."""
+"""Every public name is in the reference, and its docstring has arguments, return values, errors and an example."""
 
 import ast
 import inspect
@@ -46,18 +46,18 @@ SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Source|Example):\n((?:(?
 
 
 def sections(thing: Any) -> dict[str, str]:
-    """The sections of a docstring by their names."""
+    """Return the sections of a docstring by their names."""
     return dict(SECTION.findall(inspect.getdoc(thing) + "\n"))
 
 
 def entry(text: str, name: str) -> str | None:
-    """What a section says of one name."""
+    """Return the text of a section about one name."""
     found = re.search(rf"^    \*{{0,2}}{name}: ((?:.|\n(?:     |\n))*)", text, flags=re.MULTILINE)
     return found and found[1]
 
 
 def raised(thing: Any) -> set[str]:
-    """The errors that a function, or the initializer of a class, raises in its own lines."""
+    """Return the errors that a function, or the initializer of a class, raises in its own lines."""
     function = vars(thing).get("__init__", thing) if inspect.isclass(thing) else thing
     if not inspect.isfunction(function) or function.__name__ == "__create_fn__" or "<string>" in str(function.__code__):
         return set()
@@ -113,7 +113,7 @@ def test_a_docstring_names_its_paper_with_authors_and_year() -> None:
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTED if inspect.isclass(DOCUMENTED[name])])
 def test_methods_have_docstrings_too(name: str) -> None:
-    own = sections(DOCUMENTED[name]).get("Raises", "")  # which may say what is refused when called
+    own = sections(DOCUMENTED[name]).get("Raises", "")  # an initializer's section may list errors of calls
     for method, function in vars(DOCUMENTED[name]).items():
         if inspect.isfunction(function) and not method.startswith("_"):
             said = inspect.getdoc(function)

@@ -1,4 +1,4 @@
-"""Long evaluations of a small model, in processes of their own that can be killed at any moment."""
+"""Long evaluations of a small model in processes of their own, which tests kill at random times."""
 
 import pickle
 import signal
@@ -223,7 +223,7 @@ def sending(number: signal.Signals, after: int) -> Iterator[None]:
 
 
 def run(name: str, folder: Path | None, seed: int | None, out: Path, tells: Connection) -> None:
-    """Evaluate, with a slow writing after every batch, and leave the result in a file."""
+    """Evaluate with slow writes after every batch, and store the result in a file."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs that a shell starts in the background
     checkpoint.SAVE_SECONDS = 0.0
     make_slow(tells)
@@ -232,7 +232,7 @@ def run(name: str, folder: Path | None, seed: int | None, out: Path, tells: Conn
 
 
 def start(name: str, folder: Path | None, out: Path, seed: int | None = 1) -> tuple[Any, Connection]:
-    """Start an evaluation in a process of its own, which tells of every phase of a writing."""
+    """Start an evaluation in a process of its own, which reports every phase of a write."""
     told, tells = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=run, args=(name, folder, seed, out, tells), daemon=True)
     process.start()

@@ -1,4 +1,4 @@
-"""A result that is written into a group is a file that ArviZ opens."""
+"""ArviZ can open a result that is written into a group of a file."""
 
 from pathlib import Path
 

@@ -10,7 +10,7 @@ from pyrovae.evaluation import psis
 from pyrovae.evaluation.bounds import effective_sample_size, elbo, iwae, log_likelihood
 
 
-@pytest.mark.parametrize("scale", [3, 3000])  # of the larger, most weights are zero beside the largest
+@pytest.mark.parametrize("scale", [3, 3000])  # at the larger scale, most weights are zero relative to the largest
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 7, 12, 60])
 def test_iwae_uses_every_draw_equally_often_and_keeps_the_order(num_samples: int, scale: float) -> None:
     log_w = scale * torch.randn(num_samples, 4, dtype=torch.float64)
@@ -52,11 +52,11 @@ def test_psis_smooths_and_normalizes() -> None:
     torch.testing.assert_close(pareto_k, torch.full((5,), 0.6, dtype=torch.float64), atol=0.25, rtol=0)
     small = pareto < pareto.quantile(0.5, dim=0)
     spread = (smoothed - pareto)[small[:, 0].nonzero().flatten()[:2], 0]
-    assert spread[0] == pytest.approx(spread[1].item())  # what is not in the tail is only normalized
+    assert spread[0] == pytest.approx(spread[1].item())  # weights outside the tail are normalized only
 
 
 def test_psis_leaves_its_argument_as_it_is() -> None:
-    log_w = torch.randn(1000, 1, dtype=torch.float64)  # of whose transpose NumPy would make no copy
+    log_w = torch.randn(1000, 1, dtype=torch.float64)  # NumPy would not copy the transpose of this shape
     before = log_w.clone()
     psis(log_w)
     assert torch.equal(log_w, before)

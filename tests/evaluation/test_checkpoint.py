@@ -1,4 +1,4 @@
-"""The folder of an evaluation: what it refuses, and which faults it outlives."""
+"""Folders of evaluations: calls that they refuse, and faults that they survive."""
 
 import errno
 import importlib
@@ -209,7 +209,7 @@ def test_a_disk_that_is_full_or_read_only(small_disk: Path, monkeypatch: pytest.
     ballast.unlink()
     assert_same(evaluated(small_disk / "run"), whole)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert_same(evaluated(small_disk / "run"), whole)  # whose rows are all there
+    assert_same(evaluated(small_disk / "run"), whole)  # all rows are in the folder
     with pytest.raises(OSError, match=r"cannot hold rows \(Read-only file system\)\. Pass a folder"):
         evaluated(small_disk / "another")
 

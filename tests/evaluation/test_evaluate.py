@@ -1,4 +1,4 @@
-"""The evaluation is right by algebra, says what it is, and refuses what it cannot judge."""
+"""The evaluation agrees with algebra, records its settings, and refuses invalid programs."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_bounds_of_the_oracle() -> None:
     assert float(steps.min()) > -1e-12  # 1, 5, 50, 500, 1000 divide each other, so the order is exact
 
 
-def test_with_the_true_posterior_all_is_exact() -> None:
+def test_with_the_true_posterior_every_bound_is_exact() -> None:
     oracle = Oracle()
     x = oracle.data(20)
     result = evaluate(oracle.vae.model, oracle.vae.guide, x, 100, seed=0)
@@ -91,7 +91,7 @@ def test_the_printed_bounds_agree_with_plain_pytorch(vae: pv.VAE, x: Tensor) -> 
         assert errors[name].max() < 0.02, name
 
 
-def test_the_dataset_says_what_it_is(vae: pv.VAE, x: Tensor, tmp_path: object) -> None:
+def test_the_dataset_records_its_settings(vae: pv.VAE, x: Tensor, tmp_path: object) -> None:
     result = evaluate(vae.model, vae.guide, x, 60, seed=3, binarization="static")
     assert dict(result.sizes) == {"datum": 12, "k": 4}
     assert result.k.values.tolist() == [1, 5, 50, 60]
@@ -158,14 +158,14 @@ def test_bad_arguments(vae: pv.VAE, x: Tensor, arguments: dict[str, object], mes
         evaluate(vae.model, vae.guide, x, **arguments)
 
 
-def test_a_diverged_model_says_so(vae: pv.VAE, x: Tensor) -> None:
+def test_a_diverged_model_raises_an_error(vae: pv.VAE, x: Tensor) -> None:
     with torch.no_grad():
         vae.model.likelihood.network[0].bias.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="has diverged: logits of a Bernoulli is NaN"):
         evaluate(vae.model, vae.guide, x, 5)
 
 
-def test_weights_that_are_not_finite_say_so(vae: pv.VAE, x: Tensor) -> None:
+def test_weights_that_are_not_finite_raise_an_error(vae: pv.VAE, x: Tensor) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", vae.prior())
@@ -188,7 +188,7 @@ def test_active_units_of_scalar_latents() -> None:
     assert active_units(guide, torch.randn(50), seed=0)["z"].values.tolist() == [True]
 
 
-def test_active_units_takes_off_what_the_draws_add() -> None:
+def test_active_units_subtracts_the_variance_of_the_draws() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             loc = torch.stack([torch.zeros(len(x)), 0.15 * x], -1)  # activity 0 and 0.0225

@@ -1,4 +1,4 @@
-"""Evaluations that are killed or interrupted continue from their folder, to the result of an uninterrupted call."""
+"""Evaluations that are killed or interrupted resume from their folder, with the result of an uninterrupted call."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ PHASES_OF_A_WRITING = 6  # two writes, fsync of the file, renaming, fsync of the
 
 
 def num_rows(folder: Path) -> int:
-    """Return how many rows a folder holds; the file must be whole."""
+    """Return the number of rows in a folder, whose file must be complete."""
     if not (folder / "rows.pt").exists():
         return 0
     kept = archives.read(folder / "rows.pt")
@@ -32,7 +32,7 @@ def num_rows(folder: Path) -> int:
 
 
 def let_end(told: Connection) -> None:
-    """Receive until the process ends, so that it is not held up by a full pipe."""
+    """Receive messages until the process ends, so that a full pipe does not block it."""
     try:
         while True:
             told.recv()
@@ -41,7 +41,7 @@ def let_end(told: Connection) -> None:
 
 
 def wait(told: Connection, chance: random.Random, least: int, most: int) -> str:
-    """Wait for a random moment of the computation or of a writing, so many phases on, and return which."""
+    """Wait for a random time after a random number of phases of writes, and return the last phase."""
     phase = told.recv()
     for _ in range(chance.randint(least, most)):
         phase = told.recv()
@@ -65,7 +65,7 @@ def kill_until_it_ends(
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the evaluation ended before it was killed; make it longer"
-        assert num_rows(rows) >= known  # and its file is whole
+        assert num_rows(rows) >= known  # reading the rows also checks that the file is complete
         found[f"after {phase}"] += 1
         found["resumed"] += known > 0
     found["resumed"] += num_rows(rows) > 0
@@ -128,7 +128,7 @@ def test_ctrl_c_returns_the_rows_that_are_done(tmp_path: Path) -> None:
 
 
 def test_two_starts_on_one_folder(tmp_path: Path) -> None:
-    """The second start is refused, and harms neither the file nor the result of the first."""
+    """The second start is refused, and leaves the file and the result of the first intact."""
     process, told = start("evaluate", tmp_path / "rows", tmp_path / "first")
     for _ in range(3):
         told.recv()

@@ -1,4 +1,4 @@
-"""Every evaluation takes a module that has a model and a guide in place of both programs."""
+"""Every evaluation accepts a module with a model and a guide in place of the two programs."""
 
 import inspect
 import pickle

@@ -1,4 +1,4 @@
-"""Log-weights are exact under any chunking, for any program."""
+"""Log-weights are exact for any chunk size and any program."""
 
 import math
 import subprocess
@@ -22,7 +22,7 @@ from tests.oracle import Oracle
 
 
 class Numbered:
-    """A program whose k-th draw of a datum weighs k, for as many runs as there may be."""
+    """A program whose k-th draw of a datum has weight k, in any number of runs."""
 
     def __init__(self) -> None:
         self.drawn = 0
@@ -35,11 +35,11 @@ class Numbered:
 
     def guide(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", _Counting(self).mask(False))  # as in the model
+            pyro.sample("z", _Counting(self).mask(False))  # the same draw as in the model
 
 
 class _Counting(pyro.distributions.TorchDistribution):
-    """Counts its draws per datum."""
+    """A program that counts its draws per datum."""
 
     has_rsample = True
     support = torch.distributions.constraints.real
@@ -134,7 +134,7 @@ def test_memory_bound_holds() -> None:
 
 
 def script(subsample_size: int | None, size: int) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
-    """A plain Pyro script; its posterior is exact, so every weight is log p(x)."""
+    """A plain Pyro script with an exact posterior, so that every log-weight is log p(x)."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", size, subsample_size=subsample_size) as indices:
@@ -251,7 +251,7 @@ def test_a_plate_of_another_size_is_refused() -> None:
 
 
 class Convolutional(nn.Module):
-    """A program as Pyro's tutorials write them: pyro.module, and a network that takes one batch dimension only."""
+    """A program as in Pyro's tutorials: pyro.module, and a network that accepts one batch dimension only."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What several processes evaluate, refuse, write, and do when something goes wrong."""
+"""Evaluation in several processes: results, refused calls, files, and behaviour after an error."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def run_refused() -> list[str]:
     ]
 
 
-def test_what_would_be_another_number_is_refused_in_all_processes() -> None:
+def test_calls_with_another_result_are_refused_in_all_processes() -> None:
     first, second = in_each(2, run_refused)
     assert first == second
     assert "the training data differ between process 1 and the first process. Create them from the same" in first[0]
@@ -57,7 +57,7 @@ def test_what_would_be_another_number_is_refused_in_all_processes() -> None:
 
 
 class Wayward(nn.Module):
-    """Draws more in one process than in another, and has a buffer that follows its data."""
+    """A program that draws more in one process than in another, and has a buffer that depends on its data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,13 +80,13 @@ def train_wayward() -> tuple[Any, ...]:
     return module.state_dict(), torch.get_rng_state(), history.train
 
 
-def test_processes_stay_in_step_whatever_a_module_does() -> None:
+def test_processes_stay_in_step_for_any_module() -> None:
     first, second = in_each(2, train_wayward)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 def evaluate_in_pieces() -> list[Any]:
-    """Results of data in many pieces, of programs that are run in all ways."""
+    """Return the results of several programs for data in many chunks."""
     torch.manual_seed(7)
     vae, x = small_vae(), torch.rand(23, 6).round()
     results = [
@@ -131,7 +131,7 @@ def test_a_divergence_is_the_same_error_in_all_processes(tmp_path: Path) -> None
 
 
 class Signalled:
-    """Binarizes, and in one process sends itself a signal at a step of the training."""
+    """A binarization that sends a signal to its own process at a training step, in one process only."""
 
     def __init__(self, rank: int, at: int, number: int) -> None:
         self.rank, self.left, self.number = rank, at, number
@@ -157,7 +157,7 @@ def train(folder: Path | None, epochs: int = 4, at: int = -1, number: int = sign
 def train_in_parts(folder: Path) -> list[Any]:
     write = archives.write
     if not parallel.is_first():
-        archives.write = None  # type: ignore[assignment]  # which nobody is to call
+        archives.write = None  # type: ignore[assignment]  # only the first process may write
     whole = train(None)
     train(folder, at=8)  # amid the second epoch
     names = sorted(path.name for path in folder.iterdir())
@@ -195,7 +195,7 @@ def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun_restarts_an_experiment_one_of_whose_processes_is_killed(tmp_path: Path) -> None:
-    """The results are those of one process that nothing has happened to; only the first process prints."""
+    """The results are those of one uninterrupted process, and only the first process prints."""
     options: dict[str, Any] = {
         "data": "digits", "hidden": (16,), "latent": 2, "epochs": 8, "num_samples": 60, "test_size": 15
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Log-weights from one run of the guide and many of the model, compiled or not, are those of both run together."""
+"""Log-weights from one run of the guide and many of the model agree with those of joint runs, compiled or not."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from tests.oracle import Oracle
 
 
 class Counting(nn.Module):
-    """Counts how many data it has encoded."""
+    """A network that counts the data that it has encoded."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def binary(size: int) -> Tensor:
     return torch.bernoulli(torch.full((size, 40), 0.4))
 
 
-def test_each_datum_is_encoded_once_whatever_the_number_of_draws() -> None:
+def test_each_datum_is_encoded_once_for_any_number_of_draws() -> None:
     vae, x = counting_vae(), binary(50)
     encoder = vae.posterior.network
     encoded = []
@@ -113,7 +113,7 @@ def test_components_of_a_vampprior_are_made_once(monkeypatch: pytest.MonkeyPatch
     assert left == [2], "the layers of the decoder"
 
 
-def test_products_of_draws_and_of_what_is_written_to_are_made_anew() -> None:
+def test_products_of_draws_and_of_changed_tensors_are_computed_again() -> None:
     w, x = nn.Parameter(torch.randn(4, 4)), torch.randn(4, 4)
     assert products(folded(lambda: w @ torch.randn_like(w) + x, w, x)) == 1
     assert products(folded(lambda: w @ w + (w * 1).mul_(x), w, x)) == 1
@@ -146,7 +146,7 @@ def test_a_captured_graph_keeps_the_tensors_that_it_reads(monkeypatch: pytest.Mo
     assert product() is None
 
 
-def test_what_a_guide_writes_for_the_model_is_read() -> None:
+def test_values_that_a_guide_stores_reach_the_model() -> None:
     class Noting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -193,7 +193,7 @@ def test_compiled_weights_of_a_plate_that_takes_a_part() -> None:
     torch.testing.assert_close(weights, oracle.log_likelihood(x).expand(4, 53))
 
 
-def test_what_cannot_be_compiled_is_evaluated_all_the_same() -> None:
+def test_programs_that_cannot_be_compiled_are_evaluated_uncompiled() -> None:
     oracle = Oracle()
     x = oracle.data(5)
 
@@ -208,7 +208,7 @@ def test_what_cannot_be_compiled_is_evaluated_all_the_same() -> None:
     torch.testing.assert_close(weights, oracle.log_likelihood(x).expand(4, 5))
 
 
-def test_products_in_bfloat16_are_near_and_said_to_be_so() -> None:
+def test_products_in_bfloat16_are_close_and_recorded() -> None:
     vae, x = counting_vae(), binary(20)
     exact, rounded = (
         evaluate(vae.model, vae.guide, x, 200, seed=0, precision=precision) for precision in (None, "bfloat16")

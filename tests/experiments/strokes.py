@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def stroke(width: float, degrees: float, size: int = 28, length: float = 24.0) -> Tensor:
-    """A straight stroke of a width across it, leaning to the right, drawn by the share of each pixel that it covers."""
+    """Draw a straight stroke that leans to the right. A grey value is the fraction of the pixel that it covers."""
     fine = (torch.arange(size * 16, dtype=torch.float64) + 0.5) / 16 - size / 2
     y, x = fine[:, None], fine
     angle = math.radians(degrees)

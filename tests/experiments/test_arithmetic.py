@@ -1,4 +1,4 @@
-"""Codes moved along directions of a latent space that is known."""
+"""Codes are moved along directions of a known latent space."""
 
 import math
 from typing import Any
@@ -16,13 +16,13 @@ from tests.experiments.strokes import stroke
 
 
 def decode(z: Tensor) -> Any:
-    """A stroke whose slant in degrees is 10 z_1, and whose thickness in pixels is 3 + z_2 / 2; z_3 does nothing."""
+    """Return a stroke with slant 10 z_1 in degrees and thickness 3 + z_2 / 2 in pixels. z_3 has no effect."""
     images = [stroke(3 + float(code[1]) / 2, 10 * float(code[0])) for code in z.reshape(-1, 3)]
     return dist.Normal(torch.stack(images).reshape(*z.shape[:-1], 28, 28).float(), 1.0).to_event(2)
 
 
 def encode(x: Tensor) -> Any:
-    """The very code, which stands in a corner of the image."""
+    """Return the code, which a corner of the image stores."""
     return dist.Normal(10 * x[:, 0, :3], 1.0).to_event(1)
 
 
@@ -40,13 +40,13 @@ def space() -> Space:
     return Space(vae, digits(150), digits(30))
 
 
-def test_the_direction_of_an_attribute_is_the_way_of_the_codes_along_it(space: Space) -> None:
+def test_the_direction_of_an_attribute_is_the_slope_of_the_codes(space: Space) -> None:
     direction = attribute_direction(space, "slant")
     assert direction[0] == pytest.approx(0.1, abs=0.005)
     assert direction[1:].abs().max() < 0.03
 
 
-def test_an_attribute_that_is_a_line_moves_as_asked(space: Space) -> None:
+def test_a_linear_attribute_moves_as_requested(space: Space) -> None:
     move = move_attribute(space, "slant", lambda images: (measure(images)["slant"] > 0).long() + 4, seed=0)
     own, other, random = (slopes(move["asked"], move[key]) for key in ("shown", "other", "random"))
     assert own.mean() == pytest.approx(1, abs=0.05)

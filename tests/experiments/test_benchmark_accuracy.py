@@ -1,4 +1,4 @@
-"""The benchmark of accuracy measures the errors of all estimators against a reference, and compares equal seconds."""
+"""The benchmark of accuracy measures the errors of all estimators against a reference, at equal computing time."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ SMALL = {
 
 
 def test_errors_are_those_against_log_p() -> None:
-    """The reference agrees with the closed form, and each way has the error and the bias of its own estimates."""
+    """The reference agrees with the closed form, and each estimator has the error and the bias of its own estimates."""
     oracle = Oracle(scale=0.6)
     x = oracle.data(6)
     options = accuracy.Options(**SMALL)
@@ -55,7 +55,7 @@ def test_the_ratio_is_that_to_encoder_draws_of_the_same_seconds() -> None:
 
 
 @pytest.mark.slow
-def test_all_ways_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_estimators_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = accuracy.main(accuracy.Options(**SMALL, out=tmp_path))
     record = json.loads((tmp_path / "accuracy.json").read_text())
     assert record["table"] == table.to_dict("index")

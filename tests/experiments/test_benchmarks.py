@@ -1,4 +1,4 @@
-"""The benchmarks' contenders do the same work, and are timed in turns; toy sizes, and only what needs no other tool."""
+"""The contenders of the benchmarks do the same work and are timed in turns, at toy size and without other libraries."""
 
 import json
 import sys
@@ -64,8 +64,8 @@ def test_a_contender_that_fails_is_missing_and_the_others_go_on() -> None:
     }
 
 
-def test_a_contender_of_ours_may_not_fail() -> None:
-    with pytest.raises(RuntimeError, match=r"the contender pyrovae failed:\n(.|\n)*OSError: out of breath"):
+def test_a_failing_contender_of_pyrovae_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"The contender pyrovae failed:\n(.|\n)*OSError: out of breath"):
         race({"there": contender(), "pyrovae": contender(turns=1)}, rounds=1)
 
 
@@ -82,9 +82,9 @@ def test_ratios_are_medians_of_ratios_within_rounds() -> None:
 def test_contenders_must_agree() -> None:
     facts = {"a": {"loss": 100.0}, "b": {}, "c": {"loss": 100.001, "gradient": 1.0}}
     check_agreement(facts)
-    with pytest.raises(ValueError, match=r"the loss of a is 100 and that of d 100\.1"):
+    with pytest.raises(ValueError, match=r"the loss of a is 100 and that of d is 100\.1"):
         check_agreement({**facts, "d": {"loss": 100.1}})
-    with pytest.raises(ValueError, match="gradient of c is 1 and that of d nan"):
+    with pytest.raises(ValueError, match="gradient of c is 1 and that of d is nan"):
         check_agreement({**facts, "d": {"gradient": float("nan")}})
 
 
@@ -116,7 +116,7 @@ def test_a_batch_that_does_not_divide_the_data_is_refused() -> None:
 
 
 class OneTurn:
-    """A channel to nobody, which gives one turn."""
+    """A channel without a parent process, which gives one turn."""
 
     facts: ClassVar[dict[str, float]] = {}
 
@@ -138,7 +138,7 @@ def test_contenders_do_the_same_work(k: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(rounds, "Channel", OneTurn)
     monkeypatch.setattr(ours, "Channel", OneTurn)
     facts = {}
-    with pyro.validation_enabled(True):  # which a contender switches off
+    with pyro.validation_enabled(True):  # contenders switch validation off
         for name, main in {
             "Pyro": partial(stock_pyro.main, validated=False),
             "PyTorch": partial(pytorch.main, compiled=False),
@@ -194,8 +194,8 @@ def test_the_data_grow_with_the_batch() -> None:
     assert (grown.batch_size, grown.steps) == (300, growth.STEPS)
 
 
-def test_a_contender_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no contender 'Pyrovae'; choose from \['Pyro', 'Pyro, unvalidated'"):
+def test_an_unknown_contender_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'Pyrovae' is not a contender. Choose from \['Pyro', 'Pyro, unvalidated'"):
         training.main(training.Options(**TOY, contenders=("Pyrovae",), out=tmp_path))
 
 
@@ -208,5 +208,5 @@ def test_profiles(tmp_path: Path) -> None:
     kinds = [*profiles.KINDS, "rest"]
     np.testing.assert_allclose(table[kinds].sum(axis=1), table["all"], rtol=0.02)
     assert json.loads((tmp_path / "profiles.json").read_text())["options"]["k"] == 2
-    with pytest.raises(ValueError, match="data=16 images with draws=1 are one chunk"):
+    with pytest.raises(ValueError, match="data=16 images with draws=1 form a single chunk"):
         profiles.of_evaluation(profiles.Options(draws=1, data=16))(nullcontext())

@@ -1,4 +1,4 @@
-"""The blurriness experiment: divergences against quadrature and algebra, measures on images known sharp and blurred."""
+"""The blurriness experiment: divergences against quadrature and algebra, measures on sharp and blurred images."""
 
 import math
 from pathlib import Path
@@ -37,7 +37,7 @@ def integrate(values: Tensor) -> float:
 
 
 def exact_bound(divergence: Divergence, critic: Tensor) -> float:
-    """E_P[g_f(V)] - E_Q[f*(g_f(V))] of a critic's values on the grid."""
+    """Return E_P[g_f(V)] - E_Q[f*(g_f(V))] of a critic's values on the grid."""
     data = P.log_prob(GRID).exp() * divergence.activation(critic)
     model = Q.log_prob(GRID).exp() * divergence.conjugate(divergence.activation(critic))
     return integrate(data - model)
@@ -234,12 +234,12 @@ def test_feature_consistency_is_the_density_of_features_and_trains_the_vae_alone
 
 def test_data_without_labels_are_refused() -> None:
     bare = pv.data.Splits("bare", *3 * [torch.rand(4, 8, 8)], "none")
-    with pytest.raises(ValueError, match="bare has no labels to train a classifier with; choose"):
+    with pytest.raises(ValueError, match="bare has no labels to train a classifier with"):
         train_classifier(bare, Options(), 1, seed=0)
 
 
 @pytest.mark.slow
-def test_the_table_has_a_row_for_every_way_and_leaves_out_what_is_not_there(
+def test_the_table_has_a_row_for_every_method_and_empty_cells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = main(Options(**TOY, out=tmp_path))
@@ -260,7 +260,7 @@ def test_the_table_has_a_row_for_every_way_and_leaves_out_what_is_not_there(
 
 
 @pytest.mark.slow
-def test_only_the_models_asked_for_are_trained(tmp_path: Path) -> None:
+def test_only_the_requested_models_are_trained(tmp_path: Path) -> None:
     table = main(Options(**TOY, models=("f-GAN, KL",), out=tmp_path))
     assert list(table.index) == ["real, training data", "f-GAN, KL"]
     assert (tmp_path / "results.json").stat().st_size

@@ -1,4 +1,4 @@
-"""EM against algebra, scikit-learn and itself; turns of a VAE that move what they are to move."""
+"""EM against algebra and scikit-learn, and turns of a VAE that move the right parameters only."""
 
 from dataclasses import replace
 from functools import partial
@@ -79,7 +79,7 @@ def test_em_takes_the_steps_of_sklearn(points: Tensor, path: list[HalfStep]) -> 
         ("log p(x)", 4, -99.0, r"no step lowers log p\(x\)"),
     ],
 )
-def test_a_broken_promise_is_named(
+def test_a_violated_guarantee_is_named(
     points: Tensor, path: list[HalfStep], column: str, row: int, value: float, promise: str
 ) -> None:
     table = mixture.measure(points, path[:7])
@@ -95,7 +95,7 @@ def test_a_point_and_its_sites_are_the_same(path: list[HalfStep]) -> None:
 
 
 def test_the_bayesian_mixture_has_the_mixtures_density(points: Tensor, path: list[HalfStep]) -> None:
-    """Given its parameters, and with z summed out by Pyro."""
+    """The parameters are given, and Pyro sums z out."""
     theta = path[-1].theta
     program = pyro.condition(bayesian.BayesianMixture(theta).model, data=bayesian.as_values(theta))
     results = pv.evaluation.evaluate(program, em.no_guide, points, 2, seed=0, progress=False)
@@ -116,7 +116,7 @@ def test_a_prediction_averages_probabilities(points: Tensor, path: list[HalfStep
 
 @pytest.mark.slow
 def test_variational_inference_finds_a_conjugate_posterior() -> None:
-    """One component, of which much is known: the posterior's spread of the mean is the standard error of the data."""
+    """One component, mostly known. The posterior's spread of the mean is the standard error of the data."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 2, generator=generator, dtype=torch.float64)
     point = Parameters(torch.ones(1).double(), x.mean(0)[None], x.T.cov()[None])

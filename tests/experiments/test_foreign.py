@@ -1,4 +1,4 @@
-"""Weights of pythae and NumPyro go into a VAE by their names; the mapping is tested without either library."""
+"""Weights of pythae and NumPyro are copied into a VAE by name; the mapping is tested without either library."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ DIGITS = pv.data.digits("static")
 
 
 def weights(library: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tensors with the names and the shapes of the library."""
+    """Return random tensors with the names and the shapes of the library."""
     random = np.random.default_rng(seed)
     layers = {"encoder": (64, HIDDEN), "loc": (HIDDEN, LATENT), "spread": (HIDDEN, LATENT)}
     layers |= {"hidden": (LATENT, HIDDEN), "output": (HIDDEN, 64)}
@@ -27,7 +27,7 @@ def weights(library: str, seed: int = 0) -> dict[str, np.ndarray]:
         name: (random.normal(size=(size_in, size_out)) / size_in**0.5, random.normal(size=size_out))
         for name, (size_in, size_out) in layers.items()
     }
-    if library == "numpyro":  # as SVI.get_params returns them
+    if library == "numpyro":  # the format of SVI.get_params
         encoder = [drawn["encoder"], (), (), [drawn["loc"], [drawn["spread"], ()]]]
         return dict(leaves({"encoder$params": encoder, "decoder$params": [drawn["hidden"], (), drawn["output"], ()]}))
     names = {"encoder": "encoder.layers.0.0", "loc": "encoder.embedding", "spread": "encoder.log_var"}
@@ -39,7 +39,7 @@ def weights(library: str, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def by_hand(library: str, weights: dict[str, np.ndarray], x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Mean and scale of q(z | x), and log p(x | z), by the library's own formulas."""
+    """Return mean and scale of q(z | x), and log p(x | z), by the library's own formulas."""
 
     def layer(name: str, value: np.ndarray) -> np.ndarray:
         if library == "numpyro":
@@ -71,7 +71,7 @@ def test_weights_go_by_name(library: Any) -> None:
 
 
 def as_exact(theirs: dict[str, np.ndarray], library: Any) -> dict[str, Tensor]:
-    """The state dict by the same names without a rounding to single precision."""
+    """Return the state dict with the same names, without rounding to single precision."""
     names = NAMES[library]
     return {
         ours: torch.cat([factor * foreign._as_tensor(theirs[name], names.transposed) for name, factor in found])
@@ -83,10 +83,10 @@ def as_exact(theirs: dict[str, np.ndarray], library: Any) -> dict[str, Tensor]:
     ("change", "message"),
     [
         (lambda w: w.pop("encoder.log_var.bias"), r"'encoder.log_var.bias' is missing"),
-        (lambda w: w.update(extra=np.zeros(1)), r"'extra' has no place in the VAE"),
+        (lambda w: w.update(extra=np.zeros(1)), r"'extra' has no counterpart in the VAE"),
         (
             lambda w: w.update({"decoder.layers.1.0.weight": np.zeros((63, HIDDEN))}),
-            r"layers.1.0.weight have shape \(63, 7\) together, but 'model.likelihood.network.2.weight' has \(64, 7\)",
+            r"1.0.weight have shape \(63, 7\) together, but 'model.likelihood.network.2.weight' has shape \(64, 7\)",
         ),
     ],
     ids=["missing", "extra", "shape"],
@@ -131,7 +131,7 @@ def test_foreign_weights_are_evaluated_and_kept(tmp_path: Path, monkeypatch: pyt
 def test_another_log_likelihood_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign, "require", lambda library: None)
     monkeypatch.setattr(foreign, "TRAINERS", {"pythae": lambda *_: trained("pythae", 2e-5)})
-    with pytest.raises(ValueError, match="of pyrovae and of pythae differ by 2e-05 nats"):
+    with pytest.raises(ValueError, match="between pyrovae and pythae by 2e-05 nats"):
         foreign.main(options(tmp_path, libraries=("pythae",)))
     assert not (tmp_path / "out").exists()
 
@@ -144,7 +144,7 @@ def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["pythae", "numpyro"])
-@pytest.mark.filterwarnings("default")  # of the libraries
+@pytest.mark.filterwarnings("default")  # the libraries give warnings
 def test_trained_weights_have_the_log_likelihood_of_their_library(library: Any, tmp_path: Path) -> None:
     pytest.importorskip(library)
     given = options(tmp_path, libraries=(library,), epochs=3, latent=LATENT, hidden=32)

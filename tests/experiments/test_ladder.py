@@ -1,4 +1,4 @@
-"""The ladder VAE: one layer is a plain VAE, densities agree with algebra, every parameter has a gradient."""
+"""Ladder VAE: one layer is a plain VAE, densities agree with algebra, and every parameter has a gradient."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ def ladder(latents: tuple[int, ...] = (6, 4, 2), hidden: tuple[int, ...] = (16, 
 
 
 class OneLayer(nn.Module):
-    """The posterior of a plain VAE, by the networks of a ladder of one layer."""
+    """The posterior of a plain VAE, made of the networks of a ladder with one layer."""
 
     def __init__(self, up: nn.Module, moments: Moments) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def test_only_training_depends_on_the_batch() -> None:
         vae.eval()
         for few, all_of_them in zip(vae.bottom_up(x[:3]), vae.bottom_up(x), strict=True):
             torch.testing.assert_close(few, (all_of_them[0][:3], all_of_them[1][:3]))
-    assert math.isfinite(pv.objectives.IWAE(5).loss(vae.model, vae.guide, x))  # else it raises
+    assert math.isfinite(pv.objectives.IWAE(5).loss(vae.model, vae.guide, x))  # a dependence on other data would raise
 
 
 def test_training_raises_the_bound() -> None:

@@ -1,4 +1,4 @@
-"""pythae's own estimate of log p(x) equals ours for the same weights: its trained modules, wrapped as components."""
+"""pythae's estimate of log p(x) equals that of pyrovae for the same weights: its trained modules as components."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ LATENT, DRAWS = 4, 2000
 
 
 class Likelihood(nn.Module):
-    """p(x | z) by pythae's decoder, which takes ``(n, latent)`` and returns probabilities ``(n, 1, 8, 8)``."""
+    """p(x | z) of pythae's decoder, which takes ``(n, latent)`` and returns probabilities ``(n, 1, 8, 8)``."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Likelihood(nn.Module):
 
 
 class Posterior(nn.Module):
-    """q(z | x) by pythae's encoder, whose log-covariance is the logarithm of a diagonal of variances."""
+    """q(z | x) of pythae's encoder, whose log-covariance is the logarithm of the variances."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_pythae_estimates_the_same_log_likelihood(tmp_path: Path) -> None:
     with torch.no_grad():
         values = [theirs.get_nll(x[None], n_samples=DRAWS, batch_size=DRAWS // 4) for x in test]
 
-    both = math.sqrt(2) * results.mcse  # of two independent estimates from as many draws
+    both = math.sqrt(2) * results.mcse  # error of the difference of two independent estimates
     difference = results.log_likelihood - values
     error = float((both**2).sum()) ** 0.5 / len(test)
     print(f"ours {float(results.log_likelihood.mean()):.4f}, theirs {sum(values) / len(test):.4f}, error {error:.4f}")
@@ -62,7 +62,7 @@ def test_pythae_estimates_the_same_log_likelihood(tmp_path: Path) -> None:
 
 
 def trained(train: Tensor, folder: Path) -> Any:
-    """A VAE of pythae, trained by pythae for some epochs."""
+    """Return a VAE of pythae, trained by pythae for some epochs."""
     from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
     from pythae.trainers import BaseTrainer, BaseTrainerConfig

@@ -1,4 +1,4 @@
-"""The published tables' rows can be trained, go on where they stopped, and are kept with all that they took."""
+"""Rows of published tables can be trained, resumed and stored with all settings."""
 
 import dataclasses
 import json
@@ -19,12 +19,12 @@ from experiments.reproduce.papers import PAPERS
 NUM_TEST = 20
 ROWS = {f"{paper}: {name}": row for paper, found in PAPERS.items() for name, row in found.items()}
 
-pytestmark = pytest.mark.filterwarnings("ignore:the KL warm-up does not end")  # of toy runs
+pytestmark = pytest.mark.filterwarnings("ignore:the KL warm-up does not end")  # toy runs give this warning
 
 
 @pytest.fixture(autouse=True)
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few embedded digits in place of those that would be downloaded."""
+    """A few embedded digits in place of the downloaded data set."""
 
     def few(binarization: Any) -> pv.data.Splits:
         splits = pv.data.digits(binarization)
@@ -105,7 +105,7 @@ def test_the_error_of_the_quoted_number_stands_if_nearly_all_data_are_reliable()
     assert rows._quoted(kept | {"reliable": 0.9})["log p(x)"] == "80.00 ± 0.20"
 
 
-def test_a_row_with_too_few_reliable_data_says_so() -> None:
+def test_a_row_with_too_few_reliable_data_is_marked() -> None:
     kept = {
         "nll": 80.0,
         "standard_error": 0.2,
@@ -146,11 +146,11 @@ def test_a_row_does_not_go_on_with_another_schedule(change: dict[str, Any], mess
         iwae.main(iwae.Options(**given | change))
 
 
-def test_a_row_is_trained_as_the_options_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_trained_with_the_given_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = []
     monkeypatch.setattr(pv, "fit", lambda *_, **given: fits.append(given) or pv.History("", interrupted=True))
     given = {"epochs": 3, "batch_size": 7, "learning_rate": 2e-3, "kl_warmup": 2, "precision": "bfloat16", "seed": 5}
-    with pytest.raises(SystemExit, match="give the same command to go on"):
+    with pytest.raises(SystemExit, match="Give the same command to resume"):
         iwae.main(iwae.Options(rows=("1 layer, VAE, k = 1",), out=tmp_path, checkpoints=tmp_path, **given))
     assert [{name: fit[name] for name in given} for fit in fits] == [given]
     assert fits[0]["optimizer"] is None
@@ -186,7 +186,7 @@ def test_a_published_schedule_is_one_of_adam(
     optimizer = fits[0]["optimizer"]([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     assert (type(optimizer), optimizer.defaults["eps"]) == (torch.optim.Adam, 1e-4)
     for change in ({"optimizer": "muon"}, {"epochs": 10}):
-        with pytest.raises(ValueError, match=r"3280|of Adam"):
+        with pytest.raises(ValueError, match=r"3280|Adam"):
             paper.Options(**given | change)
 
 
@@ -213,14 +213,14 @@ def test_the_weights_of_rainforth_start_as_those_of_pythae() -> None:
     assert all(not layer.bias.any() for layer in layers)
     *_, last = vae.posterior.network
     bounds = [float(part.detach().abs().max()) for part in (last.weight[:50], last.weight[50:])]
-    limit = (6 / 250) ** 0.5  # of a layer from 200 to 50 units
+    limit = (6 / 250) ** 0.5  # limit of a layer from 200 to 50 units
     assert bounds == pytest.approx([limit, limit / 2], rel=0.01)
     assert float(layers[0].weight.detach().abs().max()) == pytest.approx(
         (6 / 250) ** 0.5, rel=0.01
     )  # from 50 to 200 units
 
 
-def test_rows_have_the_sizes_and_the_objectives_that_their_names_say() -> None:
+def test_rows_have_the_sizes_and_the_objectives_of_their_names() -> None:
     digits = torch.zeros(500, 28, 28)
     dreg = iwae.ROWS["1 layer, DReG, k = 50"].objective()
     assert (dreg.num_particles, dreg.gradient) == (50, "doubly_reparameterized")
@@ -260,8 +260,8 @@ def test_muon_takes_orthogonal_steps_and_leaves_biases_to_adam() -> None:
     torch.testing.assert_close(sizes, 0.1 * torch.eye(3), rtol=0.35, atol=2e-3)
 
 
-def test_a_row_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no row 'VAE'; choose from \['VAE, standard', "):
+def test_an_unknown_row_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no row 'VAE'. Choose from \['VAE, standard', "):
         run(vampprior, tmp_path, "VAE")
 
 
@@ -275,7 +275,7 @@ def test_stages_are_those_of_the_paper() -> None:
     counts = [rates.count(rate) for rate in sorted(set(rates), reverse=True)]
     assert counts == [3**i for i in range(8)]
     assert (rates[0], rates[1], rates[-1]) == (1e-3, pytest.approx(1e-3 * 10 ** (-1 / 7)), pytest.approx(1e-4))
-    with pytest.raises(ValueError, match="give --epochs 3280"):
+    with pytest.raises(ValueError, match="Give --epochs 3280"):
         iwae.Options(schedule="paper")
 
 

@@ -1,4 +1,4 @@
-"""Thickness and slant, measured on strokes that were drawn with known ones."""
+"""Thickness and slant are right for strokes that were drawn with known values."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sweeps: cells are computed once and kept, tried again, and have the same numbers in order and on Ray."""
+"""Sweeps: cells are computed once, stored, repeated after a failure, and equal in order and on Ray."""
 
 import importlib
 import json
@@ -39,7 +39,7 @@ needs_ray = pytest.mark.skipif(not is_installed(), reason="Ray is not installed;
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One Ray with two cores for all tests; its start takes seconds."""
+    """One Ray instance with two cores for all tests, because its start takes seconds."""
     with importlib.import_module("experiments._ray")._connected(None, 2):
         yield
 
@@ -53,7 +53,7 @@ def execute(request: pytest.FixtureRequest) -> Executor:
 
 
 def squares(folder: Path, **others: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """The settings of four cells."""
+    """Return the settings of four cells."""
     names = ("zero", "one", "two", "three")
     return {name: {"x": i, "log": str(folder / f"{name}.log"), **others.get(name, {})} for i, name in enumerate(names)}
 
@@ -71,7 +71,7 @@ def test_cells_are_kept_and_only_missing_ones_computed(tmp_path: Path, execute: 
     assert {name: result.square.values.tolist() for name, result in second.results.items()} == {
         name: [i**2] * 3 for i, name in enumerate(cells)
     }
-    assert list(second.results) == list(cells)  # not in the order in which they came
+    assert list(second.results) == list(cells)  # the order of the cells, not that of completion
     assert len(list((tmp_path / "cells").iterdir())) == 4
 
 
@@ -84,10 +84,10 @@ def test_a_cell_that_fails_is_tried_again_and_reported(
     assert list(filled.results) == ["zero", "one", "two"]
     assert filled.failures == {"one": ["ValueError: no luck with 1"], "three": ["ValueError: no luck with 3"] * 3}
     assert str(filled).splitlines() == [
-        "4 cells: 0 kept from before, 3 computed (1 of them at a later attempt), 1 failed",
-        "three: failed 3 times, at last by ValueError: no luck with 3",
+        "4 cells: 0 kept from before, 3 computed (1 of them in a later attempt), 1 failed",
+        "three: failed 3 times, most recently with ValueError: no luck with 3",
     ]
-    assert "attempt 1 of 3 at one failed by ValueError: no luck with 1" in capsys.readouterr().out
+    assert "attempt 1 of 3 to compute one failed: ValueError: no luck with 1" in capsys.readouterr().out
     assert filled.results["one"].attrs["attempts"] == 2
     again = fill(tmp_path / "cells", cells, compute, shared=np.ones(3), execute=execute, retries=0)
     assert again.num_kept == 3
@@ -106,7 +106,7 @@ def test_a_cell_whose_worker_is_killed_is_tried_again_and_reported(tmp_path: Pat
     assert all(why.startswith("WorkerCrashedError") for reasons in filled.failures.values() for why in reasons)
 
 
-def test_a_sweep_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_resumes(tmp_path: Path) -> None:
     cells = squares(tmp_path)
 
     def interrupted(settings: Any, shared: Any) -> xr.Dataset:
@@ -120,12 +120,12 @@ def test_a_sweep_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> Non
     assert attempts(tmp_path) == dict.fromkeys(cells, 1)
 
 
-def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     amid_writing = []
 
     def torn(result: xr.Dataset, path: Path, **others: Any) -> None:
         path.write_bytes(b"the first half")
-        amid_writing.extend(tmp_path.glob("cells/*.nc"))  # what a killed process would leave
+        amid_writing.extend(tmp_path.glob("cells/*.nc"))  # files that a killed process would leave
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
@@ -144,11 +144,11 @@ def test_a_damaged_file_is_computed_anew(tmp_path: Path, capsys: pytest.CaptureF
     filled = fill(tmp_path / "cells", cells, compute, shared=np.ones(3))
     assert filled.num_kept == 3
     assert filled.results["two"].square.values.tolist() == [4] * 3
-    assert f"{path} cannot be read and is computed anew" in capsys.readouterr().out
+    assert f"{path} cannot be read, so the cell is computed again" in capsys.readouterr().out
     assert cells_module.read(path) is not None
 
 
-def test_a_cell_is_told_by_all_of_its_settings(tmp_path: Path) -> None:
+def test_a_cell_is_identified_by_all_of_its_settings(tmp_path: Path) -> None:
     options = sweep.Options(**TOY)
     model = ("StandardNormal", "Bernoulli", "ELBO")
 
@@ -171,16 +171,18 @@ def test_a_cell_is_told_by_all_of_its_settings(tmp_path: Path) -> None:
     assert len(paths) == len(others) + 3
 
 
-def test_versions_tell_cells_apart_and_must_agree_among_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_distinguish_cells_and_must_agree_between_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cell = sweep.settings(sweep.Options(**TOY), ("StandardNormal", "Bernoulli", "ELBO"), 0)
     monkeypatch.setattr(sweep, "version", lambda package: "another")
     other = sweep.settings(sweep.Options(**TOY), ("StandardNormal", "Bernoulli", "ELBO"), 0)
     assert path_of(tmp_path, "cell", cell) != path_of(tmp_path, "cell", other)
-    with pytest.raises(RuntimeError, match=r"this node has \{'pyrovae': 'another', .* started with \{'pyrovae': '\d"):
+    with pytest.raises(RuntimeError, match=r"This node has \{'pyrovae': 'another', .* started with \{'pyrovae': '\d"):
         sweep.compute(cell, {})
 
 
-def test_a_cell_has_the_threads_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_has_the_requested_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     before, seen = torch.get_num_threads(), []
 
     def prior(options: sweep.Options, train: torch.Tensor) -> pv.priors.StandardNormal:
@@ -206,7 +208,7 @@ def test_numbers_are_the_same_in_order_and_on_a_ray_of_its_own(tmp_path: Path) -
     assert not done.stderr  # Ray is quiet
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # which must not matter
+    torch.set_num_threads(2)  # must not affect the results
     try:
         sweep.main(sweep.Options(**{**TOY, **axes, "parallel": False, "out": tmp_path / "order"}))
         assert torch.get_num_threads() == 2
@@ -217,7 +219,7 @@ def test_numbers_are_the_same_in_order_and_on_a_ray_of_its_own(tmp_path: Path) -
     assert len(paths) == 4
     for path in paths:
         one, other = (xr.load_dataset(tmp_path / mode / "cells" / path) for mode in ("order", "ray"))
-        assert one.equals(other)  # to the last bit
+        assert one.equals(other)  # equal bit for bit
         histories = [json.loads(result.attrs["history"]) for result in (one, other)]
         assert histories[0]["train"] == histories[1]["train"]
 
@@ -226,7 +228,7 @@ def test_more_seeds_compute_only_those(tmp_path: Path, capsys: pytest.CaptureFix
     toy = {**TOY, "likelihoods": ("Bernoulli",), "parallel": False, "out": tmp_path}
     sweep.main(sweep.Options(**{**toy, "repeats": 1}))
     table = sweep.main(sweep.Options(**toy))
-    assert "4 cells: 2 kept from before, 2 computed (0 of them at a later attempt), 0 failed" in capsys.readouterr().out
+    assert "4 cells: 2 kept from before, 2 computed (0 of them in a later attempt), 0 failed" in capsys.readouterr().out
     assert table.seeds.tolist() == ["2", "2"]
     assert {path.stem for path in tmp_path.glob("*.png")} == {"sweep"}
     record = json.loads((tmp_path / "results.json").read_text())
@@ -264,10 +266,13 @@ def test_a_sweep_with_a_failed_cell_writes_the_others_and_fails(
 
     monkeypatch.setitem(sweep.PRIORS, "diverging", diverging)
     toy = {**TOY, "likelihoods": ("Bernoulli",), "priors": ("StandardNormal", "diverging"), "parallel": False}
-    with pytest.raises(SystemExit, match="1 of 4 cells failed; run again to compute them alone"):
+    with pytest.raises(SystemExit, match=r"1 of 4 cells failed\. Run the same command again"):
         sweep.main(sweep.Options(**toy, retries=0, out=tmp_path))
     out = capsys.readouterr().out
-    assert "diverging, Bernoulli, ELBO, seed 1: failed 1 times, at last by FloatingPointError: the prior became" in out
+    assert (
+        "diverging, Bernoulli, ELBO, seed 1: failed 1 times, most recently with FloatingPointError: the prior became"
+        in out
+    )
     table = json.loads((tmp_path / "results.json").read_text())["table"]
     assert {name: row["seeds"] for name, row in table.items()} == {
         "StandardNormal, Bernoulli, ELBO": "2",
@@ -278,12 +283,12 @@ def test_a_sweep_with_a_failed_cell_writes_the_others_and_fails(
 def test_without_ray_it_runs_in_order_but_not_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "is_installed", lambda: False)
     assert sweep.executor(sweep.Options()) is in_order
-    with pytest.raises(ModuleNotFoundError, match="a cluster needs Ray, which is not installed: uv sync"):
+    with pytest.raises(ModuleNotFoundError, match="A cluster needs Ray, which is not installed"):
         sweep.executor(sweep.Options(address="10.0.0.1:6379"))
 
 
-def test_a_combination_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match="no model 'Vamp'; choose from"):
+def test_an_unknown_combination_is_named() -> None:
+    with pytest.raises(ValueError, match="'Vamp' is not a model of this experiment"):
         sweep.grid(sweep.Options(priors=("Vamp",)))
     models = sweep.grid(sweep.Options(models=("VampPrior, Bernoulli, IWAE",)))
     assert list(models.values()) == [("VampPrior", "Bernoulli", "IWAE")]

@@ -52,7 +52,7 @@ def attempts(folder: Path) -> int:
 
 
 def finished(folder: Path) -> dict[str, float]:
-    """Return the numbers of the cells that are kept; every file with a name must be whole."""
+    """Return the numbers of the stored cells. Every file without a temporary name must be complete."""
     found = {}
     for path in folder.glob("cells/*.nc"):
         result = read(path)
@@ -62,7 +62,7 @@ def finished(folder: Path) -> dict[str, float]:
 
 
 def end_group(driver: "subprocess.Popen[str]") -> None:
-    """End what a killed driver leaves of its Ray, all of it in the process group of the driver."""
+    """End the processes of Ray that a killed driver leaves, which all belong to the driver's process group."""
     with suppress(ProcessLookupError):
         os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
@@ -70,7 +70,7 @@ def end_group(driver: "subprocess.Popen[str]") -> None:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One Ray with two cores for all tests; its start takes seconds."""
+    """One Ray instance with two cores for all tests, because its start takes seconds."""
     with importlib.import_module("experiments._ray")._connected(None, 2):
         yield
 
@@ -100,7 +100,7 @@ def test_cells_that_raise(tmp_path: Path, record_property: Record) -> None:
 
 
 def test_killed_drivers(tmp_path: Path, record_property: Record) -> None:
-    """A driver is killed while its cells are computed; the next one computes the missing cells alone."""
+    """A driver is killed while its cells are computed. The next driver computes only the missing cells."""
     chance, known, output = random.Random(0), {}, ""
     for kill in range(DRIVER_KILLS + 1):
         command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(tmp_path), str(NUM_CELLS)]
@@ -129,7 +129,7 @@ def test_killed_drivers(tmp_path: Path, record_property: Record) -> None:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_full_disk(small_disk: Path, tmp_path: Path, record_property: Record) -> None:
-    """The sweep ends with the error of the disk, what is written is whole, and the next call computes the rest."""
+    """The sweep ends with the error of the disk, written files are complete, and the next call computes the rest."""
     cells, ballast = cells_in(tmp_path), small_disk / "ballast"
 
     def filling(settings: Any, shared: Any) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""The tables of the documentation say what the committed JSON says, and know rows that have not been run."""
+"""The tables of the documentation agree with the committed JSON, and rows that have not been run are empty."""
 
 import json
 import re
@@ -23,7 +23,7 @@ KEPT = {
 
 @pytest.fixture
 def docs(tmp_path: Path) -> Path:
-    """The committed JSON in a folder of its own, without what has been reproduced."""
+    """The committed JSON in a separate folder, without the reproduced rows."""
     for name in ("benchmarks", "results"):
         shutil.copytree(ROOT / "docs" / name, tmp_path / name)
     return tmp_path

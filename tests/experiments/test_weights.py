@@ -1,4 +1,4 @@
-"""Weights of the rows that were run go into one archive, and a row is loaded by its name."""
+"""Weights of the rows that were run are packed into one archive, and a row is loaded by name."""
 
 import hashlib
 import json
@@ -82,10 +82,10 @@ def test_a_row_is_loaded_by_name(run: Path) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no row 'VAE'. Choose from \['1 layer, VAE, k = 1'"):
+def test_unknown_rows_parts_and_files_are_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"No paper has the row 'VAE'. Choose from \['1 layer, VAE, k = 1'"):
         weights.load("VAE", run)
-    with pytest.raises(ValueError, match=r"no part 'seed_3'. Choose from \['\.', "):
+    with pytest.raises(ValueError, match=r"'seed_3' is not a part. Choose from \['\.', "):
         weights.load(ROW, run, part="seed_3")
     with pytest.raises(OSError, match="vae-standard"):
         weights.load("VAE, standard", run)
@@ -93,9 +93,7 @@ def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
 
 def test_weights_of_another_run_are_not_packed(run: Path) -> None:
     keep(run, ".", ROW, weights="0" * 64)
-    with pytest.raises(
-        ValueError, match=r"weights.pt are not the weights that .*1_layer-iwae-k_5.json was computed from"
-    ):
+    with pytest.raises(ValueError, match=r"1_layer-iwae-k_5.json was computed from other weights than .*weights.pt"):
         pack(run)
     assert not (run / "weights.zip").exists()
 
@@ -107,7 +105,7 @@ def test_an_archive_without_weights_is_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / "weights.zip").exists()
 
 
-def test_main_says_what_is_packed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_prints_the_packed_rows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = weights.Options(run / "dist" / "weights.zip", run / "out", run / "checkpoints")
     assert weights.main(given).exists()
     said = capsys.readouterr().out

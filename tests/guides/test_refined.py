@@ -1,4 +1,4 @@
-"""A refined guide takes the place of a guide in every estimator, and makes a wrong one good."""
+"""A refined guide can replace a guide in every estimator, and corrects a wrong guide."""
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def test_pyros_elbo_takes_it(oracle: Oracle) -> None:
 
 
 def test_missing_entries_are_imputed_by_their_posterior(oracle: Oracle) -> None:
-    """The encoder takes zeros for the missing entries, so its posterior is wrong; the refined one is exact."""
+    """The encoder reads zeros at the missing entries, so its posterior is wrong. The refined posterior is exact."""
     x, mask = oracle.data(10), torch.rand(10, 5, generator=torch.Generator().manual_seed(0)) < 0.6
     encoder = pv.networks.ZeroFilled(pv.networks.mlp((2, 5), 2 * 2), event_dim=1)
     likelihood = pv.likelihoods.Masked(oracle.vae.likelihood)

@@ -63,7 +63,7 @@ def test_dimensions_are_counted_from_the_right(dim: int) -> None:
         likelihoods.NegativeBinomial(networks.mlp(2, 4), dim=dim)
 
 
-def test_dimensions_that_are_not_there_are_refused() -> None:
+def test_unknown_dimensions_are_refused() -> None:
     with pytest.raises(ValueError, match=r"dim=-3.*has only 1 dimensions.*dim from -1 to -1"):
         likelihoods.Beta(networks.mlp(2, 4), dim=-3)(torch.zeros(6, 5, 2))
     with pytest.raises(ValueError, match=r"divisible by 2 in dimension -3"):
@@ -127,7 +127,7 @@ def test_log1p_is_applied_to_the_data_only() -> None:
 
 
 @pytest.mark.parametrize("name", ["Poisson", "NegativeBinomial"])
-def test_raw_counts_explain_what_to_do(name: str) -> None:
+def test_raw_counts_are_an_error_with_a_remedy(name: str) -> None:
     """The first remedy that the message names works."""
     torch.manual_seed(0)
     x = torch.poisson(torch.rand(60, 50) * 5e4)

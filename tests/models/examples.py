@@ -11,7 +11,7 @@ mlp, Joint = pv.networks.mlp, pv.networks.Joint
 
 
 def labels(n: int, known: int | None = None) -> Tensor:
-    """Return one-hot labels, of which those after the first ``known`` are unknown."""
+    """Return one-hot labels. Those after the first ``known`` labels are unknown."""
     y = torch.eye(CLASSES)[torch.arange(n) % CLASSES]
     y[n if known is None else known :] = 0
     return y

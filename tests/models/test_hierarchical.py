@@ -29,7 +29,7 @@ def normal(loc: Tensor, variance: float) -> dist.TorchDistribution:
 
 
 def given(a: float, noise: float, prior_variance: float = 1.0) -> tuple[float, float]:
-    """Gain and variance of u given y = a u + noise, for a normal u of that variance."""
+    """Return gain and variance of u given y = a u + noise, for a normal u of variance ``variance``."""
     variance = 1 / (1 / prior_variance + a**2 / noise)
     return variance * a / noise, variance
 
@@ -180,7 +180,7 @@ def test_a_fixed_distribution_serves_as_a_conditional_prior(images: Tensor) -> N
     assert vae.generate(3).shape == (3, 3, 2)
 
 
-def test_refinement_says_that_it_knows_one_layer_only(images: Tensor) -> None:
+def test_refinement_of_several_layers_is_refused(images: Tensor) -> None:
     vae = network("bottom-up")
     vae.posteriors = (pv.posteriors.SemiAmortized(vae.posteriors[0]), vae.posteriors[1])
     with pytest.raises(ValueError, match="cannot refine several latent layers"):

@@ -1,4 +1,4 @@
-"""Labels that are given, labels that are summed out, and entries that are missing."""
+"""Labels that are given or summed out, and missing entries."""
 
 import copy
 import math
@@ -39,13 +39,13 @@ def test_another_number_of_inputs_names_the_component(x: Tensor) -> None:
 
 
 def certain(vae: pv.SemiSupervisedVAE) -> pv.SemiSupervisedVAE:
-    """The VAE with a posterior of z without spread, so that its bounds can be written down without noise."""
+    """A VAE whose posterior of z has almost no spread, so that its bounds have closed forms."""
     vae.posterior = _Narrow()
     return vae
 
 
 class _Narrow(nn.Module):
-    """Nearly a point at zero, and the same whatever it is given."""
+    """A posterior of almost a point at zero, for any input."""
 
     def forward(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
         shape = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
@@ -53,7 +53,7 @@ class _Narrow(nn.Module):
 
 
 def joint_log_prob(vae: pv.SemiSupervisedVAE, x: Tensor) -> Tensor:
-    """log p(x, z) - log q(z) at z = 0 for each label, shape ``(classes, N)``, and the label's prior in front."""
+    """Return log p(x, z) - log q(z) at z = 0 for each label, shape ``(classes, N)``, with the prior of the label."""
     z = torch.zeros(len(x), 2)
     prior = vae.label_prior()
     latent = vae.prior().log_prob(z)
@@ -212,7 +212,7 @@ def test_enumeration_with_a_plate_inside_the_data_plate() -> None:
 
 
 class _Masked(nn.Module):
-    """The exact posterior of the oracle given the observed entries, for a mask that differs from datum to datum."""
+    """The exact posterior of the oracle given the observed entries, for a mask that differs between data."""
 
     def __init__(self, oracle: Oracle, widen: float) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ def z_given_observed(oracle: Oracle, x: Tensor, mask: Tensor) -> tuple[Tensor, T
 def test_imputation_and_likelihood_of_what_was_observed_are_the_oracles(widen: float) -> None:
     oracle = Oracle()
     x, mask = oracle.data(8), torch.rand(8, 5) < 0.6
-    filled = torch.where(mask, x, 123.0)  # has no influence
+    filled = torch.where(mask, x, 123.0)  # values of missing entries have no influence
     likelihood = pv.likelihoods.Masked(oracle.vae.likelihood)
     vae = pv.VAE(oracle.vae.prior, likelihood, _Masked(oracle, widen)).double()
 

@@ -104,7 +104,7 @@ def test_components_are_any_callables(vae: pv.VAE, x: Tensor) -> None:
     vae.posterior = lambda x: dist.Normal(x[..., :2], 1.0).to_event(1)
     trained_by_svi(vae, x)
     assert isinstance(poutine.trace(vae.model).get_trace(x).nodes["z"]["fn"].base_dist, dist.Laplace)
-    vae.prior = pv.priors.StandardNormal(2)  # and back to a module
+    vae.prior = pv.priors.StandardNormal(2)  # a module again
     assert vae.generate(4).shape == (4, 6)
 
 

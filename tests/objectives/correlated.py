@@ -1,4 +1,4 @@
-"""A guide whose aggregate posterior is known, and a distribution of which every draw is the same."""
+"""A guide whose aggregate posterior is known, and a distribution whose draws are all equal."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class Correlated:
 
 
 class OneDraw(dist.Independent):
-    """A diagonal normal whose draws are all the same."""
+    """A diagonal normal whose draws are all equal."""
 
     def __init__(self, loc: Tensor, scale: Tensor, draw: Tensor) -> None:
         super().__init__(dist.Normal(loc, scale), 1)

@@ -1,4 +1,4 @@
-"""One instance of every objective, and an objective of a user's own; a new objective joins by one line."""
+"""One instance of every objective, and a custom objective. A new objective needs one line here."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from pyrovae.objectives import (
 
 
 class Truncated(WeightObjective):
-    """An objective of a user's own: weights above the square root of their number times their mean are cut off."""
+    """A custom objective: it truncates weights above the square root of their number times their mean."""
 
     def bound(self, log_weights: Tensor) -> Tensor:
         ceiling = log_weights.logsumexp(0) - 0.5 * math.log(len(log_weights))

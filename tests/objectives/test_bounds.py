@@ -126,7 +126,9 @@ def test_beta_has_a_differentiable_loss_where_its_objective_has_one() -> None:
 def test_beta_and_kl_warmup_multiply() -> None:
     oracle = Oracle(scale=1.3)
     x = oracle.data(200)
-    kl = (oracle.log_likelihood(x) - oracle.elbo(x)).mean().item()  # to the posterior; that to the prior is larger
+    kl = (
+        (oracle.log_likelihood(x) - oracle.elbo(x)).mean().item()
+    )  # divergence from the posterior; that from the prior is larger
     bounds = {}
     for beta in (1.0, 2.0):
         objective = BetaELBO(beta, TraceMeanField_ELBO())

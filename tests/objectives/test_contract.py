@@ -1,4 +1,4 @@
-"""Every objective trains a VAE however it is called, leaves the generators alone, and refuses what it cannot do."""
+"""Every objective trains a VAE in every way of calling it, keeps the generators, and refuses invalid programs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -82,7 +82,7 @@ def test_all_ways_to_call_it_agree(make: Callable[[], Any], vae: pv.VAE, x: Tens
 
 @pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
 def test_hierarchies_and_subsamples(make: Callable[[], Any]) -> None:
-    """The scale of the data plate stands outside: twice the data, twice the loss."""
+    """The scale of the data plate is a factor of the loss: twice the data give twice the loss."""
     vae, x = deep_vae(), torch.randn(6, 3).double()
     objective, losses = make(), []
     objective.loss(vae.model, vae.guide, x)
@@ -107,7 +107,7 @@ def test_a_site_outside_the_plate_is_refused(make: Callable[[], Any], vae: pv.VA
         make().loss_and_grads(model, vae.guide, x)
 
 
-@pytest.mark.parametrize("make", list(OURS.values())[:-1], ids=list(OURS)[:-1])  # but for wake-sleep
+@pytest.mark.parametrize("make", list(OURS.values())[:-1], ids=list(OURS)[:-1])  # all except wake-sleep
 def test_a_discrete_latent_is_refused(make: Callable[[], Any]) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -163,7 +163,7 @@ def test_bad_arguments(make: Callable[[], ELBO], message: str) -> None:
         make()
 
 
-def test_beta_of_what_is_no_objective() -> None:
+def test_beta_refuses_other_objects_than_objectives() -> None:
     with pytest.raises(TypeError, match=r"must be a Pyro ELBO such as Trace_ELBO\(\) or IWAE\(5\), got 3"):
         BetaELBO(2.0, 3)  # type: ignore[arg-type]
 
@@ -236,6 +236,6 @@ def test_a_fixed_prior_without_paths_will_do_for_mmd(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("make", [IWAE, MIWAE, CIWAE, PIWAE, lambda **options: Renyi(0.5, **options)])
-def test_an_argument_that_is_not_there_is_refused(make: Any) -> None:
+def test_an_unknown_argument_is_refused(make: Any) -> None:
     with pytest.raises(TypeError, match=r"no argument 'K'\. The number of draws .* num_particles.* max_plate"):
         make(K=50)

@@ -47,7 +47,7 @@ def flow_vae() -> pv.VAE:
 def by_hand(
     vae: Any, x: Tensor, draws: Any, logs: Any, k: int, gradient: str, t: float, in_one_run: bool
 ) -> dict[str, Tensor]:
-    """Gradients of minus the bound: of the model at fixed draws, of the guide through frozen programs."""
+    """Return gradients of minus the bound: of the model at fixed draws, and of the guide through frozen programs."""
     frozen = copy.deepcopy(vae).requires_grad_(False)
     torch.manual_seed(1)
     z = draws(vae, x, k, in_one_run)
@@ -114,7 +114,7 @@ def test_at_the_exact_posterior_the_guide_has_no_gradient(k: int) -> None:
 
 
 def means(vae: Any, objective: Any, x: Tensor, t: float, calls: int = 50, copies: int = 300) -> tuple[Tensor, Tensor]:
-    """Mean gradient of one datum's loss over many draws, with its standard error, all parameters in one vector."""
+    """Return the mean gradient of one datum's loss over many draws, with its standard error, in one vector."""
     batch = x.expand(copies, -1)
     found = []
     for _ in range(calls):
@@ -126,7 +126,7 @@ def means(vae: Any, objective: Any, x: Tensor, t: float, calls: int = 50, copies
 
 
 def worst(vae: Any, first: Any, second: Any, x: Tensor, t: float = 1.0) -> float:
-    """Largest difference of two mean gradients in standard errors."""
+    """Return the largest difference of two mean gradients in standard errors."""
     (a, of_a), (b, of_b) = means(vae, first, x, t), means(vae, second, x, t)
     noise = (of_a**2 + of_b**2).sqrt()
     return float(((a - b) / noise)[noise > 1e-12].abs().max())

@@ -1,4 +1,4 @@
-"""IWAE is the importance-weighted bound per datum, however it is called and whatever scales it meets."""
+"""IWAE is the importance-weighted bound per datum, in every way of calling it and with all scales."""
 
 import math
 from collections.abc import Callable
@@ -104,7 +104,7 @@ def test_with_the_true_posterior_every_bound_is_log_p() -> None:
 
 
 class Toy:
-    """A plain Pyro program whose data plate is of 1000, of which each batch is a part."""
+    """A plain Pyro program with a data plate of size 1000, from which each batch is a subsample."""
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
@@ -148,7 +148,7 @@ def test_all_draws_of_a_bound_are_of_the_same_subsample(vectorize: bool) -> None
 
     exact = -2 * dist.Normal(torch.zeros((), dtype=torch.float64), math.sqrt(2)).log_prob(data)
     losses = [IWAE(10, vectorize_particles=vectorize).loss(model, guide, data) for _ in range(20)]
-    assert all(min(abs(loss - exact)) < 1e-9 for loss in losses)  # of one datum or of the other, never of both
+    assert all(min(abs(loss - exact)) < 1e-9 for loss in losses)  # each loss belongs to a single datum
     assert len({round(loss, 6) for loss in losses}) == 2
 
 

@@ -83,7 +83,7 @@ def test_no_free_bits_are_the_elbo() -> None:
 
 
 def test_free_bits_of_a_hierarchy_from_the_bottom_up_are_unbiased() -> None:
-    """The model draws z2 before z1, the guide after it: KL(q(z1 | x) || p(z1 | z2)) at a z2 near z1 is wrong."""
+    """The model draws z2 before z1, and the guide after it. KL(q(z1 | x) || p(z1 | z2)) at a z2 near z1 is wrong."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -251,7 +251,7 @@ def test_the_discrepancy_agrees_with_its_definition() -> None:
 
 
 def test_the_discrepancy_is_unbiased() -> None:
-    """Zero in the mean for equal distributions, and the same for small samples as for large ones elsewhere."""
+    """The mean is zero for equal distributions, and does not depend on the sample size for others."""
     equal = torch.stack([mmd_squared(torch.randn(4, 2).double(), torch.randn(4, 2).double()) for _ in range(1000)])
     assert equal.mean() == pytest.approx(0.0, abs=4 * equal.std().item() / 1000**0.5)
     apart = torch.stack([mmd_squared(torch.randn(4, 2).double(), torch.randn(4, 2).double() + 1) for _ in range(1000)])
@@ -304,7 +304,7 @@ def test_mmd_agrees_with_plain_pytorch(alpha: float, t: float) -> None:
 
 
 def test_a_hierarchy_is_compared_as_a_whole() -> None:
-    """Marginals of both layers are the prior's, but the guide has them independent and the model equal."""
+    """Both marginals equal the prior's, but the layers are independent in the guide and equal in the model."""
 
     def program(noise: float) -> Any:
         def run(x: Tensor) -> None:

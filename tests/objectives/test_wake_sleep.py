@@ -71,7 +71,7 @@ def test_the_differentiable_loss_has_the_value_of_the_bound_and_both_gradients()
 
 
 def test_pyros_own_lets_one_particle_of_the_batch_take_all_weight() -> None:
-    """The reason for a class of our own: the model's loss of copies of a datum is not that of the datum."""
+    """This is the reason for a separate class: Pyro's loss of copies of a datum is not that of the datum."""
     vae, x = flat_vae(), torch.tensor([[1.5, -1.0, 2.0]]).double()
     exact = pv.evaluation.log_weights(vae.model, vae.guide, x, 50_000, seed=0)
     bound = -(exact.unflatten(0, (-1, 5)).logsumexp(1) - math.log(5)).mean().item()
@@ -82,7 +82,7 @@ def test_pyros_own_lets_one_particle_of_the_batch_take_all_weight() -> None:
 
 
 class Mixture(nn.Module):
-    """Two clusters, known to the model, whose label the guide learns to infer; a guide that can be put to sleep."""
+    """Two clusters, known to the model. The guide learns to infer the label, and can be trained by the sleep phase."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def test_it_sleeps_as_pyro_does(insomnia: float, model_has_params: bool) -> None
         "awake": ReweightedWakeSleep(3, 1.0, max_plate_nesting=1),
     }.items():
         torch.manual_seed(0)
-        if name == "asleep" and (model_has_params or insomnia > 0):  # has slept after waking
+        if name == "asleep" and (model_has_params or insomnia > 0):  # the sleep phase follows the wake phase
             ReweightedWakeSleep(3, 1.0, max_plate_nesting=1).loss(mixture.model, mixture.guide, x)
         made.loss_and_grads(mixture.model, mixture.guide, x)
         slopes[name] = mixture.logit.weight.grad.item()

@@ -1,4 +1,4 @@
-"""The page that walks through a latent space computes what PyTorch does, and answers to a hand: in a real browser."""
+"""The interactive page of a latent space agrees with PyTorch and reacts to input, in a real browser."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def open_page(browser: Any, vae: Any, folder: Path, **options: Any) -> None:
 
 
 def settle(browser: Any) -> None:
-    """Waits until what was asked for is drawn."""
+    """Wait until the requested image is drawn."""
     browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
 
@@ -68,7 +68,7 @@ def with_likelihood(likelihood: Any, latent: int = LATENT) -> pv.VAE:
 
 
 class Everything(nn.Module):
-    """Layers that are in none of our networks."""
+    """A network with layers that the networks of the package do not use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ def test_keys_and_buttons(browser: Any, tmp_path: Path) -> None:
 
 def test_the_plane_shows_a_map_of_what_lies_where(browser: Any, tmp_path: Path) -> None:
     def likelihood(z: Tensor) -> Any:
-        """Black in the right half of the plane, white in the left one."""
+        """An image that is black in the right half of the plane and white in the left half."""
         return dist.Normal((1000 * z[..., :1, None]).sigmoid().expand(*z.shape[:-1], 4, 4), 1.0).to_event(2)
 
     open_page(browser, with_likelihood(likelihood), tmp_path, plane=(0, 1))
@@ -213,7 +213,7 @@ def test_colour_and_flat_images(browser: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = 255 * colour.likelihood(code(browser)).mean.permute(1, 2, 0).clamp(0, 1)
     assert (pixels(browser) - expected).abs().max() <= 0.51
-    flat = small_vae(size=20, latent=1)  # no plane, then
+    flat = small_vae(size=20, latent=1)  # one dimension has no plane
     open_page(browser, flat, tmp_path, shape=(4, 5))
     assert pixels(browser).shape == (4, 5, 3)
     assert not browser.find_element("id", "planar").is_displayed()
@@ -286,7 +286,7 @@ class NoMean(nn.Module):
         (with_likelihood(NoMean()), {}, "a Independent has none. Add the property mean"),
     ],
 )
-def test_what_cannot_be_shown_is_said(tmp_path: Path, vae: pv.VAE, options: Any, message: str) -> None:
+def test_models_that_cannot_be_shown_are_refused(tmp_path: Path, vae: pv.VAE, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pv.plots.explorer(vae, tmp_path / "explorer.html", **options)
     assert not list(tmp_path.iterdir())

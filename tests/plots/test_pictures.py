@@ -39,7 +39,7 @@ def test_panels_side_by_side_wrap_and_fit_the_page() -> None:
     axes = plots.images({f"model {i} of a long name": torch.rand(4, 3, 3) for i in range(7)}, columns=2)
     assert len(axes) == len(axes[0].figure.axes) == 7
     assert axes[0].figure.get_figwidth() <= 6.5
-    assert "\n" in axes[0].get_title()  # so that it is no wider than its panel
+    assert "\n" in axes[0].get_title()  # a title is wrapped to the width of its panel
 
 
 @pytest.mark.parametrize("channels", [(), (3,)])

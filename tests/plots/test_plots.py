@@ -36,7 +36,7 @@ def test_every_figure_takes_axes_and_returns_them(name: str) -> None:
     _, ax = plt.subplots()
     assert FIGURES[name](ax=ax) is ax
     assert ax.has_data()
-    assert plt.get_fignums() == [1]  # no second figure, which a notebook would show
+    assert plt.get_fignums() == [1]  # a notebook would show a second figure
 
 
 @pytest.mark.parametrize("name", sorted(PANELS))

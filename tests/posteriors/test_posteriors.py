@@ -1,4 +1,4 @@
-"""Posteriors on the oracle: correlations, refinement, and who goes on using the encoder."""
+"""Posteriors on the oracle: correlations, refinement, and the functions that keep using the encoder."""
 
 import copy
 import pickle
@@ -138,7 +138,7 @@ def test_refinement_leaves_a_vamp_prior_alone(vae: pv.VAE, x: Tensor) -> None:
     torch.testing.assert_close(vae.prior().log_prob(z), expected)
 
 
-def test_what_cannot_be_refined_is_named(vae: pv.VAE, x: Tensor) -> None:
+def test_parts_that_cannot_be_refined_are_named(vae: pv.VAE, x: Tensor) -> None:
     with pytest.raises(ValueError, match="steps=0"):
         pv.posteriors.SemiAmortized(vae.posterior, steps=0)
     with pytest.raises(ValueError, match="Use it as the posterior of a pyrovae"):

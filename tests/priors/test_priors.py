@@ -1,4 +1,4 @@
-"""Priors inside a VAE: whose posterior a VampPrior uses, what a state dict holds, and what trains."""
+"""Priors inside a VAE: the posterior of a VampPrior, the content of a state dict, and trained parameters."""
 
 import copy
 import math

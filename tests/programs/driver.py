@@ -1,4 +1,4 @@
-"""Runs a cell of the matrix, and says whether it is right, refused, wrong or an error."""
+"""Run a cell of the matrix, and classify it as right, refused, wrong or an error."""
 
 import traceback
 import warnings

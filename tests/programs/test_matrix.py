@@ -1,4 +1,4 @@
-"""Each cell has the outcome that its program's module expects, and the page shows these outcomes."""
+"""Each cell has the expected outcome, and the page shows these outcomes."""
 
 import json
 import re

@@ -19,7 +19,7 @@ from tests.conftest import interpret
 from tests.programs.case import Case
 from tests.programs.reference import log_evidence, log_weights, summarize
 
-RUNS = 20  # of a loss whose mean is compared
+RUNS = 20  # runs of a loss whose mean is compared
 ERRORS = 5.0  # standard errors by which two estimates may differ
 ROUNDING = 2e-3  # nats per datum
 fit = partial(pv.fit, progress=False, device="cpu", seed=0)

@@ -1,1 +1,1 @@
-"""Properties that hold for any size, any component and any input, by Hypothesis."""
+"""Properties that hold for any size, any component and any input, tested by Hypothesis."""

@@ -1,7 +1,7 @@
-"""The answer is right for any number of data, draws, latents and batches, and any bound on the memory.
+"""The result is right for any number of data, draws, latents and batches, and any bound on the memory.
 
-At the exact posterior of a linear-Gaussian VAE every log-weight is log p(x), so whatever averages or adds them up in
-chunks has to give log p(x) to rounding error.
+At the exact posterior of a linear-Gaussian VAE every log-weight is log p(x), so every average or sum over chunks must
+give log p(x) up to rounding.
 """
 
 import math
@@ -54,7 +54,7 @@ def test_evaluations_of_exact_posteriors_are_exact(
 
 
 @given(size=sizes, num_samples=draws, latent=latents, memory=memories, seed=seeds, data=st.data())
-def test_evaluations_are_what_their_log_weights_say(
+def test_evaluations_agree_with_their_log_weights(
     size: int, num_samples: int, latent: int, memory: int, seed: int, data: st.DataObject
 ) -> None:
     pyro.set_rng_seed(0)
@@ -187,11 +187,11 @@ def test_bits_of_uniform_levels(shape: list[int], levels: int, nats: float) -> N
 def test_k_hat_does_not_depend_on_the_size_of_the_weights(offset: float, scale: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weights = scale * torch.randn(1000, 1, generator=generator) + offset
-    shifted = weights.double() - offset  # as they were rounded
+    shifted = weights.double() - offset  # the rounded values
     _, pareto_k = pv.evaluation.psis(weights)
     _, expected = pv.evaluation.psis(shifted)
     if pareto_k == -math.inf:  # equal weights, for what float32 can tell
-        tail = weights[:, 0].topk(96).values  # as many of 1000 draws as are fitted, and where they begin
+        tail = weights[:, 0].topk(96).values  # the fitted tail of 1000 draws, and its start
         assert expected < 0.5
         assert tail[0] - tail[-1] <= 1
     else:
@@ -206,7 +206,7 @@ def test_several_tensors_stay_together(size: int, classes: int, num_samples: int
         pv.likelihoods.Normal(pv.networks.Joint(pv.networks.mlp(2 + classes, 3), (1, 1))),
         pv.posteriors.DiagonalNormal(pv.networks.Joint(pv.networks.mlp(3 + classes, 4), (1, 1))),
     )
-    with torch.no_grad():  # whatever z is, the mean is the label's own
+    with torch.no_grad():  # the mean depends on the label only
         vae.likelihood.network.network[0].weight[:, :2] = 0
         vae.posterior.network.network[0].weight.zero_()
         vae.posterior.network.network[0].bias.zero_()

@@ -1,4 +1,4 @@
-"""Components keep their contract at any size, and their densities are right for whatever a network gives."""
+"""Components keep their contract at any size, and their densities are right for any output of a network."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ sizes = st.integers(1, 5)
 
 
 class Given(nn.Module):
-    """A network that gives the same parameters whatever it is asked."""
+    """A network that returns the same parameters for any input."""
 
     def __init__(self, *parameters: float) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ units = st.floats(0, 1, width=32)
 
 
 class Laplace:
-    """As SciPy's, whose logarithm of a density is minus infinity from 745 scales on."""
+    """SciPy's Laplace distribution, with a log-density that stays finite beyond 745 scales."""
 
     def __init__(self, loc: float, scale: float) -> None:
         self.loc, self.scale = loc, scale
@@ -96,7 +96,7 @@ class Laplace:
 
 
 def scored(likelihood: nn.Module, x: float) -> float:
-    """The log-density of one number, as float32 gives it."""
+    """Return the log-density of one number in float32."""
     return likelihood(torch.zeros(1)).log_prob(torch.tensor([float(x)])).item()
 
 

@@ -1,4 +1,4 @@
-"""Whatever is passed in, there is an answer, or an error of ours that says what is wrong with it."""
+"""Every input gives a result, or an error of the package that names the problem."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int
 
 @st.composite
 def tensors(draw: Any) -> Tensor:
-    """Tensors, most of them not fit to be data of ``SIZE`` entries each."""
+    """Tensors, most of which are invalid as data of ``SIZE`` entries each."""
     shape = draw(st.one_of(st.tuples(st.integers(0, 6), st.just(SIZE)), st.lists(st.integers(0, 7), max_size=4)))
     values = torch.bernoulli(torch.full(tuple(shape), 0.5), generator=torch.Generator().manual_seed(0))
     if values.numel() and draw(st.booleans()):
@@ -118,9 +118,9 @@ def test_data_are_read_or_refused(name: str, x: Tensor) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("x", NO_DATA, ids=lambda x: type(x).__name__)
-def test_what_is_no_data_is_refused(name: str, x: Any) -> None:
+def test_invalid_data_are_refused(name: str, x: Any) -> None:
     if name == "fit, validation" and x is None:
-        return  # that is none
+        return  # not a valid argument
     if isinstance(x, np.ndarray) and name != "reconstruct":
         return  # arrays are data, see test_data_of_any_kind
     reader, make = READERS[name]
@@ -182,14 +182,14 @@ COUNTS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", COUNTS)
 @given(number=st.one_of(not_whole, too_small))
-def test_what_is_no_count_is_refused(name: str, number: Any) -> None:
+def test_invalid_counts_are_refused(name: str, number: Any) -> None:
     with refused():
         COUNTS[name](number)
 
 
 @pytest.mark.parametrize("take", [lambda seed: fit(seed=seed), lambda seed: evaluate(seed=seed), pv.data.digits])
 @given(seed=st.one_of(st.integers(-(2**70), -1), st.integers(2**64, 2**70), st.sampled_from([1.0, math.nan, "3"])))
-def test_what_is_no_seed_is_refused(take: Callable[..., Any], seed: Any) -> None:
+def test_invalid_seeds_are_refused(take: Callable[..., Any], seed: Any) -> None:
     with refused():
         take(seed=seed)
 

@@ -16,7 +16,7 @@ Result = tuple[dict[str, Tensor], pv.History]
 
 
 def fitted(make: Callable[[], nn.Module], epochs: int, folder: Path | None, trash: int, **options: Any) -> Result:
-    """Trains as a new process would: what the generators and Pyro's store hold else does not matter."""
+    """Train as a new process would: other contents of the generators and Pyro's store have no effect."""
     pyro.set_rng_seed(7)
     pyro.clear_param_store()
     module, x = make(), torch.bernoulli(torch.full((22, 6), 0.4))
@@ -36,7 +36,7 @@ def assert_same(found: Result, expected: Result) -> None:
 
 
 class Stopping:
-    """Binarizes, and sends the process a signal at a call; calls before the training are not counted."""
+    """A binarization that sends the process a signal at a call. Calls before the training are not counted."""
 
     def __init__(self, at: int, signals: tuple[signal.Signals, ...] = (signal.SIGINT,)) -> None:
         self.left, self.signals = at, signals

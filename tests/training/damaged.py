@@ -14,7 +14,7 @@ def flip(content: bytes, at: float) -> bytes:
 
 
 class Code:
-    """Pickles to a call."""
+    """An object that is pickled to a call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -24,7 +24,7 @@ class Code:
 
 
 def malicious(path: Path) -> bytes:
-    """A file with code in it and the right checksum."""
+    """Write a file that contains code and has the right checksum."""
     buffer = io.BytesIO()
     torch.save({"kind": "checkpoint", "description": Code(path), "state": {}}, buffer)
     payload = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Modules to train that are not VAEs: scripts, programs with latents of all data, and a regression."""
+"""Modules to train that are not VAEs: scripts, programs with shared latents, and a regression."""
 
 from collections.abc import Callable
 
@@ -47,7 +47,7 @@ class Global(nn.Module):
 
 
 class Regression(nn.Module):
-    """A module with a loss of its own, of several tensors."""
+    """A module with its own loss, a function of several tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def declared(x: Tensor, size: int | None, inside: Callable[[Tensor], None], scal
 
 
 class Shared(nn.Module):
-    """A mean that all data share; with 1000 data of scale 2 its posterior has scale 0.063."""
+    """A mean that all data share. With 1000 data of scale 2 its posterior has scale 0.063."""
 
     size: int | None = None
     by_hand = False

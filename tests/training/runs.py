@@ -18,7 +18,7 @@ class Run(NamedTuple):
 
 
 def fitted(make: Callable[[], nn.Module], train: Any, **options: Any) -> Run:
-    """Trains from the same start with the same noise."""
+    """Train from the same start with the same noise."""
     pyro.set_rng_seed(7)
     pyro.clear_param_store()
     module = make()

@@ -1,4 +1,4 @@
-"""Programs, optimizers and calls for SVI, and its losses."""
+"""Programs, optimizers and arguments for tests of SVI, and its losses."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,7 +23,7 @@ Pair = tuple[Program, Program]
 
 
 class Encoder(nn.Module):
-    """A guide that is a module and announces itself."""
+    """A guide that is a module and registers itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def decoder(x: Tensor, annealing: Any = 1.0) -> None:
 
 
 class Labelled:
-    """A semi-supervised program, in which a label that is given leaves a network without a gradient."""
+    """A semi-supervised program. A given label leaves one network without a gradient."""
 
     def __init__(self) -> None:
         self.networks = nn.ModuleDict({"label": nn.Linear(6, 2), "decoder": nn.Linear(2, 6)})
@@ -71,7 +71,7 @@ def regression(x: Tensor) -> None:
 
 
 class Twice(nn.Module):
-    """A guide that announces its network under two names."""
+    """A guide that registers its network under two names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ CASES: dict[str, tuple[Callable[[], Pair], Callable[[], Any], Callable[[], Any]]
 
 
 def calls() -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The arguments of some steps: new data, of two shapes."""
+    """Return the arguments of several steps, with new data in two shapes."""
     generator = torch.Generator().manual_seed(3)
     for step in range(9):
         yield (torch.randn(7 if step % 3 == 2 else 12, 6, generator=generator).round().clamp(0, 1),), {}

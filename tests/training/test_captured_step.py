@@ -1,4 +1,4 @@
-"""Captured updates of the parameters: the same numbers, and a new graph where an old one would have others."""
+"""Captured updates of the parameters give the same numbers, and are captured again if the old graph is invalid."""
 
 import gc
 import weakref
@@ -19,7 +19,7 @@ from tests.steps import compiled_step
 
 
 class Update:
-    """An update of three parameters by Adam, and how often it was captured."""
+    """An update of three parameters by Adam, with the number of its captures."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         self.captures = 0
@@ -30,7 +30,7 @@ class Update:
         self.captured = CapturedUpdates(self.optimizer)
 
     def _capture(self, function: Callable[[], None], _: torch.device) -> tuple[Callable[[], None], None]:
-        """What a CUDA graph does: nothing at first, and the same again and again, with the numbers that it has seen."""
+        """Imitate a CUDA graph: the capture does nothing, and each replay repeats the recorded operations."""
         assert all(group["capturable"] for group in self.optimizer.param_groups)
         self.captures += 1
         (group,) = self.optimizer.param_groups
@@ -122,11 +122,11 @@ def parameters() -> list[nn.Parameter]:
 
 
 class Projected(Adam):
-    """Might do anything after its step."""
+    """An optimizer that changes parameters after its step."""
 
 
 class Wrapper(Optimizer):
-    """One that keeps to itself what torch's have."""
+    """An optimizer that does not expose the attributes of torch's optimizers."""
 
     def __init__(self, inner: Optimizer) -> None:
         self.inner = inner

@@ -69,7 +69,7 @@ def test_other_trained_parameters_are_refused_by_name(
     fitted(tmp_path, before, optimizer=optimizer)
     with pytest.raises(ValueError, match=f"is of another run: trained parameter .*{message}"):
         fitted(tmp_path, after, optimizer=optimizer, epochs=3)
-    fitted(tmp_path, before, optimizer=optimizer, epochs=3)  # as the message advises
+    fitted(tmp_path, before, optimizer=optimizer, epochs=3)  # the advice of the message
 
 
 def test_another_order_in_the_optimizer_is_refused(tmp_path: Path) -> None:

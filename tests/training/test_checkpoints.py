@@ -1,4 +1,4 @@
-"""Checkpoints: a run that goes on is the run that was never interrupted, and what cannot be trusted is refused."""
+"""Checkpoints: a resumed run equals an uninterrupted one, and invalid checkpoints are refused."""
 
 import random
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from tests.examples import Discrete
 from tests.training.continuation import assert_same, fitted
 from tests.training.programs import Script
 
-pytestmark = [  # of runs that are made in parts
+pytestmark = [  # runs in several parts give these warnings
     pytest.mark.filterwarnings("ignore:the KL warm-up does not end within"),
     pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, but one step per epoch"),
 ]
 
 
 def noisy(x: Tensor) -> Tensor:
-    """Draws from NumPy's and Python's generators too."""
+    """Add draws from NumPy's and Python's generators."""
     return (x + 0.1 * torch.as_tensor(np.random.normal(size=x.shape)).to(x) + 0.1 * random.random()).clamp(0, 1).round()
 
 
@@ -253,7 +253,7 @@ def test_another_architecture_with_the_same_tensors_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_what_may_change(tmp_path: Path) -> None:
+def test_options_that_may_change_between_runs(tmp_path: Path) -> None:
     fitted(small_vae, 2, tmp_path, 0)
     changed = {"patience": 50, "progress": True, "device": "cpu", "on_nonfinite": "skip", "checkpoint_every": 2}
     changed |= {"compile": True, "checkpoint_wait": 1.0, "tensorboard": tmp_path / "board", "tensorboard_every": 2}
@@ -262,14 +262,14 @@ def test_what_may_change(tmp_path: Path) -> None:
     assert len(fitted(small_vae, 1, tmp_path, 0)[1].train) == 4  # fewer epochs than there are
 
 
-def test_other_versions_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_give_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted(small_vae, 2, tmp_path, 0)
     monkeypatch.setattr("pyrovae.training.checkpoints.versions", lambda: {"torch": "99.0"})
     with pytest.warns(UserWarning, match="continues with other versions.*torch is '99.0' here and was"):
         fitted(small_vae, 3, tmp_path, 0)
 
 
-def test_a_checkpoint_says_what_was_trained(tmp_path: Path) -> None:
+def test_a_checkpoint_records_the_trained_module(tmp_path: Path) -> None:
     fitted(small_vae, 2, tmp_path, 0, transform=pv.data.binarize)
     content = archives.read(tmp_path / "checkpoint-000002-000000.pt")
     description = content["description"]

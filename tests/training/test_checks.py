@@ -22,7 +22,7 @@ fit = partial(pv.fit, progress=False)
 
 
 class WithMissing(nn.Module):
-    """A program that takes NaN for missing, or does not."""
+    """A program that accepts NaN as a missing value, or does not."""
 
     def __init__(self, handles: bool) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class NanMasked(WithMissing):
 
 
 class Reconstruction(nn.Module):
-    """A loss of its own, which is NaN where a datum is."""
+    """A loss that is NaN for a datum that is NaN."""
 
     def __init__(self, handles: bool) -> None:
         super().__init__()

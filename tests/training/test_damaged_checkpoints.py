@@ -12,7 +12,7 @@ from tests.conftest import small_vae
 from tests.training.continuation import assert_same, fitted, newest
 from tests.training.damaged import flip, malicious
 
-pytestmark = [  # of runs that are made in parts
+pytestmark = [  # runs in several parts give these warnings
     pytest.mark.filterwarnings("ignore:the KL warm-up does not end within"),
     pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, but one step per epoch"),
 ]
@@ -79,7 +79,7 @@ def test_a_bad_checkpoint_is_refused_and_the_last_good_one_used(
     assert newest(tmp_path) == "checkpoint-000006-000000.pt"
 
 
-def test_where_no_checkpoint_is_good_nothing_is_begun_anew(tmp_path: Path) -> None:
+def test_without_a_valid_checkpoint_no_run_starts_again(tmp_path: Path) -> None:
     fitted(small_vae, 4, tmp_path, 0)
     for path in tmp_path.glob("*.pt"):
         path.write_bytes(flip(path.read_bytes(), 0.5))

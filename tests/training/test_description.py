@@ -1,4 +1,4 @@
-"""The numbers of components: in their repr, and in what saved files are compared with."""
+"""Settings of components, in their repr and in the comparison with saved files."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Faults that are made to happen: processes killed, told to stop, disks full, folders that cannot be written to."""
+"""Injected faults: killed processes, signals, full disks, and folders that cannot be written to."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ Record = Callable[[str, object], None]
 
 
 def kill_until_it_ends(folder: Path, kills: int, chance: random.Random, **options: Any) -> Counter[str]:
-    """Kills one run again and again, amid its steps and amid its writing in turns; then lets it end."""
+    """Kill one run repeatedly, during steps and writes in turn, then let it end."""
     found: Counter[str] = Counter()
     while found["killed"] < kills:
         slow = found["killed"] % 2 == 1
@@ -49,7 +49,7 @@ def kill_until_it_ends(folder: Path, kills: int, chance: random.Random, **option
         found["killed"] += 1
         found[f"amid {phase}"] += 1
         found["resumed"] += known > (0, 0)
-        assert newest(folder) >= known  # whatever is lost, it is not what was there
+        assert newest(folder) >= known  # an earlier checkpoint is never lost
         for path in folder.glob("checkpoint-*.pt"):
             archives.read(path)  # all that has a name is whole
     process, _ = faulty.start(folder, EPOCHS, **options)
@@ -59,7 +59,7 @@ def kill_until_it_ends(folder: Path, kills: int, chance: random.Random, **option
 
 
 def differing(folder: Path, expected: tuple[dict[str, Tensor], pv.History]) -> int:
-    """How many tensors of a run in a process of its own are not what they are to be; its history must be the same."""
+    """Return the number of tensors that differ from the expected run. The histories must be equal."""
     state, history = expected
     found = archives.read(folder / "result")
     for column in ("train", "valid", "kl_weight", "learning_rate", "best_epoch", "skipped"):
@@ -117,7 +117,7 @@ def test_a_sigterm_saves_and_ends_the_process(tmp_path: Path) -> None:
     wait_for(tmp_path / "run", 2)
     process.terminate()
     process.join()
-    assert process.exitcode == -signal.SIGTERM  # as of any program
+    assert process.exitcode == -signal.SIGTERM  # the exit code of any program
     assert not (tmp_path / "run" / "result").exists()
     process, _ = faulty.start(tmp_path / "run", 30)
     process.join()
@@ -139,7 +139,7 @@ def test_ctrl_c_saves_and_ends_training_but_not_the_script(tmp_path: Path) -> No
 
 
 class Breaking:
-    """Binarizes, and breaks something at a call; what it is called on before the training is not counted."""
+    """A binarization that causes a fault at a call. Calls before the training are not counted."""
 
     def __init__(self, at: int, how: Any = None) -> None:
         self.left, self.how = at, how
@@ -152,11 +152,11 @@ class Breaking:
         return pv.data.binarize(x)
 
 
-STEPS = 4  # of an epoch
+STEPS = 4  # steps per epoch
 
 
 def check_that_a_broken_disk_costs_nothing(folder: Path, breaking: Any, mend: Any, reason: str) -> None:
-    """A run breaks amid its third epoch, at whose end a checkpoint is due."""
+    """Check that a run survives a fault in its third epoch, at whose end a checkpoint is due."""
     expected = faulty.train(None, 5, transform=Breaking(-1))
     with pytest.raises(pv.CheckpointError, match=f"checkpoint-000003-000000.pt' cannot be written .*{reason}") as error:
         faulty.train(folder, 5, transform=Breaking(2 * STEPS + 1, breaking))
@@ -210,7 +210,7 @@ def test_a_disk_that_can_no_longer_be_written_to(small_disk: Path) -> None:
 @pytest.mark.filterwarnings("ignore:the KL warm-up does not end")
 @pytest.mark.parametrize("epochs", [3, 6])
 def test_a_damaged_checkpoint_on_a_read_only_disk(epochs: int, small_disk: Path) -> None:
-    """The good older checkpoint is used; a run that has nothing to write ends, and another one says what is wrong."""
+    """The older checkpoint is used. A run without further writes ends, and another one names the problem."""
     folder = small_disk / "run"
     faulty.train(folder, 4)
     newest_one = folder / "checkpoint-000004-000000.pt"
@@ -250,7 +250,7 @@ def test_the_module_has_its_weights_where_no_checkpoint_can_be_written(
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
 
 
-def test_a_folder_that_cannot_be_is_an_error_before_the_first_step(tmp_path: Path) -> None:
+def test_an_invalid_folder_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     steps: list[int] = []
     with pytest.raises(pv.CheckpointError, match=r"folder .*file/run.* cannot hold checkpoints .*that is writable"):

@@ -1,4 +1,4 @@
-"""fit: every ELBO, any module, the same run twice, and errors before the first step."""
+"""fit: every ELBO, any module, repeatable runs, and errors before the first step."""
 
 from functools import partial
 

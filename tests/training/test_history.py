@@ -1,4 +1,4 @@
-"""The history of a run: bounds in nats per datum, the epoch whose weights are kept, and how it ended."""
+"""History of a run: bounds in nats per datum, the epoch of the kept weights, and the reason for the end."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ fit = partial(pv.fit, progress=False)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
-def test_history_is_in_nats_per_datum_whatever_the_batch_size(batch_size: int) -> None:
+def test_history_is_in_nats_per_datum_for_any_batch_size(batch_size: int) -> None:
     oracle = Oracle()
     x = oracle.data(12)
     history = fit(oracle.vae, x, x, epochs=1, batch_size=batch_size, learning_rate=1e-300)

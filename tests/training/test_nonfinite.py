@@ -1,4 +1,4 @@
-"""Numbers that go wrong: where for the first time, what is left as it was, and what may be skipped."""
+"""Values that are not finite: their first occurrence, the state that is kept, and steps that may be skipped."""
 
 import pickle
 import re
@@ -35,14 +35,14 @@ def normal_vae() -> pv.VAE:
 
 
 def first_step_with(datum: int) -> int:
-    """The step of the first epoch that takes a datum."""
+    """Return the step of the first epoch that uses a datum."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         return int((torch.randperm(SIZE) == datum).nonzero()) // BATCH
 
 
 class Poisoned:
-    """Makes a datum so large that its density is no number in float32; or interrupts the run at its step."""
+    """A transform that makes a datum too large for float32, or interrupts the run at the step of that datum."""
 
     def __init__(self, interrupt: bool = False) -> None:
         self.interrupt = interrupt
@@ -101,7 +101,7 @@ def assert_same_tensors(found: nn.Module, expected: nn.Module) -> None:
 
 
 class Own(nn.Module):
-    """A loss of one parameter that goes down by a quarter of its slope at each step."""
+    """A loss of one parameter, which falls by a quarter of its slope at each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,8 +123,8 @@ def test_a_gradient_that_is_not_finite_names_its_parameter(x: Tensor) -> None:
     assert (module.weight.item(), error.value.history.best_epoch, error.value.checkpoint) == (0, None, None)
 
 
-def test_no_checkpoint_is_made_of_what_is_lost(tmp_path: Path) -> None:
-    """A run that is told to stop in the step after the one that went wrong."""
+def test_no_checkpoint_is_written_after_a_value_that_is_not_finite(tmp_path: Path) -> None:
+    """A signal stops the run one step after the first value that is not finite."""
     stop = first_step_with(11) + 2
     steps = []
 
@@ -179,7 +179,7 @@ def test_a_run_that_blows_up_has_its_best_weights(x: Tensor) -> None:
 
 
 def test_the_place_is_found_far_from_the_last_copy_of_the_state(x: Tensor) -> None:
-    """Epochs of one step, of which only some begin with a copy."""
+    """Epochs have one step, and only some of them start with a copy of the state."""
     module = Own()
     with pytest.raises(pv.DivergenceError, match=r"'weight'.* in epoch 64, step 0,") as error:
         fit(module, x, epochs=99, batch_size=100, learning_rate=1 / 64, optimizer=torch.optim.SGD)
@@ -198,7 +198,7 @@ def test_a_bound_on_validation_data_that_is_not_finite() -> None:
     assert (error.value.step, error.value.history.valid) == (None, [])
 
 
-def test_what_does_not_come_again_is_told(x: Tensor) -> None:
+def test_a_failure_that_cannot_be_repeated_is_reported(x: Tensor) -> None:
     calls = []
 
     def once(x: Tensor) -> Tensor:
@@ -238,8 +238,8 @@ def test_where_all_steps_would_be_skipped_the_run_stops() -> None:
         fit(normal_vae(), poisoned_data(), epochs=3, transform=nothing, on_nonfinite="skip")
 
 
-def test_a_value_of_probability_zero_is_not_what_went_wrong(x: Tensor) -> None:
-    """An enumerated site before the site that is at fault."""
+def test_a_value_of_probability_zero_is_not_named_as_the_cause(x: Tensor) -> None:
+    """An enumerated site precedes the site that is at fault."""
 
     class Mixture(nn.Module):
         def __init__(self) -> None:
@@ -272,7 +272,7 @@ def test_gradients_are_clipped_to_their_norm(x: Tensor) -> None:
     assert moved.norm().item() == pytest.approx(0.25, rel=1e-5)
 
 
-def test_while_all_is_well_no_step_is_looked_at(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finite_steps_are_not_inspected(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_steps, "are_finite", None)
     monkeypatch.setattr(training_steps, "generator_states", None)
     assert len(fit(small_vae(), x, epochs=3, batch_size=5).train) == 3
@@ -280,7 +280,7 @@ def test_while_all_is_well_no_step_is_looked_at(x: Tensor, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("where", ["prior", "likelihood", "posterior"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
-def test_evaluation_of_a_diverged_model_says_so(where: str, value: float, x: Tensor) -> None:
+def test_evaluation_of_a_diverged_model_raises_an_error(where: str, value: float, x: Tensor) -> None:
     vae = small_vae()
     vae.prior = pv.priors.GaussianMixture(2, 3)
     with torch.no_grad():

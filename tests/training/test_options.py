@@ -19,12 +19,12 @@ fit = partial(pv.fit, progress=False)
 
 
 def cyclical(epoch: float) -> float:
-    """Two epochs a cycle, of which the first is a ramp."""
+    """A weight with cycles of two epochs. The first epoch of a cycle is a ramp."""
     return min(1.0, epoch % 2) if epoch % 2 else 1.0
 
 
 def test_the_kl_weight_may_be_a_function_of_the_epoch(vae: pv.VAE, x: Tensor) -> None:
-    """It is asked after every step, with fractions of an epoch."""
+    """The function is called after every step, with fractions of an epoch."""
     asked: list[float] = []
 
     def weight(epoch: float) -> float:
@@ -145,7 +145,7 @@ def test_a_schedule_for_batches_that_is_stepped_once_per_epoch_is_a_warning(x: T
 
 
 def as_one(make: Callable[[], Any], data: Any, **options: Any) -> list[Any]:
-    """Runs with batches of six, and with six parts of them."""
+    """Run with batches of six, and with accumulation over their six parts."""
     runs = []
     for size, accumulate in ((6, 1), (1, 6), (2, 3)):
         torch.manual_seed(0)
@@ -200,7 +200,7 @@ def test_accumulated_gradients_of_a_sum_add_up(x: Tensor, is_compiled: bool) -> 
     history = fit(vae, x, epochs=1, batch_size=3, accumulate=4, seed=0, **options)
     moved = torch.cat([p.detach().flatten() for p in vae.parameters()]) - before
     assert moved.norm().item() == pytest.approx(0.25, rel=1e-4)
-    assert calls == [0]  # of the only step
+    assert calls == [0]  # the schedule is called for the only step
     assert -6 < history.train[0] < -1
 
 

@@ -1,4 +1,4 @@
-"""fit of programs as people write them: pairs, autoguides, shared latents, plates and scales of all kinds."""
+"""fit of programs in usual styles: pairs, autoguides, shared latents, plates and scales of all kinds."""
 
 import math
 from functools import partial
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
 
 
 class Script:
-    """Model and guide as methods of an object that is no module, with parameters in Pyro's store."""
+    """Model and guide as methods of an object that is not a module, with parameters in Pyro's store."""
 
     def __init__(self) -> None:
         self.encoder = Encoder()
@@ -93,7 +93,7 @@ def test_pairs_of_functions_methods_and_conditioned_programs(tmp_path: Any) -> N
 
 
 @pytest.mark.parametrize("pair", [(model,), (model, 3), (model, Encoder(), 1)], ids=["one", "number", "three"])
-def test_what_is_no_pair_is_refused(pair: Any) -> None:
+def test_other_objects_than_pairs_are_refused(pair: Any) -> None:
     with pytest.raises(TypeError, match=r"fit trains a pair \(model, guide\) of Pyro programs, got \("):
         fit(pair, torch.randn(5))
 
@@ -113,7 +113,7 @@ SIMILAR = ("AutoDiagonalNormal", "AutoLowRankMultivariateNormal", "AutoMultivari
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SIMILAR else ()) for n in MEANS])
 def test_autoguides_of_latents_per_datum_find_the_posterior_mean(name: str) -> None:
-    """Data keep their order, so that each has parameters of its own."""
+    """Data keep their order, so each datum has parameters of its own."""
     x = torch.randn(20)
     guide = MEANS[name](model)
     objective, decay = Trace_ELBO(num_particles=5), partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.985)
@@ -177,7 +177,7 @@ def test_enumerated_sites_of_both_programs_train() -> None:
 
 
 def test_validation_noise_does_not_depend_on_data_of_a_small_seed() -> None:
-    """Noise of seed 0 would be the data themselves, and the best slope on validation data would be -0.3."""
+    """Noise of seed 0 would equal the data, and the best slope on validation data would be -0.3."""
     torch.manual_seed(0)
     x = torch.randn(500)
     slopes = torch.linspace(-0.5, 1.0, 16)
@@ -187,7 +187,7 @@ def test_validation_noise_does_not_depend_on_data_of_a_small_seed() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_losses_of_half_precision_are_added_up_in_full(dtype: torch.dtype) -> None:
-    """More nats than float16 can hold, in a batch and in an epoch."""
+    """The losses of a batch and of an epoch exceed the range of float16."""
 
     class Means(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""save and load: a module's tensors in a file, which goes into a module that was built alike."""
+"""save and load: the tensors of a module in a file, which can be loaded into a module of the same structure."""
 
 import copy
 import io
@@ -58,7 +58,7 @@ def test_a_file_holds_no_more_than_the_tensors(tmp_path: Path) -> None:
     assert_same_tensors(pv.load(tmp_path / "module.pt", into=copy.deepcopy(module)), module)
 
 
-def test_a_checkpoint_gives_the_weights_that_fit_would_have_ended_with(x: Tensor, tmp_path: Path) -> None:
+def test_a_checkpoint_gives_the_final_weights_of_fit(x: Tensor, tmp_path: Path) -> None:
     vae = small_vae()
     history = pv.fit(vae, x[:6], 1 - x[:6], epochs=40, learning_rate=0.1, checkpoint=tmp_path / "run", progress=False)
     assert history.best_epoch < 39
@@ -165,7 +165,7 @@ def test_parameters_of_the_store_travel_with_their_constraint(
         pyro.clear_param_store()
         other = pv.load(path, into=WithStore(constraint, start))
         assert torch.equal(pyro.param("scale").unconstrained(), unconstrained)
-        pv.fit(other, x, epochs=1, learning_rate=0.1, seed=0, progress=False)  # which trains the parameter on
+        pv.fit(other, x, epochs=1, learning_rate=0.1, seed=0, progress=False)  # trains the parameter further
         assert not torch.equal(pyro.param("scale"), trained)
         assert constraint.check(pyro.param("scale")).all()
         pv.load(path, into=WithStore(constraint, start))  # over a parameter that the store has
@@ -190,7 +190,7 @@ def test_a_parameter_of_the_store_with_another_shape_or_constraint_is_refused(x:
         pv.load(tmp_path / "module.pt", into=WithStore(constraints.positive, torch.ones(3)))
 
 
-def test_a_constraint_of_ones_own_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_custom_constraint_is_refused_by_name(tmp_path: Path) -> None:
     class Even(constraints.Constraint):  # type: ignore[misc]
         def check(self, value: Tensor) -> Tensor:
             return value % 2 == 0

@@ -56,7 +56,7 @@ PLATES = [plain, without_size, subsampled, scaled, divided, scaled_by_a_tensor, 
 
 
 class Plated(nn.Module):
-    """The exact posterior of a conjugate model in some kind of plate, so that every bound is log p(x)."""
+    """The exact posterior of a conjugate model in several kinds of plates, so that every bound is log p(x)."""
 
     def __init__(self, plate: Callable[[Callable[[], None], Tensor], None], beta: float = 1.0) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Plated(nn.Module):
 
 @pytest.mark.parametrize("plate", PLATES, ids=lambda plate: plate.__name__)
 @pytest.mark.parametrize("objective", [None, pv.objectives.IWAE(2)], ids=["Trace_ELBO", "IWAE"])
-def test_a_history_is_in_nats_per_datum_whatever_the_scale(plate: Any, objective: Any) -> None:
+def test_a_history_is_in_nats_per_datum_for_any_scale(plate: Any, objective: Any) -> None:
     x = torch.randn(50, dtype=torch.float64)
     exact = dist.Normal(torch.zeros(()).double(), 2**0.5).log_prob(x)
     history = fit(Plated(plate), x, x[:30], objective=objective, epochs=1, batch_size=20, learning_rate=1e-300, seed=0)
@@ -91,13 +91,13 @@ def test_a_history_is_in_nats_per_datum_whatever_the_scale(plate: Any, objective
 
 @pytest.mark.parametrize("plate", [plain, scaled, subsampled], ids=lambda plate: plate.__name__)
 def test_the_likelihood_counts_in_full_where_latents_are_scaled(plate: Any) -> None:
-    """Beta times the KL divergence, whose mean is known in closed form for the exact posterior."""
+    """The KL divergence has the factor beta, and its mean has a closed form for the exact posterior."""
     x = torch.randn(400, dtype=torch.float64)
     kl = 0.5 * (0.25 * x.square() + 0.5 - 1 - math.log(0.5))
     exact = dist.Normal(torch.zeros(()).double(), 2**0.5).log_prob(x) + 0.75 * kl
     with pytest.warns(UserWarning, match="not a bound on log p"):
         history = fit(Plated(plate, 0.25), x, epochs=1, batch_size=200, learning_rate=1e-300, seed=0)
-    noise = 0.75 * math.sqrt(kl.var().item() + 1) / math.sqrt(400)  # of the log-ratio of guide and prior
+    noise = 0.75 * math.sqrt(kl.var().item() + 1) / math.sqrt(400)  # error of the mean log-ratio of guide and prior
     assert history.train[0] == pytest.approx(exact.mean().item(), abs=5 * noise)
 
 

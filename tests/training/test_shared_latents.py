@@ -23,7 +23,7 @@ class ByHand(Shared):
 
 
 class Penalized(Shared):
-    """A penalty of the parameters, which counts once."""
+    """A penalty on the parameters, which counts once."""
 
     def model(self, x: Tensor) -> None:
         pyro.factor("penalty", -self.loc.square())
@@ -53,7 +53,7 @@ class Auxiliary(Shared):
 
 
 class Normalized(Shared):
-    """A loss per datum: everything is divided by the number of data, the shared latent too."""
+    """A loss per datum: every term is divided by the number of data, including the shared latent."""
 
     def model(self, x: Tensor) -> None:
         with poutine.scale(scale=1 / 1000):

@@ -1,4 +1,4 @@
-"""Signals stop a run at a checkpoint, from which it continues."""
+"""Signals stop a run at a checkpoint, from which it can be resumed."""
 
 import signal
 import sys
@@ -16,13 +16,13 @@ from tests import faulty
 from tests.conftest import small_vae
 from tests.training.continuation import NEVER, Stopping, assert_same, fitted, newest
 
-pytestmark = [  # of runs that are made in parts
+pytestmark = [  # runs in several parts give these warnings
     pytest.mark.filterwarnings("ignore:the KL warm-up does not end within"),
     pytest.mark.filterwarnings("ignore:OneCycleLR has total_steps=20, but one step per epoch"),
 ]
 
 
-@pytest.mark.parametrize("step", [1, 7, 8, 9])  # of three steps an epoch
+@pytest.mark.parametrize("step", [1, 7, 8, 9])  # an epoch has three steps
 @pytest.mark.parametrize(
     "way", ["eager", *(pytest.param(way, marks=pytest.mark.slow) for way in ("graph", "compiled"))]
 )

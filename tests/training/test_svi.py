@@ -1,4 +1,4 @@
-"""SVI: the steps of ``pyro.infer.SVI``, compiled on request, and a state to go on from."""
+"""SVI: the steps of ``pyro.infer.SVI``, compiled on request, with a state that can be saved."""
 
 import io
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def test_losses_are_those_of_pyro_step_by_step(case: str) -> None:
     "case", [case for case in CASES if case not in ("an autoguide", "a packed autoguide", "a flow", "a point")]
 )
 def test_compiled_losses_are_those_of_pyro(case: str) -> None:
-    """Shapes alternate, so each has a graph of its own; the first call of each runs eagerly."""
+    """Shapes alternate, so each has a graph of its own. The first call of each runs eagerly."""
     expected = losses(made(pyro.infer.SVI, case))
     svi = made(pv.SVI, case, compile=True)
     assert losses(svi) == pytest.approx(expected, rel=1e-4)

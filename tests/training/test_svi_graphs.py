@@ -16,7 +16,7 @@ from tests.training.svi_programs import ADAM, calls, decoder, losses, made
 
 @pytest.mark.usefixtures("interpreted")
 def test_other_kinds_of_arguments_have_graphs_of_their_own() -> None:
-    """A number that changes is another graph, and a tensor that changes is not."""
+    """A changed number needs a new graph, but a changed tensor does not."""
     args, _ = next(calls())
     weights = [0.1, 0.1, 0.5, 0.5, 1.0, 1.0]
     for annealing, graphs in (((lambda weight: weight), 3), (torch.tensor, 1)):
@@ -76,7 +76,7 @@ def test_a_graph_is_dropped_with_its_parameters_or_modes() -> None:
     pyro.param("weight", torch.zeros(2, 6))
     loss = svi.step(*args)
     expected = dist.Normal(0.0, 1.0).log_prob(args[0]).sum().item()
-    assert loss > -expected - 1  # of a decoder that says nothing, KL term included
+    assert loss > -expected - 1  # loss of a decoder that ignores z, with the KL term
     for _ in range(3):
         svi.step(*args)
     assert pyro.param("weight").abs().sum() > 0

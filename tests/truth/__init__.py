@@ -1,1 +1,1 @@
-"""Small programs with their right values: a number is right, or an error or a warning names the cause."""
+"""Small programs with known values: a result is right, or an error or a warning names the cause."""

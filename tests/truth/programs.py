@@ -1,4 +1,4 @@
-"""Programs that tests of several kinds use, and the comparison of a result with its right value."""
+"""Programs that several test modules use, and the comparison of a result with its exact value."""
 
 import math
 from collections.abc import Callable

@@ -14,7 +14,7 @@ HISTORIES = torch.tensor(
 
 
 def capture_recapture(captured: Tensor, *, by_handler: bool = True) -> None:
-    """Pyro's Cormack-Jolly-Seber model: an animal counts from its first capture on, and its life is summed out."""
+    """Pyro's Cormack-Jolly-Seber model. An animal counts from its first capture on, and its survival is summed out."""
     with pyro.plate("animals", len(captured)):
         alive, known = torch.ones(len(captured)), torch.zeros(len(captured), dtype=torch.bool)
         for t in pyro.markov(range(captured.shape[1])):

@@ -1,4 +1,4 @@
-"""Results know what they are of, one bad datum costs no other, and the data plate is no other plate."""
+"""Results record their data and programs, one bad datum affects no other, and the data plate is not confused."""
 
 from collections.abc import Callable
 from functools import partial
@@ -59,7 +59,7 @@ def negative_scale(x: Tensor) -> None:
 
 @pytest.mark.parametrize("index", [0, 5, 11])
 @pytest.mark.parametrize("model", [raising, diverging, negative_scale])
-def test_a_datum_that_fails_costs_no_other(model: Program, index: int) -> None:
+def test_a_datum_that_fails_affects_no_other(model: Program, index: int) -> None:
     x = X.clone()
     x[index] = 123.0
     keep = np.arange(12) != index

@@ -1,4 +1,4 @@
-"""A log-weight depends on nothing but its datum and its draw."""
+"""A log-weight depends only on its datum and its draw."""
 
 from collections.abc import Callable
 

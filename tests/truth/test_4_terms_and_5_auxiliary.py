@@ -1,4 +1,4 @@
-"""log p(x) holds the model's sites and the guide's latent sites, with their masks, and nothing else."""
+"""log p(x) contains the model's sites and the guide's latent sites, with their masks, and no other terms."""
 
 import numpy as np
 import pyro

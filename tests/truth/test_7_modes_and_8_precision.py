@@ -63,7 +63,7 @@ WAYS: dict[str, Callable[[nn.Module], Program]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_dropout_is_off_wherever_the_network_is(way: str) -> None:
+def test_dropout_is_off_in_every_network(way: str) -> None:
     right = pv.evaluation.evaluate(partial(model, network=decoder(0.0).eval()), guide, X, 200, seed=0)
     network = decoder().train()
     found = pv.evaluation.evaluate(WAYS[way](network), guide, X, 200, seed=0)
@@ -104,7 +104,7 @@ def test_a_program_that_computes_in_half_precision_is_refused(network: Callable[
         pv.evaluation.evaluate(partial(model, network=network), guide, X, 16, seed=0)
 
 
-def test_autocast_around_an_evaluation_is_named_and_no_reason_to_run_once_a_draw() -> None:
+def test_autocast_around_an_evaluation_is_named_and_keeps_vectorized_draws() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         result = pv.evaluation.evaluate(partial(model, network=decoder()), guide, X, 16, seed=0)
     assert result.attrs["autocast"] == "bfloat16"

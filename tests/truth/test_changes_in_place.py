@@ -1,4 +1,4 @@
-"""A program that changes a tensor of a site in place, after the site, is refused with the name of the site."""
+"""A program that changes a tensor of a site in place, after the site, is refused. The error names the site."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ X = torch.randn(5, generator=torch.Generator().manual_seed(0))
 
 
 class Survival(nn.Module):
-    """Pyro's example of capture and recapture as it stands, which marks animals as known in place."""
+    """Pyro's unmodified example of capture and recapture, which marks animals as known in place."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sites that the model alone sums out are drawn from their posterior where draws are asked for."""
+"""Sites that only the model sums out are drawn from their posterior if draws are requested."""
 
 import warnings
 
@@ -68,7 +68,7 @@ def test_checks_by_replicates_of_a_program_that_sums_out_a_site() -> None:
 
 def test_chains_with_masks() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of ArviZ
+        warnings.simplefilter("ignore")  # ArviZ gives warnings
         data = E.to_inference_data(capture_recapture, lambda x: None, HISTORIES, 5, num_draws=DRAWS, seed=0)
     alive = data["posterior"]["alive_3"].values[0].mean(0)
     exact = []

@@ -1,4 +1,4 @@
-"""A datum that fails costs no other datum, in every estimator; data of one column have any strides."""
+"""A datum that fails affects no other datum, in every estimator; data of one column may have any strides."""
 
 import warnings
 from collections.abc import Callable
@@ -108,7 +108,7 @@ COLUMNS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_data_of_one_column(kind: str, estimate: Callable[..., Any]) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a few data
+        warnings.simplefilter("ignore", UserWarning)  # warnings about few data
         found = estimate(column_model, column_guide, COLUMNS[kind], seed=0)
     check_close(found, exact_normal(X)[: found.sizes["datum"]])
     contiguous = torch.tensor(np.asarray(COLUMNS[kind]).tolist())

@@ -1,4 +1,4 @@
-"""A dependence on other data is found whatever the number of data is."""
+"""A dependence on other data is found for any number of data."""
 
 from collections.abc import Callable
 
@@ -98,7 +98,7 @@ def test_each_of_few_data_is_kept_without_each_of_the_others(size: int) -> None:
     assert all(any(i in kept and j not in kept for kept in sets) for i in range(size) for j in range(size) if i != j)
 
 
-def test_usual_references_are_replaced_whatever_the_number_of_data() -> None:
+def test_usual_references_are_replaced_for_any_number_of_data() -> None:
     for size in range(FEW_DATA, 600):
         index = torch.arange(size)
         sets = [set(kept.tolist()) for kept in kept_sets(size)]

@@ -36,7 +36,7 @@ def label_last(x: Tensor) -> None:
 
 
 def label_first(x: Tensor) -> None:
-    """The guide of z given y, so that z has a dimension for the values of y."""
+    """The guide of z given y. A dimension of z runs over the values of y."""
     with pyro.plate("data", len(x)):
         y = pyro.sample("y", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
         pyro.sample("z", dist.Normal((x - MEANS[y].unsqueeze(-1)) / 2, 0.9).to_event(1))
@@ -54,7 +54,7 @@ def centred(z: Tensor) -> Tensor:
 
 
 def one_draw(z: Tensor) -> Tensor:
-    """Take the dimension of the data, and one of the values of y, but none of draws."""
+    """Return the dimension of the data, and one of the values of y, without a dimension of draws."""
     if z.ndim > 3 or (z.ndim == 3 and len(z) != 3):
         raise RuntimeError("running_mean should contain 2 elements")
     return z
@@ -86,7 +86,7 @@ def test_statistics_of_the_batch_are_refused(decode: Callable[[Tensor], Tensor],
             call()
 
 
-def test_noise_of_the_guide_is_no_reason_to_refuse_it() -> None:
+def test_noise_of_the_guide_is_accepted() -> None:
     def noisy(x: Tensor) -> None:
         label_first(x + 0.1 * torch.rand_like(x))
 
@@ -94,7 +94,7 @@ def test_noise_of_the_guide_is_no_reason_to_refuse_it() -> None:
 
 
 def entries(x: Tensor) -> None:
-    """The model has a plate that the guide does not have, to the left of that of the data."""
+    """The model has a plate to the left of the data plate, and the guide lacks it."""
     with pyro.plate("data", len(x), dim=-1):
         y = pyro.sample("y", dist.Categorical(WEIGHTS))
         z = pyro.sample("z", dist.Normal(0.0, 1.0))

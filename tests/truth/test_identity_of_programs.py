@@ -125,7 +125,7 @@ def test_a_reference_of_a_changed_program_is_refused(name: str, monkeypatch: pyt
 
 
 def edited(literal: str) -> Program:
-    """A program whose code was edited: the same names, another literal."""
+    """A program whose code was edited: the same names and another literal."""
     source = (
         "def model(x):\n"
         "    with pyro.plate('data', len(x)):\n"
@@ -147,7 +147,7 @@ def test_edited_code_is_another_program(literal: str, tmp_path: Path) -> None:
 
 
 class Counting:
-    """A program that keeps what does not change its density."""
+    """A program that stores values that do not affect its density."""
 
     def __init__(self) -> None:
         self.calls, self.cache = 0, dict[int, Tensor]()

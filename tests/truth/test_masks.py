@@ -59,7 +59,7 @@ TOOLS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize(("size", "masked"), [(1, 0), (5, 0), (5, 2), (5, 4), (700, 0), (700, 350), (700, 699)])
 @pytest.mark.parametrize("where", ["model", "guide"])
-def test_a_mask_of_one_program_is_found_wherever_it_is(where: str, size: int, masked: int, tool: str) -> None:
+def test_a_mask_of_one_program_is_found_in_every_position(where: str, size: int, masked: int, tool: str) -> None:
     model, guide = programs(by_handler, where == "model", where == "guide")
     with pytest.raises(ValueError, match=DIFFERS):
         TOOLS[tool](model, guide, data(size, masked))

@@ -1,4 +1,4 @@
-"""A model that draws random numbers outside of its sites, or keeps a state, has no density; the refusal says which."""
+"""A model with random numbers outside of its sites, or with a state, has no density. The refusal names the reason."""
 
 import random
 import warnings
@@ -21,7 +21,7 @@ X = torch.randn(5, generator=torch.Generator().manual_seed(0))
 
 
 def moved(change: Callable[[Tensor], Tensor]) -> Program:
-    """The normal model, whose latent goes through a function before it is the mean of the data."""
+    """The normal model, whose latent is transformed by a function before it becomes the mean of the data."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -53,7 +53,7 @@ def test_noise_in_the_model_is_refused(name: str, size: int) -> None:
     source, change = NOISE[name]
     for seed in range(3):
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # no advice to count from the right
+            warnings.simplefilter("error")  # the advice to count from the right must not appear
             with pytest.raises(ValueError, match=f"random numbers of {source} outside sample sites"):
                 E.evaluate(moved(change), normal_guide, X[:size], 100, seed=seed)
 
@@ -192,7 +192,7 @@ def with_fixed_features() -> Program:
 
 
 class Cached:
-    """A program that keeps what does not change its density."""
+    """A program that stores values that do not affect its density."""
 
     def __init__(self) -> None:
         self.calls, self.cache = 0, {}

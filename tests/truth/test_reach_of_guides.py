@@ -1,4 +1,4 @@
-"""A guide that cannot draw a part of the posterior is refused, whatever kind of support it has."""
+"""A guide that cannot draw a part of the posterior is refused, for every kind of support."""
 
 from collections.abc import Callable
 from typing import Any

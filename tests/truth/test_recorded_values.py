@@ -1,4 +1,4 @@
-"""A value that a program records with ``pyro.deterministic`` is no observation."""
+"""A value that a program records with ``pyro.deterministic`` is not an observation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ X = torch.randn(6, generator=torch.Generator().manual_seed(0))
 
 
 class OnlyRecorded(nn.Module):
-    """As Pyro's conditional VAE is without its targets, which it records in place of observing them."""
+    """Pyro's conditional VAE without its targets, which it records instead of observing them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Data outside of a support that depends on latent sites have weight zero at that draw, and only there."""
+"""Data outside of a support that depends on latent sites have weight zero at that draw only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +60,7 @@ CASES: dict[str, tuple[tuple[Program, Program], Tensor, Any]] = {
     "uniform below": (
         programs(dist.Gamma(2.0, 1.0), lambda z: dist.Uniform(0.0, z), lambda x: dist.Gamma(2.0 + 0 * x, 0.8)),
         REALS.abs(),
-        -REALS.abs().numpy(),  # of a uniform distribution below a Gamma(2, 1) one
+        -REALS.abs().numpy(),  # uniform data below a Gamma(2, 1) latent
     ),
     "uniform around": (
         programs(dist.Normal(0.0, 1.0), lambda z: dist.Uniform(z - 5.0, z + 1.5), lambda x: dist.Normal(0.2 * x, 1.1)),

@@ -1,4 +1,4 @@
-"""An autoguide that draws the latents that all data share as one vector packs no datum."""
+"""An autoguide that draws the shared latents as one vector does not pack data."""
 
 import numpy as np
 import pyro
@@ -42,7 +42,7 @@ def test_a_list_of_a_vector_of_shared_latents_and_of_local_ones(shared: type) ->
     assert (np.abs(found.log_predictive.values - np.log(density.mean(1))) < 5 * error + 0.01).all()
 
 
-def test_a_vector_of_the_data_is_refused_still() -> None:
+def test_a_vector_of_the_data_is_still_refused() -> None:
     guide = AutoDiagonalNormal(hierarchy)
     guide(X)
     for call in (E.evaluate, E.evaluate_globals):

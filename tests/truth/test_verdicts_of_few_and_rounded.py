@@ -1,4 +1,4 @@
-"""Verdicts on few chains, on rounded log-weights and on guides that pack all data, with advice that is followed."""
+"""Verdicts on few chains, on rounded log-weights and on guides that pack all data, and the effect of their advice."""
 
 import warnings
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def with_constant(constant: float) -> Program:
 
 
 @pytest.mark.parametrize("constant", [2e6, -2e6, 2e7])
-def test_rounding_is_told_and_float64_mends_it(constant: float) -> None:
+def test_rounding_is_reported_and_float64_removes_it(constant: float) -> None:
     model = with_constant(constant)
     rounded = E.evaluate(model, normal_guide, X, 2000, seed=0)
     diagnosis = E.diagnose(rounded)
@@ -162,7 +162,7 @@ def test_a_guide_of_shared_latents_alone_is_evaluated(make: Callable[..., Any]) 
     assert np.isfinite(found.log_likelihood.values).all()
 
 
-def test_fewer_warnings_than_data() -> None:
+def test_warnings_are_fewer_than_data() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         E.diagnose(E.evaluate(normal_model, normal_guide, X, 200, seed=0))

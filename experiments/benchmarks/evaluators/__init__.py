@@ -1,1 +1,1 @@
-"""One contender a file: the same estimate of log p(x) as an expert user of each tool would compute it."""
+"""Contenders of the evaluation benchmark, one per file: log p(x) as an expert of each tool would estimate it."""

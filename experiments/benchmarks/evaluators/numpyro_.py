@@ -1,7 +1,7 @@
 """NumPyro: ``log_density`` of guide and model, mapped over draws and images in one compiled function.
 
-So it is a fifth faster than its ``RenyiELBO`` with alpha = 0, which computes the same. ``--rows`` is the number of
-draws, of one or more images, that are decoded at once.
+This is a fifth faster than NumPyro's ``RenyiELBO`` with alpha = 0, which computes the same estimate. ``--rows`` is the
+number of draws, of one or more images, that are decoded at once.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from experiments.benchmarks.trainers.numpyro_ import initial, perceptron
 
 
 def main(problem: Problem, rows: int) -> None:
-    """Evaluates all images a turn."""
+    """Evaluate all images in a turn."""
     sizes = problem.sizes
     if sizes.device != jax.default_backend().replace("gpu", "cuda"):
         raise RuntimeError(
-            f"JAX computes on the {jax.default_backend()} here, not on {sizes.device}; install jax[cuda]"
+            f"JAX computes on the {jax.default_backend()} here, not on {sizes.device}. Install jax[cuda]."
         )
     weights, images = initial(problem), jnp.asarray(problem.x)
     encoder, decoder = perceptron(sizes.hidden, 2 * sizes.latent), perceptron(sizes.hidden, images.shape[1])

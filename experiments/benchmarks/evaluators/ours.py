@@ -1,9 +1,8 @@
-"""pyrovae, by :func:`pyrovae.evaluation.evaluate`; with ``--compile`` compiled, with ``--precision`` rounded.
+"""pyrovae, by :func:`pyrovae.evaluation.evaluate`. ``--compile`` compiles it, and ``--precision`` lowers the precision.
 
-``evaluate`` begins by probing the programs and, if told to, by compiling; what it costs from there on is proportional
-to the data. To tell the two apart, the turns are those of one long evaluation of the same images over and over. It
-takes as many data as it is given, so here it asks for its turns itself: by its progress bar. With ``--whole`` a turn is
-a call.
+``evaluate`` first probes the programs and, if requested, compiles. The remaining time is proportional to the number of
+data. To separate the two, one long evaluation of the repeated images provides several turns: its progress bar ends a
+turn after each pass over the images. With ``--whole`` a turn is a whole call.
 """
 
 import argparse
@@ -26,15 +25,15 @@ from experiments.benchmarks.problem import Problem
 from experiments.benchmarks.rounds import Channel, peak_mb, serve
 from pyrovae._compilation.precision import Precision
 
-REPEATS = 100  # turns before an evaluation has to begin anew
+REPEATS = 100  # turns of one evaluation, after which a new one starts
 
 
 class LastTurn(BaseException):
-    """There are no more turns. An evaluation handles errors and Ctrl-C itself, so this is neither."""
+    """End of the turns. An evaluation handles Exception and KeyboardInterrupt, so this is another class."""
 
 
 class Bar:
-    """A progress bar that ends a turn when so many data are done, and keeps the others waiting for the next."""
+    """A progress bar that ends a turn after each pass over the images, and then waits for the next turn."""
 
     def __init__(self, channel: Channel, size: int, **_: Any) -> None:
         self.channel, self.size, self.done = channel, size, 0
@@ -46,7 +45,7 @@ class Bar:
         pass
 
     def update(self, done: int) -> None:
-        """Counts data. A turn ends with a whole piece of the evaluation, and takes its share of these seconds."""
+        """Count data. A turn ends with a chunk of the evaluation, so its seconds are scaled to one pass."""
         self.done += done
         if self.done >= self.size:
             assert self.channel.start is not None
@@ -57,7 +56,7 @@ class Bar:
 
 
 def main(problem: Problem, compiled: bool = False, precision: Precision | None = None, whole: bool = False) -> None:
-    """Evaluates all images a turn."""
+    """Evaluate all images in a turn."""
     vae = build(problem)
     x = to_device(problem, problem.x)
     evaluate = partial(
@@ -89,7 +88,7 @@ def main(problem: Problem, compiled: bool = False, precision: Precision | None =
 
 
 def build(problem: Problem) -> pv.VAE:
-    """The problem's VAE."""
+    """Return the VAE of the problem."""
     return pv.VAE(
         pv.priors.StandardNormal(problem.sizes.latent),
         pv.likelihoods.Bernoulli(make(problem, "decoder")),
@@ -98,25 +97,25 @@ def build(problem: Problem) -> pv.VAE:
 
 
 def rounding(rounded: xr.Dataset, exact: xr.Dataset) -> dict[str, float]:
-    """How far the estimates of the single data are from those from the same draws without rounding."""
+    """Return the mean and the largest rounding error per datum, relative to exact estimates from the same draws."""
     errors = abs(rounded.log_likelihood - exact.log_likelihood)
     return {"mean_rounding_error": float(errors.mean()), "largest_rounding_error": float(errors.max())}
 
 
 def from_given_noise(problem: Problem, x: Tensor, evaluate: Any) -> np.ndarray:
-    """Estimates of the first images from the given noise, in place of which torch draws normal noise for Pyro."""
+    """Return the estimates of the first images. The given noise replaces the normal draws of torch."""
     noise = to_device(problem, problem.noise)
     values = noise.flatten()
 
     def given(shape: torch.Size, *_: Any, **__: Any) -> Tensor:
-        return values[: shape.numel()].reshape(shape)  # fewer where the programs are first run on few data
+        return values[: shape.numel()].reshape(shape)  # fewer numbers when the programs first run on few data
 
     with mock.patch("torch.distributions.normal._standard_normal", given):
         return evaluate(x[: noise.shape[1]], len(noise)).log_likelihood.values
 
 
 def take_turns(channel: Channel, evaluate: Any, size: int) -> None:
-    """Evaluates so many data a turn until there are no more turns."""
+    """Evaluate ``size`` data in a turn, until there are no more turns."""
     with mock.patch("pyrovae.evaluation.report.tqdm", partial(Bar, channel, size)):
         try:
             while True:

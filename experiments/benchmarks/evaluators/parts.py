@@ -1,7 +1,7 @@
-"""What an evaluation cannot do without, each timed alone in PyTorch: noise, matrix products, activation and density.
+"""Operations that every evaluation needs, each timed alone in PyTorch: noise, matrix products, activation and density.
 
-Every part works again and again on the same tensors of ``--rows`` draws, so that what it reads is near the processor.
-The rest, such as the densities of the latent and the sum over the draws, is left out.
+Every part uses the same tensors of ``--rows`` draws repeatedly, so that its inputs stay in the caches. The rest, such
+as the densities of the latents and the sum over the draws, is left out.
 """
 
 import argparse
@@ -24,16 +24,16 @@ Part = Callable[[], Any]
 
 
 def main(problem: Problem, rows: int) -> None:
-    """Does each part a turn, as often as it takes for all images."""
+    """Run each part in a turn, as often as all images need it."""
     x, total = to_device(problem, problem.x), len(problem.x) * problem.sizes.k
     rows = min(rows, total)
     encoder = make(problem, "encoder")
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)  # once glibc has freed as much, it keeps what the parts free
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)  # freeing this much makes glibc keep the memory that the parts free
     parts = of_decoder(problem, rows)
 
     @torch.no_grad()
     def seconds_of(part: Part) -> float:
-        """Seconds of so many draws, of which the last may not fill their rows."""
+        """Return the seconds of all draws in batches of ``rows``, with a smaller last batch."""
         times = max(1, total // rows)
 
         def work() -> None:
@@ -46,7 +46,7 @@ def main(problem: Problem, rows: int) -> None:
     def seconds() -> dict[str, float]:
         every = {name: seconds_of(part) for name, part in parts.items()}
         with torch.no_grad():
-            every["products"] += timed(lambda: encoder(x))[1]  # once for all draws
+            every["products"] += timed(lambda: encoder(x))[1]  # once per image, for all draws
         return every
 
     seconds()
@@ -56,7 +56,7 @@ def main(problem: Problem, rows: int) -> None:
 
 
 def of_decoder(problem: Problem, rows: int) -> dict[str, Part]:
-    """The parts of decoding so many draws."""
+    """Return the parts of decoding ``rows`` draws."""
     decoder = make(problem, "decoder")
     first, second = decoder[0], decoder[2]
     x, latent = to_device(problem, problem.x[0]), problem.sizes.latent

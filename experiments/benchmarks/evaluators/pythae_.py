@@ -1,6 +1,6 @@
-"""pythae: ``get_nll`` of its VAE, which encodes every image anew for each batch of its draws.
+"""pythae: ``get_nll`` of its VAE, which encodes every image again for each batch of its draws.
 
-In 0.1.2 it returns the mean of log p(x), not of its negative, and drops what is left of the draws after whole batches.
+Version 0.1.2 returns the mean of log p(x), not of its negative, and drops an incomplete last batch of draws.
 """
 
 import sys
@@ -17,10 +17,10 @@ from experiments.benchmarks.trainers.pythae_ import Decoder, Encoder
 
 
 def main(problem: Problem, batch_size: int) -> None:
-    """Evaluates all images a turn, so many draws at once."""
+    """Evaluate all images in a turn, with ``batch_size`` draws at once."""
     draws, batch_size = problem.sizes.k, min(batch_size, problem.sizes.k)
     if draws % batch_size:
-        raise ValueError(f"get_nll makes whole batches of draws, so batch_size={batch_size} must divide draws={draws}")
+        raise ValueError(f"get_nll makes whole batches of draws. batch_size={batch_size} must divide draws={draws}.")
     x, noise = to_device(problem, problem.x), to_device(problem, problem.noise)
     config = VAEConfig(input_dim=(x.shape[1],), latent_dim=problem.sizes.latent, reconstruction_loss="bce")
     vae = VAE(config, Encoder(make(problem, "encoder")), Decoder(make(problem, "decoder"))).to(x.device).eval()

@@ -1,4 +1,4 @@
-"""PyTorch without a library: log-weights written out by hand, some draws at a time; with ``--compile``, compiled.
+"""PyTorch without a library: hand-written log-weights in batches of draws. ``--compile`` compiles them.
 
 Every image is encoded once. ``--rows`` is the number of draws, of one or more images, that are decoded at once.
 """
@@ -19,14 +19,14 @@ from experiments.benchmarks.problem import Problem
 
 
 class LogWeights(nn.Module):
-    """Log-weights of draws; constants of the two normal densities cancel."""
+    """Log-weights of draws. Constants of the two normal densities cancel."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
 
     def forward(self, x: Tensor, loc: Tensor, log_scale: Tensor, noise: Tensor) -> Tensor:
-        """Returns those of the draws that noise of shape ``(draws, N, latent)`` makes, shape ``(draws, N)``."""
+        """Return the log-weights, shape ``(draws, N)``, of draws from noise of shape ``(draws, N, latent)``."""
         z = loc + log_scale.exp() * noise
         logits = self.decoder(z)
         log_likelihood = -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
@@ -34,12 +34,12 @@ class LogWeights(nn.Module):
 
 
 def main(problem: Problem, rows: int, compiled: bool = False) -> None:
-    """Evaluates all images a turn."""
+    """Evaluate all images in a turn."""
     x, noise = to_device(problem, problem.x), to_device(problem, problem.noise)
     encoder = make(problem, "encoder")
     log_weights: Callable[..., Tensor] = LogWeights(make(problem, "decoder"))
     if compiled:
-        log_weights = torch.compile(log_weights, dynamic=False)  # for sizes that never change
+        log_weights = torch.compile(log_weights, dynamic=False)  # all sizes are constant
     draws, images = problem.sizes.k, max(1, rows // problem.sizes.k)
 
     @torch.no_grad()

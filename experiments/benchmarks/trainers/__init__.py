@@ -1,1 +1,1 @@
-"""One contender a file: the same training step as an expert user of each tool would write it."""
+"""Contenders of the training benchmark, one per file: the training step that an expert of each tool would write."""

@@ -1,4 +1,4 @@
-"""A compiled training step with one thing done otherwise than :func:`pyrovae.fit` does it; names are in ``IDEAS``."""
+"""Compiled training steps that differ from the step of :func:`pyrovae.fit` in one respect; ``IDEAS`` names them."""
 
 import math
 import os
@@ -21,14 +21,14 @@ from pyrovae._compilation.precision import products
 from pyrovae.training.captured_step import CapturedUpdates
 
 Epoch = Callable[[], None]
-DRAW = "torch.distributions.normal._standard_normal"  # by which Pyro's normal distribution draws its noise
-STEPS = 10  # of a graph that makes several
-PARTS = 10  # of a batch that is taken in parts
+DRAW = "torch.distributions.normal._standard_normal"  # Pyro's normal distribution draws its noise by this function
+STEPS = 10  # steps of a graph that contains several
+PARTS = 10  # parts of a batch that is split
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
 
 
 class Steps:
-    """What all ideas have in common: a VAE, its loss, Adam, and batches in random order."""
+    """Code shared by all steps: a VAE, its loss, Adam, and batches in random order."""
 
     def __init__(self, problem: Problem) -> None:
         sizes = self.sizes = problem.sizes
@@ -40,19 +40,19 @@ class Steps:
         ).to(sizes.device)
         self.objective = Trace_ELBO() if sizes.k == 1 else pv.objectives.IWAE(sizes.k)
         self.parameters = list(self.vae.parameters())
-        self.objective.loss(self.vae.model, self.vae.guide, self.x[: sizes.batch_size])  # finds out the plates
+        self.objective.loss(self.vae.model, self.vae.guide, self.x[: sizes.batch_size])  # determines the plates
 
     def gradients(self, batch: Tensor) -> list[Tensor]:
-        """The gradients of the loss."""
+        """Return the gradients of the loss."""
         loss = self.objective.differentiable_loss(self.vae.model, self.vae.guide, batch)
         return list(torch.autograd.grad(loss, self.parameters))
 
     def batches(self) -> Sequence[Tensor]:
-        """Indices of an epoch's batches."""
+        """Return the indices of an epoch's batches."""
         return torch.randperm(len(self.x), device=self.x.device).split(self.sizes.batch_size)
 
     def fused(self, compiled: Callable[..., Sequence[Tensor]], *given: Tensor) -> Epoch:
-        """An epoch of compiled gradients and torch's fused Adam, as in ``fit``."""
+        """Return an epoch with compiled gradients and torch's fused Adam, as in ``fit``."""
         optimizer = torch.optim.Adam(self.parameters, lr=self.sizes.learning_rate, fused=True)
         captured = CapturedUpdates(optimizer) if self.x.is_cuda else None
 
@@ -72,19 +72,19 @@ class Steps:
 
 
 def as_fit_does(steps: Steps) -> Epoch:
-    """Gradients by a graph, Adam after it."""
+    """Compute gradients by a graph, and apply Adam after it."""
     batch = steps.x[: steps.sizes.batch_size].clone()
     return steps.fused(Graph(lambda: steps.gradients(batch), steps.parameters, [batch]).compile())
 
 
 def denormals_flushed(steps: Steps) -> Epoch:
-    """Numbers too small for a normal float count as zero."""
+    """Flush denormal numbers to zero."""
     torch.set_flush_denormal(True)
     return as_fit_does(steps)
 
 
 def noise_at_once(steps: Steps) -> Epoch:
-    """The noise of an epoch's draws is drawn before it."""
+    """Draw the noise of a whole epoch before the epoch."""
     sizes = steps.sizes
     batch = steps.x[: sizes.batch_size].clone()
     shape = *([sizes.k] if sizes.k > 1 else []), sizes.batch_size, sizes.latent
@@ -99,25 +99,25 @@ def noise_at_once(steps: Steps) -> Epoch:
 
 
 def products_tuned(steps: Steps) -> Epoch:
-    """Inductor looks for the fastest code of each matrix product, packing its weights where that helps."""
+    """Let inductor search for the fastest code of each matrix product, and pack its weights if this helps."""
     with torch._inductor.config.patch(max_autotune=True, max_autotune_gemm_backends="CPP,ATEN"):
         return as_fit_does(steps)
 
 
 def products_by_mkl(steps: Steps) -> Epoch:
-    """Large products, too, are torch's own, by MKL; this makes a difference with many draws only."""
+    """Compute large matrix products by MKL too. This makes a difference only with many draws."""
     with mock.patch("pyrovae._compilation.onednn.LARGE", math.inf):
         return as_fit_does(steps)
 
 
 def softplus_by_log1p(steps: Steps) -> Epoch:
-    """Softplus and Bernoulli density call log1p, as torch does, and are not a series."""
+    """Compute softplus and the Bernoulli density by log1p, as torch does, instead of by a series."""
     with mock.patch("pyrovae._compilation.softplus._by_log1p", return_value=False):
         return as_fit_does(steps)
 
 
 def products_in_bfloat16(steps: Steps) -> Epoch:
-    """Products are rounded, as by the argument ``precision`` of ``fit``: another number, unlike the other ideas'."""
+    """Round matrix products to bfloat16, as the argument ``precision`` of ``fit`` does. This changes the result."""
     batch = steps.x[: steps.sizes.batch_size].clone()
 
     def gradients() -> list[Tensor]:
@@ -128,7 +128,7 @@ def products_in_bfloat16(steps: Steps) -> Epoch:
 
 
 def data_in_parts(steps: Steps) -> Epoch:
-    """A batch is taken in ten parts, whose activations are small enough for the caches."""
+    """Split a batch into ten parts, whose activations fit into the caches."""
     batch = steps.x[: steps.sizes.batch_size].clone()
 
     def gradients() -> list[Tensor]:
@@ -139,7 +139,7 @@ def data_in_parts(steps: Steps) -> Epoch:
 
 
 def adam_in_the_graph(steps: Steps, number: int = 1) -> Epoch:
-    """The optimizer's update is a part of the graph."""
+    """Put the optimizer's update into the graph."""
     size = steps.sizes.batch_size
     batches = steps.x[: number * size].clone()
     first, second = ([torch.zeros_like(parameter) for parameter in steps.parameters] for _ in range(2))
@@ -161,7 +161,7 @@ def adam_in_the_graph(steps: Steps, number: int = 1) -> Epoch:
     before = [tensor.clone() for tensor in fixed]
     compiled = Graph(update, [*steps.parameters, *first, *second, count], [batches]).compile()
     for tensor, value in zip(fixed, before, strict=True):
-        tensor.copy_(value)  # the run that was written down has trained
+        tensor.copy_(value)  # the recorded run has changed the parameters
 
     def epoch() -> None:
         for indices in torch.randperm(len(steps.x), device=steps.x.device).split(number * size):
@@ -171,7 +171,7 @@ def adam_in_the_graph(steps: Steps, number: int = 1) -> Epoch:
 
 
 def several_steps_in_a_graph(steps: Steps) -> Epoch:
-    """Ten steps, optimizer included, are one graph."""
+    """Put ten steps with the optimizer into one graph."""
     return adam_in_the_graph(steps, number=STEPS)
 
 
@@ -192,7 +192,7 @@ IDEAS = {
 }
 
 if __name__ == "__main__":
-    if sys.argv[2] == "pages_kept" and not os.environ.keys() >= MALLOC.keys():  # read when a process starts
+    if sys.argv[2] == "pages_kept" and not os.environ.keys() >= MALLOC.keys():  # read only when a process starts
         os.execve(
             sys.executable,
             [sys.executable, "-m", "experiments.benchmarks.trainers.idea", *sys.argv[1:]],
@@ -203,7 +203,7 @@ if __name__ == "__main__":
     epoch = IDEAS.get(sys.argv[2], as_fit_does)(Steps(problem))
 
     def work() -> None:
-        """An epoch, to its end."""
+        """Train for one epoch, and wait for its end."""
         epoch()
         finish(problem)
 

@@ -1,7 +1,8 @@
-"""NumPyro as its VAE example writes it: stax networks, ``SVI``, and one compiled function for an epoch.
+"""NumPyro as its VAE example uses it: stax networks, ``SVI``, and one compiled function for an epoch.
 
-For several draws per datum NumPyro has ``RenyiELBO`` with alpha = 0. It takes the logarithm of the mean weight within
-each plate that all sites share, which is the data plate here: the importance-weighted bound per datum.
+For several draws per datum NumPyro offers ``RenyiELBO`` with alpha = 0. This objective takes the logarithm of the mean
+weight within each plate that all sites share. Here this is the data plate, which gives the importance-weighted bound
+per datum.
 """
 
 import sys
@@ -28,11 +29,11 @@ Weights = dict[str, Any]
 
 
 def main(problem: Problem) -> None:
-    """Trains, an epoch a turn."""
+    """Train for one epoch in a turn."""
     sizes = problem.sizes
     if sizes.device != jax.default_backend().replace("gpu", "cuda"):
         raise RuntimeError(
-            f"JAX computes on the {jax.default_backend()} here, not on {sizes.device}; install jax[cuda]"
+            f"JAX computes on the {jax.default_backend()} here, not on {sizes.device}. Install jax[cuda]."
         )
     x = jnp.asarray(problem.x)
     encoder, decoder = perceptron(sizes.hidden, 2 * sizes.latent), perceptron(sizes.hidden, x.shape[1])
@@ -71,12 +72,12 @@ def main(problem: Problem) -> None:
 
 
 def perceptron(hidden: int, outputs: int) -> Any:
-    """One hidden layer of softplus units."""
+    """Return a network with one hidden layer of softplus units."""
     return stax.serial(stax.Dense(hidden), stax.Softplus, stax.Dense(outputs))
 
 
 def initial(problem: Problem) -> Weights:
-    """The initial weights, in the order of stax and under the names of NumPyro."""
+    """Return the initial weights in the order of stax, with the names of NumPyro."""
     weights = {}
     for name in ("encoder", "decoder"):
         part = {key: jnp.asarray(value.T) for key, value in problem.part(name).items()}
@@ -85,7 +86,7 @@ def initial(problem: Problem) -> Weights:
 
 
 def state(problem: Problem, weights: Weights, loss: Callable[[Weights, Array], Array]) -> dict[str, float]:
-    """The loss of the checked batch and the norm of its gradient, with the given noise in place of normal draws."""
+    """Return the loss of the checked batch and the norm of its gradient. The given noise replaces normal draws."""
     noise = jnp.asarray(problem.noise)
 
     @custom_vmap

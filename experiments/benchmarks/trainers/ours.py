@@ -1,7 +1,7 @@
-"""pyrovae, by :func:`pyrovae.fit`; with ``--compile``, compiled.
+"""pyrovae, by :func:`pyrovae.fit`. ``--compile`` compiles the step.
 
-``fit`` trains for as many epochs as it is told to, so here it asks for its turns itself: by its schedule, which makes a
-step after every epoch, and which is left by the KeyboardInterrupt that ends training.
+``fit`` trains for a given number of epochs, so its learning-rate schedule ends the turns: it makes a step after every
+epoch, and then waits. A KeyboardInterrupt ends the training.
 """
 
 import sys
@@ -20,25 +20,25 @@ from experiments.benchmarks.rounds import Channel
 
 
 class Gate:
-    """A schedule that keeps the learning rate, and the next epoch waiting for its turn."""
+    """A schedule with a constant learning rate, which makes the next epoch wait for its turn."""
 
     def __init__(self, channel: Channel, problem: Problem, _: torch.optim.Optimizer) -> None:
         self.channel, self.problem = channel, problem
         self.step()
 
     def step(self) -> None:
-        """Ends the turn of an epoch, if there was one, and waits for that of the next."""
+        """End the turn of an epoch, if there was one, and wait for the turn of the next epoch."""
         finish(self.problem)
         if not self.channel.turn():
             raise KeyboardInterrupt
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing that a run would have to go back to."""
+        """Return an empty state, because a run needs nothing from it to resume."""
         return {}
 
 
 def main(problem: Problem, compiled: bool) -> None:
-    """Trains, an epoch a turn."""
+    """Train for one epoch in a turn."""
     sizes = problem.sizes
     vae = pv.VAE(
         pv.priors.StandardNormal(sizes.latent),

@@ -1,8 +1,8 @@
-"""pythae: its VAE or IWAE with networks of our sizes, trained by its own trainer, data loader included.
+"""pythae: its VAE or IWAE with the networks of the benchmark, trained by its own trainer and data loader.
 
-Its VAE takes the KL divergence in closed form. The loss of its IWAE is another number with the gradient of the bound,
-so that only the gradient is stated for several draws per datum. The trainer trains for as many epochs as it is told to,
-so here it asks for its turns itself, by a callback.
+Its VAE uses the closed form of the KL divergence. The loss of its IWAE has the gradient of the bound but another value,
+so only the gradient is reported for several draws per datum. The trainer trains for a given number of epochs, so a
+callback ends the turns.
 """
 
 import sys
@@ -25,45 +25,45 @@ from experiments.benchmarks.rounds import Channel
 
 
 class Encoder(BaseEncoder):
-    """Gives locations and log-variances, which is what pythae calls the log-covariance."""
+    """Encoder that returns locations and log-variances, which pythae calls log-covariance."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> ModelOutput:
-        """Encodes ``x``, shape ``(N, pixels)``."""
+        """Encode ``x``, shape ``(N, pixels)``."""
         loc, log_scale = self.network(x).chunk(2, -1)
         return ModelOutput(embedding=loc, log_covariance=2 * log_scale)
 
 
 class Decoder(BaseDecoder):
-    """Gives probabilities, which is what pythae's binary cross-entropy takes."""
+    """Decoder that returns probabilities, the input of pythae's binary cross-entropy."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, z: Tensor) -> ModelOutput:
-        """Decodes ``z``, shape ``(N, latent)``."""
+        """Decode ``z``, shape ``(N, latent)``."""
         return ModelOutput(reconstruction=self.network(z).sigmoid())
 
 
 class Turns(TrainingCallback):
-    """Keeps the next epoch waiting for its turn."""
+    """Callback that makes the next epoch wait for its turn."""
 
     def __init__(self, channel: Channel, problem: Problem) -> None:
         self.channel, self.problem = channel, problem
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        """Ends the turn of the epoch before, if there was one, and waits for that of the next."""
+        """End the turn of the previous epoch, if there was one, and wait for the turn of the next epoch."""
         finish(self.problem)
         if not self.channel.turn():
             raise KeyboardInterrupt
 
 
 def main(problem: Problem) -> None:
-    """Trains, an epoch a turn."""
+    """Train for one epoch in a turn."""
     sizes = problem.sizes
     common = {"input_dim": (problem.x.shape[1],), "latent_dim": sizes.latent, "reconstruction_loss": "bce"}
     networks = Encoder(make(problem, "encoder")), Decoder(make(problem, "decoder"))

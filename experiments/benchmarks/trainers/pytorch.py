@@ -1,4 +1,4 @@
-"""PyTorch without a library: the loss written out by hand, and a plain loop; with ``--compile``, the loss compiled."""
+"""PyTorch without a library: a hand-written loss and a plain loop. ``--compile`` compiles the loss."""
 
 import math
 import sys
@@ -14,14 +14,14 @@ from experiments.benchmarks.rounds import serve
 
 
 class VAE(nn.Module):
-    """A VAE whose forward pass is its loss."""
+    """A VAE whose forward pass returns the loss."""
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, k: int) -> None:
         super().__init__()
         self.encoder, self.decoder, self.k = encoder, decoder, k
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns minus the bound, in nats per datum; constants of the two normal densities cancel."""
+        """Return minus the bound, in nats per datum. Constants of the two normal densities cancel."""
         loc, log_scale = self.encoder(x).chunk(2, -1)
         noise = torch.randn((self.k, *loc.shape), device=x.device)
         z = loc + log_scale.exp() * noise
@@ -33,7 +33,7 @@ class VAE(nn.Module):
 
 
 def main(problem: Problem, compiled: bool) -> None:
-    """Trains, an epoch a turn."""
+    """Train for one epoch in a turn."""
     sizes = problem.sizes
     x = to_device(problem, problem.x)
     vae = VAE(make(problem, "encoder"), make(problem, "decoder"), sizes.k)

@@ -1,7 +1,8 @@
-"""Pyro as it comes: ``pyro.module``, ``SVI`` and ``pyro.optim.Adam``; ``--unvalidated`` switches its checks off.
+"""Unmodified Pyro: ``pyro.module``, ``SVI`` and ``pyro.optim.Adam``. ``--unvalidated`` turns validation off.
 
-For several draws per datum Pyro has ``RenyiELBO`` with alpha = 0. It takes the logarithm of the mean weight of whole
-batches, so that its loss is another number than the others', at the same cost. That loss is not stated.
+For several draws per datum Pyro offers ``RenyiELBO`` with alpha = 0. This objective takes the logarithm of the mean
+weight of whole batches, so its loss has another value than those of the other contenders, at the same cost. The loss is
+therefore not reported.
 """
 
 import sys
@@ -28,7 +29,7 @@ class VAE(nn.Module):
         self.encoder, self.decoder, self.latent = encoder, decoder, latent
 
     def model(self, x: Tensor) -> None:
-        """The joint distribution p(x, z)."""
+        """Run the joint distribution p(x, z)."""
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(x)):
             loc = x.new_zeros(len(x), self.latent)
@@ -36,7 +37,7 @@ class VAE(nn.Module):
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """The posterior q(z | x)."""
+        """Run the posterior q(z | x)."""
         pyro.module("encoder", self.encoder)
         with pyro.plate("data", len(x)):
             loc, log_scale = self.encoder(x).chunk(2, -1)
@@ -44,7 +45,7 @@ class VAE(nn.Module):
 
 
 def main(problem: Problem, validated: bool) -> None:
-    """Trains, an epoch a turn."""
+    """Train for one epoch in a turn."""
     pyro.enable_validation(validated)
     sizes = problem.sizes
     x = to_device(problem, problem.x)

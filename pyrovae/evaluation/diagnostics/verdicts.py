@@ -335,5 +335,7 @@ def _num_samples(results: "xr.Dataset") -> int:
         )
     num_samples = _count(results)
     if num_samples <= 20:
-        raise ValueError(f"k-hat needs more than 20 draws, these results have {num_samples}. Evaluate with more draws.")
+        raise ValueError(
+            f"k-hat needs more than 20 draws, but these results have {num_samples}. Evaluate with more draws."
+        )
     return num_samples

@@ -68,7 +68,7 @@ def ais(
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_chains: Chains per datum, C.
-        num_temperatures: Number of densities between guide and posterior, T.
+        num_temperatures: Number of temperatures, T, with one intermediate density each.
         num_leapfrog: Leapfrog steps per transition.
         **options: Keyword arguments of :class:`Options`.
 
@@ -151,7 +151,7 @@ def bdmc(
         x: Template of the data: the simulated data have the same number and shape. Tensors of a tuple that the model
             does not observe, such as labels or masks, are passed on unchanged.
         num_chains: Chains per datum and direction, C.
-        num_temperatures: Number of densities between guide and posterior, T.
+        num_temperatures: Number of temperatures, T, with one intermediate density each.
         num_leapfrog: Leapfrog steps per transition.
         **options: Keyword arguments of :class:`Options`.
 
@@ -246,7 +246,7 @@ def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[st
 
 
 class Path:
-    """The densities between guide and posterior of some data, and tuned transitions that leave them invariant."""
+    """The intermediate densities of some data, and tuned transitions that leave them invariant."""
 
     def __init__(self, target: Target, num_temperatures: int, num_leapfrog: int) -> None:
         self.target, self.num_leapfrog = target, num_leapfrog

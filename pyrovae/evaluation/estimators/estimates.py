@@ -46,7 +46,7 @@ class Estimates:
         self.evaluations[indices] += evaluations
 
     def passes(self, indices: Tensor, precision: float) -> Tensor:
-        """Return which data need no further stage, shape of ``indices``."""
+        """Return true for the data that need no further stage, in the shape of ``indices``."""
         limit = torch.where(self.stage[indices] == 2, CHAINS_K, LIGHT_K)
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 

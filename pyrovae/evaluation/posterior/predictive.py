@@ -128,7 +128,7 @@ class PosteriorDraws:
     """Weighted draws of the guide for the data of a batch.
 
     Attributes:
-        batch: The data.
+        batch: Batch of the data.
         values: Values of the guide's latent sites by name, with the draws along the first dimension.
         data_dims: Dimension of the data in the values, counted from the right, by name of the site.
         log_weights: Log-weights, shape ``(num_samples, n)``, nats.

@@ -40,7 +40,7 @@ class Probe:
         event_dims: Number of event dimensions of each latent site of the guide.
         base_measures: Base measure of each observed site.
         parameters: Values of the parameters that the programs register in Pyro's parameter store.
-        finite: Indices of the data that the programs can score as far as is known, which are the data without NaN.
+        finite: Indices of the data without NaN, which the programs are expected to score.
         memory: Bytes of a run.
         dtype: Dtype of the log-weights, such as ``"float32"``.
         makes_modules: True if later runs call modules that the first run did not call, such as a dropout layer that the

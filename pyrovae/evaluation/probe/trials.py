@@ -74,7 +74,7 @@ class Trials:
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        data: The data.
+        data: Data of the evaluation.
         device: Device of the computation.
         options: Options of the evaluation.
 
@@ -132,7 +132,7 @@ class Trials:
             values: Values of latent sites, and indices of subsampling plates.
             draws: Number of draws.
             nesting: Nesting depth of the program's own plates, for a run with a dimension of draws.
-            depth: The same depth for a run without a dimension of draws, if values have dimensions of enumerated sites.
+            depth: Nesting depth for a run without a dimension of draws, if values have dimensions of enumerated sites.
             start: Index of the first datum.
             validate: If true, Pyro validates the run.
         """

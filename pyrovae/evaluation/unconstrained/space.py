@@ -81,7 +81,7 @@ class Space:
 
     @property
     def width(self) -> int:
-        """Number of data to which densities are fitted together within the memory."""
+        """Number of data whose densities are fitted together within the memory bound."""
         return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
 
     @property
@@ -152,7 +152,7 @@ class Space:
         )
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the vectors u of values of the latents, shape ``(num_draws, N, D)``."""
+        """Map values of the latents to real vectors u, shape ``(num_draws, N, D)``."""
         return torch.cat([self._flat(self.bijections[name].inv(values[name])) for name in self.sites], dim=-1)
 
     def values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -62,7 +62,7 @@ class Target:
         return log_joint + log_det, self._log_guide(u, values) + log_det
 
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-        r"""Return a log-density between guide and posterior, and its gradient.
+        r"""Return an intermediate log-density of annealing, and its gradient.
 
         Args:
             u: Shape ``(num_draws, N, D)``.
@@ -137,7 +137,7 @@ class _Part(Target):
         return self.log_joint(u), self.log_guide(u)
 
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return a log-density between guide and posterior, and its gradient."""
+        """Return an intermediate log-density of annealing, and its gradient."""
         value, gradient = self.whole.value_and_gradient(self._filled(u), beta)
         return value[:, self.indices], gradient[:, self.indices]
 

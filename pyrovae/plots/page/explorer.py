@@ -133,7 +133,7 @@ def _image_shape(event: Sequence[int], shape: Sequence[int] | None) -> tuple[int
 
 
 def _range(values: list[float]) -> tuple[float, float]:
-    """Return the 0.5% and 99.5% quantiles, rounded outwards: -3 and 3 for a standard normal."""
+    """Return the 0.5% and 99.5% quantiles of values, rounded outwards, such as -3 and 3 for a standard normal."""
     low, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.005, 0.995], dtype=torch.float64))
     unit = 10.0 ** (torch.log10((high - low).clamp(min=1e-6) / 4).floor())
     return round(float((low / unit).floor() * unit), 9), round(float((high / unit).ceil() * unit), 9)

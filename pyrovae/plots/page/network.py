@@ -269,7 +269,7 @@ class _Writer(fx.Interpreter):
         return self.moved(_aten.as_strided.default, (x, *args), {}, value)
 
     def write_constant_pad_nd(self, value: Tensor, x: _Value, pad: Sequence[int], fill: float = 0.0) -> _Value | Tensor:
-        """Record a border of a constant, whose positions follow those of x."""
+        """Record a padding with a constant: a ``gather`` step with the constant as a second source."""
         positions = torch.arange(x.example.numel(), dtype=torch.float64).reshape(x.example.shape)
         table = _aten.constant_pad_nd(positions, pad, float(x.example.numel()))
         return self.gathered(table, [x, float(fill)], value)

@@ -28,7 +28,7 @@ def choose_gradients(
     """Return the object that computes the gradients of a run.
 
     Args:
-        loss: The loss.
+        loss: Loss to differentiate.
         tensors: Tensors of the module.
         parameters: Trained parameters by name.
         batches: Batches of the training data.

@@ -34,7 +34,7 @@ class CompiledGradients:
     A program that cannot be compiled runs eagerly after a warning that names the cause.
 
     Args:
-        loss: The loss.
+        loss: Loss to differentiate.
         parameters: Trained parameters by name.
         others: Further tensors that the programs read: frozen parameters and buffers.
         modules: Modules that the programs run.

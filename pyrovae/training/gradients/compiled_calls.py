@@ -27,7 +27,7 @@ class CompiledCallGradients:
     """The gradient of an objective by graphs; calls that cannot be compiled run eagerly after a warning.
 
     Args:
-        eager: The gradient to compile.
+        eager: Uncompiled gradient, which the graphs replace.
 
     Attributes:
         parameters: Parameters of the last call, by name.
@@ -110,10 +110,10 @@ class _Varying:
 
 
 class Arguments:
-    """The objective as a loss of the tensors in a kind of call.
+    """The objective as a function of the tensors among the arguments, for one kind of call.
 
     Args:
-        eager: The gradient.
+        eager: Uncompiled gradient of the objective.
         structure: Structure of the arguments.
         constants: Values of the arguments that are not tensors, at their positions.
     """
@@ -147,7 +147,7 @@ class Kind:
     """A kind of call: its graph, and the objects that the graph refers to.
 
     Args:
-        arguments: The loss.
+        arguments: The objective as a function of the tensors.
         parameters: Parameters that the call trains, by name.
         modules: Modules that the programs run.
     """

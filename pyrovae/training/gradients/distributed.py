@@ -37,7 +37,7 @@ class DistributedGradients:
     """A loss and its gradient, to which each process contributes those of its slice. The sums agree in all processes.
 
     Args:
-        loss: The loss; the data must have been checked.
+        loss: Loss to differentiate, which has checked the data.
         tensors: Tensors of the module and its programs.
         parameters: Trained parameters by name.
         batch: A batch of the data.
@@ -169,7 +169,7 @@ def _check(loss: Loss, tensors: Tensors) -> None:
 
 
 def _is_sum(loss: Loss) -> bool:
-    """Return whether a loss is known to be a sum over the data; the parts of a module declare this for its own loss."""
+    """Return whether a loss is known to be a sum over the data, by the attribute ``is_of_batch`` of its parts."""
     if not isinstance(loss, Bound):
         (module,) = loss.programs
         return not any(getattr(part, "is_of_batch", False) for part in vars(module).values())

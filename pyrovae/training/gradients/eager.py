@@ -12,7 +12,7 @@ class EagerGradients:
     """The gradient of a loss, computed by running its programs under torch's autograd.
 
     Args:
-        loss: The loss.
+        loss: Loss to differentiate.
         parameters: Trained parameters by name.
     """
 

@@ -18,7 +18,7 @@ class CallbackObserver(Observer):
     """Observer that calls a function with the history after each epoch, and stops the run once it returns True.
 
     Args:
-        function: The function.
+        function: Function that is called with the history.
     """
 
     def __init__(self, function: Callback) -> None:

@@ -18,7 +18,7 @@ class CheckpointObserver(Observer):
     """Observer that saves a run in a folder of checkpoints, which the first process reads and writes.
 
     Args:
-        checkpoints: The folder.
+        checkpoints: Folder of the checkpoints.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:

@@ -1,4 +1,4 @@
-"""Simulated data come from the model, and ranks tell a calibrated guide from a wrong one."""
+"""Simulated data come from the model, and ranks distinguish a calibrated guide from a wrong one."""
 
 import math
 import re
@@ -80,7 +80,7 @@ def test_a_conditioned_latent_is_given_to_the_simulation() -> None:
         ),
     ],
 )
-def test_what_cannot_be_simulated_is_refused(observe: object, message: str) -> None:
+def test_programs_that_cannot_be_simulated_are_refused(observe: object, message: str) -> None:
     def model(x: Tensor, y: Tensor) -> None:
         with pyro.plate("data", 4):
             observe(x, y)
@@ -119,7 +119,7 @@ def test_ranks_of_a_wrong_posterior_are_not(scale: float, shift: float, spread: 
 
 
 def test_p_values_of_calibrated_guides_are_uniform() -> None:
-    """Bins of unequal size, for 30 draws make 31 ranks."""
+    """Bins have unequal sizes, because 30 draws give 31 ranks."""
     oracle = Oracle()
     x = oracle.data(500)
     p_values = [
@@ -145,7 +145,7 @@ def test_several_sites_and_given_arguments(x: Tensor) -> None:
 
 
 def exchangeable() -> tuple[object, object]:
-    """A plain script with a scalar latent, a discrete one and an inner plate, whose guide is exact: the prior."""
+    """A plain script with a scalar and a discrete latent and an inner plate. Its guide, the prior, is exact."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-2):

@@ -1,4 +1,4 @@
-"""Differences are paired and by hand the same; what is not comparable is refused."""
+"""Differences are paired and agree with a computation by hand. Results that are not comparable are refused."""
 
 import numpy as np
 import pyro.distributions as dist
@@ -30,7 +30,7 @@ def test_columns_by_hand() -> None:
     numbers = {
         "log_likelihood": [-4.0, -5.5],
         "error": [np.std([1, 3, 5, 7], ddof=1) / 2, np.std([2, 3, 7, 10], ddof=1) / 2],
-        "mcse": [np.nan, 0.4 / 2],  # of a, one datum in four has a k-hat of 0.71
+        "mcse": [np.nan, 0.4 / 2],  # one datum in four of model a has a k-hat of 0.71
         "difference": [0.0, -1.5],
         "difference_error": [0.0, np.std([1, 0, 2, 3], ddof=1) / 2],
         "difference_mcse": [0.0, np.nan],
@@ -70,7 +70,7 @@ def test_one_datum_has_no_standard_error() -> None:
     assert table.difference["b"] == 1.0
 
 
-def test_no_mcse_is_none_of_the_mean() -> None:
+def test_a_missing_mcse_leaves_the_mean_without_one() -> None:
     assert compare({"a": results_of([0.0, 1.0], mcse=np.nan)}).mcse.isna().all()
 
 
@@ -108,7 +108,7 @@ def test_errors_on_the_oracle() -> None:
         (results_of([0.0, 1.0]).expand_dims(draw=3), r"of 'b' has dimensions \('draw', 'datum'\)"),
     ],
 )
-def test_what_is_not_comparable_is_refused(other: xr.Dataset, message: str) -> None:
+def test_results_that_are_not_comparable_are_refused(other: xr.Dataset, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compare({"a": results_of([0.0, 1.0]), "b": other})
 

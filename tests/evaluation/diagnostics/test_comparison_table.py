@@ -1,4 +1,4 @@
-"""A comparison prints what fits on a line, and holds everything else."""
+"""A comparison prints the columns that fit on a line, and holds all others."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""The inference gap of the oracle is a closed form, and is split at the best posterior of a family."""
+"""The inference gap of the oracle has a closed form, and is split at the best posterior of a family."""
 
 import math
 
@@ -80,7 +80,7 @@ def test_any_program(script: GammaPoisson) -> None:
 
 
 class Draws:
-    """A target whose guide always draws the same."""
+    """A target whose guide always returns the same draws."""
 
     def __init__(self, draws: Tensor) -> None:
         self.draws = draws
@@ -150,7 +150,9 @@ def test_the_flow_starts_at_a_guide_that_is_no_normal() -> None:
     options = {"num_steps": 1, "learning_rate": 1e-9, "num_samples": 10_000}
     gaps = pv.evaluation.inference_gaps(*args, family="flow", seed=0, **options)
     error = np.hypot(gaps.elbo_mcse, gaps.local_elbo_mcse)
-    assert (abs(gaps.amortization_gap) < 5 * error + 0.1 * abs(gaps.inference_gap)).all()  # it begins near the identity
+    assert (
+        abs(gaps.amortization_gap) < 5 * error + 0.1 * abs(gaps.inference_gap)
+    ).all()  # the flow starts near the identity
     gaps = pv.evaluation.inference_gaps(*args, family="flow", num_steps=200, seed=0)
     assert (gaps.amortization_gap > -4 * (gaps.elbo_mcse + gaps.local_elbo_mcse)).all()
     assert gaps.amortization_gap.mean() > 0.5

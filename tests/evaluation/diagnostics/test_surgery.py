@@ -171,7 +171,7 @@ def test_refusals(vae: pv.VAE, x: Tensor) -> None:
 
 
 def tight(x: Tensor) -> None:
-    """Two layers, the second almost a copy of the first."""
+    """Return a model of two layers, the second almost a copy of the first."""
     with pyro.plate("data", len(x)):
         z2 = pyro.sample("z2", dist.Normal(torch.zeros_like(x), 1.0))
         z1 = pyro.sample("z1", dist.Normal(z2, 0.1))
@@ -233,7 +233,7 @@ def test_enumerated_sites_are_refused() -> None:
             diagnostic(model, guide, torch.randn(5))
 
 
-def test_a_guide_that_is_another_at_every_run_has_no_aggregate(vae: pv.VAE, x: Tensor) -> None:
+def test_a_guide_that_changes_with_every_run_has_no_aggregate(vae: pv.VAE, x: Tensor) -> None:
     vae.posterior = pv.posteriors.SemiAmortized(vae.posterior, steps=3)
     with pytest.raises(ValueError, match="density of the guide differs by"):
         pv.evaluation.elbo_surgery(vae.model, vae.guide, x)

@@ -1,4 +1,4 @@
-"""Out-of-distribution scores: p-values by hand, their level, and what they refuse."""
+"""Out-of-distribution scores: p-values by hand, their level, and refused input."""
 
 import numpy as np
 import pytest

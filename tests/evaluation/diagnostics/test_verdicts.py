@@ -1,4 +1,4 @@
-"""Verdicts are right where the proposal is known to be right, too narrow, too wide or shifted; so are predictions."""
+"""Verdicts and predictions are right for proposals that are known to be right, too narrow, too wide or shifted."""
 
 import math
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_the_predicted_draws_halve_the_error(scale: float) -> None:
 
 
 def spread(errors: xr.DataArray) -> float:
-    """Half the width of the middle 68 %, a standard deviation that heavy tails do not sway."""
+    """Return half the width of the central 68 %, a standard deviation that is robust to heavy tails."""
     low, high = errors.quantile([0.16, 0.84]).values
     return float(high - low) / 2
 
@@ -88,7 +88,7 @@ def test_verdicts_by_hand() -> None:
 
 
 def test_k_hat_is_shrunk_towards_its_mean_over_the_data() -> None:
-    k_hat = np.full(400, 0.5) + np.random.default_rng(0).normal(0, 0.15, 400)  # no more spread than its error
+    k_hat = np.full(400, 0.5) + np.random.default_rng(0).normal(0, 0.15, 400)  # the spread equals the error of k-hat
     mean, deviation = tail_shape(k_hat, 1000)
     assert mean.std() < k_hat.std() / 3
     assert deviation.max() < 0.1
@@ -157,7 +157,7 @@ def test_the_summary_names_data_by_their_labels() -> None:
         (results_of([0.1], [0.1]).drop_vars("mcse"), 0.1, "but no 'mcse'"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(results: xr.Dataset, precision: float, message: str) -> None:
+def test_results_that_cannot_be_judged_are_refused(results: xr.Dataset, precision: float, message: str) -> None:
     for judge in (diagnose, verdicts):
         with pytest.raises(ValueError, match=message):
             judge(results, precision=precision)

@@ -1,4 +1,4 @@
-"""Annealed importance sampling is unbiased, its error covers, and the truth lies between the two directions."""
+"""Annealed importance sampling is unbiased, its intervals cover, and the exact value lies between both directions."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_a_transition_leaves_its_density_invariant() -> None:
     u = scale * torch.randn(40_000, 1, 2, dtype=torch.float64)
     for _ in range(5):
         u, acceptance = hmc.transition(log_density, u, 0.9 * scale, 3)
-    assert 0.5 < acceptance.mean() < 0.97  # so that refusals matter
+    assert 0.5 < acceptance.mean() < 0.97  # some proposals are rejected
     torch.testing.assert_close(u.std((0, 1)), scale, rtol=0.015, atol=0)
     torch.testing.assert_close((u**4).mean((0, 1)), 3 * scale**4, rtol=0.06, atol=0)
 
@@ -88,7 +88,7 @@ def test_any_program(script: GammaPoisson) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: type(script).__name__)
-def test_the_truth_lies_between_the_bounds(script: GammaPoisson) -> None:
+def test_the_exact_value_lies_between_the_bounds(script: GammaPoisson) -> None:
     x = script.data(2000)
     bounds = pv.evaluation.bdmc(
         script.model, script.guide, x, 1, num_temperatures=3, num_leapfrog=2, seed=0, memory=2**20
@@ -96,7 +96,7 @@ def test_the_truth_lies_between_the_bounds(script: GammaPoisson) -> None:
     exact = script.log_likelihood(torch.as_tensor(bounds.simulated_0.values)).numpy()
     for gap in (exact - bounds.lower, bounds.upper - exact):
         assert 4 * gap.std() / 2000**0.5 < gap.mean() < 0.3
-        ratio = np.exp(-gap)  # of an unbiased estimate to p(x), or of p(x) to one whose inverse is unbiased
+        ratio = np.exp(-gap)  # estimate / p(x) if the estimate is unbiased, p(x) / estimate if its inverse is
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / 2000**0.5
 
 
@@ -176,7 +176,7 @@ def test_step_sizes_are_fixed_before_the_chains_that_count() -> None:
     assert (path.acceptance - 0.65).abs().mean() < 0.12
 
 
-def test_it_repeats_and_says_what_it_is() -> None:
+def test_it_is_repeatable_and_records_its_settings() -> None:
     oracle = Oracle(1.5)
     x = oracle.data(7)
     first, again, other = (
@@ -191,7 +191,7 @@ def test_it_repeats_and_says_what_it_is() -> None:
     assert [first.attrs[name] for name in same] == [plain.attrs[name] for name in same]
 
 
-def test_what_cannot_be_annealed_is_refused(vae: pv.VAE, x: Tensor) -> None:
+def test_programs_that_cannot_be_annealed_are_refused(vae: pv.VAE, x: Tensor) -> None:
     for name in ("num_temperatures", "num_leapfrog"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             pv.evaluation.ais(vae.model, vae.guide, x, **{name: 0})
@@ -209,7 +209,7 @@ def test_what_cannot_be_annealed_is_refused(vae: pv.VAE, x: Tensor) -> None:
         pv.evaluation.ais(model, guide, torch.zeros(5))
 
 
-def test_a_guide_that_is_another_at_every_run_is_refused(vae: pv.VAE, x: Tensor) -> None:
+def test_a_guide_that_changes_with_every_run_is_refused(vae: pv.VAE, x: Tensor) -> None:
     vae.posterior = pv.posteriors.SemiAmortized(vae.posterior, steps=3)
     with pytest.raises(ValueError, match=r"density of the guide differs by .*SemiAmortized"):
         pv.evaluation.ais(vae.model, vae.guide, x, 4, num_temperatures=3)

@@ -1,4 +1,4 @@
-"""The estimate to quote: exact where log p(x) is known, honest where it is not, and cheap."""
+"""``log_likelihood`` is right if log p(x) is known, has valid intervals if not, and is cheap."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def errors_of(results: object, exact: Tensor) -> np.ndarray:
 @pytest.mark.parametrize(
     ("kind", "scale", "shift"), [("exact", 1.0, 0.0), ("narrow", 0.3, 0.0), ("shifted", 1.0, 2.0), ("wide", 3.0, 0.0)]
 )
-def test_guides_that_are_wrong_cost_nothing_but_time(kind: str, scale: float, shift: float) -> None:
+def test_wrong_guides_increase_only_the_cost(kind: str, scale: float, shift: float) -> None:
     oracle = Oracle(scale, shift)
     x = oracle.data(60)
     results = log_likelihood(oracle.vae.model, oracle.vae.guide, x, seed=0)
@@ -36,7 +36,7 @@ def test_guides_that_are_wrong_cost_nothing_but_time(kind: str, scale: float, sh
 
 @pytest.mark.parametrize("scale", [0.6, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_intervals_of_the_cascade_cover(scale: float) -> None:
-    """The estimator is chosen by a pilot, so the choice must not spoil the interval."""
+    """The estimator is chosen by a pilot run, which must not invalidate the interval."""
     oracle = Oracle(scale, 0.5)
     x = oracle.data(1).expand(2000, -1)
     results = log_likelihood(oracle.vae.model, oracle.vae.guide, x, num_samples=500, seed=0)
@@ -48,7 +48,7 @@ def test_intervals_of_the_cascade_cover(scale: float) -> None:
 
 
 class Modes:
-    """A posterior with several modes, of which the guide knows one or all."""
+    """A posterior with several modes. The guide has one or all of them."""
 
     def __init__(self, places: tuple[float, ...], known: tuple[float, ...]) -> None:
         self.places, self.known = torch.tensor(places), torch.tensor(known)
@@ -68,7 +68,7 @@ class Modes:
 
 
 @pytest.mark.parametrize("places", [(-3.0, 3.0), (-4.0, 0.0, 4.0)], ids=["two", "three"])
-def test_modes_that_the_guide_knows_are_not_missed(places: tuple[float, ...]) -> None:
+def test_modes_of_the_guide_are_not_missed(places: tuple[float, ...]) -> None:
     modes, x = Modes(places, places), torch.linspace(-1, 1, 25)
     results = log_likelihood(modes.model, modes.guide, x, seed=0)
     error = errors_of(results, dist.Normal(0.0, 1.0).log_prob(x))
@@ -111,7 +111,7 @@ def test_a_program_that_cannot_be_refined_is_evaluated_with_its_guide() -> None:
     assert (abs(errors_of(results, exact)) < 5 * results.mcse.values).all()
 
 
-def test_a_datum_that_fails_costs_no_other() -> None:
+def test_a_datum_that_fails_affects_no_other() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""On a VAE of real digits the estimators agree with each other wherever they say that they can be trusted."""
+"""On a VAE of real digits, all estimates that are marked as reliable agree."""
 
 import numpy as np
 import pyro
@@ -37,7 +37,7 @@ def test_annealing_agrees_with_importance_sampling_that_is_reliable(trained: tup
     assert reliable.sum() >= 8
     assert (abs(z[reliable]) < 3.5).all()
     assert abs(z[reliable].mean()) < 3 / reliable.sum() ** 0.5
-    assert difference[~reliable].mean() > difference[reliable].mean()  # where it is not, it is too low
+    assert difference[~reliable].mean() > difference[reliable].mean()  # unreliable estimates are too low
 
 
 def test_the_sandwich_is_narrow(trained: tuple[pv.VAE, torch.Tensor]) -> None:

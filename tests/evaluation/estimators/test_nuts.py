@@ -1,4 +1,4 @@
-"""NUTS finds the posterior of a handful of data, and the bridge their log p(x)."""
+"""NUTS draws from the posterior of a few data, and bridge sampling gives their log p(x)."""
 
 import numpy as np
 import pyro
@@ -74,7 +74,7 @@ def test_the_error_of_the_bridge_covers(scale: float, repeats: int) -> None:
     assert 0.93 <= covered <= 0.97
 
 
-def test_it_says_what_it_is_and_repeats() -> None:
+def test_it_records_its_settings_and_is_repeatable() -> None:
     script = Chain()
     options = {"num_samples": 30, "warmup_steps": 60, "max_tree_depth": 4, "seed": 1, "progress": False}
     first, again = (

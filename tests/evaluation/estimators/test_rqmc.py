@@ -1,4 +1,4 @@
-"""Quasi-Monte Carlo draws follow the guide, stay unbiased, and their error covers."""
+"""Quasi-Monte Carlo draws follow the guide and are unbiased, and their intervals cover."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {  # made in the test, because tor
 
 
 def products(draws: Tensor) -> Tensor:
-    """Return the products of centred coordinates, whose means are the covariances."""
+    """Return the products of centred coordinates. Their means are the covariances."""
     centred = draws - draws.mean(0)
     return (centred[:, :, None] * centred[:, None]).flatten(1)
 
@@ -95,7 +95,7 @@ def test_a_flow_scores_its_draws_without_being_inverted() -> None:
     quasi = pv.evaluation.rqmc(vae.model, vae.guide, x, 8192, seed=0)
     plain = pv.evaluation.evaluate(vae.model, vae.guide, x, 50_000, seed=0)
     error = np.hypot(quasi.mcse, plain.mcse)
-    keep = plain.pareto_k < 0.7  # of the others, the weights have no variance
+    keep = plain.pareto_k < 0.7  # the weights of the other data have infinite variance
     assert keep.sum() >= 2
     assert (abs(quasi.log_likelihood - plain.log_likelihood) < 5 * error)[keep].all()
 
@@ -106,7 +106,7 @@ def test_it_runs_in_single_precision_and_repeats(vae: pv.VAE, x: Tensor) -> None
     assert first.attrs["estimator"] == "randomized quasi-Monte Carlo"
 
 
-def test_what_has_no_quantiles_is_refused(x: Tensor) -> None:
+def test_distributions_without_quantiles_are_refused(x: Tensor) -> None:
     vae = pv.VAE(
         pv.priors.StandardNormal(2),
         pv.likelihoods.Bernoulli(pv.networks.mlp(2, 6)),

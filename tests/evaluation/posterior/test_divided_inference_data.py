@@ -1,4 +1,4 @@
-"""Posterior draws from a folder, and in processes of which one has no batch."""
+"""Posterior draws from a folder, and in several processes, one of which has no batch."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""ArviZ gets draws from the right distributions under the right names; its tables, figures and files work on them."""
+"""InferenceData holds draws from the right distributions under the right names, and ArviZ works with it."""
 
 import copy
 import warnings
@@ -26,7 +26,7 @@ def test_log_likelihoods_that_rank_the_wrong_way_are_left_out(vae: pv.VAE, x: Te
 
 
 def posterior_of(oracle: Oracle, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, shape ``(n, latent)``, and variance, shape ``(latent,)``, of p(z | x)."""
+    """Return the mean, shape ``(n, latent)``, and the variance, shape ``(latent,)``, of p(z | x)."""
     variance = 1 / (1 + (oracle.w**2).sum(0) / oracle.sigma**2)
     return (x - oracle.b) @ oracle.w / oracle.sigma**2 * variance, variance
 
@@ -99,7 +99,7 @@ def test_the_prior_is_the_models() -> None:
     np.testing.assert_allclose(x.mean(0), oracle.b, atol=0.05)
     np.testing.assert_allclose(np.cov(x.T), oracle.w @ oracle.w.T + oracle.sigma**2 * torch.eye(5), atol=0.12)
     noise = x - z @ oracle.w.T.numpy() - oracle.b.numpy()
-    np.testing.assert_allclose(noise.var(0), oracle.sigma**2, rtol=0.05)  # of the very draws of z
+    np.testing.assert_allclose(noise.var(0), oracle.sigma**2, rtol=0.05)  # the noise belongs to the same draws of z
 
 
 def test_names_dimensions_and_coordinates() -> None:
@@ -125,7 +125,7 @@ def test_names_dimensions_and_coordinates() -> None:
     assert attrs["binarization"] == "none"
 
 
-def test_a_diverged_model_says_so(vae: pv.VAE, x: Tensor) -> None:
+def test_a_diverged_model_raises_an_error(vae: pv.VAE, x: Tensor) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", vae.prior())
@@ -159,7 +159,7 @@ def test_it_is_saved_and_read_again(vae: pv.VAE, x: Tensor, tmp_path: Path, weig
         xr.testing.assert_identical(one.load(), other.load())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of matplotlib, about ArviZ
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # matplotlib warns about ArviZ
 def test_tables_and_figures_of_arviz() -> None:
     oracle = Oracle(1.3)
     data = to_inference_data(oracle.vae.model, oracle.vae.guide, oracle.data(3), 200, num_draws=100, seed=0)

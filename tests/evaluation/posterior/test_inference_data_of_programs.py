@@ -30,7 +30,7 @@ def test_several_latent_sites() -> None:
 
 
 def plates(x: Tensor, data_dim: int) -> tuple[object, object]:
-    """A plain script with an auxiliary-free latent per datum, a vector per pixel, and two kinds of data."""
+    """A plain script with a latent for each datum, a vector for each pixel, and two observed sites."""
     other = -3 - data_dim
 
     def shaped(value: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def test_a_program_that_subsamples_gives_all_data() -> None:
 
 
 def test_dimensions_without_a_plate_to_the_right_of_the_data() -> None:
-    """As in MuVI, a multi-view factor model: a vector of latents is a batch, beside a plate of the features."""
+    """Like MuVI, a multi-view factor model: a vector of latents forms a batch next to a plate of the features."""
     x, weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[1.0, 0.5, 0], [0, 1, 2]])
 
     def model(x: Tensor) -> None:

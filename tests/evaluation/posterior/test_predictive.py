@@ -1,4 +1,4 @@
-"""Posterior predictive p-values are the oracle's, whatever the guide, and extreme for data that are not the model's."""
+"""Posterior predictive p-values agree with the oracle for any guide, and are extreme for data from another model."""
 
 import numpy as np
 import pyro
@@ -14,7 +14,7 @@ from tests.oracle import Oracle
 
 
 def exact_p_values(oracle: Oracle, x: Tensor, direction: Tensor) -> np.ndarray:
-    """Pr(a'x' >= a'x | x) with x' normal given x, mean W E[z | x] + b, covariance W V W' + sigma^2 I."""
+    """Return Pr(a'x' >= a'x | x) for x' given x, a normal with mean W E[z | x] + b, covariance W V W' + sigma^2 I."""
     variance = 1 / (1 + (oracle.w**2).sum(0) / oracle.sigma**2)
     loc = (x - oracle.b) @ oracle.w / oracle.sigma**2 * variance
     mean = (loc @ oracle.w.T + oracle.b) @ direction
@@ -35,7 +35,7 @@ def test_p_values_are_the_oracles_though_the_guide_is_wrong(scale: float, shift:
     assert abs(float((check.p_value - exact).mean())) < 0.005
 
 
-def test_the_dataset_says_what_it_is() -> None:
+def test_the_dataset_records_its_settings() -> None:
     oracle = Oracle(1.3)
     x = oracle.data(7)
     check = posterior_predictive_check(oracle.vae.model, oracle.vae.guide, x, lambda x: x.sum(1), num_draws=50, seed=0)
@@ -99,7 +99,7 @@ def test_several_observed_sites_replace_their_arguments() -> None:
 
 
 def pixels(x: Tensor) -> tuple[object, object]:
-    """A plain script whose plates lie beside the data's, in an order of their own."""
+    """A plain script whose plates lie next to the data plate, in another order."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):

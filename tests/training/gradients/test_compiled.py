@@ -1,4 +1,4 @@
-"""Compiled gradients: the graph of a step is the step, under the same noise."""
+"""Compiled gradients: the graph of a step gives the results of the step under the same noise."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 def parameters_of(module: Any, batch: Batch) -> list[Tensor]:
-    """Those of the module and those that its programs keep in Pyro's store."""
+    """Return the parameters of a module, and those that its programs keep in Pyro's store."""
     with poutine.trace(param_only=True) as capture, torch.no_grad():
         check_program(module.model, module.guide, batch)
     values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
@@ -87,11 +87,11 @@ def assert_same(found: Outcome, expected: Outcome, tolerance: float) -> None:
             torch.testing.assert_close(slope, exact, rtol=tolerance, atol=tolerance * largest)
     for buffer, exact in zip(found.buffers, expected.buffers, strict=True):
         torch.testing.assert_close(buffer, exact, rtol=tolerance, atol=tolerance)
-    assert torch.equal(found.generator, expected.generator)  # as many draws
+    assert torch.equal(found.generator, expected.generator)  # both paths draw the same number of values
 
 
 def assert_agree(made: Example, weights: tuple[float, float] = (1.0, 1.0)) -> None:
-    """Compares the paths on two batches, with other noise, other parameters and other buffers at the second."""
+    """Compare both paths on two batches, with other noise, parameters and buffers at the second."""
     module, batches = made.module, made.batches
     with pyro.validation_enabled(False):
         eager, compiled, parameters = paths(made, weighted=weights != (1.0, 1.0))
@@ -160,7 +160,7 @@ def test_to_trace_leaves_everything_as_it_was(name: str) -> None:
 
 
 def standing(module: nn.Module) -> dict[str, Any]:
-    """All that tracing might change."""
+    """Return everything that tracing might change."""
     stored = dict(pyro.get_param_store().named_parameters())
     tensors = [*module.parameters(), *module.buffers(), *stored.values()]
     return {

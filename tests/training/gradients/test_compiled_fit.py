@@ -1,4 +1,4 @@
-"""Compiled training by ``fit``: the run is the run."""
+"""Compiled training by ``fit`` gives the results of uncompiled training."""
 
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,9 @@ def test_a_compiled_run_in_single_precision_is_the_run_but_for_rounding(x: Tenso
 
 
 @pytest.mark.cuda
-@pytest.mark.filterwarnings("ignore:This instance was constructed with capturable")  # of the run without graphs
+@pytest.mark.filterwarnings(
+    "ignore:This instance was constructed with capturable"
+)  # the run without graphs gives this warning
 @pytest.mark.parametrize("options", CAPTURED.values(), ids=CAPTURED)
 def test_a_captured_run_is_the_run(x: Tensor, options: dict[str, Any]) -> None:
     """Two shapes of batch, each with a graph of its own, and a learning rate that changes."""

@@ -1,4 +1,4 @@
-"""What several processes compute together is what one computes."""
+"""Several processes compute the same results as one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from tests.conftest import small_vae
 from tests.processes import in_each
 from tests.training.gradients.examples import Outcome, layers, vae_with
 
-COMPONENTS = {  # of all that there are, for every run of the tests
+COMPONENTS = {  # the components of ordinary tests
     "prior VampPrior", "posterior InverseAutoregressiveFlow", "posterior MultivariateNormal", "gated networks",
     "dropout", "hierarchy top-down, VampPrior", "semi-supervised", "Bayesian", "script Pixels",
     "scores", "batch norm", "parameters in the store", "global latent",
@@ -41,12 +41,12 @@ REFUSED = {
 
 
 def run_example(make: Callable[[], Any], **options: Any) -> Outcome:
-    """Trains an example; what it is then with its learning curves, or why it is refused."""
+    """Train an example, and return its state with the learning curves, or the reason of a refusal."""
     pyro.clear_param_store()
     torch.manual_seed(7)
     made = make()
     data = tuple(torch.cat(parts) for parts in zip(*made.batches, strict=True))
-    size = len(made.batches[0][0]) - 1  # of a batch: a datum or two are left over
+    size = len(made.batches[0][0]) - 1  # batch size that leaves one or two data over
     usual = {"epochs": 2, "batch_size": size, "learning_rate": 0.01, "seed": 3, "progress": False}
     try:
         history = pv.fit(made.module, data, data, objective=made.objective, **{**usual, **options})
@@ -72,7 +72,7 @@ def run_objectives(names: list[str]) -> list[Outcome]:
 
 
 def check_together(run: Callable[[list[str]], list[Outcome]], names: list[str]) -> None:
-    """What is trained in two processes is what is trained in one, but for rounding, and the same in both."""
+    """Compare training in two processes with training in one: equal up to rounding, and identical in both processes."""
     (alone,), together = in_each(1, run, names), in_each(2, run, names)
     for name, expected, first, second in zip(names, alone, *together, strict=True):
         assert not isinstance(expected, str), expected
@@ -87,13 +87,13 @@ def check_together(run: Callable[[list[str]], list[Outcome]], names: list[str]) 
             torch.testing.assert_close(first, expected, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: name + text)
 
 
-def test_two_processes_train_what_one_does() -> None:
+def test_two_processes_have_the_result_of_one_in_training() -> None:
     check_together(run_components, sorted(COMPONENTS))
     check_together(run_objectives, ["Trace_ELBO", "IWAE", "doubly", "BetaELBO of IWAE"])
 
 
 @pytest.mark.slow
-def test_two_processes_train_whatever_one_does() -> None:
+def test_two_processes_train_every_example_of_one() -> None:
     from tests.examples import BY_COMPONENT, OBJECTIVES
 
     check_together(run_components, [name for name in BY_COMPONENT if name != "enumerated by the model"])
@@ -102,7 +102,7 @@ def test_two_processes_train_whatever_one_does() -> None:
 
 
 class Checkpointed(nn.Module):
-    """A network that is run again in the backward pass, dropout and all."""
+    """A network that runs again in the backward pass, with the same dropout."""
 
     def __init__(self, *layers: nn.Module, reentrant: bool) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Checkpointed(nn.Module):
 
 
 class Unused(nn.Module):
-    """A network with a part that is in no loss."""
+    """A network with a part that does not affect the loss."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def noisy_autoencoder() -> nn.Module:
 
 
 class Whole(pv.VAE):
-    """A VAE that says how many data there are, which are those of a batch."""
+    """A VAE whose declared number of data is that of a batch."""
 
     def __init__(self) -> None:
         vae = small_vae()

@@ -1,4 +1,4 @@
-"""Noise of a batch in slices: that of the whole where it can be, and else a process's own."""
+"""Noise of a batch in slices: equal to the noise of the whole batch if possible, and otherwise independent."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Pictures of a run for TensorBoard: data, reconstructions and draws of what are images, and of nothing else."""
+"""Pictures of a run for TensorBoard: data, reconstructions and draws, if they are images."""
 
 import io
 import logging
@@ -43,7 +43,9 @@ def test_pictures_are_data_above_reconstructions_and_draws(tmp_path: Path) -> No
         ((5,), True, set()),
     ],
 )
-def test_what_is_no_image_is_left_out(event: tuple[int, ...], with_valid: bool, tags: set[str], tmp_path: Path) -> None:
+def test_data_that_are_not_images_are_left_out(
+    event: tuple[int, ...], with_valid: bool, tags: set[str], tmp_path: Path
+) -> None:
     x = images(*event, n=3)
     fit(image_vae(*event), x, x if with_valid else None, epochs=1, tensorboard=tmp_path)
     kept = events(tmp_path)
@@ -74,7 +76,7 @@ def test_images_that_cannot_be_drawn_are_left_out_and_logged(tmp_path: Path, cap
     assert set(events(tmp_path).Tags()["images"]) == {"reconstructions"}
 
 
-def test_what_a_likelihood_is_given_it_is_given_for_pictures(tmp_path: Path) -> None:
+def test_pictures_receive_the_arguments_of_the_likelihood(tmp_path: Path) -> None:
     x, y = images(4, 5), torch.eye(2)[torch.arange(20) % 2]
     joint, mlp = pv.networks.Joint, pv.networks.mlp
     vae = pv.VAE(

@@ -1,4 +1,4 @@
-"""Logs and progress bars of a run: they are right, and quiet where nobody asked."""
+"""Logs and progress bars of a run are right, and silent unless requested."""
 
 import ast
 import logging
@@ -47,7 +47,7 @@ def test_a_run_is_logged(tmp_path: Path, x: Tensor, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_how_a_run_ended_is_logged(tmp_path: Path, x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_end_of_a_run_is_logged(tmp_path: Path, x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     def stopping(x: Tensor, calls: list[int] = []) -> Tensor:  # noqa: B006
         calls.append(0)
         if len(calls) == 3 + 3 * 1 + 2:  # the check, an epoch, and the second step
@@ -86,12 +86,12 @@ def test_the_package_prints_nothing_itself() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.Name) and node.id == "print"), path
             if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr", "__stdout__", "__stderr__"):
-                assert path.name == "nuts.py", path  # which asks whether it is a terminal
+                assert path.name == "nuts.py", path  # this module checks whether the output is a terminal
 
 
 @contextmanager
 def as_stderr(is_terminal: bool) -> Iterator[Callable[[], str]]:
-    """A standard error that is a pseudo-terminal or a pipe; gives a function that reads what was written to it."""
+    """Return a standard error that is a pseudo-terminal or a pipe, and a function that reads its text."""
     here, there = os.openpty() if is_terminal else os.pipe()
     os.set_blocking(here, False)
     if is_terminal:
@@ -110,7 +110,7 @@ def as_stderr(is_terminal: bool) -> Iterator[Callable[[], str]]:
 
 
 def pause(seconds: float) -> Callable[[Tensor], Tensor]:
-    """A transform that takes its time."""
+    """Return a slow transform."""
 
     def transform(x: Tensor) -> Tensor:
         time.sleep(seconds)

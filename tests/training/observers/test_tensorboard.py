@@ -1,4 +1,4 @@
-"""Curves and histograms of a run for TensorBoard: they are right, and to be watched changes nothing."""
+"""Curves and histograms of a run for TensorBoard are right, and do not affect the run."""
 
 import logging
 import random
@@ -25,7 +25,7 @@ from tests.watched import Copying, Recorder, assert_is, curve, events, fit, imag
 
 
 class Moody(pv.VAE):
-    """Its pictures move every global generator."""
+    """A model whose pictures use every global generator."""
 
     def generate(self, n: int, *given: Tensor, mean: bool = False) -> Tensor:
         assert not self.training
@@ -116,12 +116,14 @@ def test_a_run_that_goes_on_continues_its_curves(tmp_path: Path) -> None:
 def test_a_folder_shows_the_last_run_alone(tmp_path: Path, x: Tensor) -> None:
     fit(small_vae(), x, x, epochs=5, tensorboard=tmp_path)
     (file,) = tmp_path.iterdir()
-    file.rename(tmp_path / f"events.out.tfevents.{int(time.time()):010d}.zzz")  # whose name is the last of this second
+    file.rename(
+        tmp_path / f"events.out.tfevents.{int(time.time()):010d}.zzz"
+    )  # the last name of this second in sorted order
     history = fit(small_vae(), x, x, epochs=3, tensorboard=tmp_path)
     assert_is(events(tmp_path), history)
 
 
-def test_a_killed_run_loses_no_point(tmp_path: Path) -> None:
+def test_a_killed_run_keeps_all_points_of_its_curves(tmp_path: Path) -> None:
     options: Any = {"tensorboard": tmp_path / "board", "checkpoint_every": 3}
     process, told = faulty.start(tmp_path, 100_000, **options)
     while not any(int(path.name[11:17]) > 5 for path in tmp_path.glob("checkpoint-*.pt")):
@@ -136,13 +138,13 @@ def test_a_killed_run_loses_no_point(tmp_path: Path) -> None:
     assert_is(events(tmp_path / "board"), history)
 
 
-def test_a_writer_of_ones_own(tmp_path: Path, x: Tensor) -> None:
+def test_a_custom_writer(tmp_path: Path, x: Tensor) -> None:
     recorder = Recorder()
     fit(small_vae(), x, epochs=3, tensorboard=recorder)
     assert recorder.steps["bound/train"] == recorder.readable == [0, 1, 2]
     with SummaryWriter(str(tmp_path)) as writer:
         history = fit(small_vae(), x, x, epochs=3, tensorboard=writer)
-        writer.add_scalar("mine", 1.0, 7)  # it is still open
+        writer.add_scalar("mine", 1.0, 7)  # the writer is still open
         writer.flush()
         assert_is(events(tmp_path), history)
     assert set(curve(events(tmp_path), "mine")) == {7}
@@ -175,7 +177,7 @@ def test_the_gradient_of_a_skipped_step_is_no_histogram(x: Tensor) -> None:
     assert recorder.steps["gradients/weight"] == [1]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the thread that writes
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the writing thread raises it
 def test_a_run_goes_on_where_nothing_can_be_written(tmp_path: Path, x: Tensor) -> None:
     folder, calls = tmp_path / "board", 0
 
