@@ -142,8 +142,8 @@ def ways(vae: Any, binarization: str, options: Options) -> dict[str, tuple[Estim
     def annealed(x: Tensor, number: float, seed: int) -> xr.Dataset:
         return tools.ais(vae.model, vae.guide, x, 32, num_temperatures=int(number), seed=seed, **shared)
 
-    def cascade(x: Tensor, precision: float, seed: int, **others: Any) -> xr.Dataset:
-        return tools.log_likelihood(vae.model, vae.guide, x, precision=precision, seed=seed, **shared, **others)
+    def cascade(x: Tensor, precision: float, seed: int) -> xr.Dataset:
+        return tools.log_likelihood(vae.model, vae.guide, x, precision=precision, seed=seed, **shared)
 
     return {
         ENCODER: (partial(evaluate, vae.guide), options.draws),
@@ -152,7 +152,6 @@ def ways(vae: Any, binarization: str, options: Options) -> dict[str, tuple[Estim
         "refined mixture": (refined, options.refined_draws),
         "annealing": (annealed, options.temperatures),
         "log_likelihood": (cascade, options.precisions),
-        "log_likelihood, compiled": (partial(cascade, compile=True), options.precisions),
     }
 
 
