@@ -54,9 +54,9 @@ class IWAE(WeightObjective):
     the data plate (subsampling), and a scale that all sites share, stand outside the logarithm. A scale of single sites
     (annealing) tempers the weights inside the logarithm.
 
-    :class:`pyro.infer.RenyiELBO` with ``alpha=0`` takes one logarithm over the whole batch. This objective takes one
-    for each datum. It also has a ``differentiable_loss``: it can be used as ``SVI(model, guide, optim, loss=IWAE(5))``
-    and as ``IWAE(5)(model, guide)(x)``.
+    :class:`pyro.infer.RenyiELBO` with ``alpha=0`` multiplies the log-weights of a mini-batch by the scale inside the
+    logarithm, so its value may exceed log p(x). This objective also has a ``differentiable_loss``: it can be used as
+    ``SVI(model, guide, optim, loss=IWAE(5))`` and as ``IWAE(5)(model, guide)(x)``.
 
     A discrete site that model or guide enumerate is summed out of every weight. The parameters of its posterior q(y |
     x) then have no effect on the bound and get no gradient.

@@ -25,8 +25,8 @@ class Renyi(WeightObjective):
     computed exactly). Above 1 the guide is mode-seeking. With :math:`\alpha < 0` the value is not a lower bound on log
     p(x), even for many draws.
 
-    :class:`pyro.infer.RenyiELBO` takes one logarithm over the whole batch. This objective takes one for each datum, and
-    the scale of the data plate stands outside the logarithm.
+    The scale of the data plate stands outside the logarithm. :class:`pyro.infer.RenyiELBO` multiplies the log-weights
+    of a mini-batch by the scale inside the logarithm.
 
     Args:
         alpha: Order of the bound, any real number.
