@@ -104,7 +104,7 @@ def evaluate_globals(
             break
     together = xr.concat(results, "draw", combine_attrs="override")
     log_predictive = np.logaddexp.reduce(together.log_likelihood.values, axis=0) - np.log(len(results))
-    attrs = {"num_draws": len(results), "seed": problem.seed, "seconds": time.perf_counter() - start}
+    attrs: dict[str, Any] = {"num_draws": len(results), "seed": problem.seed, "seconds": time.perf_counter() - start}
     if len(results) < num_draws and "interrupted" not in together.attrs:
         attrs["interrupted"] = f"after {len(results)} of {num_draws} draws of the global latents"
         warnings.warn(
