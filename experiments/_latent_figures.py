@@ -16,6 +16,7 @@ import pyrovae as pv
 from experiments._arithmetic import Space, attribute_direction, class_means, interpolate, pairs
 from experiments._figures import figure_of
 from experiments._strokes import ATTRIBUTES
+from pyrovae.plots import style
 
 
 def draw(
@@ -98,7 +99,9 @@ def draw_response(moves: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
             order = np.argsort([*move["asked"], 0])
             asked, shown = (np.array([*values, 0])[order] for values in (move["asked"], move["shown"].mean(1)))
             spread = np.array([*move["shown"].std(1), 0])[order]
-            ax.errorbar(asked, shown, spread, color=f"C{i}", marker="o", markersize=4, capsize=3, label=name)
+            ax.errorbar(
+                asked, shown, spread, color=style.color(i), marker=style.marker(i), markersize=4, capsize=3, label=name
+            )
         ax.set_title(attribute, fontsize=10)
         ax.set_xlabel("requested change (standard deviations)")
     axes[0].set_ylabel("measured change (standard deviations)")

@@ -14,6 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import pyrovae as pv
+from pyrovae.plots import style
 
 Model = tuple[str, str, str]  # prior, likelihood, objective
 Runs = dict[int, xr.Dataset]  # by seed
@@ -80,14 +81,20 @@ def draw(models: Mapping[str, Model], runs: Mapping[str, Runs]) -> Figure:
                 by_seed = runs.get(", ".join((prior, likelihood, objective)), {})
                 values = pd.Series([float(result.log_likelihood.mean()) for result in by_seed.values()], dtype=float)
                 x = j + 0.2 * (i - (len(objectives) - 1) / 2)
-                ax.plot([x] * len(values), values, ".", color=f"C{i}", alpha=0.35, markersize=5)
+                ax.plot([x] * len(values), values, style.marker(i), color=style.color(i), alpha=0.35, markersize=3)
                 ax.errorbar(
-                    x, values.mean(), values.sem(), color=f"C{i}", marker="o", markersize=5, capsize=4,
-                    label=objective if j == 0 else None,
+                    x, values.mean(), values.sem(), color=style.color(i), marker=style.marker(i), markersize=5,
+                    capsize=4, label=objective if j == 0 else None,
                 )  # fmt: skip
         ax.set_xticks(range(len(priors)), priors, rotation=20)
         ax.set_title(likelihood, fontsize=10)
         ax.margins(x=0.15)
     axes[0, 0].set_ylabel(r"$\log p(x)$ (nats per datum)")
-    axes[0, -1].legend(frameon=False, title="objective", loc="best", fontsize="small")
+    figure.legend(
+        *axes[0, -1].get_legend_handles_labels(),
+        frameon=False,
+        title="objective",
+        loc="outside right center",
+        fontsize="small",
+    )
     return figure

@@ -38,6 +38,7 @@ from pyrovae.autoencoders import (
     SparseAutoencoder,
     squared_jacobian_norm,
 )
+from pyrovae.plots import style
 
 
 @dataclass
@@ -300,7 +301,7 @@ def draw_distances(decoded: Mapping[str, Decoded]) -> Figure:
     size = (2.4 * len(decoded), 2.6)
     figure, axes = plt.subplots(1, len(decoded), figsize=size, sharex=True, squeeze=False, layout="constrained")
     for ax, (name, each) in zip(axes[0], decoded.items(), strict=True):
-        for kind, color in (("test digits", "C0"), ("matched", "C1")):
+        for kind, color in (("test digits", style.color(0)), ("matched", style.color(1))):
             distances = each.distances[kind].cpu().numpy()
             ax.hist(distances, bins=30, density=True, color=color, alpha=0.6, label=f"codes, {kind}")
         ax.set(title=name, xlabel="distance (standard deviations)", yticks=[], xlim=(0, None))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from experiments import _comparison as comparison
+from pyrovae.plots import style
 
 Exact = Callable[[Tensor], Tensor]
 PCA, VAE, TEST = "probabilistic PCA, simulated digits", "VAE, simulated digits", "VAE, test digits"
@@ -179,8 +180,8 @@ def panel(ax: Axes, table: pd.DataFrame, truth: float | None) -> None:
                 own.seconds,
                 own.estimate,
                 1.96 * own.mcse,
-                color=f"C{i}",
-                marker="o",
+                color=style.color(i),
+                marker=style.marker(i),
                 markersize=4,
                 capsize=3,
                 label=estimator,

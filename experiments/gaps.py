@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments._comparison import mlp
+from pyrovae.plots import style
 
 
 @dataclass
@@ -144,7 +145,7 @@ def draw(gaps: Mapping[str, xr.Dataset]) -> Figure:
             gap = own[f"{kind}_gap"]
             error = float(gap.std(ddof=1)) / gap.size**0.5
             label = f"{kind} gap" if i == 0 else None
-            ax.barh(name, float(gap.mean()), left=left, xerr=error, color=f"C{j}", label=label, capsize=3)
+            ax.barh(name, float(gap.mean()), left=left, xerr=error, color=style.color(j), label=label, capsize=3)
             left += float(gap.mean())
     ax.invert_yaxis()
     ax.set_xlabel("log p(x) - ELBO (nats per datum)")

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 import pyrovae as pv
 from experiments import _comparison as comparison
+from pyrovae.plots import style
 
 Gradient = Literal["reparameterized", "sticking_the_landing", "doubly_reparameterized"]
 GRADIENTS: tuple[Gradient, ...] = ("reparameterized", "sticking_the_landing", "doubly_reparameterized")
@@ -154,7 +155,8 @@ def draw(table: pd.DataFrame, options: Options) -> Figure:
     for row, model in zip(axes, models, strict=True):
         for i, gradient in enumerate(GRADIENTS):
             own = table[(table.model == model) & (table.gradient == gradient)]
-            row[0].loglog(own.K, own.encoder, color=f"C{i}", marker="o", markersize=4, label=gradient.replace("_", " "))
+            look = {"color": style.color(i), "marker": style.marker(i), "markersize": 4}
+            row[0].loglog(own.K, own.encoder, label=gradient.replace("_", " "), **look)
             row[1].loglog(own.K, own.decoder, color="0.3", marker="o", markersize=4)  # the same for all three
         row[0].axhline(noise_floor(options), color="0.6", linestyle=":", linewidth=1, label="noise alone")
         row[0].set_title(f"{model}: encoder", fontsize=10)

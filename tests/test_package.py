@@ -180,6 +180,17 @@ def test_versions_of_python_are_stated_alike() -> None:
         assert f"Python 3.{first} to 3.{beyond - 1}" in (PACKAGE.parent / page).read_text()
 
 
+def test_supported_versions_are_those_of_the_dependencies() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    split = (re.fullmatch(r"([\w-]+)(.*)", dependency) for dependency in project["dependencies"])
+    bounds = {match[1]: match[2] for match in split if match} | {"Python": project["requires-python"]}
+    table = re.findall(
+        r"^\| (\S+) \| `(.+?)` \|$", (PACKAGE.parent / "docs" / "versions.md").read_text(), flags=re.MULTILINE
+    )
+    assert len(table) == 8
+    assert {name: bounds[name] for name, _ in table} == dict(table)
+
+
 def test_the_version_is_known_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)

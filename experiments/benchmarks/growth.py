@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from experiments.benchmarks import training
+from pyrovae.plots import style
 
 QUANTITIES = {
     "batch_size": ("data per step", (10, 30, 100, 300, 1000)),
@@ -73,10 +74,12 @@ def draw(times: Mapping[int, pd.DataFrame], label: str) -> Figure:
     """Draw milliseconds per step against the growing quantity, with the quartiles as error bars."""
     figure, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
     all_times = pd.concat(times, names=["value", "contender"])
-    for marker, (name, group) in zip("osD^vPX", all_times.groupby("contender", sort=False), strict=False):
+    for i, (name, group) in enumerate(all_times.groupby("contender", sort=False)):
         spread = (group.ms - group.ms_low, group.ms_high - group.ms)
         values = group.index.get_level_values("value")
-        ax.errorbar(values, group.ms, spread, label=name, marker=marker, markersize=4, capsize=3)
+        ax.errorbar(
+            values, group.ms, spread, label=name, color=style.color(i), marker=style.marker(i), markersize=4, capsize=3
+        )
     ax.set(xscale="log", yscale="log", xlabel=label, ylabel="milliseconds per step")
     ax.set_xticks(list(times), [f"{value:,}" for value in times])
     ax.minorticks_off()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import pyrovae as pv
 from experiments.blurriness.divergences import DIVERGENCES, Divergence
 from experiments.blurriness.vdm import Schedule, minimize_divergence
+from pyrovae.plots import style
 
 WEIGHTS, LOCS, SCALES = (0.7, 0.3), (-1.0, 2.0), (0.6, 1.2)
 GRID = torch.linspace(-9.0, 12.0, 4001, dtype=torch.float64)
@@ -100,8 +101,8 @@ def draw(table: pd.DataFrame) -> Figure:
     for i, (name, row) in enumerate(table.iterrows()):
         best = normal(row["loc"], row["scale"]).log_prob(shown).exp()
         found = normal(row["loc, f-GAN"], row["scale, f-GAN"]).log_prob(shown).exp()
-        ax.plot(shown, best, f"C{i}", label=name)
-        ax.plot(shown, found, f"C{i}o", markersize=4, markevery=(30 * i, 90))
+        ax.plot(shown, best, color=style.color(i), linestyle=style.LINES[i], label=name)
+        ax.plot(shown, found, style.marker(i), color=style.color(i), markersize=4, markevery=(30 * i, 90))
     ax.plot([], [], "k-", label="numerical optimum")
     ax.plot([], [], "ko", markersize=4, label="f-GAN, from draws")
     ax.set(xlabel="x", ylabel="density", ylim=(0, None))

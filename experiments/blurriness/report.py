@@ -24,6 +24,7 @@ from experiments.blurriness.measures import (
     power_spectrum,
 )
 from experiments.blurriness.setting import LEVELS, Setting, Trained
+from pyrovae.plots import style
 
 REAL = "real, training data"
 KINDS = ("mean", "draw", "reconstruction")
@@ -113,15 +114,19 @@ def draw_summary(rows: pd.DataFrame) -> Figure:
         1, 4, figsize=(10.5, 0.28 * len(rows) + 1.2), sharey=True, layout="constrained", width_ratios=(3, 2, 2, 2)
     )
     heights = np.arange(len(rows))
-    styles = {"mean": ("o", "C0", "C0"), "reconstruction": ("o", "C0", "white"), "draw": ("x", "C1", "C1")}
+    styles = {
+        "mean": ("o", style.color(0), style.color(0)),
+        "reconstruction": ("o", style.color(0), "white"),
+        "draw": ("x", style.color(1), style.color(1)),
+    }
     labels = {"mean": "samples, E[x | z]", "reconstruction": "reconstructions, E[x | z]", "draw": "samples, draws of x"}
     for kind, (marker, color, face) in styles.items():
-        style = {"marker": marker, "color": color, "markerfacecolor": face, "linestyle": "", "markersize": 5}
+        look = {"marker": marker, "color": color, "markerfacecolor": face, "linestyle": "", "markersize": 5}
         for ax, name in zip(axes, ("sharpness", "detail", "coverage"), strict=False):
             values, errors = _column(rows, f"{name}, {kind}"), _column(rows, f"{name}, {kind}, error")
-            ax.errorbar(values, heights, xerr=errors, label=labels[kind], **style)
-    style = {"marker": "s", "color": "0.3", "linestyle": "", "markersize": 4}
-    axes[3].errorbar(_column(rows, "bits"), heights, xerr=_column(rows, "bits, error"), **style)
+            ax.errorbar(values, heights, xerr=errors, label=labels[kind], **look)
+    look = {"marker": "s", "color": "0.3", "linestyle": "", "markersize": 4}
+    axes[3].errorbar(_column(rows, "bits"), heights, xerr=_column(rows, "bits, error"), **look)
     for ax in axes[:2]:
         ax.axvline(1, color="0.6", linewidth=1, linestyle=":")
     axes[0].set(xlabel="sharpness, relative to test data", xscale="log")
@@ -152,7 +157,7 @@ def draw_spectra(images: Mapping[str, Images], test: Tensor, names: list[str]) -
     for ax, kind in zip(axes, KINDS[:2], strict=True):
         for i, name in enumerate(names):
             if kind in images.get(name, {}):
-                color = "0.3" if name == REAL else f"C{i}"
+                color = "0.3" if name == REAL else style.color(i)
                 ax.semilogy(frequency, power_spectrum(images[name][kind])[1] / real, color=color, label=name)
         ax.axhline(1, color="0.6", linewidth=1, linestyle=":")
         ax.set(xlabel="spatial frequency (cycles per pixel)", title=f"samples: {'E[x | z]' if kind == 'mean' else 'x'}")

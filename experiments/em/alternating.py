@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments._comparison import cell
+from pyrovae.plots import style
 
 
 @dataclass
@@ -178,7 +179,15 @@ def draw(curves: Mapping[str, pd.DataFrame], options: Options) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     for i, (name, curve) in enumerate(curves.items()):
         dashes = ":" if "half" in name else "-"
-        left.plot(curve.step, curve.ELBO, color=f"C{i}", linestyle=dashes, marker=".", markersize=4, label=name)
+        left.plot(
+            curve.step,
+            curve.ELBO,
+            color=style.color(i),
+            linestyle=dashes,
+            marker=style.marker(i),
+            markersize=4,
+            label=name,
+        )
     best = max(curve.ELBO.max() for curve in curves.values())
     middle = max(curve.ELBO[len(curve) // 4] for curve in curves.values())
     left.set(xlabel="step", ylabel="ELBO (nats per datum)", ylim=(best - 3 * (best - middle), best + 0.5))
@@ -188,9 +197,11 @@ def draw(curves: Mapping[str, pd.DataFrame], options: Options) -> Figure:
     if shown is not None:
         for turn in shown.step[::2]:
             right.axvspan(turn - shown.step[0], turn, color="0.93", linewidth=0)
-        right.fill_between(shown.step, shown.ELBO, shown.IWAE, color="C1", alpha=0.4, linewidth=0, label="gap")
+        right.fill_between(
+            shown.step, shown.ELBO, shown.IWAE, color=style.color(1), alpha=0.4, linewidth=0, label="gap"
+        )
         right.plot(shown.step, shown.IWAE, color="black", marker="_", label="log $p(x)$, IWAE$_{100}$")
-        right.plot(shown.step, shown.ELBO, color="C0", marker=".", label="ELBO")
+        right.plot(shown.step, shown.ELBO, color=style.color(0), marker=".", label="ELBO")
         right.set_ylim(shown.ELBO[len(shown) // 4 :].min() - 0.5, shown.IWAE.max() + 0.5)  # leaves out the first turns
         right.legend(frameon=False, fontsize="small", loc="lower right")
     right.set(xlabel=f"step, in turns of {options.record}: encoder (grey), decoder", ylabel="nats per datum")

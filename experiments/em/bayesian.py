@@ -39,6 +39,7 @@ from experiments._comparison import cell
 from experiments.em import expectation_maximization as em
 from experiments.em.expectation_maximization import Parameters
 from experiments.em.pictures import ellipse
+from pyrovae.plots import style
 
 
 @dataclass
@@ -217,7 +218,7 @@ def draw(x: Tensor, point: Parameters, draws: Mapping[str, Parameters]) -> Figur
     figure, (plane, line) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     plane.plot(*x.T, color="0.75", marker=".", markersize=5, linestyle="", label="data")
     grid = np.linspace(0, 1, 400)
-    for (name, theta), color in zip(draws.items(), ("C1", "C0"), strict=True):
+    for (name, theta), color in zip(draws.items(), (style.color(1), style.color(0)), strict=True):
         for k in range(len(point.weights)):
             mean, covariance = theta.means[:, k].mean(0), theta.means[:, k].T.cov()
             ellipse(plane, mean, covariance, color, label=name if k == 0 else None)

@@ -10,6 +10,7 @@ from matplotlib.patches import Ellipse
 from torch import Tensor
 
 from experiments.em.expectation_maximization import HalfStep, Parameters, elbo, log_likelihood
+from pyrovae.plots import style
 
 
 def bound(x: Tensor, path: list[HalfStep], table: pd.DataFrame, iterations: int = 5) -> Figure:
@@ -18,8 +19,8 @@ def bound(x: Tensor, path: list[HalfStep], table: pd.DataFrame, iterations: int 
     first = table[table.iteration <= iterations]
     names = ["start", *(f"{row.step}$_{{{row.iteration}}}$" for row in first.itertuples() if row.iteration)]
     floor = first.ELBO.iloc[0] - 0.05 * (first["log p(x)"].iloc[-1] - first.ELBO.iloc[0])
-    bars.bar(names, first.ELBO - floor, bottom=floor, color="C0", alpha=0.8, label=r"ELBO$(q, \theta)$")
-    bars.bar(names, first.KL, bottom=first.ELBO, color="C1", label=r"KL$(q \,\|\, p(z \mid x, \theta))$")
+    bars.bar(names, first.ELBO - floor, bottom=floor, color=style.color(0), label=r"ELBO$(q, \theta)$")
+    bars.bar(names, first.KL, bottom=first.ELBO, color=style.color(1), label=r"KL$(q \,\|\, p(z \mid x, \theta))$")
     bars.scatter(names, first["log p(x)"], color="black", marker="_", s=250, label=r"$\log p(x \mid \theta)$")
     bars.set(ylabel="nats per datum", ylim=(floor, None), xlabel="half-step")
     bars.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize="small")
@@ -35,8 +36,8 @@ def _curves(ax: Axes, x: Tensor, path: list[HalfStep]) -> None:
     ax.plot(places, [log_likelihood(x, theta) / len(x) for theta in thetas], color="black")
     for i, (place, state) in enumerate(((0.0, first), (1.0, second))):
         values = [elbo(x, theta, state.q) / len(x) for theta in thetas]
-        ax.plot(places, values, color=f"C{2 * i}", label=f"ELBO$(q_{i + 1}, \\theta)$")
-        ax.plot(place, elbo(x, state.theta, state.q) / len(x), color=f"C{2 * i}", marker="o")
+        ax.plot(places, values, color=style.color(i), linestyle=style.LINES[i], label=f"ELBO$(q_{i + 1}, \\theta)$")
+        ax.plot(place, elbo(x, state.theta, state.q) / len(x), color=style.color(i), marker=style.marker(i))
     ax.axvline(1.0, color="0.7", linestyle=":", linewidth=1, zorder=0)
     ax.set(xlabel=r"$\theta$, from $\theta_0$ (0) through $\theta_1$ (1)", ylabel="nats per datum")
     ax.plot([], [], color="black", label=r"$\log p(x \mid \theta)$")

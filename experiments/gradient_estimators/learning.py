@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments.gradient_estimators.estimators import ESTIMATORS, Estimated
+from pyrovae.plots import style
 
 
 @dataclass
@@ -72,9 +73,18 @@ def draw(histories: dict[str, pv.History]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     finals = [history.valid[-1] for history in histories.values()]
     for i, (name, history) in enumerate(histories.items()):
-        style = ":" if "baseline" in name else "--" if "score" in name else "-"
+        dashes = ":" if "baseline" in name else "--" if "score" in name else "-"
         for ax, along in zip(axes, (range(1, len(history.valid) + 1), history.seconds), strict=True):
-            ax.plot(along, history.valid, color=f"C{i}", linestyle=style, label=name)
+            ax.plot(
+                along,
+                history.valid,
+                color=style.color(i),
+                linestyle=dashes,
+                marker=style.marker(i),
+                markersize=4,
+                markevery=0.1,
+                label=name,
+            )
     margin = max(finals) - min(finals)
     axes[0].set(xlabel="epoch", ylabel="validation ELBO (nats per datum)", ylim=(min(finals) - margin, max(finals) + 1))
     axes[1].set(xlabel="seconds", xscale="log")

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments.gradient_estimators.estimators import ESTIMATORS, Estimated
+from pyrovae.plots import style
 
 BURN_IN = 50  # discarded gradients, during which an average baseline loses its initial value 0
 
@@ -188,8 +189,16 @@ def draw(table: pd.DataFrame) -> Figure:
     for ax, model in zip(axes[0], models, strict=True):
         for i, name in enumerate(name for name in ESTIMATORS if name in set(table.estimator)):
             own = table[(table.model == model) & (table.estimator == name)]
-            style = ":" if name == "density alone" else "-"
-            ax.loglog(own.L, own.noise, color=f"C{i}", linestyle=style, marker="o", markersize=4, label=name)
+            dashes = ":" if name == "density alone" else "-"
+            ax.loglog(
+                own.L,
+                own.noise,
+                color=style.color(i),
+                linestyle=dashes,
+                marker=style.marker(i),
+                markersize=4,
+                label=name,
+            )
         ax.axhline(1.0, color="0.6", linestyle="--", linewidth=1, zorder=0)
         ax.set_title(model, fontsize=10)
         ax.set_xlabel("draws $L$")
