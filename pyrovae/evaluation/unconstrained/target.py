@@ -19,15 +19,27 @@ class Target:
         batch: A batch of data.
         amortized: If true, q is the guide that a proposal refines instead of the proposal itself.
         is_checked: If true, the supports of the latents are known to be those of the space.
+        compiles: If true, gradients are compiled if the problem asks for it. Each shape is compiled anew, which takes
+            seconds. The data that a stage leaves over differ in number from batch to batch, so they are not compiled.
 
     Attributes:
         size: Number of data in the batch, N.
         dim: Length of u, D.
     """
 
-    def __init__(self, space: Space, batch: Batch, *, amortized: bool = False, is_checked: bool = False) -> None:
+    def __init__(
+        self,
+        space: Space,
+        batch: Batch,
+        *,
+        amortized: bool = False,
+        is_checked: bool = False,
+        compiles: bool = True,
+    ) -> None:
         if not is_checked:
             space.check_batch(batch)
+        is_regular = batch.start == 0 or batch.size == space.width  # a shorter last batch occurs once
+        self.compiles = compiles and is_regular and space.problem.options["compile"] and space.problem.vectorize
         self.space, self.problem, self.batch, self.amortized = space, space.problem, batch, amortized
         self.size, self.dim = batch.size, space.dim
 
@@ -36,7 +48,7 @@ class Target:
         if not self.problem.probe.cuttable:
             return _Part(self, indices)
         part = self.problem.select(self.batch, indices)
-        return Target(self.space, part, amortized=self.amortized, is_checked=True)
+        return Target(self.space, part, amortized=self.amortized, is_checked=True, compiles=False)
 
     def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
         """Draw u from the guide, shape ``(num_draws, N, D)``, and return it with log q(u | x), ``(num_draws, N)``."""
@@ -80,7 +92,7 @@ class Target:
                 (gradient,) = torch.autograd.grad(value.sum(), at)
             return [value.detach(), gradient]
 
-        if not (self.problem.options["compile"] and self.problem.vectorize):
+        if not self.compiles:
             value, gradient = run()
             return value, gradient
         key = (*u.shape, int(beta == 1))
