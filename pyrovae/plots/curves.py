@@ -101,7 +101,8 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
             errors = np.where(doubtful & (k == k.max()), np.nan, 1.96 * monte_carlo_error)
             ax.errorbar(k, mean, errors, **style, label=name)
             if doubtful:
-                ax.plot(k[-1], mean[-1], color=color(i), marker=marker(i), markersize=4, markerfacecolor="white")
+                hollow: dict[str, Any] = {"color": color(i), "marker": marker(i), "markerfacecolor": "white"}
+                ax.plot(k[-1], mean[-1], **hollow, markersize=4, zorder=3)  # above the filled marker of the error bars
         ax.set(xscale="log", xlabel="draws $k$", ylabel="IWAE$_k$ (nats per datum)")
         legend_above(ax)
     return ax

@@ -48,6 +48,7 @@ def test_a_bound_of_doubtful_error_is_hollow() -> None:
     assert [sum(len(bar) == 2 and bool(np.isfinite(bar).all()) for bar in part) for part in bars] == [3, 4]
     (hollow,) = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
     assert list(hollow.get_xdata()) == [500]
+    assert hollow.zorder > max(container.lines[0].zorder for container in ax.containers)  # and so it can be seen
 
 
 def test_differences_have_both_errors() -> None:
