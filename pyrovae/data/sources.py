@@ -123,12 +123,17 @@ def _source(name: str, data: Any) -> Source | Stream:
     if isinstance(data, IterableDataset):
         return Stream(name, data)
     if isinstance(data, list | tuple | dict | str | bytes) or not hasattr(data, "__getitem__"):
-        raise TypeError(f"{name} must be {_KINDS}, but it is {_described(data)}. Convert it to one of these.")
+        remedy = "Pass its parts, such as .train" if _is_splits(data) else "Convert it to one of these"
+        raise TypeError(f"{name} must be {_KINDS}, but it is {_described(data)}. {remedy}.")
     return _of_dataset(name, data)
 
 
+def _is_splits(data: Any) -> bool:
+    return all(hasattr(data, part) for part in ("train", "valid", "test"))
+
+
 def _described(data: Any) -> str:
-    if all(hasattr(data, part) for part in ("train", "valid", "test")):
+    if _is_splits(data):
         return f"a {type(data).__name__} with .train, .valid and .test"
     if isinstance(data, list | tuple):
         return f"a {type(data).__name__} of {sorted({type(part).__name__ for part in data}) or 'nothing'}"

@@ -133,9 +133,15 @@ def run_component(
     if event_shape is not None and p.event_shape != event_shape:
         raise ValueError(
             f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but its data have event shape "
-            f"{tuple(event_shape)}. Reshape the data or the network's output."
+            f"{tuple(event_shape)}. Reshape the data or the network's output.{_outputs(component)}"
         )
     return p
+
+
+def _outputs(component: Component) -> str:
+    """Return the number of outputs that a component needs for each entry, in words, if it needs several."""
+    number = getattr(component, "num_parameters", 1)
+    return f" {type(component).__name__} needs {number} outputs for each entry of a datum." if number > 1 else ""
 
 
 def _explain_invalid(

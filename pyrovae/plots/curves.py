@@ -79,6 +79,9 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
 
+    Raises:
+        ValueError: If a result has no bounds, or the results are for densities of different base measures.
+
     Example:
         >>> import torch, pyrovae as pv
         >>> vae = pv.VAE(
@@ -90,6 +93,7 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
         >>> pv.plots.bounds({"VAE": results}).get_xlabel()
         'draws $k$'
     """
+    _check_bounds(results)
     with axes_for(ax) as ax:
         for i, (name, result) in enumerate(results.items()):
             k, mean = result.k.values, result.iwae.mean("datum").values
@@ -106,6 +110,26 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
         ax.set(xscale="log", xlabel="draws $k$", ylabel="IWAE$_k$ (nats per datum)")
         legend_above(ax)
     return ax
+
+
+def _check_bounds(results: Mapping[str, xr.Dataset]) -> None:
+    """Check that results have bounds that can stand in one figure.
+
+    Raises:
+        ValueError: If a result has no bounds, or the base measures differ.
+    """
+    for name, result in results.items():
+        if "k" not in result.dims:
+            raise ValueError(
+                f"plots.bounds draws IWAE_k against k, but the result {name!r} has no bounds. Pass results of "
+                f"pyrovae.evaluation.evaluate. plots.differences draws estimates of log p(x)."
+            )
+    measures = {name: result.attrs.get("base_measure") for name, result in results.items()}
+    if len(set(measures.values())) > 1:
+        raise ValueError(
+            f"the results have different base measures, {measures}, so their bounds cannot be compared. Draw them in "
+            f"separate figures."
+        )
 
 
 def differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:

@@ -314,3 +314,11 @@ def test_lazy_networks_train(x: Tensor) -> None:
 def test_generate_refuses_a_negative_number(vae: pv.VAE) -> None:
     with pytest.raises(ValueError, match="n=-1"):
         vae.generate(-1)
+
+
+def test_a_likelihood_of_several_parameters_names_the_number_of_outputs() -> None:
+    mlp = pv.networks.mlp
+    likelihood = pv.likelihoods.NegativeBinomial(mlp(2, 6))
+    vae = pv.VAE(pv.priors.StandardNormal(2), likelihood, pv.posteriors.DiagonalNormal(mlp(6, 4)))
+    with pytest.raises(ValueError, match=r"event shape \(3,\).* NegativeBinomial needs 2 outputs for each entry"):
+        vae.model(torch.ones(4, 6))

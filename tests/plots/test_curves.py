@@ -51,6 +51,14 @@ def test_a_bound_of_doubtful_error_is_hollow() -> None:
     assert hollow.zorder > max(container.lines[0].zorder for container in ax.containers)  # and so it can be seen
 
 
+def test_results_without_bounds_or_of_other_measures_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the result 'a' has no bounds. Pass results of pyrovae.evaluation.evaluate"):
+        plots.bounds({"a": CURVES.drop_dims("k")})
+    counts = CURVES.assign_attrs(base_measure="counting")
+    with pytest.raises(ValueError, match="different base measures"):
+        plots.bounds({"a": counts, "b": CURVES.assign_attrs(base_measure="Lebesgue")})
+
+
 def test_differences_have_both_errors() -> None:
     ax = plots.differences(TABLE)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["IWAE", "flow"]
