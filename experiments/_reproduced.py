@@ -72,7 +72,10 @@ def rankings(docs: Path) -> str:
     tables = {paper: _numbers(docs, paper) for paper in PAPERS}
     tables = {paper: numbers for paper, numbers in tables.items() if len(numbers) > 1}
     if not tables:
-        return "No table has two rows with both numbers yet, so no rankings can be compared.\n"
+        return (
+            "No rankings can be compared yet. A comparison needs two rows of one table that have both the NLL by 5,000 "
+            "encoder draws and the NLL by log *p(x)*.\n"
+        )
     lines, changes = {}, []
     for paper, numbers in tables.items():
         pairs = list(combinations(numbers, 2))

@@ -89,7 +89,10 @@ _LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class _Zeros(TorchFunctionMode):
-    """Context manager that keeps values of probability zero as zeros, because Pyro would leave them out of a sum."""
+    """Context manager that sets terms of probability zero to zero where Pyro would remove them from a sum.
+
+    The number of removed terms is not known while a graph is traced.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.all:

@@ -14,9 +14,9 @@ with the least Fisher divergence,
 For a normal posterior, g is linear in u, so D + 1 draws determine the density exactly. The noise of the fit comes from
 the part of the posterior that is not normal.
 
-**The chains** move in coordinates in which the first density is standard. They start at draws from the mixture, some of
-which come from the guide, and make few transitions. Then they continue in the coordinates of the density that was
-fitted to these draws. The last fit uses all draws.
+**The chains** first move in coordinates in which the density of the regression is standard normal. They start at draws
+from the mixture of wider copies of that density and the guide, and make few transitions. A density is fitted to the
+states of these chains, and the chains continue in its coordinates. The last fit uses the draws of both sets of chains.
 
 Source:
     *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson and Carpenter, 2026).
@@ -157,7 +157,10 @@ def second_moment(vectors: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def ridged(moment: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Return a moment shrunk towards the identity, which is its value if the posterior equals the first density."""
+    """Return a moment in whitened coordinates, shrunk towards the identity.
+
+    The second moments of draws and of scores are the identity if the posterior equals the density of the coordinates.
+    """
     return (1 - ridge) * moment + ridge * torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
 
 

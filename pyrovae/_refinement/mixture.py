@@ -16,11 +16,13 @@ the functions :math:`w_N(u) + w_G(u) = 1` divide the space between the normal co
 
 for every such division. The balance heuristic uses :math:`w_G \propto \alpha_G q_G`. This module uses
 :math:`w_G \propto \alpha_G t`, where t is a Student's t density that is fitted to draws from the guide. :math:`w_G` is
-close to one where the density of the normal components is small, as in a mode that they miss. The log q of a draw is
-then the log-density of its component at the draw, in the space extended by the index of the component, minus the
-log-probability :math:`\log w` of the index. As for any guide, E[exp(log p - log q)] is p(x), and E[log p - log q] is a
-lower bound on log p(x). The method has a drawback: where the t density describes the guide badly, draws from the guide
-keep some of their heavy weights.
+close to one where the density of the normal components is small, as in a mode that they miss.
+
+Extend the space by an index k, which is N for a draw from a normal component and G for a draw from the guide. The log q
+of a draw is then :math:`\log(\alpha_k q_k(u)) - \log w_k(u)`, with :math:`\alpha_N = 1 - \alpha_G`. This is the
+log-density of (u, k) under the mixture minus the log-probability that the division assigns to k at u. As for any guide,
+E[exp(log p - log q)] is p(x), and E[log p - log q] is a lower bound on log p(x). The method has a drawback: where the t
+density describes the guide badly, draws from the guide keep some of their heavy weights.
 
 Source:
     *Optimally Combining Sampling Techniques for Monte Carlo Rendering* (Veach and Guibas, 1995), section 3.

@@ -2,9 +2,9 @@ r"""Two normal densities for a posterior that is not normal, from draws of chain
 
 Let v be a draw in coordinates in which the posterior has approximately mean 0 and covariance I, and let g be its score,
 the gradient of log p. The score of a normal posterior is :math:`-v`, so :math:`r = g + v` measures the departure from
-normality. Its strongest quadratic part is along the
-direction w that maximizes :math:`\mathrm{E}[(w^\top r)\,((w^\top v)^2 - 1)]`, the third derivative of log p along w. A
-power iteration, :math:`w \propto \mathrm{E}[r\,((w^\top v)^2 - 1)]`, finds w.
+normality. The quadratic part of r is strongest along the direction w that maximizes
+:math:`\mathrm{E}[(w^\top r)\,((w^\top v)^2 - 1)]`, the third derivative of log p along w. A power iteration,
+:math:`w \propto \mathrm{E}[r\,((w^\top v)^2 - 1)]`, finds w.
 
 The draws are split softly along w, with weights :math:`\sigma(\pm w^\top v)`. In each half, a weighted regression of
 the scores on the draws gives a precision P. The normal density with this linear score has mean

@@ -36,10 +36,12 @@ def _is_counted(mask: Any) -> bool:
 
 
 def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
-    """Check that observed sites outside the data plate are latent sites with a given value.
+    """Check that every observed site outside the data plate has its value from a handler like :func:`pyro.condition`.
+
+    Masked sites are not checked.
 
     Raises:
-        OutsidePlateError: If a site is an observation or a factor of the program itself.
+        OutsidePlateError: If such a site has its value from ``obs=``, or is a factor.
     """
     for site in outside_terms(sites, plate):
         if site["infer"].get(CONDITIONED):

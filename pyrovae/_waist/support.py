@@ -86,8 +86,8 @@ def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | Non
         value: Value of the site, in the shape of batch and event.
 
     Returns:
-        The value, and a mask of the values inside, in the batch shape; ``None`` if all are, or the support is not
-        known.
+        The value, and a mask in the batch shape that is true for values inside the support. The mask is ``None`` if the
+        support is not known, or if all values are known to lie inside.
     """
     if is_real(distribution) or (inside := inside_support(distribution, value)) is None:
         return value, None

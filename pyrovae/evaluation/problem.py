@@ -196,7 +196,7 @@ class Problem:
 
     @property
     def data_dim(self) -> int:
-        """Index of the data dimension of a draw, whose first dimension is that of the draws."""
+        """Index, from the left, of the data dimension in a tensor of draws, whose dimension 0 counts the draws."""
         return self.nesting + 1 + dim_of(self.plate)
 
     def parameters(self) -> list[Tensor]:

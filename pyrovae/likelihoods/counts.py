@@ -52,7 +52,10 @@ class Bernoulli(Likelihood):
 
 
 class Discrete(Likelihood):
-    """Likelihood of counts or levels in a unit; subclasses implement the distribution of counts."""
+    """Likelihood of counts or levels, stored in the data as multiples of ``unit``.
+
+    Subclasses implement the distribution of the counts.
+    """
 
     _of_counts: Callable[..., Any]
 

@@ -36,7 +36,8 @@ from pyrovae._waist.weights import Weights
 class Leaves(Messenger):
     """Handler that makes the draws that other handlers have not made, and replaces them by leaves of the graph.
 
-    The context manager must be outside all other handlers, so that these have expanded the distributions.
+    Enter its context outside all other handlers. They then act on a site first, so its distribution is already expanded
+    when this handler draws.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class Leaves(Messenger):
             self.leaves.append(leaf.requires_grad_())
 
     def path(self, log_weights: Tensor, coefficients: Tensor) -> Tensor:
-        """Return a number, shape ``()``, whose gradient is the gradient of the paths.
+        """Return a scalar whose gradient is the pathwise (reparameterization) part of the bound's gradient.
 
         Args:
             log_weights: Log-weights at the leaves, shape ``(num_draws, N)``, nats.

@@ -94,12 +94,13 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
         facts: Facts about the program on the batch.
         guide: Pyro program of q(z | x).
         batch: Number of data in the batch.
-        total: Number of data from which the batch is drawn.
+        total: Number of data in the set that is checked (training or validation), from which the batch is drawn.
         most: Number of training data.
 
     Raises:
-        ValueError: If the loss is scaled to another number of data than there are and a site lies outside the data
-            plate, or if an autoguide has parameters for each datum of a mini-batch.
+        ValueError: If a site lies outside the data plate, and the plate declares more data than the training set has
+            or the loss of a mini-batch is scaled to fewer data than ``total``; or if an autoguide has parameters for
+            each datum and the loss of a mini-batch is scaled to fewer data than ``total``.
     """
     for name, scale in facts.outside.items():
         declared = facts.data_count / scale if scale and batch < total else float(facts.full_size)

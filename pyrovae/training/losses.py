@@ -81,8 +81,9 @@ class Bound:
 
     Attributes:
         plate: Name of the data plate, available once data have been checked.
-        counts: Number of data to which a loss is scaled, by batch size.
-        num_train: Number of training data, which are checked first.
+        counts: For each batch size, the number of data to which the loss of such a batch is scaled.
+        num_train: Number of training data, taken from the first call of ``check``, because training data are checked
+            before validation data.
     """
 
     def __init__(self, module: Any, objective: Any, products: Products = nullcontext) -> None:

@@ -69,10 +69,15 @@ def mean_bound(gradients: Gradients, loss: Loss, batches: Batches) -> float:
 
 
 def _check_scale(error: FloatingPointError, module: nn.Module, batch: tuple[object, ...]) -> None:
-    """Raise ValueError if a program with finite parameters fails before the first step, because the data are too large.
+    """Raise ValueError in place of an error about a NaN or infinite value, if the values of the data are its cause.
+
+    Args:
+        error: Error that a program raised on the batch before the first step.
+        module: The module that is trained.
+        batch: The batch.
 
     Raises:
-        ValueError: If the parameters are finite.
+        ValueError: If all parameters and buffers are finite, so that the values of the data are the cause.
     """
     if not are_finite([*module.parameters(), *module.buffers()]):
         return

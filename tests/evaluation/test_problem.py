@@ -270,7 +270,7 @@ class Convolutional(nn.Module):
 
 def test_a_program_that_takes_no_further_dimension() -> None:
     program, x = Convolutional(), torch.randn(5, 4)
-    with pytest.raises(ValueError, match="vectorize=False, which runs it once a draw"):
+    with pytest.raises(ValueError, match="vectorize=False to run the program once for each draw"):
         log_weights(program.model, program.guide, x, 3, vectorize=True)
     weights = log_weights(program.model, program.guide, x, 3, vectorize=False, seed=0)
     assert weights.shape == (3, 5)

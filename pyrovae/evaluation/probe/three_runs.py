@@ -95,7 +95,10 @@ def _choose_vectorize(wanted: bool | None, takes: Outcome) -> bool:
     if wanted is False or takes.many_draws:
         return wanted is not False
     if wanted:
-        raise ValueError(f"{needs_one_draw_a_run(takes.reason)}. Or pass vectorize=False, which runs it once a draw.")
+        raise ValueError(
+            f"{needs_one_draw_a_run(takes.reason)}. Alternatively, pass vectorize=False to run the program once for "
+            f"each draw."
+        )
     warnings.warn(
         f"{needs_one_draw_a_run(takes.reason)}. It runs once for each draw instead.", stacklevel=find_stack_level()
     )

@@ -34,10 +34,12 @@ _SUMS = Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO
 
 
 class DistributedGradients:
-    """A loss and its gradient, to which each process contributes those of its slice. The sums agree in all processes.
+    """Loss and gradient of a batch that is sliced over processes.
+
+    Each process computes the loss and gradient of its slice, and all processes get the same sums.
 
     Args:
-        loss: Loss to differentiate, which has checked the data.
+        loss: Loss to differentiate; its ``check`` has run on the data.
         tensors: Tensors of the module and its programs.
         parameters: Trained parameters by name.
         batch: A batch of the data.
@@ -179,7 +181,11 @@ def _is_sum(loss: Loss) -> bool:
 
 
 def _check_outside(loss: Bound, batch: Batch) -> None:
-    """Raise ValueError for sites outside the data plate, which count once per process, unless slices are scaled."""
+    """Raise ValueError if a site lies outside the data plate, because each process would count it.
+
+    If the loss of a slice is scaled to the same number of data as the loss of the batch, only an enumerated site raises
+    it.
+    """
     part = _part(batch, _slices(len(batch[0]))[0])
     is_scaled = len(part[0]) != loss.data_count(part) == loss.data_count(batch)
     with isolated(*loss.programs, seed=0):
