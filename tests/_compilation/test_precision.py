@@ -95,7 +95,7 @@ def test_a_step_is_captured_in_its_precision(x: Tensor, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("precision", "message"),
     [
-        ("float8", r"precision is one of \('tf32', 'bfloat16'\), .*got 'float8'"),
+        ("float8", r"precision must be one of \('tf32', 'bfloat16'\), .*got 'float8'"),
         ("tf32", "'tf32' is available only on CUDA devices, not on 'cpu'"),
     ],
 )

@@ -15,7 +15,7 @@ TRAINING = {
     "SIGTERM is received, alone": "training/test_signals.py::test_a_sigterm_takes_its_usual_course_whatever_else_comes",
     "The disk is full": "training/test_faults.py::test_the_module_has_its_weights_where_no_checkpoint_can_be_written",
     "The newest": "training/test_damaged_checkpoints.py::test_a_bad_checkpoint_is_refused_and_the_last_good_one_used",
-    "All ": "training/test_damaged_checkpoints.py::test_where_no_checkpoint_is_good_nothing_is_begun_anew",
+    "All ": "training/test_damaged_checkpoints.py::test_without_a_valid_checkpoint_no_run_starts_again",
     "Another run uses": "test_folder_lock.py::test_a_second_run_is_refused_and_changes_nothing",
 }
 EVALUATION = {

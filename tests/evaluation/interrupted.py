@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import pyrovae as pv
+from pyrovae import archives
 from pyrovae.evaluation import checkpoint
 from pyrovae.evaluation.rows import Rows
 from tests.conftest import small_vae
@@ -250,3 +251,13 @@ def run_until_a_signal(name: str, folder: Path, number: signal.Signals, after: i
     torch.set_num_threads(1)
     with sending(number, after=after):
         compute(name, folder)
+
+
+def num_rows(folder: Path) -> int:
+    """Return the number of rows in a folder, whose file must be complete."""
+    if not (folder / "rows.pt").exists():
+        return 0
+    kept = archives.read(folder / "rows.pt")
+    name = next(iter(kept["columns"]))
+    axis = kept["dims"].get(name, ("datum",)).index("datum")
+    return int(kept["columns"][name].shape[axis])

@@ -13,22 +13,11 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from pyrovae import archives
-from tests.evaluation.interrupted import ESTIMATORS, NUM_DATA, assert_same, start
+from tests.evaluation.interrupted import ESTIMATORS, NUM_DATA, assert_same, num_rows, start
 from tests.faulty import PAUSE
 
 Record = Callable[[str, object], None]
 PHASES_OF_A_WRITING = 6  # two writes, fsync of the file, renaming, fsync of the folder
-
-
-def num_rows(folder: Path) -> int:
-    """Return the number of rows in a folder, whose file must be complete."""
-    if not (folder / "rows.pt").exists():
-        return 0
-    kept = archives.read(folder / "rows.pt")
-    name = next(iter(kept["columns"]))
-    axis = kept["dims"].get(name, ("datum",)).index("datum")
-    return int(kept["columns"][name].shape[axis])
 
 
 def let_end(told: Connection) -> None:

@@ -18,10 +18,10 @@ from tests.evaluation.interrupted import (
     assert_same,
     averaged,
     compute,
+    num_rows,
     run_until_a_signal,
     sending,
 )
-from tests.evaluation.test_faults import num_rows
 from tests.faulty import PROCESSES
 
 LONG = {"refined", "log_likelihood", "ais", "bdmc", "inference_gaps", "rqmc", "to_inference_data"}

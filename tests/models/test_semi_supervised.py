@@ -278,7 +278,7 @@ def test_imputation_in_chunks_and_images() -> None:
     for options in ({"num_samples": 0}, {"num_imputations": -2}):
         with pytest.raises(ValueError, match="num_samples must be at least 1"):
             pv.evaluation.impute(vae.model, vae.guide, (x, mask), **options)
-    with pytest.raises(TypeError, match=r"a tuple, \(x, mask\)"):
+    with pytest.raises(TypeError, match=r"a tuple \(x, mask\)"):
         pv.evaluation.impute(vae.model, vae.guide, x)
     with pytest.raises(ValueError, match="does not observe a site 'image'"):
         pv.evaluation.impute(vae.model, vae.guide, (x, mask), site="image")
