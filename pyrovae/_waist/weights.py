@@ -105,8 +105,8 @@ def importance_weights(
         for_loss: If true, the weights are part of a training loss. Then the scales of single sites (annealing) multiply
             their log-probabilities, and factors and observed sites of the guide count. The factor of the data plate,
             and a factor that all sites share, are not multiplied in but returned as ``scale``.
-        values: Values of sites by name, which replace draws: for a latent site a value with a dimension of draws, for a
-            subsampling plate the indices of its data. A plate without a value chooses its data once for all draws.
+        values: Values that replace draws, by name of the site: for a latent site a value with a dimension of draws, for
+            a subsampling plate the indices of its data. A plate without a value chooses its data once for all draws.
         depth: Nesting depth of the program's own plates, for a run without a dimension of draws (``nesting`` is
             ``None``). It is required if ``values`` have dimensions of enumerated sites.
 
@@ -206,7 +206,7 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
 def _sum(
     of_model: list[Term], of_guide: list[Term], draws: Draws, data: CondIndepStackFrame
 ) -> tuple[Tensor, Densities | None]:
-    """Return log-weights, shape ``(num_draws, N)``, and their terms if no enumerated site is summed out."""
+    """Return log-weights, shape ``(num_draws, N)``, and their three terms (None if enumerated sites are summed out)."""
 
     def total(terms: list[Term]) -> Tensor:
         return sum_per_datum(terms, draws.draws_dim, dim_of(data)).expand(draws.num_draws, data.size)

@@ -43,7 +43,7 @@ class NotFiniteError(Exception):
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether tensors are finite, with a single synchronization if they are."""
+    """Return whether all tensors are finite; finite tensors with finite sums need a single synchronization."""
     tensors = list(tensors)
     sums = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors])
     return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow
