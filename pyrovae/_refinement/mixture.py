@@ -135,7 +135,7 @@ class Mixture:
         posterior: Posteriors of N data, with the guide.
         density: Normal densities that were fitted to the posteriors.
         members: Copies of the normal density; the guide gets the remaining weight.
-        split: Two further densities for some of the data, which get most of the weight of the copies.
+        split: Two further densities for some of the data. They get most of the weight that the copies have elsewhere.
         failed: True for data whose mixture is the guide alone, shape ``(N,)``.
         score_guide: If true, the guide's density is computed at all draws. If false, it is computed only at the guide's
             own draws, for guides whose density is expensive; see the module's docstring.

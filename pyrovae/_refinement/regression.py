@@ -94,7 +94,7 @@ def fit(
             dimensions. By default the smallest such multiple that is at least 64.
         rates: Rate of each update; their number is the largest number of updates.
         num_ascent_steps: Number of steps of gradient ascent before the first round.
-        settled_gain: Gain of the ELBO in a round below which a datum is settled, nats.
+        settled_gain: A datum is settled if its ELBO gains less than this number in a round, nats.
         batch_size: Largest number of gradients per evaluation, over all data; by default all at once.
 
     Returns:

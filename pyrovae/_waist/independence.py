@@ -28,8 +28,8 @@ def with_second_draw(
 ) -> dict[str, Tensor]:
     """Return values of two draws per datum, made from a run with one draw.
 
-    The first draw is that of the run. The second is the run's draw for the next datum, which can be scored for this
-    datum too.
+    The first draw is that of the run. The second is the run's draw for the next datum, because any value can be
+    scored for any datum.
     Dimensions of enumerated sites on which a value depends stay to the left of the draws.
 
     Args:

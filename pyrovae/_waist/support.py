@@ -154,7 +154,7 @@ def is_periodic(distribution: Any) -> bool:
 
 
 def common_support(support: Any) -> Any | None:
-    """Return a support whose bounds are numbers instead of tensors, or ``None`` if it depends on the datum."""
+    """Return a support whose bounds are numbers instead of tensors, or ``None`` if a bound depends on the datum."""
 
     def collapsed(constraint: Any) -> Any:
         if not isinstance(constraint, constraints.Constraint):

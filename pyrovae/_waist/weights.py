@@ -53,7 +53,7 @@ class Weights(NamedTuple):
         scale: Factor of a datum's bound in a training loss: a number, or a tensor that broadcasts to ``(N,)``.
         plate: The data plate.
         nesting: Nesting depth of the program's own plates.
-        outside: Names of the observed sites outside the data plate, whose log-probability is not part of a weight.
+        outside: Names of the observed sites outside the data plate. Their log-probabilities are not part of a weight.
         unreparameterized: Names of the guide's latent sites whose draws carry no gradient, without enumerated sites.
         densities: The terms of the log-weights; ``None`` if enumerated sites are summed out.
         model_sites: Sample sites of the model's run.
@@ -91,7 +91,7 @@ def importance_weights(
     values: Mapping[str, Tensor] | None = None,
     depth: int | None = None,
 ) -> Weights:
-    """Run guide and model, and return their log-weights, which are differentiable and subject to Pyro's handlers.
+    """Run guide and model, and return differentiable log-weights. Pyro's handlers around the call have their effect.
 
     Args:
         model: Pyro program of p(x, z).

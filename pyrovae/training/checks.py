@@ -165,7 +165,7 @@ def _scaled_alike(inside: Sequence[Site], plate: str) -> bool:
 
 
 def _data_scale(observed: Sequence[Site], plate: Any) -> float:
-    """Return the factor of a datum in the loss: the scale of the observed sites if they agree, else the plate's own."""
+    """Return the factor of a datum in the loss: the common scale of the observed sites, else the plate's scale."""
     scale = _own_scale(observed[0], plate.name) if observed and _scaled_alike(observed, plate.name) else None
     return scale or float(plate.full_size / plate.size)
 

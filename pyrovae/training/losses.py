@@ -35,7 +35,7 @@ class LossAndGradient(Protocol):
     products: Products
 
     def __call__(self, batch: Batch, kl_weight: float | Tensor, /) -> Any:
-        """Return the loss and store its gradient in ``.grad`` of the parameters, which must be None before."""
+        """Return the loss and store its gradient in ``.grad`` of the parameters; ``.grad`` must be None before."""
 
     def value(self, batch: Batch) -> float:
         """Return the loss without a gradient."""
@@ -132,7 +132,7 @@ class Bound:
         """Check that an objective of Pyro does not draw from the prior a site that only the model has and enumerates.
 
         Raises:
-            ValueError: If the objective draws a site that only the model enumerates.
+            ValueError: If the objective draws from the prior a site that only the model has and enumerates.
         """
         inner = getattr(self.objective, "objective", self.objective)  # BetaELBO holds another objective
         if facts.summed_out is not None and isinstance(inner, OF_DRAWS):

@@ -25,7 +25,7 @@ class DivergenceError(FloatingPointError):
 
     Attributes:
         history: History of the run up to the error.
-        epoch: Index of the epoch of the error, which is the length of the history.
+        epoch: Index of the epoch of the error, equal to the length of the history.
         step: Index of the step in that epoch; None for a bound on the validation data, and if the step is unknown.
         checkpoint: Path of the last checkpoint before the error; None without checkpoints.
     """

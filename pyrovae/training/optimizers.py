@@ -172,7 +172,7 @@ def as_optimizer(optim: Any) -> Optimizer:
     """Return an optimizer of Pyro, or a function that makes an optimizer of torch, behind the protocol.
 
     Raises:
-        TypeError: If ``optim`` is neither.
+        TypeError: If ``optim`` is neither an optimizer of Pyro nor a function.
     """
     if isinstance(optim, PyroOptim):
         return PyroOptimizer(optim)

@@ -38,7 +38,7 @@ class Progress:
         order: Order in which the current epoch takes the data, shape ``(N,)``; ``None`` before its first step.
         total: Loss of the current epoch, summed over its data so far.
         seen: Number of data in that sum.
-        skipped: Number of steps that were skipped because they were not finite.
+        skipped: Number of steps that were skipped because their loss or gradient was not finite.
     """
 
     epoch: int = 0

@@ -198,7 +198,7 @@ class Dependence:
         """Score the draws of the first run again, and return whether the guide has the same density.
 
         Raises:
-            ValueError: If the density of the model has changed.
+            ValueError: If the density of the model differs from that in the first run.
         """
         first = one.weights
         again = self.trials.run(one.size, {**first.chosen, **one.values}, depth=one.depth)
@@ -217,7 +217,7 @@ class Dependence:
         """Check that programs with enumerated sites have the same density in two runs with the same seed.
 
         Raises:
-            ValueError: If the densities differ.
+            ValueError: If the densities of the two runs differ.
         """
         if differs_again(lambda: self.trials.run(one.size).of_model):
             self.trials.check_noise(one.size)

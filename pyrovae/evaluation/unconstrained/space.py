@@ -34,7 +34,7 @@ class Space:
 
     Attributes:
         sites: Latent sites of model and guide, by name.
-        noise: Auxiliary sites of the guide, whose values are the coordinates of the points.
+        noise: Auxiliary sites of the guide. Their values are the real coordinates u of the guide's points.
         dim: Length of a vector u, D.
 
     Raises:
