@@ -46,7 +46,8 @@ def capture(function: Callable[[], Result], device: torch.device) -> tuple[Calla
     """Record the kernels that a function launches on a CUDA device, without running them.
 
     Returns:
-        A function that launches all kernels at once, and the result of ``function``, whose tensors each launch fills.
+        A function that launches all kernels at once, and the result of ``function``. Each launch fills the
+        tensors of this result.
     """
     graph = torch.cuda.CUDAGraph()
     # By default torch captures on a stream of the device that was current at the first capture of the process.

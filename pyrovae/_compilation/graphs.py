@@ -41,9 +41,9 @@ class Graph:
 
     Args:
         function: Function that reads existing tensors and returns tensors.
-        fixed: Tensors that it reads and whose addresses do not change, although their values may: parameters, buffers.
+        fixed: Tensors that the function reads at fixed addresses, such as parameters and buffers. Values may change.
         varying: Tensors that are replaced by other tensors at every call.
-        modules: Modules that it runs; their buffers are restored.
+        modules: Modules that the function runs; their buffers are restored.
 
     Attributes:
         module: Graph module that takes the values of ``fixed``, ``varying`` and ``found``, and returns a list.
@@ -187,7 +187,7 @@ def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Turn the tensors that the function found into inputs, because constants would not be read again."""
+    """Turn the further tensors that the function read into inputs: a graph would keep them as constants."""
     graph, found = module.graph, []
     graph.set_codegen(CodeGen())  # inputs and outputs are separate values instead of lists
     *_, last = (node for node in graph.nodes if node.op == "placeholder")

@@ -14,7 +14,7 @@ LARGE = 2**28  # number of multiplications; for smaller products, the call from 
 
 @torch.library.custom_op("pyrovae::linear", mutates_args=(), device_types="cpu")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply a float32 matrix by a transposed weight; inductor uses torch's own operation only for constants."""
+    """Multiply a float32 matrix by a transposed weight. Inductor itself calls oneDNN only for constant weights."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 

@@ -35,7 +35,7 @@ def _(x: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Any:
-    """Replace ``aten.softplus``; return NotImplemented for other parameters, and where torch is as fast."""
+    """Replace ``aten.softplus``; return NotImplemented for other parameters, or if torch is as fast."""
     if not _by_log1p(x) or beta != 1 or threshold < 20:  # in float32, log(1 + e^x) equals x from 20 on
         return NotImplemented
     return x.clamp(min=0) + log1p_exp(-x.abs())
@@ -67,7 +67,7 @@ def _by_log1p(x: Tensor) -> bool:
 
 
 def _log1p(e: Any, number: Callable[[float], Any] = float) -> Any:
-    """Return log(1 + e) for 0 <= e <= 1, a tensor or a value of inductor, which has its own form of constants."""
+    """Return log(1 + e) for 0 <= e <= 1. ``number`` makes constants in the form that tensors or inductor need."""
     s = e / (e + number(2))
     square = s * s
     series = number(1 / (2 * TERMS - 1))

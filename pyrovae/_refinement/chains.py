@@ -128,7 +128,7 @@ def _density(state: State) -> tuple[Tensor, Tensor]:
 
 
 def num_chains(dim: int) -> int:
-    """Return the number of chains for a datum; fitting a covariance of D dimensions takes draws in proportion to D."""
+    """Return the number of chains for a datum. The draws that a fit of a covariance needs grow in proportion to D."""
     return max(NUM_CHAINS, NUM_CHAINS * dim // 50)
 
 

@@ -48,8 +48,8 @@ class Member(NamedTuple):
     r"""A widened copy of the fitted normal density.
 
     A standard normal vector of length D has a norm of about :math:`\sqrt D`, with a standard deviation of 0.7 for every
-    D. The copies are therefore specified by the increase of the norm, which covers tails equally well in few and in
-    many dimensions.
+    D. The copies are therefore specified by the increase of the norm. The same increase covers tails equally well in
+    few and in many dimensions.
 
     Attributes:
         weight: Weight in the mixture.
@@ -133,10 +133,10 @@ class Mixture:
 
     Args:
         posterior: Posteriors of N data, with the guide.
-        density: Densities that were fitted to them.
+        density: Normal densities that were fitted to the posteriors.
         members: Copies of the normal density; the guide gets the remaining weight.
-        split: Two further densities for some of the data, which get most of the weight of the copies.
-        failed: Data that are left to the guide alone, shape ``(N,)``.
+        split: Two further densities for some of the data. They get most of the weight that the copies have elsewhere.
+        failed: True for data whose mixture is the guide alone, shape ``(N,)``.
         score_guide: If true, the guide's density is computed at all draws. If false, it is computed only at the guide's
             own draws, for guides whose density is expensive; see the module's docstring.
 
@@ -172,8 +172,8 @@ class Mixture:
 
         Args:
             num_samples: Number of draws, S.
-            noise: Standard normal vectors for the draws from the normal components, shape ``(S, N, D)``, such as those
-                of a quasi-random sequence; by default from torch's generator. The guide makes its own draws.
+            noise: Standard normal vectors for the draws from the normal components, shape ``(S, N, D)``, such as
+                vectors of a quasi-random sequence; by default from torch's generator. The guide makes its own draws.
         """
         index = self._choose(num_samples)
         from_guide = index == len(self._normals)
@@ -243,7 +243,10 @@ class Mixture:
 
 
 def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Append the weights of two halves, which get most of the normal components' weight for data that are split."""
+    """Append the weights of the two densities that split a posterior.
+
+    For data that are split, the two densities get most of the weight of the normal components; for other data, none.
+    """
     total = weights.sum(-1, keepdim=True)
     halves = torch.where(chosen[:, None], (total - total * KEPT) / 2, 0.0)
     return torch.cat([torch.where(chosen[:, None], KEPT * weights, weights), halves, halves], -1)

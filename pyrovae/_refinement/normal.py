@@ -1,4 +1,4 @@
-"""Full-covariance normal densities of many data, stored as maps from standard normal draws and their inverses."""
+"""Full-covariance normal densities of many data, stored as maps from standard normal draws and the inverse maps."""
 
 import math
 from dataclasses import dataclass

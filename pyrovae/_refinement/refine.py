@@ -27,7 +27,7 @@ class Refinement:
         split: Two further densities for data whose posterior is far from normal.
         share: Effective sample size of a few draws from the mixture, as a fraction of their number, shape ``(N,)``.
         evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts as 3.
-        failed: Data for which the fit failed, shape ``(N,)``.
+        failed: True for data for which the regression failed, shape ``(N,)``.
     """
 
     density: Normal

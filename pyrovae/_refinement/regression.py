@@ -64,7 +64,8 @@ class Fit:
         elbo: Estimate of the ELBO of each density, shape ``(N,)``, nats; ``-inf`` if the fit failed.
         evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts as 3.
         rounds: Number of rounds of each datum, including the first, shape ``(N,)``.
-        failed: Data without a round of finite values and gradients, shape ``(N,)``; use the guide alone for them.
+        failed: True for data without a round of finite values and gradients, shape ``(N,)``. Use the guide alone for
+            these data.
     """
 
     density: Normal
@@ -93,7 +94,7 @@ def fit(
             dimensions. By default the smallest such multiple that is at least 64.
         rates: Rate of each update; their number is the largest number of updates.
         num_ascent_steps: Number of steps of gradient ascent before the first round.
-        settled_gain: Gain of the ELBO in a round below which a datum is settled, nats.
+        settled_gain: A datum is settled if its ELBO gains less than this number in a round, nats.
         batch_size: Largest number of gradients per evaluation, over all data; by default all at once.
 
     Returns:
@@ -168,8 +169,8 @@ class _Round:
     Attributes:
         density: Densities of N data.
         elbo: Estimate of the ELBO, shape ``(N,)``, nats; ``-inf`` if a value or gradient is not finite.
-        slope: Mean gradient in whitened coordinates, shape ``(N, D)``.
-        curvature: Minus the mean Hessian in whitened coordinates, shape ``(N, D, D)``, symmetric.
+        slope: Mean gradient of log p(x, u) in whitened coordinates, shape ``(N, D)``.
+        curvature: Minus the mean Hessian of log p(x, u) in whitened coordinates, shape ``(N, D, D)``, symmetric.
     """
 
     density: Normal

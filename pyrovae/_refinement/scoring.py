@@ -19,6 +19,9 @@ def scores_slowly(distribution: Any) -> bool:
 
 
 def _names(transform: Any) -> list[str]:
-    """Return the class names of a transform and its parts, without the parts of an inverse, which scores fast."""
+    """Return the class names of a transform and its parts.
+
+    The parts of an inverse transform are left out, because an inverse scores given values fast.
+    """
     parts = getattr(transform, "transforms", None) or getattr(transform, "parts", None)
     return [type(transform).__name__] + [name for part in parts or () for name in _names(part)]

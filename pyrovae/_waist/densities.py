@@ -53,7 +53,7 @@ def log_joint(
         plate: The data plate, with the number of data in the arguments as its size.
         nesting: Nesting depth of the program's own plates, or ``None`` for values without a dimension of draws.
         kwargs: Keyword arguments of the model.
-        masks: Masks of the guide's latent sites at these values, which must agree with those of the model.
+        masks: Masks of the guide's latent sites at these values. The masks of the model must be the same.
 
     Raises:
         ProgramError: If the mask of a latent site differs from its mask in the guide.

@@ -21,12 +21,12 @@ def is_mean_field(name: str, model_order: Sequence[str], guide_order: Sequence[s
 
 
 def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
-    """Return KL(q || p) in closed form if that is exact and known, else log q - log p at the draw.
+    """Return KL(q || p) in closed form if ``exact`` is true and torch has the form, else log q - log p at the draw.
 
     Args:
         q: The guide's site.
         p: The model's site.
-        exact: If true, the closed form may be used, because its expectation is that of the term in the ELBO.
+        exact: True if the closed form has the expectation of log q - log p, the site's term in the ELBO.
 
     Returns:
         Divergences in nats, in the site's batch shape. If q and p have independent dimensions, the last dimension holds
@@ -45,7 +45,7 @@ def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
 
 
 def _closed_form(q: Any, p: Any) -> Tensor | None:
-    """Return KL(q || p) if torch has its closed form for these two distributions, else None."""
+    """Return KL(q || p) if torch has a closed form for these two distributions, else None."""
     try:
         return kl_divergence(q, p)
     except NotImplementedError:  # torch has no closed form

@@ -22,12 +22,12 @@ class Given(Messenger):
     """Handler that gives sites their values. A subsampling plate without a value chooses the same data in every run.
 
     If a value lies outside the support of its site, the program gets a valid value instead. The site's option
-    ``_pyrovae_inside`` marks such values, whose probability is zero. The option ``_pyrovae_conditioned`` marks observed
-    sites whose value comes from ``pyro.condition``.
+    ``_pyrovae_inside`` is a mask that is false for such values; their probability is zero. The option
+    ``_pyrovae_conditioned`` marks observed sites whose value comes from a handler such as ``pyro.condition``.
 
     Args:
         values: Values by name of the site.
-        infer: Options of enumerated sites by name, which contain the dimensions of their values.
+        infer: Options of enumerated sites by name. They contain the dimensions of the enumerated values.
     """
 
     def __init__(self, values: Mapping[str, Tensor], infer: Mapping[str, Any] | None = None) -> None:
@@ -76,7 +76,8 @@ class Draws:
         num_draws: Number of draws.
         nesting: Nesting depth of the program's own plates. The draws lie along the next dimension to the left. ``None``
             for a single draw without a dimension.
-        depth: Number of plates to the left of which sites were enumerated, or ``None``.
+        depth: Number of dimensions of plates and draws; enumerated values lie to the left of these dimensions. ``None``
+            without enumerated sites.
         infer: Options of sites by name, if the guide enumerates sites.
     """
 
@@ -131,10 +132,10 @@ def run_guide(
         num_draws: Draws per datum; must be 1 if ``nesting`` is ``None``.
         kwargs: Keyword arguments of the guide.
         nesting: Nesting depth of the program's own plates. The draws lie along the next dimension to the left.
-        values: Values of sites by name, which replace draws, and indices of subsampling plates. Dimensions of
+        values: Values of sites, which replace draws, and indices of subsampling plates, by name. Dimensions of
             enumerated sites lie to the left of the plates and of the draws.
-        depth: Nesting depth of the program's own plates, if it is known, for a run without a dimension of draws
-            (``nesting`` is ``None``).
+        depth: Nesting depth of the program's own plates, if the depth is known. It is used only for a run without a
+            dimension of draws (``nesting`` is ``None``).
     """
     given = Given(values or {})
     program = with_draws(given(guide), num_draws, nesting)
@@ -169,8 +170,8 @@ def run_model(
 ) -> list[Site]:
     """Run a model once at given values of its latent sites and return its sample sites.
 
-    Sites that request it are enumerated, along dimensions to the left of all plates and of the sites that the guide
-    enumerates.
+    Sites that request enumeration are enumerated, along dimensions to the left of all plates and of the sites that the
+    guide enumerates.
 
     Args:
         model: Pyro program of p(x, z).

@@ -23,7 +23,7 @@ def explained_divergence() -> Iterator[None]:
     """Explain the error that a distribution raises when its parameters are NaN or infinite.
 
     Raises:
-        FloatingPointError: Instead of the ValueError of the distribution.
+        FloatingPointError: If a distribution raises ValueError because its parameters are NaN or infinite.
     """
     try:
         yield

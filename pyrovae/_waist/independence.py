@@ -28,7 +28,8 @@ def with_second_draw(
 ) -> dict[str, Tensor]:
     """Return values of two draws per datum, made from a run with one draw.
 
-    The first draw is that of the run. The second is the draw of the next datum, because any value has a log-weight.
+    The first draw is that of the run. The second is the run's draw for the next datum, because any value can be
+    scored for any datum.
     Dimensions of enumerated sites on which a value depends stay to the left of the draws.
 
     Args:
@@ -61,8 +62,8 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 def kept_sets(size: int) -> list[Tensor]:
     """Return sets of data to keep, as indices; copies of the kept data replace all other data.
 
-    With fewer than :data:`FEW_DATA` data, each datum is kept in a set that leaves out any given other datum, so that
-    all dependences between data are found. With more data, irregular sets find the references that programs use: the
+    With fewer than :data:`FEW_DATA` data, every pair of data i and j has a set that keeps i and leaves out j. All
+    dependences between data are thus found. With more data, irregular sets find the references that programs use: the
     first or the last datum, the middle datum, a neighbour, the data in reverse order.
     """
     index = torch.arange(size)

@@ -130,7 +130,7 @@ def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:
 
 
 def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
-    """Raise ValueError if a plate inside the data plate subsamples, because only a part of a datum is then scored."""
+    """Raise ValueError if a plate inside the data plate subsamples: such a plate scores only a part of each datum."""
     for site in sites:
         for frame in site_plates(site):
             if frame.name != data.name and frame.size != frame.full_size:
@@ -142,7 +142,7 @@ def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
 
 
 def sized(plate: CondIndepStackFrame, sites: Sequence[Site]) -> CondIndepStackFrame:
-    """Return a plate with its size, because Pyro gives the size -1 to a plate that was declared without one.
+    """Return a plate with its size. A plate that was declared without a size, -1 in Pyro, gets the size of its sites.
 
     Args:
         plate: Plate of a run.

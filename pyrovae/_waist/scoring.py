@@ -55,7 +55,7 @@ def masked_score(site: Site) -> Tensor:
 
 
 def _without_mask(fn: Any) -> Any:
-    """Return a distribution without the masks of its method ``mask``, in the same batch shape."""
+    """Return a distribution without the masks that its method ``mask`` added, in the same batch shape."""
     if isinstance(fn, dist.MaskedDistribution):
         return _without_mask(fn.base_dist).expand(fn.batch_shape)
     if not hasattr(fn, "base_dist") or (inner := _without_mask(fn.base_dist)) is fn.base_dist:

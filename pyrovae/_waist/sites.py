@@ -37,7 +37,7 @@ def is_factor(site: Site) -> bool:
 
 
 def factors(distribution: Any) -> Any | None:
-    """Return a distribution with the latent dimensions in the batch shape, or ``None`` if they are not independent."""
+    """Return a distribution with the latent dimensions in the batch shape, or ``None`` if these are dependent."""
     if distribution.event_shape == ():
         return distribution
     independent = isinstance(distribution, torch.distributions.Independent)

@@ -37,7 +37,7 @@ def is_discrete(distribution: Any) -> bool:
 
 
 def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
-    """Return which values lie in the support, in the batch shape, or ``None`` if the support is not known."""
+    """Return a mask of the values in the support, in the batch shape, or ``None`` if the support is not known."""
     support = support_of(distribution)
     if support is None:
         return None
@@ -52,7 +52,7 @@ def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
 
 
 def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
-    """Return which whole events lie inside, given which of their entries do."""
+    """Return a mask of the events that lie inside with all entries, given a mask of the entries."""
     extra = inside.ndim - (value.ndim - len(distribution.event_shape))
     return inside if extra <= 0 else inside.flatten(-extra).all(-1)
 
@@ -154,7 +154,7 @@ def is_periodic(distribution: Any) -> bool:
 
 
 def common_support(support: Any) -> Any | None:
-    """Return a support whose bounds are numbers instead of tensors, or ``None`` if it depends on the datum."""
+    """Return a support whose bounds are numbers instead of tensors, or ``None`` if a bound depends on the datum."""
 
     def collapsed(constraint: Any) -> Any:
         if not isinstance(constraint, constraints.Constraint):

@@ -53,7 +53,7 @@ class Weights(NamedTuple):
         scale: Factor of a datum's bound in a training loss: a number, or a tensor that broadcasts to ``(N,)``.
         plate: The data plate.
         nesting: Nesting depth of the program's own plates.
-        outside: Names of the observed sites outside the data plate, whose log-probability is not part of a weight.
+        outside: Names of the observed sites outside the data plate. Their log-probabilities are not part of a weight.
         unreparameterized: Names of the guide's latent sites whose draws carry no gradient, without enumerated sites.
         densities: The terms of the log-weights; ``None`` if enumerated sites are summed out.
         model_sites: Sample sites of the model's run.
@@ -91,7 +91,7 @@ def importance_weights(
     values: Mapping[str, Tensor] | None = None,
     depth: int | None = None,
 ) -> Weights:
-    """Run guide and model, and return their log-weights, which are differentiable and subject to Pyro's handlers.
+    """Run guide and model, and return differentiable log-weights. Pyro's handlers around the call have their effect.
 
     Args:
         model: Pyro program of p(x, z).
@@ -105,8 +105,8 @@ def importance_weights(
         for_loss: If true, the weights are part of a training loss. Then the scales of single sites (annealing) multiply
             their log-probabilities, and factors and observed sites of the guide count. The factor of the data plate,
             and a factor that all sites share, are not multiplied in but returned as ``scale``.
-        values: Values of sites by name, which replace draws: for a latent site a value with a dimension of draws, for a
-            subsampling plate the indices of its data. A plate without a value chooses its data once for all draws.
+        values: Values that replace draws, by name of the site: for a latent site a value with a dimension of draws, for
+            a subsampling plate the indices of its data. A plate without a value chooses its data once for all draws.
         depth: Nesting depth of the program's own plates, for a run without a dimension of draws (``nesting`` is
             ``None``). It is required if ``values`` have dimensions of enumerated sites.
 
@@ -206,7 +206,7 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
 def _sum(
     of_model: list[Term], of_guide: list[Term], draws: Draws, data: CondIndepStackFrame
 ) -> tuple[Tensor, Densities | None]:
-    """Return log-weights, shape ``(num_draws, N)``, and their terms if no enumerated site is summed out."""
+    """Return log-weights, shape ``(num_draws, N)``, and their three terms (None if enumerated sites are summed out)."""
 
     def total(terms: list[Term]) -> Tensor:
         return sum_per_datum(terms, draws.draws_dim, dim_of(data)).expand(draws.num_draws, data.size)

@@ -261,7 +261,7 @@ class Problem:
         return self.route.run(batch, num_draws, values)
 
     def draw(self, batch: Batch, num_draws: int, *, amortized: bool = False) -> Drawn:
-        """Run the guide alone, for many draws; with ``amortized`` the guide that a proposal refines."""
+        """Run the guide alone, for many draws. If ``amortized``, run the guide even if the problem has a proposal."""
         if self.proposal is not None and not amortized:
             return self.proposal.draw(self, batch, num_draws)
         return self.route.draw(batch, num_draws)

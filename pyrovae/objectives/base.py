@@ -79,7 +79,7 @@ class Weighing:
     plate: str | None
 
     def _nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int | None:
-        """Return the nesting depth of the program's plates, or None for one draw per run. The first call checks it."""
+        """Return the nesting depth of the plates, or None for one draw per run. The first call checks the program."""
         particles = int(self.num_particles > 1)  # Pyro counts the dimension of particles in max_plate_nesting
         if not self._is_checked:
             with isolated(model, guide, seed=0), self._explained():  # the check must not change the generator
@@ -143,13 +143,13 @@ class Weighing:
 
     def _advice(self, reason: str) -> str:
         return (
-            f"{needs_one_draw_a_run(reason)}. Or run the program once per draw, {type(self).__name__}(..., "
-            f"vectorize_particles=False)."
+            f"{needs_one_draw_a_run(reason)}. Alternatively, run the program once for each draw, "
+            f"{type(self).__name__}(..., vectorize_particles=False)."
         )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Extend the error for a site outside the data plate by an objective that scores such a site."""
+        """Add the name of an objective that scores sites outside the data plate to the error for such a site."""
         try:
             yield
         except OutsidePlateError as error:
@@ -177,7 +177,11 @@ class Weighing:
         return weights
 
     def _densities(self, weights: Weights) -> Densities:
-        """Return the terms of log-weights, if they are known separately."""
+        """Return the three terms of log-weights.
+
+        Raises:
+            ValueError: If enumerated sites are summed out, so that the terms are not known separately.
+        """
         if weights.densities is None:
             raise ValueError(
                 f"{type(self).__name__} needs the densities of model and guide separately, but enumerated sites are "

@@ -173,7 +173,7 @@ class BetaTC(Objective):
 
 
 def log_batch_weights(like: Tensor, data_size: int, weights: BatchWeights) -> Tensor:
-    """Return the logarithm of the weight of datum m's posterior in q(z) at the draw of datum i, shape ``(N, N)``."""
+    """Return log w_im, the logarithms of the weights in the estimate of q(z), shape ``(N, N)``."""
     others = len(like) - 1
     if weights == "even":
         table = like.new_full((others + 1, others + 1), math.log((data_size - 1) / (data_size * others)))

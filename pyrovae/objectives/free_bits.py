@@ -100,7 +100,7 @@ class FreeBits(Objective):
 
 
 def _groups(divergence: Tensor, q: Site, data_dim: Any, vectorized: bool) -> Tensor:
-    """Return divergences as ``(groups, N)``, averaged over the draws of the run."""
+    """Return divergences averaged over draws, shape ``(groups, N)``; a group is a latent dimension or a whole site."""
     units = divergence.ndim - len(q["fn"].batch_shape)
     moved = divergence.movedim(data_dim - units, -1)
     return (moved.mean(0) if vectorized else moved).reshape(-1, moved.shape[-1])

@@ -10,8 +10,8 @@ The draws are :math:`z = T_\lambda(\epsilon)`, and a bound B is a function of th
     \qquad a_k = \frac{\partial B}{\partial \log w_k}.
 
 Other gradient estimators give each of the three parts its own coefficients. To separate the parts, the run continues
-with a *leaf* in place of every draw, which is a copy of the draw without its path. At the leaves, the densities have
-only the gradients of the model and the score. :math:`\lambda` may be any parameter, whether model and guide share it or
+with a *leaf*, a copy of the draw without its path, in place of every draw. At the leaves, the densities have only the
+gradients of the model and the score. :math:`\lambda` may be any parameter, whether model and guide share it or
 not.
 
 If a guide draws several sites, :math:`z_l = T_l(\epsilon_l; z_{<l}, \lambda)` starts from the leaves before it. Let

@@ -12,8 +12,8 @@ for d latent dimensions and a kernel scale s, where C is the mean squared distan
 
 :class:`pyro.infer.Trace_MMD` is a different objective. It uses the particles as the sample, and the whole batch as one
 event. It therefore compares :math:`\prod_n q(z_n \mid x_n)` with :math:`\prod_n p(z_n)` in N d dimensions, instead of
-q(z) with p(z). It also includes the pairs i = j, which are 1 for any draws, so that equal distributions have a positive
-distance.
+q(z) with p(z). It also includes the pairs i = j, whose kernel is 1 for any draws, so that equal distributions have a
+positive distance.
 """
 
 import math

@@ -144,13 +144,13 @@ def _is_inside(site: Site, plate: str) -> bool:
 
 
 def _own_scale(site: Site, within: str = "") -> float | None:
-    """Return a site's scale without its plates except ``within``, or None if the scale differs between data."""
+    """Return the scale of :func:`_without_plates` as a number, or None if the scale differs between data."""
     scale = _without_plates(site, within)
     return scale.item() if scale.numel() == 1 else None
 
 
 def _without_plates(site: Site, within: str) -> Tensor:
-    """Return a site's scale without the factors of its plates except that of ``within``."""
+    """Return a site's scale, divided by the subsampling factors of all plates of the site except ``within``."""
     inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
     given = site["scale"]
     scale = given.detach().double() if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
@@ -165,7 +165,7 @@ def _scaled_alike(inside: Sequence[Site], plate: str) -> bool:
 
 
 def _data_scale(observed: Sequence[Site], plate: Any) -> float:
-    """Return the factor of a datum in the loss: the scale of the observed sites if they agree, else the plate's own."""
+    """Return the factor of a datum in the loss: the common scale of the observed sites, else the plate's scale."""
     scale = _own_scale(observed[0], plate.name) if observed and _scaled_alike(observed, plate.name) else None
     return scale or float(plate.full_size / plate.size)
 

@@ -53,7 +53,7 @@ class TrainingData(Protocol):
         """Raise ValueError if a datum is NaN or infinite; called if a program cannot score the data."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the shapes and a checksum, which a checkpoint compares."""
+        """Return the shapes and a checksum, for comparison with the description in a checkpoint."""
 
     def digest(self) -> Tensor:
         """Return a checksum, which shows whether processes train on the same data."""
@@ -108,7 +108,7 @@ class _IndexedData(ABC):
         self.source.check()
 
     def describe(self) -> dict[str, Any]:
-        """Return the shapes and a checksum, which are the same for equal data of another kind."""
+        """Return the shapes and a checksum; equal data of different kinds have the same shapes and checksum."""
         shapes = [[len(self), *tensor.shape[1:]] for tensor in self.datum]
         return {"shapes": shapes, "SHA-1": self.source.fingerprint()}
 

@@ -90,8 +90,8 @@ def misfits(state: Mapping[str, Any], trained: Mapping[str, Any], optimizer: str
     Args:
         state: The state dict of the optimizer.
         trained: The parameters, as described by :func:`of_trained`.
-        optimizer: Name of its type. The states of element-wise optimizers of torch have the shapes of their parameters.
-            For other optimizers only the number of parameters is checked.
+        optimizer: Name of the optimizer's type. The states of element-wise optimizers of torch have the shapes of their
+            parameters. For other optimizers only the number of parameters is checked.
     """
     count = sum(len(group["params"]) for group in state["param_groups"])
     if count != len(trained):

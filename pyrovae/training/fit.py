@@ -293,7 +293,7 @@ def fit(
 
 
 def _device(module: nn.Module, device: str | torch.device) -> torch.device | None:
-    """Return the device to train on, or None for functions without a named device, whose networks cannot be moved."""
+    """Return the device to train on, or None for functions if no device is named: their networks are not known."""
     is_of_functions = isinstance(module, Pair) and len(owners(module.model, module.guide)) == 0
     return None if is_of_functions and device == "auto" else as_device(device)
 

@@ -28,9 +28,9 @@ class History:
             checkpoint and the run that continues from it does not count.
         skipped: Number of steps that were skipped because their loss or gradient was not finite.
         compile_seconds: Seconds that compilation took; 0 for a run that was not compiled.
-        best_epoch: Index of the epoch whose weights the module has at the end: the best epoch on the validation data,
-            or the last epoch without validation data. Epochs of a KL warm-up do not count. ``None`` if the weights come
-            from an unfinished epoch.
+        best_epoch: Index of the epoch whose weights the module has at the end: the best epoch on the validation data
+            or, without validation data, the last epoch. Epochs of a KL warm-up do not count. ``None`` if the weights
+            come from an unfinished epoch.
         interrupted: True if Ctrl-C or a signal ended the run.
 
     Example:

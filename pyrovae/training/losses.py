@@ -35,7 +35,7 @@ class LossAndGradient(Protocol):
     products: Products
 
     def __call__(self, batch: Batch, kl_weight: float | Tensor, /) -> Any:
-        """Return the loss and store its gradient in ``.grad`` of the parameters, which must be None before."""
+        """Return the loss and store its gradient in ``.grad`` of the parameters; ``.grad`` must be None before."""
 
     def value(self, batch: Batch) -> float:
         """Return the loss without a gradient."""
@@ -68,7 +68,7 @@ class Loss(LossAndGradient, Protocol):
         """Return true if the losses of two batches are added to get the loss of both, false if they are averaged."""
 
     def wrapped(self, handler: Messenger) -> "Loss":
-        """Return the same loss with a handler around its programs, if it has any."""
+        """Return the same loss with a handler around its Pyro programs, if the loss runs Pyro programs."""
 
 
 class Bound:
@@ -100,7 +100,8 @@ class Bound:
         """Check model and guide against each other and the data; return whether all log-probabilities are finite.
 
         Raises:
-            ValueError: If the programs cannot be trained on batches of this size.
+            ValueError: If model and guide do not fit each other or the data, if the objective does not sum out a site
+                that only the model enumerates, or if the programs cannot be trained on batches of this size.
 
         Warns:
             UserWarning: If sites of the data plate have different scales.
@@ -128,10 +129,10 @@ class Bound:
         return facts.is_finite
 
     def _check_summed_out(self, facts: Facts) -> None:
-        """Check that an objective of Pyro does not draw a site of the model alone from its prior.
+        """Check that an objective of Pyro does not draw from the prior a site that only the model has and enumerates.
 
         Raises:
-            ValueError: If the objective draws a site that only the model enumerates.
+            ValueError: If the objective draws from the prior a site that only the model has and enumerates.
         """
         inner = getattr(self.objective, "objective", self.objective)  # BetaELBO holds another objective
         if facts.summed_out is not None and isinstance(inner, OF_DRAWS):

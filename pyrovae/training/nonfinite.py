@@ -25,7 +25,7 @@ class DivergenceError(FloatingPointError):
 
     Attributes:
         history: History of the run up to the error.
-        epoch: Index of the epoch of the error, which is the length of the history.
+        epoch: Index of the epoch of the error, equal to the length of the history.
         step: Index of the step in that epoch; None for a bound on the validation data, and if the step is unknown.
         checkpoint: Path of the last checkpoint before the error; None without checkpoints.
     """
@@ -43,7 +43,7 @@ class NotFiniteError(Exception):
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether tensors are finite, with a single synchronization if they are."""
+    """Return whether all tensors are finite; finite tensors with finite sums need a single synchronization."""
     tensors = list(tensors)
     sums = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors])
     return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow

@@ -139,7 +139,7 @@ class PyroOptimizer:
             self.optimizer(parameters.values())
 
     def state_dict(self, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the states of the optimizers by name of their parameters."""
+        """Return the states of the optimizers, by name of the parameter that each updates."""
         with _named(parameters):
             return dict(self.optimizer.get_state())
 
@@ -157,7 +157,7 @@ class PyroOptimizer:
 
 @contextmanager
 def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Tell Pyro the names of parameters outside its store, by which it looks up options and states."""
+    """Tell Pyro the names of parameters outside its store. Pyro looks up options and states by these names."""
     names = pyro.get_param_store()._param_to_name
     added = {tensor: name for name, tensor in parameters.items() if tensor not in names}
     names.update(added)
@@ -172,7 +172,7 @@ def as_optimizer(optim: Any) -> Optimizer:
     """Return an optimizer of Pyro, or a function that makes an optimizer of torch, behind the protocol.
 
     Raises:
-        TypeError: If ``optim`` is neither.
+        TypeError: If ``optim`` is neither an optimizer of Pyro nor a function.
     """
     if isinstance(optim, PyroOptim):
         return PyroOptimizer(optim)

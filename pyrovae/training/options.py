@@ -62,7 +62,7 @@ def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) 
     """Check that a schedule fits the length of the run.
 
     Raises:
-        ValueError: If the schedule ends before the run, or needs a bound after every batch.
+        ValueError: If the schedule ends before the end of the run, or needs a bound after every batch.
 
     Warns:
         UserWarning: If a schedule is stepped once per epoch and is longer than the run.

@@ -190,7 +190,7 @@ class Run:
                 break
 
     def _weights(self, batches: Sequence[Batch]) -> Sequence[float]:
-        """Return the weight of each batch in a step, so that the loss is that of a single batch of all their data."""
+        """Return the weights with which losses of batches add up to the loss of a single batch of all their data."""
         if len(batches) == 1:
             return (1.0,)
         if self.loss.is_sum(batches[0]):

@@ -154,7 +154,7 @@ def _stored(content: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of ``pyro.param`` in a file.
 
     Raises:
-        ValueError: If the file is a checkpoint of version 0.1.0, which does not hold their constraints.
+        ValueError: If the file is a checkpoint of version 0.1.0, which does not hold constraints of parameters.
     """
     if content["kind"] == "module":
         return dict(content.get("stored", {}))

@@ -38,7 +38,7 @@ class Progress:
         order: Order in which the current epoch takes the data, shape ``(N,)``; ``None`` before its first step.
         total: Loss of the current epoch, summed over its data so far.
         seen: Number of data in that sum.
-        skipped: Number of steps that were skipped because they were not finite.
+        skipped: Number of steps that were skipped because their loss or gradient was not finite.
     """
 
     epoch: int = 0
@@ -120,7 +120,7 @@ def require(path: Path, entries: Any, *names: str) -> None:
 
 
 def file_format(path: Path, content: Mapping[str, Any]) -> int:
-    """Return the format of a file's description; files of version 0.1.0 have no number, which means format 1.
+    """Return the format of a file's description; files of version 0.1.0 state no format and have format 1.
 
     Raises:
         ValueError: If a later version wrote the file in a format that this version does not know.
@@ -166,7 +166,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Set the generators to states of :func:`generator_states`; on CUDA only if the number of devices is the same."""
+    """Set the generators to states of :func:`generator_states`; those of CUDA only for the same number of devices."""
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -82,7 +82,7 @@ class Step:
 
 
 class Guard:
-    """Checks of the numbers of a step, which skip the step or name the first number that is not finite.
+    """Checks of the numbers of a step; a check skips the step or names the first number that is not finite.
 
     Args:
         loss: The loss, which runs again to find the affected site.
@@ -116,10 +116,10 @@ class Guard:
         losses: Sequence[Any],
         slopes: Mapping[str, Tensor],
     ) -> None:
-        """Restore the buffers; unless steps are skipped, restore the generators too and name the cause.
+        """Restore the buffers. If failed steps are not skipped, also restore the generators and raise the error.
 
         Raises:
-            NotFiniteError: If steps are not skipped.
+            NotFiniteError: If failed steps are not skipped. The message names the cause.
         """
         generators, buffers = before
         restore_buffers(buffers)

@@ -19,7 +19,7 @@ def stored_parameters(module: nn.Module) -> dict[str, Stored]:
     """Return the parameters of Pyro's store that belong to no module, with their constraints, by name.
 
     The store is global and does not know which program made a parameter. If the module has a ``model`` or a ``guide``,
-    all of them are returned, otherwise none.
+    all parameters of the store that belong to no module are returned, otherwise none.
 
     Raises:
         TypeError: If the constraint of a parameter cannot be stored.

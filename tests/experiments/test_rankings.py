@@ -34,7 +34,10 @@ def both(draws: float, quoted: float | None, reliable: float) -> dict[str, objec
 
 @pytest.mark.parametrize("quoted", [None, 84.0], ids=["one number", "one row"])
 def test_there_is_no_answer_without_two_rows_that_have_both_numbers(quoted: float | None, tmp_path: Path) -> None:
-    assert tables.rankings(tmp_path).startswith("No rankings can be compared yet.")
+    assert tables.rankings(tmp_path) == (
+        "No rankings can be compared yet. A comparison needs two rows of one table that have both the NLL by 5,000 "
+        "encoder draws and the NLL by log *p(x)*.\n"
+    )
     keep(tmp_path, STANDARD, 87.0, quoted)
     keep(tmp_path, VAMP, 85.0)
     keep(tmp_path, AGAIN, 85.0, 84.0)

@@ -96,12 +96,12 @@ class Dependence:
         return Outcome(False, agrees, reason)
 
     def _check_few_data(self, one: Reference) -> None:
-        """Check each datum without each other datum, if the first run has so few that the second could miss one."""
+        """Check all pairs of data if the first run has so few data that the second run could miss a dependence."""
         if one.size < FEW_DATA:
             self.check_other_data(one, with_guide=self.repeats)
 
     def check_other_data(self, one: Reference, *, with_guide: bool = False) -> None:
-        """Replace some data by copies of others, and compare the log-weights of the rest with those of the first run.
+        """Replace some data by copies of the kept data, and check that the log-weights of the kept data do not change.
 
         Args:
             one: The first run.
@@ -162,7 +162,7 @@ class Dependence:
         return True, ""
 
     def _start(self, one: Reference, few: int) -> int:
-        """Return the start of a range of data without the references that programs use, if there is such a range."""
+        """Return the start of a range of data without the references that programs use; 1 if there is no such range."""
         references = {0, one.size - 1, one.size // 2}
         x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)
         if x is not None and len(x) == one.size:
@@ -181,7 +181,11 @@ class Dependence:
         return max(largest_difference(second, first) for second, first in pairs)
 
     def _takes_fewer(self, one: Reference, few: int) -> bool:
-        """Return whether the program runs on fewer data, and check that their log-weights do not change."""
+        """Return whether the program runs on fewer data.
+
+        Raises:
+            ValueError: If the log-weights of these data change.
+        """
         agrees, reason = self._agrees(one, few, draws=None)
         if agrees or not reason.startswith("by "):
             return agrees
@@ -194,7 +198,7 @@ class Dependence:
         """Score the draws of the first run again, and return whether the guide has the same density.
 
         Raises:
-            ValueError: If the density of the model has changed.
+            ValueError: If the density of the model differs from that in the first run.
         """
         first = one.weights
         again = self.trials.run(one.size, {**first.chosen, **one.values}, depth=one.depth)
@@ -213,7 +217,7 @@ class Dependence:
         """Check that programs with enumerated sites have the same density in two runs with the same seed.
 
         Raises:
-            ValueError: If the densities differ.
+            ValueError: If the densities of the two runs differ.
         """
         if differs_again(lambda: self.trials.run(one.size).of_model):
             self.trials.check_noise(one.size)

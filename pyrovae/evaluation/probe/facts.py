@@ -15,7 +15,7 @@ class MemoryUse:
 
     Attributes:
         per_weight: Bytes in guide and model per draw and datum.
-        guide_per_datum: Bytes in the guide per datum, which do not depend on the number of draws.
+        guide_per_datum: Bytes in the guide per datum, without the bytes that grow with the number of draws.
         guide_per_draw: Bytes in the guide per draw and datum.
         model_per_draw: Bytes in the model per draw and datum.
     """
@@ -40,7 +40,7 @@ class Probe:
         event_dims: Number of event dimensions of each latent site of the guide.
         base_measures: Base measure of each observed site.
         parameters: Values of the parameters that the programs register in Pyro's parameter store.
-        finite: Indices of the data without NaN, which the programs are expected to score.
+        finite: Indices of the data without NaN. The programs are expected to score these data.
         memory: Bytes of a run.
         dtype: Dtype of the log-weights, such as ``"float32"``.
         makes_modules: True if later runs call modules that the first run did not call, such as a dropout layer that the

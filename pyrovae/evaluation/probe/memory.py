@@ -1,4 +1,4 @@
-"""The third run: the bytes of all tensors that guide and model create, which determine the size of batches."""
+"""The third run: a count of the bytes of all tensors that guide and model create, for the size of batches."""
 
 from typing import Any
 

@@ -2,9 +2,9 @@
 
 1. Guide and model run with validation for one draw of some data. The run finds the plates, and checks model and guide
    against each other and the data against the support of the likelihood.
-2. Guide and model run for two draws of three of these data. One of the draws is that of the first run. Its log-weights
-   must not change, because they may depend neither on other draws nor on other data.
-3. Guide and model run for eleven draws. The bytes of all tensors are counted, which determines the size of batches.
+2. Guide and model run for two draws of three of these data. One of the draws is that of the first run. The
+   log-weights of this draw must not change, because a log-weight may depend neither on other draws nor on other data.
+3. Guide and model run for eleven draws. The number of bytes of all tensors determines the size of batches.
 
 In the second and third run, the model must not use random numbers that it draws outside its sample sites.
 
@@ -31,7 +31,7 @@ from pyrovae.isolation import Isolation
 
 
 def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
-    """Find the facts about a program. The call must be inside an isolation.
+    """Find the facts about a program. The call must be inside the context of ``isolation``.
 
     Args:
         trials: Runs of the programs.

@@ -34,7 +34,7 @@ class Space:
 
     Attributes:
         sites: Latent sites of model and guide, by name.
-        noise: Auxiliary sites of the guide, whose values are the coordinates of the points.
+        noise: Auxiliary sites of the guide. Their values are the real coordinates u of the guide's points.
         dim: Length of a vector u, D.
 
     Raises:
@@ -165,7 +165,7 @@ class Space:
         return values, log_det
 
     def given_to_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the values that the guide gets at u: values of the latents, or of the noise that determines them."""
+        """Return the values that the guide gets at u: those of the latents, with auxiliary sites in place of points."""
         if not self.noise:
             return values
         real = self._split(u, self.shapes)
@@ -229,7 +229,7 @@ def _check_unmasked(name: str, site: Site) -> None:
 
 
 def _holds(first: Any, second: Any, real: Tensor) -> bool:
-    """Return whether one support contains the values of another support at some real coordinates."""
+    """Return whether the first support contains the values of the second support at given real coordinates."""
     return bool(first.check(biject_to(second)(real)).all())
 
 

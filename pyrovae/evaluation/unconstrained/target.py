@@ -17,10 +17,11 @@ class Target:
     Args:
         space: The map to real vectors.
         batch: A batch of data.
-        amortized: If true, q is the guide that a proposal refines instead of the proposal itself.
+        amortized: If true, q is the guide, even if the problem has a proposal that refines the guide.
         is_checked: If true, the supports of the latents are known to be those of the space.
         compiles: If true, gradients are compiled if the problem asks for it. Each shape is compiled anew, which takes
-            seconds. The data that a stage leaves over differ in number from batch to batch, so they are not compiled.
+            seconds. The number of data that a stage leaves over differs between batches, so their gradients are not
+            compiled.
 
     Attributes:
         size: Number of data in the batch, N.

@@ -18,7 +18,7 @@ class Gradients(Protocol):
     compile_seconds: float
 
     def __call__(self, batch: Any, kl_weight: float, /) -> Any:
-        """Return the loss of a batch and store its gradient in ``.grad`` of the parameters, which must be None."""
+        """Return the loss of a batch and store its gradient in ``.grad`` of the parameters; ``.grad`` must be None."""
 
     def value(self, batch: Any) -> float:
         """Return the loss of a batch without a gradient."""

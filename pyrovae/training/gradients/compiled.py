@@ -29,9 +29,10 @@ def products_in(precision: Precision, device: torch.device) -> Products:
 
 
 class CompiledGradients:
-    """The gradient of a loss by one graph for each batch shape; the loss must have checked a batch before.
+    """The gradient of a loss by one graph for each batch shape.
 
-    A program that cannot be compiled runs eagerly after a warning that names the cause.
+    The loss must have checked a batch before the first gradient. A program that cannot be compiled runs eagerly after a
+    warning that names the cause.
 
     Args:
         loss: Loss to differentiate.

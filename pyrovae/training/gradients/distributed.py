@@ -93,7 +93,10 @@ class DistributedGradients:
             dist.broadcast(buffer, src=0)
 
     def _leaves_some_out(self, batch: Batch) -> bool:
-        """Return whether the loss ignores parameters, which DistributedDataParallel must then find at each step."""
+        """Return whether the loss ignores some parameters.
+
+        If it does, DistributedDataParallel must find the ignored parameters at each step.
+        """
         parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         piece, mine, _ = self._mine(batch)
         with isolated(*self.loss.programs, seed=0), torch.enable_grad():
@@ -111,7 +114,7 @@ class DistributedGradients:
                 torch.autograd.backward(loss)
 
     def _mine(self, batch: Batch) -> tuple[Slice, Batch, float]:
-        """Return the slice of this process, the data of the slice, and the weight of their loss."""
+        """Return the slice of this process, the data of the slice, and the weight of the slice's loss."""
         size, rank = len(batch[0]), parallel.rank()
         if rank >= size:
             piece = Slice(0, 1, size)
@@ -145,7 +148,7 @@ def _part(batch: Batch, piece: Slice) -> Batch:
 
 
 def _check(loss: Loss, tensors: Tensors) -> None:
-    """Raise ValueError for a loss that would differ in several processes.
+    """Raise ValueError if several processes would train on another loss than a single process.
 
     Raises:
         ValueError: If the loss has parameters outside the module or a batch normalization, or is not a sum over data.
@@ -171,7 +174,7 @@ def _check(loss: Loss, tensors: Tensors) -> None:
 
 
 def _is_sum(loss: Loss) -> bool:
-    """Return whether a loss is known to be a sum over the data, by the attribute ``is_of_batch`` of its parts."""
+    """Return whether a loss is known to be a sum over the data, by its type or by attributes ``is_of_batch``."""
     if not isinstance(loss, Bound):
         (module,) = loss.programs
         return not any(getattr(part, "is_of_batch", False) for part in vars(module).values())

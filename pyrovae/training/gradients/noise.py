@@ -122,7 +122,7 @@ class Noise:
 
 
 class SiteLocator(Messenger):
-    """Handler that tells the noise which dimension of a site's draws holds the data. It must be the innermost one.
+    """Handler that tells the noise which dimension of a site's draws holds the data. It must be the innermost handler.
 
     Args:
         noise: Noise to inform.

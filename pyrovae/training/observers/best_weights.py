@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class BestWeights(Observer):
-    """The tensors at the epoch with the best bound on the validation data, or at the last epoch without such data.
+    """The tensors at the epoch with the best bound on the validation data, or, without such data, at the last epoch.
 
     While the weight of the latent sites is below 1, the last epoch counts as the best.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointObserver(Observer):
-    """Observer that saves a run in a folder of checkpoints, which the first process reads and writes.
+    """Observer that saves a run in a folder of checkpoints. Only the first process reads and writes files.
 
     Args:
         checkpoints: Folder of the checkpoints.

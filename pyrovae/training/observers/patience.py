@@ -21,7 +21,7 @@ class Patience(Observer):
         self.epochs = epochs
 
     def reason_to_stop(self, run: Run) -> str | None:
-        """Return a reason if the best epoch is further back than the patience."""
+        """Return a reason once enough epochs with a KL weight of 1 have passed since the best epoch."""
         weights = run.state.history.kl_weight[run.state.best.epoch + 1 :]
         if sum(weight >= 1 for weight in weights) < self.epochs:
             return None

@@ -26,7 +26,7 @@ class Pictures:
             ``mean`` are asked for means.
         first: Function that returns the first data. Data are images if a datum has shape ``(height, width)`` or
             ``(1 or 3, height, width)``.
-        is_held_out: True if these are validation data, which are reconstructed.
+        is_held_out: True if the first data are validation data. Training data are not reconstructed.
     """
 
     def __init__(self, module: nn.Module, first: Callable[[int], Batch], is_held_out: bool) -> None:
