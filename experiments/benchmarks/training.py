@@ -124,7 +124,7 @@ def write(options: Any, name: str, table: pd.DataFrame, races: Mapping[Any, Race
     for contender, reason in {item for result in races.values() for item in result.missing.items()}:
         print(f"\n{contender} is missing: {reason}")
     record = {
-        "options": {key: value for key, value in asdict(options).items() if key != "out"},
+        "options": {key: value for key, value in asdict(options).items() if not isinstance(value, Path)},
         "machine": machine(options.device),
         "table": table.to_dict("index"),
         "races": {key: {**vars(result), "seconds": result.seconds.to_dict("list")} for key, result in races.items()},

@@ -1,4 +1,4 @@
-r"""Is a gradient estimator biased, and how large is its variance?
+r"""Bias and variance of gradient estimators.
 
 The linear-Gaussian VAE has x | z ~ N(W z + b, sigma^2 I) and q = N(m(x), diag(s(x)^2)). Its ELBO has the closed form
 

@@ -54,6 +54,7 @@ class _LocationScale(Likelihood):
         return self._of_scale(loc, self.min_scale + (self.log_scale if log_scale is None else log_scale).exp())
 
     def _of_scale(self, loc: Tensor, scale: Tensor) -> Any:
+        """Return the distribution with this location and scale; each subclass implements it."""
         raise NotImplementedError
 
 

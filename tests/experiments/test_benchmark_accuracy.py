@@ -59,6 +59,7 @@ def test_all_estimators_are_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
     table = accuracy.main(accuracy.Options(**SMALL, out=tmp_path))
     record = json.loads((tmp_path / "accuracy.json").read_text())
     assert record["table"] == table.to_dict("index")
+    assert not {"weights", "out"} & record["options"].keys()  # paths are those of one machine
     all_ways = accuracy.ways(Oracle().vae, "none", accuracy.Options())
     assert {name.rsplit(", ", 1)[0] for name in table.index} == set(all_ways)
     assert table.to_string() in capsys.readouterr().out
