@@ -224,7 +224,13 @@ def _row(
 
 
 def tabulate(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the table to print, with errors relative to those of encoder draws in the same time."""
+    """Return the table to print, with errors relative to those of encoder draws in the same time.
+
+    Raises:
+        ValueError: If the set-up took longer than an evaluation, so that the time per digit is unknown.
+    """
+    if not (points.seconds > 0).all():
+        raise ValueError("the set-up took longer than an evaluation. Evaluate more digits, such as --data 150.")
     encoder = points[points.way == ENCODER]
     slope, offset = np.polyfit(np.log(encoder.seconds), np.log(encoder.error), 1)
     same_seconds = np.exp(offset + slope * np.log(points.seconds))

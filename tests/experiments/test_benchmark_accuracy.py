@@ -51,12 +51,14 @@ def test_the_ratio_is_that_to_encoder_draws_of_the_same_seconds() -> None:
     assert table.index[2:].tolist() == ["log_likelihood, precision 0.1", "annealing, 7 temperatures"]
     ratios = table["error / encoder draws, equal seconds"].astype(float)
     assert ratios.tolist() == pytest.approx([1, 1, 0.05 / (0.8 / 2**0.5), 2], rel=0.02)
+    with pytest.raises(ValueError, match="the set-up took longer than an evaluation"):
+        accuracy.tabulate(points.assign(seconds=0.0))
     assert len(accuracy.draw(points).axes[0].lines) == 3
 
 
 @pytest.mark.slow
 def test_all_estimators_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = accuracy.main(accuracy.Options(**SMALL, out=tmp_path))
+    table = accuracy.main(accuracy.Options(**{**SMALL, "data": 60, "draws": (200, 4000)}, out=tmp_path))
     record = json.loads((tmp_path / "accuracy.json").read_text())
     assert record["table"] == table.to_dict("index")
     assert not {"weights", "out"} & record["options"].keys()  # paths are those of one machine
