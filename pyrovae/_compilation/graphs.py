@@ -13,6 +13,7 @@ decision that depends on the value of a tensor cannot be recorded.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.fx.graph import CodeGen
 
 from pyrovae._compilation import onednn, softplus
 from pyrovae._compilation.cuda_graphs import replayed
+from pyrovae._compilation.instructions import compile_graph
 from pyrovae._compilation.tracing import UntraceableError, unchanged, without_values
 from pyrovae._warnings import find_stack_level
 from pyrovae.isolation import seeded
@@ -48,6 +50,8 @@ class Graph:
     Attributes:
         module: Graph module that takes the values of ``fixed``, ``varying`` and ``found``, and returns a list.
         found: Further tensors that the function read.
+        text: The operations with the numbers that Python code gave them, as text. A function whose Python values have
+            not changed since has the same text when it is recorded again.
 
     Raises:
         UntraceableError: If the function makes a decision by the value of a tensor, keeps a state other than the values
@@ -74,6 +78,7 @@ class Graph:
                 raise UntraceableError("the programs hold a Generator, which is not a tensor") from error
             raise
         self.found = _lift(self.module)
+        self.text = _text(self.module)
         operations = len(self.module.graph.nodes)
         if operations > MAX_OPERATIONS:
             raise UntraceableError(
@@ -96,7 +101,7 @@ class Graph:
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             warnings.filterwarnings("ignore", r"\s*Online softmax is disabled", UserWarning)
             try:
-                compiled = inductor.compile(self.module, [*fixed, *varying, *found], {"fallback_random": True})
+                compiled = compile_graph(self.module, [*fixed, *varying, *found], {"fallback_random": True})
             except DynamicOutputShapeException as error:
                 raise UntraceableError(f"the shape of a result depends on values, in {error}") from error
 
@@ -155,20 +160,52 @@ def compiled_or_none(
     *,
     caller: str,
     frozen: bool = False,
-) -> Callable[..., Sequence[Tensor]] | None:
-    """Return a compiled function for the arguments of :class:`Graph`, or None after a warning that names the reason.
+    tell: Callable[[str], None] | None = None,
+) -> "Compiled | None":
+    """Return a compiled function for the arguments of :class:`Graph`, or None if there can be none.
 
-    With ``frozen``, the values of parameters are fixed too, and matrix products of parameters alone are computed once.
+    Args:
+        function: See :class:`Graph`.
+        fixed: See :class:`Graph`.
+        varying: See :class:`Graph`.
+        modules: See :class:`Graph`.
+        caller: Name of the caller, for the message with the reason.
+        frozen: If true, the values of parameters are fixed too, and matrix products of parameters alone are computed
+            once.
+        tell: Function that is called with the message; by default a warning.
     """
     try:
         graph = Graph(function, fixed, varying, modules)
         if frozen:
             graph.fold()
-        return graph.compile()
+        return Compiled(graph.compile(), graph.text)
     except Exception as error:  # an error of the function itself is raised again when the function runs
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
-        warnings.warn(f"{caller} continues without compilation: {reason}", stacklevel=find_stack_level())
+        (tell or warn)(f"{caller} continues without compilation: {reason}")
         return None
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the caller of the package."""
+    warnings.warn(message, stacklevel=find_stack_level())
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled function and the text of its graph; see :class:`Graph`."""
+
+    run: Callable[..., Sequence[Tensor]]
+    text: str
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """Return the results for tensors in place of the varying tensors."""
+        return self.run(*tensors)
+
+
+def _text(module: fx.GraphModule) -> str:
+    """Return the code of a graph and the values of the literals in it."""
+    literals = [getattr(module, str(node.target)) for node in module.graph.find_nodes(op="get_attr")]
+    return f"{module.code}{[each.tolist() for each in literals]}"
 
 
 def _draws(node: fx.Node) -> bool:

@@ -65,7 +65,7 @@ def fit(
     transform: Transform | None = None,
     accumulate: int = 1,
     patience: int | None = None,
-    compile: bool = False,  # noqa: A002  # torch uses this name
+    compile: bool | None = None,  # noqa: A002  # torch uses this name
     precision: Precision | None = None,
     clip_norm: float | None = None,
     on_nonfinite: NonFinite = "raise",
@@ -87,9 +87,9 @@ def fit(
 
     With a checkpoint folder, the same call continues an interrupted run from its last checkpoint. With more epochs it
     also continues a finished run. On a CPU, the parameters then equal those of an uninterrupted run bit for bit, with
-    two exceptions: a stream continues with a new pass, and worker processes that change data at random draw new
-    numbers. On Ctrl-C and SIGTERM, the current step is finished and saved before the run stops. A SIGTERM then ends the
-    process as usual.
+    three exceptions: a stream continues with a new pass, worker processes that change data at random draw new numbers,
+    and a run that is extended to 10,000 steps or more is compiled from then on unless ``compile`` is given. On Ctrl-C
+    and SIGTERM, the current step is finished and saved before the run stops. A SIGTERM then ends the process as usual.
 
     If several processes have joined ( :mod:`pyrovae.parallel`), each takes a slice of every batch, and all end with the
     same parameters. The following raise an error, because the result would differ from a single-process run: objectives
@@ -134,10 +134,14 @@ def fit(
         patience: Number of epochs without a better bound on the validation data after which training stops.
         compile: If true, the gradient is compiled by torch's inductor. The programs run once and are recorded as a
             graph that includes the backward pass. This takes 5 to 40 seconds for each batch shape and pays off after
-            some thousands of steps. The noise is the same, and gradients differ by rounding. Numbers and branches that
-            the programs compute in Python keep their values from that run. On CUDA the graph is captured, and so is the
-            step of a fused Adam or AdamW, and of torch's optimizers with ``capturable=True``. A program that cannot be
-            compiled is trained eagerly after a warning that names the cause.
+            some thousands of steps. By default, runs of at least 10,000 steps in a single process are compiled. The
+            noise is the same as without compilation, and gradients differ by rounding. Numbers and branches that the
+            programs compute in Python keep their values from the recorded run. At the beginning of an epoch, the
+            compiled loss is compared with that of the programs. If a number in Python has changed, training continues
+            without compilation after a warning. A program that cannot be compiled is also trained without
+            compilation; a warning names the cause if ``compile`` is true, and the log if it is None. On CUDA the graph
+            is captured, and so is the step of a fused Adam or AdamW, and of torch's optimizers with
+            ``capturable=True``.
         precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
             Parameters and all other operations keep their precision. By default torch's own setting.
         clip_norm: Largest norm of the gradient over all parameters; larger gradients are scaled down to it.
@@ -271,6 +275,7 @@ def fit(
             parameters,
             batches,
             is_compiled=compile,
+            steps=epochs * plan.steps,
             weighted=callable(kl_warmup) or kl_warmup > 0,
             # A captured step keeps its learning rate, so a schedule per batch would need a new capture at every step.
             optimizer=None if schedule is not None and scheduler_step == "batch" else updates.optimizer,

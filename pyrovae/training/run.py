@@ -171,6 +171,7 @@ class Run:
         plan, now = self.plan, self.state.progress
         if now.order is None:
             now.order, now.total = plan.train.order(), _zero(plan.train.source.device)
+        self.step.gradients.compare()
         ramp = kl_weights(plan.kl_warmup, now.epoch, plan.steps)[now.step :]
         schedule = self.state.schedule if plan.scheduler_step == "batch" else None
         counting = [each for each in self.observers if type(each).after_step is not Observer.after_step]

@@ -4,6 +4,7 @@ import pickle
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,15 @@ def nuts(folder: Path | None, **options: Any) -> xr.Dataset:
     )
 
 
+@cache
+def first_evaluation() -> xr.Dataset:
+    """Evaluate once, so that an interruption cannot hit the reference of a second call."""
+    return evaluated(None)
+
+
 def inference_gaps(folder: Path | None, **options: Any) -> xr.Dataset:
     vae, x = model_and_data()
-    reference = evaluated(None)
+    reference = first_evaluation()
     return pv.evaluation.inference_gaps(
         vae.model, vae.guide, x, reference, num_steps=5, num_particles=10, num_samples=20, checkpoint=folder, **options
     )

@@ -221,8 +221,9 @@ def bdmc(
         num_temperatures=num_temperatures,
         num_leapfrog=num_leapfrog,
     )
+    done = found.sizes["datum"]  # an interrupted evaluation has fewer rows than data
     columns_of_data = {
-        f"simulated_{i}": (("datum", *(f"dim_{i}_{j}" for j in range(arg.ndim - 1))), arg.cpu().numpy())
+        f"simulated_{i}": (("datum", *(f"dim_{i}_{j}" for j in range(arg.ndim - 1))), arg[:done].cpu().numpy())
         for i, arg in enumerate(args)
         if isinstance(arg, Tensor)
     }

@@ -11,10 +11,12 @@ class Gradients(Protocol):
 
     Attributes:
         parameters: Trained parameters of the last gradient, by name.
+        is_compiled: Whether the gradient is computed by compiled graphs.
         compile_seconds: Seconds that compilation has taken so far.
     """
 
     parameters: Mapping[str, Tensor]
+    is_compiled: bool
     compile_seconds: float
 
     def __call__(self, batch: Any, kl_weight: float, /) -> Any:
@@ -25,6 +27,9 @@ class Gradients(Protocol):
 
     def update(self, step: Callable[[], None]) -> None:
         """Make the optimizer's step from the stored gradients."""
+
+    def compare(self) -> None:
+        """Compare the loss of the next call with that of the programs, if the gradient is compiled."""
 
     def sync_buffers(self) -> None:
         """Copy the buffers of the first process to all processes."""

@@ -33,6 +33,7 @@ class CallGradients:
         seen: Parameters of all calls, by name.
     """
 
+    is_compiled = False
     compile_seconds = 0.0
 
     def __init__(self, module: Any, loss: Any, products: Products) -> None:
@@ -56,6 +57,9 @@ class CallGradients:
     def update(self, step: Callable[[], None]) -> None:
         """Make the optimizer's step."""
         step()
+
+    def compare(self) -> None:
+        """Do nothing, because the gradient is not compiled."""
 
     def sync_buffers(self) -> None:
         """Do nothing, because there is only one process."""

@@ -1,5 +1,6 @@
 """The choice between eager, compiled and distributed gradients."""
 
+import logging
 import warnings
 
 import torch
@@ -14,6 +15,10 @@ from pyrovae.training.gradients.eager import EagerGradients
 from pyrovae.training.losses import Loss
 from pyrovae.training.state import Tensors
 
+WORTH_STEPS = 10_000  # a step of a small perceptron gains 2 ms, and compilation takes 10 to 20 s
+
+logger = logging.getLogger(__name__)
+
 
 def choose_gradients(
     loss: Loss,
@@ -21,7 +26,8 @@ def choose_gradients(
     parameters: dict[str, Tensor],
     batches: Batches,
     *,
-    is_compiled: bool,
+    is_compiled: bool | None,
+    steps: int,
     weighted: bool,
     optimizer: torch.optim.Optimizer | None,
 ) -> Gradients:
@@ -32,7 +38,8 @@ def choose_gradients(
         tensors: Tensors of the module.
         parameters: Trained parameters by name.
         batches: Batches of the training data.
-        is_compiled: If true, gradients are compiled.
+        is_compiled: Whether gradients are compiled; None compiles those of runs with at least ``WORTH_STEPS`` steps.
+        steps: Number of steps of the run.
         weighted: If true, the weight of the latent sites changes during the run.
         optimizer: The optimizer, if a compiled gradient may capture its step.
 
@@ -48,8 +55,10 @@ def choose_gradients(
         with isolated(*loss.programs, seed=0):
             batch = next(iter(batches))
         return DistributedGradients(loss, tensors, parameters, batch)
-    if not is_compiled:
+    is_worth_it = steps >= WORTH_STEPS and batches.source.device.type in ("cpu", "cuda")
+    if not (is_worth_it if is_compiled is None else is_compiled):
         return EagerGradients(loss, parameters)
+    from pyrovae._compilation.graphs import warn
     from pyrovae.training.gradients.compiled import CompiledGradients
 
     return CompiledGradients(
@@ -59,4 +68,5 @@ def choose_gradients(
         module.modules(),
         weighted=weighted,
         optimizer=optimizer,
+        tell=logger.info if is_compiled is None else warn,  # a choice of the package needs no warning
     )

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae._compilation.graphs import compiled_or_none
+from pyrovae._compilation.graphs import Graph, compiled_or_none, warn
 from pyrovae._compilation.precision import Precision, check_precision, products
 from pyrovae.training.batches import Batch
 from pyrovae.training.captured_step import CapturedUpdates, can_be_captured
+from pyrovae.training.gradients.comparison import Comparison
 from pyrovae.training.losses import LossAndGradient, Products
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class CompiledGradients:
     """The gradient of a loss by one graph for each batch shape.
 
     The loss must have checked a batch before the first gradient. A program that cannot be compiled runs eagerly after a
-    warning that names the cause.
+    message that names the cause. The same happens if a comparison shows that a graph no longer computes the loss of its
+    programs, because a number or a branch in Python has changed.
 
     Args:
         loss: Loss to differentiate.
@@ -41,8 +43,11 @@ class CompiledGradients:
         modules: Modules that the programs run.
         weighted: If true, the weight of the latent sites may differ from 1.
         optimizer: Optimizer whose steps are captured as a CUDA graph if possible; ``None`` captures no steps.
-        caller: Name of the caller, for warnings.
+        caller: Name of the caller, for messages.
+        tell: Function that is called with the message for a program that cannot be compiled; by default a warning.
     """
+
+    is_compiled = True
 
     def __init__(
         self,
@@ -54,11 +59,14 @@ class CompiledGradients:
         weighted: bool,
         optimizer: torch.optim.Optimizer | None = None,
         caller: str = "fit",
+        tell: Callable[[str], None] = warn,
     ) -> None:
-        self.loss, self.parameters, self.weighted, self.caller = loss, parameters, weighted, caller
+        self.loss, self.parameters, self.weighted, self.caller, self.tell = loss, parameters, weighted, caller, tell
         self.modules = list(modules)
         self.tensors = list({id(tensor): tensor for tensor in (*parameters.values(), *others)}.values())
-        self.graphs: dict[Any, Callable[..., Tensor | float]] = {}
+        self.graphs: dict[Any, Callable[[Sequence[Tensor]], Tensor]] = {}
+        self.texts: dict[Any, str] = {}
+        self.comparison = Comparison(list(parameters.values()), self.modules)
         self.compile_seconds, self.has_failed = 0.0, False
         self.is_in_place = False  # true if the last gradients are outputs of a CUDA graph, whose addresses are fixed
         can_capture = optimizer is not None and can_be_captured(optimizer)
@@ -68,11 +76,25 @@ class CompiledGradients:
         """Return the loss at a KL weight, and store its gradient."""
         inputs = (*batch, batch[0].new_full((), kl_weight)) if self.weighted else batch
         key = tuple((tensor.shape, tensor.dtype) for tensor in batch)
+        if self.has_failed:
+            return self._eager(batch, kl_weight)
         if key not in self.graphs:
             start = time.perf_counter()
-            self.graphs[key] = self._graph(batch, inputs)
+            compiled = self._graph(key, batch, inputs)
             self.compile_seconds += time.perf_counter() - start
-        return self.graphs[key](batch, kl_weight, inputs)
+            if compiled is None:
+                self.has_failed = True
+                return self._eager(batch, kl_weight)
+            self.graphs[key] = compiled
+            self.comparison.is_due = True
+        if self.comparison.is_due:
+            return self._compared(key, batch, kl_weight, inputs)
+        self.comparison.calls += 1
+        return self.graphs[key](inputs)
+
+    def compare(self) -> None:
+        """Compare the loss of the next call with that of its programs, if the last comparison is not recent."""
+        self.comparison.request()
 
     def value(self, batch: Batch) -> float:
         """Return the loss of a batch without a gradient, eagerly."""
@@ -88,27 +110,64 @@ class CompiledGradients:
     def sync_buffers(self) -> None:
         """Do nothing, because there is only one process."""
 
-    def _graph(self, batch: Batch, inputs: Sequence[Tensor]) -> Callable[..., Tensor | float]:
-        parameters, receivers = list(self.parameters.values()), list[Tensor]()
+    def _compared(self, key: Any, batch: Batch, kl_weight: float, inputs: Sequence[Tensor]) -> Tensor | float:
+        """Return the loss of a batch, by its programs if they no longer compute what the graph computes."""
+        before, past = self.comparison.state(), self.comparison.calls
+        expected = float(torch.as_tensor(self._eager(batch, kl_weight)).detach())
+        self.comparison.restore(before)
+        loss = self.graphs[key](inputs)
+        if not self.comparison.differ(float(loss), expected, torch.finfo(loss.dtype).eps):
+            return loss
+        if self._text(batch, inputs) == self.texts[key]:
+            self.comparison.accept(float(loss), expected)
+            return loss
+        self.has_failed = True
+        warn(
+            f"{self.caller} continues without compilation: a number or a branch that the programs compute in Python "
+            f"has changed since they were recorded. The recorded loss is {float(loss):.6g}, and the programs now "
+            f"give {expected:.6g}. Up to {past} steps before this one may have used the old value. Keep a number that "
+            f"changes in a tensor and change it in place, for example by beta.fill_(0.5), or pass compile=False."
+        )
+        self.comparison.restore(before)
+        return self._eager(batch, kl_weight)
+
+    def _text(self, batch: Batch, inputs: Sequence[Tensor]) -> str | None:
+        """Return the text of the graph of the programs as they are now, or None if they cannot be recorded."""
+        gradients = [parameter.grad for parameter in self.parameters.values()]
+        self._forget_gradients()
+        try:
+            with self.loss.products():
+                outputs = partial(self._outputs, batch, inputs, [])
+                return Graph(outputs, self.tensors, inputs, self.modules).text
+        except Exception:  # an error of the programs is raised again when they run
+            return None
+        finally:
+            for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+                parameter.grad = gradient
+
+    def _outputs(self, batch: Batch, inputs: Sequence[Tensor], receivers: list[Tensor]) -> list[Tensor]:
+        """Return the loss and the gradients, and list the parameters that receive them."""
+        loss = self.loss(batch, inputs[-1] if self.weighted else 1.0)
+        receivers[:] = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
+        return [torch.as_tensor(loss), *(p.grad for p in receivers if p.grad is not None)]
+
+    def _graph(self, key: Any, batch: Batch, inputs: Sequence[Tensor]) -> Callable[..., Tensor] | None:
+        receivers = list[Tensor]()
         start = time.perf_counter()
-
-        def loss_and_gradients() -> list[Tensor]:
-            loss = self.loss(batch, inputs[-1] if self.weighted else 1.0)
-            receivers[:] = [parameter for parameter in parameters if parameter.grad is not None]
-            return [torch.as_tensor(loss), *(p.grad for p in parameters if p.grad is not None)]
-
+        outputs = partial(self._outputs, batch, inputs, receivers)
         try:
             with self.loss.products():  # a CUDA graph keeps the kernels with which it was captured
-                compiled = compiled_or_none(loss_and_gradients, self.tensors, inputs, self.modules, caller=self.caller)
+                compiled = compiled_or_none(
+                    outputs, self.tensors, inputs, self.modules, caller=self.caller, tell=self.tell
+                )
         finally:
-            for parameter in parameters:
-                parameter.grad = None
+            self._forget_gradients()
         if compiled is None:
-            self.has_failed = True
-            return self._eager
+            return None
         logger.info("compiled for a batch of %d in %.1f s", len(batch[0]), time.perf_counter() - start)
+        self.texts[key] = compiled.text
 
-        def run(_: Batch, __: float, inputs: Sequence[Tensor]) -> Tensor:
+        def run(inputs: Sequence[Tensor]) -> Tensor:
             loss, *gradients = compiled(*inputs)
             for parameter, gradient in zip(receivers, gradients, strict=True):
                 parameter.grad = gradient
@@ -117,6 +176,10 @@ class CompiledGradients:
 
         return run
 
-    def _eager(self, batch: Batch, kl_weight: float, _: Sequence[Tensor]) -> Tensor | float:
+    def _eager(self, batch: Batch, kl_weight: float) -> Tensor | float:
         self.is_in_place = False
         return self.loss(batch, kl_weight)
+
+    def _forget_gradients(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None

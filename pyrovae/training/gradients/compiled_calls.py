@@ -20,6 +20,7 @@ from pyrovae.training.gradients.calls import Call, CallGradients, modules_that_r
 from pyrovae.training.gradients.compiled import CompiledGradients
 
 MAX_GRAPHS = 8
+COMPARED_EVERY = 100  # calls, of which one is compared with an eager run
 _PLAIN = bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size
 
 
@@ -33,8 +34,10 @@ class CompiledCallGradients:
         parameters: Parameters of the last call, by name.
     """
 
+    is_compiled = True
+
     def __init__(self, eager: CallGradients) -> None:
-        self.eager = eager
+        self.eager, self.calls = eager, 0
         self.parameters: Mapping[str, Tensor] = {}
         self.kinds: dict[Any, Kind] = {}
         self.compile_seconds = 0.0
@@ -62,6 +65,9 @@ class CompiledCallGradients:
         if kind.gradients.has_failed:
             return self._run_eagerly(batch, kl_weight)
         self.parameters = kind.parameters
+        self.calls += 1
+        if self.calls % COMPARED_EVERY == 0:
+            kind.gradients.compare()
         before = kind.gradients.compile_seconds
         loss = kind.gradients(tensors or kind.placeholder, kl_weight)
         self.compile_seconds += kind.gradients.compile_seconds - before
@@ -74,6 +80,9 @@ class CompiledCallGradients:
     def update(self, step: Callable[[], None]) -> None:
         """Make the optimizer's step."""
         step()
+
+    def compare(self) -> None:
+        """Do nothing, because a hundredth of the calls is compared anyway."""
 
     def sync_buffers(self) -> None:
         """Do nothing, because there is only one process."""

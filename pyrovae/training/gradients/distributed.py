@@ -48,6 +48,7 @@ class DistributedGradients:
         ValueError: If the loss is not a sum over the data, or has parameters that do not belong to the module.
     """
 
+    is_compiled = False
     compile_seconds = 0.0
 
     def __init__(self, loss: Loss, tensors: Tensors, parameters: Mapping[str, Tensor], batch: Batch) -> None:
@@ -86,6 +87,9 @@ class DistributedGradients:
     def update(self, step: Callable[[], None]) -> None:
         """Make the optimizer's step, which is the same in all processes."""
         step()
+
+    def compare(self) -> None:
+        """Do nothing, because the gradient is not compiled."""
 
     def sync_buffers(self) -> None:
         """Copy the buffers of the first process to all processes, as every step does before it begins."""

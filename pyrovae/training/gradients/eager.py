@@ -16,6 +16,7 @@ class EagerGradients:
         parameters: Trained parameters by name.
     """
 
+    is_compiled = False
     compile_seconds = 0.0
 
     def __init__(self, loss: Loss, parameters: Mapping[str, Tensor]) -> None:
@@ -32,6 +33,9 @@ class EagerGradients:
     def update(self, step: Callable[[], None]) -> None:
         """Make the optimizer's step."""
         step()
+
+    def compare(self) -> None:
+        """Do nothing, because the gradient is not compiled."""
 
     def sync_buffers(self) -> None:
         """Do nothing, because there is only one process."""

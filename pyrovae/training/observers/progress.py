@@ -33,6 +33,8 @@ class ProgressBar(Observer):
         """Show the bar; steps before a checkpoint do not count towards the rate."""
         self.bar = tqdm(total=run.plan.epochs * run.plan.steps, unit="step", desc=self.name, disable=self.hidden)
         self.bar.n = self.bar.initial = self.bar.last_print_n = run.steps_made
+        if run.step.gradients.is_compiled:
+            self.bar.set_postfix_str("compiling", refresh=False)
         self.bar.refresh()
 
     def after_step(self, run: Run) -> None:  # noqa: ARG002

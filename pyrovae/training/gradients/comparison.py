@@ -1,0 +1,67 @@
+"""The comparison of a compiled loss with the loss that its programs compute now."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyrovae.isolation import restore_buffers, save_buffers
+from pyrovae.training.state import generator_states, restore_generators
+
+LEAST_CALLS = 20  # between two comparisons, because a comparison takes as long as an eager step
+
+
+class Comparison:
+    """The comparison of a compiled loss with that of an eager run on the same batch with the same noise.
+
+    A graph keeps the numbers and branches that Python code chose when the programs were recorded. If one of them
+    changes later, the graph no longer computes the loss of the programs.
+
+    Args:
+        parameters: Parameters that receive gradients.
+        modules: Modules whose buffers a run may change.
+
+    Attributes:
+        is_due: Whether the next call is to be compared.
+        calls: Number of calls since the last comparison.
+        tolerance: Largest relative difference that rounding explains, found so far.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
+        self.parameters, self.modules = list(parameters), list(modules)
+        self.is_due, self.calls, self.tolerance = True, 0, 0.0
+
+    def request(self) -> None:
+        """Compare the next call, unless fewer than 20 calls have passed since the last comparison."""
+        self.is_due = self.is_due or self.calls >= LEAST_CALLS
+
+    def state(self) -> tuple[dict[str, Any], Any]:
+        """Return the state of the generators and copies of the buffers."""
+        return generator_states(), save_buffers(self.modules)
+
+    def restore(self, state: tuple[dict[str, Any], Any]) -> None:
+        """Restore the generators and buffers, and remove gradients."""
+        generators, buffers = state
+        restore_generators(generators)
+        restore_buffers(buffers)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def differ(self, loss: float, expected: float, eps: float) -> bool:
+        """Return whether the difference of two losses is larger than rounding explains so far.
+
+        Args:
+            loss: Compiled loss, nats.
+            expected: Eager loss, nats.
+            eps: Spacing of floating-point numbers at 1.
+        """
+        self.is_due, self.calls = False, 0
+        return _difference(loss, expected) > max(self.tolerance, 100 * eps)
+
+    def accept(self, loss: float, expected: float) -> None:
+        """Attribute a difference to rounding, because the programs have not changed."""
+        self.tolerance = 4 * _difference(loss, expected)
+
+
+def _difference(loss: float, expected: float) -> float:
+    return abs(loss - expected) / (1 + abs(expected))
