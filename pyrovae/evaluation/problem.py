@@ -1,8 +1,9 @@
-"""The problem that every estimator solves: a model, a guide and data, read in batches that fit a memory bound.
+"""The problem that every estimator solves: a model, a guide, and data in batches of a size that fits into memory.
 
-An estimator is a function from a batch to columns. :class:`Problem` provides everything that estimators share: data and
-device, batches, checks of the program, draws and densities, seeds, compilation and precision.
-:func:`pyrovae.evaluation.report` turns the columns into a result.
+An estimator is a function that maps a batch to columns of a table with one row per datum, such as estimates of log p(x).
+:class:`Problem` provides everything that estimators share: data and device, batches, checks of the programs, draws and
+densities, seeds, compilation and precision. :func:`pyrovae.evaluation.report` calls the function for every batch, and
+returns the table as a result.
 """
 
 import time
@@ -46,31 +47,32 @@ MEMORY = {"cpu": 2**25, "cuda": 2**31}
 
 
 class Problem:
-    """A model, a guide and data, with the options that all estimators share.
+    """A model, a guide and data, with the options that all estimators accept.
 
     Methods that run the programs must be called inside the context ``with problem:``, which restores modules, buffers,
     random generators and Pyro's handlers on exit. :func:`pyrovae.evaluation.report` opens the context. On entry, the
-    programs run at most three times on a few data. These runs compare log-weights of the same draws alone and together,
-    check the data against the support of the likelihood, and measure the memory of a draw.
+    programs run at most three times on a few data. These runs check that the log-weight of a draw does not depend on
+    other draws or other data, check the data against the support of the likelihood, and measure the memory of a draw.
+    If a check fails, further runs find the cause.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
         guide: Pyro program of q(z | x), called with the same arguments.
         x: Data of any kind that :mod:`pyrovae.data.sources` lists, shape ``(N, *event)``, or a tuple of arguments.
-            Arrays in a tuple share the first dimension; other arguments are passed on unchanged. Batches are read when
-            they are needed, in the order of the data set, and moved to the device of the programs' parameters. A stream
-            is read into memory.
+            The arrays in a tuple share the first dimension; the programs get its other elements unchanged. Batches are
+            read when they are needed, in the order of the data set, and moved to the device of the programs'
+            parameters. A stream is read into memory.
         **options: Keyword arguments of :class:`Options`.
 
     Attributes:
         size: Number of data, N.
         device: Device of the computation.
         seed: Seed of the draws.
-        contents: Code and constants that determine the densities besides parameters, by the path at which they were
-            found. Available once the problem is open.
+        contents: Code and constants of the programs that determine the densities together with the parameters. The keys
+            are paths such as ``model.network.scale``. Available once the problem is open.
 
     Raises:
-        TypeError: If an option is unknown, or a count or the seed is not an integer.
+        TypeError: If an option is unknown, or if ``memory`` or ``seed`` is not an integer.
         ValueError: If ``x`` is empty. On entry, if data lie outside the likelihood's support; if model and guide
             disagree about their latent sites; if the program has no data plate, or a latent site lies outside it; or if
             the log-weight of a datum depends on other data.
@@ -121,7 +123,7 @@ class Problem:
         return fresh_seed() if folder is None else seed_in(folder)
 
     def __enter__(self) -> "Problem":
-        """Isolate the programs and check them."""
+        """Store the state of modules and random generators, and check the programs."""
         self.started = time.perf_counter()
         context = ExitStack()
         self.isolation: Isolation = context.enter_context(
@@ -149,7 +151,7 @@ class Problem:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Restore modules, buffers, generators and handlers."""
+        """Restore the state of modules, buffers, random generators and Pyro's handlers before the context."""
         assert self._context is not None
         self._context.close()
         self._context = None
@@ -176,12 +178,12 @@ class Problem:
 
     @property
     def plate(self) -> CondIndepStackFrame:
-        """The data plate, available once the problem is open."""
+        """The data plate of the programs, available once the problem is open."""
         return self.probe.plate
 
     @property
     def nesting(self) -> int:
-        """Nesting depth of the program's own plates, available once the problem is open."""
+        """Nesting depth of the programs' plates without the plate of draws, available once the problem is open."""
         return self.probe.nesting
 
     @property
@@ -191,7 +193,7 @@ class Problem:
 
     @property
     def affordable(self) -> int:
-        """Number of log-weights that a run can compute within the memory, available once the problem is open."""
+        """Number of log-weights that one run can compute within ``memory`` bytes, available once the problem is open."""
         return max(1, self.memory // self.probe.memory.per_weight)
 
     @property
@@ -221,19 +223,19 @@ class Problem:
         return consecutive(self.data, self.device, start, stop)
 
     def select(self, batch: Batch, indices: Tensor) -> Batch:
-        """Return some data of a batch, by their indices in the batch."""
+        """Return a batch of the data that have the given indices in another batch."""
         args = tuple(arg[indices] if isinstance(arg, Tensor) else arg for arg in batch.args)
         return Batch(args, batch.start, len(indices), len(indices), {})
 
     def few(self) -> Batch:
-        """Return a batch of two data that the program can score, or the first batch if it accepts no fewer."""
+        """Return a batch of two data without NaN, or the first batch if the program runs only on a fixed number of data."""
         if not self.probe.cuttable:
             return next(self.batches(2))
         indices = self.probe.finite[:2]
         return Batch(self.data.select(indices, self.device), 0, len(indices), len(indices), {})
 
     def width(self, num_draws: int) -> int:
-        """Return the number of data for which ``num_draws`` draws each fit into memory."""
+        """Return the number of data in a batch such that a run with ``num_draws`` draws per datum fits into memory."""
         if self.proposal is not None:
             return self.proposal.width(self)
         return max(1, self.affordable // num_draws)
@@ -248,10 +250,11 @@ class Problem:
         *,
         amortized: bool = False,
     ) -> Weights:
-        """Run guide and model together, in one run or in one run per draw, and return their weights.
+        """Run the guide, then the model at the draws of the guide, and return the importance weights of the draws.
 
         Raises:
-            ValueError: If the guide is a proposal without sites, unless ``amortized`` is true.
+            ValueError: If the guide is a proposal that is fitted to each datum, which has no sites, and ``amortized`` is
+                false.
         """
         if self.proposal is not None and not amortized:
             raise ValueError(
@@ -261,7 +264,11 @@ class Problem:
         return self.route.run(batch, num_draws, values)
 
     def draw(self, batch: Batch, num_draws: int, *, amortized: bool = False) -> Drawn:
-        """Run the guide alone, for many draws. If ``amortized``, run the guide even if the problem has a proposal."""
+        """Return draws of the guide, without a run of the model.
+
+        If the guide is a proposal that is fitted to each datum, the draws come from the proposal. If ``amortized`` is
+        true, they come from the guide from which the fit starts.
+        """
         if self.proposal is not None and not amortized:
             return self.proposal.draw(self, batch, num_draws)
         return self.route.draw(batch, num_draws)
@@ -269,17 +276,17 @@ class Problem:
     def log_guide(
         self, batch: Batch, values: Mapping[str, Tensor], num_draws: int, *, amortized: bool = False
     ) -> Tensor:
-        """Return log q(z | x) at given values, shape ``(num_draws, n)``, nats."""
+        """Return log q(z | x) at given values of the latents, shape ``(num_draws, n)``, nats."""
         if self.proposal is not None and not amortized:
             return self.proposal.log_density(self, batch, dict(values))
         return torch.cat([self.log_density(batch, draws) for draws in self.run_guide(batch, values, num_draws)])
 
     def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
-        """Run the guide at given values of its sites, in one run or in one run per draw."""
+        """Run the guide at given values of its latent sites, and yield a single run, or one run for each draw."""
         return self.route.run_guide(batch, values, num_draws)
 
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:
-        """Return log q(z | x) of a run of the guide, shape ``(num_draws, n)``, nats."""
+        """Return log q(z | x) of the draws in a run of the guide, shape ``(num_draws, n)``, nats."""
         return self.route.log_density(batch, draws)
 
     def log_joint(
@@ -289,10 +296,10 @@ class Problem:
         num_draws: int,
         masks: Sequence[Mapping[str, Any]] | None = None,
     ) -> Tensor:
-        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats.
+        """Return log p(x, z) at given values of the latents, shape ``(num_draws, n)``, nats.
 
         Raises:
-            ProgramError: If the mask of a latent site differs from its mask in the guide, given by ``masks``.
+            ProgramError: If the mask of a latent site in the model differs from the mask in the guide, given by ``masks``.
         """
         return self.route.log_joint(batch, values, num_draws, masks)
 
@@ -305,10 +312,12 @@ class Problem:
     # --- checks -------------------------------------------------------------------------------------------------------
 
     def check_reach(self) -> None:
-        """Check once that the guide covers the posterior, for estimators by importance weights of its draws.
+        """Check that the support of the guide covers the posterior, as importance sampling requires.
+
+        Only the first call runs the programs.
 
         Raises:
-            ValueError: If the guide cannot draw values in a part of the posterior of a datum.
+            ProgramError: If a part of the posterior of a datum lies outside the support of the guide.
         """
         if not self._reaches:
             with seeded(self.seed):  # the draws of a batch must not depend on whether it is the first
@@ -316,10 +325,10 @@ class Problem:
             self._reaches = True
 
     def check_repeats(self) -> None:
-        """Check that the guide has the same density in every run, for estimators that score draws of earlier runs.
+        """Check that two runs of the guide have the same density, as estimators require that score draws of earlier runs.
 
         Raises:
-            ValueError: If the density differs at the same draws.
+            ValueError: If the densities of the two runs differ at the same draws.
         """
         batch = self.few()
         drawn = self.draw(batch, 2, amortized=True)
@@ -332,10 +341,10 @@ class Problem:
             )
 
     def check_whole(self) -> None:
-        """Check that a run scores all data, for diagnostics that simulate the data.
+        """Check that each run scores all of its data, as diagnostics require that simulate the data.
 
         Raises:
-            ValueError: If the plate subsamples the data.
+            ValueError: If the data plate subsamples the data.
         """
         if self.plate.size != self.plate.full_size:
             raise ValueError(

@@ -1,13 +1,13 @@
-"""The reach of a guide: a search for parts of the posterior in which the guide cannot draw.
+"""The reach of a guide: a search for parts of the posterior that lie outside the guide's support.
 
-If such a part exists, the mean weight is less than p(x), and neither k-hat nor the Monte Carlo error shows it. Two
-searches with a few draws for each datum find such parts:
+If such a part exists, the mean importance weight estimates less than p(x), and neither k-hat nor the Monte Carlo error
+shows this. Two searches with a few draws for each datum find such parts:
 
-1. *Moves from the guide's draws.* Draws that are resampled by their weights follow the posterior where the guide has a
-   density. One coordinate of each draw is moved by about a standard deviation; a discrete value is changed to another
-   value. The Metropolis algorithm would accept some of these moves. The fraction of moves that are accepted and lead to
-   values that the guide cannot draw is the flow of posterior mass out of the guide's support.
-2. *Draws from the prior*, weighted by the likelihood, find mass that is far from the guide's draws.
+1. *Moves from the guide's draws.* The guide's draws, resampled by their weights, follow the posterior inside the
+   guide's support. One coordinate of each resampled draw is moved by about a standard deviation, or gets a random value
+   if it is discrete. The Metropolis algorithm would accept some of these moves. The flow of posterior mass out of the
+   guide's support is the fraction of moves that would be accepted and that lead to values outside this support.
+2. *Draws from the prior*, weighted by the likelihood, find posterior mass that is far from the guide's draws.
 """
 
 from collections.abc import Mapping
@@ -37,15 +37,17 @@ MOST_VALUES = 1000  # largest number of values of a discrete site that are liste
 
 
 def check_reach(problem: "Problem") -> None:
-    """Check that the guide covers the posterior, for estimators by importance weights of its draws.
+    """Check that the support of the guide covers the posterior, as importance sampling requires.
 
-    The guide is not run if the support of each of its sites is all real numbers, or the support in the model.
+    The check is omitted if the program enumerates a site or the guide is a proposal that is fitted to each datum. The
+    search is omitted if the support of every site of the guide is all real numbers or, for continuous latents, known to
+    be the support of the model's site.
 
     Args:
         problem: An opened problem.
 
     Raises:
-        ProgramError: If the guide cannot draw values in a part of the posterior of a datum.
+        ProgramError: If a part of the posterior of a datum lies outside the support of the guide.
     """
     if problem.probe.enumerates or problem.proposal is not None:
         return
@@ -81,11 +83,11 @@ def _may_be_narrow(site: Site, of_model: Mapping[str, Site]) -> bool:
 
 
 class _Search:
-    """The two searches for posterior mass that the guide cannot draw.
+    """Two searches for posterior mass outside the support of a guide.
 
     Args:
         problem: An opened problem.
-        narrow: Sites of the model, by name, whose support may be larger than in the guide.
+        narrow: Latent sites of the model, by name, whose support may be larger than the support of the guide's site.
     """
 
     def __init__(self, problem: "Problem", narrow: Mapping[str, Site]) -> None:
@@ -93,7 +95,7 @@ class _Search:
         self.log_weights = torch.empty(0)
 
     def flow(self, batch: Batch) -> Tensor:
-        """Return the fraction of moves from the posterior to values that the guide cannot draw, shape ``(n,)``."""
+        """Return the fraction of Metropolis moves that leave the guide's support, for each datum, shape ``(n,)``."""
         problem, dim = self.problem, self.problem.data_dim
         drawn = problem.draw(batch, NUM_DRAWS)
         log_joint = problem.log_joint(batch, drawn.values, NUM_DRAWS, drawn.masks)
@@ -114,7 +116,7 @@ class _Search:
         return flow
 
     def far_part(self, batch: Batch) -> Tensor:
-        """Return the fraction of the posterior that draws from the prior find outside the guide's reach, ``(n,)``."""
+        """Return each posterior's fraction outside the guide's support, estimated by draws from the prior, ``(n,)``."""
         try:
             draws = NUM_DRAWS if self.problem.vectorize else 1
             runs = [self._from_prior(batch, draws) for _ in range(1 if self.problem.vectorize else NUM_DRAWS // 4)]
@@ -125,7 +127,7 @@ class _Search:
         return torch.stack(totals).softmax(0)[1].nan_to_num(0.0).cpu()
 
     def _from_prior(self, batch: Batch, draws: int) -> Tensor:
-        """Return log p(x | z) of draws from the prior, shape ``(draws, n)``; -inf if the guide can make the draw."""
+        """Return log p(x | z) at draws from the prior, -inf for draws inside the guide's support, ``(draws, n)``."""
         problem, plate = self.problem, self.problem.plate
         options: Any = {"kwargs": problem.options["kwargs"], "nesting": problem.route.nesting}
         sites = run_model(problem.model, batch.args, dict(batch.subsample), draws, **options)
@@ -138,7 +140,7 @@ class _Search:
         return torch.where(self._flags(batch, run), likelihood, -torch.inf)
 
     def _unreachable(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
-        """Return whether the guide cannot draw given values, shape ``(draws, n)``."""
+        """Return a mask that is true for values outside the guide's support, shape ``(draws, n)``."""
         return torch.cat([self._flags(batch, run) for run in self.problem.run_guide(batch, values, NUM_DRAWS)])
 
     def _flags(self, batch: Batch, run: Any) -> Tensor:
@@ -151,12 +153,13 @@ class _Search:
 
 
 def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
-    """Move one coordinate of each draw and datum.
+    """Return values of a site with one coordinate moved at random in each draw of each datum.
 
     Args:
-        site: The model's site.
-        value: Draws that follow the posterior, shape ``(draws, n, *rest)``.
-        drawn: Draws of the guide, shape ``(draws, n, *rest)``.
+        site: The site in the model.
+        value: Values of the site at draws that follow the posterior, shape ``(draws, n, *rest)``.
+        drawn: Values of the site at draws of the guide, shape ``(draws, n, *rest)``. A tenth of their standard
+            deviation is a lower bound on the scale of the moves.
     """
     fn = site["fn"]
     if is_discrete(fn) and fn.event_dim:  # one of several classes
@@ -174,7 +177,7 @@ def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _other_value(fn: Any, value: Tensor) -> Tensor:
-    """Return another value of a discrete distribution: one of its other values, or one of the nearest six integers."""
+    """Return random values of a discrete distribution: from its support, or else one of the six nearest integers."""
     try:
         known = fn.enumerate_support(expand=False).flatten()
     except (NotImplementedError, AttributeError):

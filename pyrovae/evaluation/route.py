@@ -1,4 +1,4 @@
-"""The route from a batch to log-weights: runs of model and guide, with many draws per run or with one draw per run."""
+"""Runs of a model and its guide on a batch of data, with all draws in one run or with one run for each draw."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,14 +21,15 @@ from pyrovae.evaluation.probe.facts import Probe
 
 @dataclass(frozen=True)
 class Drawn:
-    """Draws of a guide, which lie along the dimension to the left of the program's own plates.
+    """Draws of a guide for the data of a batch, along a dimension to the left of the program's own plates.
 
     Attributes:
         values: Values of the latent sites by name, and the indices of subsampling plates.
         log_q: Log-density of the guide, shape ``(num_draws, n)``, nats.
-        dims: Dimension of the draws by latent site, counted from the right.
-        masks: Masks of the latent sites by name, for each run of the guide; ``None`` if no site is masked.
-        log_joint: log p(x, z), shape ``(num_draws, n)``, nats, if it is known.
+        dims: For each latent site, the dimension of its value that runs over draws, counted from the right.
+        masks: For each run of the guide, masks of its masked latent sites by name. ``None`` for a guide that is fitted
+            to each datum, whose sites cannot be masked.
+        log_joint: log p(x, z) at the draws, shape ``(num_draws, n)``, nats, or ``None`` if it was not computed.
     """
 
     values: dict[str, Tensor]
@@ -38,14 +39,14 @@ class Drawn:
     log_joint: Tensor | None = None
 
     def part(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Return the values of the draws from ``start`` to ``stop``."""
+        """Return the values of the latent sites at draws ``start`` to ``stop - 1``."""
         return {
             name: value.narrow(self.dims[name], start, stop - start) if name in self.dims else value
             for name, value in self.values.items()
         }
 
     def masks_of(self, start: int, stop: int) -> Sequence[Mapping[str, Any]] | None:
-        """Return the masks of the draws from ``start`` to ``stop``, for each run of the model."""
+        """Return the masks at draws ``start`` to ``stop - 1``, one mapping for each run of the model."""
         if self.masks is None or len(self.masks) > 1:
             return None if self.masks is None else self.masks[start:stop]
         return [{name: self._narrowed(mask, self.dims[name], start, stop) for name, mask in self.masks[0].items()}]
@@ -61,7 +62,7 @@ class Route:
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        probe: Facts about the programs.
+        probe: Facts about the programs, such as their data plate.
         options: Options of the evaluation.
     """
 
@@ -75,7 +76,7 @@ class Route:
         return self.probe.plate._replace(size=batch.size)
 
     def run(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor] | None = None) -> Weights:
-        """Run guide and model together, in one run or in one run per draw, and return their weights."""
+        """Run the guide, then the model at the draws of the guide, and return the importance weights of the draws."""
         options: Any = {"kwargs": self.kwargs, "nesting": self.nesting, "plate": self.plate}
         options["depth"] = self.probe.nesting if self.probe.enumerates else None
         given = {**(values or {}), **batch.subsample}
@@ -83,7 +84,7 @@ class Route:
             return importance_weights(self.model, self.guide, batch.args, num_draws, values=given, **options)
 
     def draw(self, batch: Batch, num_draws: int) -> Drawn:
-        """Run the guide alone, for many draws."""
+        """Return draws of the guide, without a run of the model."""
         runs = [self._run_guide(batch, num_draws if self.probe.vectorize else 1)]
         if not self.probe.vectorize:
             chosen = runs[0].chosen  # a plate that subsamples chooses the same data in every run
@@ -97,16 +98,16 @@ class Route:
         return Drawn(values, log_q, dims, [latent_masks(draws.sites) for draws in runs])
 
     def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
-        """Run the guide at given values of its sites, in one run or in one run per draw."""
+        """Run the guide at given values of its latent sites, and yield a single run, or one run for each draw."""
         for count, given in self._given(values, num_draws):
             yield self._run_guide(batch, count, given)
 
     def run_once(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> Draws:
-        """Run the guide once at values with a dimension of draws, or at a single draw without this dimension."""
+        """Run the guide once at given values: those of many draws, or of one draw without a dimension of draws."""
         return self._run_guide(batch, num_draws, values)
 
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:
-        """Return log q(z | x) of a run of the guide, shape ``(num_draws, n)``, nats."""
+        """Return log q(z | x) of the draws in a run of the guide, shape ``(num_draws, n)``, nats."""
         return log_guide(draws, self.plate_of(batch))
 
     def log_joint(
@@ -116,10 +117,10 @@ class Route:
         num_draws: int,
         masks: Sequence[Mapping[str, Any]] | None = None,
     ) -> Tensor:
-        """Return log p(x, z) at given values, shape ``(num_draws, n)``, nats.
+        """Return log p(x, z) at given values of the latents, shape ``(num_draws, n)``, nats.
 
         Raises:
-            ProgramError: If the mask of a latent site differs from its mask in the guide.
+            ProgramError: If the mask of a latent site in the model differs from the site's mask in ``masks``.
         """
         options: Any = {"plate": self.plate_of(batch), "nesting": self.nesting, "kwargs": self.kwargs}
         with _explained():
@@ -137,7 +138,7 @@ class Route:
         return parts[0] if self.probe.vectorize else torch.cat(parts)
 
     def _given(self, values: Mapping[str, Tensor], num_draws: int) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
-        """Yield the number of draws and the values for each run; a single draw has no dimension of draws."""
+        """Yield for each run of a program the number of its draws and the values of the latents at these draws."""
         if self.probe.vectorize:
             yield num_draws, values
             return
@@ -151,7 +152,7 @@ class Route:
             return run_guide(self.guide, batch.args, num_draws, values={**(values or {}), **batch.subsample}, **options)
 
     def _full(self, site: Site, num_draws: int) -> Tensor:
-        """Return a value with the dimension of the draws and all dimensions of the program's plates."""
+        """Return a site's value with a dimension of draws and one dimension for each nesting level of the plates."""
         value, event = site["value"], site["fn"].event_dim
         batch, rest = value.shape[: value.ndim - event], value.shape[value.ndim - event :]
         padded = value.reshape((1,) * (self.probe.nesting + 1 - len(batch)) + batch + rest)
@@ -160,7 +161,7 @@ class Route:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Add a note to the errors of a run with many draws that says what such a run requires."""
+    """Context manager that adds a note about runs with many draws to a RuntimeError or an error about shapes."""
     try:
         yield
     except Exception as error:

@@ -2,8 +2,8 @@ r"""Data simulated from a model, together with their true latents.
 
 .. math:: z \sim p(z), \qquad x' \sim p(x \mid z),
 
-so z is an exact draw from the posterior :math:`p(z \mid x')`. Calibration and the reversed chains of annealed
-importance sampling start from such draws.
+so z is an exact draw from the posterior :math:`p(z \mid x')`. Simulation-based calibration and the reversed chains of
+annealed importance sampling start from such exact draws.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,26 +21,30 @@ from pyrovae._waist.sites import Program, Site, is_deterministic, is_factor
 
 
 def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Draw latents and data from a model. The call must be inside an isolation.
+    """Draw latents and data from a model.
 
-    The draw at an observed site replaces the argument that the site observes: the tensor itself, or a tensor with the
-    same entries in the same order. The model runs again after each replacement, so that later sites may read the
-    argument or the value of the site. A latent that was conditioned on inside a plate is drawn. The simulation is
-    conditional on other arguments, on masked entries of the data, and on observed sites outside all plates, such as a
-    latent that was conditioned on.
+    The call must be inside the context of :func:`pyrovae.isolation.isolated`, which restores the state of modules and
+    random generators.
+
+    Each observed site inside a plate is sampled, and its draw replaces the argument that the site observes. This
+    argument is the observed tensor itself, or a tensor with the same entries in the same order. The model runs again
+    after each replacement, so later sites may depend on the new argument or on the value of the site. The simulation is
+    conditional on the other arguments, on masked entries of the data, and on observed sites outside all plates, such as
+    a global latent that :func:`pyro.condition` fixes. Inside a plate, a site that :func:`pyro.condition` fixes counts
+    as an observed site.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(*args)``.
         args: Arguments of the program, including templates of the data.
 
     Returns:
-        The values of the latent sites by name, in the shapes that the program draws, and the arguments with simulated
-        data.
+        Pair of the values of the latent sites by name, in the shapes that the program draws, and the arguments with
+        simulated data.
 
     Raises:
         ValueError: If the model observes nothing inside a plate, or has a ``pyro.factor``; if an observed value equals
-            none of the arguments or several of them, or belongs to an argument that another site observes; or if the
-            value of a site differs from its argument in the number of entries.
+            none of the arguments or several of them; if two sites observe the same argument; or if a site and the
+            argument that it observes differ in the number of entries.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -64,14 +68,15 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
 
 
 class Redrawn(Given):
-    """Handler that samples the observed sites in a program's plates, given some or all latents.
+    """Handler that samples the observed sites inside a program's plates, and gives latent sites their values.
 
-    Observed sites outside all plates, ``pyro.factor`` and ``pyro.deterministic`` keep their values. A sampled site
-    stores the observed value as ``site["infer"]["obs"]``.
+    Latent sites without a value are sampled as well. Observed sites outside all plates, ``pyro.factor`` and
+    ``pyro.deterministic`` keep their values. If an observed site is sampled, its observed value is stored as
+    ``site["infer"]["obs"]``.
 
     Args:
         values: Values of latent sites by name, in the shapes that the program draws.
-        kept: Names of further observed sites that keep their values.
+        kept: Names of observed sites inside plates that keep their values.
     """
 
     def __init__(self, values: Mapping[str, Tensor], kept: Collection[str] = ()) -> None:
@@ -86,12 +91,16 @@ class Redrawn(Given):
 
 
 def is_data(site: Site) -> bool:
-    """Return whether an observed site holds data: it lies in a plate, and is neither a factor nor deterministic."""
+    """Return whether an observed site holds data: a site inside a plate that is not a factor or deterministic."""
     return bool(site_plates(site)) and not (is_deterministic(site) or is_factor(site))
 
 
 def check_generative(sites: Iterable[Site], remedy: str) -> None:
-    """Check that all sites of a model can be sampled; otherwise the error message ends with ``remedy``.
+    """Check that all sites of a model can be sampled.
+
+    Args:
+        sites: Sites of a run of the model.
+        remedy: Last sentence of the error message.
 
     Raises:
         ValueError: If a site is a ``pyro.factor``.
@@ -105,7 +114,7 @@ def check_generative(sites: Iterable[Site], remedy: str) -> None:
 
 
 def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> int:
-    """Return the index of the argument that a site observes: the tensor itself, or a tensor with the same entries.
+    """Return the index of the argument that a site observes: the observed tensor, or a tensor with equal entries.
 
     Raises:
         ValueError: If the observed value equals none of the arguments, or several of them.
@@ -125,10 +134,10 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
 
 
 def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
-    """Return the flat indices of an argument's entries that a site observes as a view of it, such as ``x[:, t]``.
+    """Return the flat indices of an argument's entries that a view of the argument, such as ``x[:, t]``, contains.
 
     Returns:
-        Indices in the shape of the observed value; ``None`` if the value is not a view of the argument, or holds an
+        Indices in the shape of ``observed``, or ``None`` if ``observed`` is not a view of the argument or contains an
         entry more than once.
     """
     is_view = observed.dtype == arg.dtype and observed.untyped_storage().data_ptr() == arg.untyped_storage().data_ptr()
@@ -142,7 +151,10 @@ def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
 
 
 def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kept: Collection[str]) -> Site | None:
-    """Run the model, add latents up to the first observed site that is sampled, and return that site."""
+    """Run the model once, and return the first observed site that is sampled, or ``None``.
+
+    Values of the latent sites before this site are added to ``latents``.
+    """
     sites: list[Site] = list(poutine.trace(Redrawn(latents, kept)(model)).get_trace(*args).nodes.values())
     check_generative(sites, "Hide the site, pyro.poutine.block(model, hide=[name])")
     for site in sites:
@@ -154,7 +166,11 @@ def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kep
 
 
 def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> int:
-    """Return the index of the argument that an observed site observes; other sites must observe other arguments."""
+    """Return the index of the argument that a site observes.
+
+    Raises:
+        ValueError: If the site observes none of the arguments, or the same argument as another site.
+    """
     position = observed_argument(site["name"], site["infer"]["obs"], args)
     for other in (name for name, index in taken.items() if index == position):
         raise ValueError(
@@ -165,7 +181,7 @@ def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> i
 
 
 def _as_argument(site: Site, arg: Tensor) -> Tensor:
-    """Return a site's draw in the shape and dtype of the argument that it observes; masked entries are kept."""
+    """Return the observed argument with a site's draw in the place of all entries that are not masked."""
     value: Tensor = site["value"]
     if value.numel() != arg.numel():
         raise ValueError(
@@ -177,7 +193,7 @@ def _as_argument(site: Site, arg: Tensor) -> Tensor:
 
 
 def scored_entries(site: Site) -> Tensor:
-    """Return which entries of an observed site's value are not masked, in the shape of the value."""
+    """Return a mask, in the shape of an observed site's value, that is true for entries with a log-probability."""
     value, distribution = site["value"], site["fn"]
     scored = torch.ones(value.shape, dtype=torch.bool, device=value.device)
     masks = [(site["mask"], distribution)]

@@ -2,15 +2,15 @@ r"""Active latent units: the dimensions of z whose posterior mean varies with th
 
 .. math:: A_u = \mathrm{Var}_x \big( \mathrm{E}_{q(z \mid x)}[z_u] \big), \qquad u \text{ is active if } A_u > 0.01.
 
-With S draws per datum, let :math:`\bar z_{nu}` and :math:`s^2_{nu}` be the mean and the variance of the draws. The
-variance of :math:`\bar z_{nu}` over the data exceeds that of the posterior mean by the posterior variance divided by S.
-The estimate subtracts this excess,
+With S draws per datum, let :math:`\bar z_{nu}` and :math:`s^2_{nu}` be the mean and the variance of the draws of unit u
+for datum n. The variance of :math:`\bar z_{nu}` over the data is larger than the variance of the posterior mean: the
+difference is the mean posterior variance divided by S. The estimate subtracts this difference,
 
 .. math:: \hat A_u = \mathrm{Var}_n(\bar z_{nu}) - \frac1S \, \mathrm{mean}_n(s_{nu}^2),
 
-and is unbiased for any guide. Its standard error is computed from the spread over the data of the terms
-:math:`(\bar z_{nu} - \bar z_u)^2 - s_{nu}^2 / S`. For an inactive unit with posterior variance 1, the standard error is
-about :math:`\sqrt{2 / N} / S`. This value should lie well below the threshold.
+and is unbiased for any guide. The standard error of :math:`\hat A_u` is computed from the spread over the data of the
+terms :math:`(\bar z_{nu} - \bar z_u)^2 - s_{nu}^2 / S`. For an inactive unit with posterior variance 1, the standard
+error is about :math:`\sqrt{2 / N} / S`. Choose S so that this value lies well below the threshold.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -43,8 +43,8 @@ def active_units(
 
     Args:
         guide: Pyro program of q(z | x).
-        x: Data, shape ``(N, *event)``, at least two, or a tuple of arguments.
-        threshold: Variance above which a unit counts as active.
+        x: Data, shape ``(N, *event)`` with N at least 2, or a tuple of arguments of the guide.
+        threshold: Variance of the posterior mean over the data above which a unit counts as active.
         num_samples: Draws per datum, at least two.
         seed: Seed of the draws; by default a new seed from the operating system.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
@@ -54,8 +54,8 @@ def active_units(
 
         * ``z``: true if the unit is active;
         * ``z_variance``: estimated variance of the posterior mean over the data, in squared units of the latent;
-        * ``z_variance_error``: standard error of that estimate;
-        * ``z_undecided``: true if the variance lies within two standard errors of the threshold, so that more data or
+        * ``z_variance_error``: standard error of ``z_variance``;
+        * ``z_undecided``: true if ``z_variance`` lies within two standard errors of the threshold, so that more data or
           draws could change ``z``.
 
     Raises:
@@ -107,7 +107,7 @@ def active_units(
 
 
 def _draws_by_datum(guide: Program, args: tuple[Any, ...], plate: str | None) -> dict[str, Tensor]:
-    """Run the guide once, and return the draws of each latent site in the data plate, shape ``(N, units)``."""
+    """Run the guide once, and return by name the draw of each latent site in the data plate, ``(N, units)``."""
     sites = [site for site in run_guide(guide, args).sites if not (site["is_observed"] or is_enumerated(site))]
     data = data_plate(
         [site for site in sites if (plate in plate_names(site) if plate else site_plates(site))] or sites, plate

@@ -1,6 +1,7 @@
-r"""Conversion of nats per datum to bits per dimension, which are comparable for discrete and continuous likelihoods.
+r"""Conversion of log-likelihoods from nats per datum to bits per dimension.
 
-Let x have D entries with levels n = 0, ..., L - 1, such as grey values. A discrete likelihood gives :math:`\log P(n)`.
+Bits per dimension are comparable between discrete and continuous likelihoods. Let x have D entries with levels
+n = 0, ..., L - 1, such as grey values. A discrete likelihood gives :math:`\log P(n)`.
 A continuous likelihood gives a density of the *dequantized* values :math:`y = (n + u) / L`, where u is uniform on (0,
 1). By Jensen's inequality,
 
@@ -21,10 +22,12 @@ Nats = TypeVar("Nats", float, np.ndarray, xr.DataArray)
 
 
 def bits_per_dimension(log_likelihood: Nats, event_shape: Sequence[int], *, bin_width: float = 1.0) -> Nats:
-    r"""Convert log-likelihoods to :math:`-(\log p / D + \log w) / \log 2` for bins of width w; lower is better.
+    r"""Convert log-likelihoods from nats per datum to bits per dimension; lower values are better.
+
+    The result is :math:`-(\log p / D + \log w) / \log 2` for data with D entries, whose levels have the width w.
 
     Args:
-        log_likelihood: Log-likelihoods, nats per datum.
+        log_likelihood: Log-likelihoods :math:`\log p`, nats per datum.
         event_shape: Shape of a datum, with D entries.
         bin_width: Width w of a level. Use 1 for a discrete likelihood. Use 1/256 for a density of values on [0, 1] that
             were dequantized from 256 levels.

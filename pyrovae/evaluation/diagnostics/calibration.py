@@ -1,7 +1,7 @@
 r"""Calibration of a guide's posterior, tested by the ranks of true latents among draws of the guide.
 
 With :math:`z \sim p(z)`, :math:`x' \sim p(x \mid z)` and :math:`z^{(1)}, \dots, z^{(L)} \sim q(z \mid x')`, the rank of
-each unit,
+the true z among the draws in each latent dimension (unit),
 
 .. math:: r = \sum_{l=1}^L 1[z^{(l)} < z],
 
@@ -40,17 +40,17 @@ def simulation_based_calibration(
 ) -> "xr.Dataset":
     """Rank the true latents of simulated data among the guide's draws for these data.
 
-    The test judges the guide's posterior on data that the model generates, whatever the training data are. The guide
-    must accept any data, so its parameters must not belong to single data. A unit with uniform ranks may still be wrong
-    in its dependence on other units.
+    The test judges the guide's posterior on data that the model generates, not on the training data. The guide must be
+    amortized: it must accept any data, and must not have separate parameters for each datum. The ranks of single units
+    do not show whether the guide's dependence between units is right.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
         guide: Pyro program of q(z | x), called with the same arguments.
-        x: Template of the data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension. Arguments
-            that the model observes are simulated, and other arguments are passed on unchanged. If there are more
-            simulations than data, the arguments are used repeatedly.
-        num_draws: Draws of the guide per simulated datum, L.
+        x: Template of the data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension. Simulated
+            data replace the arguments that the model observes. The model and the guide get the other arguments
+            unchanged. If there are more simulations than data, the arguments are used repeatedly.
+        num_draws: Number of draws of the guide for each simulated datum, L.
         num_simulations: Number of simulated data.
         **options: Keyword arguments of :class:`Options`.
 
@@ -60,13 +60,13 @@ def simulation_based_calibration(
         * ``z``: ranks from 0 to L, over ``simulation`` and ``z_unit``. Ties, which occur for discrete latents, are
           broken at random;
         * ``z_p_value``: p-value of a chi-squared test of uniform ranks, over ``z_unit``. About one in a hundred units
-          of a calibrated guide has a p-value below 0.01. The p-value is NaN if fewer than 40 simulations were
-          completed.
+          of a calibrated guide has a p-value below 0.01. The p-value is NaN if fewer than 40 simulations ended
+          without an error.
 
     Raises:
         TypeError: For the reasons listed at :func:`log_weights`.
         ValueError: For the reasons listed at :func:`log_weights`; if ``num_draws`` is less than 1 or
-            ``num_simulations`` less than 50; or if the model has a ``pyro.factor`` or observes something that is not
+            ``num_simulations`` less than 50; or if the model has a ``pyro.factor`` or observes a value that is not
             one of its arguments.
 
     Source:
@@ -123,7 +123,7 @@ def simulation_based_calibration(
 
 
 def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
-    """Simulate data in the shape of a batch, and return the ranks of their latents, shape ``(n, units)``, by site."""
+    """Simulate data in the shape of a batch, and return the ranks of the true latents by site, ``(n, units)``."""
     latents, args = simulate(problem.model, batch.args)
     simulated = replace(batch, args=args)
     below: dict[str, Tensor] = {}
@@ -140,19 +140,19 @@ def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
 
 
 def _by_datum(problem: Problem, name: str, value: Tensor) -> Tensor:
-    """Return draws or a single value of a latent as a tensor of shape ``(num_draws or 1, n, units)``."""
+    """Reshape values of a latent site to ``(num_draws, n, units)``, where values without draws count as one draw."""
     missing = problem.nesting + 1 + problem.probe.event_dims[name] - value.ndim
     moved = value.reshape((1,) * missing + value.shape).movedim(problem.data_dim, 1)
     return moved.reshape(*moved.shape[:2], -1)
 
 
 def _below(limits: Tensor) -> Tensor:
-    """Return random integers that are at least 0 and less than the limits."""
+    """Return, for each entry of ``limits``, a random integer from 0 to the entry minus one."""
     return (torch.rand(limits.shape, device=limits.device) * limits).long()
 
 
 def _p_value(ranks: np.ndarray, num_draws: int) -> float:
-    """P-value of a chi-squared test that ranks are uniform on 0 to ``num_draws``, in at most 20 bins."""
+    """Return the p-value of a chi-squared test that ranks are uniform on 0 to ``num_draws``, in at most 20 bins."""
     from scipy.stats import chisquare
 
     ranks = ranks[np.isfinite(ranks)].astype(int)  # simulations that raised an error are rows of NaN

@@ -1,12 +1,13 @@
 r"""Comparison of models on the same data, datum by datum.
 
-With :math:`d_n = \log \hat p_A(x_n) - \log \hat p_B(x_n)` and N data, the mean difference :math:`\bar d` has
+For models A and B and N data, let :math:`d_n = \log \hat p_A(x_n) - \log \hat p_B(x_n)` be the difference for datum n.
+The mean difference :math:`\bar d` has
 
 .. math:: \text{standard error } \frac{\mathrm{sd}(d)}{\sqrt{N}}, \qquad
     \text{Monte Carlo error } \frac{1}{N} \sqrt{\sum_n \mathrm{mcse}_{A,n}^2 + \mathrm{mcse}_{B,n}^2}.
 
-Whatever makes a datum hard for both models cancels in :math:`d_n`. The standard error of the difference is therefore
-far below that of either mean.
+If a datum is hard for both models, both of its log-likelihoods are low, and this cancels in :math:`d_n`. The standard
+error of :math:`\bar d` is therefore far below the standard error of either model's mean log-likelihood.
 """
 
 import warnings
@@ -36,42 +37,45 @@ def compare(
 ) -> pd.DataFrame:
     """Compare the estimates of log p(x) of several models on the same data.
 
-    A difference is significant if it is large against both of its errors and nearly all data are reliable. If k-hat
-    exceeds 0.7 for more than 1% of the data, the estimate is a lower bound with an unknown Monte Carlo error, and
-    ``mcse`` is NaN. The same holds for 100 weights per datum or fewer, because k-hat cannot be estimated from so few.
-    In both cases use :func:`log_likelihood`.
+    A difference is significant if it is large compared with its standard error and with its Monte Carlo error, and if
+    the estimates of nearly all data are reliable. If k-hat exceeds 0.7 for more than 1% of the data, the mean estimate
+    is a lower bound with an unknown Monte Carlo error, and its ``mcse`` is NaN. ``mcse`` is also NaN for a result with
+    k-hat from 100 weights per datum or fewer, because so few weights do not determine k-hat. In both cases, estimate
+    log p(x) by :func:`log_likelihood`.
 
-    The Monte Carlo errors of the models are taken as independent. The models may be evaluated by different estimators,
-    but they must be evaluated on the same data. Densities of grey values cannot be compared with probabilities of
-    binary values.
+    The Monte Carlo errors of the models are assumed to be independent. The models may be evaluated by different
+    estimators, but they must be evaluated on the same data. Densities of grey values cannot be compared with
+    probabilities of binary values.
 
     Args:
-        results: Results of :func:`evaluate` or another estimator, by name of the model. The models of a list are named
-            ``"model 0"``, ``"model 1"``, and so on.
-        reference: Name of the model that is subtracted from all models; by default the first.
+        results: Mapping from the name of each model to its result of :func:`evaluate` or another estimator, or a list
+            of results. The models of a list are named ``"model 0"``, ``"model 1"``, and so on.
+        reference: Name of the model whose log-likelihoods are subtracted from those of every model; by default the
+            first model.
 
     Returns:
-        Table with one row per model, the best first. The printed table shows each mean with its standard error over the
-        data, followed by its Monte Carlo error in brackets; ``.T`` prints all columns. Unless stated otherwise, columns
-        are in nats per datum, and higher is better:
+        Table with one row per model, sorted by the mean log-likelihood, the highest first. The printed table shows each
+        mean with its standard error over the data, followed by its Monte Carlo error in brackets; ``table.T`` prints
+        all columns. The first seven columns are in nats per datum:
 
-        * ``log_likelihood``, ``error``, ``mcse``: mean over the data, its standard error over the data, and its Monte
-          Carlo standard error, which is NaN if it is not known;
-        * ``difference``, ``difference_error``, ``difference_mcse``: the same three values for the paired difference
-          from the reference, which are 0 for the reference itself;
-        * ``bias``: bias of the logarithm of a mean weight, about -mcse^2 / 2 per datum, which averaging over data does
-          not remove. ``bias`` is NaN if any k-hat exceeds 0.7, for 100 weights or fewer, and for estimators without
-          k-hat, because it cannot be estimated in these cases;
-        * ``reliable``: fraction of the data that :func:`diagnose` calls reliable;
+        * ``log_likelihood``, ``error``, ``mcse``: mean estimate of log p(x) over the data (higher is better), the
+          standard error of this mean over the data, and its Monte Carlo standard error, NaN if it is not known;
+        * ``difference``, ``difference_error``, ``difference_mcse``: mean paired difference from the reference, its
+          standard error over the data, and its Monte Carlo standard error; all three are 0 for the reference itself;
+        * ``bias``: estimated bias of ``log_likelihood``, about -mcse^2 / 2 for each datum. The logarithm of a mean
+          weight has this bias, and averaging over data does not remove it. ``bias`` cannot be estimated, and is NaN, if
+          any k-hat exceeds 0.7, for 100 weights or fewer, and for estimators without k-hat;
+        * ``reliable``: fraction of the data whose estimate :func:`diagnose` calls reliable, NaN if the result does not
+          hold the number of draws;
         * ``high_pareto_k``: fraction of the data with k-hat above 0.7, NaN if there is no ``pareto_k``;
         * ``num_samples``: draws or chains per datum, NaN if the result does not hold the number;
         * ``estimator``: name of the estimator.
 
     Raises:
         TypeError: If ``results`` is a single result instead of a mapping or list of results.
-        ValueError: If there are no results, or none has the name ``reference``; if two results differ in data,
-            binarization or base measure, or one does not hold these attributes; or if a result has dimensions other
-            than ``datum``.
+        ValueError: If there are no results, or no result has the name ``reference``; if two results differ in data,
+            binarization or base measure; or if a result lacks ``log_likelihood`` or one of these attributes, or its
+            ``log_likelihood`` has dimensions other than ``datum``.
 
     Warns:
         UserWarning: If two models observe sites of different names.
@@ -112,7 +116,7 @@ def compare(
     if not isinstance(results, Mapping):
         results = {f"model {i}": result for i, result in enumerate(results)}
     if not results:
-        raise ValueError("there are no results to compare. Pass at least one result, by the name of its model.")
+        raise ValueError("there are no results to compare. Pass at least one result, under the name of its model.")
     reference = next(iter(results)) if reference is None else reference
     if reference not in results:
         raise ValueError(f"there is no result with the name reference={reference!r}. Choose from {list(results)}")
@@ -147,27 +151,27 @@ def _row(result: "xr.Dataset", reference: "xr.Dataset") -> dict[str, float | str
 
 
 def _has_error(result: "xr.Dataset") -> bool:
-    """Return true if the Monte Carlo error of the mean is known."""
+    """Return whether the Monte Carlo error of a result's mean log-likelihood is known."""
     if "pareto_k" not in result:
         return True
     return _has_k_hat(result) and float((result.pareto_k > 0.7).mean()) <= MOST_UNRELIABLE
 
 
 def _has_k_hat(result: "xr.Dataset") -> bool:
-    """Return true if there are enough weights to estimate k-hat."""
+    """Return whether a result holds k-hat that was estimated from more than 100 weights per datum."""
     weights = result.attrs.get("num_samples", result.attrs.get("num_chains", np.inf))
     return "pareto_k" in result and weights > FEW_WEIGHTS
 
 
 def _reliable(result: "xr.Dataset") -> float:
-    """Return the fraction of reliable data, or NaN if the result does not hold its number of draws."""
+    """Return the fraction of the data with a reliable estimate, or NaN if the number of draws is not known."""
     if not {"num_samples", "num_chains"} & set(result.attrs):
         return np.nan
     return float((diagnose(result).verdict == RELIABLE).mean())
 
 
 def _mean(name: str, prefix: str, values: np.ndarray, variances: np.ndarray) -> dict[str, float]:
-    """Return the mean over the data, its standard error (NaN for one datum) and its Monte Carlo standard error."""
+    """Return the mean of values over the data, its standard error (NaN for one datum) and its Monte Carlo error."""
     return {
         name: float(values.mean()),
         f"{prefix}error": float(pd.Series(values).sem()),
@@ -176,7 +180,7 @@ def _mean(name: str, prefix: str, values: np.ndarray, variances: np.ndarray) -> 
 
 
 def _check_result(name: str, result: "xr.Dataset") -> None:
-    """Raise ValueError if a result cannot be compared with other results."""
+    """Raise ValueError if a result lacks ``log_likelihood`` over ``datum``, or an attribute that results must share."""
     if "log_likelihood" not in result:
         raise ValueError(
             f"the results of {name!r} hold {list(result)} but no 'log_likelihood'. Pass the result of an estimator of "
@@ -192,7 +196,7 @@ def _check_result(name: str, result: "xr.Dataset") -> None:
 
 
 def _check_pair(names: tuple[str, str], first: "xr.Dataset", second: "xr.Dataset") -> None:
-    """Raise ValueError if the log-likelihoods of two results are not comparable."""
+    """Raise ValueError if two results differ in data, binarization or base measure."""
     pairs = {"number of data": (first.sizes["datum"], second.sizes["datum"])}
     pairs |= {attribute: (first.attrs[attribute], second.attrs[attribute]) for attribute in SAME}
     for what, (one, other) in pairs.items():

@@ -1,4 +1,4 @@
-"""The table of a comparison: a DataFrame that holds all columns and prints a selection that fits on a line."""
+"""Table of a comparison of models: a DataFrame that holds many columns but prints only the most important ones."""
 
 import math
 from typing import Any
@@ -7,7 +7,9 @@ import pandas as pd
 
 
 class ComparisonTable(pd.DataFrame):  # type: ignore[misc]
-    """Table of :func:`pyrovae.evaluation.compare`, printed with errors beside the means. Subsets print all columns.
+    """Table that :func:`pyrovae.evaluation.compare` returns, which prints each mean together with its errors.
+
+    A selection of rows or columns is an ordinary DataFrame, which prints all of its columns.
 
     Example:
         >>> columns = {"log_likelihood": [-93.2], "error": [0.41], "mcse": [0.02], "difference": [0.0]}
@@ -38,5 +40,5 @@ class ComparisonTable(pd.DataFrame):  # type: ignore[misc]
 
 
 def _cell(mean: Any, error: Any, mcse: Any) -> str:
-    """Return the mean ± its standard error over the data, followed by the Monte Carlo error in brackets if known."""
+    """Return the text ``mean ± standard error (Monte Carlo error)``, without the brackets if the latter is NaN."""
     return f"{mean:.2f} ± {error:.2f}" + ("" if math.isnan(mcse) else f" ({mcse:.2f})")

@@ -5,8 +5,8 @@ r"""The inference gap, log p(x) minus the ELBO, split into the approximation gap
     = \underbrace{\log p(x) - \mathcal{L}[q^*]}_{\text{approximation gap}}
     + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortization gap}},
 
-where :math:`q` is the amortized posterior of the guide and :math:`q^*` the member of a family with the highest ELBO for
-the datum.
+where :math:`q` is the amortized posterior of the guide, and :math:`q^*` is the member of a family of densities with the
+highest ELBO for the datum.
 """
 
 from typing import TYPE_CHECKING, Any, Unpack
@@ -51,15 +51,16 @@ def inference_gaps(
         model: Pyro program of p(x, z) with continuous latent sites.
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        reference: The best available result for the same data that holds ``log_likelihood``. Use a result of
-            :func:`ais`, or of :func:`evaluate` if its proposal is reliable. An estimate of log p(x) that is too low
-            makes the approximation gap too small.
+        reference: Result of an estimator of log p(x) for the same data, as accurate as possible. Use a result of
+            :func:`ais`, or a result of :func:`evaluate` if its estimates are reliable. An estimate of log p(x) that is
+            too low makes the approximation gap too small.
         family: Family of the local posterior, which has separate parameters for every datum. ``"normal"`` is a normal
             density with independent dimensions. ``"flow"`` is an inverse autoregressive flow of two layers that
-            transforms the guide's draws.
+            transforms draws of the guide.
         num_steps: Steps of Adam, with a cosine learning-rate schedule.
-        num_particles: Draws per datum and step.
-        learning_rate: Learning rate of Adam. Locations are optimized in units of the guide's scales.
+        num_particles: Draws per datum in each step of Adam.
+        learning_rate: Learning rate of Adam. Locations are optimized in units of the standard deviations of the guide's
+            draws.
         num_samples: Draws per datum for the reported ELBOs.
         **options: Keyword arguments of :class:`Options`.
 
@@ -69,13 +70,14 @@ def inference_gaps(
         * ``log_likelihood``, ``mcse``: copied from the reference;
         * ``elbo``, ``elbo_mcse``: ELBO of the guide, and its Monte Carlo standard error;
         * ``local_elbo``, ``local_elbo_mcse``: ELBO of the local posterior, and its Monte Carlo standard error;
-        * ``approximation_gap``, ``amortization_gap``, and their sum, ``inference_gap``. If the guide's family is richer
-          than the normal family, ``amortization_gap`` may be negative.
+        * ``approximation_gap``, ``amortization_gap``, and their sum, ``inference_gap``. ``amortization_gap`` may be
+          negative for ``family="normal"`` if the guide's own family is richer than this normal family.
 
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
-        ValueError: For the reasons listed at :func:`evaluate`; if the reference holds other data, another order of the
-            data, or other programs; if a number is out of range; or if a latent site is discrete, masked or auxiliary.
+        ValueError: For the reasons listed at :func:`evaluate`; if the reference is a result for other data, another
+            order of the data, or other programs; if ``family`` is unknown; if a number of steps, particles or draws is
+            less than 1; or if a latent site is discrete, masked or auxiliary.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Source:
@@ -140,7 +142,7 @@ def inference_gaps(
 
 
 def _elbos(problem: Problem, batch: Batch, target: Target, local: Any, num_samples: int) -> dict[str, Tensor]:
-    """Return the ELBOs of guide and local posterior, and their standard errors, shapes ``(n,)``, nats."""
+    """Return each datum's ELBO of the guide and of the local posterior, with standard errors, shapes ``(n,)``, nats."""
     chunk = max(1, problem.affordable // target.size)
     of_local = []
     for done in range(0, num_samples, chunk):
@@ -156,7 +158,7 @@ def _elbos(problem: Problem, batch: Batch, target: Target, local: Any, num_sampl
 def _check_reference(reference: "xr.Dataset", attrs: dict[str, Any], size: int) -> None:
     if reference.sizes["datum"] != size or (reference.datum.values != np.arange(size)).any():
         raise ValueError(
-            f"the data of the reference, {reference.sizes['datum']}, and those of x, {size}, differ in number or "
+            f"the data of the reference ({reference.sizes['datum']} data) and x ({size} data) differ in number or "
             f"order. Pass the whole result for x as the reference."
         )
     kinds = {

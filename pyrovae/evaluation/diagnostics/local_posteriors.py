@@ -1,10 +1,11 @@
-r"""Local posteriors, whose parameters are optimized for every datum by gradient ascent on its ELBO.
+r"""Local posteriors: for each datum, a density with its own parameters, fitted by gradient ascent on the ELBO.
 
 .. math:: \lambda_n^* = \arg\max_\lambda \mathrm{E}_{q_\lambda(u)} [\log p(x_n, u) - \log q_\lambda(u)].
 
-The normal family starts at the mean and the scales of the guide's draws. The flow starts at the guide itself, because
-it transforms the guide's draws, :math:`u = f_n(u_0)` with :math:`u_0 \sim q(u \mid x_n)`. Its ELBO is therefore at
-least that of the guide, whatever the family of the guide.
+Here u are the latents in unconstrained coordinates. The normal density starts with the mean and the standard deviations
+of the guide's draws. The flow transforms the guide's draws, :math:`u = f_n(u_0)` with :math:`u_0 \sim q(u \mid x_n)`,
+and starts near the identity. The ELBO of the flow therefore starts near the ELBO of the guide and rises from there,
+whatever the family of the guide.
 """
 
 import math
@@ -21,7 +22,7 @@ Family = Literal["normal", "flow"]
 
 
 class _Local(nn.Module):
-    """Location and scale for each datum and dimension, in units of the guide's scale."""
+    """Base class with a location and a scale for each datum and dimension, relative to those of the guide's draws."""
 
     def __init__(self, target: Target) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class _Local(nn.Module):
 
 
 class LocalNormal(_Local):
-    """A mean-field normal density for each datum."""
+    """Normal density with independent dimensions, with separate parameters for each datum."""
 
     def forward(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """Return draws u, shape ``(num_samples, N, D)``, and their log-densities, shape ``(num_samples, N)``, nats."""
@@ -47,7 +48,7 @@ class LocalNormal(_Local):
 
 
 class LocalFlow(_Local):
-    """An inverse autoregressive flow for each datum, with separate parameters, that transforms the guide's draws."""
+    """Inverse autoregressive flow that transforms the guide's draws, with separate parameters for each datum."""
 
     def __init__(self, target: Target, depth: int = 2, hidden: int = 32) -> None:
         super().__init__(target)
@@ -71,7 +72,7 @@ class LocalFlow(_Local):
 
 
 class _Apply(nn.Module):
-    """Inverse of a flow, which makes draws in one pass of the network."""
+    """Module that applies the inverse of an autoregressive flow to noise, in a single pass of the flow's network."""
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ def optimize(
     num_particles: int,
     learning_rate: float,
 ) -> nn.Module:
-    """Fit the local posteriors of the data of a target."""
+    """Fit a local posterior to each datum of a batch by Adam, and return the module that holds all of them."""
     local = LocalNormal(target) if family == "normal" else LocalFlow(target)
     optimizer = torch.optim.Adam(local.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)

@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance sampling, computed by ArviZ 0.23 or ArviZ 1.x. Only this module depends on the version."""
+"""Pareto-smoothed importance sampling, computed by ArviZ 0.23 or ArviZ 1.x, which have different functions for it."""
 
 import math
 import warnings
@@ -20,20 +20,22 @@ with warnings.catch_warnings():
 def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     r"""Smooth the largest importance weights of each datum by a generalized Pareto distribution that is fitted to them.
 
-    The fitted shape :math:`\hat k` tells whether the draws can estimate the mean of the weights. Below 0.5 estimates
-    are reliable. Above 0.7 estimates from these draws should not be trusted, however small their standard error.
+    The fitted shape :math:`\hat k` tells whether the draws can estimate the mean of the weights. If k-hat is below 0.5,
+    the estimate is reliable. If k-hat is above 0.7, the estimate should not be trusted, however small its standard
+    error is.
 
     Args:
-        log_weights: Shape ``(num_samples, N)``, nats.
+        log_weights: Logarithms of importance weights, shape ``(num_samples, N)``, nats.
 
     Returns:
         Two float64 tensors on the CPU. The first, shape ``(num_samples, N)``, holds the smoothed log-weights,
         normalized so that the weights of each datum sum to one. The second, shape ``(N,)``, holds k-hat. k-hat is
-        ``-inf`` if the largest weights of a datum are equal up to rounding, because there is no tail. k-hat is ``inf``
-        for 20 draws or fewer, because a tail cannot be fitted.
+        ``-inf`` if the largest weights of a datum are equal up to rounding, because there is no tail. Otherwise, k-hat
+        is ``inf`` for 20 draws or fewer, because a tail cannot be fitted. k-hat is also ``inf`` if all weights of a
+        datum are zero.
 
     Raises:
-        ValueError: If the log-weights have another shape or are not floating-point.
+        ValueError: If ``log_weights`` is empty, not two-dimensional, or not floating-point.
         FloatingPointError: If a log-weight is NaN or +inf. A log-weight of -inf, a weight of zero, is allowed.
 
     Source:
@@ -57,7 +59,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     if (log_weights.isnan() | (log_weights == math.inf)).any():
         bad = (log_weights.isnan() | (log_weights == math.inf)).any(0).nonzero().flatten().tolist()
         raise FloatingPointError(
-            f"log-weights of {len(bad)} data are NaN or infinite, the first at index {bad[0]}. The model has diverged: "
+            f"log-weights of {len(bad)} data are NaN or +inf, the first at index {bad[0]}. The model has diverged: "
             f"check its parameters and the scales that its networks return."
         )
     rows = np.array(log_weights.detach().cpu().double().numpy().T, order="C")

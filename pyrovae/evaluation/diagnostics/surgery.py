@@ -43,25 +43,27 @@ def kl_per_dimension(
 ) -> "xr.Dataset":
     r"""Compute :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
 
-    The divergence is exact if torch implements it for the two distributions, as for two normals, and if the prior of
-    the site depends only on sites that the guide draws earlier. Otherwise it is the mean of :math:`\log q - \log p`
-    over draws. A site whose posterior or prior has dependent dimensions counts as one dimension. The sum over all
-    dimensions is the KL term of the ELBO.
+    The divergence is computed in closed form if torch implements it for the two distributions, such as two normals, and
+    if the prior of the site depends only on sites that the guide draws before this site. Otherwise the divergence is
+    estimated by the mean of :math:`\log q - \log p` over draws. A site whose posterior or prior has dependent
+    dimensions counts as one dimension. The sum over all dimensions is the KL term of the ELBO.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        num_samples: Draws per datum. The distributions of lower layers are averaged over these draws as well.
+        num_samples: Draws per datum. If the distributions of a site depend on the draws of other latent sites, the
+            closed form is averaged over these draws as well.
         **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with a variable for each latent site, named after the site, with dimensions ``datum`` and
-        ``<site>_unit``, nats.
+        Dataset of KL divergences in nats, with one variable for each latent site. The variable is named after the site
+        and has the dimensions ``datum`` and ``<site>_unit``.
 
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
-        ValueError: For the reasons listed at :func:`evaluate`.
+        ValueError: For the reasons listed at :func:`evaluate`, if a discrete site is enumerated, or if a latent site is
+            auxiliary.
 
     Source:
         *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), appendix B.
@@ -97,15 +99,19 @@ def kl_per_dimension(
 
 
 def collapsed_units(divergences: "xr.Dataset", *, epsilon: float = 0.01, delta: float = 0.01) -> "xr.Dataset":
-    r"""Find collapsed latent units, those with :math:`P_x[\mathrm{KL} < \epsilon] \ge 1 - \delta`.
+    r"""Find collapsed latent units, which carry no information about nearly all data.
+
+    A unit is collapsed if the KL divergence of its posterior from its prior satisfies
+    :math:`P_x[\mathrm{KL} < \epsilon] \ge 1 - \delta`, where the probability is the fraction of the data x.
 
     Args:
         divergences: Result of :func:`kl_per_dimension`, nats.
-        epsilon: KL divergence below which a unit carries no information about a datum, nats.
+        epsilon: KL divergence below which a unit is taken to carry no information about a datum, nats.
         delta: Largest fraction of the data about which a collapsed unit may carry information.
 
     Returns:
-        Dataset with a boolean variable for each latent site, true for collapsed units, with dimension ``<site>_unit``.
+        Dataset with a boolean variable for each latent site, with dimension ``<site>_unit``. The variable is true for
+        collapsed units.
 
     Raises:
         ValueError: If ``epsilon`` is not positive, or ``delta`` is not in [0, 1).
@@ -135,8 +141,9 @@ def elbo_surgery(
 ) -> "xr.Dataset":
     r"""Split the ELBO into reconstruction, mutual information and marginal KL.
 
-    The aggregate posterior is that of the given N data. The mutual information is therefore at most log N. The
-    aggregate posterior is computed exactly, from N * N * ``num_samples`` densities of the guide.
+    The aggregate posterior is the average of the guide's posteriors for the N given data, so the mutual information is
+    at most log N. The density of the aggregate posterior at the draws is exact. Its computation takes
+    N * N * ``num_samples`` evaluations of the guide's density.
 
     Args:
         model: Pyro program of p(x, z) without enumerated sites.
@@ -146,16 +153,18 @@ def elbo_surgery(
         **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with dimension ``datum``, nats. The means over the data are the terms of the decomposition:
+        Dataset with dimension ``datum``, nats. The mean of each variable over the data is a term of the decomposition:
 
         * ``reconstruction``: mean of log p(x | z) over the draws;
-        * ``kl``: KL term, the sum of ``mutual_information`` and ``marginal_kl``;
-        * ``total_correlation`` and ``dimension_wise_kl``, whose sum is ``marginal_kl``. They are present if the guide
-          has one latent site, and the dimensions of this site are independent in guide and prior.
+        * ``kl``: KL term of the ELBO, the sum of the next two variables;
+        * ``mutual_information`` and ``marginal_kl``: the two parts of ``kl``;
+        * ``total_correlation`` and ``dimension_wise_kl``: the two parts of ``marginal_kl``. These variables are present
+          if there is a single latent site, and the dimensions of this site are independent in guide and prior.
 
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
-        ValueError: For the reasons listed at :func:`evaluate`, or if the program sums out a discrete site.
+        ValueError: For the reasons listed at :func:`evaluate`; if a discrete site is enumerated; if a latent site
+            is masked or auxiliary; or if the guide's density differs between two runs at the same draws.
 
     Source:
         *ELBO Surgery* (Hoffman and Johnson, 2016); *Isolating Sources of Disentanglement in Variational Autoencoders*
@@ -241,13 +250,13 @@ def _latents(sites: list[Site]) -> dict[str, Site]:
 def _check_unmasked(name: str, *sites: Site) -> None:
     if any(site["mask"] is not None for site in sites):
         raise ValueError(
-            f"latent site {name!r} is masked, so the posteriors of some data cannot be aggregated. Remove the data "
-            f"whose latent is masked, and the mask."
+            f"latent site {name!r} is masked, so the posteriors of some data cannot be aggregated. Remove the mask, "
+            f"and the data for which the latent site is masked."
         )
 
 
 def _pairs(of_guide: dict[str, Site], of_model: dict[str, Site]) -> Iterator[tuple[str, Site, Site]]:
-    """Yield the name of each latent with its sites in guide and model."""
+    """Yield the name of each latent site, the site in the guide, and the site in the model."""
     for name, site in of_guide.items():
         if name not in of_model:
             raise ValueError(
@@ -270,14 +279,14 @@ def _has_units(latents: dict[str, Site]) -> bool:
 
 
 def _by_datum(problem: Problem, site: Site, values: Tensor, *, flat: bool = True) -> Tensor:
-    """Return values of a site as ``(num_draws, N, units)`` if ``flat``, else with all dimensions of the value."""
+    """Move draws and data to the first dimensions of a site's values; if ``flat``, flatten the others into one."""
     missing = problem.nesting + 1 - len(site["fn"].batch_shape)
     moved = values.reshape((1,) * missing + values.shape).movedim(problem.data_dim, 1)
     return moved.reshape(*moved.shape[:2], -1) if flat else moved
 
 
 def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> tuple[Tensor, Tensor]:
-    """Return the log-density of the aggregate posterior at points, ``(points,)``, and per unit, ``(points, units)``."""
+    """Return the aggregate posterior's log-density at points, ``(points,)``, and by unit, ``(points, units)``."""
     total, blocks = len(next(iter(points.values()))), []
     width = problem.width(64)
     for start in range(0, total, width):
@@ -300,7 +309,10 @@ def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> t
 
 
 def _mixture(problem: Problem, in_all: list[Tensor], in_units: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Average densities over the data; the densities are ordered by batches, then by runs of the guide."""
+    """Average the guide's densities over the data, and return the logarithms of the averages.
+
+    Each list holds log-densities, ordered by batch and, for the same batch, by run of the guide.
+    """
     per_batch = len(in_all) // sum(1 for _ in problem.batches(64))
 
     def mean(parts: list[Tensor]) -> Tensor:

@@ -1,13 +1,13 @@
-r"""Out-of-distribution scores from log p(x), which compare a datum with held-out data of the training distribution.
+r"""Out-of-distribution scores, which compare the log-likelihood of a datum with the log-likelihoods of held-out data.
 
-Let :math:`\ell_1, \dots, \ell_M` be the log-likelihoods of held-out data, and :math:`\ell` that of a new datum. The
-log-likelihood of a datum from another distribution may be too low or, in high dimensions, too high. The test is
-therefore two-sided:
+Let :math:`\ell_1, \dots, \ell_M` be the log-likelihoods of held-out data of the training distribution, and :math:`\ell`
+the log-likelihood of a new datum. If the new datum comes from another distribution, :math:`\ell` may be unusually low
+or, in high dimensions, unusually high. The test is therefore two-sided:
 
 .. math:: \text{score} = \Big| \ell - \frac{1}{M} \sum_m \ell_m \Big|, \qquad
     p = \min\Big(1,\; 2\, \frac{1 + \min(\#\{\ell_m \le \ell\}, \#\{\ell_m \ge \ell\})}{M + 1}\Big).
 
-If the datum comes from the training distribution, :math:`\Pr(p \le \alpha) \le \alpha` for any model.
+If the new datum comes from the training distribution, :math:`\Pr(p \le \alpha) \le \alpha` for any model.
 """
 
 from typing import TYPE_CHECKING
@@ -24,19 +24,20 @@ def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
     """Compare the log-likelihood of each datum with the log-likelihoods of held-out data.
 
     Args:
-        results: Result of :func:`log_likelihood` or another estimator for the data in question.
+        results: Result of :func:`log_likelihood` or another estimator for the data to be tested.
         reference: Result of the same estimator for held-out data of the training distribution, such as validation data.
             Do not use training data, because a model that overfits gives them a higher log-likelihood.
 
     Returns:
-        Dataset with dimension ``datum``: ``log_likelihood``, nats; ``score``, the distance from the mean of the
-        reference, nats; and ``p_value``, two-sided. With M held-out data the smallest possible p-value is
+        Dataset with dimension ``datum`` and three variables: ``log_likelihood``, nats; ``score``, the absolute
+        difference between ``log_likelihood`` and its mean over the held-out data, nats; and ``p_value``, the two-sided
+        p-value, NaN if ``log_likelihood`` is NaN. With M held-out data, the smallest possible p-value is
         ``2 / (M + 1)``.
 
     Raises:
         TypeError: If an argument is not a result.
-        ValueError: If a result holds no ``log_likelihood`` with dimension ``datum``, or if the results differ in base
-            measure, binarization or estimator.
+        ValueError: If a result holds no ``log_likelihood`` with dimension ``datum``, if the two results differ in base
+            measure, binarization or estimator, or if the reference holds only NaN.
 
     Source:
         *Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality* (Nalisnick, Matsukawa, Teh and
@@ -70,7 +71,7 @@ def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
             )
     values, known = results.log_likelihood.values, np.sort(reference.log_likelihood.dropna("datum").values)
     if not len(known):
-        raise ValueError("the log_likelihood of the reference is not finite for any datum. Evaluate held-out data.")
+        raise ValueError("the log_likelihood of the reference is NaN for all data. Evaluate held-out data.")
     at_most = np.searchsorted(known, values, side="right")
     at_least = len(known) - np.searchsorted(known, values, side="left")
     p_value = np.minimum(1.0, 2 * (1 + np.minimum(at_most, at_least)) / (len(known) + 1))

@@ -7,23 +7,24 @@ limit theorem, the error of the mean of K weights then falls like :math:`K^{-(1 
 .. math:: K_\epsilon = \max\Big\{ K \Big(\frac{\mathrm{mcse}}{\epsilon}\Big)^{1 / (1 - \max(k, 1/2))},\;
     10^{1 / (1 - \max(k, 0))} \Big\},
 
-where the second term is the smallest number that Pareto-smoothed importance sampling needs. If :math:`k \ge 1`, any
-number of draws is too small. For a normal posterior and a normal proposal of c < 1 times its scale, :math:`k = 1 - c^2`
-in any number of dimensions.
+where the second term is the smallest number of draws that Pareto-smoothed importance sampling needs. If
+:math:`k \ge 1`, every number of draws is too small. If the posterior is normal, and the proposal is a normal with c < 1
+times the standard deviation of the posterior, then :math:`k = 1 - c^2` in any number of dimensions.
 
-k-hat is itself an estimate. With M weights in the tail, its standard error is about :math:`(1 + k) / \sqrt M`, which is
-0.19 for 1,000 draws. ArviZ shrinks k-hat towards 1/2, and the verdicts undo this:
-:math:`\tilde k = (\hat k (M + 10) - 5) / M`. The values of k for different data are similar, because the data share a
-guide. Let :math:`\mu` and :math:`\tau^2` be the mean and the variance of k over the data, and :math:`s` the standard
-error. The posterior of the k of a datum is then normal with
+The true k of a datum is estimated by k-hat. With M weights in the tail, the standard error of k-hat is about
+:math:`s = (1 + k) / \sqrt M`, which is 0.15 for k = 0.5 and 1,000 draws (M = 95). ArviZ shrinks k-hat towards 1/2, and
+the verdicts undo this shrinkage: :math:`\tilde k = (\hat k (M + 10) - 5) / M`. The values of k for different data are
+similar, because all data share a guide. Let :math:`\mu` and :math:`\tau^2` be the mean and the variance of k over the
+data. Given :math:`\tilde k`, the k of a datum then has a normal posterior with
 
 .. math:: \text{mean } \frac{\tilde k / s^2 + \mu / \tau^2}{1 / s^2 + 1 / \tau^2}, \qquad
     \text{variance } \frac{1}{1 / s^2 + 1 / \tau^2}.
 
-An estimate is called reliable if this mean plus half a standard deviation is at most 0.65 and at most
-:math:`1 - 1 / \log_{10} K`. With normal proposals, the 95% intervals of reliable estimates cover log p(x) in 80% to 95%
-of cases. A threshold of 0.7 would lower the coverage to 70%, because k-hat approaches k from below. With fewer than 20
-data the mean of k over the data is unknown, and :math:`\tilde k` and :math:`s` replace the moments of the posterior.
+An estimate is called reliable only if this mean plus half of the posterior standard deviation is at most 0.65 and at
+most :math:`1 - 1 / \log_{10} K`. With normal proposals, the 95% intervals of reliable estimates cover log p(x) in 80%
+to 95% of cases. A threshold of 0.7 would lower the coverage to 70%, because k-hat approaches k from below. With fewer
+than 20 data, the mean of k over the data is unknown, so :math:`\tilde k` and :math:`s` replace the posterior mean and
+standard deviation of k.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -55,26 +56,27 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
     r"""Predict how many draws give each datum's estimate of log p(x) a Monte Carlo standard error of ``precision``.
 
     The prediction is for the ``mcse`` that :func:`evaluate` reports. For k-hat below 0.5, ``mcse`` agrees with the true
-    error to within 20%. For k-hat between 0.5 and 0.7, the variance of the weights is infinite, and the central 68% of
-    the errors extend to 1.3 to 1.4 times ``mcse``.
+    error to within 20%. For k-hat between 0.5 and 0.7, the variance of the weights is infinite, and 68% of the absolute
+    errors are below 1.3 to 1.4 times ``mcse``.
 
-    With this number of draws, the estimate is still too low by about ``precision ** 2 / 2`` nats. Averaging over data
-    does not remove this bias, because it has the same sign for all data.
+    With the predicted number of draws, the estimate is still too low by about ``precision ** 2 / 2`` nats on average.
+    Averaging over data does not remove this bias, because the bias has the same sign for all data.
 
-    k-hat is estimated from the largest weights, with a standard deviation of about 0.15 at 1000 draws. The prediction
-    is less accurate for large k-hat.
+    k-hat is estimated from the largest weights, with a standard deviation of about 0.15 at 1000 draws. The larger k-hat
+    is, the less accurate is the prediction.
 
     Args:
-        results: Result of :func:`evaluate` or another estimator by importance weights, with more than 20 draws.
+        results: Result of :func:`evaluate` or another estimator that returns k-hat, with more than 20 draws per datum.
         precision: Target Monte Carlo standard error, nats.
 
     Returns:
-        Draws or chains per datum, whole numbers as floats. The value is infinite if k-hat is 1 or more, or if the
-        rounding error of the log-weights exceeds the precision, because more draws do not help in these cases.
+        Number of draws (or chains) that each datum needs, stored as a float. The number is infinite if k-hat is 1 or
+        more, or if the rounding error of the log-weights exceeds the precision, because more draws do not help in these
+        cases.
 
     Raises:
         ValueError: If the precision is not positive and finite, if the results hold no ``pareto_k``, or if there are
-            too few draws to estimate k-hat.
+            20 draws per datum or fewer.
 
     Source:
         *Pareto Smoothed Importance Sampling* (Vehtari, Simpson, Gelman, Yao and Gabry, 2024), section 3; *The Sample
@@ -129,7 +131,7 @@ def tail_shape(pareto_k: Any, num_samples: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def is_tail_light(pareto_k: Any, num_samples: int) -> np.ndarray:
-    """Return for each datum whether the tail shape of its weights is small enough for a Monte Carlo error.
+    """Return for each datum whether the tail of its weights is light enough for ``mcse`` to be a valid error.
 
     Args:
         pareto_k: k-hat of the data.
@@ -142,34 +144,36 @@ def is_tail_light(pareto_k: Any, num_samples: int) -> np.ndarray:
 def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     """Judge whether the estimate of log p(x) of each datum is reliable, and name the reason if it is not.
 
-    * ``"proposal too narrow"``: k-hat, with its error, exceeds 0.65, so the tail of the weights is too heavy. The
-      posterior has mass where the proposal has almost none. Estimates are then too low on average, and a single
-      estimate may be off by more than ``mcse``. This verdict also covers a proposal in the wrong place, chains that
-      have not mixed (R-hat above 1.05), and chains that hardly move (acceptance below 0.3).
-    * ``"more draws"``: ``mcse`` exceeds the precision, or there are fewer draws than :func:`draws_needed`. Results with
-      a k-hat from 100 weights or fewer, such as a few chains of :func:`ais`, get this verdict as well. So few weights
-      do not show the tail, and their ``mcse`` is often far too small.
+    * ``"proposal too narrow"``: the tail of the weights is too heavy. The tail shape that is estimated from k-hat, plus
+      half of its standard deviation, exceeds 0.65 or, for K draws, ``1 - 1 / log10(K)``. The posterior then has mass
+      where the proposal has almost none. Estimates are too low on average, and a single estimate may be off by more
+      than ``mcse``. This verdict also covers a proposal in the wrong place, chains that have not mixed (R-hat above
+      1.05), and chains that hardly move (acceptance below 0.3).
+    * ``"more draws"``: ``mcse`` exceeds the precision, or there are fewer draws than :func:`draws_needed` returns.
+      Results with k-hat from 100 weights or fewer, such as weights of a few chains of :func:`ais`, get this verdict as
+      well. So few weights do not show the tail, and their ``mcse`` is often far too small.
     * ``"rounding"``: ``mcse`` exceeds the precision, and the rounding error of the log-weights is more than half of the
       precision. This happens if log-weights are large for their dtype, usually float32. More draws do not help.
-    * ``"no estimate"``: the estimate is NaN, or it is -inf because all weights are zero.
+    * ``"no estimate"``: the estimate or its ``mcse`` is NaN, or the estimate is -inf because all weights are zero.
     * ``"reliable"``: all other estimates.
 
     Chains of :func:`ais` are judged by the k-hat of their weights and by their acceptance. Results without k-hat, such
-    as those of :func:`nuts`, are judged by ``mcse`` and R-hat. Results of :func:`log_likelihood` hold their own
-    verdicts.
+    as those of :func:`nuts`, are judged by ``mcse`` and R-hat. In results of
+    :func:`log_likelihood`, the variable ``reliable`` decides whether an estimate is reliable.
 
     Args:
         results: Result of :func:`evaluate`, :func:`log_likelihood`, :func:`rqmc`, :func:`ais` or :func:`nuts`.
         precision: Largest acceptable Monte Carlo standard error, nats.
 
     Returns:
-        Dataset with ``verdict``, one of the strings above, and ``draws_needed``, both per datum. Attributes are those
-        of the results and the precision. ``results.where(diagnosis.verdict == "reliable", drop=True)`` selects the
+        Dataset with two variables per datum: ``verdict``, one of the strings above, and ``draws_needed``, the number of
+        draws for a Monte Carlo standard error of ``precision``. The attributes of the dataset are those of the results
+        and ``precision``. ``results.where(diagnosis.verdict == "reliable", drop=True)`` selects the
         reliable data. The mean over these data is not an estimate of the mean over all data.
 
     Raises:
-        ValueError: If the precision is not positive and finite, or the results hold neither ``mcse`` nor an attribute
-            ``num_samples`` or ``num_chains``.
+        ValueError: If the precision is not positive and finite, if the results hold no ``mcse``, or if they have
+            neither the attribute ``num_samples`` nor ``num_chains``.
 
     Source:
         *Pareto Smoothed Importance Sampling* (Vehtari, Simpson, Gelman, Yao and Gabry, 2024), section 3.
@@ -226,16 +230,18 @@ def verdicts(results: "xr.Dataset", *, precision: float = 0.1, worst: int = 10) 
     """Summarize the verdicts of :func:`diagnose`: the number of data with each verdict, the worst data, and remedies.
 
     Args:
-        results: As for :func:`diagnose`.
+        results: Result of an estimator, of any kind that :func:`diagnose` accepts.
         precision: Largest acceptable Monte Carlo standard error, nats.
         worst: Largest number of data that are listed for each verdict.
 
     Returns:
-        Table with one row for each verdict, and columns
+        Table with one row for each verdict. The rows ``"rounding"`` and ``"no estimate"`` are omitted if no datum has
+        the verdict. The columns are
 
         * ``data``, ``share``: number of data with the verdict, and their fraction of all data;
         * ``draws_needed``: the largest number of draws that one of these data needs, NaN if there are no such data;
-        * ``worst``: labels of the worst data along ``datum``, ordered by the draws needed, then by k-hat;
+        * ``worst``: labels along ``datum`` of the worst data, ordered by the number of draws that they need and, for
+          equal numbers, by k-hat (or by ``mcse``, if there is no k-hat);
         * ``what_to_do``: the remedy.
 
     Raises:
@@ -292,9 +298,9 @@ def _rounding(results: "xr.Dataset") -> "xr.DataArray":
 
 
 def _excess(results: "xr.Dataset", precision: float) -> "xr.DataArray":
-    """Return the Monte Carlo part of ``mcse`` in units of the precision without rounding error.
+    """Return the ratio of ``mcse`` to the precision, after the squared rounding error is subtracted from both squares.
 
-    The value is NaN if the rounding error exceeds the precision.
+    The ratio is NaN if the rounding error is not smaller than the precision.
     """
     rounding = _rounding(results)
     left = (precision**2 - rounding**2).where(rounding < precision)
@@ -302,10 +308,10 @@ def _excess(results: "xr.Dataset", precision: float) -> "xr.DataArray":
 
 
 def check_wanted_precision(precision: float | str) -> None:
-    """Check the Monte Carlo standard error that estimates should reach, nats.
+    """Check ``precision``, the Monte Carlo standard error in nats that estimates should reach.
 
     Raises:
-        TypeError: If ``precision`` is a text, such as the ``precision`` of matrix products in :class:`Options`.
+        TypeError: If ``precision`` is a string, such as the option ``precision`` of matrix products, ``"tf32"``.
         ValueError: If ``precision`` is not positive and finite.
     """
     if isinstance(precision, str):
@@ -319,7 +325,7 @@ def check_wanted_precision(precision: float | str) -> None:
 
 
 def _count(results: "xr.Dataset") -> int:
-    """Return the number of weights per datum."""
+    """Return the number of weights per datum of a result, which is its number of draws or chains."""
     for name in ("num_samples", "num_chains"):
         if name in results.attrs:
             return int(results.attrs[name])
@@ -327,11 +333,11 @@ def _count(results: "xr.Dataset") -> int:
 
 
 def _num_samples(results: "xr.Dataset") -> int:
-    """Return the draws per datum of results with k-hat."""
+    """Return the number of weights per datum of a result, which must hold k-hat from more than 20 weights."""
     if "pareto_k" not in results:
         raise ValueError(
             f"these results of {results.attrs.get('estimator', 'unknown origin')} hold no 'pareto_k', so the number of "
-            f"draws cannot be predicted. Use pyrovae.evaluation.diagnose, which judges them by their mcse."
+            f"draws cannot be predicted. Use pyrovae.evaluation.diagnose, which judges such results by their mcse."
         )
     num_samples = _count(results)
     if num_samples <= 20:

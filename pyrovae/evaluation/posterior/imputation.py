@@ -34,30 +34,32 @@ def impute(
     site: str = "x",
     **options: Unpack[Options],
 ) -> "xr.Dataset":
-    """Impute the missing entries of data, with their uncertainty.
+    """Return the posterior mean and standard deviation of missing entries of data, and imputed copies of the data.
 
     Args:
-        model: Pyro program of p(x, z), called as ``model(x, mask)``, that scores only the observed entries: a
-            :class:`pyrovae.VAE` with a :class:`pyrovae.likelihoods.Masked` likelihood, or another program.
-        guide: Pyro program of q(z | x, mask).
+        model: Pyro program of p(x, z), called as ``model(x, mask)``. The program must score only the observed entries,
+            as a :class:`pyrovae.VAE` with a :class:`pyrovae.likelihoods.Masked` likelihood does.
+        guide: Pyro program of q(z | x, mask), called as ``guide(x, mask)``.
         data: Pair ``(x, mask)``, both of shape ``(N, *event)``. The mask is true, or 1, where x was observed.
         num_samples: Draws of z per datum, K.
         num_imputations: Number of imputed copies of the data, drawn by sampling importance resampling.
-        site: Name of the observed site.
+        site: Name of the site at which the model observes x.
         **options: Keyword arguments of :class:`Options`.
 
     Returns:
         Dataset with dimensions ``datum`` and ``event_0``, ``event_1``, ...:
 
-        * ``mean``, ``std``: posterior mean and standard deviation of each entry; for an observed entry its value and 0;
-        * ``ess``: effective sample size of the weights of a datum;
+        * ``mean``, ``std``: posterior mean and standard deviation of each entry. For an observed entry, ``mean`` is
+          the observed value and ``std`` is 0;
+        * ``ess``: effective sample size of the importance weights, for each datum;
         * ``imputations``: imputed copies along the additional first dimension ``imputation``, if ``num_imputations`` is
           positive.
 
     Raises:
         TypeError: If ``data`` is not a pair of tensors, or the first tensor is not floating-point.
-        ValueError: For the reasons listed at :func:`evaluate`; if a number is out of range; if data and mask differ in
-            shape; or if the program does not observe ``site``.
+        ValueError: For the reasons listed at :func:`evaluate`; if ``num_samples`` is less than 1 or ``num_imputations``
+            is negative; if data and mask differ in shape; if the mask has values other than 0 and 1; or if the program
+            does not observe all entries of x at ``site``.
 
     Source:
         *MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets* (Mattei and Frellsen, 2019).
@@ -143,12 +145,12 @@ def impute(
 
 
 class _Moments:
-    """Weighted moments of the predictions at an observed site, and draws from it, accumulated over chunks of draws.
+    """Weighted moments of an observed site's predictions, and imputed data, accumulated over chunks of latent draws.
 
     Args:
         site: Name of the observed site.
         x: Data, shape ``(n, *event)``.
-        mask: True where an entry was observed, shape ``(n, *event)``.
+        mask: Mask that is true where an entry of x was observed, shape ``(n, *event)``.
     """
 
     def __init__(self, site: str, x: Tensor, mask: Tensor) -> None:
@@ -157,13 +159,13 @@ class _Moments:
         self.imputations = x.new_zeros(0, *x.shape)
 
     def add(self, sites: list[Any], weights: Tensor, picked: Tensor, plate: str) -> None:
-        """Add a chunk of draws.
+        """Add the predictions at a chunk of latent draws.
 
         Args:
-            sites: The model's sites in the run of the chunk.
-            weights: Normalized weights, shape ``(num_draws, n)``.
-            picked: Index in the chunk of the draw of each imputation, shape ``(num_imputations, n)``. An index outside
-                the chunk belongs to another chunk.
+            sites: Sites of the model's run on the chunk.
+            weights: Normalized weights of the draws in the chunk, shape ``(num_draws, n)``.
+            picked: For each imputation and datum, the index of the chosen draw, counted from the start of the chunk,
+                shape ``(num_imputations, n)``. Indices below 0 or above ``num_draws - 1`` belong to other chunks.
             plate: Name of the data plate.
         """
         site = _observed(sites, self.site)
@@ -183,7 +185,7 @@ class _Moments:
         self.imputations = torch.where(fill, made, self.imputations)
 
     def columns(self) -> dict[str, Tensor]:
-        """Return the mean and the standard deviation of each entry."""
+        """Return the posterior mean and standard deviation of each entry of the data."""
         deviation = (self.square - self.mean.square()).clamp(min=0).sqrt()
         return {
             "mean": torch.where(self.observed, self.x, self.mean),
@@ -192,10 +194,10 @@ class _Moments:
 
 
 def _observed(sites: list[Any], name: str) -> Any:
-    """Return the observed site of that name.
+    """Return the site with a given name if the model observes it.
 
     Raises:
-        ValueError: If the model does not observe a site of that name.
+        ValueError: If the model does not observe a site with this name.
     """
     for site in sites:
         if site["name"] == name and site["is_observed"]:
@@ -204,16 +206,16 @@ def _observed(sites: list[Any], name: str) -> Any:
 
 
 def _check_entries(sites: list[Any], name: str, x: Tensor, plate: str) -> None:
-    """Check that the observed site has the entries of a datum.
+    """Check that the model observes all entries of a datum at the site with a given name.
 
     Raises:
-        ValueError: If the number of entries differs, so that a prediction has no place among the data.
+        ValueError: If the site and a datum differ in the number of entries, or the model does not observe the site.
     """
     site = _observed(sites, name)
     entries = arranged(site, torch.zeros(site["fn"].shape()), plate)[0].shape[2:]
     if entries.numel() != x[0].numel():
         raise ValueError(
             f"site {name!r} has entries of shape {tuple(entries)} for a datum, but the data to be filled in have shape "
-            f"{tuple(x.shape[1:])}. Observe all entries of the data at one site, and mask the missing ones "
+            f"{tuple(x.shape[1:])}. Observe all entries of the data at one site, and mask the missing entries "
             f"(pyrovae.likelihoods.Masked)."
         )

@@ -1,7 +1,7 @@
-r"""Conversion of a program's prior, posterior and predictions to ArviZ, for its tables, figures and files.
+r"""Conversion of prior draws, posterior draws and predictions of a program to the data format of ArviZ.
 
-The posterior draws come from the guide. They are either resampled with the probabilities of their Pareto-smoothed
-weights, or kept with their normalized weights,
+The posterior draws are draws of the guide with Pareto-smoothed importance weights. The draws are either resampled with
+their weights as probabilities, which gives S draws, or all K draws are kept with their normalized weights:
 
 .. math:: \mathrm{E}[f(z) \mid x_n] \approx \frac{1}{S} \sum_s f(z_n^{(s)}) \quad \text{or} \quad
     \sum_k \bar w_n^{(k)} f(z_n^{(k)}).
@@ -45,30 +45,34 @@ def to_inference_data(
     log_likelihood: bool = False,
     **options: Unpack[Options],
 ) -> Any:
-    """Draw from the prior, posterior and predictive distributions of each datum, in the format of ArviZ.
+    """Return draws from the prior, posterior and predictive distributions of each datum, in the format of ArviZ.
 
-    Resampled draws repeat if the weights are uneven. Check ``ess`` and ``pareto_k`` before you trust them, because
-    ArviZ treats the draws as a chain and does not know the weights. Sites that the guide enumerates are sampled instead
-    of summed out. Sites that only the model enumerates are summed out of the weights, and then sampled given the data
-    and the other latents. Predictions are conditional on the other arguments of the program. If a later site reads an
-    observed argument instead of the value of its site, predictions are also conditional on that argument.
+    If the weights are uneven, resampling repeats a few draws many times. ArviZ does not see this, because it treats the
+    draws as a chain and does not know the weights. Check ``ess`` and ``pareto_k`` before you trust resampled draws.
+
+    Sites that the guide enumerates are sampled instead of summed out. Sites that only the model enumerates are summed
+    out of the weights, and then sampled given the data and the other latents. Predictions are conditional on arguments
+    that the model does not observe. If the model uses an observed argument in the distribution of a later site, where
+    it could use the value of the observed site, predictions are also conditional on this argument.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
         guide: Pyro program of q(z | x), called with the same arguments.
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_samples: Draws of the guide per datum, K.
-        num_draws: Resampled draws from the posterior per datum, S. With raw weights all K draws are kept.
-        num_prior_draws: Draws from the prior; by default ``num_draws``. With 0 the groups of the prior are omitted.
-        weights: ``"resampled"`` or ``"raw"``.
+        num_draws: Resampled draws from the posterior per datum, S. With raw weights, all K draws are kept instead.
+        num_prior_draws: Draws from the prior; by default ``num_draws``. With 0, the groups ``prior`` and
+            ``prior_predictive`` are omitted.
+        weights: ``"resampled"`` for S resampled draws of equal weight, or ``"raw"`` for all K draws with their weights.
         coords: Coordinates of dimensions by name, such as ``{"datum": names}``.
-        dims: Names of a site's dimensions after chain, draw and datum, by name of the site, such as
-            ``{"z": ["latent"]}``. By default these are the names of its plates, then ``z_dim_0``, ``z_dim_1``, ... for
-            its event.
-        log_likelihood: If true, the group ``log_likelihood`` holds log p(x_n | z) at the draws, nats. Do not pass it to
-            ``arviz.loo`` or ``arviz.compare``: each datum has its own latents, which were drawn given the datum, so
-            these functions rank models incorrectly. Compare models by :func:`compare`.
-        **options: Keyword arguments of :class:`Options`. The result itself holds ``num_draws`` replicates of all data.
+        dims: Mapping from the name of a site to names of its dimensions after chain, draw and datum, such as
+            ``{"z": ["latent"]}``. By default, dimensions of plates have the names of the plates, and the dimensions of
+            the event of ``z`` are named ``z_dim_0``, ``z_dim_1``, and so on.
+        log_likelihood: If true, the group ``log_likelihood`` holds log p(x_n | z) at the draws, nats. Do not pass this
+            group to ``arviz.loo`` or ``arviz.compare``: each datum has its own latents, which were drawn given the
+            datum, so these functions rank models incorrectly. Compare models by :func:`compare`.
+        **options: Keyword arguments of :class:`Options`. The option ``memory`` does not bound the result, which holds
+            as many replicates of all data as there are posterior draws per datum.
 
     Returns:
         An ``arviz.InferenceData`` with ArviZ 0.23, or an ``xarray.DataTree`` with ArviZ 1.x, with one chain and groups
@@ -84,9 +88,10 @@ def to_inference_data(
     Raises:
         TypeError: For the reasons listed at :func:`log_weights`.
         ValueError: For the reasons listed at :func:`log_weights`; if ``weights`` is neither ``"resampled"`` nor
-            ``"raw"``; if ``dims`` do not fit a site; or if draws from the prior are requested for a model with a
-            ``pyro.factor``.
-        FloatingPointError: If the log-weights of all data are NaN or infinite, because the model has diverged.
+            ``"raw"``; if a number of draws is too small; if ``dims`` has the wrong number of names for a site; or if
+            draws from the prior are requested for a model with a ``pyro.factor``.
+        FloatingPointError: If the log-weights of all data are NaN or infinite, for example because the model has
+            diverged.
 
     Source:
         *ArviZ a unified library for exploratory analysis of Bayesian models in Python* (Kumar, Carroll, Hartikainen and
@@ -133,7 +138,7 @@ def to_inference_data(
 
 
 class _Groups:
-    """The groups of an InferenceData object as columns of a single table, named ``group/site``."""
+    """Groups of an ``InferenceData`` object, as columns of one table with names such as ``posterior/z``."""
 
     def __init__(self, posterior: Posterior, *, raw: bool, num_prior_draws: int, log_likelihood: bool) -> None:
         self.posterior, self.raw, self.num_prior_draws = posterior, raw, num_prior_draws
@@ -141,7 +146,7 @@ class _Groups:
         self.dims: dict[str, tuple[str, ...]] = {}
 
     def columns(self, batch: Batch) -> dict[str, Tensor]:
-        """Run the model on posterior draws of a batch, and on draws from its prior."""
+        """Run the model at posterior draws and at prior draws for a batch, and return the columns of all groups."""
         drawn, kept = self.posterior.draw(batch), self.posterior.num_draws
         size = drawn.log_weights.shape[1]
         everything = torch.arange(kept, device=drawn.log_weights.device).unsqueeze(1).expand(kept, size)
@@ -164,7 +169,7 @@ class _Groups:
         return {name: values.narrow(axes[name], 0, batch.kept) for name, values in found.items()}
 
     def _statistics(self, drawn: PosteriorDraws, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the group ``sample_stats``."""
+        """Return the columns of the group ``sample_stats``: weights of the chosen draws, k-hat and ESS."""
         found = {"log_weights": drawn.log_weights.take_along_dim(chosen, 0)}
         if self.raw:
             found["weights"] = drawn.smoothed.exp()
@@ -174,7 +179,11 @@ class _Groups:
         return {f"sample_stats/{name}": values for name, values in found.items()}
 
     def _add_given(self, parts: dict[str, list[Tensor]], site: Site, *, first: bool) -> None:
-        """Add the value of a latent site, or the value (once) and the log-probability of an observed site."""
+        """Add the columns of a site from a run of the model at posterior draws.
+
+        The columns of a latent site hold its values. The columns of an observed site hold its log-probabilities, if
+        they are requested, and in the ``first`` run also the observed values.
+        """
         if not site["is_observed"]:
             self._add_value(parts, "posterior", site, site["value"])
         elif not is_deterministic(site):
@@ -198,7 +207,7 @@ class _Groups:
     def datasets(
         self, table: "xr.Dataset", coords: Mapping[str, Sequence[Hashable]], dims: Mapping[str, Sequence[str]]
     ) -> "dict[str, xr.Dataset]":
-        """Return the groups of a table as datasets, with names, coordinates and attributes."""
+        """Convert the table to one dataset for each group, with names and coordinates of dimensions, and attributes."""
         import xarray as xr
 
         of_sites = _names_of_dims(table)
@@ -226,12 +235,12 @@ class _Groups:
 
 
 def _own_dims(site: Site, names: Sequence[str]) -> list[str]:
-    """Return names of a site's dimensions after draw and datum that are unique to the site."""
+    """Return the names of a site's dimensions with the prefix ``site/``, so that sites do not share dimensions."""
     return [f"{site['name']}/{name}" for name in names]
 
 
 def _names_of_dims(table: "xr.Dataset") -> dict[str, list[str]]:
-    """Return the names of the dimensions of each site after draw and datum."""
+    """Return for each site the names of its dimensions, except for those of draws and data."""
     found = {}
     for key, column in table.items():
         group, site = str(key).split("/", 1)
@@ -246,7 +255,7 @@ def _was_observed(site: Site) -> bool:
 
 
 def _assemble(groups: "dict[str, xr.Dataset]") -> Any:
-    """Return the groups as one object of the installed version of ArviZ."""
+    """Join the groups in an ``arviz.InferenceData`` (ArviZ 0.23) or an ``xarray.DataTree`` (ArviZ 1.x)."""
     ordered = {name: groups[name] for name in _ORDER if name in groups}
     if int(version("arviz").split(".")[0]) >= 1:
         import xarray as xr

@@ -1,4 +1,4 @@
-r"""Posterior predictive checks, which compare a statistic of the data with that of replicated data.
+r"""Posterior predictive checks, which compare a statistic of the data with the same statistic of replicated data.
 
 Draws from :math:`p(z \mid x_n)` are made by sampling importance resampling: each draw of the guide is chosen with the
 probability of its Pareto-smoothed weight. With replicates :math:`x_n' \sim p(x \mid z)`, a statistic T has the p-value
@@ -45,19 +45,22 @@ def posterior_predictive_check(
     num_draws: int = 500,
     **options: Unpack[Options],
 ) -> "xr.Dataset":
-    r"""Compare a statistic of each datum with that of data that are replicated from its posterior.
+    r"""Compare a statistic of each datum with the same statistic of data replicated from the posterior of the datum.
 
     A p-value near 0 or 1 shows that the model rarely generates data with such a statistic. The posterior is conditional
-    on the datum, so the p-values of a true model are not uniform but concentrated around 1/2. Replicates are
-    conditional on the other arguments of the program, and keep the masked entries of the data. If a later site reads an
-    observed argument instead of the value of its site, replicates are also conditional on that argument.
+    on the datum, so the p-values of a true model are not uniform but concentrated around 1/2.
+
+    Replicates are conditional on arguments that the model does not observe, and keep the masked entries of the data. If
+    the model uses an observed argument in the distribution of a later site, where it could use the value of the
+    observed site, replicates are also conditional on this argument.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
         guide: Pyro program of q(z | x), called with the same arguments.
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        statistic: Function with the arguments of the model, where replicates may replace the observed arguments. It
-            maps tensors of shape ``(n, *event)``, for any n, to one number per datum, shape ``(n,)``.
+        statistic: Function that takes the arguments of the model and returns one number per datum, shape ``(n,)``, for
+            tensors of shape ``(n, *event)`` with any n. It is called with the data, and with replicates in the place of
+            the observed arguments.
         num_samples: Draws of the guide per datum, K.
         num_draws: Draws from the posterior per datum, S, each with one replicate.
         **options: Keyword arguments of :class:`Options`.
@@ -73,8 +76,8 @@ def posterior_predictive_check(
     Raises:
         TypeError: For the reasons listed at :func:`log_weights`.
         ValueError: For the reasons listed at :func:`log_weights`; if the statistic does not return one number per
-            datum; or if a program with several arguments observes something that is neither one of them nor a view of
-            one, such as ``x[:, t]``.
+            datum; if the model observes no data; or if a program with several arguments observes a tensor that is
+            neither an argument nor a view of an argument, such as ``x[:, t]``.
 
     Source:
         *Posterior Predictive Assessment of Model Fitness via Realized Discrepancies* (Gelman, Meng and Stern, 1996).
@@ -130,9 +133,9 @@ class PosteriorDraws:
     Attributes:
         batch: Batch of the data.
         values: Values of the guide's latent sites by name, with the draws along the first dimension.
-        data_dims: Dimension of the data in the values, counted from the right, by name of the site.
-        log_weights: Log-weights, shape ``(num_samples, n)``, nats.
-        smoothed: Pareto-smoothed and normalized log-weights, shape ``(num_samples, n)``.
+        data_dims: For each site, the dimension of its ``values`` that runs over the data, counted from the right.
+        log_weights: Log-weights of the draws, shape ``(num_samples, n)``, nats.
+        smoothed: Pareto-smoothed and normalized log-weights, shape ``(num_samples, n)``, nats.
         pareto_k: k-hat of the weights, shape ``(n,)``.
     """
 
@@ -149,11 +152,11 @@ class PosteriorDraws:
         return bounds.effective_sample_size(self.log_weights.double())
 
     def resample(self, num_draws: int) -> Tensor:
-        """Return indices of draws, chosen with the probabilities of the smoothed weights, ``(num_draws, n)``."""
+        """Return indices of resampled draws, ``(num_draws, n)``, chosen with the smoothed weights as probabilities."""
         return torch.multinomial(self.smoothed.exp().T, num_draws, replacement=True).T.to(self.log_weights.device)
 
     def take(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the values of the chosen draws, shape ``(num_draws, n)``, which differ between data."""
+        """Return values at chosen draws, whose indices for each datum have the shape ``(num_draws, n)``."""
         taken = {}
         for name, value in self.values.items():
             shape = [1] * value.ndim
@@ -163,7 +166,7 @@ class PosteriorDraws:
 
 
 class Posterior:
-    """Posterior draws of the data of a problem, and runs of the model on them.
+    """Posterior draws for each datum, and runs of the model at these draws.
 
     Sites that the guide enumerates are sampled. Sites that only the model enumerates are summed out of the weights, and
     then sampled given the data and the other latents.
@@ -171,13 +174,13 @@ class Posterior:
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        x: Data.
+        x: Data, shape ``(N, *event)``, or a tuple of arguments of the programs.
         num_samples: Draws of the guide per datum.
         num_draws: Draws from the posterior per datum.
         options: Keyword arguments of :class:`pyrovae.evaluation.Problem`.
 
     Raises:
-        ValueError: If a number of draws is less than 1.
+        ValueError: If ``num_samples`` or ``num_draws`` is less than 1.
     """
 
     def __init__(
@@ -193,11 +196,11 @@ class Posterior:
         self.num_samples, self.num_draws = num_samples, num_draws
 
     def width(self) -> int:
-        """Return the number of data for a batch of the opened problem."""
+        """Return the number of data in a batch, for which all draws fit into memory. The problem must be open."""
         return self.problem.width(max(self.num_samples, self.num_draws))
 
     def draw(self, batch: Batch) -> PosteriorDraws:
-        """Draw from the guide, and weight the draws."""
+        """Return draws of the guide for the data of a batch, with their importance weights."""
         problem = self.problem
         chunk = max(1, min(self.num_samples, problem.affordable // batch.size))
         runs, log_weights = [], []
@@ -220,7 +223,11 @@ class Posterior:
     def runs(
         self, batch: Batch, num_draws: int, handler: type[Given], values: Mapping[str, Tensor] | None = None
     ) -> Iterator[tuple[slice, list[Site]]]:
-        """Run the model under a handler, with given or new values of its latents, and yield sites of the data plate."""
+        """Run the model at chunks of draws under a handler, and yield the sites of each run.
+
+        The handler gives latents their ``values``. Latents without a value are drawn from the model. Sites outside the
+        data plate are left out.
+        """
         problem = self.problem
         for part, given in self._parts(batch, num_draws, values or {}):
             program = handler(given)(problem.model)
@@ -230,7 +237,7 @@ class Posterior:
             yield part, [site for site in sites if problem.plate.name in plate_names(site)]
 
     def complete(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return values, with draws of the sites that only the model sums out, given the data and the values."""
+        """Add draws of the sites that only the model enumerates to given values of the other latents."""
         if not self.drawn.summed_out:
             return dict(values)
         problem, made = self.problem, dict[str, list[Tensor]]()
@@ -245,7 +252,7 @@ class Posterior:
     def _parts(
         self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]
     ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Yield chunks of draws, each with the values that the model gets."""
+        """Yield slices of the draws, one for each run of the model, with the values of the sites at these draws."""
         problem = self.problem
         chunk = max(1, min(num_draws, problem.affordable // batch.size)) if problem.vectorize else 1
         for start in range(0, num_draws, chunk):
@@ -254,16 +261,21 @@ class Posterior:
             yield part, {**given, **batch.subsample}
 
     def _first(self, value: Tensor, name: str) -> Tensor:
-        """Return a value without the dimensions to the left of the draws."""
+        """Remove the dimensions of a value, all of size one, that lie to the left of the dimension of draws."""
         return value.reshape(value.shape[self.problem.probe.draws_dim(name) :])
 
 
 def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | None = None) -> tuple[Tensor, list[str]]:
-    """Return a site's value, shape ``(draws, n, *rest)``, and the names of the remaining dimensions.
+    """Return a site's value, reshaped to ``(draws, n, *rest)``, and the names of the dimensions in ``rest``.
 
-    For a log-probability, the event shape is empty. ``plate`` is the name of the data plate. Dimensions of plates
-    inside the data plate have the names of the plates. ArviZ names the other dimensions: dimensions of the event, and
-    dimensions of the batch without a plate, which may lie to the right of the data plate.
+    A dimension of a plate inside the data plate has the name of the plate. All other dimensions, which are event
+    dimensions and batch dimensions without a plate, are named ``<site>_dim_0``, ``<site>_dim_1``, and so on.
+
+    Args:
+        site: Site of a run of the model.
+        value: Value of the site, or another tensor with the batch shape of the site.
+        plate: Name of the data plate.
+        event_shape: Event shape of ``value``; by default the event shape of the site.
     """
     batch_shape, event_shape = (
         site["fn"].batch_shape,
@@ -286,7 +298,7 @@ def arranged(site: Site, value: Tensor, plate: str, event_shape: torch.Size | No
 
 
 def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: PosteriorDraws) -> tuple[Tensor, Tensor]:
-    """Return the statistic of some data, shape ``(n,)``, and of their replicates, shape ``(num_draws, n)``."""
+    """Return the statistic of a batch of data, shape ``(n,)``, and of their replicates, shape ``(num_draws, n)``."""
     values, args = drawn.take(drawn.resample(posterior.num_draws)), list(drawn.batch.args)
     values = posterior.complete(drawn.batch, posterior.num_draws, values)
     plate = posterior.problem.plate.name
@@ -307,13 +319,17 @@ def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: P
 
 
 def _replicate(site: Site) -> Tensor:
-    """Return the draw of an observed site, with the data where the site is masked."""
+    """Return the replicate that was drawn at an observed site; its masked entries are those of the data."""
     value: Tensor = site["value"]
     return torch.where(scored_entries(site), value, site["infer"]["obs"].to(value))
 
 
 def _replaced(args: Sequence[Tensor], sites: Sequence[Site], values: Sequence[Tensor], plate: str) -> list[Tensor]:
-    """Return the arguments with sites' values ``(draws, n, *event)`` in place of observed data, draws flattened."""
+    """Return the arguments of the model with given values in the place of observed data.
+
+    There is one tensor of values for each site, shape ``(draws, n, *event)``. The first dimension of the returned
+    arguments runs over draws and data, so its length is ``draws * n``.
+    """
     if len(args) == len(sites) == 1:
         return [values[0].flatten(0, 1)]
     num_draws = len(values[0])

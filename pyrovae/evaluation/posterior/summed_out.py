@@ -1,4 +1,4 @@
-"""Draws of discrete sites that the model sums out, given the data and draws of its other latent sites."""
+"""Draws of the discrete latent sites that a model enumerates, given the data and draws of its other latent sites."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from pyrovae._waist.summation import log_table
 
 
 class GuideDraws(Messenger):
-    """Handler that samples the sites that a guide enumerates, applied to the guide and then to the model.
+    """Handler that turns off the enumeration of a guide's sites, so that guide and model use sampled values of them.
 
     Attributes:
         of_guide: Names of the latent sites of the guide.
@@ -28,7 +28,7 @@ class GuideDraws(Messenger):
         self.summed_out: set[str] = set()
 
     def around(self, model: Program, guide: Program) -> tuple[Program, Program]:
-        """Return model and guide under this handler."""
+        """Return the model and the guide with enumeration of the guide's sites turned off."""
         return _InModel(self)(model), self(guide)
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -37,7 +37,7 @@ class GuideDraws(Messenger):
 
 
 class _InModel(Messenger):
-    """Handler that samples the sites of the guide, and records the sites that only the model enumerates."""
+    """Handler of the model that turns off enumeration of the guide's sites, and records sites that stay enumerated."""
 
     def __init__(self, guide: GuideDraws) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class _InModel(Messenger):
 
 
 class _Fixed(Messenger):
-    """Handler that excludes sites with given values from the enumeration."""
+    """Handler that turns off the enumeration of the sites with given names."""
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
@@ -78,19 +78,19 @@ def draw_summed_out(
 
     .. math:: y_t \sim p(y_t \mid y_{<t}, x, z) \propto \sum_{y_{>t}} p(x, y, z).
 
-    The model runs once for each site.
+    The model runs at least once for each of these sites.
 
     Args:
         model: Pyro program of p(x, y, z) that enumerates y.
         args: Arguments of the model.
-        values: Values of z, and indices of subsampling plates, by name.
+        values: Values of the other latent sites z, and indices of subsampling plates, by name.
         num_draws: Number of draws in the values.
         plate: Name of the data plate.
         nesting: Nesting depth of the program's own plates; ``None`` for values without a dimension of draws.
         kwargs: Keyword arguments of the model.
 
     Returns:
-        Values of y by name, with all dimensions of the plates of their sites.
+        Values of y by name, each with all plate dimensions of its site.
     """
     drawn: dict[str, Tensor] = {}
     while True:
@@ -106,7 +106,7 @@ def draw_summed_out(
 
 
 def _value_at(site: Site, chosen: Tensor) -> Tensor:
-    """Return the values of an enumerated site with given indices."""
+    """Return the values of an enumerated site at given indices, which count the values in its support."""
     event, value = site["fn"].event_dim, site["value"]
     support = value.movedim(site["infer"]["_enumerate_dim"] - event, 0)
     own = support.shape[max(1, support.ndim - event - chosen.ndim) :]  # excludes dimensions of other enumerated sites
