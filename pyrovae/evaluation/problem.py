@@ -1,7 +1,7 @@
 """The problem that every estimator solves: a model, a guide, and data in batches of a size that fits into memory.
 
-An estimator is a function that maps a batch to columns of a table with one row per datum, such as estimates of log p(x).
-:class:`Problem` provides everything that estimators share: data and device, batches, checks of the programs, draws and
+An estimator is a function that maps a batch to columns of a table with one row per datum. A column may hold estimates
+of log p(x), for example. :class:`Problem` provides everything that estimators share: data and device, batches, checks of the programs, draws and
 densities, seeds, compilation and precision. :func:`pyrovae.evaluation.report` calls the function for every batch, and
 returns the table as a result.
 """
@@ -193,7 +193,7 @@ class Problem:
 
     @property
     def affordable(self) -> int:
-        """Number of log-weights that one run can compute within ``memory`` bytes, available once the problem is open."""
+        """Number of log-weights that a run can compute within ``memory`` bytes, available once the problem is open."""
         return max(1, self.memory // self.probe.memory.per_weight)
 
     @property
@@ -228,14 +228,14 @@ class Problem:
         return Batch(args, batch.start, len(indices), len(indices), {})
 
     def few(self) -> Batch:
-        """Return a batch of two data without NaN, or the first batch if the program runs only on a fixed number of data."""
+        """Return a batch of two data without NaN, or the first batch if the size of batches is fixed."""
         if not self.probe.cuttable:
             return next(self.batches(2))
         indices = self.probe.finite[:2]
         return Batch(self.data.select(indices, self.device), 0, len(indices), len(indices), {})
 
     def width(self, num_draws: int) -> int:
-        """Return the number of data in a batch such that a run with ``num_draws`` draws per datum fits into memory."""
+        """Return the number of data for which a run with ``num_draws`` draws per datum fits into memory."""
         if self.proposal is not None:
             return self.proposal.width(self)
         return max(1, self.affordable // num_draws)
@@ -253,8 +253,8 @@ class Problem:
         """Run the guide, then the model at the draws of the guide, and return the importance weights of the draws.
 
         Raises:
-            ValueError: If the guide is a proposal that is fitted to each datum, which has no sites, and ``amortized`` is
-                false.
+            ValueError: If the guide is a proposal that is fitted to each datum, because such a proposal has no sites,
+                and ``amortized`` is false.
         """
         if self.proposal is not None and not amortized:
             raise ValueError(
@@ -299,7 +299,7 @@ class Problem:
         """Return log p(x, z) at given values of the latents, shape ``(num_draws, n)``, nats.
 
         Raises:
-            ProgramError: If the mask of a latent site in the model differs from the mask in the guide, given by ``masks``.
+            ProgramError: If the mask of a latent site in the model differs from the site's mask in ``masks``.
         """
         return self.route.log_joint(batch, values, num_draws, masks)
 
@@ -325,10 +325,12 @@ class Problem:
             self._reaches = True
 
     def check_repeats(self) -> None:
-        """Check that two runs of the guide have the same density, as estimators require that score draws of earlier runs.
+        """Check that two runs of the guide give the same density at the same draws.
+
+        Estimators that score the draws of an earlier run of the guide need this check.
 
         Raises:
-            ValueError: If the densities of the two runs differ at the same draws.
+            ValueError: If the densities of the two runs differ.
         """
         batch = self.few()
         drawn = self.draw(batch, 2, amortized=True)
@@ -341,7 +343,7 @@ class Problem:
             )
 
     def check_whole(self) -> None:
-        """Check that each run scores all of its data, as diagnostics require that simulate the data.
+        """Check that each run scores all of its data, which diagnostics that simulate data need.
 
         Raises:
             ValueError: If the data plate subsamples the data.
