@@ -1,9 +1,9 @@
 """The problem that every estimator solves: a model, a guide, and data in batches of a size that fits into memory.
 
 An estimator is a function that maps a batch to columns of a table with one row per datum. A column may hold estimates
-of log p(x), for example. :class:`Problem` provides everything that estimators share: data and device, batches, checks of the programs, draws and
-densities, seeds, compilation and precision. :func:`pyrovae.evaluation.report` calls the function for every batch, and
-returns the table as a result.
+of log p(x), for example. :class:`Problem` provides everything that estimators share: data and device, batches, checks
+of the programs, draws and densities, seeds, compilation and precision. :func:`pyrovae.evaluation.report` calls the
+function for every batch, and returns the table as a result.
 """
 
 import time
@@ -183,7 +183,7 @@ class Problem:
 
     @property
     def nesting(self) -> int:
-        """Nesting depth of the programs' plates without the plate of draws, available once the problem is open."""
+        """Nesting depth of the programs' plates, not counting the plate of draws, available once the problem is open."""
         return self.probe.nesting
 
     @property
@@ -282,7 +282,7 @@ class Problem:
         return torch.cat([self.log_density(batch, draws) for draws in self.run_guide(batch, values, num_draws)])
 
     def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
-        """Run the guide at given values of its latent sites, and yield a single run, or one run for each draw."""
+        """Yield runs of the guide at given values of its latents: one for all draws if ``vectorize``, else one per draw."""
         return self.route.run_guide(batch, values, num_draws)
 
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:

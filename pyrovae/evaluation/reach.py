@@ -39,9 +39,8 @@ MOST_VALUES = 1000  # largest number of values of a discrete site that are liste
 def check_reach(problem: "Problem") -> None:
     """Check that the support of the guide covers the posterior, as importance sampling requires.
 
-    The check is omitted if the program enumerates a site or the guide is a proposal that is fitted to each datum. The
-    search is omitted if the support of every site of the guide is all real numbers or, for continuous latents, known to
-    be the support of the model's site.
+    Nothing is checked if the guide enumerates a site, or is a proposal that is fitted to each datum. The search is
+    omitted if the supports of the sites already show that the guide covers the posterior.
 
     Args:
         problem: An opened problem.

@@ -98,7 +98,7 @@ class Route:
         return Drawn(values, log_q, dims, [latent_masks(draws.sites) for draws in runs])
 
     def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
-        """Run the guide at given values of its latent sites, and yield a single run, or one run for each draw."""
+        """Yield runs of the guide at given values of its latents: one for all draws if possible, else one per draw."""
         for count, given in self._given(values, num_draws):
             yield self._run_guide(batch, count, given)
 

@@ -68,9 +68,9 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
 
 
 class Redrawn(Given):
-    """Handler that samples the observed sites inside a program's plates, and gives latent sites their values.
+    """Handler that samples the observed sites inside a program's plates instead of observing them.
 
-    Latent sites without a value are sampled as well. Observed sites outside all plates, ``pyro.factor`` and
+    A latent site gets its value from ``values``, or is sampled if it has no value there. Observed sites outside all plates, ``pyro.factor`` and
     ``pyro.deterministic`` keep their values. If an observed site is sampled, its observed value is stored as
     ``site["infer"]["obs"]``.
 
@@ -193,7 +193,7 @@ def _as_argument(site: Site, arg: Tensor) -> Tensor:
 
 
 def scored_entries(site: Site) -> Tensor:
-    """Return a mask, in the shape of an observed site's value, that is true for entries with a log-probability."""
+    """Return a mask that is true for entries of an observed site's value that the program does not mask."""
     value, distribution = site["value"], site["fn"]
     scored = torch.ones(value.shape, dtype=torch.bool, device=value.device)
     masks = [(site["mask"], distribution)]

@@ -192,7 +192,9 @@ def _check_result(name: str, result: "xr.Dataset") -> None:
             f"('datum',). Select one entry of the other dimensions by .isel."
         )
     if lost := [attribute for attribute in SAME if attribute not in result.attrs]:
-        raise ValueError(f"the results of {name!r} have no attribute {lost[0]!r}. Restore it by .assign_attrs.")
+        raise ValueError(
+            f"the results of {name!r} have no attribute {lost[0]!r}. Restore the attribute by .assign_attrs."
+        )
 
 
 def _check_pair(names: tuple[str, str], first: "xr.Dataset", second: "xr.Dataset") -> None:

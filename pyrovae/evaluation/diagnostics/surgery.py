@@ -99,10 +99,10 @@ def kl_per_dimension(
 
 
 def collapsed_units(divergences: "xr.Dataset", *, epsilon: float = 0.01, delta: float = 0.01) -> "xr.Dataset":
-    r"""Find collapsed latent units, which carry no information about nearly all data.
+    r"""Find collapsed latent units, whose KL divergence is close to zero for nearly all data.
 
     A unit is collapsed if the KL divergence of its posterior from its prior satisfies
-    :math:`P_x[\mathrm{KL} < \epsilon] \ge 1 - \delta`, where the probability is the fraction of the data x.
+    :math:`P_x[\mathrm{KL} < \epsilon] \ge 1 - \delta`, where :math:`P_x` is a fraction of the data.
 
     Args:
         divergences: Result of :func:`kl_per_dimension`, nats.
@@ -279,7 +279,7 @@ def _has_units(latents: dict[str, Site]) -> bool:
 
 
 def _by_datum(problem: Problem, site: Site, values: Tensor, *, flat: bool = True) -> Tensor:
-    """Move draws and data to the first dimensions of a site's values; if ``flat``, flatten the others into one."""
+    """Return a site's values with draws and data as the first two dimensions; if ``flat``, a third holds the rest."""
     missing = problem.nesting + 1 - len(site["fn"].batch_shape)
     moved = values.reshape((1,) * missing + values.shape).movedim(problem.data_dim, 1)
     return moved.reshape(*moved.shape[:2], -1) if flat else moved
@@ -311,7 +311,7 @@ def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> t
 def _mixture(problem: Problem, in_all: list[Tensor], in_units: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Average the guide's densities over the data, and return the logarithms of the averages.
 
-    Each list holds log-densities, ordered by batch and, for the same batch, by run of the guide.
+    Each list holds log-densities in the order of the batches and, within a batch, of the guide's runs.
     """
     per_batch = len(in_all) // sum(1 for _ in problem.batches(64))
 

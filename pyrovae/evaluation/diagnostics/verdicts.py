@@ -230,7 +230,7 @@ def verdicts(results: "xr.Dataset", *, precision: float = 0.1, worst: int = 10) 
     """Summarize the verdicts of :func:`diagnose`: the number of data with each verdict, the worst data, and remedies.
 
     Args:
-        results: Result of an estimator, of any kind that :func:`diagnose` accepts.
+        results: Result of an estimator that :func:`diagnose` accepts.
         precision: Largest acceptable Monte Carlo standard error, nats.
         worst: Largest number of data that are listed for each verdict.
 
@@ -329,7 +329,9 @@ def _count(results: "xr.Dataset") -> int:
     for name in ("num_samples", "num_chains"):
         if name in results.attrs:
             return int(results.attrs[name])
-    raise ValueError("these results have no attribute 'num_samples'. Restore it by .assign_attrs(num_samples=...).")
+    raise ValueError(
+        "these results have no attribute 'num_samples'. Restore the attribute by .assign_attrs(num_samples=...)."
+    )
 
 
 def _num_samples(results: "xr.Dataset") -> int:

@@ -237,7 +237,7 @@ class Posterior:
             yield part, [site for site in sites if problem.plate.name in plate_names(site)]
 
     def complete(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Add draws of the sites that only the model enumerates to given values of the other latents."""
+        """Return given values of latents, with draws added for the sites that only the model enumerates."""
         if not self.drawn.summed_out:
             return dict(values)
         problem, made = self.problem, dict[str, list[Tensor]]()
