@@ -151,7 +151,7 @@ class Problem:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Restore the state of modules, buffers, random generators and Pyro's handlers before the context."""
+        """Restore modules, buffers, random generators and Pyro's handlers to their state before ``with problem:``."""
         assert self._context is not None
         self._context.close()
         self._context = None
@@ -178,12 +178,12 @@ class Problem:
 
     @property
     def plate(self) -> CondIndepStackFrame:
-        """The data plate of the programs, available once the problem is open."""
+        """The data plate of the programs. Available once the problem is open."""
         return self.probe.plate
 
     @property
     def nesting(self) -> int:
-        """Nesting depth of the programs' plates, not counting the plate of draws, available once the problem is open."""
+        """Nesting depth of the programs' plates, without the plate of draws. Available once the problem is open."""
         return self.probe.nesting
 
     @property
@@ -193,7 +193,7 @@ class Problem:
 
     @property
     def affordable(self) -> int:
-        """Number of log-weights that a run can compute within ``memory`` bytes, available once the problem is open."""
+        """Number of log-weights that a run can compute within ``memory`` bytes. Available once the problem is open."""
         return max(1, self.memory // self.probe.memory.per_weight)
 
     @property
@@ -219,16 +219,16 @@ class Problem:
         yield from batches(self.data, self.device, self.plate, width, cuttable=self.probe.cuttable)
 
     def batch(self, start: int, stop: int) -> Batch:
-        """Return the data from ``start`` to ``stop``."""
+        """Return the data ``start`` to ``stop - 1`` as a batch."""
         return consecutive(self.data, self.device, start, stop)
 
     def select(self, batch: Batch, indices: Tensor) -> Batch:
-        """Return a batch of the data that have the given indices in another batch."""
+        """Return a batch that holds only the data of ``batch`` with the given indices."""
         args = tuple(arg[indices] if isinstance(arg, Tensor) else arg for arg in batch.args)
         return Batch(args, batch.start, len(indices), len(indices), {})
 
     def few(self) -> Batch:
-        """Return a batch of two data without NaN, or the first batch if the size of batches is fixed."""
+        """Return a batch of two data without NaN, or the first batch if all batches must have a fixed size."""
         if not self.probe.cuttable:
             return next(self.batches(2))
         indices = self.probe.finite[:2]
@@ -253,8 +253,8 @@ class Problem:
         """Run the guide, then the model at the draws of the guide, and return the importance weights of the draws.
 
         Raises:
-            ValueError: If the guide is a proposal that is fitted to each datum, because such a proposal has no sites,
-                and ``amortized`` is false.
+            ValueError: If ``amortized`` is false and the guide is a proposal that is fitted to each datum, because such
+                a proposal has no sites.
         """
         if self.proposal is not None and not amortized:
             raise ValueError(
@@ -282,7 +282,7 @@ class Problem:
         return torch.cat([self.log_density(batch, draws) for draws in self.run_guide(batch, values, num_draws)])
 
     def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
-        """Yield runs of the guide at given values of its latents: one for all draws if ``vectorize``, else one per draw."""
+        """Yield runs of the guide at given values of its latents: one run if ``vectorize``, else one for each draw."""
         return self.route.run_guide(batch, values, num_draws)
 
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:
@@ -343,7 +343,7 @@ class Problem:
             )
 
     def check_whole(self) -> None:
-        """Check that each run scores all of its data, which diagnostics that simulate data need.
+        """Check that each run scores all of its data, as diagnostics that simulate data require.
 
         Raises:
             ValueError: If the data plate subsamples the data.

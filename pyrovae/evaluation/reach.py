@@ -1,6 +1,6 @@
 """The reach of a guide: a search for parts of the posterior that lie outside the guide's support.
 
-If such a part exists, the mean importance weight estimates less than p(x), and neither k-hat nor the Monte Carlo error
+If such a part exists, the expected importance weight is less than p(x), and neither k-hat nor the Monte Carlo error
 shows this. Two searches with a few draws for each datum find such parts:
 
 1. *Moves from the guide's draws.* The guide's draws, resampled by their weights, follow the posterior inside the
@@ -94,7 +94,7 @@ class _Search:
         self.log_weights = torch.empty(0)
 
     def flow(self, batch: Batch) -> Tensor:
-        """Return the fraction of Metropolis moves that leave the guide's support, for each datum, shape ``(n,)``."""
+        """Return for each datum the fraction of Metropolis moves that leave the guide's support, shape ``(n,)``."""
         problem, dim = self.problem, self.problem.data_dim
         drawn = problem.draw(batch, NUM_DRAWS)
         log_joint = problem.log_joint(batch, drawn.values, NUM_DRAWS, drawn.masks)
@@ -176,7 +176,7 @@ def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _other_value(fn: Any, value: Tensor) -> Tensor:
-    """Return random values of a discrete distribution: from its support, or else one of the six nearest integers."""
+    """Return random values of a discrete distribution: from its support if this is listed, else near ``value``."""
     try:
         known = fn.enumerate_support(expand=False).flatten()
     except (NotImplementedError, AttributeError):

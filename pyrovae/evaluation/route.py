@@ -98,12 +98,12 @@ class Route:
         return Drawn(values, log_q, dims, [latent_masks(draws.sites) for draws in runs])
 
     def run_guide(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int) -> Iterator[Draws]:
-        """Yield runs of the guide at given values of its latents: one for all draws if possible, else one per draw."""
+        """Yield runs of the guide at given values of its latents: one run for all draws, or one run for each draw."""
         for count, given in self._given(values, num_draws):
             yield self._run_guide(batch, count, given)
 
     def run_once(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> Draws:
-        """Run the guide once at given values: those of many draws, or of one draw without a dimension of draws."""
+        """Run the guide once at given values of its latents, for many draws or one draw without a draws dimension."""
         return self._run_guide(batch, num_draws, values)
 
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:

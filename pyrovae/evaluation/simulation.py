@@ -70,9 +70,9 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
 class Redrawn(Given):
     """Handler that samples the observed sites inside a program's plates instead of observing them.
 
-    A latent site gets its value from ``values``, or is sampled if it has no value there. Observed sites outside all plates, ``pyro.factor`` and
-    ``pyro.deterministic`` keep their values. If an observed site is sampled, its observed value is stored as
-    ``site["infer"]["obs"]``.
+    A latent site gets its value from ``values``, or is sampled if it has no value there. Observed sites outside all
+    plates, ``pyro.factor`` and ``pyro.deterministic`` keep their values. If an
+    observed site is sampled, its observed value is stored as ``site["infer"]["obs"]``.
 
     Args:
         values: Values of latent sites by name, in the shapes that the program draws.

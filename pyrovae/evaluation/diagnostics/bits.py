@@ -1,9 +1,8 @@
 r"""Conversion of log-likelihoods from nats per datum to bits per dimension.
 
 Bits per dimension are comparable between discrete and continuous likelihoods. Let x have D entries with levels
-n = 0, ..., L - 1, such as grey values. A discrete likelihood gives :math:`\log P(n)`.
-A continuous likelihood gives a density of the *dequantized* values :math:`y = (n + u) / L`, where u is uniform on (0,
-1). By Jensen's inequality,
+n = 0, ..., L - 1, such as grey values. A discrete likelihood gives :math:`\log P(n)`. A continuous likelihood gives a
+density of the *dequantized* values :math:`y = (n + u) / L`, where u is uniform on (0, 1). By Jensen's inequality,
 
 .. math:: \log P(n) = \log \int_{[0, 1)^D} p\big(\tfrac{n + u}{L}\big) L^{-D}\, du
     \ge \mathrm{E}_u \log p(y) - D \log L,
@@ -28,7 +27,7 @@ def bits_per_dimension(log_likelihood: Nats, event_shape: Sequence[int], *, bin_
 
     Args:
         log_likelihood: Log-likelihoods :math:`\log p`, nats per datum.
-        event_shape: Shape of a datum, with D entries.
+        event_shape: Shape of a datum, which has D entries.
         bin_width: Width w of a level. Use 1 for a discrete likelihood. Use 1/256 for a density of values on [0, 1] that
             were dequantized from 256 levels.
 

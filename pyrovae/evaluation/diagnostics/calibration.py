@@ -123,7 +123,7 @@ def simulation_based_calibration(
 
 
 def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
-    """Simulate data in the shape of a batch, and return the ranks of the true latents by site, ``(n, units)``."""
+    """Simulate data in the shape of a batch, and return the ranks of the true latents by site name, ``(n, units)``."""
     latents, args = simulate(problem.model, batch.args)
     simulated = replace(batch, args=args)
     below: dict[str, Tensor] = {}
@@ -140,7 +140,7 @@ def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
 
 
 def _by_datum(problem: Problem, name: str, value: Tensor) -> Tensor:
-    """Reshape values of a latent site to ``(num_draws, n, units)``, where values without draws count as one draw."""
+    """Reshape values of a latent site to ``(num_draws, n, units)``; a value without a draws dimension is one draw."""
     missing = problem.nesting + 1 + problem.probe.event_dims[name] - value.ndim
     moved = value.reshape((1,) * missing + value.shape).movedim(problem.data_dim, 1)
     return moved.reshape(*moved.shape[:2], -1)

@@ -74,8 +74,8 @@ def compare(
     Raises:
         TypeError: If ``results`` is a single result instead of a mapping or list of results.
         ValueError: If there are no results, or no result has the name ``reference``; if two results differ in data,
-            binarization or base measure; or if a result lacks ``log_likelihood`` or one of these attributes, or its
-            ``log_likelihood`` has dimensions other than ``datum``.
+            binarization or base measure; if a result lacks ``log_likelihood`` or an attribute that describes its data,
+            binarization or base measure; or if a ``log_likelihood`` has dimensions other than ``datum``.
 
     Warns:
         UserWarning: If two models observe sites of different names.

@@ -40,5 +40,5 @@ class ComparisonTable(pd.DataFrame):  # type: ignore[misc]
 
 
 def _cell(mean: Any, error: Any, mcse: Any) -> str:
-    """Return the text ``mean ± standard error (Monte Carlo error)``, without the brackets if the latter is NaN."""
+    """Return the text ``mean ± standard error (Monte Carlo error)``; a Monte Carlo error of NaN is omitted."""
     return f"{mean:.2f} ± {error:.2f}" + ("" if math.isnan(mcse) else f" ({mcse:.2f})")

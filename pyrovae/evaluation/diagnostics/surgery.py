@@ -201,7 +201,7 @@ def elbo_surgery(
 
 
 def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]:
-    """Yield runs of guide and model: a single run for all draws, or one run for each draw."""
+    """Yield runs of guide and model: one run for all draws if the problem is vectorized, else one for each draw."""
     counts = [num_samples] if problem.vectorize else [1] * num_samples
     for count in counts:
         weights = problem.run(batch, count)
@@ -286,7 +286,11 @@ def _by_datum(problem: Problem, site: Site, values: Tensor, *, flat: bool = True
 
 
 def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> tuple[Tensor, Tensor]:
-    """Return the aggregate posterior's log-density at points, ``(points,)``, and by unit, ``(points, units)``."""
+    """Return log-densities of the aggregate posterior at points, shape ``(points,)``.
+
+    The second tensor, shape ``(points, units)``, holds the log-densities of each latent dimension (unit). If ``units``
+    is false, this tensor repeats the first one with one unit.
+    """
     total, blocks = len(next(iter(points.values()))), []
     width = problem.width(64)
     for start in range(0, total, width):

@@ -158,8 +158,8 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     * ``"reliable"``: all other estimates.
 
     Chains of :func:`ais` are judged by the k-hat of their weights and by their acceptance. Results without k-hat, such
-    as those of :func:`nuts`, are judged by ``mcse`` and R-hat. In results of
-    :func:`log_likelihood`, the variable ``reliable`` decides whether an estimate is reliable.
+    as results of :func:`nuts`, are judged by ``mcse`` and R-hat. In results of :func:`log_likelihood`, the variable
+    ``reliable`` decides whether an estimate is reliable.
 
     Args:
         results: Result of :func:`evaluate`, :func:`log_likelihood`, :func:`rqmc`, :func:`ais` or :func:`nuts`.
@@ -167,9 +167,9 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
 
     Returns:
         Dataset with two variables per datum: ``verdict``, one of the strings above, and ``draws_needed``, the number of
-        draws for a Monte Carlo standard error of ``precision``. The attributes of the dataset are those of the results
-        and ``precision``. ``results.where(diagnosis.verdict == "reliable", drop=True)`` selects the
-        reliable data. The mean over these data is not an estimate of the mean over all data.
+        draws for a Monte Carlo standard error of ``precision``. The dataset has the attributes of the results, and the
+        attribute ``precision``. ``results.where(diagnosis.verdict == "reliable", drop=True)`` selects the data with
+        reliable estimates. The mean over these data is not an estimate of the mean over all data.
 
     Raises:
         ValueError: If the precision is not positive and finite, if the results hold no ``mcse``, or if they have
@@ -311,7 +311,7 @@ def check_wanted_precision(precision: float | str) -> None:
     """Check ``precision``, the Monte Carlo standard error in nats that estimates should reach.
 
     Raises:
-        TypeError: If ``precision`` is a string, such as the option ``precision`` of matrix products, ``"tf32"``.
+        TypeError: If ``precision`` is a string, such as ``"tf32"``, which is a precision of matrix products.
         ValueError: If ``precision`` is not positive and finite.
     """
     if isinstance(precision, str):
@@ -325,7 +325,7 @@ def check_wanted_precision(precision: float | str) -> None:
 
 
 def _count(results: "xr.Dataset") -> int:
-    """Return the number of weights per datum of a result, which is its number of draws or chains."""
+    """Return the number of weights per datum of a result: its number of draws or chains."""
     for name in ("num_samples", "num_chains"):
         if name in results.attrs:
             return int(results.attrs[name])

@@ -52,8 +52,8 @@ def to_inference_data(
 
     Sites that the guide enumerates are sampled instead of summed out. Sites that only the model enumerates are summed
     out of the weights, and then sampled given the data and the other latents. Predictions are conditional on arguments
-    that the model does not observe. If the model uses an observed argument in the distribution of a later site, where
-    it could use the value of the observed site, predictions are also conditional on this argument.
+    that the model does not observe. If the distribution of a later site depends directly on an observed argument,
+    instead of on the value of the site that observes the argument, predictions are also conditional on this argument.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -75,7 +75,7 @@ def to_inference_data(
             as many replicates of all data as there are posterior draws per datum.
 
     Returns:
-        An ``arviz.InferenceData`` with ArviZ 0.23, or an ``xarray.DataTree`` with ArviZ 1.x, with one chain and groups
+        An ``arviz.InferenceData`` (ArviZ 0.23) or an ``xarray.DataTree`` (ArviZ 1.x) with one chain and the groups
 
         * ``prior``, ``posterior``: latent sites, dimensions ``(chain, draw, datum, ...)``;
         * ``prior_predictive``, ``posterior_predictive``: draws at the observed sites, with the same dimensions;

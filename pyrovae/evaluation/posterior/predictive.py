@@ -1,7 +1,7 @@
 r"""Posterior predictive checks, which compare a statistic of the data with the same statistic of replicated data.
 
-Draws from :math:`p(z \mid x_n)` are made by sampling importance resampling: each draw of the guide is chosen with the
-probability of its Pareto-smoothed weight. With replicates :math:`x_n' \sim p(x \mid z)`, a statistic T has the p-value
+Draws from :math:`p(z \mid x_n)` are made by sampling importance resampling: draws of the guide are chosen with their
+Pareto-smoothed weights as probabilities. With replicates :math:`x_n' \sim p(x \mid z)`, a statistic T has the p-value
 
 .. math:: p_n = \Pr\big(T(x_n') \ge T(x_n) \mid x_n\big).
 """
@@ -51,8 +51,8 @@ def posterior_predictive_check(
     on the datum, so the p-values of a true model are not uniform but concentrated around 1/2.
 
     Replicates are conditional on arguments that the model does not observe, and keep the masked entries of the data. If
-    the model uses an observed argument in the distribution of a later site, where it could use the value of the
-    observed site, replicates are also conditional on this argument.
+    the distribution of a later site depends directly on an observed argument, instead of on the value of the site that
+    observes the argument, replicates are also conditional on this argument.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -156,7 +156,7 @@ class PosteriorDraws:
         return torch.multinomial(self.smoothed.exp().T, num_draws, replacement=True).T.to(self.log_weights.device)
 
     def take(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Return values at chosen draws, whose indices for each datum have the shape ``(num_draws, n)``."""
+        """Return the sites' values at chosen draws; ``chosen`` holds the indices of each datum, ``(num_draws, n)``."""
         taken = {}
         for name, value in self.values.items():
             shape = [1] * value.ndim
@@ -196,7 +196,7 @@ class Posterior:
         self.num_samples, self.num_draws = num_samples, num_draws
 
     def width(self) -> int:
-        """Return the number of data in a batch, for which all draws fit into memory. The problem must be open."""
+        """Return the number of data in a batch for which all draws fit into memory; the problem must be open."""
         return self.problem.width(max(self.num_samples, self.num_draws))
 
     def draw(self, batch: Batch) -> PosteriorDraws:

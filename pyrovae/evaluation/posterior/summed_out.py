@@ -15,7 +15,7 @@ from pyrovae._waist.summation import log_table
 
 
 class GuideDraws(Messenger):
-    """Handler that turns off the enumeration of a guide's sites, so that guide and model use sampled values of them.
+    """Handler that turns off the enumeration of a guide's sites, so that these sites are sampled.
 
     Attributes:
         of_guide: Names of the latent sites of the guide.
@@ -72,7 +72,7 @@ def draw_summed_out(
     nesting: int | None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
-    r"""Sample the sites that a model enumerates from their distribution given the data and the other latent sites.
+    r"""Sample a model's enumerated sites from their distribution given the data and the other latent sites.
 
     The sites are sampled in the order of the model, each given the earlier sites, while the later sites are summed out:
 
@@ -106,7 +106,7 @@ def draw_summed_out(
 
 
 def _value_at(site: Site, chosen: Tensor) -> Tensor:
-    """Return the values of an enumerated site at given indices, which count the values in its support."""
+    """Return values of an enumerated site, given their positions in the support of the site."""
     event, value = site["fn"].event_dim, site["value"]
     support = value.movedim(site["infer"]["_enumerate_dim"] - event, 0)
     own = support.shape[max(1, support.ndim - event - chosen.ndim) :]  # excludes dimensions of other enumerated sites
