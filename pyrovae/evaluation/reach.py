@@ -1,4 +1,4 @@
-"""The reach of a guide: a search for parts of the posterior that lie outside the guide's support.
+"""Search for parts of the posterior that lie outside the support of a guide.
 
 If such a part exists, the expected importance weight is less than p(x), and neither k-hat nor the Monte Carlo error
 shows this. Two searches with a few draws for each datum find such parts:

@@ -91,7 +91,7 @@ class Redrawn(Given):
 
 
 def is_data(site: Site) -> bool:
-    """Return whether an observed site holds data: a site inside a plate that is not a factor or deterministic."""
+    """Return whether an observed site holds data: it is inside a plate, and is neither a factor nor deterministic."""
     return bool(site_plates(site)) and not (is_deterministic(site) or is_factor(site))
 
 
@@ -126,9 +126,9 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
         what = f"equals the arguments {found}" if found else "equals none of the arguments"
         raise ValueError(
             f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model, "
-            f"which have shapes {[tuple(arg.shape) for arg in args]}, so the argument to replace is not known. Observe "
-            f"an argument unchanged, obs=x. If the site depends on no latent site, you can leave the site out instead: "
-            f"pyro.poutine.block(model, hide=[{name!r}])."
+            f"which have shapes {[tuple(arg.shape) for arg in args]}, so it is not clear which argument simulated data "
+            f"should replace. Observe an argument unchanged, obs=x. If the site depends on no latent site, you can leave "
+            f"the site out instead: pyro.poutine.block(model, hide=[{name!r}])."
         )
     return found[0]
 
@@ -151,9 +151,10 @@ def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
 
 
 def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kept: Collection[str]) -> Site | None:
-    """Run the model once, and return the first observed site that is sampled, or ``None``.
+    """Run the model with its data sampled, and return the first site of data that is not in ``kept``, or ``None``.
 
-    Values of the latent sites before this site are added to ``latents``.
+    A site of data is an observed site inside a plate. The values of the latent sites that precede the returned site are
+    added to ``latents``.
     """
     sites: list[Site] = list(poutine.trace(Redrawn(latents, kept)(model)).get_trace(*args).nodes.values())
     check_generative(sites, "Hide the site, pyro.poutine.block(model, hide=[name])")
@@ -169,7 +170,7 @@ def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> i
     """Return the index of the argument that a site observes.
 
     Raises:
-        ValueError: If the site observes none of the arguments, or the same argument as another site.
+        ValueError: If the site observes none of the arguments, several arguments, or the same argument as another site.
     """
     position = observed_argument(site["name"], site["infer"]["obs"], args)
     for other in (name for name, index in taken.items() if index == position):

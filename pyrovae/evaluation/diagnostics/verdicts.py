@@ -240,8 +240,8 @@ def verdicts(results: "xr.Dataset", *, precision: float = 0.1, worst: int = 10) 
 
         * ``data``, ``share``: number of data with the verdict, and their fraction of all data;
         * ``draws_needed``: the largest number of draws that one of these data needs, NaN if there are no such data;
-        * ``worst``: labels along ``datum`` of the worst data, ordered by the number of draws that they need and, for
-          equal numbers, by k-hat (or by ``mcse``, if there is no k-hat);
+        * ``worst``: labels along ``datum`` of the worst data, in decreasing order of the number of draws that they need
+          and, for equal numbers, of k-hat (or of ``mcse``, if there is no k-hat);
         * ``what_to_do``: the remedy.
 
     Raises:
