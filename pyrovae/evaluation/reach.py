@@ -39,8 +39,8 @@ MOST_VALUES = 1000  # largest number of values of a discrete site that are liste
 def check_reach(problem: "Problem") -> None:
     """Check that the support of the guide covers the posterior, as importance sampling requires.
 
-    Nothing is checked if the guide enumerates a site, or is a proposal that is fitted to each datum. The search is
-    omitted if the supports of the sites already show that the guide covers the posterior.
+    Nothing is checked if the guide enumerates a site, or is a proposal that is fitted to each datum. If the supports of
+    the sites do not show that the guide covers the posterior, draws are used to search for parts that are not covered.
 
     Args:
         problem: An opened problem.

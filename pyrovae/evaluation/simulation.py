@@ -127,8 +127,8 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
         raise ValueError(
             f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model, "
             f"which have shapes {[tuple(arg.shape) for arg in args]}, so it is not clear which argument simulated data "
-            f"should replace. Observe an argument unchanged, obs=x. If the site depends on no latent site, you can leave "
-            f"the site out instead: pyro.poutine.block(model, hide=[{name!r}])."
+            f"should replace. Observe an argument unchanged, obs=x. If the site depends on no latent site, you can "
+            f"leave the site out instead: pyro.poutine.block(model, hide=[{name!r}])."
         )
     return found[0]
 
@@ -170,7 +170,7 @@ def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> i
     """Return the index of the argument that a site observes.
 
     Raises:
-        ValueError: If the site observes none of the arguments, several arguments, or the same argument as another site.
+        ValueError: If the site observes no argument, several arguments, or the same argument as another site.
     """
     position = observed_argument(site["name"], site["infer"]["obs"], args)
     for other in (name for name, index in taken.items() if index == position):

@@ -43,9 +43,9 @@ def kl_per_dimension(
 ) -> "xr.Dataset":
     r"""Compute :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
 
-    The divergence is computed in closed form if torch implements it for the two distributions, such as two normals, and
-    if the prior of the site depends only on sites that the guide draws before this site. Otherwise the divergence is
-    estimated by the mean of :math:`\log q - \log p` over draws. A site whose posterior or prior has dependent
+    The divergence of a site is computed in closed form if torch implements it for the posterior and the prior, such as
+    two normals, and if the prior depends only on sites that the guide draws before this site. Otherwise the divergence
+    is estimated by the mean of :math:`\log q - \log p` over draws. A site whose posterior or prior has dependent
     dimensions counts as one dimension. The sum over all dimensions is the KL term of the ELBO.
 
     Args:
