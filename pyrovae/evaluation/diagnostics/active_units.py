@@ -107,7 +107,7 @@ def active_units(
 
 
 def _draws_by_datum(guide: Program, args: tuple[Any, ...], plate: str | None) -> dict[str, Tensor]:
-    """Run the guide once, and return the draws at latent sites inside the data plate by name, ``(N, units)``."""
+    """Run the guide once, and map each latent site inside the data plate to its draw, shape ``(N, units)``."""
     sites = [site for site in run_guide(guide, args).sites if not (site["is_observed"] or is_enumerated(site))]
     data = data_plate(
         [site for site in sites if (plate in plate_names(site) if plate else site_plates(site))] or sites, plate
