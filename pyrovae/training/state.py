@@ -1,4 +1,4 @@
-"""The state of a run: its tensors by name, the states of the generators, and its progress."""
+"""The state of a run: its tensors by name, the states of the random generators, and its progress."""
 
 import random
 import re
@@ -107,7 +107,7 @@ class Tensors:
 
 
 def require(path: Path, entries: Any, *names: str) -> None:
-    """Check that a part of a file has some entries.
+    """Raise ValueError if a part of a file lacks an entry of a given name.
 
     Raises:
         ValueError: If an entry is missing.
@@ -166,7 +166,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Set the generators to states of :func:`generator_states`; those of CUDA only for the same number of devices."""
+    """Restore states of :func:`generator_states`; on CUDA, only if the number of devices is that of the states."""
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

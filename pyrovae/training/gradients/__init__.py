@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Gradients(Protocol):
-    """A gradient of a loss.
+    """Protocol of an object that computes the loss of a batch and its gradient.
 
     Attributes:
         parameters: Trained parameters of the last gradient, by name.

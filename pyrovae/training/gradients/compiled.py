@@ -1,4 +1,4 @@
-"""The gradient of a loss by compiled graphs, the only place where training depends on ``_compilation``."""
+"""The gradient of a loss by compiled graphs, which is imported only if compilation or a precision is requested."""
 
 import logging
 import time
@@ -30,7 +30,7 @@ def products_in(precision: Precision, device: torch.device) -> Products:
 
 
 class CompiledGradients:
-    """The gradient of a loss by one graph for each batch shape.
+    """The gradient of a loss by compiled graphs, one for each batch shape.
 
     The loss must have checked a batch before the first gradient. A program that cannot be compiled runs eagerly after a
     message that names the cause. The same happens if a comparison shows that a graph no longer computes the loss of its
