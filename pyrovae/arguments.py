@@ -52,7 +52,7 @@ def explained(role: str, *context: Tensor) -> Iterator[None]:
             ) from error
         raise ValueError(
             f"the {role} cannot take {given} ({reason}). Pass data of the shape and dtype that its network takes, or "
-            f"use a network that takes these."
+            f"change the network to take these inputs."
         ) from error
 
 
@@ -88,7 +88,7 @@ def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
         raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}. Call .float() on the tensor.")
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(f"the tensors of {name} must share a first dimension, that of the data, got shapes {shapes}")
+        raise ValueError(f"the tensors of {name} must share a first dimension, the number of data, got shapes {shapes}")
     if not shapes[0][0]:
         raise ValueError(f"{name} is empty, shape {shapes[0]}. Pass at least one datum.")
     if any(tensor.layout != torch.strided for tensor in tensors):

@@ -29,7 +29,7 @@ LOCK = threading.RLock()
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Context manager: seed torch's generators with ``seed``. If it is None, leave all generators as they are.
+    """Context manager: seed torch's generators with ``seed``. Without a seed, leave all generators as they are.
 
     With a seed, the global generators of torch, NumPy and Python are restored at the end. Those of NumPy and Python are
     not seeded. Calls from several threads wait for each other, even without a seed, because Pyro's handlers are global.
@@ -88,11 +88,11 @@ class Isolation:
 
     @contextmanager
     def adopting(self, *, keep: bool = True) -> Iterator[None]:
-        """Context manager: call :meth:`adopt` for every module that runs, even if only a closure or an import holds it.
+        """Context manager: :meth:`adopt` every module that runs, even if only a closure or an import refers to it.
 
         Args:
-            keep: If true, :meth:`adopt` is called, which keeps a module in memory until the end. If false, a module is
-                only put into evaluation mode, because a program that creates a module in each run would keep them all.
+            keep: If true, modules are adopted, and stay in memory until the end. If false, modules are only put into
+                evaluation mode, and memory is released if a program creates new modules in each run.
         """
         thread = threading.get_ident()
 
@@ -200,7 +200,7 @@ def _named_modules(function: Any) -> Iterator[nn.Module]:
 
 
 def _named_values(function: Any) -> Iterator[tuple[str, Any]]:
-    """Yield names and values of a function's closure, defaults and globals, also for the functions among the values."""
+    """Yield names and values of the closure, defaults and globals of a function, and of functions among the values."""
     seen: set[int] = set()
     pending = [function]
     while pending:

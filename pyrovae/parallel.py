@@ -175,7 +175,7 @@ def check_same(what: str, tensors: Iterable[Tensor]) -> None:
 
 
 def share_generators() -> None:
-    """Set torch's generators in all processes, on the CPU and the current CUDA device, to their states in the first."""
+    """Copy the states of torch's generators (CPU and current CUDA device) from the first process to all processes."""
     if size() == 1:
         return
     state = torch.get_rng_state()

@@ -13,8 +13,8 @@ class StopSignals:
     """A context manager that records SIGINT and SIGTERM, so that a run can finish its current step and save its state.
 
     A second Ctrl-C raises ``KeyboardInterrupt``. A SIGTERM is sent again when the context ends, even after an error or
-    a Ctrl-C, and by default ends the process. If the user has set a handler for Ctrl-C, or ignores
-    SIGTERM, that signal is not recorded. Only the main thread records signals.
+    a Ctrl-C, and by default ends the process. If the user has set a handler for Ctrl-C, Ctrl-C is not recorded. If
+    SIGTERM is ignored, SIGTERM is not recorded. Only the main thread records signals.
 
     Args:
         active: If true, signals are recorded.

@@ -20,7 +20,7 @@ def replayed(
     Args:
         run: Function to record.
         examples: Example tensors for the arguments of the function.
-        modules: Modules that the function runs. Their buffers are restored after three runs before the recording.
+        modules: Modules that the function runs. Three warm-up runs precede the recording and leave buffers unchanged.
     """
     given, device = [example.clone() for example in examples], examples[0].device
     with torch.cuda.device(device):

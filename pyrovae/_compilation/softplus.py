@@ -1,4 +1,4 @@
-r"""The function log(1 + e^x) in compiled graphs. Its log1p took half of the time of a Bernoulli density.
+r"""The function log(1 + e^x) in compiled graphs, without log1p, which took half of the time of Bernoulli densities.
 
 Let e = exp(-\|x\|), which is at most 1, and s = e / (2 + e), which is at most 1/3. Then
 

@@ -1,4 +1,4 @@
-"""Conditions for recording a function as a graph: it reads no values of tensors, and changes no state but buffers."""
+"""Conditions for recording a function as a graph: it must not read values of tensors or replace stored tensors."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
 def without_values() -> Iterator[None]:
     """Context manager: run Pyro's objectives on tensors without values; raise an error if a value is needed.
 
-    Inside the context, Pyro's checks find no NaN and no infinite value, and no enumerated value has probability zero.
+    Inside the context, Pyro's checks find no NaN and no infinite value, and no enumerated value counts as impossible.
     """
     expectation = Dice.compute_expectation
 
@@ -53,7 +53,7 @@ def without_values() -> Iterator[None]:
             return expectation(dice, costs)
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise UntraceableError("the programs set the state of a random generator, as checkpoints do")
+        raise UntraceableError("the programs set the state of a random generator, as activation checkpoints do")
 
     replacements: list[tuple[Any, str, Any]] = [
         (pyro.util, "torch_isnan", lambda _: False),

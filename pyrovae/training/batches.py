@@ -57,7 +57,7 @@ class Batches:
             return next(self._transformed(iter([tuple(tensor[:count] for tensor in first)])))
 
     def check(self, error: Exception | None = None) -> None:
-        """Raise an error that names the data, if the data are why a program failed or had a density that is not finite.
+        """Raise an error that names the data, if the data are the cause of an error or of a density that is not finite.
 
         Raises:
             TypeError: If the program raised an error and the data are not floating-point.

@@ -64,7 +64,7 @@ class CapturedUpdates:
 
 
 def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the optimizer is one of torch's whose step has no hooks and runs only on the device."""
+    """Return whether a step can be captured: the optimizer is torch's own, has no hooks, and works on the device."""
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim."):
         return False
@@ -88,7 +88,7 @@ def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 @contextmanager
 def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Context manager: mark an optimizer as capturable, without which a fused optimizer raises an error on capture."""
+    """Context manager: mark an optimizer as capturable, because otherwise a fused optimizer refuses to be captured."""
     before = [group["capturable"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["capturable"] = True

@@ -94,7 +94,7 @@ class Checkpoints:
             ) from error
 
     def latest(self) -> dict[str, Any] | None:
-        """Return the state in the newest usable checkpoint, or None without checkpoints; rename newer, unusable ones.
+        """Return the state in the newest usable checkpoint, or None without checkpoints; rename newer, unusable files.
 
         Raises:
             ValueError: If the folder has checkpoints, but none can be used.
@@ -171,7 +171,8 @@ class Checkpoints:
         content = archives.read(path, check=partial(self._check, path))
         if other := differences(versions(), content["versions"]):
             warnings.warn(
-                f"{str(path)!r} continues with other versions, so numbers may differ by rounding: {', '.join(other)}.",
+                f"the run of {str(path)!r} continues with other versions, so numbers may differ by rounding: "
+                f"{', '.join(other)}.",
                 stacklevel=find_stack_level(),
             )
         state: dict[str, Any] = content["state"]

@@ -36,7 +36,7 @@ class Facts(NamedTuple):
         outside: Scales, by site name, of the sites outside the data plate that are latent or depend on a parameter.
         local: Name of a latent site that the guide has inside the data plate; ``None`` if there is none.
         is_finite: True if all log-probabilities are finite.
-        scales: Text with the scale of each site in the data plate, by name; empty if all scales are equal.
+        scales: Scale of each site in the data plate as text, by site name; empty if all scales are equal.
         summed_out: Name of a site that the model enumerates and the guide does not have; ``None`` if there is none.
     """
 
@@ -166,7 +166,7 @@ def _scaled_alike(inside: Sequence[Site], plate: str) -> bool:
 
 
 def _data_scale(observed: Sequence[Site], plate: Any) -> float:
-    """Return the weight of a datum in the loss: the scale of the observed sites, or the plate's if scales differ."""
+    """Return the weight of a datum in the loss: the scale that observed sites share, or else the scale of the plate."""
     scale = _own_scale(observed[0], plate.name) if observed and _scaled_alike(observed, plate.name) else None
     return scale or float(plate.full_size / plate.size)
 
@@ -189,7 +189,7 @@ def _has_local_parameters(guide: Any) -> bool:
 
 
 def materialize(guide: Any, first: Callable[[], Batch]) -> None:
-    """Run an autoguide once on the first data, because its first run creates its parameters; skip it if it has run."""
+    """Run an autoguide on the first data if it has never run, because its first run creates its parameters."""
     parts = guide.modules() if isinstance(guide, torch.nn.Module) else ()
     if any(isinstance(part, AutoGuide) and part.prototype_trace is None for part in parts):
         with torch.no_grad(), pyro.poutine.block():

@@ -50,7 +50,7 @@ class TrainingData(Protocol):
         """Yield the batches of an epoch from index ``start``; without ``order``, the data keep their stored order."""
 
     def check_finite(self) -> None:
-        """Raise ValueError if a datum is NaN or infinite. This is called only if a program fails on the data."""
+        """Raise ValueError if a datum is NaN or infinite. The check runs only if a program fails on the data."""
 
     def describe(self) -> dict[str, Any]:
         """Return the shapes and a checksum of the data, for comparison with the description in a checkpoint."""
@@ -245,7 +245,7 @@ class StreamedData:
 
 
 def _resized(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
-    """Yield the same data in batches of size ``size``, joined and split; the last batch may be smaller."""
+    """Join and split batches, so that each holds ``size`` data; the last batch may be smaller."""
     rest: Batch | None = None
     for batch in batches:
         held = batch if rest is None else tuple(torch.cat(pair) for pair in zip(rest, batch, strict=True))

@@ -81,9 +81,10 @@ def fit(
 ) -> History:
     """Train a Pyro ``model`` and ``guide`` by stochastic variational inference, or a module by its own ``loss``.
 
-    Before the first step, model and guide run once on all data, to check them. Pyro's validation is then switched off.
-    Modules keep their mode, ``train()`` or ``eval()``. If there are validation data, the best weights are restored at
-    the end. Ctrl-C ends the training but not the script: module and history hold the result up to that point.
+    Before the first step, model and guide run once on all data. This checks the programs and the data. Pyro's
+    validation is then switched off. Modules keep their mode, ``train()`` or ``eval()``. If there are validation data,
+    the best weights are restored at the end. Ctrl-C ends the training but not the script: module and history hold the
+    result up to that point.
 
     With a checkpoint folder, the same call continues an interrupted run from its last checkpoint. With more epochs it
     also continues a finished run. On a CPU, the parameters then equal those of an uninterrupted run bit for bit, with
@@ -165,7 +166,7 @@ def fit(
         tensorboard: Folder for TensorBoard ( ``pip install 'pyrovae[tensorboard]'``), which must belong to this run
             alone, or a ``torch.utils.tensorboard.SummaryWriter``. TensorBoard shows the history and the norm of the
             last gradient of every epoch, histograms of parameters and gradients, and, if the data are images, draws
-            from the prior and validation images above their reconstructions. It does not affect the numbers of the run.
+            from the prior and validation images above their reconstructions. The output does not affect the run.
         tensorboard_every: Number of epochs between two sets of histograms and images.
         callback: Function that is called with the history after each epoch. If it returns True, the run stops.
 
@@ -181,7 +182,8 @@ def fit(
             device is not available; if a module with its own loss is given an objective or a KL warm-up; if the
             checkpoints belong to another run, or none of them can be read. A call that continues a run may
             change ``epochs``, ``patience``, ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``,
-            ``progress``, ``tensorboard``, ``tensorboard_every`` and ``callback``, but not the module, data, objective or other options.
+            ``progress``, ``tensorboard``, ``tensorboard_every`` and ``callback``, but not the module, data, objective
+            or other options.
         DivergenceError: A FloatingPointError, if the loss, its gradient, a parameter or the bound on the validation
             data is not finite. The error names the first place and has the attribute ``history``.
         ModuleNotFoundError: If ``tensorboard`` is a folder and TensorBoard is not installed.

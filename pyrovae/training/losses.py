@@ -53,9 +53,9 @@ class Loss(LossAndGradient, Protocol):
     programs: tuple[Any, ...]
 
     def check(self, batch: Batch, total: int) -> bool:
-        """Run the loss once on a batch, one of a set of ``total`` data; return whether it is finite.
+        """Run the loss once on a batch from ``total`` data, and return whether the loss is finite.
 
-        Errors are raised if the loss cannot be trained.
+        Raise an error if the loss cannot be trained.
         """
 
     def context(self, kl_weight: float | Tensor, /) -> AbstractContextManager[None]:
@@ -68,7 +68,7 @@ class Loss(LossAndGradient, Protocol):
         """Return the number of data to which the loss of a batch is scaled."""
 
     def is_sum(self, batch: Batch) -> bool:
-        """Return true if the loss of the data of two batches is the sum of their losses, false if it is the mean."""
+        """Return true if the loss of several batches together is the sum of their losses, false if it is the mean."""
 
     def wrapped(self, handler: Messenger) -> "Loss":
         """Return the same loss with a handler around its Pyro programs, if the loss runs Pyro programs."""
@@ -115,7 +115,7 @@ class Bound:
             self.has_warned = True
             warnings.warn(
                 f"the sites of the data plate {facts.plate!r} have different scales, {facts.scales}, so the history "
-                f"holds the weighted objective relative to the scale of the observed sites, which is not a bound on "
+                f"holds the weighted objective divided by the scale of the observed sites, which is not a bound on "
                 f"log p(x). For a bound, evaluate the model after training; pyrovae.evaluation.evaluate leaves out "
                 f"scales.",
                 stacklevel=find_stack_level(),
@@ -157,7 +157,7 @@ class Bound:
 
     @contextmanager
     def context(self, kl_weight: float | Tensor) -> Iterator[None]:
-        """Context manager: multiply the latent sites by the KL weight, and set the precision of matrix products."""
+        """Context manager: scale latent sites by the KL weight, and set the precision of matrix products."""
         untouched = not isinstance(kl_weight, Tensor) and kl_weight == 1
         with nullcontext() if untouched else LatentScale(kl_weight), self._scores(), self.products():
             yield

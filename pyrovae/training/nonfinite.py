@@ -44,7 +44,7 @@ class NotFiniteError(Exception):
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether all entries of all tensors are finite. If all sums are finite, the host waits only once."""
+    """Return whether all tensors are finite. If their sums are finite, the host waits for the device only once."""
     tensors = list(tensors)
     sums = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors])
     return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow
@@ -59,7 +59,7 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def what_is_wrong(tensor: Tensor) -> str:
-    """Return the number of NaN entries and of infinite entries of a tensor as text."""
+    """Return the numbers of NaN entries and of infinite entries of a tensor as text."""
     kinds = {"NaN": tensor.isnan(), "infinite": tensor.isinf()}
     return ", ".join(f"{int(of.sum())} of {of.numel()} {kind}" for kind, of in kinds.items() if of.any())
 

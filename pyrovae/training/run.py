@@ -191,7 +191,7 @@ class Run:
                 break
 
     def _weights(self, batches: Sequence[Batch]) -> Sequence[float]:
-        """Return a weight for each batch, so that the weighted losses add up to the loss of one batch of all data."""
+        """Return a weight for each batch, so that the weighted losses add up to the loss of one larger batch."""
         if len(batches) == 1:
             return (1.0,)
         if self.loss.is_sum(batches[0]):

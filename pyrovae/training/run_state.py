@@ -41,7 +41,7 @@ class RunState:
         tensors: Parameters and buffers.
         optimizer: Optimizer of torch.
         schedule: Schedule of the learning rate.
-        best: Weights for the end of the run.
+        best: Best weights, which the run restores at its end.
         history: Columns of the epochs so far.
         progress: Position in the run.
         clock: Seconds so far.

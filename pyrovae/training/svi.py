@@ -41,7 +41,8 @@ class SVI:
             arguments have the same structure and shapes, and arguments that are not tensors have the same values. The
             first call of a kind runs eagerly. The second call compiles a graph, which takes 5 to 40 seconds. The graph
             reads tensors in closures at each call. Numbers and branches that the programs compute in Python keep their
-            values from the second call. Programs that cannot be compiled run eagerly after a warning that names the cause.
+            values from the second call. Programs that cannot be compiled run eagerly after a warning that names the
+            cause.
         precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
 
     Raises:

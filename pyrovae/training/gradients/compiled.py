@@ -1,4 +1,4 @@
-"""The gradient of a loss by compiled graphs, which is imported only if compilation or a precision is requested."""
+"""The gradient of a loss by compiled graphs. It is imported only if compilation or a precision is requested."""
 
 import logging
 import time
@@ -101,7 +101,7 @@ class CompiledGradients:
         return self.loss.value(batch)
 
     def update(self, step: Callable[[], None]) -> None:
-        """Make the optimizer's step, as a CUDA graph if the gradients are outputs of a graph."""
+        """Make the optimizer's step, as a CUDA graph if the gradients are outputs of a CUDA graph."""
         if self.captured is not None and self.is_in_place:
             self.captured(step, [p.grad for p in self.parameters.values() if p.grad is not None])
         else:

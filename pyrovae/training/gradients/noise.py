@@ -1,10 +1,10 @@
 """Random draws for a batch whose data are divided over processes.
 
-Each process computes a slice of the batch, contiguous data. It draws the noise of the whole batch and keeps the noise
-of its slice. The data thus get the same noise as in a single process, and the generators of all processes stay
-synchronized. This requires two things of a random operation. It must draw the entries of its result one by one, as for
-normal, uniform, exponential and Bernoulli draws. Its result must have a dimension of the data: at a sample site the
-dimension of the data plate, elsewhere (dropout) the first dimension whose size is that of the slice.
+Each process computes the loss of a slice (contiguous data) of the batch. It draws the noise of the whole batch and
+keeps the noise of its slice. The data thus get the same noise as in a single process, and the generators of all
+processes stay synchronized. This requires two things of a random operation. It must make one draw for each entry of its
+result, as normal, uniform, exponential and Bernoulli distributions do. Its result must have a dimension of the data: at
+a sample site the dimension of the data plate, elsewhere (dropout) the first dimension whose size is that of the slice.
 
 Sites outside the data plate get the same draws in all processes. All other draws (gamma and Dirichlet draws, which use
 rejection; categorical draws; permutations) are made by each process separately, with a seed that is derived from the
@@ -48,7 +48,7 @@ _ELEMENTWISE = {
 
 @dataclass(frozen=True)
 class Slice:
-    """The contiguous part of a batch that one process computes.
+    """The contiguous part of a batch whose loss one process computes.
 
     Attributes:
         start: Index of the first datum of the part.
@@ -110,7 +110,7 @@ class Noise:
         return next((axis for axis, length in enumerate(shape) if length == kept), None)
 
     def _widened(self, arg: Any, axis: int, ndim: int) -> Any:
-        """Extend an argument of a random operation, a shape or a parameter, from the slice to the whole batch."""
+        """Extend an argument of a random operation (a shape or a parameter) from the slice to the whole batch."""
         if isinstance(arg, list | tuple):
             return [*arg[:axis], self.slice.whole, *arg[axis + 1 :]]
         if not (isinstance(arg, Tensor) and arg.ndim == ndim and arg.shape[axis] == self.slice.kept):

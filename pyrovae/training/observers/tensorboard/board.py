@@ -135,7 +135,7 @@ class TensorBoard(Observer):
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """Wait for a second without event files, because file names hold the second and the newest must sort last."""
+    """Wait until no event file is named after the current second, so that the name of a new file sorts last."""
     while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
 
