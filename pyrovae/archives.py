@@ -148,7 +148,7 @@ def _check_header(path: Path, header: bytes) -> None:
 
 
 def _check_size(path: Path, payload: BinaryIO, size: int) -> None:
-    """Raise ArchiveError if a file's zip records are compressed or overlap, so that they need more bytes in memory."""
+    """Raise ArchiveError if zip records are compressed or overlap, and so need more memory than the file has bytes."""
     try:
         with zipfile.ZipFile(payload) as records:
             found = sum(record.file_size for record in records.infolist())
@@ -190,7 +190,7 @@ def _compact(tensor: Tensor) -> Tensor:
 
 
 def _sync(folder: Path) -> None:
-    """Wait until the names of a folder's files are on the disk, on a POSIX system; elsewhere, do nothing."""
+    """On a POSIX system, wait until the names of a folder's files are on the disk; elsewhere, do nothing."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

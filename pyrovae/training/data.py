@@ -200,7 +200,7 @@ class StreamedData:
         return torch.empty(0, dtype=torch.long)
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the remaining batches of an epoch after ``start`` batches, read from the beginning of a new pass.
+        """Yield the remaining batches of an epoch after ``start`` batches, read from the beginning of the stream.
 
         Raises:
             ValueError: If a later pass over the stream is empty.

@@ -135,7 +135,7 @@ class Bound:
         """Raise ValueError if the model enumerates a site that the guide lacks, but the objective does not sum it out.
 
         Raises:
-            ValueError: If the objective would draw such a site from the prior.
+            ValueError: If the objective would draw a site that only the model has and enumerates.
         """
         inner = getattr(self.objective, "objective", self.objective)  # BetaELBO holds another objective
         if facts.summed_out is not None and isinstance(inner, OF_DRAWS):

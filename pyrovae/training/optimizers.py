@@ -157,7 +157,7 @@ class PyroOptimizer:
 
 @contextmanager
 def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Context manager: tell Pyro names of parameters outside its store, by which it finds their options and states."""
+    """Context manager: give Pyro names of parameters outside its store, because it finds options and states by name."""
     names = pyro.get_param_store()._param_to_name
     added = {tensor: name for name, tensor in parameters.items() if tensor not in names}
     names.update(added)

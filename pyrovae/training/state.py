@@ -34,11 +34,11 @@ class Progress:
 
     Attributes:
         epoch: Number of complete epochs.
-        step: Number of steps of the current epoch.
+        step: Number of steps that the current epoch has made.
         order: Order in which the current epoch takes the data, shape ``(N,)``; ``None`` before its first step.
         total: Loss of the current epoch, summed over its data so far.
         seen: Number of data in that sum.
-        skipped: Number of steps that were skipped because their loss or gradient was not finite.
+        skipped: Number of steps of the current epoch that were skipped because their loss or gradient was not finite.
     """
 
     epoch: int = 0
@@ -82,7 +82,7 @@ class Tensors:
 
     @torch.no_grad()
     def restore(self, copies: dict[str, Tensor]) -> None:
-        """Copy values into the tensors.
+        """Copy the values in ``copies`` into the tensors of the same names.
 
         Raises:
             ValueError: If a parameter has another shape than its value. All tensors are then unchanged.

@@ -1,4 +1,4 @@
-"""The gradient of a loss by compiled graphs. It is imported only if compilation or a precision is requested."""
+"""The gradient of a loss by compiled graphs. This module is imported only to compile or to set a precision."""
 
 import logging
 import time
