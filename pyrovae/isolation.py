@@ -88,11 +88,11 @@ class Isolation:
 
     @contextmanager
     def adopting(self, *, keep: bool = True) -> Iterator[None]:
-        """Context manager: :meth:`adopt` every module that runs, even if only a closure or an import refers to it.
+        """Context manager: put every module that runs into evaluation mode, also modules in closures and imports.
 
         Args:
-            keep: If true, modules are adopted, and stay in memory until the end. If false, modules are only put into
-                evaluation mode, and memory is released if a program creates new modules in each run.
+            keep: If true, :meth:`adopt` also stores the state of the modules, which stay in memory until the end. Use
+                false if a program may create new modules in each run, so that they do not fill the memory.
         """
         thread = threading.get_ident()
 

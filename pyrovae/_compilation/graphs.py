@@ -187,7 +187,7 @@ def compiled_or_none(
 
 
 def warn(message: str) -> None:
-    """Warn at the line of the caller of the package."""
+    """Issue a warning that names the line of the user's code that called pyrovae."""
     warnings.warn(message, stacklevel=find_stack_level())
 
 

@@ -82,7 +82,7 @@ class CompiledCallGradients:
         step()
 
     def compare(self) -> None:
-        """Do nothing, because a hundredth of the calls is compared anyway."""
+        """Do nothing, because one in a hundred calls is compared with an eager run anyway."""
 
     def sync_buffers(self) -> None:
         """Do nothing, because there is only one process."""
