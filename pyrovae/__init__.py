@@ -1,10 +1,10 @@
 """Variational autoencoders as ordinary Pyro programs.
 
-A VAE consists of three conditional distributions. A prior and a likelihood make up the ``model``, and an amortized
-posterior makes up the ``guide``. Objectives, training and evaluation take any pair ``(model, guide)``.
+A VAE consists of three distributions. A prior and a likelihood make up the ``model``, and an amortized posterior makes
+up the ``guide``. Objectives, training and evaluation take any pair ``(model, guide)``.
 
 ``pyrovae.data``, ``pyrovae.evaluation`` and ``pyrovae.plots`` depend on large packages such as torchvision, xarray and
-matplotlib. They are imported when they are first used, so that ``import pyrovae`` is fast.
+matplotlib. These modules are imported when they are first used, so that ``import pyrovae`` is fast.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The stack level at which a warning of the package names the line of the user."""
+"""The stack level with which a warning of pyrovae names the line of the user's code."""
 
 import sys
 from types import FrameType

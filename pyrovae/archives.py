@@ -1,6 +1,6 @@
 """Files of tensors, which are written atomically, protected by a checksum, and read without running code.
 
-A file is one line, ``pyrovae archive 1 <SHA-256 of the rest>``, followed by the output of ``torch.save`` for
+A file begins with the line ``pyrovae archive 1 <SHA-256 of the rest>``. The rest is the output of ``torch.save`` for
 dictionaries, lists, numbers, strings and tensors. ``torch.load(weights_only=True)`` reads the file and creates no other
 objects. The safetensors format holds only tensors, so it cannot hold the state of an optimizer or a generator. The
 checksum detects accidental damage, which ``torch.load`` may overlook. It does not detect a deliberate change, whose
@@ -148,7 +148,7 @@ def _check_header(path: Path, header: bytes) -> None:
 
 
 def _check_size(path: Path, payload: BinaryIO, size: int) -> None:
-    """Raise ArchiveError for compressed or overlapping records, which would be larger in memory than in the file."""
+    """Raise ArchiveError if zip records are compressed or overlap, and so need more memory than the file has bytes."""
     try:
         with zipfile.ZipFile(payload) as records:
             found = sum(record.file_size for record in records.infolist())
@@ -184,13 +184,13 @@ def _not_plain(path: Path) -> ArchiveError:
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """Return the tensor on the CPU, without the rest of a larger storage, which would be written as well."""
+    """Return a tensor on the CPU in a storage of its own size, because ``torch.save`` writes the whole storage."""
     tensor = tensor.detach().cpu()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _sync(folder: Path) -> None:
-    """Wait until the names of a folder's files are on the disk, which only POSIX systems offer."""
+    """On a POSIX system, wait until the names of a folder's files are on the disk; elsewhere, do nothing."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -13,15 +13,15 @@ Data = Tensor | tuple[Tensor, ...]
 
 
 def as_tuple(data: Data) -> tuple[Tensor, ...]:
-    """Return data as the tuple of tensors that are the arguments of a program."""
+    """Return data as a tuple of tensors, the arguments of a program. A single tensor becomes a tuple of one tensor."""
     return data if isinstance(data, tuple) else (data,)
 
 
 def check_whole(**numbers: Any) -> None:
-    """Check counts and other whole numbers, because torch would round them or raise an unclear error later.
+    """Raise TypeError for a count that is not an integer, because torch would round it or raise an unclear error later.
 
     Raises:
-        TypeError: If a number is not an integer.
+        TypeError: If a value is not an integer, or is a bool.
     """
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, Integral):
@@ -31,10 +31,10 @@ def check_whole(**numbers: Any) -> None:
 
 @contextmanager
 def explained(role: str, *context: Tensor) -> Iterator[None]:
-    """Explain errors that torch raises in a component by naming the component and its inputs.
+    """Context manager: replace an error of torch by an error that names the component and its inputs.
 
     Raises:
-        ValueError: Instead of torch's error.
+        ValueError: If torch raises a RuntimeError or an IndexError, unless memory is exhausted.
     """
     try:
         yield
@@ -52,7 +52,7 @@ def explained(role: str, *context: Tensor) -> Iterator[None]:
             ) from error
         raise ValueError(
             f"the {role} cannot take {given} ({reason}). Pass data of the shape and dtype that its network takes, or "
-            f"use a network that takes these."
+            f"change the network to take these inputs."
         ) from error
 
 
@@ -74,11 +74,11 @@ def as_device(name: str | torch.device) -> torch.device:
 
 
 def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
-    """Return data as a tuple of tensors, after checking them; ``name`` is their name in error messages.
+    """Check data and return them as a tuple of tensors. Error messages refer to the data by ``name``.
 
     Raises:
-        TypeError: If they are not dense tensors, or the first is not floating-point.
-        ValueError: If they are empty, of different lengths, or not finite.
+        TypeError: If the data are not dense tensors, or the first tensor is not floating-point.
+        ValueError: If the data are empty, differ in length, or hold NaN or infinite values.
     """
     tensors = as_tuple(data)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -88,7 +88,7 @@ def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
         raise TypeError(f"{name} must be floating-point, got {tensors[0].dtype}. Call .float() on the tensor.")
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(f"the tensors of {name} must share a first dimension, that of the data, got shapes {shapes}")
+        raise ValueError(f"the tensors of {name} must share a first dimension, the number of data, got shapes {shapes}")
     if not shapes[0][0]:
         raise ValueError(f"{name} is empty, shape {shapes[0]}. Pass at least one datum.")
     if any(tensor.layout != torch.strided for tensor in tensors):
@@ -121,5 +121,5 @@ def as_bytes(tensor: Tensor) -> Any:
 
 
 def as_digest(checksum: str) -> Tensor:
-    """Return a checksum in hexadecimal digits as a tensor of bytes, which processes can compare."""
+    """Convert a checksum from hexadecimal digits to a tensor of bytes, which several processes can compare."""
     return torch.frombuffer(bytearray.fromhex(checksum), dtype=torch.uint8)

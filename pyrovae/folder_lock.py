@@ -25,7 +25,7 @@ class FolderLock:
 
     Args:
         folder: The folder, which must exist.
-        wait: Seconds to wait for another run before an error is raised.
+        wait: Seconds to wait for another run to release the lock, before an error is raised.
     """
 
     def __init__(self, folder: Path, wait: float = 0.0) -> None:
@@ -40,7 +40,7 @@ class FolderLock:
 
         Raises:
             BlockingIOError: If another run holds the lock.
-            OSError: If the file cannot be created.
+            OSError: If the file ``.lock`` cannot be created in a writable folder.
         """
         deadline, mode = time.monotonic() + self.wait, os.O_RDONLY
         while self.descriptor is None:
@@ -79,7 +79,7 @@ class FolderLock:
             self.path.write_text(f"process {os.getpid()} on {platform.node()}")
 
     def release(self) -> None:
-        """Remove the file and release the lock, if this object holds it."""
+        """Remove the file ``.lock`` and release the lock; do nothing if this object does not hold the lock."""
         if self.descriptor is None:
             return
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Runs of programs that leave modules, guides and global generators unchanged.
+"""Runs of Pyro programs, after which modules, guides and global random generators are as before.
 
 Pyro's handler stack and torch's generator are global, so a lock serializes calls from several threads.
 """
@@ -29,10 +29,10 @@ LOCK = threading.RLock()
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from generators seeded with ``seed``; without a seed, from the global generators.
+    """Context manager: seed torch's generators with ``seed``. Without a seed, leave all generators as they are.
 
-    With a seed, the global generators of torch, NumPy and Python are restored afterwards. Calls from several threads
-    wait for each other, even without a seed, because Pyro's handlers are global.
+    With a seed, the global generators of torch, NumPy and Python are restored at the end. Those of NumPy and Python are
+    not seeded. Calls from several threads wait for each other, even without a seed, because Pyro's handlers are global.
 
     Raises:
         TypeError: If the seed is not an integer.
@@ -57,7 +57,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 class Isolation:
-    """The state of modules and of Pyro's parameter store before a run, which is restored after it."""
+    """The state of modules and of Pyro's parameter store before a run; :meth:`restore` returns to it after the run."""
 
     def __init__(self, *, forget_parameters: bool) -> None:
         self.training: dict[nn.Module, bool] = {}
@@ -68,16 +68,16 @@ class Isolation:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """All modules that are held in evaluation mode."""
+        """All modules that this object holds in evaluation mode."""
         return list(self.training)
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Parameters and buffers of these modules."""
+        """Parameters and buffers of the modules in :attr:`modules`."""
         return [t for module in self.training for t in (*module.parameters(False), *module.buffers(False))]
 
     def adopt(self, module: nn.Module) -> None:
-        """Put a module into evaluation mode, and store everything that a run may change."""
+        """Put a module into evaluation mode, and store its earlier mode, buffers and plates for :meth:`restore`."""
         if module in self.training:
             return
         self.training[module] = module.training
@@ -88,11 +88,11 @@ class Isolation:
 
     @contextmanager
     def adopting(self, *, keep: bool = True) -> Iterator[None]:
-        """Adopt every module that is called, including modules that only a closure or an import refers to.
+        """Context manager: put every module that runs into evaluation mode, also modules in closures and imports.
 
         Args:
-            keep: If true, modules are kept until the end. A program that creates a module in each run would keep all of
-                them, so later runs of such a program only put modules into evaluation mode.
+            keep: If true, :meth:`adopt` also stores the state of the modules, which stay in memory until the end. Use
+                false if a program may create new modules in each run, so that they do not fill the memory.
         """
         thread = threading.get_ident()
 
@@ -112,7 +112,7 @@ class Isolation:
             hook.remove()
 
     def restore(self) -> None:
-        """Restore modules and Pyro's parameter store."""
+        """Restore the modules, and with ``forget_parameters`` remove new parameters from Pyro's store."""
         for module, mode in (*self.training.items(), *self.passing.items()):
             module.training = mode
         restore_buffers(self.buffers)
@@ -127,14 +127,14 @@ class Isolation:
 
 @contextmanager
 def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool = False) -> Iterator[Isolation]:
-    """Run programs in evaluation mode without gradients, and restore training modes, buffers and generators.
+    """Context manager: run programs in evaluation mode without gradients; restore modes, buffers and generators.
 
     Calls from several threads wait for each other.
 
     Args:
         *programs: Pyro programs.
         seed: Seed of torch's generators.
-        forget_parameters: If true, parameters that a run adds to Pyro's store are removed again.
+        forget_parameters: If true, parameters that a run adds to Pyro's store are removed at the end.
     """
     with LOCK:
         state = Isolation(forget_parameters=forget_parameters)
@@ -148,7 +148,7 @@ def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool =
 
 
 def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
-    """Return the buffers of modules without their submodules, with copies of the values."""
+    """Return the buffers that belong to modules themselves, not to submodules, with copies of their values."""
     return [
         (module, name, buffer, buffer.detach().clone())
         for module in modules
@@ -164,14 +164,15 @@ def restore_buffers(buffers: Buffers) -> None:
 
 
 def modules_of(*programs: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules to which programs belong or to which they refer, with all submodules."""
+    """Return the modules to which programs belong or refer (see :func:`owners`), and all of their submodules."""
     return list({module: None for owner in owners(*programs) for module in owner.modules()})
 
 
 def owners(*programs: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules to which programs belong or to which they refer, inside any handlers.
+    """Return the modules to which programs belong or refer. Pyro's handlers around a program are ignored.
 
-    A function refers to modules in its closure, its default values and the global variables that it uses.
+    A method belongs to its module. A function refers to modules in its closure, in its default values and in the global
+    variables that it uses.
     """
     found: dict[nn.Module, None] = {}
     for program in programs:
@@ -194,12 +195,12 @@ def _is_module(value: Any) -> bool:
 
 
 def _named_modules(function: Any) -> Iterator[nn.Module]:
-    """Yield the modules to which a function refers, directly or by other functions."""
+    """Yield the modules to which a function refers, directly or through another function of the same Python module."""
     return (value for _, value in _named_values(function) if isinstance(value, nn.Module))
 
 
 def _named_values(function: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the values of closure, default values and global variables, for a function and the functions among them."""
+    """Yield names and values of the closure, defaults and globals of a function, and of functions among the values."""
     seen: set[int] = set()
     pending = [function]
     while pending:
@@ -218,7 +219,7 @@ def _named_values(function: Any) -> Iterator[tuple[str, Any]]:
 
 
 def program_device(*programs: Callable[..., Any], default: torch.device) -> torch.device:
-    """Return the device of the first parameter of the programs' modules."""
+    """Return the device of the first parameter of the programs' modules, or ``default`` if there is no parameter."""
     parameters = (parameter for owner in owners(*programs) for parameter in owner.parameters())
     return next((parameter.device for parameter in parameters), default)
 

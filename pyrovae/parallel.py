@@ -1,7 +1,7 @@
 """Computations in several processes, on one or more machines, by torch's process groups.
 
-``torchrun`` starts the processes and sets environment variables that identify them. In a script that has joined the
-processes, :func:`pyrovae.fit` and :func:`pyrovae.evaluation.evaluate` divide their work among them. Without
+``torchrun`` starts the processes and sets environment variables that identify them. In a script that has called
+:func:`join`, :func:`pyrovae.fit` and :func:`pyrovae.evaluation.evaluate` divide their work among the processes. Without
 ``torchrun`` the same script runs in a single process. Every process runs the whole script and gets all results; only
 the first process should print and write files.
 """
@@ -28,10 +28,10 @@ Result = TypeVar("Result")
 
 @contextmanager
 def join(device: str | torch.device = "auto") -> Iterator[None]:
-    """Join the processes that ``torchrun`` has started while the context is open; without ``torchrun``, do nothing.
+    """Join the processes that ``torchrun`` has started, until the context ends. Without ``torchrun``, do nothing.
 
-    The processes communicate by gloo, and on CUDA devices by NCCL. Each process uses the device of its rank on its
-    machine, ``LOCAL_RANK``.
+    The processes communicate by gloo, and on CUDA devices by NCCL. With CUDA, each process uses the device whose index
+    is ``LOCAL_RANK``, the rank of the process on its machine.
 
     Args:
         device: Device of the computation; ``"auto"`` is a CUDA device if there is one, else the CPU.
@@ -132,9 +132,10 @@ def in_first(call: Callable[[], Result]) -> Result:
 
 
 def by_turns(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield the results of a function for some items, in their order; each process computes some and receives all.
+    """Yield the results of a function for items, in the order of the items.
 
-    An error is raised in all processes. If there are several processes, tensors in the results are moved to the CPU.
+    Each process computes some of the results and receives all. An error of the function is raised in all processes. If
+    there are several processes, tensors in the results are moved to the CPU.
     """
     if size() == 1:
         yield from map(function, items)
@@ -174,7 +175,7 @@ def check_same(what: str, tensors: Iterable[Tensor]) -> None:
 
 
 def share_generators() -> None:
-    """Copy the states of the first process to torch's generators, on the CPU and on the CUDA device in use."""
+    """Copy the states of torch's generators (CPU and current CUDA device) from the first process to all processes."""
     if size() == 1:
         return
     state = torch.get_rng_state()
@@ -189,8 +190,8 @@ def share_generators() -> None:
 def _store() -> Any:
     """Return the store by which the processes find each other.
 
-    Since torch 2.15, torchrun keeps one store for all restarts, unless it is told to create a new store each time. This
-    store would contain the addresses of processes that have ended, so each restart uses its own names.
+    Since torch 2.15, torchrun keeps one store for all restarts, unless it is told to create a new store each time. A
+    kept store holds the addresses of processes that have ended, so each restart uses its own prefix for names.
     """
     is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port, number = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])
@@ -207,7 +208,7 @@ def _is_joined() -> bool:
 
 
 def _outcome(call: Callable[[], Any]) -> bytes:
-    """Return the result or the error of a call as bytes; pickle alone does not support all dtypes."""
+    """Call a function, and serialize its result or error by ``torch.save``; pickle does not support all dtypes."""
     try:
         outcome: tuple[Any, Exception | None] = call(), None
     except Exception as error:  # all processes raise it

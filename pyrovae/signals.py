@@ -10,11 +10,11 @@ logger = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """A context manager that records SIGINT and SIGTERM, so that the current step ends and its state can be saved.
+    """A context manager that records SIGINT and SIGTERM, so that a run can finish its current step and save its state.
 
     A second Ctrl-C raises ``KeyboardInterrupt``. A SIGTERM is sent again when the context ends, even after an error or
-    a Ctrl-C, and by default ends the process. A user's own handler for Ctrl-C is left in place, and so is an ignored
-    SIGTERM. Only the main thread records signals.
+    a Ctrl-C, and by default ends the process. If the user has set a handler for Ctrl-C, Ctrl-C is not recorded. If
+    SIGTERM is ignored, SIGTERM is not recorded. Only the main thread records signals.
 
     Args:
         active: If true, signals are recorded.
@@ -55,7 +55,7 @@ class StopSignals:
 
 
 class InterruptSignals:
-    """A context manager that handles SIGTERM like Ctrl-C, by a ``KeyboardInterrupt``, so that results can be saved.
+    """A context manager in which SIGTERM raises ``KeyboardInterrupt``, as Ctrl-C does, so that results can be saved.
 
     The signal is sent again when the context ends, and by default ends the process. An ignored SIGTERM stays ignored.
     Only the main thread handles the signal.
@@ -64,7 +64,7 @@ class InterruptSignals:
         active: If true, SIGTERM is handled.
 
     Attributes:
-        deferred: If true, a SIGTERM raises no error, and is only sent again at the end.
+        deferred: If true, a SIGTERM raises no error, but is sent again when the context ends.
         received: True if a SIGTERM was received.
     """
 

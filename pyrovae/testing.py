@@ -1,8 +1,8 @@
-"""Checks of the contract of a component, for the components of this package and for your own.
+"""Checks of the contract that priors, likelihoods and posteriors fulfil, for those of this package and your own.
 
-A test of a new prior, likelihood or posterior is one line, ``pv.testing.check_prior(MyPrior(5), latent=5)``. A
-component is any callable that returns a distribution. Parameters, copies, dtypes and devices are checked only for
-modules.
+A test of a new prior, likelihood or posterior is one line, ``pv.testing.check_prior(MyPrior(5), latent=5)``. Any
+callable that returns a distribution can be checked. Parameters, copies, dtypes and devices are checked only if the
+callable is a module.
 """
 
 import copy
@@ -22,7 +22,7 @@ Component = Callable[..., Any]
 
 
 def check_prior(prior: Component, *, latent: int) -> None:
-    """Check that ``prior()`` fulfils the contract: batch shape ``()``, event shape ``(latent,)``, finite scores.
+    """Check that ``prior()`` fulfils the contract: batch shape ``()``, event shape ``(latent,)``, finite log-densities.
 
     Args:
         prior: ``() -> p(z)``, or a distribution.

@@ -6,5 +6,5 @@ __version__ = "0.1.0"
 
 
 def version(package: str) -> str:
-    """Return the version of a package; for pyrovae also if it runs from a folder without installation."""
+    """Return the version of a package. pyrovae's version is known even if pyrovae is not installed."""
     return __version__ if package == "pyrovae" else metadata.version(package)

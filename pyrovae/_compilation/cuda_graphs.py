@@ -1,4 +1,4 @@
-"""CUDA graphs, which record the kernels that a function launches and launch all of them at once."""
+"""CUDA graphs. A graph records the kernels that a function launches, and later launches all of them with one call."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -20,7 +20,7 @@ def replayed(
     Args:
         run: Function to record.
         examples: Example tensors for the arguments of the function.
-        modules: Modules that the function runs; their buffers are restored.
+        modules: Modules that the function runs. Three warm-up runs precede the recording and leave buffers unchanged.
     """
     given, device = [example.clone() for example in examples], examples[0].device
     with torch.cuda.device(device):
@@ -43,7 +43,7 @@ def replayed(
 
 
 def capture(function: Callable[[], Result], device: torch.device) -> tuple[Callable[[], None], Result]:
-    """Record the kernels that a function launches on a CUDA device, without running them.
+    """Record the kernels that a function launches on a CUDA device, without running the kernels.
 
     Returns:
         A function that launches all kernels at once, and the result of ``function``. Each launch fills the

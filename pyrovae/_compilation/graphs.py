@@ -1,4 +1,4 @@
-"""A function of tensors, which may run Pyro programs, recorded as a graph of operations and compiled.
+"""A function that reads tensors and may run Pyro programs, recorded as a graph of operations and compiled.
 
 Pyro's handlers work in Python at every step. Most of their work is needed only once, because the sites, their plates
 and the summation of log-probabilities do not change between steps. The function is therefore run once under torch's
@@ -6,9 +6,9 @@ tracer, which records all of its operations on tensors, including those of a bac
 operations between matrix products and plans the memory.
 
 A graph repeats the operations of that single run. Random operations draw new numbers from torch's generators in the
-same order, so runs with and without a graph make the same draws. Tensors that existed before are read by address, and
-their values may change. Everything that Python code decided (a number, a shape, the branch of an ``if``) is fixed. A
-decision that depends on the value of a tensor cannot be recorded.
+same order, so runs with and without a graph make the same draws. Tensors that existed before the run are read by
+address, and their values may change. Everything that Python code decided (a number, a shape, the branch of an ``if``)
+is fixed. A decision that depends on the value of a tensor cannot be recorded.
 """
 
 import warnings
@@ -39,13 +39,14 @@ _REORDERING = "reorder_for_locality", "reorder_for_peak_memory"
 
 
 class Graph:
-    """The operations of a function in their order.
+    """A graph of the operations that a function makes on tensors, recorded by running the function once.
 
     Args:
         function: Function that reads existing tensors and returns tensors.
-        fixed: Tensors that the function reads at fixed addresses, such as parameters and buffers. Values may change.
+        fixed: Tensors that the function reads at fixed addresses, such as parameters and buffers. Their values
+            may change.
         varying: Tensors that are replaced by other tensors at every call.
-        modules: Modules that the function runs; their buffers are restored.
+        modules: Modules that the function runs; their buffers are restored after the run.
 
     Attributes:
         module: Graph module that takes the values of ``fixed``, ``varying`` and ``found``, and returns a list.
@@ -54,8 +55,8 @@ class Graph:
             not changed since has the same text when it is recorded again.
 
     Raises:
-        UntraceableError: If the function makes a decision by the value of a tensor, keeps a state other than the values
-            of buffers between runs, or makes too many operations.
+        UntraceableError: If the function makes a decision that depends on the value of a tensor, changes a state other
+            than the values of buffers, or makes too many operations.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Graph:
             )
 
     def compile(self) -> Callable[..., Sequence[Tensor]]:
-        """Return the compiled function, which takes tensors in place of the varying tensors."""
+        """Return the compiled function. Its arguments take the place of the tensors in ``varying``."""
         import torch._inductor as inductor  # the import takes a second, and only compilation needs it
 
         softplus.teach_inductor()
@@ -112,7 +113,7 @@ class Graph:
         return replayed(run, varying, self.modules) if varying[0].is_cuda else run
 
     def fold(self) -> None:
-        """Replace inputs of matrix products that depend only on parameters by their current values.
+        """Replace matrix products that depend only on parameters by constants, their current values.
 
         For example, the pseudo-inputs of a VampPrior are then not encoded at every call. Operations on the products
         stay in the graph, because they are cheap and may expand the products to the shape of all draws. Buffers and
@@ -162,7 +163,7 @@ def compiled_or_none(
     frozen: bool = False,
     tell: Callable[[str], None] | None = None,
 ) -> "Compiled | None":
-    """Return a compiled function for the arguments of :class:`Graph`, or None if there can be none.
+    """Return a compiled function for the arguments of :class:`Graph`, or None if it cannot be compiled.
 
     Args:
         function: See :class:`Graph`.
@@ -170,7 +171,7 @@ def compiled_or_none(
         varying: See :class:`Graph`.
         modules: See :class:`Graph`.
         caller: Name of the caller, for the message with the reason.
-        frozen: If true, the values of parameters are fixed too, and matrix products of parameters alone are computed
+        frozen: If true, parameters must not change, because matrix products that depend only on parameters are computed
             once.
         tell: Function that is called with the message; by default a warning.
     """
@@ -186,7 +187,7 @@ def compiled_or_none(
 
 
 def warn(message: str) -> None:
-    """Warn at the line of the caller of the package."""
+    """Issue a warning that names the line of the user's code that called pyrovae."""
     warnings.warn(message, stacklevel=find_stack_level())
 
 
@@ -214,17 +215,17 @@ def _draws(node: fx.Node) -> bool:
 
 
 def _writes(node: fx.Node) -> bool:
-    """Return whether an operation writes into a tensor that existed before."""
+    """Return whether an operation writes into one of its arguments."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
-    """Draw as torch does; inductor's own decomposition uses other uniform numbers."""
+    """Make Bernoulli draws with torch's operation; inductor's decomposition makes other draws for the same seed."""
     return torch.empty_like(p).bernoulli_(p, generator=generator)
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Turn the further tensors that the function read into inputs: a graph would keep them as constants."""
+    """Turn the tensors that the graph of a function holds as constants into inputs, and return them."""
     graph, found = module.graph, []
     graph.set_codegen(CodeGen())  # inputs and outputs are separate values instead of lists
     *_, last = (node for node in graph.nodes if node.op == "placeholder")

@@ -16,7 +16,7 @@ def compile_graph(module: fx.GraphModule, values: Sequence[Tensor], options: dic
 
     Args:
         module: The graph.
-        values: Values of its inputs, whose shapes and dtypes the function takes.
+        values: Values of the graph's inputs. The function takes tensors of the same shapes and dtypes.
         options: Options of inductor, by name.
     """
     import torch._inductor as inductor  # the import takes a second, and only compilation needs it

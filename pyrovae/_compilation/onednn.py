@@ -1,7 +1,7 @@
-"""Large float32 matrix products of compiled graphs by oneDNN, which took up to a fifth less time than MKL.
+"""Large float32 matrix products of compiled graphs, computed by oneDNN in up to a fifth less time than by MKL.
 
 torch uses MKL for float32 matrix products if it is available, although oneDNN is available as well. The times were
-measured on an AMD EPYC with AVX-512. The sums are rounded in another order, with the same precision.
+measured on an AMD EPYC with AVX-512. The two libraries add in different orders, so their results differ by rounding.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ LARGE = 2**28  # number of multiplications; for smaller products, the call from 
 
 @torch.library.custom_op("pyrovae::linear", mutates_args=(), device_types="cpu")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply a float32 matrix by a transposed weight. Inductor itself calls oneDNN only for constant weights."""
+    """Return ``x @ weight.T + bias`` in float32 by oneDNN. Inductor itself calls oneDNN only for constant weights."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 

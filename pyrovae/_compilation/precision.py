@@ -23,7 +23,7 @@ _LAYERS = {
 
 
 def check_precision(precision: Precision | None, device: torch.device) -> None:
-    """Raise ValueError if the device does not support the precision.
+    """Raise ValueError if the precision is unknown or the device does not support it.
 
     Raises:
         ValueError: If the precision is unknown, or the device does not support it.
@@ -43,7 +43,7 @@ def check_precision(precision: Precision | None, device: torch.device) -> None:
 
 @contextmanager
 def products(precision: Precision | None) -> Iterator[None]:
-    """Compute the products of linear and convolutional layers in another precision.
+    """Context manager: compute the matrix products of linear and convolutional layers in the given precision.
 
     ``"bfloat16"`` rounds the arguments and results of these products to 8 significant bits, and returns the results in
     float32. Unlike under ``torch.autocast``, all densities are computed in float32. ``"tf32"`` rounds the arguments of

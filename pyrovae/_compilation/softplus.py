@@ -1,4 +1,4 @@
-r"""log(1 + e^x) in compiled graphs without log1p, which took half of the time of a Bernoulli density.
+r"""The function log(1 + e^x) in compiled graphs, without log1p, which took half of the time of Bernoulli densities.
 
 Let e = exp(-\|x\|), which is at most 1, and s = e / (2 + e), which is at most 1/3. Then
 
@@ -6,11 +6,11 @@ Let e = exp(-\|x\|), which is at most 1, and s = e / (2 + e), which is at most 1
    = 2 s \left(1 + \frac{s^2}{3} + \frac{s^4}{5} + \dots\right).
 
 The terms after s^12 are less than 2e-8 of the sum, a quarter of the resolution of float32. A division and a few
-products take a fraction of the time of the vectorized log1p that inductor calls on a CPU. On a GPU both are limited by
-memory.
+products take a fraction of the time of the vectorized log1p that inductor calls on a CPU. On a GPU, memory bandwidth
+limits the speed of both methods.
 
-log(1 + e) is a single operation of the graph, and inductor gets the code of the series. As several operations, the
-series would use e twice, and on a CPU inductor stores an exponential in memory if it is used twice.
+In the graph, log(1 + e) is a single operation, for which inductor gets the code of the series. If the series were
+several operations, it would use e twice, and inductor on a CPU stores an exponential in memory if it is used twice.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _(x: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Any:
-    """Replace ``aten.softplus``; return NotImplemented for other parameters, or if torch is as fast."""
+    """Replace ``aten.softplus`` for float32 on a CPU and the default parameters, else return NotImplemented."""
     if not _by_log1p(x) or beta != 1 or threshold < 20:  # in float32, log(1 + e^x) equals x from 20 on
         return NotImplemented
     return x.clamp(min=0) + log1p_exp(-x.abs())
@@ -44,7 +44,10 @@ def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Any:
 def cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None, reduction: int = 1
 ) -> Any:
-    """Replace ``aten.binary_cross_entropy_with_logits``; return NotImplemented for weights, sums and means."""
+    """Replace ``aten.binary_cross_entropy_with_logits`` for float32 on a CPU without weights or reduction.
+
+    In all other cases, return NotImplemented.
+    """
     if not _by_log1p(logits) or weight is not None or pos_weight is not None or reduction != 0:
         return NotImplemented
     return (1 - target) * logits - (logits.clamp(max=0) - log1p_exp(-logits.abs()))
@@ -52,7 +55,7 @@ def cross_entropy(
 
 @cache
 def teach_inductor() -> None:
-    """Let inductor write the series into its kernels."""
+    """Give inductor the series of log(1 + e) as the code of the operation ``log1p_exp``."""
     from torch._inductor.lowering import make_pointwise, register_lowering
     from torch._inductor.virtualized import ops
 
@@ -67,7 +70,7 @@ def _by_log1p(x: Tensor) -> bool:
 
 
 def _log1p(e: Any, number: Callable[[float], Any] = float) -> Any:
-    """Return log(1 + e) for 0 <= e <= 1. ``number`` makes constants in the form that tensors or inductor need."""
+    """Return log(1 + e) for 0 <= e <= 1. ``number`` converts constants to the form that inductor's kernels need."""
     s = e / (e + number(2))
     square = s * s
     series = number(1 / (2 * TERMS - 1))

@@ -1,4 +1,4 @@
-"""The conditions for tracing a function: it may not use values of tensors, or change a state that a graph ignores."""
+"""Conditions for recording a function as a graph: it must not read values of tensors or replace stored tensors."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,10 +21,10 @@ class UntraceableError(Exception):
 
 @contextmanager
 def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore buffers, and raise an error for changes that a graph would not repeat.
+    """Context manager: restore buffers at the end, and raise an error for changes that a graph would not repeat.
 
     Raises:
-        UntraceableError: If a run changes the parameter store, or replaces a buffer by another tensor.
+        UntraceableError: If a run adds or replaces a parameter in Pyro's store, or replaces a buffer by another tensor.
     """
     buffers, store = save_buffers(modules), pyro.get_param_store()
     try:
@@ -42,9 +42,9 @@ def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Let Pyro's objectives run on tensors without values, and raise an error if a value would become a constant.
+    """Context manager: run Pyro's objectives on tensors without values; raise an error if a value is needed.
 
-    While tracing, no value counts as NaN, and no enumerated value as impossible.
+    Inside the context, Pyro's checks find no NaN and no infinite value, and no enumerated value counts as impossible.
     """
     expectation = Dice.compute_expectation
 
@@ -53,7 +53,7 @@ def without_values() -> Iterator[None]:
             return expectation(dice, costs)
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise UntraceableError("the programs set the state of a random generator, as checkpoints do")
+        raise UntraceableError("the programs set the state of a random generator, as activation checkpoints do")
 
     replacements: list[tuple[Any, str, Any]] = [
         (pyro.util, "torch_isnan", lambda _: False),
@@ -74,7 +74,7 @@ def without_values() -> Iterator[None]:
 
 
 class _Values(TorchFunctionMode):
-    """Context manager that returns the detached tensor for ``.item()``; other reads of values raise an error."""
+    """Context manager in which ``.item()`` returns the detached tensor, and other reads of a value raise an error."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.item:

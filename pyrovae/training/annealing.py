@@ -8,7 +8,7 @@ KLWarmup = float | Callable[[float], float]
 
 
 def kl_weight(warmup: KLWarmup, epoch: float) -> float:
-    """Return the weight of the latent sites at a number of epochs, counted from 0.
+    """Return the weight of the latent sites after ``epoch`` epochs, a number that may be fractional.
 
     Raises:
         ValueError: If a function returns a weight that is negative or not finite.
@@ -22,5 +22,5 @@ def kl_weight(warmup: KLWarmup, epoch: float) -> float:
 
 
 def kl_weights(warmup: KLWarmup, epoch: int, steps: int) -> list[float]:
-    """Return the weight at each step of an epoch."""
+    """Return the weight of the latent sites at each of the ``steps`` steps of the epoch with index ``epoch``."""
     return [kl_weight(warmup, (epoch * steps + step + 1) / steps) for step in range(steps)]

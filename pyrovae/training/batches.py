@@ -17,13 +17,13 @@ Transform = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 class Batches:
-    """The mini-batches of some data.
+    """The mini-batches into which the training or validation data of a run are divided.
 
     Args:
         source: Data of the run.
         size: Number of data in a batch; the last batch of an epoch may be smaller.
         transform: Function that is applied to the tensors of each batch.
-        accumulate: Number of batches per step.
+        accumulate: Number of batches per step of the optimizer.
     """
 
     def __init__(
@@ -45,22 +45,22 @@ class Batches:
         return self._transformed(self.source.batches(self.size))
 
     def in_steps(self, order: Tensor, start: int) -> Iterator[list[Batch]]:
-        """Yield the batches of each step of an epoch, starting at the step with index ``start``."""
+        """Yield a list of the batches for each step of an epoch, starting with the step of index ``start``."""
         batches = self._transformed(self.source.batches(self.size, order, start * self.accumulate))
         while step := list(islice(batches, self.accumulate)):
             yield step
 
     def first(self, count: int) -> Batch:
-        """Return the first data after the transform, and leave the random generators unchanged."""
+        """Return the first ``count`` data, transformed, and leave the random generators unchanged."""
         with seeded(0):
             first = next(self.source.batches(min(count, len(self.source))))
             return next(self._transformed(iter([tuple(tensor[:count] for tensor in first)])))
 
     def check(self, error: Exception | None = None) -> None:
-        """Explain the error of a program, if the data are the cause.
+        """Raise an error that names the data, if the data are the cause of an error or of a density that is not finite.
 
         Raises:
-            TypeError: If the data are integers and the program raised an error.
+            TypeError: If the program raised an error and the data are not floating-point.
             ValueError: If a datum is NaN or infinite.
         """
         self.source.check_finite()

@@ -17,10 +17,10 @@ Addresses = tuple[int, ...]
 
 
 class CapturedUpdates:
-    """Updates that are captured once for each set of tensors that they read and write.
+    """Updates of parameters by CUDA graphs. A graph is captured once for each set of tensors that an update uses.
 
     A graph keeps the numbers with which it was captured, such as the learning rate, and the addresses of gradients,
-    parameters and the optimizer's state. If a number or an address changes, the update is captured again.
+    parameters and the optimizer's state. If a number or an address changes, a new graph is captured.
 
     Args:
         optimizer: Optimizer whose steps are captured; see :func:`can_be_captured`.
@@ -32,7 +32,7 @@ class CapturedUpdates:
         self.graphs: dict[Addresses, Callable[[], None] | None] = {}
 
     def __call__(self, update: Callable[[], None], gradients: Sequence[Tensor]) -> None:
-        """Make an update from the gradients in ``.grad`` of the parameters."""
+        """Update the parameters, whose ``.grad`` holds the gradients."""
         if (settings := _settings(self.optimizer)) != self.settings:
             self.graphs.clear()
             self.settings = settings
@@ -64,7 +64,7 @@ class CapturedUpdates:
 
 
 def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether an optimizer's step runs only on the device: some optimizers of torch, without hooks."""
+    """Return whether a step can be captured: the optimizer is torch's own, has no hooks, and works on the device."""
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim."):
         return False
@@ -82,13 +82,13 @@ def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Return the numbers of each parameter group."""
+    """Return the options of each parameter group, such as its learning rate."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 @contextmanager
 def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Mark an optimizer as capturable; fused optimizers make the same step, but raise an error without the mark."""
+    """Context manager: mark an optimizer as capturable, because otherwise a fused optimizer refuses to be captured."""
     before = [group["capturable"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["capturable"] = True

@@ -32,7 +32,7 @@ _KEPT = 2
 
 
 class CheckpointError(OSError):
-    """A checkpoint cannot be written, or another run uses the folder.
+    """A checkpoint cannot be written, or its folder cannot be used, for example because another run uses it.
 
     Attributes:
         history: History of the run up to the error; None if the run had not begun.
@@ -42,19 +42,19 @@ class CheckpointError(OSError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, ``checkpoint-<epochs>-<steps of the next epoch>.pt``.
+    """The checkpoints of one run in a folder, files ``checkpoint-<epochs>-<steps of the next epoch>.pt``.
 
-    This context manager locks the folder for one run.
+    As a context manager, the object locks the folder for the run.
 
     Args:
         folder: The folder, which is created if it does not exist; ``~`` is expanded.
         every: Number of epochs between two checkpoints.
         description: Description of the run. A checkpoint with another description raises an error.
-        changeable: Options of the run that may change.
+        changeable: Options of the run that may differ between a checkpoint and the run that continues from it.
         wait: Seconds to wait for another run that uses the folder.
 
     Attributes:
-        newest: Path of the checkpoint that was written or read last.
+        newest: Path of the checkpoint that was written or read last; None if there is none.
 
     Raises:
         CheckpointError: On entry, if the folder cannot be used.
@@ -94,7 +94,7 @@ class Checkpoints:
             ) from error
 
     def latest(self) -> dict[str, Any] | None:
-        """Read the newest checkpoint that can be used, and rename newer checkpoints that are damaged.
+        """Return the state in the newest usable checkpoint, or None without checkpoints; rename newer, unusable files.
 
         Raises:
             ValueError: If the folder has checkpoints, but none can be used.
@@ -121,7 +121,7 @@ class Checkpoints:
         return None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint, and remove the checkpoints before the previous one.
+        """Write a checkpoint, and remove all checkpoints except the last two.
 
         Raises:
             CheckpointError: If the checkpoint cannot be written.
@@ -171,14 +171,15 @@ class Checkpoints:
         content = archives.read(path, check=partial(self._check, path))
         if other := differences(versions(), content["versions"]):
             warnings.warn(
-                f"{str(path)!r} continues with other versions, so numbers may differ by rounding: {', '.join(other)}.",
+                f"the run of {str(path)!r} continues with other versions, so numbers may differ by rounding: "
+                f"{', '.join(other)}.",
                 stacklevel=find_stack_level(),
             )
         state: dict[str, Any] = content["state"]
         return state
 
     def _check(self, path: Path, content: Any) -> None:
-        """Check that a file belongs to this run and is complete, before the values of its tensors are read."""
+        """Raise ValueError if a file is of another run or incomplete; the values of its tensors are not read."""
         if not (isinstance(content, Mapping) and content.get("kind") == "checkpoint"):
             raise ValueError(f"{str(path)!r} is not a checkpoint of a run. Use a folder that holds only checkpoints.")
         require(path, content, "description", "versions", "state")

@@ -1,9 +1,10 @@
 """Facts about a program that training needs before the first step, found by one run of guide and model.
 
-A loss is a sum over data that is scaled to a number of data. This number is the size of the batch, or more if the data
-plate is subsampled or inside a ``poutine.scale``. A history divides by the number, so it is in nats per datum. A site
-outside the data plate counts once in the loss, so a mini-batch must be scaled to all data. Otherwise the posterior of
-the site would be that of a single mini-batch.
+The loss of a batch is a sum over its data, scaled to a number of data. This number is the size of the batch, or
+another number if the data plate is subsampled or inside a ``poutine.scale``. The history of a run divides losses by
+this number, so its bounds are in nats per datum. A site outside the data plate counts once in the loss. If there is
+such a site, the loss of a mini-batch must therefore be scaled to all training data. Otherwise the posterior of the site
+would be that of a single mini-batch.
 """
 
 import math
@@ -32,10 +33,10 @@ class Facts(NamedTuple):
         plate: Name of the data plate.
         data_count: Number of data to which the loss of the batch is scaled.
         full_size: Number of data that the plate declares, -1 if it declares none.
-        outside: Scale of each site outside the data plate that is latent or depends on a parameter, by name.
-        local: Name of a latent site of the guide in the data plate; ``None`` if there is none.
+        outside: Scales, by site name, of the sites outside the data plate that are latent or depend on a parameter.
+        local: Name of a latent site that the guide has inside the data plate; ``None`` if there is none.
         is_finite: True if all log-probabilities are finite.
-        scales: Text with the scale of each site in the data plate, by name; empty if all scales are equal.
+        scales: Scale of each site in the data plate as text, by site name; empty if all scales are equal.
         summed_out: Name of a site that the model enumerates and the guide does not have; ``None`` if there is none.
     """
 
@@ -50,7 +51,7 @@ class Facts(NamedTuple):
 
 
 def inspect_program(model: Program, guide: Program, batch: Batch) -> Facts:
-    """Run guide and model once with validation.
+    """Return facts about a program, found by one run of guide and model with Pyro's validation.
 
     Point guides, such as AutoDelta, are accepted, because Pyro's ELBO trains them.
 
@@ -98,9 +99,9 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
         most: Number of training data.
 
     Raises:
-        ValueError: If a site lies outside the data plate, and the plate declares more data than the training set has
-            or the loss of a mini-batch is scaled to fewer data than ``total``; or if an autoguide has parameters for
-            each datum and the loss of a mini-batch is scaled to fewer data than ``total``.
+        ValueError: If a site lies outside the data plate, and either the plate declares more data than the training
+            set has, or the loss of a mini-batch is scaled to fewer data than ``total``. If an autoguide has parameters
+            for each datum, and the loss of a mini-batch is scaled to fewer data than ``total``.
     """
     for name, scale in facts.outside.items():
         declared = facts.data_count / scale if scale and batch < total else float(facts.full_size)
@@ -130,7 +131,7 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
 
 
 def _of_parameters(sites: list[Site], model: Program, guide: Program, batch: Batch) -> list[Site]:
-    """Return the observed sites that depend on a parameter; all other observed sites are constants."""
+    """Return the observed sites among ``sites`` whose log-probability depends on a parameter."""
     names = {site["name"] for site in sites if site["is_observed"]}
     if not names:
         return []
@@ -165,7 +166,7 @@ def _scaled_alike(inside: Sequence[Site], plate: str) -> bool:
 
 
 def _data_scale(observed: Sequence[Site], plate: Any) -> float:
-    """Return the factor of a datum in the loss: the common scale of the observed sites, else the plate's scale."""
+    """Return the weight of a datum in the loss: the scale that observed sites share, or else the scale of the plate."""
     scale = _own_scale(observed[0], plate.name) if observed and _scaled_alike(observed, plate.name) else None
     return scale or float(plate.full_size / plate.size)
 
@@ -188,7 +189,7 @@ def _has_local_parameters(guide: Any) -> bool:
 
 
 def materialize(guide: Any, first: Callable[[], Batch]) -> None:
-    """Run an autoguide once on the first data if it has not run yet; the run creates its parameters."""
+    """Run an autoguide on the first data if it has never run, because its first run creates its parameters."""
     parts = guide.modules() if isinstance(guide, torch.nn.Module) else ()
     if any(isinstance(part, AutoGuide) and part.prototype_trace is None for part in parts):
         with torch.no_grad(), pyro.poutine.block():

@@ -25,7 +25,7 @@ class TrainingData(Protocol):
         device: Device of the batches.
         datum: The first datum, one tensor of shape ``(1, *event)`` for each argument of the programs.
         batch_size: Batch size of a ``DataLoader``, or None.
-        column_names: Names of the columns of each table; other arguments have none.
+        column_names: For each argument of the programs, the names of its columns; empty unless it is a table.
     """
 
     name: str
@@ -38,25 +38,25 @@ class TrainingData(Protocol):
         """Return the number of data."""
 
     def count(self, size: int) -> int:
-        """Return the number of batches of a size in an epoch."""
+        """Return the number of batches per epoch if batches have the given size."""
 
     def order(self, size: int) -> Tensor:
         """Return a random order of the data for an epoch.
 
-        One batch of all data keeps their order, because a guide may have parameters for each datum.
+        A single batch of all data keeps the stored order, because a guide may have parameters for each datum.
         """
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from index ``start``; without an order, all data in their stored order."""
+        """Yield the batches of an epoch from index ``start``; without ``order``, the data keep their stored order."""
 
     def check_finite(self) -> None:
-        """Raise ValueError if a datum is NaN or infinite; called if a program cannot score the data."""
+        """Raise ValueError if a datum is NaN or infinite. The check runs only if a program fails on the data."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the shapes and a checksum, for comparison with the description in a checkpoint."""
+        """Return the shapes and a checksum of the data, for comparison with the description in a checkpoint."""
 
     def digest(self) -> Tensor:
-        """Return a checksum, which shows whether processes train on the same data."""
+        """Return a checksum of the data, which shows whether all processes train on the same data."""
 
 
 def as_training_data(name: str, data: Any, device: torch.device | None, *, held_out: bool = False) -> TrainingData:
@@ -65,7 +65,7 @@ def as_training_data(name: str, data: Any, device: torch.device | None, *, held_
     Args:
         name: Name of the data in error messages.
         data: Data of a kind that :mod:`pyrovae.data.sources` lists.
-        device: Device of the batches; ``None`` leaves them where they are.
+        device: Device of the batches; ``None`` leaves them on the device of the data.
         held_out: If true, every pass must read the same data. A stream is then read into memory.
 
     Raises:
@@ -97,7 +97,7 @@ class _IndexedData(ABC):
 
     @abstractmethod
     def order(self, size: int) -> Tensor:
-        """Return the order of an epoch."""
+        """Return the order of the data in an epoch."""
 
     @abstractmethod
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
@@ -108,7 +108,7 @@ class _IndexedData(ABC):
         self.source.check()
 
     def describe(self) -> dict[str, Any]:
-        """Return the shapes and a checksum; equal data of different kinds have the same shapes and checksum."""
+        """Return the shapes and a checksum of the data, which do not depend on their kind (tensor, array, data set)."""
         shapes = [[len(self), *tensor.shape[1:]] for tensor in self.datum]
         return {"shapes": shapes, "SHA-1": self.source.fingerprint()}
 
@@ -118,7 +118,7 @@ class _IndexedData(ABC):
 
 
 class DataInMemory(_IndexedData):
-    """Tensors that are kept on the device, where the loop indexes them."""
+    """Tensors that are kept on the device, where batches are selected by index."""
 
     def __init__(self, source: Source, device: torch.device | None) -> None:
         super().__init__(source, device)
@@ -127,7 +127,7 @@ class DataInMemory(_IndexedData):
         self.tensors = tensors if device is None else tuple(tensor.to(device) for tensor in tensors)
 
     def order(self, size: int) -> Tensor:
-        """Return the order of an epoch, drawn on the device."""
+        """Return the order of the data in an epoch, drawn on the device of the batches."""
         count = len(self)
         return torch.randperm(count, device=self.device) if size < count else torch.arange(count, device=self.device)
 
@@ -142,7 +142,7 @@ class DataOnRequest(_IndexedData):
     """Data on disk or in a data set, which are read batch by batch and then moved to the device."""
 
     def order(self, size: int) -> Tensor:
-        """Return the order of an epoch, drawn on the CPU."""
+        """Return the order of the data in an epoch, drawn on the CPU."""
         return torch.randperm(len(self)) if size < len(self) else torch.arange(len(self))
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
@@ -160,14 +160,14 @@ class DataOnRequest(_IndexedData):
 
 
 class StreamedData:
-    """A stream; an epoch has as many batches as the first pass over the stream.
+    """Data from a stream. An epoch has as many batches as the first pass over the stream.
 
     The first pass is made at construction and counts the data. If a later pass is shorter, another pass follows in the
     same epoch. If a later pass is longer, the rest of it is not used.
 
     Args:
         stream: The stream. The batches of a ``DataLoader`` are used unchanged, unless another size is requested.
-        device: Device of the batches; ``None`` leaves them on their device.
+        device: Device of the batches; ``None`` leaves them on the device of the stream's batches.
 
     Raises:
         ValueError: If the stream is empty.
@@ -191,7 +191,7 @@ class StreamedData:
         return self.total
 
     def count(self, size: int) -> int:
-        """Return the number of batches of the first pass."""
+        """Return the number of batches of the given size that hold the data of the first pass."""
         return self.passed if size == self.batch_size else math.ceil(self.total / size)
 
     def order(self, size: int) -> Tensor:
@@ -200,7 +200,7 @@ class StreamedData:
         return torch.empty(0, dtype=torch.long)
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches that the epoch has after index ``start``, read from the beginning of a new pass.
+        """Yield the remaining batches of an epoch after ``start`` batches, read from the beginning of the stream.
 
         Raises:
             ValueError: If a later pass over the stream is empty.
@@ -225,7 +225,7 @@ class StreamedData:
             as_source(f"batch {index} of {self.name}", batch, indexed=True).check()
 
     def describe(self) -> dict[str, Any]:
-        """Return the shapes; a stream has no checksum."""
+        """Return the shapes of the stream's data; a stream has no checksum."""
         return {"stream": [list(tensor.shape[1:]) for tensor in self.datum]}
 
     def digest(self) -> Tensor:
@@ -245,7 +245,7 @@ class StreamedData:
 
 
 def _resized(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
-    """Join and split batches to batches of a given size; the last batch may be smaller."""
+    """Join and split batches, so that each holds ``size`` data; the last batch may be smaller."""
     rest: Batch | None = None
     for batch in batches:
         held = batch if rest is None else tuple(torch.cat(pair) for pair in zip(rest, batch, strict=True))

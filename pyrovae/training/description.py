@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def of_module(module: nn.Module) -> Description:
-    """Return the types and numbers of all submodules of a module, and the names, dtypes and shapes of its tensors."""
+    """Return the type and the constants of each submodule of a module, and name, dtype and shape of each tensor."""
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {name: of_tensor(tensor) for name, tensor in named.items()}
     layers = sorted({type(part).__name__ for part in module.modules()})
@@ -43,7 +43,7 @@ def of_tensor(tensor: Tensor) -> str:
 
 
 def of_object(thing: Any) -> Description:
-    """Return the type of an object and its attributes that are plain values or objectives.
+    """Return the type of an object and its public attributes as plain values; objectives are described recursively.
 
     ``max_plate_nesting`` is left out, because an ELBO determines it from the programs.
     """
@@ -55,8 +55,8 @@ def of_object(thing: Any) -> Description:
 def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> Description:
     """Return name, dtype and shape of each parameter of an optimizer, in the order of the optimizer.
 
-    The state of an optimizer refers to parameters by position. If a run trained other parameters, the state would be
-    assigned to parameters of other names, and a fused optimizer would write beyond the memory of smaller parameters.
+    The state of an optimizer refers to parameters by position. In a run that trains other parameters, a state would be
+    assigned to the wrong parameter, and a fused optimizer would write beyond the memory of a smaller parameter.
 
     Args:
         optimizer: Optimizer of the parameters.
@@ -75,7 +75,7 @@ def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) ->
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
-    """Return the optimizer's type and options, and the options in which a parameter group differs."""
+    """Return the optimizer's type and options, and the options of each parameter group that differ from these."""
     described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
     for index, group in enumerate(optimizer.param_groups):
         own = plain({name: value for name, value in group.items() if name not in ("params", "initial_lr")})
@@ -85,7 +85,7 @@ def of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
 
 
 def misfits(state: Mapping[str, Any], trained: Mapping[str, Any], optimizer: str) -> list[str]:
-    """Describe the states of an optimizer that do not fit the trained parameters.
+    """Return a sentence for each state of an optimizer that does not fit the trained parameters.
 
     Args:
         state: The state dict of the optimizer.
@@ -115,7 +115,7 @@ def as_number(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value that can be stored; an object that is not a plain value is replaced by its name."""
+    """Convert a value to plain values that can be stored; other objects are replaced by their name or type."""
     match value:
         case np.generic():  # precedes the numbers, because some NumPy scalars are floats
             return value.item()
@@ -134,7 +134,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(now: Mapping[Any, Any], then: Mapping[Any, Any], within: str = "") -> list[str]:
-    """Describe the differences of two descriptions."""
+    """Return a sentence for each difference between two descriptions."""
     found = []
     for key in [*now, *(key for key in then if key not in now)]:
         name = f"{within}{key}"
@@ -150,10 +150,10 @@ def differences(now: Mapping[Any, Any], then: Mapping[Any, Any], within: str = "
 
 
 def differences_of_modules(now: Description, then: Description, file_format: int) -> list[str]:
-    """Describe the differences between a module and a module in a file, both given by :func:`of_module`.
+    """Return a sentence for each difference between two descriptions by :func:`of_module`, the second from a file.
 
-    The text representation of modules has changed since format 1. For a file of this format, only the tensors and the
-    types of torch's layers are compared.
+    For a file of format 1, only the tensors and the types of torch's layers are compared, because this format describes
+    modules by another text.
     """
     if file_format > 1:
         return differences(now, then)
@@ -167,7 +167,7 @@ def differences_of_modules(now: Description, then: Description, file_format: int
 
 
 def differences_of_runs(now: Description, then: Description, file_format: int) -> list[str]:
-    """Describe the differences between a run and the run of a file.
+    """Return a sentence for each difference between the description of a run and a description from a file.
 
     For a file of format 1, entries that only one of the two descriptions has are not compared.
     """
@@ -178,7 +178,7 @@ def differences_of_runs(now: Description, then: Description, file_format: int) -
 
 
 def first_of(found: list[str]) -> str:
-    """Return the first three differences, and the number of further differences."""
+    """Return the first three differences as text, with the number of further differences."""
     return ", ".join(found[:3]) + (f", and {len(found) - 3} more" if len(found) > 3 else "")
 
 

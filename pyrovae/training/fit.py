@@ -81,9 +81,10 @@ def fit(
 ) -> History:
     """Train a Pyro ``model`` and ``guide`` by stochastic variational inference, or a module by its own ``loss``.
 
-    Data, model and guide are checked once on all data before the first step. Pyro's validation is then switched off.
-    Modules keep their mode, ``train()`` or ``eval()``. If there are validation data, the best weights are restored at
-    the end. Ctrl-C ends the training but not the script: module and history hold the result up to that point.
+    Before the first step, model and guide run once on all data. This checks the programs and the data. Pyro's
+    validation is then switched off. Modules keep their mode, ``train()`` or ``eval()``. If there are validation data,
+    the best weights are restored at the end. Ctrl-C ends the training but not the script: module and history hold the
+    result up to that point.
 
     With a checkpoint folder, the same call continues an interrupted run from its last checkpoint. With more epochs it
     also continues a finished run. On a CPU, the parameters then equal those of an uninterrupted run bit for bit, with
@@ -96,8 +97,8 @@ def fit(
     that are not sums over the data, batch normalization, sites outside the data plate, and parameters of
     ``pyro.param``.
 
-    A program with a site outside the data plate can be trained on mini-batches only if its plate declares the full
-    size. It cannot be trained if its plate declares more data than ``train`` holds.
+    A program with a site outside the data plate can be trained on mini-batches only if the data plate declares the
+    full size. It cannot be trained if the data plate declares more data than ``train`` holds.
 
     Args:
         module: A module with ``model(*data)`` and ``guide(*data)``, such as :class:`pyrovae.VAE`; a pair
@@ -145,10 +146,10 @@ def fit(
         precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
             Parameters and all other operations keep their precision. By default torch's own setting.
         clip_norm: Largest norm of the gradient over all parameters; larger gradients are scaled down to it.
-        on_nonfinite: Response to a loss or gradient that is NaN or infinite. ``"raise"`` stops and leaves the module in
-            the state before that step. ``"skip"`` skips such steps and counts them in the history. It checks every
-            step, so on CUDA the host waits for each step.
-        checkpoint: Folder for the last two checkpoints, which must belong to this run alone. A checkpoint holds
+        on_nonfinite: Response to a loss or gradient that is NaN or infinite. ``"raise"`` stops; the module has its
+            state before that step, or its best weights if there are validation data. ``"skip"`` skips such steps and
+            counts them in the history. It checks every step, so on CUDA the host waits for each step.
+        checkpoint: Folder for the last two checkpoints. The folder must belong to this run alone. A checkpoint holds
             parameters (including those of ``pyro.param``), optimizer, schedule, generators (torch, NumPy, Python),
             history, best weights, and a description of module, data and options, with checksums. It does not hold
             attributes of Python objects other than tensors, or your own generators. If the last checkpoint is damaged,
@@ -156,15 +157,16 @@ def fit(
         checkpoint_every: Number of epochs between two checkpoints. A checkpoint is always written at the end.
         checkpoint_wait: Seconds to wait for another run that uses the folder before an error is raised. ``math.inf``
             waits until the other run ends.
-        seed: Seed with which a run on a CPU is reproducible bit for bit and leaves the global generators unchanged.
-            Without a seed, noise and order come from the global generators.
+        seed: Seed of torch's generators. With a seed, a run on a CPU that draws only from torch's generators is
+            reproducible bit for bit, and the global generators are restored at the end. Without a seed, noise and order
+            come from the global generators.
         device: ``"auto"`` uses a CUDA device if there is one, else the CPU. Programs that are functions stay on their
             device; with ``"auto"`` so do their data.
         progress: If true, a progress bar is shown, provided that the output is a terminal.
         tensorboard: Folder for TensorBoard ( ``pip install 'pyrovae[tensorboard]'``), which must belong to this run
-            alone, or a ``torch.utils.tensorboard.SummaryWriter``. It gets the history and the norm of the last gradient
-            of every epoch, histograms of parameters and gradients, and, if the data are images, validation images above
-            their reconstructions, and draws from the prior. It does not affect the numbers of the run.
+            alone, or a ``torch.utils.tensorboard.SummaryWriter``. TensorBoard shows the history and the norm of the
+            last gradient of every epoch, histograms of parameters and gradients, and, if the data are images, draws
+            from the prior and validation images above their reconstructions. The output does not affect the run.
         tensorboard_every: Number of epochs between two sets of histograms and images.
         callback: Function that is called with the history after each epoch. If it returns True, the run stops.
 
@@ -178,16 +180,17 @@ def fit(
             infinite for a program that cannot handle this; if model and guide disagree; if a site outside the data
             plate would be trained on mini-batches that are not scaled to all data; if an option is out of range; if the
             device is not available; if a module with its own loss is given an objective or a KL warm-up; if the
-            checkpoints belong to another run, or none of them can be read. A run may change ``epochs``, ``patience``,
-            ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``, ``progress``, ``tensorboard``,
-            ``tensorboard_every`` and ``callback``, but not its module, data, objective or other options.
+            checkpoints belong to another run, or none of them can be read. A call that continues a run may
+            change ``epochs``, ``patience``, ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``,
+            ``progress``, ``tensorboard``, ``tensorboard_every`` and ``callback``, but not the module, data, objective
+            or other options.
         DivergenceError: A FloatingPointError, if the loss, its gradient, a parameter or the bound on the validation
             data is not finite. The error names the first place and has the attribute ``history``.
         ModuleNotFoundError: If ``tensorboard`` is a folder and TensorBoard is not installed.
         OSError: If TensorBoard's folder cannot be written to at the beginning; later failures cause a warning.
         CheckpointError: An OSError, if a checkpoint cannot be written, or if another run uses the folder. The module
-            then holds the current weights, the error has the attribute ``history``, and the previous checkpoint is
-            complete.
+            then holds the current weights, or the best weights if there are validation data. The error has the
+            attribute ``history``, and the previous checkpoint is complete.
 
     Warns:
         UserWarning: If the KL warm-up does not end within the run; if a schedule that counts batches is stepped once
@@ -298,7 +301,7 @@ def fit(
 
 
 def _device(module: nn.Module, device: str | torch.device) -> torch.device | None:
-    """Return the device to train on, or None for functions if no device is named: their networks are not known."""
+    """Return the device of a run; None if programs are functions without known modules and ``device`` is "auto"."""
     is_of_functions = isinstance(module, Pair) and len(owners(module.model, module.guide)) == 0
     return None if is_of_functions and device == "auto" else as_device(device)
 

@@ -63,7 +63,7 @@ class History:
             getattr(self, name).append(value)
 
     def bounds(self) -> dict[str, list[float]]:
-        """Return the non-empty columns of bounds by name."""
+        """Return the columns ``train`` and ``valid`` by name, without empty columns."""
         return {name: column for name in ("train", "valid") if (column := getattr(self, name))}
 
     def to_dataframe(self) -> "DataFrame":

@@ -1,4 +1,4 @@
-"""Losses that training minimizes: minus the bound of a Pyro objective, or the own loss of a module."""
+"""Losses that training minimizes: minus the bound of a Pyro objective, or a loss that a module defines."""
 
 import copy
 import warnings
@@ -26,7 +26,7 @@ Products = Callable[[], AbstractContextManager[None]]
 
 
 class LossAndGradient(Protocol):
-    """A loss of a batch with its gradient, from which a compiled graph is made.
+    """Protocol of a function that computes the loss of a batch and its gradient, and can be compiled.
 
     Attributes:
         products: Function that returns a context manager for the precision of matrix products.
@@ -42,10 +42,10 @@ class LossAndGradient(Protocol):
 
 
 class Loss(LossAndGradient, Protocol):
-    """A loss of a batch, as the training loop uses it.
+    """Protocol of the loss of a batch in the training loop.
 
     Attributes:
-        name: Name in a history.
+        name: Name of the loss in a history.
         programs: Modules, or methods of modules, that the loss runs.
     """
 
@@ -53,10 +53,13 @@ class Loss(LossAndGradient, Protocol):
     programs: tuple[Any, ...]
 
     def check(self, batch: Batch, total: int) -> bool:
-        """Check that a loss can be trained, by one run on a batch of ``total`` data; return whether it is finite."""
+        """Run the loss once on a batch from ``total`` data, and return whether the loss is finite.
+
+        Raise an error if the loss cannot be trained.
+        """
 
     def context(self, kl_weight: float | Tensor, /) -> AbstractContextManager[None]:
-        """Return the context in which the loss and its backward pass are computed."""
+        """Return the context manager in which the loss and its backward pass are computed."""
 
     def differentiable(self, batch: Batch) -> Tensor:
         """Return the differentiable loss, shape ``()``."""
@@ -65,14 +68,14 @@ class Loss(LossAndGradient, Protocol):
         """Return the number of data to which the loss of a batch is scaled."""
 
     def is_sum(self, batch: Batch) -> bool:
-        """Return true if the losses of two batches are added to get the loss of both, false if they are averaged."""
+        """Return true if the loss of several batches together is the sum of their losses, false if it is the mean."""
 
     def wrapped(self, handler: Messenger) -> "Loss":
         """Return the same loss with a handler around its Pyro programs, if the loss runs Pyro programs."""
 
 
 class Bound:
-    """Minus the bound of an objective for the model and guide of a module.
+    """The loss of a module with ``model`` and ``guide``: minus the bound of a Pyro objective.
 
     Args:
         module: Module with ``model`` and ``guide``.
@@ -112,7 +115,7 @@ class Bound:
             self.has_warned = True
             warnings.warn(
                 f"the sites of the data plate {facts.plate!r} have different scales, {facts.scales}, so the history "
-                f"holds the weighted objective relative to the scale of the observed sites, which is not a bound on "
+                f"holds the weighted objective divided by the scale of the observed sites, which is not a bound on "
                 f"log p(x). For a bound, evaluate the model after training; pyrovae.evaluation.evaluate leaves out "
                 f"scales.",
                 stacklevel=find_stack_level(),
@@ -129,10 +132,10 @@ class Bound:
         return facts.is_finite
 
     def _check_summed_out(self, facts: Facts) -> None:
-        """Check that an objective of Pyro does not draw from the prior a site that only the model has and enumerates.
+        """Raise ValueError if the model enumerates a site that the guide lacks, but the objective does not sum it out.
 
         Raises:
-            ValueError: If the objective draws from the prior a site that only the model has and enumerates.
+            ValueError: If the objective would draw a site that only the model has and enumerates.
         """
         inner = getattr(self.objective, "objective", self.objective)  # BetaELBO holds another objective
         if facts.summed_out is not None and isinstance(inner, OF_DRAWS):
@@ -154,7 +157,7 @@ class Bound:
 
     @contextmanager
     def context(self, kl_weight: float | Tensor) -> Iterator[None]:
-        """Weight the latent sites and set the precision."""
+        """Context manager: scale latent sites by the KL weight, and set the precision of matrix products."""
         untouched = not isinstance(kl_weight, Tensor) and kl_weight == 1
         with nullcontext() if untouched else LatentScale(kl_weight), self._scores(), self.products():
             yield
@@ -170,14 +173,14 @@ class Bound:
             return float(_first(self.objective.loss(self.model, self.guide, *batch)))
 
     def data_count(self, batch: Batch) -> float:
-        """Return the number of data to which the loss is scaled; a new batch size requires one run of the programs."""
+        """Return the number of data to which the loss is scaled. For a new batch size, the programs run once."""
         if len(batch[0]) not in self.counts:
             with isolated(*self.programs, seed=0):
                 self._inspect(batch)
         return self.counts[len(batch[0])]
 
     def is_sum(self, batch: Batch) -> bool:
-        """Return whether the loss is scaled to the data of its batch, so that losses are added."""
+        """Return whether the loss is scaled to the size of its batch; losses of several batches are then added."""
         return self.data_count(batch) == len(batch[0])
 
     def wrapped(self, handler: Messenger) -> "Bound":
@@ -199,7 +202,8 @@ class Bound:
 class SingleScores(Messenger):
     """Handler that sums log-probabilities of half precision in float32, so that their sum does not overflow.
 
-    Pyro multiplies log-probabilities by the scale of their site. A scale of shape ``(1,)`` therefore sets the dtype.
+    Pyro multiplies the log-probabilities of a site by its scale. The handler makes the scale a float32 tensor of shape
+    ``(1,)``, so the products are float32.
     """
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -208,10 +212,10 @@ class SingleScores(Messenger):
 
 
 class OwnLoss:
-    """The ``loss`` of a module, a mean over the data.
+    """The loss that a module computes by its method ``loss``, a mean over the data.
 
     Args:
-        module: Module with ``loss``.
+        module: Module with a method ``loss``.
         products: Function that returns a context manager for the precision of matrix products.
     """
 
@@ -221,7 +225,7 @@ class OwnLoss:
         self.name = type(module).__name__
 
     def check(self, batch: Batch, _total: int) -> bool:
-        """Run the loss with validation.
+        """Run the loss once with Pyro's validation, and return whether it is finite.
 
         Raises:
             TypeError: If the loss is not a scalar.
@@ -242,7 +246,7 @@ class OwnLoss:
         return loss.detach()
 
     def context(self, _kl_weight: float | Tensor) -> AbstractContextManager[None]:
-        """Set the precision."""
+        """Context manager: set the precision of matrix products."""
         return self.products()
 
     def differentiable(self, batch: Batch) -> Tensor:
@@ -264,10 +268,10 @@ class OwnLoss:
         return False
 
     def wrapped(self, _: Messenger) -> "OwnLoss":
-        """Return the same loss, which runs no Pyro program."""
+        """Return this loss unchanged, because it runs no Pyro program."""
         return self
 
 
 def _first(loss: Any) -> Any:
-    """Return the loss itself, or the loss of the model if there are several (reweighted wake-sleep)."""
+    """Return a loss unchanged; of several losses (reweighted wake-sleep), return the first, that of the model."""
     return loss[0] if isinstance(loss, tuple) else loss

@@ -1,8 +1,9 @@
-"""Losses and gradients that are NaN or infinite, and the search for the site or parameter where this begins.
+"""Losses and gradients that are NaN or infinite, and the search for the first site or parameter that is not finite.
 
 A run checks the sum of an epoch's losses once, at the end of the epoch. If the sum or a parameter is not finite, the
 run returns to a state that it has kept in memory and repeats the steps with the same noise, checking each of them. The
-error thus names the first step that failed, and the module has its state before that step.
+error thus names the first step that failed. The module has its state before that step (after it, if only a parameter is
+not finite), or its best weights if there are validation data.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,14 +44,14 @@ class NotFiniteError(Exception):
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether all tensors are finite; finite tensors with finite sums need a single synchronization."""
+    """Return whether all tensors are finite. If their sums are finite, the host waits for the device only once."""
     tensors = list(tensors)
     sums = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors])
     return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that is not finite, with the number of its entries that are not finite."""
+    """Return the name of the first tensor with NaN or infinite entries, and their number; None if all are finite."""
     for name, tensor in tensors.items():
         if not are_finite([tensor]):
             return f"{name!r} ({what_is_wrong(tensor)})"
@@ -58,7 +59,7 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def what_is_wrong(tensor: Tensor) -> str:
-    """Count the entries that are not finite."""
+    """Return the numbers of NaN entries and of infinite entries of a tensor as text."""
     kinds = {"NaN": tensor.isnan(), "infinite": tensor.isinf()}
     return ", ".join(f"{int(of.sum())} of {of.numel()} {kind}" for kind, of in kinds.items() if of.any())
 
@@ -75,7 +76,7 @@ class NonFiniteFinder(Messenger):
             self.found = _wrong_in(msg)
 
     def explain(self, name: str, bound: float) -> str:
-        """Describe the value of a bound and, if a site is not finite, the site."""
+        """Return a text with the value of a bound and, if one was found, the first site that is not finite."""
         return f"the {name} objective became {bound}" + (f": {self.found}" if self.found else "")
 
 

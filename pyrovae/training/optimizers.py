@@ -34,7 +34,7 @@ class Optimizer(Protocol):
         """Return the state as tensors and plain values."""
 
     def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore a state of :meth:`state_dict`."""
+        """Restore a state that :meth:`state_dict` returned."""
 
 
 class TorchOptimizer:
@@ -85,7 +85,7 @@ class TorchOptimizer:
         return {"names": list(self.names.values()), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore a state of :meth:`state_dict`; parameters are added in their earlier order."""
+        """Restore a state that :meth:`state_dict` returned; missing parameters are added in the order of that state."""
         if not state:
             return
         new = {name: parameters[name] for name in state["names"] if id(parameters[name]) not in self.names}
@@ -127,8 +127,8 @@ class PyroOptimizer:
     def step(self, parameters: Mapping[str, Tensor]) -> None:
         """Update parameters along their gradients.
 
-        Pyro's SVI leaves a gradient of zeros behind. The momentum of the optimizer therefore moves a parameter that had
-        a gradient once, even if the parameter does not occur in this loss. This method does the same.
+        After a step, Pyro's SVI sets gradients to zero, not to None. The momentum of the optimizer therefore moves a
+        parameter that once had a gradient, even if the current loss does not depend on it. This method does the same.
         """
         for parameter in parameters.values():
             if parameter.grad is not None:
@@ -139,12 +139,12 @@ class PyroOptimizer:
             self.optimizer(parameters.values())
 
     def state_dict(self, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the states of the optimizers, by name of the parameter that each updates."""
+        """Return the states of the optimizers, each by the name of the parameter that it updates."""
         with _named(parameters):
             return dict(self.optimizer.get_state())
 
     def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore states of :meth:`state_dict`; the states of parameters that have not occurred yet are set later."""
+        """Restore states that :meth:`state_dict` returned. Parameters that are not known yet get their states later."""
         with _named(parameters):
             store = pyro.get_param_store()
             known = {
@@ -157,7 +157,7 @@ class PyroOptimizer:
 
 @contextmanager
 def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Tell Pyro the names of parameters outside its store. Pyro looks up options and states by these names."""
+    """Context manager: give Pyro names of parameters outside its store, because it finds options and states by name."""
     names = pyro.get_param_store()._param_to_name
     added = {tensor: name for name, tensor in parameters.items() if tensor not in names}
     names.update(added)
@@ -169,7 +169,7 @@ def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def as_optimizer(optim: Any) -> Optimizer:
-    """Return an optimizer of Pyro, or a function that makes an optimizer of torch, behind the protocol.
+    """Wrap an optimizer of Pyro, or a function that makes an optimizer of torch, as an :class:`Optimizer`.
 
     Raises:
         TypeError: If ``optim`` is neither an optimizer of Pyro nor a function.

@@ -1,4 +1,4 @@
-"""Checks of the options of ``fit``, separately and in combination."""
+"""Checks of the options of ``fit``, of each option and of combinations."""
 
 import math
 import warnings
@@ -31,8 +31,8 @@ def check_options(
     """Raise an error for options with which training is impossible.
 
     Raises:
-        TypeError: If the module, the objective, the warm-up or the callback has another type, or a count is not an
-            integer.
+        TypeError: If the module, the objective, the warm-up or the callback has an unsupported type, or a count is not
+            an integer.
         ValueError: If an option is out of range, or has no effect without another option.
     """
     if not (objective is None or isinstance(objective, ELBO)):

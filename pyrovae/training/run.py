@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps from the current position of a run, with notifications of observers."""
+"""The training loop, which makes the remaining steps of a run and notifies observers."""
 
 import math
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Run:
         guard: Checks of a step for values that are not finite.
         state: State of the run, which a checkpoint may replace.
         observers: Observers, in the order of their notification.
-        checkpoints: The observer with the checkpoints, if the run has a folder.
+        checkpoints: Observer that writes the checkpoints; None if the run has no checkpoint folder.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Return the current epoch, and the current step in it."""
+        """Return the index of the current epoch, and the index of the current step in this epoch."""
         return self.state.progress.epoch, self.state.progress.step
 
     @property
@@ -123,7 +123,7 @@ class Run:
         parallel.share_generators()
 
     def _train(self) -> None:
-        """Train; if a number is not finite and its origin is not known, repeat the last steps to find it."""
+        """Train; if a number is not finite and its cause is not known, repeat the last steps to find the cause."""
         try:
             self._epochs()
         except NotFiniteError as error:
@@ -191,7 +191,7 @@ class Run:
                 break
 
     def _weights(self, batches: Sequence[Batch]) -> Sequence[float]:
-        """Return the weights with which losses of batches add up to the loss of a single batch of all their data."""
+        """Return a weight for each batch, so that the weighted losses add up to the loss of one larger batch."""
         if len(batches) == 1:
             return (1.0,)
         if self.loss.is_sum(batches[0]):
@@ -200,7 +200,7 @@ class Run:
         return [size / sum(sizes) for size in sizes]
 
     def _close_epoch(self) -> None:
-        """Evaluate an epoch whose steps have been made, and prepare the next epoch."""
+        """Append the bounds of an epoch to the history after its last step, and prepare the next epoch."""
         state, now = self.state, self.state.progress
         if now.seen == 0:
             raise NotFiniteError(
@@ -226,7 +226,7 @@ class Run:
                 observer.after_epoch(self)
 
     def _remember(self) -> None:
-        """Copy the state, if enough steps were made since the last copy."""
+        """Copy the state in memory, if enough steps were made since the last copy."""
         due = self.memory.copy is None or self.steps_made >= self.memory.made + MEMORY_STEPS
         if due and not self.guard.replaying:
             self.memory.keep(self.as_dict(), self.steps_made)

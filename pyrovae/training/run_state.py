@@ -29,7 +29,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Return the seconds since the start."""
+        """Return the seconds that the run has taken so far."""
         return time.perf_counter() - self.started
 
 
@@ -41,7 +41,7 @@ class RunState:
         tensors: Parameters and buffers.
         optimizer: Optimizer of torch.
         schedule: Schedule of the learning rate.
-        best: Weights for the end of the run.
+        best: Best weights, which the run restores at its end.
         history: Columns of the epochs so far.
         progress: Position in the run.
         clock: Seconds so far.
@@ -56,7 +56,7 @@ class RunState:
     clock: Clock = field(default_factory=Clock)
 
     def as_dict(self, compile_seconds: float) -> dict[str, Any]:
-        """Return the state, including that of the generators, as tensors and plain values without copying."""
+        """Return the state of the run and of the random generators as plain values and tensors, without copying."""
         return {
             "progress": dict(vars(self.progress)),
             "tensors": self.tensors.named(),
@@ -70,7 +70,7 @@ class RunState:
         }
 
     def load(self, state: dict[str, Any], compile_seconds: float, device: torch.device) -> None:
-        """Restore a state, including that of the generators."""
+        """Restore a state of the run and of the random generators, which :meth:`as_dict` returned."""
         self.tensors.restore(state["tensors"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
@@ -83,14 +83,14 @@ class RunState:
 
 
 class Memory:
-    """A copy of the state in memory, from which steps are repeated."""
+    """A copy of a run's state in memory, from which the run can repeat steps."""
 
     def __init__(self) -> None:
         self.copy: dict[str, Any] | None = None
         self.made = 0
 
     def keep(self, state: dict[str, Any], made: int) -> None:
-        """Copy the state after a number of steps."""
+        """Copy the state of a run that has made ``made`` steps."""
         best = state.pop("best")  # its tensors are copies already
         self.copy = {**tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), state), "best": best}
         self.made = made

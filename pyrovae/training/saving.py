@@ -62,13 +62,14 @@ def save(module: nn.Module, path: str | Path) -> None:
 
 
 def load(path: str | Path, into: Module) -> Module:
-    """Copy the parameters and buffers in a file of :func:`save`, or in a checkpoint of a run, into a module.
+    """Copy parameters and buffers into a module from a file of :func:`save` or from a checkpoint of a run.
 
     The file holds no code, so build the module with your own code as it was built when the file was written. The
-    parameters of ``pyro.param`` in the file are put into Pyro's store. A checkpoint gives the weights with which
-    :func:`pyrovae.fit` would have ended: with validation data the best so far, otherwise the last.
+    parameters of ``pyro.param`` in the file are put into Pyro's store. From a checkpoint, the module
+    gets the best weights so far if the run had validation data, and otherwise the last weights.
 
-    The description is compared before the tensors are read. The tensors occupy at most the size of the file.
+    The description is compared before the tensors are read. The tensors occupy at most as much memory as the file has
+    bytes.
 
     Args:
         path: Path of the file; ``~`` is expanded.
@@ -105,7 +106,7 @@ def load(path: str | Path, into: Module) -> Module:
 
 
 def _check(path: Path, content: Any, into: nn.Module) -> None:
-    """Check that a file fits a module, by its description and the shapes of its tensors."""
+    """Raise ValueError if the description or the tensors of a file do not fit a module."""
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind not in ("module", "checkpoint"):
         raise ValueError(f"{str(path)!r} holds no module. Pass a file of pyrovae.save, or a checkpoint of pyrovae.fit.")
@@ -126,7 +127,7 @@ def _check(path: Path, content: Any, into: nn.Module) -> None:
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], into: nn.Module) -> None:
-    """Check the tensors themselves, which in a damaged file may differ from the description."""
+    """Raise ValueError if the tensors of a damaged file do not fit a module, although the description does."""
     parameters = {name: of_tensor(tensor) for name, tensor in into.named_parameters()}
     buffers = dict(into.named_buffers())  # training may change their shapes
     found = {

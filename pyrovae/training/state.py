@@ -1,4 +1,4 @@
-"""The state of a run: its tensors by name, the states of the generators, and its progress."""
+"""The state of a run: its tensors by name, the states of the random generators, and its progress."""
 
 import random
 import re
@@ -34,11 +34,11 @@ class Progress:
 
     Attributes:
         epoch: Number of complete epochs.
-        step: Number of steps of the current epoch.
+        step: Number of steps that the current epoch has made.
         order: Order in which the current epoch takes the data, shape ``(N,)``; ``None`` before its first step.
         total: Loss of the current epoch, summed over its data so far.
         seen: Number of data in that sum.
-        skipped: Number of steps that were skipped because their loss or gradient was not finite.
+        skipped: Number of steps of the current epoch that were skipped because their loss or gradient was not finite.
     """
 
     epoch: int = 0
@@ -82,7 +82,7 @@ class Tensors:
 
     @torch.no_grad()
     def restore(self, copies: dict[str, Tensor]) -> None:
-        """Copy values into the tensors.
+        """Copy the values in ``copies`` into the tensors of the same names.
 
         Raises:
             ValueError: If a parameter has another shape than its value. All tensors are then unchanged.
@@ -107,7 +107,7 @@ class Tensors:
 
 
 def require(path: Path, entries: Any, *names: str) -> None:
-    """Check that a part of a file has some entries.
+    """Raise ValueError if a part of a file lacks an entry of a given name.
 
     Raises:
         ValueError: If an entry is missing.
@@ -166,7 +166,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Set the generators to states of :func:`generator_states`; those of CUDA only for the same number of devices."""
+    """Restore states of :func:`generator_states`; on CUDA, only if the number of devices is that of the states."""
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

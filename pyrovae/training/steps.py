@@ -1,4 +1,4 @@
-"""The step that ``fit`` and ``SVI`` share: a gradient, optional checks of its numbers, and an update."""
+"""The step that ``fit`` and ``SVI`` share: a gradient, optional checks for NaN and infinite values, and an update."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -22,7 +22,7 @@ class Step:
     Args:
         gradients: The gradient of a loss.
         optimizer: Optimizer that changes the parameters.
-        guard: Object that checks the numbers of a step; ``None`` disables the checks.
+        guard: Object that checks a step for NaN and infinite values; ``None`` disables the checks.
         names: Names of the trained module and of its loss, for messages.
     """
 
@@ -40,7 +40,8 @@ class Step:
             weights: Weight of each batch's gradient in their sum.
 
         Raises:
-            NotFiniteError: If the guard finds a number that is not finite. The state is then unchanged.
+            NotFiniteError: If the guard finds a number that is not finite. The state is unchanged, unless the number is
+                in a parameter after the update.
             ValueError: If no parameter gets a gradient.
         """
         self.optimizer.zero_grad()
@@ -82,11 +83,11 @@ class Step:
 
 
 class Guard:
-    """Checks of the numbers of a step; a check skips the step or names the first number that is not finite.
+    """Checks of a step for NaN and infinite values. If one is found, the step is skipped, or an error names its place.
 
     Args:
         loss: The loss, which runs again to find the affected site.
-        module: Module whose buffers are restored.
+        module: Module whose buffers are restored after a step that fails.
         skip: If true, a step is skipped if its loss or gradient is not finite. If false, numbers are checked only while
             steps are replayed.
 

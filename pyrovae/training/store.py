@@ -51,7 +51,7 @@ def constraint_of(name: str) -> Any:
 
 
 def constraints_of(names: Iterable[str]) -> dict[str, Any]:
-    """Return the constraints of the parameters that are in Pyro's store, as far as the constraints can be stored."""
+    """Return the constraints, by name, of parameters in Pyro's store; leave out those that a file cannot hold."""
     found = {}
     for name in names:
         if name in pyro.get_param_store():
@@ -64,7 +64,8 @@ def check_stored(stored: dict[str, Stored]) -> None:
     """Check that parameters from a file fit Pyro's store.
 
     Raises:
-        ValueError: If a parameter of the same name has another shape or constraint, or the constraint is unknown.
+        ValueError: If a parameter in the store has the same name but another shape or constraint, or if a constraint in
+            the file is unknown.
     """
     store = pyro.get_param_store()
     for name, entry in stored.items():
@@ -90,7 +91,7 @@ def check_stored(stored: dict[str, Stored]) -> None:
 
 @torch.no_grad()
 def restore_stored(stored: dict[str, Stored], device: torch.device) -> None:
-    """Put checked parameters from a file into Pyro's store; new parameters are put on a device."""
+    """Copy checked parameters from a file into Pyro's store; those that the store lacks are created on ``device``."""
     store = pyro.get_param_store()
     for name, entry in stored.items():
         value, constraint = entry["value"], _decode(entry["constraint"])

@@ -1,4 +1,4 @@
-"""``SVI``, which has the interface of ``pyro.infer.SVI`` and optional compiled gradients and reduced precision."""
+"""``SVI`` with the interface of ``pyro.infer.SVI``; compilation and reduced precision are optional."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ class SVI:
         optim: An optimizer of ``pyro.optim``, including optimizers with options for each parameter, clipped optimizers
             and schedulers; or a function that makes an optimizer of torch from parameters, such as
             ``functools.partial(torch.optim.Adam, lr=1e-3)``.
-        loss: A Pyro ELBO, or a function of model, guide and the arguments that returns the loss, shape ``()``.
-        compile: If true, the gradient is compiled, and losses differ by rounding. A kind of call is given by the
-            structure and shapes of its arguments and the values of arguments that are not tensors. The first call of a
-            kind runs eagerly. The second call compiles, which takes 5 to 40 seconds. The graph reads tensors in
-            closures at each call. Numbers and branches that the programs compute in Python keep their values from the
-            second call. Programs that cannot be compiled run eagerly after a warning that names the cause.
+        loss: A Pyro ELBO, or a function of model, guide and their arguments that returns the loss, shape ``()``.
+        compile: If true, the gradient is compiled, and losses differ by rounding. Calls are of one kind if their
+            arguments have the same structure and shapes, and arguments that are not tensors have the same values. The
+            first call of a kind runs eagerly. The second call compiles a graph, which takes 5 to 40 seconds. The graph
+            reads tensors in closures at each call. Numbers and branches that the programs compute in Python keep their
+            values from the second call. Programs that cannot be compiled run eagerly after a warning that names the
+            cause.
         precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
 
     Raises:
@@ -90,7 +91,7 @@ class SVI:
             **kwargs: Keyword arguments of model and guide.
 
         Returns:
-            The loss, a float, or a tuple of losses if the objective has several.
+            The loss as a float, or a tuple of floats if the objective has several losses.
 
         Raises:
             ValueError: If no parameter gets a gradient.
@@ -108,7 +109,7 @@ class SVI:
             **kwargs: Keyword arguments of model and guide.
 
         Returns:
-            The loss, a float, or a tuple of losses if the objective has several.
+            The loss as a float, or a tuple of floats if the objective has several losses.
         """
         call = Call(args, kwargs)
         self._restore(call)
@@ -118,8 +119,8 @@ class SVI:
         """Return the parameters, buffers and the state of the optimizer, as tensors and plain values.
 
         Returns:
-            The state, which can be written by ``torch.save`` and read by ``torch.load(weights_only=True)``. Its
-            parameters are unconstrained.
+            The state, which can be written by ``torch.save`` and read by ``torch.load(weights_only=True)``. Parameters
+            have their unconstrained values.
         """
         if self._pending is not None:
             return self._pending
@@ -129,12 +130,13 @@ class SVI:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state, also in another process, for programs and an optimizer of the same structure.
+        """Restore a state of :meth:`state_dict`, for programs and an optimizer of the same structure.
 
-        Parameters that the programs make with ``pyro.param`` get their values at the next step.
+        The state may come from another process. Parameters that the programs make with ``pyro.param`` get their values
+        at the next call of :meth:`step` or :meth:`evaluate_loss`.
 
         Args:
-            state: State of :meth:`state_dict`.
+            state: State that :meth:`state_dict` returned.
         """
         self._pending = state
         known = self._tensors()

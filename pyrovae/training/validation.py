@@ -1,4 +1,4 @@
-"""The bound on data without a gradient: the check before the first step, and the bound on validation data."""
+"""Runs on data without a gradient: a check of all data before the first step, and the bound on validation data."""
 
 import math
 from typing import Any
@@ -21,10 +21,11 @@ NOISE_SEED = 6_364_136_223_846_793_005
 
 
 def check_data(loss: Loss, batches: Batches, tensors: Tensors) -> None:
-    """Run all data once with validation, and find the parameters that the programs keep in Pyro's store.
+    """Run the loss once on all data with Pyro's validation, and find the parameters that programs keep in Pyro's store.
 
     Raises:
-        ValueError: If a program cannot score the data, because they are NaN, too large, or outside its support.
+        ValueError: If the log-density of the data cannot be computed, because the data are NaN, too large, or outside
+            the support of a distribution.
         FloatingPointError: If a parameter is NaN or infinite.
     """
     with isolated(*loss.programs, seed=0), poutine.trace(param_only=True) as capture:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Gradients(Protocol):
-    """A gradient of a loss.
+    """Protocol of an object that computes the loss of a batch and its gradient.
 
     Attributes:
         parameters: Trained parameters of the last gradient, by name.
@@ -29,7 +29,7 @@ class Gradients(Protocol):
         """Make the optimizer's step from the stored gradients."""
 
     def compare(self) -> None:
-        """Compare the loss of the next call with that of the programs, if the gradient is compiled."""
+        """Compare the loss of the next call with that of an eager run of the programs, if the gradient is compiled."""
 
     def sync_buffers(self) -> None:
         """Copy the buffers of the first process to all processes."""

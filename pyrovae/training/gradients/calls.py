@@ -1,4 +1,4 @@
-"""The gradient of an objective for arbitrary calls of the programs; the runs of the programs reveal the parameters."""
+"""The gradient of an objective for any arguments of the programs; parameters are found when the programs run."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ class Call(NamedTuple):
 
 
 class CallGradients:
-    """A gradient of an objective, computed as Pyro's SVI does.
+    """The loss and gradient of an objective for any arguments of the programs, computed as in Pyro's SVI.
 
     Args:
         module: Module with ``model`` and ``guide``. Its parameters and those that the programs register are trained.
-        loss: A Pyro ELBO, or a function of model, guide and the arguments that returns the loss, shape ``()``.
+        loss: A Pyro ELBO, or a function of model, guide and their arguments that returns the loss, shape ``()``.
         products: Function that returns a context manager for the precision of matrix products.
 
     Attributes:
@@ -82,7 +82,7 @@ class CallGradients:
         return loss
 
     def _find(self, trace: Any) -> None:
-        """Name the parameters of a call: by the module if they belong to it, else as Pyro names them."""
+        """Store the parameters of a call by their names in the module, or by Pyro's names if they are not in it."""
         names = {id(tensor): name for name, tensor in self.module.named_parameters()}
         found: dict[str, Tensor] = {}
         known = set()
@@ -99,7 +99,7 @@ class CallGradients:
 
 @contextmanager
 def modules_that_run() -> Iterator[dict[int, nn.Module]]:
-    """Collect the modules whose forward method is called, including those in closures, by identity."""
+    """Context manager: yield a dictionary, by ``id``, of the modules whose forward method is called in the context."""
     ran: dict[int, nn.Module] = {}
 
     def note(module: nn.Module, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""The comparison of a compiled loss with the loss that its programs compute now."""
+"""The comparison of a compiled loss with the loss of an eager run of the same programs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,7 +24,7 @@ class Comparison:
     Attributes:
         is_due: Whether the next call is to be compared.
         calls: Number of calls since the last comparison.
-        tolerance: Largest relative difference that rounding explains, found so far.
+        tolerance: Relative difference of the losses up to which rounding is taken as the cause.
     """
 
     def __init__(self, parameters: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
@@ -48,7 +48,7 @@ class Comparison:
             parameter.grad = None
 
     def differ(self, loss: float, expected: float, eps: float) -> bool:
-        """Return whether the difference of two losses is larger than rounding explains so far.
+        """Return whether two losses differ by more than the tolerance for rounding.
 
         Args:
             loss: Compiled loss, nats.
@@ -59,7 +59,7 @@ class Comparison:
         return _difference(loss, expected) > max(self.tolerance, 100 * eps)
 
     def accept(self, loss: float, expected: float) -> None:
-        """Attribute a difference to rounding, because the programs have not changed."""
+        """Take rounding as the cause of a difference, and set the tolerance to four times the relative difference."""
         self.tolerance = 4 * _difference(loss, expected)
 
 

@@ -1,4 +1,4 @@
-"""The gradient of a loss by compiled graphs, the only place where training depends on ``_compilation``."""
+"""The gradient of a loss by compiled graphs. This module is imported only to compile or to set a precision."""
 
 import logging
 import time
@@ -30,11 +30,11 @@ def products_in(precision: Precision, device: torch.device) -> Products:
 
 
 class CompiledGradients:
-    """The gradient of a loss by one graph for each batch shape.
+    """The gradient of a loss by compiled graphs, one for each batch shape.
 
     The loss must have checked a batch before the first gradient. A program that cannot be compiled runs eagerly after a
-    message that names the cause. The same happens if a comparison shows that a graph no longer computes the loss of its
-    programs, because a number or a branch in Python has changed.
+    message that names the cause. The programs also run eagerly if a comparison shows that a graph no longer computes
+    their loss, because a number or a branch in Python has changed.
 
     Args:
         loss: Loss to differentiate.
@@ -93,7 +93,7 @@ class CompiledGradients:
         return self.graphs[key](inputs)
 
     def compare(self) -> None:
-        """Compare the loss of the next call with that of its programs, if the last comparison is not recent."""
+        """Compare the loss of the next call with that of an eager run, unless the last comparison is recent."""
         self.comparison.request()
 
     def value(self, batch: Batch) -> float:
@@ -101,7 +101,7 @@ class CompiledGradients:
         return self.loss.value(batch)
 
     def update(self, step: Callable[[], None]) -> None:
-        """Make the optimizer's step, as a CUDA graph if the gradients are outputs of a graph."""
+        """Make the optimizer's step, as a CUDA graph if the gradients are outputs of a CUDA graph."""
         if self.captured is not None and self.is_in_place:
             self.captured(step, [p.grad for p in self.parameters.values() if p.grad is not None])
         else:
@@ -111,7 +111,7 @@ class CompiledGradients:
         """Do nothing, because there is only one process."""
 
     def _compared(self, key: Any, batch: Batch, kl_weight: float, inputs: Sequence[Tensor]) -> Tensor | float:
-        """Return the loss of a batch, by its programs if they no longer compute what the graph computes."""
+        """Return the loss of a batch by the graph, or by the programs if the graph no longer computes their loss."""
         before, past = self.comparison.state(), self.comparison.calls
         expected = float(torch.as_tensor(self._eager(batch, kl_weight)).detach())
         self.comparison.restore(before)

@@ -1,8 +1,8 @@
-"""Compiled gradients for arbitrary calls of the programs, by one graph for each kind of call.
+"""Compiled gradients for any arguments of the programs, by one graph for each kind of call.
 
-The first call of a kind runs eagerly and reveals the parameters. The second call of the kind compiles the graph. A kind
-consists of the structure of the arguments, the shapes, strides and dtypes of tensors, and the values of other
-arguments.
+Two calls are of the same kind if their arguments have the same structure, if tensors have the same shapes, strides
+and dtypes, and if other arguments have the same values. The first call of a kind runs eagerly, which reveals the
+parameters. The second call of the kind compiles the graph.
 """
 
 import warnings
@@ -25,7 +25,7 @@ _PLAIN = bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 
 
 class CompiledCallGradients:
-    """The gradient of an objective by graphs; calls that cannot be compiled run eagerly after a warning.
+    """The gradient of an objective by compiled graphs; calls that cannot be compiled run eagerly after a warning.
 
     Args:
         eager: Uncompiled gradient, which the graphs replace.
@@ -82,7 +82,7 @@ class CompiledCallGradients:
         step()
 
     def compare(self) -> None:
-        """Do nothing, because a hundredth of the calls is compared anyway."""
+        """Do nothing, because one in a hundred calls is compared with an eager run anyway."""
 
     def sync_buffers(self) -> None:
         """Do nothing, because there is only one process."""
@@ -93,7 +93,7 @@ class CompiledCallGradients:
         return loss
 
     def _first(self, key: Any, arguments: "Arguments", batch: Call, kl_weight: float) -> Any:
-        """Run the first call of a kind eagerly, and prepare the compilation of the next call."""
+        """Run the first call of a kind eagerly, and prepare the compilation by the second call of the kind."""
         with modules_that_run() as ran:
             loss = self._run_eagerly(batch, kl_weight)
         if isinstance(loss, tuple):
@@ -115,11 +115,11 @@ class CompiledCallGradients:
 
 
 class _Varying:
-    """Placeholder for a tensor among the arguments."""
+    """Placeholder for a tensor among the arguments of a call."""
 
 
 class Arguments:
-    """The objective as a function of the tensors among the arguments, for one kind of call.
+    """An objective as a function of the tensors among the programs' arguments; all other arguments are constants.
 
     Args:
         eager: Uncompiled gradient of the objective.
@@ -153,7 +153,7 @@ class Arguments:
 
 
 class Kind:
-    """A kind of call: its graph, and the objects that the graph refers to.
+    """The graph for calls whose arguments have the same structure, shapes and constants.
 
     Args:
         arguments: The objective as a function of the tensors.
@@ -172,7 +172,7 @@ class Kind:
         self.modes = self._modes()
 
     def is_current(self) -> bool:
-        """Return whether the parameters still belong to the programs, and modules are in the same mode."""
+        """Return whether the graph is still valid: Pyro's store, training modes and ``requires_grad`` are unchanged."""
         store = pyro.get_param_store()
         return self.modes == self._modes() and all(
             store._params.get(name) is tensor for name, tensor in self.stored.items()

@@ -1,13 +1,13 @@
 r"""A loss whose batches are sliced over processes, and its gradient by torch's DistributedDataParallel.
 
 A batch B is divided into contiguous slices :math:`B_r`, one for each process. Let :math:`S(B)` be the factor that turns
-a loss L into the sum over its data. Then
+the loss :math:`L(B)` into a sum over the data of B. Then
 
 .. math:: L(B) = \sum_r \frac{S(B_r)}{S(B)} \, L(B_r),
 
-for losses that are sums or means over the data. If there are fewer data than processes, the processes without data take
-a slice with weight 0. DistributedDataParallel averages gradients over the processes, so each process multiplies its
-loss by the number of processes.
+for losses that are sums or means over the data. If there are fewer data than processes, each process without data takes
+the first datum with weight 0. DistributedDataParallel averages gradients over the processes, so each process multiplies
+its loss by the number of processes.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ _SUMS = Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO
 class DistributedGradients:
     """Loss and gradient of a batch that is sliced over processes.
 
-    Each process computes the loss and gradient of its slice, and all processes get the same sums.
+    Each process computes the loss and gradient of its slice. All processes receive the sums over the slices.
 
     Args:
         loss: Loss to differentiate; its ``check`` has run on the data.
@@ -45,7 +45,9 @@ class DistributedGradients:
         batch: A batch of the data.
 
     Raises:
-        ValueError: If the loss is not a sum over the data, or has parameters that do not belong to the module.
+        ValueError: If the result would differ from that of a single process: the loss is not known to be a sum over the
+            data, a parameter does not belong to the module, the module uses batch normalization, or a site lies outside
+            the data plate.
     """
 
     is_compiled = False
@@ -92,7 +94,7 @@ class DistributedGradients:
         """Do nothing, because the gradient is not compiled."""
 
     def sync_buffers(self) -> None:
-        """Copy the buffers of the first process to all processes, as every step does before it begins."""
+        """Copy the buffers of the first process to all processes, as DistributedDataParallel does before each step."""
         for buffer in self.module.buffers():
             dist.broadcast(buffer, src=0)
 
@@ -118,7 +120,7 @@ class DistributedGradients:
                 torch.autograd.backward(loss)
 
     def _mine(self, batch: Batch) -> tuple[Slice, Batch, float]:
-        """Return the slice of this process, the data of the slice, and the weight of the slice's loss."""
+        """Return this process's slice of a batch, the data of the slice, and the weight of its loss in the sum."""
         size, rank = len(batch[0]), parallel.rank()
         if rank >= size:
             piece = Slice(0, 1, size)
@@ -130,7 +132,7 @@ class DistributedGradients:
 
 
 class DistributedLoss(nn.Module):
-    """A loss as the forward method of a module, which DistributedDataParallel runs."""
+    """A module whose forward method computes a loss, because DistributedDataParallel runs only forward methods."""
 
     def __init__(self, module: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -142,7 +144,7 @@ class DistributedLoss(nn.Module):
 
 
 def _slices(size: int) -> list[Slice]:
-    """Return the slices of a batch. Sizes differ by at most one, and the first slices are the larger ones."""
+    """Return the slices of a batch, one for each process. Sizes differ by at most one; larger slices come first."""
     parts = torch.arange(size).tensor_split(min(size, parallel.size()))
     return [Slice(int(part[0]), len(part), size) for part in parts]
 
@@ -155,7 +157,8 @@ def _check(loss: Loss, tensors: Tensors) -> None:
     """Raise ValueError if several processes would train on another loss than a single process.
 
     Raises:
-        ValueError: If the loss has parameters outside the module or a batch normalization, or is not a sum over data.
+        ValueError: If a parameter does not belong to the module, if the module uses batch normalization, or if the loss
+            is not known to be a sum over the data.
     """
     if tensors.stored:
         raise ValueError(
@@ -191,7 +194,7 @@ def _check_outside(loss: Bound, batch: Batch) -> None:
     """Raise ValueError if a site lies outside the data plate, because each process would count it.
 
     If the loss of a slice is scaled to the same number of data as the loss of the batch, only an enumerated site raises
-    it.
+    the error.
     """
     part = _part(batch, _slices(len(batch[0]))[0])
     is_scaled = len(part[0]) != loss.data_count(part) == loss.data_count(batch)

@@ -1,13 +1,14 @@
-"""Noise of a batch that is sliced over processes: each process draws the noise of the whole batch and keeps its slice.
+"""Random draws for a batch whose data are divided over processes.
 
-The data thus get the same noise as in a single process, and the generators of all processes stay synchronized. This
-requires two things. Each draw of an operation must have the same shape and distribution, which holds for normal,
-uniform, exponential and Bernoulli draws. The draws must have a dimension of the data: at a sample site the dimension of
-its plate, elsewhere (dropout) the first dimension whose size is that of the slice.
+Each process computes the loss of a slice (contiguous data) of the batch. It draws the noise of the whole batch and
+keeps the noise of its slice. The data thus get the same noise as in a single process, and the generators of all
+processes stay synchronized. This requires two things of a random operation. It must make one draw for each entry of its
+result, as normal, uniform, exponential and Bernoulli distributions do. Its result must have a dimension of the data: at
+a sample site the dimension of the data plate, elsewhere (dropout) the first dimension whose size is that of the slice.
 
-Sites outside the plate get the same draws in all processes. All other draws (gamma and Dirichlet draws, which use
+Sites outside the data plate get the same draws in all processes. All other draws (gamma and Dirichlet draws, which use
 rejection; categorical draws; permutations) are made by each process separately, with a seed that is derived from the
-common generator.
+common generator and the rank of the process.
 """
 
 from collections.abc import Iterator
@@ -47,12 +48,12 @@ _ELEMENTWISE = {
 
 @dataclass(frozen=True)
 class Slice:
-    """The contiguous data of a batch that belong to a process.
+    """The contiguous part of a batch whose loss one process computes.
 
     Attributes:
-        start: Index of the first datum.
-        kept: Number of data.
-        whole: Size of the batch.
+        start: Index of the first datum of the part.
+        kept: Number of data in the part.
+        whole: Number of data in the batch.
     """
 
     start: int
@@ -61,7 +62,7 @@ class Slice:
 
 
 class Noise:
-    """The random draws for a slice; see the docstring of the module.
+    """The random draws for one process's slice of a batch; see the docstring of the module.
 
     Attributes:
         slice: The slice for which draws are made.
@@ -76,19 +77,19 @@ class Noise:
 
     @contextmanager
     def of(self, piece: Slice) -> Iterator[None]:
-        """Make draws for a slice within the context."""
+        """Context manager: while it is active, make torch's random draws for a slice of the batch."""
         self.slice = piece
         with _Drawing(self):
             yield
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Make draws for the same slice in Python code of a backward pass, such as an activation checkpoint."""
+        """Context manager for a backward pass: draw for the same slice in its Python code (activation checkpoints)."""
         with _Python(self):
             yield
 
     def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make the draws of an operation."""
+        """Make the random draws of an operation of torch for the slice."""
         if self.is_common or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         shape = next((getattr(arg, "shape", arg) for arg in args if isinstance(arg, Tensor | list | tuple)), ())
@@ -101,7 +102,7 @@ class Noise:
         return args[0].copy_(drawn) if func._schema.is_mutable else drawn
 
     def _axis(self, shape: Any) -> int | None:
-        """Return the dimension of the data in a shape, or None."""
+        """Return the dimension of the data in a shape, or None if the shape has no such dimension."""
         kept = self.slice.kept
         if self.site is not None:
             axis = len(shape) + self.site
@@ -109,7 +110,7 @@ class Noise:
         return next((axis for axis, length in enumerate(shape) if length == kept), None)
 
     def _widened(self, arg: Any, axis: int, ndim: int) -> Any:
-        """Return a shape or parameters of draws for the whole batch; values outside the slice are arbitrary."""
+        """Extend an argument of a random operation (a shape or a parameter) from the slice to the whole batch."""
         if isinstance(arg, list | tuple):
             return [*arg[:axis], self.slice.whole, *arg[axis + 1 :]]
         if not (isinstance(arg, Tensor) and arg.ndim == ndim and arg.shape[axis] == self.slice.kept):
@@ -122,10 +123,12 @@ class Noise:
 
 
 class SiteLocator(Messenger):
-    """Handler that tells the noise which dimension of a site's draws holds the data. It must be the innermost handler.
+    """Handler that tells :class:`Noise` which dimension of a site's draws is that of the data.
+
+    It must be the innermost handler.
 
     Args:
-        noise: Noise to inform.
+        noise: Object that is told the dimension.
         plate: Name of the data plate.
     """
 
@@ -145,7 +148,7 @@ class SiteLocator(Messenger):
 
 
 class _Drawing(TorchDispatchMode):
-    """Context manager that intercepts every operation of torch, and lets the noise make the random draws."""
+    """Context manager in which :class:`Noise` makes the draws of every random operation of torch."""
 
     def __init__(self, noise: Noise) -> None:
         super().__init__()
@@ -158,7 +161,7 @@ class _Drawing(TorchDispatchMode):
 
 
 class _Python(TorchFunctionMode):
-    """Context manager that intercepts calls from Python code, at no cost in a backward pass without such code."""
+    """Context manager that uses :class:`_Drawing` for calls from Python code, not for operations of autograd itself."""
 
     def __init__(self, noise: Noise) -> None:
         super().__init__()

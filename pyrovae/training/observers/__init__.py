@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class Observer:
     """An observer that does nothing; subclasses override the methods that they need.
 
-    A run notifies its observers of steps and epochs in the order of its list. It notifies them of its beginning in the
-    opposite order, so that the last observer, which reads checkpoints, begins first.
+    A run has a list of observers. It notifies them of steps and epochs in the order of the list, and of its beginning
+    in reverse order, so that the last observer, which reads checkpoints, begins first.
 
     Attributes:
         sees_replays: True if the observer is notified of epochs that are repeated to find a number that is not finite.
@@ -34,10 +34,10 @@ class Observer:
         return None
 
     def pause(self, run: Run) -> None:
-        """Save everything that must not be lost, because the run ends or was told to stop."""
+        """Save everything that must not be lost when the run ends or is told to stop."""
 
     def end(self, run: Run, reason: str | None) -> None:
-        """Process the end of the run, with the reason for an early end."""
+        """Process the end of the run; ``reason`` says why it ended early, and is None otherwise."""
 
     def close(self) -> None:
         """Close all resources, also after an error."""

@@ -1,4 +1,4 @@
-"""The weights that a module has at the end of a run."""
+"""The weights that a run restores at its end: those of the best epoch on the validation data."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class BestWeights(Observer):
-    """The tensors at the epoch with the best bound on the validation data, or, without such data, at the last epoch.
+    """Observer that copies the tensors of the epoch with the best bound on the validation data.
 
-    While the weight of the latent sites is below 1, the last epoch counts as the best.
+    Epochs that end with a KL weight below 1 do not count. Until there is an epoch that counts, the last epoch is the
+    best. Without validation data, no copies are made, and the last weights stay.
 
     Args:
         tensors: Parameters and buffers of the run.
@@ -37,7 +38,7 @@ class BestWeights(Observer):
         history.best_epoch = self.update(len(history.train) - 1, bound, counts=history.kl_weight[-1] >= 1)
 
     def update(self, epoch: int, bound: float | None, counts: bool = True) -> int:
-        """Copy the tensors if the bound is the best so far; return the epoch that :meth:`restore` would restore."""
+        """Copy the tensors if the bound is the best so far; return the index of the best epoch so far."""
         if bound is None:
             self.epoch = epoch
         elif bound > self.bound or (not counts and self.bound == -math.inf):
@@ -46,13 +47,13 @@ class BestWeights(Observer):
         return self.epoch
 
     def restore(self) -> None:
-        """Copy the best values into the tensors."""
+        """Copy the values of the best epoch into the tensors."""
         self.tensors.restore(self.copies)
 
     def state(self) -> dict[str, Any]:
-        """Return the state as tensors and plain values."""
+        """Return the best epoch, its bound and the copies, as tensors and plain values."""
         return {"epoch": self.epoch, "bound": self.bound, "copies": self.copies}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore a state of :meth:`state`."""
+        """Restore a state that :meth:`state` returned."""
         self.epoch, self.bound, self.copies = state["epoch"], state["bound"], state["copies"]

@@ -15,7 +15,7 @@ Callback = Callable[[History], bool | None]
 
 
 class CallbackObserver(Observer):
-    """Observer that calls a function with the history after each epoch, and stops the run once it returns True.
+    """Observer that calls a function with the history after each epoch, and stops the run if the function returns True.
 
     Args:
         function: Function that is called with the history.

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, read at its beginning, and written after epochs and at its end."""
+"""Checkpoints of a run, which are read at its beginning, and written after epochs and at its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CheckpointObserver(Observer):
         self.saved: tuple[int, int] | None = None
 
     def begin(self, run: Run) -> None:
-        """Continue from the newest checkpoint, or write the first."""
+        """Continue from the newest checkpoint; if there is none, write the first checkpoint."""
         if state := parallel.in_first(self.checkpoints.latest):
             run.load(state)
             self.saved = run.place
@@ -34,7 +34,7 @@ class CheckpointObserver(Observer):
             self.pause(run)
 
     def after_epoch(self, run: Run) -> None:
-        """Write a checkpoint if it is due."""
+        """Write a checkpoint if the number of epochs is a multiple of ``checkpoint_every``."""
         if run.state.progress.epoch % self.checkpoints.every == 0:
             self.pause(run)
 

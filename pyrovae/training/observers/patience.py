@@ -1,4 +1,4 @@
-"""The end of a run whose bound on the validation data no longer improves."""
+"""Early stopping of a run whose bound on the validation data no longer improves."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ if TYPE_CHECKING:
 
 
 class Patience(Observer):
-    """Observer that stops a run after epochs without a better bound, counted while the KL weight is 1.
+    """Observer that stops a run if the bound on the validation data has not improved for a number of epochs.
+
+    Epochs that end with a KL weight below 1 are not counted.
 
     Args:
-        epochs: Number of epochs to wait.
+        epochs: Number of epochs without a better bound after which the run stops.
     """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
     def reason_to_stop(self, run: Run) -> str | None:
-        """Return a reason once enough epochs with a KL weight of 1 have passed since the best epoch."""
+        """Return a reason if enough epochs with a KL weight of at least 1 have passed since the best epoch."""
         weights = run.state.history.kl_weight[run.state.best.epoch + 1 :]
         if sum(weight >= 1 for weight in weights) < self.epochs:
             return None

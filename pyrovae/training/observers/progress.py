@@ -30,7 +30,7 @@ class ProgressBar(Observer):
         self.bar: Any = None
 
     def begin(self, run: Run) -> None:
-        """Show the bar; steps before a checkpoint do not count towards the rate."""
+        """Show the bar; steps before the checkpoint from which the run continues do not count towards the rate."""
         self.bar = tqdm(total=run.plan.epochs * run.plan.steps, unit="step", desc=self.name, disable=self.hidden)
         self.bar.n = self.bar.initial = self.bar.last_print_n = run.steps_made
         if run.step.gradients.is_compiled:
@@ -48,7 +48,7 @@ class ProgressBar(Observer):
         self.bar.set_postfix_str(", ".join(shown + ([f"compiled in {seconds:.0f} s"] if seconds else [])))
 
     def close(self) -> None:
-        """Leave the bar as it is, and close it."""
+        """Close the bar, which stays visible in its last state."""
         if self.bar is not None:
             self.bar.close()
 

@@ -1,7 +1,7 @@
 """An observer that writes for TensorBoard. It does not affect the numbers of a run.
 
 After every epoch it writes the columns of the history and the norm of the last gradient. Every few epochs it writes
-histograms of parameters and gradients, and images. The step of TensorBoard is the index of the epoch, as in the
+histograms of parameters and gradients, and images. TensorBoard's step is the index of the epoch, as in the
 history.
 """
 
@@ -57,7 +57,7 @@ class TensorBoard(Observer):
     """Observer that writes a run for TensorBoard.
 
     Args:
-        place: Folder of the event files, or a writer, which is then neither purged nor closed.
+        place: Folder of the event files, or a user's writer. A user's writer is neither purged nor closed.
         every: Number of epochs between two sets of histograms and images.
 
     Raises:
@@ -76,7 +76,7 @@ class TensorBoard(Observer):
         self.place: Any = place
 
     def begin(self, run: Run) -> None:
-        """Open the folder for the next epochs; points of later epochs in the folder are hidden.
+        """Open the folder. Points in the folder for epochs that this run has not yet completed are hidden.
 
         Raises:
             OSError: If the folder cannot be written to.
@@ -135,7 +135,7 @@ class TensorBoard(Observer):
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """Wait until a new event file sorts last; the names of event files contain the second of their creation."""
+    """Wait until no event file is named after the current second, so that the name of a new file sorts last."""
     while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
 

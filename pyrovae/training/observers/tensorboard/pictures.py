@@ -19,13 +19,13 @@ _COLUMNS, _NUMBER = 8, 32
 
 
 class Pictures:
-    """Images of a module, each time with the same data and the same noise.
+    """Images that a module makes, each time from the same data and with the same noise.
 
     Args:
         module: Module with ``reconstruct(x, *given)`` or ``generate(n, *given)``, or both. Methods with an argument
             ``mean`` are asked for means.
-        first: Function that returns the first data. Data are images if a datum has shape ``(height, width)`` or
-            ``(1 or 3, height, width)``.
+        first: Function that returns a given number of first data. Data are images if a datum has shape
+            ``(height, width)`` or ``(1 or 3, height, width)``.
         is_held_out: True if the first data are validation data. Training data are not reconstructed.
     """
 
@@ -40,7 +40,7 @@ class Pictures:
                 self.drawers["prior draws"] = self._prior_draws
 
     def __call__(self) -> dict[str, Tensor]:
-        """Return images, shape ``(3, height, width)``, values in [0, 1], by name; no generator is changed.
+        """Return images by name, shape ``(3, height, width)``, values in [0, 1]. Random generators stay unchanged.
 
         If an image cannot be drawn, it is left out from then on, and the log names the reason.
         """
@@ -58,7 +58,7 @@ class Pictures:
         return pictures
 
     def _reconstructions(self) -> Tensor:
-        """Return rows of data, each above its reconstruction."""
+        """Return one image: rows of data, each above the row of its reconstructions."""
         number = len(self.data[0])
         number -= number % _COLUMNS if number > _COLUMNS else 0
         x, *given = (tensor[:number] for tensor in self.data)
