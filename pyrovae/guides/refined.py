@@ -30,6 +30,7 @@ from pyrovae._waist.sites import Program
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.route import Drawn
+from pyrovae.evaluation.unconstrained.flat import target_of
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.evaluation.unconstrained.target import Target
 
@@ -135,7 +136,7 @@ class Refined:
     def fit(self, problem: Problem, batch: Batch) -> tuple[Target, Refinement]:
         """Return the normal densities of a batch, which are fitted once."""
         if self._fitted is None or self._fitted[0] is not batch:
-            target = Target(self._spaces[id(problem)], batch, amortized=True)
+            target = target_of(self._spaces[id(problem)], batch)
             options: Any = {"score_guide": self._scores_guide(target), "batch_size": problem.affordable}
             self._fitted = batch, target, refine(target, self.members, **options)
         return self._fitted[1], self._fitted[2]

@@ -38,8 +38,8 @@ from pyrovae.evaluation.options import Options, SharedOptions
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
+from pyrovae.evaluation.unconstrained.flat import target_of
 from pyrovae.evaluation.unconstrained.space import Space
-from pyrovae.evaluation.unconstrained.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -199,7 +199,7 @@ class Cascade:
     def _by_mixture(self, batch: Batch, estimates: Estimates, pending: Tensor) -> None:
         """Estimate data by refined mixtures, then by annealing."""
         assert self.space is not None
-        whole = Target(self.space, batch, amortized=True)
+        whole = target_of(self.space, batch)
         target = whole if len(pending) == batch.size else whole.subset(pending)
         fitted = refine(target, score_guide=scores_guide(target), batch_size=self.problem.affordable)
         estimates.evaluations[pending] += fitted.evaluations.cpu()

@@ -20,8 +20,7 @@ class Target:
         amortized: If true, q is the guide, even if the problem has a proposal that refines the guide.
         is_checked: If true, the supports of the latents are known to be those of the space.
         compiles: If true, gradients are compiled if the problem asks for it. Each shape is compiled anew, which takes
-            seconds. The number of data that a stage leaves over differs between batches, so their gradients are not
-            compiled.
+            seconds, so gradients of some data of a batch are not compiled.
 
     Attributes:
         size: Number of data in the batch, N.

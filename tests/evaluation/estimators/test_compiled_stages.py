@@ -1,4 +1,4 @@
-"""A compiled evaluation compiles the shapes of whole batches alone, because subsets vary in their number of data."""
+"""A compiled cascade has one graph for values and one for gradients, whatever number of data a stage leaves over."""
 
 from typing import Any
 
@@ -10,38 +10,82 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.evaluation.unconstrained import target
+from pyrovae.evaluation.unconstrained import flat
+from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.target import Target
+
+OPTIONS: Any = {"seed": 0, "progress": False}
 
 
 def model(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        s = pyro.sample("s", dist.Gamma(2.0, 2.0))
+        pyro.sample("x", dist.Normal(z, s.sqrt()), obs=x)
 
 
 def guide(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+        pyro.sample("s", dist.Gamma(2.0, 2.0))
 
 
-def test_gradients_of_data_left_over_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[int] = []
-    used: list[int] = []
-    gradient = target.Target.value_and_gradient
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch, interpreted: None) -> list[tuple[int, ...]]:
+    """Record the shapes of u for which a graph is made. Graphs run without a compiler."""
+    shapes: list[tuple[int, ...]] = []
+    compiled = flat.compiled_or_none
 
-    def record(_: Any, __: Any, inputs: Any, *___: Any, **____: Any) -> None:
-        compiled.append(inputs[-2].shape[1])
+    def record(run: Any, fixed: Any, varying: Any, *rest: Any, **options: Any) -> Any:
+        shapes.append(tuple(varying[-1].shape))
+        return compiled(run, fixed, varying, *rest, **options)
 
-    def count(self: target.Target, u: Any, beta: float = 1.0) -> Any:
-        used.append(u.shape[1])
-        return gradient(self, u, beta)
+    monkeypatch.setattr(flat, "compiled_or_none", record)
+    return shapes
 
-    monkeypatch.setattr(target, "compiled_or_none", record)
-    monkeypatch.setattr(target.Target, "value_and_gradient", count)
-    x = torch.linspace(0.0, 9.0, 40)  # the guide serves for small x
-    options: Any = {"seed": 0, "progress": False}
-    result = pv.evaluation.log_likelihood(model, guide, x, compile=True, **options)
-    assert set(used) - {40}
-    assert set(compiled) <= {40}
-    plain = pv.evaluation.log_likelihood(model, guide, x, **options)
-    np.testing.assert_allclose(result.log_likelihood, plain.log_likelihood, atol=1e-4)
+
+def test_there_are_two_graphs_and_the_same_numbers(graphs: list[tuple[int, ...]]) -> None:
+    x = torch.linspace(0.0, 9.0, 150)  # the guide serves for small x, and batches leave different numbers of data over
+    found = pv.evaluation.log_likelihood(model, guide, x, compile=True, **OPTIONS)
+    assert graphs == [(flat.ROWS, 2)] * 2
+    plain = pv.evaluation.log_likelihood(model, guide, x, **OPTIONS)
+    assert {"refined", "guide"} <= set(found.estimator.values)
+    np.testing.assert_allclose(found.log_likelihood, plain.log_likelihood, atol=2e-3)
+    refined = pv.guides.Refined(model, guide)
+    pv.evaluation.evaluate(model, refined, x, 100, compile=True, **OPTIONS)
+    assert (flat.ROWS, 2) in graphs[2:]
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("shape", [(1, 3), (64, 10), (13, 61), (7, 50), (1, 640)])
+def test_densities_and_gradients_of_pairs_are_those_of_the_batch(shape: tuple[int, int]) -> None:
+    draws, size = shape
+    x = torch.linspace(-3.0, 3.0, size)
+    with pv.evaluation.Problem(model, guide, x, compile=True, **OPTIONS) as problem:
+        space, batch = Space(problem), next(problem.batches(size))
+        whole = Target(space, batch, amortized=True, compiles=False)
+        pairs = flat.target_of(space, batch)
+        assert isinstance(pairs, flat.FlatTarget)
+        u = torch.randn(draws, size, 2, generator=torch.Generator().manual_seed(1))
+        some = torch.arange(size - 1, -1, -2)
+        for mine, theirs, at in ((pairs, whole, u), (pairs.subset(some), whole.subset(some), u[:, some])):
+            torch.testing.assert_close(mine.log_joint(at), theirs.log_joint(at))
+            torch.testing.assert_close(mine.log_densities(at), theirs.log_densities(at))
+            torch.testing.assert_close(mine.value_and_gradient(at), theirs.value_and_gradient(at))
+            torch.testing.assert_close(mine.value_and_gradient(at, 0.3), theirs.value_and_gradient(at, 0.3))
+
+
+@pytest.mark.usefixtures("graphs")
+def test_a_program_of_a_fixed_size_has_no_pairs() -> None:
+    def of_four(x: Tensor) -> None:
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def its_guide(x: Tensor) -> None:
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    with pv.evaluation.Problem(of_four, its_guide, torch.zeros(4), compile=True, **OPTIONS) as problem:
+        target = flat.target_of(Space(problem), next(problem.batches(4)))
+    assert not isinstance(target, flat.FlatTarget)

@@ -1,0 +1,107 @@
+"""Densities of any number of data and draws by compiled graphs of one constant size.
+
+A compiled graph has fixed shapes, and its compilation takes seconds. The stages of the cascade work on the data that
+earlier stages have not estimated reliably. The number of these data differs between batches. Therefore each pair of a
+datum and a vector u is scored as a datum with a single draw, and :data:`ROWS` pairs make a batch for the graph.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae._compilation.graphs import compiled_or_none
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.target import Target
+
+ROWS = 640  # pairs in a graph; matrix products of this size are as fast per row as larger ones
+
+
+class FlatTarget(Target):
+    """A target whose log p(x, u) and gradient are computed by graphs of pairs of a datum and a vector u.
+
+    The guide and the intermediate densities of annealing are not compiled. Pairs that do not fill half a graph are not
+    compiled either.
+
+    Args:
+        space: The map to real vectors.
+        batch: A batch of data.
+        is_checked: If true, the supports of the latents are known to be those of the space.
+    """
+
+    def __init__(self, space: Space, batch: Batch, *, is_checked: bool = False) -> None:
+        super().__init__(space, batch, amortized=True, is_checked=is_checked, compiles=False)
+        self.rows = min(ROWS, space.problem.affordable)
+
+    def subset(self, indices: Tensor) -> "FlatTarget":
+        """Return the target of some data of the batch, given by indices of shape ``(n,)``."""
+        return FlatTarget(self.space, self.problem.select(self.batch, indices), is_checked=True)
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        """Return log p(x, u), shape ``(num_draws, N)``, nats."""
+        if u.requires_grad or self._are_few(u):
+            return super().log_joint(u)
+        parts = [part[0] for part in self._in_parts(u, with_gradient=False)]
+        return torch.cat(parts).reshape(u.shape[:2])
+
+    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x, u) and log q(u | x), shapes ``(num_draws, N)``, nats."""
+        if u.requires_grad or self._are_few(u):
+            return super().log_densities(u)
+        return self.log_joint(u), self.log_guide(u)
+
+    def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return an intermediate log-density of annealing, and its gradient."""
+        if beta != 1 or self._are_few(u):
+            return super().value_and_gradient(u, beta)
+        values, gradients = zip(*self._in_parts(u.detach(), with_gradient=True), strict=True)
+        return torch.cat(values).reshape(u.shape[:2]), torch.cat(gradients).reshape(u.shape)
+
+    def _are_few(self, u: Tensor) -> bool:
+        """Return whether the pairs fill less than half a graph."""
+        return 2 * len(u) * self.size < self.rows
+
+    def _in_parts(self, u: Tensor, *, with_gradient: bool) -> list[list[Tensor]]:
+        """Return log p(x, u), and its gradient if asked, in parts; the pairs of a part are in one dimension."""
+        pairs, found = u.flatten(0, 1), list[list[Tensor]]()
+        datum = torch.arange(len(pairs), device=u.device) % self.size
+        for start in range(0, len(pairs), self.rows):
+            some, of = pairs[start : start + self.rows], datum[start : start + self.rows]
+            if 2 * len(some) < self.rows:
+                found.append(self._densities(self.problem.select(self.batch, of), some, with_gradient))
+            else:
+                missing = self.rows - len(some)
+                filled = torch.cat([of, of[:1].expand(missing)]), torch.cat([some, some[:1].expand(missing, -1)])
+                found.append([part[: len(some)] for part in self._by_graph(*filled, with_gradient)])
+        return found
+
+    def _by_graph(self, datum: Tensor, u: Tensor, with_gradient: bool) -> list[Tensor]:
+        part = self.problem.select(self.batch, datum)
+        inputs = [tensor for tensor in (*part.args, u) if isinstance(tensor, Tensor)]
+        graphs, key = self.space.graphs, (len(u), int(with_gradient))
+        if key not in graphs:
+            own: Any = self.problem.isolation
+
+            def run() -> list[Tensor]:
+                return self._densities(part, u, with_gradient)
+
+            graphs[key] = compiled_or_none(run, own.tensors, inputs, own.modules, caller="evaluation", frozen=True)
+        graph = graphs[key]
+        return self._densities(part, u, with_gradient) if graph is None else list(graph(*inputs))
+
+    def _densities(self, part: Batch, u: Tensor, with_gradient: bool) -> list[Tensor]:
+        """Return log p(x, u) of the pairs of data and vectors u, shape ``(n,)``, and its gradient if asked."""
+        target = Target(self.space, part, amortized=True, is_checked=True, compiles=False)
+        if with_gradient:
+            value, gradient = target.value_and_gradient(u[None])
+            return [value[0], gradient[0]]
+        return [target.log_joint(u[None])[0]]
+
+
+def target_of(space: Space, batch: Batch) -> Target:
+    """Return the target of a batch for estimators that work on changing numbers of its data."""
+    problem = space.problem
+    if problem.options["compile"] and problem.vectorize and problem.probe.cuttable:
+        return FlatTarget(space, batch)
+    return Target(space, batch, amortized=True)
