@@ -2,9 +2,8 @@ r"""Normal densities fitted to posteriors with the draws and gradients of short 
 
 **Motivation.** The regression of :mod:`pyrovae._refinement.regression` minimizes KL(q || p). If a posterior is skewed,
 the fitted density lies at the steep side of the posterior and covers its long tail badly. The weights p/q are then
-large in this tail. A
-density with the mean and covariance of the posterior covers the tail. In many dimensions, however, a covariance that is
-estimated from few draws is too noisy. Gradients at the draws remove most of the noise.
+large in this tail. A density with the mean and covariance of the posterior covers the tail. In many dimensions,
+however, a covariance that is estimated from few draws is too noisy. Gradients at the draws remove most of the noise.
 
 **The fit.** Let the chains visit points u with scores :math:`g = \nabla \log p(x, u)`. The normal density
 :math:`N(m, \Sigma)` with the least Fisher divergence,

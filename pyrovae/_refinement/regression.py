@@ -147,7 +147,7 @@ def fit_to_draws(posterior: Posterior) -> Normal:
 def ascend(posterior: Posterior, density: Normal, num_steps: int) -> Normal:
     """Return the densities with means moved by gradient ascent on log p(x, u), preconditioned by the covariances.
 
-    The mean of each datum has its own step size.
+    The step size adapts to each datum separately.
     """
     if num_steps == 0:
         return density

@@ -37,7 +37,7 @@ from pyrovae.evaluation.unconstrained.target import Target
 class Refined:
     """A guide that mixes a given guide with normal densities fitted to the posterior of each datum.
 
-    A refined guide can replace a guide in :func:`pyrovae.evaluation.evaluate`, :func:`pyrovae.evaluation.rqmc`,
+    A refined guide can replace any guide in :func:`pyrovae.evaluation.evaluate`, :func:`pyrovae.evaluation.rqmc`,
     :func:`pyrovae.evaluation.ais`, :func:`pyrovae.evaluation.nuts`, :func:`pyrovae.evaluation.impute`,
     :func:`pyrovae.evaluation.to_inference_data` and :func:`pyrovae.evaluation.posterior_predictive_check`. Pyro's ELBOs
     can evaluate a refined guide but not train it, because no gradient passes through the fit. Each batch of data is
