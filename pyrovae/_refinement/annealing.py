@@ -54,7 +54,7 @@ class State(NamedTuple):
         return beta * self.slope_p + (1 - beta) * self.slope_q
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the chains of ``self`` where ``condition`` is true, and of ``other`` elsewhere."""
+        """Return the chains of ``self`` where ``condition`` is true, and those of ``other`` elsewhere."""
         pairs = zip(self, other, strict=True)
         return type(self)(*(torch.where(condition[..., None] if a.ndim == 3 else condition, a, b) for a, b in pairs))
 

@@ -54,7 +54,7 @@ class State(NamedTuple):
     slope: Tensor
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the chains of ``self`` where ``condition`` is true, and of ``other`` elsewhere."""
+        """Return the chains of ``self`` where ``condition`` is true, and those of ``other`` elsewhere."""
         rows = condition[..., None]
         return type(self)(
             torch.where(rows, self.v, other.v),

@@ -15,7 +15,7 @@ class Chains(Protocol):
         """Positions, shape ``(num_chains, N, D)``."""
 
     def where(self, condition: Tensor, other: Any) -> Self:
-        """Return the chains of ``self`` where ``condition`` is true, and of ``other`` elsewhere."""
+        """Return the chains of ``self`` where ``condition`` is true, and those of ``other`` elsewhere."""
 
 
 S = TypeVar("S", bound=Chains)

@@ -220,7 +220,7 @@ class Mixture:
         return torch.searchsorted(self._weights.cumsum(-1), positions, right=True).T
 
     def _place(self, index: Tensor, noise: Tensor | None) -> Tensor:
-        """Draw u from the normal components, shape ``(S, N, D)``; entries that the guide has to draw are arbitrary."""
+        """Draw u from the normal components, shape ``(S, N, D)``; entries for draws from the guide are arbitrary."""
         mean = self.density.mean
         widths = mean.new_tensor([*(width for _, width in self._normals), 1.0])[index]
         if noise is None:

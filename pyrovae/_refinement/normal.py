@@ -47,7 +47,7 @@ class Normal:
         return self.mean + (standard.movedim(0, 1) @ self.root.mT).movedim(0, 1)
 
     def pull(self, gradient: Tensor) -> Tensor:
-        """Turn gradients in u, ``(S, N, D)``, into gradients in v, ``(N, S, D)``, where u = m + A v."""
+        """Turn gradients with respect to u = m + A v, ``(S, N, D)``, into gradients with respect to v, ``(N, S, D)``."""
         return gradient.movedim(0, 1) @ self.root
 
     def squared_distance(self, u: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Normal:
         return ((u - self.mean).movedim(0, 1) @ self.inverse_root.mT).movedim(1, 0)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the densities of ``self`` for data with true ``condition``, and of ``other`` for the rest."""
+        """Return the densities of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
         matrix = condition[:, None, None]
         return type(self)(
             torch.where(condition[:, None], self.mean, other.mean),

@@ -43,7 +43,7 @@ class Refinement:
         return type(self)(self.density.select(indices), self.split.select(indices), *rest)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the fits of ``self`` for data with true ``condition``, and of ``other`` for the rest."""
+        """Return the fits of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
         pairs = ((self.share, other.share), (self.evaluations, other.evaluations), (self.failed, other.failed))
         rest = (torch.where(condition, mine, theirs) for mine, theirs in pairs)
         density, halves = self.density.where(condition, other.density), self.split.where(condition, other.split)

@@ -29,9 +29,9 @@ of successive rounds, like the running means of Salimans and Knowles.
 Its mean then takes a few steps of gradient ascent on log p(x, u), preconditioned by that covariance.
 
 **Safeguards.** Each round estimates the ELBO of the new density from the draws of this round. A datum keeps its
-previous density if the ELBO falls by more than can be noise, or if a value or gradient is not finite. The next round
-then tries an update at a smaller rate. If a round raises the ELBO of a datum by less than a threshold, the datum is
-settled: later rounds leave it out. A datum is reported as failed if no round had finite values and gradients.
+previous density if the ELBO falls by more than noise can explain, or if a value or gradient is not finite. The next
+round then tries an update at a smaller rate. If a round raises the ELBO of a datum by less than a threshold, the datum
+is settled: later rounds leave it out. A datum is reported as failed if no round had finite values and gradients.
 
 Source:
     *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles, 2013).
@@ -183,7 +183,7 @@ class _Round:
     curvature: Tensor
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the rounds of ``self`` for data with true ``condition``, and of ``other`` for the rest."""
+        """Return the rounds of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
         return type(self)(
             self.density.where(condition, other.density),
             torch.where(condition, self.elbo, other.elbo),

@@ -47,7 +47,7 @@ class Split:
         return cls(halves, torch.zeros_like(everything, dtype=torch.bool))
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the densities of ``self`` for data with true ``condition``, and of ``other`` for the rest."""
+        """Return the densities of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
         pairs = zip(self.densities, other.densities, strict=True)
         densities = tuple(mine.where(condition, theirs) for mine, theirs in pairs)
         return type(self)(densities, torch.where(condition, self.chosen, other.chosen))

@@ -57,8 +57,8 @@ def report(
             names to values per datum, of shape ``(n,)`` or with the dimensions given by ``dims``.
         estimator: Name of the estimator, stored as an attribute of the result.
         width: Number of data in a batch, or a function that returns this number and is called inside ``with problem:``.
-            By default, the number for which ``num_samples`` draws per datum fit into memory, or one draw if
-            ``num_samples`` is not among the attributes.
+            By default, a batch has as many data as fit into memory with ``num_samples`` draws each, or with one draw
+            each if ``num_samples`` is not given.
         dims: Names of the dimensions of each column, by name of the column; ``("datum",)`` by default. The function
             ``columns`` may add entries to this dictionary.
         coords: Coordinates of further dimensions.
@@ -195,7 +195,7 @@ def _one_by_one(problem: Problem, columns: Columns, batch: Batch, seed: int) -> 
 
 
 def _joined(found: list[dict[str, np.ndarray]], table: Rows) -> dict[str, np.ndarray]:
-    """Join the columns that were computed for single data; a datum that raised an error becomes NaN."""
+    """Join the columns that were computed for single data; the row of a datum that raised an error is NaN."""
     whole = next(row for row in found if row)
     missing = {name: np.full_like(values, np.nan, dtype=float) for name, values in whole.items()}
     return {name: np.concatenate([(row or missing)[name] for row in found], table.axis(name)) for name in whole}

@@ -56,12 +56,12 @@ class Rows:
         missing = np.flatnonzero(np.isnan(values).all(1))
         if len(missing) == self.done:
             raise FloatingPointError(
-                f"log-weights of all {self.done} data are NaN or infinite. The model has diverged, or its data are too "
-                f"large: check its parameters and the scales that its networks return."
+                f"log-weights of all {self.done} data are NaN or infinite. The model has diverged, or the data are too "
+                f"large. Check the parameters of the model and the scales that its networks return."
             )
         if len(missing):
             warnings.warn(
-                f"log-weights of data {_listed(missing)} are NaN or infinite, {len(missing)} of {self.done} data, and "
+                f"log-weights of data {_listed(missing)} ({len(missing)} of {self.done}) are NaN or infinite, and "
                 f"their rows are NaN. Inspect these data.",
                 stacklevel=find_stack_level(),
             )

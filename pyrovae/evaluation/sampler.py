@@ -119,7 +119,7 @@ def check_draws(num_samples: int) -> None:
 
 
 def _even(total: int, most: int) -> int:
-    """Return the size of equal chunks of at most ``most``; chunks are nearly equal if equal ones would be small."""
+    """Return a chunk size of at most ``most`` that divides ``total`` evenly, unless this would halve the chunks."""
     fewest = math.ceil(total / most)
     number = next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)
     return math.ceil(total / number)

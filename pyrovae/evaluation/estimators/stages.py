@@ -44,7 +44,7 @@ class Stages:
         self.pending, self.target, self.fitted = pending, target, fitted
 
     def refined(self, indices: Tensor, num_draws: Tensor) -> Tensor:
-        """Estimate log p(x) by draws from the mixtures; return the indices of the data that need another stage.
+        """Estimate log p(x) with draws from the mixtures; return the indices of the data that need another stage.
 
         Args:
             indices: Indices in the batch, shape ``(n,)``.
@@ -77,7 +77,7 @@ class Stages:
         self.estimates.evaluations[rows] += (self.fitted.evaluations[inside] - before.evaluations).cpu()
 
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
-        """Estimate log p(x) by annealing from the mixtures; return the indices of the data that do not pass."""
+        """Estimate log p(x) by annealing; return the indices of the data whose estimate is not yet reliable."""
         # Chains from the wide components would have to return, so the chains start from the fitted density itself.
         target, mixture = self._mixture(indices, (Member(0.9, 0.35),), score_guide=True)
         size = max(1, self.problem.affordable // 3)  # a gradient takes more memory
@@ -105,7 +105,7 @@ def cost(temperatures: int) -> int:
 
 
 def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return estimates and errors that account for stratified draws; NaN for data without a finite estimate."""
+    """Return estimates and errors that account for stratification; NaN for data without a finite estimate."""
     estimate, mcse = drawn.double().log_likelihood()
     rounding = bounds.rounding_error(drawn.log_weights)
     known = found["log_likelihood"].isfinite()

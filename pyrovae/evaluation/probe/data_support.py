@@ -1,4 +1,4 @@
-"""A check that all data lie in the support of the likelihood, for data that the first run did not score."""
+"""A check that data which the first run did not score lie in the support of the likelihood."""
 
 from typing import Any
 

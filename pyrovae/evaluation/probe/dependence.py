@@ -167,7 +167,7 @@ class Dependence:
         return True, ""
 
     def _start(self, one: Reference, few: int) -> int:
-        """Return the start of ``few`` data without a datum that programs use as a reference; 1 if there is none."""
+        """Return the start of ``few`` data that exclude the first, middle, last, largest and smallest; 1 if none do."""
         references = {0, one.size - 1, one.size // 2}
         x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)
         if x is not None and len(x) == one.size:

@@ -60,7 +60,7 @@ class CountBytes(TorchFunctionMode):
 
     @property
     def total(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors that were created in the context."""
         return self.drawn + self.fixed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

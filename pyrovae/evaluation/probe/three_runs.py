@@ -9,7 +9,7 @@
 
 In the second and third run, the density of the model must not depend on random numbers drawn outside sample sites.
 
-If the second run fails or gives other log-weights, further runs find the cause.
+If the second run fails or gives different log-weights, further runs find the cause.
 """
 
 import warnings
@@ -32,7 +32,7 @@ from pyrovae.isolation import Isolation
 
 
 def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
-    """Find the facts about a program. The call must be inside the context of ``isolation``.
+    """Find the facts about a program. Call this function only while the context ``isolation`` is active.
 
     Args:
         trials: Runs of the programs.

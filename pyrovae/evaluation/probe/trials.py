@@ -174,8 +174,8 @@ class Trials:
         """Exclude from later runs the data for which the program raises an error.
 
         Args:
-            passing: Indices of the data that the program has scored without an error. Data after the last of them are
-                kept.
+            passing: Indices of the data that the program has scored without an error. Data after the last of these data
+                are kept.
         """
         self.finite = torch.cat([passing, self.finite[self.finite > passing.max()]])
 

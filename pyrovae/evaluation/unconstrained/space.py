@@ -4,7 +4,8 @@ All latent sites of a datum are concatenated into one vector u. A site with a co
 :math:`\log |\det \partial f / \partial u|` to both log p(x, z) and log q(z | x), so log-weights do not change.
 
 An autoguide such as AutoNormal draws u at auxiliary sites. It then sets each latent site to a point z = f(u), a
-``Delta`` distribution. For its density at a given u, the autoguide runs with the auxiliary sites fixed at u.
+``Delta`` distribution. To compute the density of such a guide at a given u, the auxiliary sites are fixed at u, and the
+guide computes the points from them.
 """
 
 import math
