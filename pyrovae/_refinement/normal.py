@@ -47,7 +47,7 @@ class Normal:
         return self.mean + (standard.movedim(0, 1) @ self.root.mT).movedim(0, 1)
 
     def pull(self, gradient: Tensor) -> Tensor:
-        """Turn gradients with respect to u = m + A v, ``(S, N, D)``, into gradients with respect to v, ``(N, S, D)``."""
+        """Turn gradients with respect to u = m + A v, ``(S, N, D)``, into those with respect to v, ``(N, S, D)``."""
         return gradient.movedim(0, 1) @ self.root
 
     def squared_distance(self, u: Tensor) -> Tensor:

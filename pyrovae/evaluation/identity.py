@@ -71,17 +71,17 @@ def contents(
 
 
 def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of ``after`` that are new or equal to those of ``before``, the results of two walks."""
+    """Return the entries of ``after`` that are new or as in ``before``; both are results of :func:`contents`."""
     return {path: text for path, text in after.items() if before.get(path, text) == text}
 
 
 def digest(found: Mapping[str, str]) -> str:
-    """Return the SHA-1 of the code and the constants that a walk has found."""
+    """Return the SHA-1 of a result of :func:`contents`, the code and constants of programs."""
     return _digest(repr(sorted(found.items())).encode())
 
 
 def difference(now: Mapping[str, str], then: Mapping[str, str]) -> str:
-    """Describe the first value that differs between two walks; return an empty string if all values agree."""
+    """Describe the first value that differs between two results of ``contents``; return an empty text if all agree."""
     for path in (*now, *then):
         if now.get(path) != then.get(path):
             return f"its {path} is {then.get(path, 'not there')}, here it is {now.get(path, 'not there')}"
