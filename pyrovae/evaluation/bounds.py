@@ -7,7 +7,7 @@ With :math:`K` draws per datum and their weights :math:`w_k`, :math:`\mathrm{ELB
 
 The outer sum runs over all cyclic windows of k neighbouring draws, so every draw counts k times. By Jensen's
 inequality, :math:`\mathrm{ELBO} \le \mathrm{IWAE}_k \le \mathrm{IWAE}_{mk} \le \log \hat p(x)` holds exactly for the
-given draws and every integer m.
+given draws, for every integer m with :math:`mk \le K`.
 """
 
 import math

@@ -83,7 +83,7 @@ class Checkpoint:
             self.lock.release()
 
     def restore(self, rows: Rows) -> None:
-        """Copy the rows that an earlier call has stored into ``rows``."""
+        """Fill ``rows`` with the rows that an earlier call has stored in the folder."""
         if self.kept is not None:
             self.seconds = self.kept["seconds"]
             columns = {name: values.numpy() for name, values in self.kept["columns"].items()}

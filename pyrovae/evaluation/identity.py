@@ -139,7 +139,7 @@ def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, An
 
 
 def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield the closure, default values and globals of a function; for a global module, the attributes that it uses."""
+    """Yield closure, default values and globals of a function; of a global module, yield only attributes in use."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents

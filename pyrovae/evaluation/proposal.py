@@ -24,13 +24,13 @@ class Proposal(Protocol):
     guide: Program
 
     def open(self, problem: "Problem") -> None:
-        """Prepare for the batches of an opened problem."""
+        """Prepare the proposal for the batches of an opened problem."""
 
     def width(self, problem: "Problem") -> int:
         """Return the number of data in a batch."""
 
     def draw(self, problem: "Problem", batch: Batch, num_draws: int, noise: Tensor | None = None) -> Drawn:
-        """Draw latents for each datum of a batch, from standard normal ``noise``, ``(num_draws, n, D)``, if given."""
+        """Draw latents for each datum of a batch; ``noise``, if given, replaces standard normal draws."""
 
     def normal(self, problem: "Problem", batch: Batch) -> Normal:
         """Return the normal density that is fitted to the posterior of each datum, in unconstrained coordinates."""

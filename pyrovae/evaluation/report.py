@@ -1,4 +1,4 @@
-"""The loop over batches that all estimators and diagnostics share, from a function of a batch to a result.
+"""The loop over batches that all estimators and diagnostics share, and the result that it builds.
 
 An estimator is a function from a batch to columns, which are named arrays with one value or more per datum.
 :func:`report` iterates over all batches, in one process or several, shows a progress bar, writes a checkpoint folder,

@@ -51,7 +51,7 @@ class Estimates:
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 
     def disagrees(self) -> Tensor:
-        """Return true for each datum with another estimate that is higher by more than the errors of both allow."""
+        """Return true for each datum with another estimate that exceeds the current one by more than errors allow."""
         found = torch.zeros(len(self.stage), dtype=torch.bool)
         others = ((self.highest, self.highest_mcse), (self.pilot, self.pilot_mcse))
         for value, error in others:

@@ -28,7 +28,7 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class Probe:
-    """Properties of a program that short runs on a few data have found.
+    """Properties of a program, found by short runs on a few data.
 
     Attributes:
         plate: The data plate of a run.

@@ -100,7 +100,7 @@ class Trials:
         return len(self.data)
 
     def few(self, count: int, *, cuttable: bool) -> int:
-        """Return ``count``, or the number of all data if this is smaller or the program accepts no fewer."""
+        """Return ``count``, or the number of all data if there are fewer or the program must score all of them."""
         return min(count, self.size) if cuttable else self.size
 
     def args(self, size: int, start: int = 0) -> tuple[Any, ...]:

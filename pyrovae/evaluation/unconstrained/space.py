@@ -173,7 +173,7 @@ class Space:
         return values, log_det
 
     def given_to_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the values of the sites that the guide draws at u, including auxiliary sites, by name."""
+        """Return the values at u of the sites that the guide draws, including auxiliary sites, by name."""
         if not self.noise:
             return values
         real = self._split(u, self.shapes)
