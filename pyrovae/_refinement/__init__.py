@@ -1,1 +1,1 @@
-"""Densities fitted to the posterior of each datum, in pure torch: regression, chains, mixtures, annealing."""
+"""Algorithms that fit normal densities to the posterior of each datum and estimate log p(x) with draws from them."""

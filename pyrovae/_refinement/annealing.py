@@ -1,4 +1,4 @@
-r"""Annealed importance sampling from a fitted mixture, in coordinates that make its normal density standard.
+r"""Annealed importance sampling from a fitted mixture, in coordinates in which the fitted normal density is standard.
 
 With :math:`u = m + A v` for the fitted density :math:`N(m, A A^\top)`, the posterior of v is close to a standard normal
 density, so one step size suits all dimensions. The intermediate densities between the mixture :math:`q(v)` and the
@@ -6,10 +6,10 @@ posterior are
 
 .. math:: f_t(v) = q(v)^{1 - \beta_t}\, p(x, v)^{\beta_t}, \qquad 0 = \beta_0 < \dots < \beta_T = 1.
 
-A chain makes one Hamiltonian transition of a few leapfrog steps at each t. The values and gradients of log p and log q
-at a state are used for all temperatures, so a transition costs only its leapfrog steps. The weight of a chain is that
-of :func:`pyrovae.evaluation.ais`, which is unbiased for any number of temperatures. Pilot chains, which are then
-discarded, determine the step sizes.
+At each t from 1 to T - 1, a chain makes one Hamiltonian transition of a few leapfrog steps. The values and gradients of
+log p and log q at a state give those of :math:`\log f_t` for every t. They are therefore computed once per leapfrog
+step, and not again when t changes. The weight of a chain has the same formula as in :func:`pyrovae.evaluation.ais`, and
+is an unbiased estimate of p(x) for any T. Pilot chains determine the step sizes and are then discarded.
 
 Source: *Annealed Importance Sampling* (Neal, 2001).
 """
@@ -29,10 +29,10 @@ ACCEPTANCE = 0.65  # target of the tuning; near the optimum of HMC in many dimen
 
 
 class State(NamedTuple):
-    """Chains with the values and gradients of both log-densities.
+    """States of the chains, with the values and gradients of log p(x, v) and of the mixture's log-density.
 
     Attributes:
-        v: Positions, shape ``(num_chains, N, D)``.
+        v: Positions of the chains, shape ``(num_chains, N, D)``.
         log_p: log p(x, v), shape ``(num_chains, N)``, nats.
         log_q: Log-density of the mixture, shape ``(num_chains, N)``, nats.
         slope_p: Gradient of log p(x, v), shape ``(num_chains, N, D)``.
@@ -46,31 +46,31 @@ class State(NamedTuple):
     slope_q: Tensor
 
     def value(self, beta: float) -> Tensor:
-        """Return the log-density at an inverse temperature."""
+        """Return the log-density at inverse temperature ``beta``, shape ``(num_chains, N)``, nats."""
         return beta * self.log_p + (1 - beta) * self.log_q
 
     def slope(self, beta: float) -> Tensor:
-        """Return the gradient of the log-density at an inverse temperature."""
+        """Return the gradient of the log-density at inverse temperature ``beta``, shape ``(num_chains, N, D)``."""
         return beta * self.slope_p + (1 - beta) * self.slope_q
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return these chains where ``condition``, shape ``(num_chains, N)``, is true, and ``other`` elsewhere."""
+        """Return the chains of ``self`` where ``condition`` is true, and those of ``other`` elsewhere."""
         pairs = zip(self, other, strict=True)
         return type(self)(*(torch.where(condition[..., None] if a.ndim == 3 else condition, a, b) for a, b in pairs))
 
 
 class Annealing:
-    """Chains between mixtures and posteriors of N data.
+    """Annealed importance sampling from the mixtures to the posteriors of N data.
 
     Args:
         posterior: Posteriors of N data.
-        mixture: Mixtures that can score given values.
-        num_temperatures: Number of densities after the mixture, T.
+        mixture: Mixtures for the same data, from which the chains start.
+        num_temperatures: Number of steps, T, in which the inverse temperature rises from 0 (mixture) to 1 (posterior).
         num_leapfrog: Leapfrog steps per transition.
-        batch_size: Largest number of states that are evaluated together; by default all.
+        batch_size: Largest number of states, over chains and data, that are evaluated together; by default all.
 
     Attributes:
-        evaluations: Evaluations of log p(x, u) for each datum so far; a gradient counts as 3.
+        evaluations: Number of evaluations of log p(x, u) for each datum so far; a gradient counts as 3.
         acceptance: Mean acceptance probability of the chains of each datum, shape ``(N,)``.
     """
 
@@ -90,7 +90,7 @@ class Annealing:
         self.acceptance = torch.zeros_like(self.steps[0])
 
     def log_weights(self, num_chains: int) -> Tensor:
-        """Run chains, and return their log-weights, shape ``(num_chains, N)``, nats."""
+        """Run chains from mixture to posterior, and return their log-weights, shape ``(num_chains, N)``, nats."""
         state = self._start(num_chains)
         log_w = self.betas[1] * (state.log_p - state.log_q)
         for t in range(1, len(self.betas) - 1):
@@ -105,7 +105,7 @@ class Annealing:
         return self._state(self.density.whiten(drawn.u))
 
     def _state(self, v: Tensor) -> State:
-        """Evaluate both log-densities and their gradients."""
+        """Return the state at positions ``v``, with the values and gradients of both log-densities."""
         self.evaluations += 3 * len(v)
         rows = len(v) if self.batch_size is None else max(1, self.batch_size // v.shape[1])
         parts = [self._evaluated(part) for part in v.split(rows)]
@@ -123,11 +123,11 @@ class Annealing:
         return State(v.detach(), log_p.detach() + log_det, log_q.detach() + log_det, slope_p, slope_q)
 
     def _move(self, state: State, beta: float, step: Tensor) -> tuple[State, Tensor]:
-        """Make one transition of each chain, and return the acceptance probabilities, shape ``(num_chains, N)``."""
+        """Move each chain once; return the new state and the acceptance probabilities, shape ``(num_chains, N)``."""
         return transition(state, self._state, lambda at: (at.value(beta), at.slope(beta)), step, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Return the step sizes of each datum at each temperature, shape ``(N,)``, tuned by pilot chains."""
+        """Return, for each temperature, the step sizes of the data, shape ``(N,)``, tuned by pilot chains."""
         state = self._start(PILOT_CHAINS)
         step, steps = state.log_p.new_full((self.posterior.size,), self.posterior.dim**-0.25), []
         for t in (*[1] * WARM_UP, *range(1, len(self.betas) - 1)):

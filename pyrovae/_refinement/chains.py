@@ -1,22 +1,23 @@
-r"""Normal densities fitted to posteriors by short Hamiltonian chains and their gradients.
+r"""Normal densities fitted to posteriors with the draws and gradients of short Hamiltonian chains.
 
 **Motivation.** The regression of :mod:`pyrovae._refinement.regression` minimizes KL(q || p). If a posterior is skewed,
-the fitted density lies at its steep side and covers its long tail badly. The weights p/q are then heavy in this tail. A
-density with the mean and covariance of the posterior covers the tail. In many dimensions, however, a covariance that is
-estimated from few draws is too noisy. Gradients at the draws remove most of the noise.
+the fitted density lies at the steep side of the posterior and covers its long tail badly. The weights p/q are then
+large in this tail. A density with the mean and covariance of the posterior covers the tail. In many dimensions,
+however, a covariance that is estimated from few draws is too noisy. Gradients at the draws remove most of the noise.
 
-**The fit.** Let chains visit u with scores :math:`g = \nabla \log p(x, u)`. The normal density :math:`N(m, \Sigma)`
-with the least Fisher divergence,
+**The fit.** Let the chains visit points u with scores :math:`g = \nabla \log p(x, u)`. The normal density
+:math:`N(m, \Sigma)` with the least Fisher divergence,
 :math:`\mathrm{E}_p \big[(g + \Sigma^{-1}(u - m))^\top \Sigma\, (g + \Sigma^{-1}(u - m))\big]`, satisfies
 
-.. math:: \Sigma \,\mathrm{Cov}(g)\, \Sigma = \mathrm{Cov}(u), \qquad m = \bar u + \Sigma\, \bar g.
+.. math:: \Sigma \,\mathrm{Cov}(g)\, \Sigma = \mathrm{Cov}(u), \qquad m = \bar u + \Sigma\, \bar g,
 
-For a normal posterior, g is linear in u, so D + 1 draws determine the density exactly. The noise of the fit comes from
-the part of the posterior that is not normal.
+where bars are means over the draws. For a normal posterior, g is linear in u, so D + 1 draws determine the density
+exactly. The noise of the fit comes only from the departure of the posterior from a normal density.
 
-**The chains** first move in coordinates in which the density of the regression is standard normal. They start at draws
-from the mixture of wider copies of that density and the guide, and make few transitions. A density is fitted to the
-states of these chains, and the chains continue in its coordinates. The last fit uses the draws of both sets of chains.
+**The chains** start at draws from the mixture of the guide with wider copies of a first normal density, usually that of
+the regression. They make a few transitions in coordinates in which the first density is standard normal. A second
+density is fitted to their states, and the chains continue in coordinates in which the second density is standard
+normal. The last fit uses the draws from both runs of the chains.
 
 Source:
     *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson and Carpenter, 2026).
@@ -40,7 +41,7 @@ RIDGE = 0.05  # weight of the identity in the second moments of draws and of gra
 
 
 class State(NamedTuple):
-    """Chains with their log-densities.
+    """States of the chains, with the values and gradients of log p(x, u).
 
     Attributes:
         v: Positions in whitened coordinates, shape ``(num_chains, N, D)``.
@@ -53,7 +54,7 @@ class State(NamedTuple):
     slope: Tensor
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return these chains where ``condition``, shape ``(num_chains, N)``, is true, and ``other`` elsewhere."""
+        """Return the chains of ``self`` where ``condition`` is true, and those of ``other`` elsewhere."""
         rows = condition[..., None]
         return type(self)(
             torch.where(rows, self.v, other.v),
@@ -64,11 +65,11 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Visited:
-    """Draws of chains with their scores, in the whitened coordinates of a density.
+    """Draws of chains and the scores at these draws, in coordinates in which a given normal density is standard.
 
     Attributes:
-        density: Densities of N data.
-        v: Draws, shape ``(N, S, D)``.
+        density: Normal densities of N data, which define the coordinates.
+        v: Draws in these coordinates, shape ``(N, S, D)``.
         score: Gradients of log p with respect to v, shape ``(N, S, D)``.
     """
 
@@ -78,32 +79,32 @@ class Visited:
 
     @property
     def last(self) -> Tensor:
-        """Last positions u of the chains, shape ``(num_chains, N, D)``."""
+        """Positions u of the chains after the last transition, shape ``(num_chains, N, D)``."""
         return self.density.place(self.v[:, -num_chains(self.v.shape[-1]) :].movedim(0, 1))
 
     def seen_from(self, density: Normal) -> Self:
-        """Return the same draws in the coordinates of other densities."""
+        """Return the same draws and scores in coordinates in which ``density`` is standard."""
         u = self.density.mean[:, None] + self.v @ self.density.root.mT
         v = (u - density.mean[:, None]) @ density.inverse_root.mT
         return type(self)(density, v, self.score @ self.density.inverse_root @ density.root)
 
     def joined(self, other: Self) -> Self:
-        """Return these draws followed by those of ``other``, in the coordinates of ``other``."""
+        """Return the draws of ``self`` followed by those of ``other``, all in the coordinates of ``other``."""
         mine = self.seen_from(other.density)
         return type(self)(other.density, torch.cat([mine.v, other.v], 1), torch.cat([mine.score, other.score], 1))
 
 
 def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size: int | None = None) -> Visited:
-    """Run chains from given starting points.
+    """Run short Hamiltonian chains from given starting points.
 
     Args:
         posterior: Posteriors of N data.
-        density: Densities in whose coordinates the chains move.
+        density: Normal densities that are standard in the coordinates in which the chains move.
         start: First positions u, shape ``(num_chains, N, D)``.
-        batch_size: Largest number of gradients per evaluation; by default all at once.
+        batch_size: Largest number of gradients, over chains and data, that are computed together; by default all.
 
     Returns:
-        The draws after the burn-in.
+        The draws after the burn-in, with their scores.
     """
 
     def evaluate(v: Tensor) -> State:
@@ -123,22 +124,22 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
 
 
 def _density(state: State) -> tuple[Tensor, Tensor]:
-    """Return the log-density and its gradient, with zeros in place of gradients that are not finite."""
+    """Return the log-density and its gradient, with zero in place of each entry of the gradient that is not finite."""
     return state.log_p, state.slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def num_chains(dim: int) -> int:
-    """Return the number of chains for a datum. The draws that a fit of a covariance needs grow in proportion to D."""
+    """Return the number of chains per datum, which grows with D, because a larger covariance needs more draws."""
     return max(NUM_CHAINS, NUM_CHAINS * dim // 50)
 
 
 def gradients_of_chains(dim: int) -> int:
-    """Return the number of gradients per datum that a set of chains computes."""
+    """Return the number of gradients that one call of ``run_chains`` computes for each datum."""
     return num_chains(dim) * (1 + NUM_TRANSITIONS * NUM_LEAPFROG)
 
 
 def fit_to_chains(visited: Visited) -> Normal:
-    """Return the normal densities of least Fisher divergence from the posteriors; see the module's docstring."""
+    """Return the normal density with the least Fisher divergence for each datum; see the docstring of this module."""
     v, score = visited.v.double(), visited.score.double()
     mean, mean_score = v.mean(1), score.mean(1)
     covariance = ridged(second_moment(v - mean[:, None]))
@@ -152,14 +153,15 @@ def fit_to_chains(visited: Visited) -> Normal:
 
 
 def second_moment(vectors: Tensor, others: Tensor | None = None) -> Tensor:
-    """Return the mean of outer products, ``(N, D, D)``, of vectors of shape ``(N, S, D)``."""
+    """Return the mean outer products over S of ``vectors`` and ``others`` (by default ``vectors``), ``(N, D, D)``."""
     return vectors.mT @ (vectors if others is None else others) / vectors.shape[1]
 
 
 def ridged(moment: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Return a moment in whitened coordinates, shrunk towards the identity.
+    """Return a second moment in whitened coordinates, shrunk towards the identity matrix.
 
-    The second moments of draws and of scores are the identity if the posterior equals the density of the coordinates.
+    The second moments of draws and of scores equal the identity matrix if the posterior is standard normal in these
+    coordinates.
     """
     return (1 - ridge) * moment + ridge * torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
 
@@ -170,7 +172,7 @@ def symmetric(matrix: Tensor) -> Tensor:
 
 
 def _powers(matrix: Tensor, *exponents: float) -> list[Tensor]:
-    """Return powers of symmetric positive definite matrices."""
+    """Return the powers of symmetric positive definite matrices, one for each exponent."""
     values, vectors = torch.linalg.eigh(symmetric(matrix))
     values = values.clamp_min(1e-8)
     return [(vectors * values[:, None, :] ** exponent) @ vectors.mT for exponent in exponents]

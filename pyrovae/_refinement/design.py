@@ -1,9 +1,10 @@
-r"""Designs for regression: standard normal draws in orthogonal antithetic blocks.
+r"""Designs for regression: points that imitate standard normal draws, in orthogonal antithetic blocks.
 
 A block holds the vectors :math:`\pm r\, q_1, \dots, \pm r\, q_D` for a random orthogonal matrix :math:`(q_1 \dots q_D)`
-and a radius r. Its mean is exactly zero and its second moment is exactly :math:`(r^2 / D) I`. A linear regression on a
-single block is therefore as well conditioned as possible. Independent normal draws need twice as many points for the
-same error. The radii of the blocks are stratified quantiles of the chi distribution, scaled to a mean square of D.
+and a radius r. The mean of a block is exactly zero, and its second moment is exactly :math:`(r^2 / D) I`. A linear
+regression on a single block is therefore as well conditioned as possible. Independent normal draws need twice as many
+points for the same error. The radii of the blocks are stratified quantiles of the chi distribution, scaled to a mean
+square of D.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 
 
 def orthogonal_design(num_points: int, dim: int, *, like: Tensor) -> Tensor:
-    r"""Draw a design with mean 0 and second moment I.
+    r"""Draw points with mean exactly 0 and second moment exactly I, for a linear regression.
 
     Args:
         num_points: Number of points, S, a multiple of ``2 * dim``.

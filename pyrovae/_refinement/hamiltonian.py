@@ -1,4 +1,4 @@
-"""Hamiltonian transitions of many chains for many data, in coordinates in which their densities are nearly standard."""
+"""Hamiltonian transitions of many chains for many data, in coordinates that make posteriors nearly standard normal."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, Self, TypeVar
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class Chains(Protocol):
-    """States of chains, with the values of the density at these states."""
+    """Protocol of the states of many chains, with the log-densities at these states."""
 
     @property
     def v(self) -> Tensor:
         """Positions, shape ``(num_chains, N, D)``."""
 
     def where(self, condition: Tensor, other: Any) -> Self:
-        """Return these chains where ``condition``, shape ``(num_chains, N)``, is true, and ``other`` elsewhere."""
+        """Return the chains of ``self`` where ``condition`` is true, and those of ``other`` elsewhere."""
 
 
 S = TypeVar("S", bound=Chains)
@@ -32,14 +32,14 @@ def transition(
 
     Args:
         state: States of the chains.
-        evaluate: Function that returns the states at given positions.
+        evaluate: Function from positions, shape ``(num_chains, N, D)``, to the states at these positions.
         density: Function that returns the log-density of a state, ``(num_chains, N)``, and its gradient,
             ``(num_chains, N, D)``.
         step: Step size of each datum, shape ``(N,)``.
         num_leapfrog: Number of leapfrog steps.
 
     Returns:
-        The new states, and the acceptance probabilities, shape ``(num_chains, N)``.
+        The new states, and the acceptance probability of each chain and datum, shape ``(num_chains, N)``.
     """
     size = step[:, None]
     value, slope = density(state)
@@ -56,5 +56,5 @@ def transition(
 
 
 def adapted(step: Tensor, acceptance: Tensor, target: float) -> Tensor:
-    """Return step sizes that are adapted towards a target of the mean acceptance probability."""
+    """Return step sizes changed so that the mean acceptance probability moves towards ``target``, shape ``(N,)``."""
     return step * (acceptance.mean(0) - target).mul(0.5).exp()

@@ -1,28 +1,28 @@
-r"""A fixed mixture for each datum: a fitted normal density, wider copies of it, and the guide.
+r"""A fixed mixture for each datum, of the guide and of widened copies of a fitted normal density.
 
-The mixture is fixed before the draws that count, so :math:`p(x, u) / q(u)` is an unbiased estimate of p(x). The guide
-must stay in the mixture. If all other components sit at one of two modes, half of p(x) is missed, and no diagnostic of
-their draws reveals the error.
+The mixture is fixed before the draws of the estimate are made, so :math:`p(x, u) / q(u)` is an unbiased estimate of
+p(x). The guide must stay in the mixture. If all other components sit at one of two equal modes, their draws miss half
+of p(x), and no diagnostic of these draws reveals the error.
 
-**Draws** are stratified: the number of draws of each component differs from its expectation by less than one.
+**The draws** are stratified: the number of draws from each component differs from its expected value by less than one.
 
 **Guides whose density is expensive.** An inverse autoregressive flow scores its own draws in one pass, but any other
-value in D passes. For such guides, multiple importance sampling needs the guide's density only at its own draws. Let
-the functions :math:`w_N(u) + w_G(u) = 1` divide the space between the normal components, with density
-:math:`q_N = \sum_j \alpha_j N_j / (1 - \alpha_G)`, and the guide :math:`q_G`. Then
+value in D passes. For such guides, this module uses multiple importance sampling, which needs the guide's density only
+at the guide's own draws. Let two functions with :math:`w_N(u) + w_G(u) = 1` divide the space between the normal
+components, with density :math:`q_N = \sum_j \alpha_j N_j / (1 - \alpha_G)`, and the guide :math:`q_G`. Then
 
 .. math::
     p(x) = \mathrm{E}_{q_N}\Big[w_N \frac{p(x, u)}{q_N(u)}\Big] + \mathrm{E}_{q_G}\Big[w_G \frac{p(x, u)}{q_G(u)}\Big]
 
-for every such division. The balance heuristic uses :math:`w_G \propto \alpha_G q_G`. This module uses
+holds for every such division. The balance heuristic uses :math:`w_G \propto \alpha_G q_G`. This module uses
 :math:`w_G \propto \alpha_G t`, where t is a Student's t density that is fitted to draws from the guide. :math:`w_G` is
 close to one where the density of the normal components is small, as in a mode that they miss.
 
 Extend the space by an index k, which is N for a draw from a normal component and G for a draw from the guide. The log q
 of a draw is then :math:`\log(\alpha_k q_k(u)) - \log w_k(u)`, with :math:`\alpha_N = 1 - \alpha_G`. This is the
-log-density of (u, k) under the mixture minus the log-probability that the division assigns to k at u. As for any guide,
-E[exp(log p - log q)] is p(x), and E[log p - log q] is a lower bound on log p(x). The method has a drawback: where the t
-density describes the guide badly, draws from the guide keep some of their heavy weights.
+log-density of (u, k) under the mixture minus the log-probability that the division assigns to k at u. As for any
+proposal, E[exp(log p - log q)] is p(x), and E[log p - log q] is a lower bound on log p(x). The method has a drawback:
+where the t density describes the guide badly, draws from the guide keep some of their large weights.
 
 Source:
     *Optimally Combining Sampling Techniques for Monte Carlo Rendering* (Veach and Guibas, 1995), section 3.
@@ -45,22 +45,23 @@ _SURROGATE_DF = 5.0
 
 
 class Member(NamedTuple):
-    r"""A widened copy of the fitted normal density.
+    r"""Weight and width of a widened copy of the fitted normal density, which is a component of the mixture.
 
-    A standard normal vector of length D has a norm of about :math:`\sqrt D`, with a standard deviation of 0.7 for every
-    D. The copies are therefore specified by the increase of the norm. The same increase covers tails equally well in
-    few and in many dimensions.
+    A standard normal vector in D dimensions has a norm of about :math:`\sqrt D`. The standard deviation of this norm is
+    about 0.7 for every D. A copy is therefore specified by an increase of the norm: the same increase covers tails
+    equally well in few and in many dimensions.
 
     Attributes:
-        weight: Weight in the mixture.
-        reach: Increase r of the norm; standard deviations are multiplied by :math:`1 + r / \sqrt D`.
+        weight: Weight of the copy in the mixture.
+        reach: Increase r of the norm of a whitened draw; the standard deviations are multiplied by
+            :math:`1 + r / \sqrt D`.
     """
 
     weight: float
     reach: float
 
     def width(self, dim: int) -> float:
-        """Return the factor by which standard deviations are multiplied in ``dim`` dimensions."""
+        """Return the factor by which all standard deviations are multiplied in ``dim`` dimensions."""
         return 1 + self.reach / math.sqrt(dim)
 
 
@@ -76,7 +77,7 @@ class Draws:
     Attributes:
         u: Draws, shape ``(S, N, D)``.
         log_joint: log p(x, u), shape ``(S, N)``.
-        log_q: Log-density of the mixture, shape ``(S, N)``.
+        log_q: Log-density of the mixture, shape ``(S, N)``; see the docstring of the module for expensive guides.
         member: Index of the component of each draw, shape ``(S, N)``; the guide has the largest index.
     """
 
@@ -87,7 +88,7 @@ class Draws:
 
     @classmethod
     def cat(cls, draws: Sequence[Self]) -> Self:
-        """Concatenate draws that were made one after another."""
+        """Concatenate draws from the same mixtures along the dimension of the draws."""
         parts = ((part.u, part.log_joint, part.log_q, part.member) for part in draws)
         return cls(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -103,12 +104,12 @@ class Draws:
     def log_weights(self) -> Tensor:
         """Log-weights log p(x, u) - log q(u), shape ``(S, N)``, nats.
 
-        The mean of their exponentials is an unbiased estimate of p(x).
+        The mean of the exponentials of the log-weights is an unbiased estimate of p(x).
         """
         return self.log_joint - self.log_q
 
     def log_likelihood(self) -> tuple[Tensor, Tensor]:
-        """Estimate log p(x).
+        """Estimate log p(x) of each datum.
 
         Returns:
             The estimate, which is a lower bound in expectation, and its Monte Carlo standard error by the delta method,
@@ -129,19 +130,21 @@ class Draws:
 
 
 class Mixture:
-    """A mixture of widened copies of a normal density with the guide, for each of N data.
+    """Mixtures of the guide with widened copies of a fitted normal density, one mixture for each of N data.
 
     Args:
         posterior: Posteriors of N data, with the guide.
         density: Normal densities that were fitted to the posteriors.
-        members: Copies of the normal density; the guide gets the remaining weight.
-        split: Two further densities for some of the data. They get most of the weight that the copies have elsewhere.
+        members: Weights and widths of the copies of the normal density; the guide gets the remaining weight.
+        split: Two further normal densities for some of the data. For these data, the two densities get most of the
+            weight of the copies.
         failed: True for data whose mixture is the guide alone, shape ``(N,)``.
         score_guide: If true, the guide's density is computed at all draws. If false, it is computed only at the guide's
-            own draws, for guides whose density is expensive; see the module's docstring.
+            own draws, which suits guides whose density is expensive; see the docstring of the module.
 
     Raises:
-        ValueError: If a weight is not positive, a reach is negative, or the weights of the copies sum to 1 or more.
+        ValueError: If the weight of a copy is not positive, its reach is negative, or the weights of the copies sum to
+            1 or more.
     """
 
     def __init__(
@@ -173,7 +176,8 @@ class Mixture:
         Args:
             num_samples: Number of draws, S.
             noise: Standard normal vectors for the draws from the normal components, shape ``(S, N, D)``, such as
-                vectors of a quasi-random sequence; by default from torch's generator. The guide makes its own draws.
+                vectors of a quasi-random sequence; by default from torch's generator. The draws from the guide do not
+                use these vectors.
         """
         index = self._choose(num_samples)
         from_guide = index == len(self._normals)
@@ -199,7 +203,7 @@ class Mixture:
         return torch.stack(parts).logsumexp(0)
 
     def _normal_parts(self, u: Tensor) -> list[Tensor]:
-        """Return the log-densities of the normal components at u plus their log-weights, each of shape ``(S, N)``."""
+        """Return log(weight x density) at u for each normal component, as tensors of shape ``(S, N)``."""
         log_weights, parts = self._weights.log(), []
         distances: dict[int, Tensor] = {}
         for j, (density, width) in enumerate(self._normals):
@@ -209,14 +213,14 @@ class Mixture:
         return parts
 
     def _choose(self, num_samples: int) -> Tensor:
-        """Return the component of each draw by systematic sampling, shape ``(S, N)``, in ascending order."""
+        """Choose a component for each draw by systematic sampling; return the sorted indices, shape ``(S, N)``."""
         rows = torch.arange(num_samples, dtype=self._weights.dtype, device=self._weights.device)
         offset = torch.rand(self.posterior.size, 1, dtype=rows.dtype, device=rows.device)
         positions = ((rows + offset) / num_samples).contiguous()
         return torch.searchsorted(self._weights.cumsum(-1), positions, right=True).T
 
     def _place(self, index: Tensor, noise: Tensor | None) -> Tensor:
-        """Draw u from the widened normal components, shape ``(S, N, D)``, with placeholders in the guide's rows."""
+        """Draw u from the normal components, shape ``(S, N, D)``; entries for draws from the guide are arbitrary."""
         mean = self.density.mean
         widths = mean.new_tensor([*(width for _, width in self._normals), 1.0])[index]
         if noise is None:
@@ -243,9 +247,10 @@ class Mixture:
 
 
 def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Append the weights of the two densities that split a posterior.
+    """Append the weights of the two densities that split a posterior, for data with true ``chosen``.
 
-    For data that are split, the two densities get most of the weight of the normal components; for other data, none.
+    For these data, the two densities get most of the weight of the normal components. For other data, they get weight
+    0.
     """
     total = weights.sum(-1, keepdim=True)
     halves = torch.where(chosen[:, None], (total - total * KEPT) / 2, 0.0)

@@ -1,4 +1,4 @@
-"""Full-covariance normal densities of many data, stored as maps from standard normal draws and the inverse maps."""
+"""Full-covariance normal densities of many data, each stored as a linear map of standard normal vectors."""
 
 import math
 from dataclasses import dataclass
@@ -41,13 +41,13 @@ class Normal:
         return cls(mean, root, inverse_root, root.diagonal(dim1=-2, dim2=-1).log().sum(-1))
 
     def place(self, standard: Tensor) -> Tensor:
-        """Map standard normal vectors, ``(S, D)`` or ``(S, N, D)``, to u, shape ``(S, N, D)``."""
+        """Map standard normal vectors v, ``(S, D)`` or ``(S, N, D)``, to u = m + A v, shape ``(S, N, D)``."""
         if standard.ndim == 2:
             return self.mean + (standard @ self.root.mT).movedim(0, 1)
         return self.mean + (standard.movedim(0, 1) @ self.root.mT).movedim(0, 1)
 
     def pull(self, gradient: Tensor) -> Tensor:
-        """Map gradients with respect to u to gradients with respect to standard vectors, ``(N, S, D)``."""
+        """Turn gradients with respect to u = m + A v, ``(S, N, D)``, into those with respect to v, ``(N, S, D)``."""
         return gradient.movedim(0, 1) @ self.root
 
     def squared_distance(self, u: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Normal:
         return self.whiten(u).square().sum(-1)
 
     def log_prob(self, u: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
-        """Return the log-density at u of a widened copy.
+        """Return the log-density at u of a widened copy, which is normal or Student's t.
 
         Args:
             u: Values, shape ``(S, N, D)``.
@@ -63,12 +63,12 @@ class Normal:
             df: Degrees of freedom of Student's t; infinity is the normal density.
 
         Returns:
-            Log-densities, shape ``(S, N)``.
+            Log-densities, shape ``(S, N)``, nats.
         """
         return self.log_prob_at(self.squared_distance(u), width, df)
 
     def log_prob_at(self, squared_distance: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
-        """Return the log-density of a widened copy at squared Mahalanobis distances, shape ``(S, N)``."""
+        """Return the log-density of a widened copy at given squared Mahalanobis distances, shape ``(S, N)``."""
         dim, square = self.mean.shape[-1], squared_distance / width**2
         if math.isinf(df):
             standard = -0.5 * (square + dim * LOG_2PI)
@@ -82,7 +82,7 @@ class Normal:
         return self.log_det + 0.5 * self.mean.shape[-1] * (1 + LOG_2PI)
 
     def transform(self, vectors: Tensor, scales: Tensor, shift: Tensor) -> Self:
-        """Transform the densities in whitened coordinates.
+        """Return the densities shifted and scaled along given directions in whitened coordinates.
 
         Args:
             vectors: Orthonormal columns V, shape ``(N, D, D)``.
@@ -101,7 +101,7 @@ class Normal:
         )
 
     def within(self, mean: Tensor, covariance: Tensor) -> Self:
-        """Return the densities with mean ``(N, D)`` and covariance ``(N, D, D)``, given in whitened coordinates."""
+        """Return the densities that have the given mean and covariance in the whitened coordinates of ``self``."""
         inner = type(self).from_covariance(mean, covariance)
         return type(self)(
             self.mean + (self.root @ mean[..., None])[..., 0],
@@ -111,11 +111,11 @@ class Normal:
         )
 
     def whiten(self, u: Tensor) -> Tensor:
-        """Map u, shape ``(S, N, D)``, to standard vectors of the same shape."""
+        """Map u, shape ``(S, N, D)``, to whitened coordinates v of the same shape, where u = m + A v."""
         return ((u - self.mean).movedim(0, 1) @ self.inverse_root.mT).movedim(1, 0)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return these values for data where ``condition``, shape ``(N,)``, is true, and ``other`` elsewhere."""
+        """Return the densities of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
         matrix = condition[:, None, None]
         return type(self)(
             torch.where(condition[:, None], self.mean, other.mean),
@@ -125,10 +125,10 @@ class Normal:
         )
 
     def select(self, indices: Tensor) -> Self:
-        """Return the densities of the data with these indices."""
+        """Return the densities of the data at ``indices``."""
         return type(self)(self.mean[indices], self.root[indices], self.inverse_root[indices], self.log_det[indices])
 
     def put(self, indices: Tensor, other: Self) -> None:
-        """Replace the densities of some data, given by their indices, by ``other``."""
+        """Replace, in place, the densities of the data at ``indices`` by those of ``other``."""
         self.mean[indices], self.root[indices] = other.mean, other.root
         self.inverse_root[indices], self.log_det[indices] = other.inverse_root, other.log_det

@@ -1,4 +1,4 @@
-"""The interface between a posterior in unconstrained coordinates and the code that fits densities to it."""
+"""Protocol of the posteriors to which densities are fitted, as functions of unconstrained real vectors."""
 
 from typing import Protocol, Self
 
@@ -18,7 +18,7 @@ class Posterior(Protocol):
     dim: int
 
     def draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Draw u from the guide, shape ``(num_samples, N, D)``; also return log q(u | x), ``(num_samples, N)``."""
+        """Draw u from the guide; return u, ``(num_samples, N, D)``, and log q(u | x), ``(num_samples, N)``, nats."""
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log p(x, u), shape ``(num_samples, N)``, nats, for u of shape ``(num_samples, N, D)``."""
@@ -27,7 +27,7 @@ class Posterior(Protocol):
         """Return log p(x, u) and log q(u | x), each of shape ``(num_samples, N)``, nats."""
 
     def subset(self, indices: Tensor) -> Self:
-        """Return the posteriors of the data with these indices, shape ``(n,)``."""
+        """Return the posteriors of the data at ``indices``, a tensor of shape ``(n,)``."""
 
 
 def value_and_gradient(posterior: Posterior, u: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def value_and_gradient(posterior: Posterior, u: Tensor, batch_size: int | None =
     Args:
         posterior: Posteriors of N data.
         u: Values, shape ``(num_samples, N, D)``.
-        batch_size: Largest number of log-densities per evaluation; by default all at once.
+        batch_size: Largest number of log-densities, over draws and data, that are computed together; by default all.
 
     Returns:
         log p(x, u), shape ``(num_samples, N)``, and the gradient, shape ``(num_samples, N, D)``.

@@ -1,4 +1,4 @@
-"""The proposal of each datum: a normal density by regression, improved by chains for posteriors far from normal."""
+"""Fit of a proposal to each datum by regression and, for posteriors that are far from normal, Hamiltonian chains."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -24,10 +24,11 @@ class Refinement:
 
     Attributes:
         density: A normal density for each datum.
-        split: Two further densities for data whose posterior is far from normal.
-        share: Effective sample size of a few draws from the mixture, as a fraction of their number, shape ``(N,)``.
+        split: Two further normal densities for each datum whose posterior is far from normal.
+        share: Effective sample size of pilot draws from the mixture, divided by the number of these draws, shape
+            ``(N,)``.
         evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts as 3.
-        failed: True for data for which the regression failed, shape ``(N,)``.
+        failed: True for data whose regression failed, shape ``(N,)``.
     """
 
     density: Normal
@@ -37,25 +38,25 @@ class Refinement:
     failed: Tensor
 
     def select(self, indices: Tensor) -> Self:
-        """Return the densities of the data with these indices."""
+        """Return the fitted densities of the data at ``indices``."""
         rest = self.share[indices], self.evaluations[indices], self.failed[indices]
         return type(self)(self.density.select(indices), self.split.select(indices), *rest)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return these values for data where ``condition``, shape ``(N,)``, is true, and ``other`` elsewhere."""
+        """Return the fits of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
         pairs = ((self.share, other.share), (self.evaluations, other.evaluations), (self.failed, other.failed))
         rest = (torch.where(condition, mine, theirs) for mine, theirs in pairs)
         density, halves = self.density.where(condition, other.density), self.split.where(condition, other.split)
         return type(self)(density, halves, *rest)
 
     def put(self, indices: Tensor, other: Self) -> None:
-        """Replace the densities of some data, given by their indices, by ``other``."""
+        """Replace, in place, the densities of the data at ``indices`` by those of ``other``."""
         self.density.put(indices, other.density)
         self.split.put(indices, other.split)
         self.share[indices], self.evaluations[indices] = other.share, other.evaluations
 
     def mixture(self, posterior: Posterior, members: tuple[Member, ...] = MEMBERS, *, score_guide: bool) -> Mixture:
-        """Return the mixture of these densities and the guide."""
+        """Return the mixture of the guide with the fitted densities, for each datum."""
         options: Any = {"split": self.split, "failed": self.failed, "score_guide": score_guide}
         return Mixture(posterior, self.density, members, **options)
 
@@ -67,16 +68,17 @@ def refine(
     score_guide: bool = True,
     batch_size: int | None = None,
 ) -> Refinement:
-    """Fit the densities of a mixture to the posterior of each datum.
+    """Fit normal densities to the posterior of each datum, for a mixture with the guide.
 
-    A normal density is fitted by regression. If the effective sample size of a few draws from its mixture is a small
-    fraction of their number, :func:`refine_by_chains` follows. These draws are then discarded.
+    The first density is fitted by regression. Pilot draws from the mixture of this density and the guide test the fit.
+    If their effective sample size is a small fraction of their number, :func:`refine_by_chains` improves the fit. The
+    pilot draws are discarded.
 
     Args:
         posterior: Posteriors of N data, with the guide.
-        members: Copies of the normal density in the mixture.
-        score_guide: If true, the guide's density is computed at all draws.
-        batch_size: Largest number of gradients per evaluation, over all data; by default all at once.
+        members: Weights and widths of the copies of the normal density in the mixture.
+        score_guide: If true, the guide's density is computed at all draws; see :class:`Mixture`.
+        batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
     """
     fitted = fit(posterior, batch_size=batch_size)
     pilot = Mixture(posterior, fitted.density, members, failed=fitted.failed, score_guide=score_guide).draw(PILOT)
@@ -98,10 +100,10 @@ def refine_by_chains(
     score_guide: bool = True,
     batch_size: int | None = None,
 ) -> Refinement:
-    """Refit the densities to the draws of chains that start at draws from the mixture.
+    """Return densities refitted to the draws of Hamiltonian chains, which start at draws from the mixture.
 
-    Two further densities split each posterior. A datum keeps its densities if a new density is not finite, or if the
-    effective sample size of a few draws falls by more than a half.
+    Each datum gets a new normal density and two further densities that split its posterior. A datum keeps its former
+    densities if a new density is not finite, or if the effective sample size of pilot draws falls by a half or more.
     """
     count = num_chains(posterior.dim)
     start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some draws are from the guide
@@ -124,6 +126,6 @@ def refine_by_chains(
 
 
 def _effective_share(draws: Draws) -> Tensor:
-    """Return the effective sample size of draws as a fraction of their number; 0 if all weights are zero."""
+    """Return the effective sample size divided by the number of draws, shape ``(N,)``; 0 if all weights are zero."""
     weights = draws.log_weights.softmax(0)
     return (1 / (len(weights) * weights.square().sum(0))).nan_to_num(nan=0.0)

@@ -1,14 +1,14 @@
-r"""Stochastic linear regression: a full-covariance normal density for each datum, from gradients at draws.
+r"""Stochastic linear regression, which fits a full-covariance normal density to each posterior from gradients at draws.
 
-**The idea.** Let :math:`q = N(m, A A^\top)`. Two identities of Stein, due to Bonnet and Price, give the derivatives
-of :math:`\mathrm{E}_q[\log p(x, u)]` with respect to mean and covariance: the mean gradient, and half of the mean
+**The idea.** Let :math:`q = N(m, A A^\top)`. By the identities of Bonnet and Price, the derivatives of
+:math:`\mathrm{E}_q[\log p(x, u)]` with respect to mean and covariance are the mean gradient and half of the mean
 Hessian. The ELBO is therefore stationary if
 
 .. math:: \mathrm{E}_q[g(u)] = 0, \qquad (A A^\top)^{-1} = -\mathrm{E}_q[H(u)],
 
-with :math:`g = \nabla_u \log p(x, u)` and its Jacobian H. Integration by parts turns the mean Hessian into a
-covariance of gradients and draws, :math:`\mathrm{E}_q[H] = \mathrm{E}_q[g (u - m)^\top] (A A^\top)^{-1}`. This is the
-coefficient of the linear regression of g on u. No second derivative is needed.
+where :math:`g = \nabla_u \log p(x, u)` and H is the Jacobian of g. Integration by parts turns the mean Hessian into a
+covariance of gradients and draws, :math:`\mathrm{E}_q[H] = \mathrm{E}_q[g (u - m)^\top] (A A^\top)^{-1}`. The
+right-hand side is the coefficient of the linear regression of g on u. No second derivative is needed.
 
 **In whitened coordinates.** Write :math:`u = m + A \epsilon` and :math:`h = A^\top g`. A round evaluates g at S draws
 and computes
@@ -16,21 +16,22 @@ and computes
 .. math:: \bar h = \frac1S \sum_s h_s, \qquad B = -\frac1S \sum_s h_s \epsilon_s^\top .
 
 The fit is stationary if :math:`\bar h = 0` and :math:`B = I`. The draws are the orthogonal antithetic designs of
-:mod:`pyrovae._refinement.design`, whose Gram matrix is exactly :math:`S I`. The sum above *is* therefore the
-least-squares solution, and S may be as small as 2 D. Independent draws need about 4 D.
+:mod:`pyrovae._refinement.design`, whose Gram matrix is exactly :math:`S I`. Therefore -B is exactly the least-squares
+coefficient of h on :math:`\epsilon`, and S may be as small as 2 D. Independent draws need about 4 D.
 
 **The update.** Let :math:`(B + B^\top) / 2 = V \Lambda V^\top`. Eigenvalues are replaced by their absolute values and
-bounded. An update at the rate :math:`\rho \in (0, 1]` multiplies the precision by :math:`\Lambda^\rho`. The new density
-has mean :math:`m + A V \Lambda^{-\rho} V^\top \bar h`, with a bounded step, and root :math:`A V \Lambda^{-\rho / 2}`.
-Decreasing rates average the regressions of successive rounds, like the running means of Salimans and Knowles.
+bounded. An update at the rate :math:`\rho \in (0, 1]` multiplies the whitened precision along the columns of V by
+:math:`\Lambda^\rho`. The new density has mean :math:`m + A V \Lambda^{-\rho} V^\top \bar h` and root
+:math:`A V \Lambda^{-\rho / 2}`. The length of the step of the mean is bounded. Decreasing rates average the regressions
+of successive rounds, like the running means of Salimans and Knowles.
 
-**Start.** The first density has the mean and the full covariance of draws from the guide. Its mean then takes a few
-steps of gradient ascent on log p(x, u), preconditioned by that covariance.
+**Start.** The first density has the mean and the covariance of draws from the guide, with slightly shrunk correlations.
+Its mean then takes a few steps of gradient ascent on log p(x, u), preconditioned by that covariance.
 
-**Safeguards.** Each round estimates the ELBO at its own draws. A datum keeps its previous density if its ELBO falls by
-more than the noise, or if a value or gradient is not finite. The next round then tries the update at a smaller rate.
-Once the ELBO of a datum gains less than a threshold, the datum is settled and no longer evaluated. A datum without any
-finite round is reported as failed.
+**Safeguards.** Each round estimates the ELBO of the new density from the draws of this round. A datum keeps its
+previous density if the ELBO falls by more than noise can explain, or if a value or gradient is not finite. The next
+round then tries an update at a smaller rate. If a round raises the ELBO of a datum by less than a threshold, the datum
+is settled: later rounds leave it out. A datum is reported as failed if no round had finite values and gradients.
 
 Source:
     *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles, 2013).
@@ -57,15 +58,15 @@ _REACH = 1.5  # longest step of a mean, in standard deviations per dimension
 
 @dataclass(frozen=True)
 class Fit:
-    """Fitted normal densities.
+    """Normal densities fitted by stochastic linear regression, with their cost.
 
     Attributes:
         density: Densities of N data.
         elbo: Estimate of the ELBO of each density, shape ``(N,)``, nats; ``-inf`` if the fit failed.
         evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts as 3.
         rounds: Number of rounds of each datum, including the first, shape ``(N,)``.
-        failed: True for data without a round of finite values and gradients, shape ``(N,)``. Use the guide alone for
-            these data.
+        failed: True for data for which no round had finite values and gradients, shape ``(N,)``. Use the guide alone
+            for these data.
     """
 
     density: Normal
@@ -92,13 +93,13 @@ def fit(
         posterior: Posteriors of N data.
         num_points: Number of gradients per datum and round, S, rounded up to a multiple of twice the number of latent
             dimensions. By default the smallest such multiple that is at least 64.
-        rates: Rate of each update; their number is the largest number of updates.
+        rates: Rate of each update, in order; there are at most as many updates as rates.
         num_ascent_steps: Number of steps of gradient ascent before the first round.
-        settled_gain: A datum is settled if its ELBO gains less than this number in a round, nats.
-        batch_size: Largest number of gradients per evaluation, over all data; by default all at once.
+        settled_gain: Smallest gain of the ELBO in a round, nats, for which the fit of a datum continues.
+        batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
 
     Returns:
-        The densities, their ELBO, and the evaluations spent.
+        The densities, their ELBO, and the number of evaluations of log p(x, u).
 
     Raises:
         ValueError: If ``num_points`` is less than 1, ``num_ascent_steps`` is negative, or a rate is not in (0, 1].
@@ -134,7 +135,7 @@ def fit(
 
 
 def fit_to_draws(posterior: Posterior) -> Normal:
-    """Return normal densities with the mean and covariance of guide draws; correlations are shrunk by a tenth."""
+    """Return normal densities with the mean and covariance of guide draws, with correlations shrunk by a tenth."""
     draws, _ = posterior.draw(max(256, 4 * posterior.dim))
     mean = draws.mean(0)
     spread = (draws - mean).movedim(0, 1)
@@ -144,7 +145,10 @@ def fit_to_draws(posterior: Posterior) -> Normal:
 
 
 def ascend(posterior: Posterior, density: Normal, num_steps: int) -> Normal:
-    """Move the means uphill on log p(x, u), preconditioned by the covariance, with a separate step size for each."""
+    """Return the densities with means moved by gradient ascent on log p(x, u), preconditioned by the covariances.
+
+    The step size adapts to each datum separately.
+    """
     if num_steps == 0:
         return density
     mean, rate = density.mean, torch.full_like(density.log_det, 0.5)
@@ -164,7 +168,7 @@ def ascend(posterior: Posterior, density: Normal, num_steps: int) -> Normal:
 
 @dataclass(frozen=True)
 class _Round:
-    """Densities, with the estimates from a round of draws.
+    """Normal densities, with estimates of the ELBO, the gradient and the Hessian from one round of draws.
 
     Attributes:
         density: Densities of N data.
@@ -179,7 +183,7 @@ class _Round:
     curvature: Tensor
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return these values for data where ``condition``, shape ``(N,)``, is true, and ``other`` elsewhere."""
+        """Return the rounds of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
         return type(self)(
             self.density.where(condition, other.density),
             torch.where(condition, self.elbo, other.elbo),
@@ -188,17 +192,17 @@ class _Round:
         )
 
     def select(self, indices: Tensor) -> Self:
-        """Return the rounds of the data with these indices."""
+        """Return the densities and estimates of the data at ``indices``."""
         return type(self)(self.density.select(indices), *(part[indices] for part in self._tensors()))
 
     def put(self, indices: Tensor, other: Self) -> None:
-        """Replace the rounds of some data, given by their indices, by ``other``."""
+        """Replace, in place, the densities and estimates of the data at ``indices`` by those of ``other``."""
         self.density.put(indices, other.density)
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             mine[indices] = theirs
 
     def copy(self) -> Self:
-        """Return a copy that shares no memory."""
+        """Return a copy that shares no memory with the original."""
         return self.select(torch.arange(len(self.elbo), device=self.elbo.device))
 
     def _tensors(self) -> tuple[Tensor, ...]:
@@ -206,7 +210,7 @@ class _Round:
 
 
 def _run_round(posterior: Posterior, density: Normal, num_points: int, batch_size: int | None) -> _Round:
-    """Evaluate gradients at draws from the densities, and regress them on the draws."""
+    """Evaluate gradients of log p(x, u) at draws from the densities, and regress the gradients on the draws."""
     points = orthogonal_design(num_points, posterior.dim, like=density.mean)
     value, gradient = value_and_gradient(posterior, density.place(points), batch_size)
     whitened = density.pull(gradient)
@@ -223,7 +227,7 @@ def _run_round(posterior: Posterior, density: Normal, num_points: int, batch_siz
 
 
 def _improve(current: _Round, rate: Tensor) -> Normal:
-    """Return the densities after an update at a rate of shape ``(N,)``; see the module's docstring."""
+    """Return the densities after an update at the given rates, shape ``(N,)``; see the docstring of this module."""
     density, dim = current.density, current.slope.shape[-1]
     values, vectors = torch.linalg.eigh(current.curvature)
     values = values.abs().clamp(*_EIGENVALUES) ** rate[:, None]

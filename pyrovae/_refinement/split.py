@@ -1,14 +1,16 @@
-r"""Two normal densities for a posterior that is not normal, from draws of chains and their scores.
+r"""Fit of two normal densities to a posterior that is not normal, from draws of chains and the scores at these draws.
 
-Let v be a draw in coordinates in which the posterior has approximately mean 0 and covariance I, and let g be its score,
-the gradient of log p. The score of a normal posterior is :math:`-v`, so :math:`r = g + v` measures the departure from
-normality. The quadratic part of r is strongest along the direction w that maximizes
-:math:`\mathrm{E}[(w^\top r)\,((w^\top v)^2 - 1)]`, the third derivative of log p along w. A power iteration,
-:math:`w \propto \mathrm{E}[r\,((w^\top v)^2 - 1)]`, finds w.
+Let v be a draw in coordinates in which the posterior has approximately mean 0 and covariance I, and let g be the score
+at v, the gradient of log p. The score of a normal posterior is :math:`-v`, so :math:`r = g + v` measures the departure
+from normality. The quadratic part of r is strongest along the direction w that maximizes
+:math:`\mathrm{E}[(w^\top r)\,((w^\top v)^2 - 1)]`. This expectation is approximately the mean third derivative of log p
+along w. A power iteration, :math:`w \propto \mathrm{E}[r\,((w^\top v)^2 - 1)]`, finds w.
 
-The draws are split softly along w, with weights :math:`\sigma(\pm w^\top v)`. In each half, a weighted regression of
-the scores on the draws gives a precision P. The normal density with this linear score has mean
-:math:`\bar v + P^{-1} \bar g`. Together, the two densities follow a posterior whose curvature changes along w.
+The draws are divided softly into two halves along w: a draw has weight :math:`\sigma(w^\top v)` in one half and
+:math:`\sigma(-w^\top v)` in the other, where :math:`\sigma` is the logistic function. In each half, a weighted
+regression of the scores on the draws gives a precision P. The normal density with this linear score has mean
+:math:`\bar v + P^{-1} \bar g`, where bars are weighted means. Together, the two densities follow a posterior whose
+curvature changes along w.
 """
 
 from dataclasses import dataclass
@@ -27,11 +29,11 @@ EIGENVALUES = (0.2, 5.0)  # bounds on a local precision
 
 @dataclass(frozen=True)
 class Split:
-    """Two normal densities for some of N data.
+    """Two normal densities per datum, which describe posteriors that a single normal density describes badly.
 
     Attributes:
-        densities: The two densities; for data that are not split, the values are arbitrary.
-        chosen: True for data that are split, shape ``(N,)``.
+        densities: The two densities of each of N data; arbitrary for data with false ``chosen``.
+        chosen: True for data whose posterior is described by the two densities, shape ``(N,)``.
     """
 
     densities: tuple[Normal, ...]
@@ -39,34 +41,35 @@ class Split:
 
     @classmethod
     def none(cls, density: Normal) -> Self:
-        """Return a split that applies to no datum."""
+        """Return a value in which no datum's posterior is split in two; both densities are copies of ``density``."""
         everything = torch.arange(len(density.mean), device=density.mean.device)
         halves = density.select(everything), density.select(everything)
         return cls(halves, torch.zeros_like(everything, dtype=torch.bool))
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return these values for data where ``condition``, shape ``(N,)``, is true, and ``other`` elsewhere."""
+        """Return the densities of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
         pairs = zip(self.densities, other.densities, strict=True)
         densities = tuple(mine.where(condition, theirs) for mine, theirs in pairs)
         return type(self)(densities, torch.where(condition, self.chosen, other.chosen))
 
     def put(self, indices: Tensor, other: Self) -> None:
-        """Replace the densities of some data, given by their indices, by ``other``."""
+        """Replace, in place, the densities of the data at ``indices`` by those of ``other``."""
         for mine, theirs in zip(self.densities, other.densities, strict=True):
             mine.put(indices, theirs)
         self.chosen[indices] = other.chosen
 
     def select(self, indices: Tensor) -> Self:
-        """Return the densities of the data with these indices."""
+        """Return the two densities of the data at ``indices``."""
         first, second = self.densities
         return type(self)((first.select(indices), second.select(indices)), self.chosen[indices])
 
 
 def split(visited: Visited) -> tuple[Normal, Normal]:
-    """Return two normal densities that split the posterior of each datum.
+    """Return two normal densities for each datum, fitted to two halves of the draws from its posterior.
 
     Args:
-        visited: Draws and scores in the coordinates of a density that was fitted to them.
+        visited: Draws of chains and their scores, in coordinates in which a normal density fitted to the draws is
+            standard.
     """
     v, score = visited.v.double(), visited.score.double()
     along = _along(v, _direction(v, score))
@@ -75,7 +78,7 @@ def split(visited: Visited) -> tuple[Normal, Normal]:
 
 
 def _direction(v: Tensor, score: Tensor) -> Tensor:
-    """Return the unit vectors along which the posteriors depart most from normal densities, shape ``(N, D)``."""
+    """Return the unit vector along which each posterior departs most from a normal density, shape ``(N, D)``."""
     rest = score + v
     rest = rest - rest.mean(1, keepdim=True)
     best, highest = torch.zeros_like(v[:, 0]), torch.full_like(v[:, 0, 0], -torch.inf)
@@ -94,7 +97,7 @@ def _contraction(v: Tensor, rest: Tensor, direction: Tensor) -> Tensor:
 
 
 def _along(v: Tensor, direction: Tensor) -> Tensor:
-    """Return the coordinates of draws along a direction, shape ``(N, S)``."""
+    """Return the component of each draw along a direction, shape ``(N, S)``."""
     return (v @ direction[..., None])[..., 0]
 
 
@@ -103,7 +106,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _local(visited: Visited, v: Tensor, score: Tensor, weights: Tensor) -> Normal:
-    """Return the normal density whose score is the weighted linear regression of the scores on the draws."""
+    """Return, for each datum, the normal density whose score is the weighted linear regression of scores on draws."""
     weights = (weights / weights.mean(1, keepdim=True))[..., None]
     mean, mean_score = (weights * v).mean(1), (weights * score).mean(1)
     centered, slopes = v - mean[:, None], score - mean_score[:, None]

@@ -1,11 +1,11 @@
-"""Evaluation by importance weighting: bounds on log p(x) for each datum, their errors and their reliability.
+"""Evaluation of models and guides: estimates of log p(x) for each datum, with errors and diagnostics.
 
-Every function takes any pair of Pyro programs ``(model, guide)`` and uses only the log-weights of the pair. A function
-of ``(model, guide, x)`` also accepts ``(vae, x)``, where ``vae`` is a module with the attributes ``model`` and
-``guide``. Bounds are in nats per datum, and higher is better.
+Estimators take any pair of Pyro programs ``(model, guide)``. A function with the arguments ``(model, guide, x)`` also
+accepts ``(vae, x)``, where ``vae`` is a module with the attributes ``model`` and ``guide``. Bounds are in nats per
+datum, and higher is better.
 
-The options that all estimators share ( ``plate``, ``memory``, ``seed``, ``progress``, ``checkpoint``, ...) are
-described once, at :class:`Options`.
+:class:`Options` describes the options that all estimators share: ``plate``, ``memory``, ``seed``, ``progress``,
+``checkpoint`` and others.
 """
 
 from pyrovae.evaluation.diagnostics.active_units import active_units

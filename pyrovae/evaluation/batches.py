@@ -1,4 +1,4 @@
-"""Batches of data of a size that the programs can score in one run."""
+"""Division of the data into batches, each of which the programs can score in one run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from pyrovae.evaluation.program_data import ProgramData
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of consecutive data.
+    """Data that the programs score in one run, with the arguments of this run.
 
     Attributes:
         args: Arguments of the programs.
-        start: Index of the first datum.
-        kept: Number of data that are new in this batch. The last batch of a program whose plate has a fixed size is
-            filled up with data that were already scored.
-        size: Number of data that the program scores in one run.
-        subsample: Indices for the subsampling plates, by name of the plate.
+        start: Index of the first datum in the data set.
+        kept: Number of data, counted from the first datum of the batch, whose results are used. If the data plate has a
+            fixed size, data that were already scored fill up the last batch.
+        size: Number of data in the batch.
+        subsample: Indices that each subsampling plate must choose, by name of the plate.
     """
 
     args: tuple[Any, ...]
@@ -37,11 +37,11 @@ def batches(
     """Yield all data in batches.
 
     Args:
-        data: Data to split into batches.
+        data: Data to divide into batches.
         device: Device of the batches.
         plate: The data plate.
         width: Number of data in a batch. A program whose data plate has a fixed size gets batches of that size instead.
-        cuttable: If true, the program runs on any number of data.
+        cuttable: True if the program runs on any number of data.
     """
     size = len(data)
     if cuttable:
@@ -58,5 +58,5 @@ def batches(
 
 
 def consecutive(data: ProgramData, device: torch.device, start: int, stop: int) -> Batch:
-    """Return the data from ``start`` to ``stop``."""
+    """Return a batch of the data from index ``start`` up to, but not including, ``stop``."""
     return Batch(data.batch(start, stop, device), start, stop - start, stop - start, {})

@@ -1,13 +1,13 @@
 r"""Bounds, Monte Carlo errors and effective sample size, computed from log-weights of shape ``(num_samples, N)``.
 
-With :math:`K` draws per datum, :math:`\mathrm{ELBO} = \frac{1}{K} \sum_k \log w_k` and
+With :math:`K` draws per datum and their weights :math:`w_k`, :math:`\mathrm{ELBO} = \frac{1}{K} \sum_k \log w_k` and
 :math:`\log \hat p(x) = \log \frac{1}{K} \sum_k w_k`, which is :math:`\mathrm{IWAE}_K`. For :math:`k < K`,
 
 .. math:: \mathrm{IWAE}_k = \frac{1}{K} \sum_{i=1}^K \log \frac{1}{k} \sum_{j=0}^{k-1} w_{(i + j) \bmod K}.
 
 The outer sum runs over all cyclic windows of k neighbouring draws, so every draw counts k times. By Jensen's
 inequality, :math:`\mathrm{ELBO} \le \mathrm{IWAE}_k \le \mathrm{IWAE}_{mk} \le \log \hat p(x)` holds exactly for the
-given draws.
+given draws, for every integer m with :math:`mk \le K`.
 """
 
 import math
@@ -20,11 +20,11 @@ from torch import Tensor
 def of_valid(
     log_weights: Tensor, columns: Callable[[Tensor], Mapping[str, Tensor]], *, draws_dims: int = 1
 ) -> dict[str, Tensor]:
-    """Compute columns of the data whose log-weights are all finite or -inf; the rows of other data are NaN.
+    """Compute statistics of the data whose log-weights are all finite or -inf; statistics of other data are NaN.
 
     Args:
-        log_weights: Shape ``(*draws, N)``, nats.
-        columns: Function of log-weights that returns a mapping from names to values, shape ``(n,)`` or ``(n, *rest)``.
+        log_weights: Log-weights, shape ``(*draws, N)``, nats.
+        columns: Function from the log-weights of n data to statistics by name, shape ``(n,)`` or ``(n, *rest)``.
         draws_dims: Number of leading dimensions that hold draws.
     """
     valid = ~(log_weights.isnan() | (log_weights == math.inf)).flatten(0, draws_dims - 1).any(0)
@@ -40,15 +40,15 @@ def of_valid(
 
 
 def elbo(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The ELBO of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats."""
+    """Return the ELBO of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats."""
     return log_weights.mean(0), _std(log_weights) / math.sqrt(len(log_weights))
 
 
 def iwae(log_weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The bound IWAE_k of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats.
+    """Return the bound IWAE_k of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats.
 
-    The error is computed from the spread of the windows, of which K / k are independent. If K / k is less than ten, the
-    error is that of the delta method, which is the limit for k = K.
+    The error is computed from the spread over the cyclic windows of k draws, K / k of which are independent. If K / k
+    is less than ten, the error of :func:`log_likelihood` is returned, which is the error for k = K.
 
     Raises:
         ValueError: If ``k`` is not between 1 and the number of draws.
@@ -64,9 +64,9 @@ def iwae(log_weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def log_likelihood(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The estimate of log p(x) from all draws and its Monte Carlo standard error, shapes ``(N,)``, nats.
+    r"""Return the estimate of log p(x) from all draws and its Monte Carlo standard error, shapes ``(N,)``, nats.
 
-    The error is the one of the delta method, :math:`\mathrm{sd}(w) / (\sqrt{K}\, \bar w)`.
+    The error follows from the delta method: :math:`\mathrm{sd}(w) / (\sqrt{K}\, \bar w)`.
     """
     num_samples = len(log_weights)
     estimate = log_weights.logsumexp(0) - math.log(num_samples)
@@ -77,16 +77,17 @@ def log_likelihood(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding_error(log_weights: Tensor) -> Tensor:
-    """Return the error of the log-likelihood that the rounding of log-weights causes, shape ``(N,)``, nats.
+    """Return the error of log p(x) that is caused by the rounding of log-weights, shape ``(N,)``, nats.
 
-    A log-weight is a sum of many terms. Its relative error is therefore a few units in the last place of its dtype.
+    A log-weight is a sum of many terms, each of which is rounded. The error is taken as the largest absolute log-weight
+    times the machine epsilon of the dtype.
     """
     largest = log_weights.amax(0).abs()
     return torch.finfo(log_weights.dtype).eps * torch.where(largest.isfinite(), largest, 0.0).double()
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    r"""Kish's effective sample size of each datum, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, shape ``(N,)``.
+    r"""Return Kish's effective sample size of each datum, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, shape ``(N,)``.
 
     The value lies between 1 and the number of draws, K. It is 0 if all weights are zero.
 
@@ -99,7 +100,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 
 
 def _window_sums(log_weights: Tensor, k: int) -> Tensor:
-    """Log of the sums over all cyclic windows of k draws, shape ``(num_samples, N)``, nats."""
+    """Return the log of the sum of weights in each cyclic window of k draws, shape ``(num_samples, N)``, nats."""
     rows = log_weights.T.contiguous()  # shifting is fastest along contiguous memory
     highest = rows.amax(1, keepdim=True)
     lowest = rows.amin(1, keepdim=True)
@@ -111,7 +112,7 @@ def _window_sums(log_weights: Tensor, k: int) -> Tensor:
 
 
 def _by_doubling(add: Callable[[Tensor, Tensor], Tensor], rows: Tensor, k: int) -> Tensor:
-    """Sums over all cyclic windows of k neighbours, composed of the sums over windows of 1, 2, 4, ... neighbours."""
+    """Return the sums over all cyclic windows of k neighbours, composed of the sums over 1, 2, 4, ... neighbours."""
     power, covered, sums = rows, 0, None
     for bit in range(k.bit_length()):
         if bit > 0:

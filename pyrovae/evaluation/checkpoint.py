@@ -28,7 +28,7 @@ _CHANGEABLE = {"progress", "checkpoint", "seed"}  # options that may differ betw
 
 
 def seed_in(folder: str | Path) -> int:
-    """Return the seed that a checkpoint folder holds for calls without a seed; a new folder gets a new seed.
+    """Return the seed that a checkpoint folder stores for calls without a seed; a new folder gets a new seed.
 
     The data that bidirectional Monte Carlo simulates and the draws of global latents depend on the seed. The seed must
     therefore be known before the rows are read.
@@ -47,21 +47,21 @@ def seed_in(folder: str | Path) -> int:
 
 
 class Checkpoint:
-    """The finished rows of an evaluation, kept in a folder from which the same call continues.
+    """The finished rows of an evaluation, stored in a folder from which a repeated call continues.
 
     This context manager locks the folder for one evaluation.
 
     Args:
-        problem: The opened problem.
+        problem: The opened problem, which holds model, guide and data.
         estimator: Name of the estimator.
-        settings: Options of the estimator.
+        settings: Options of the estimator on which the rows depend.
 
     Attributes:
-        seconds: Seconds that earlier calls took.
+        seconds: Duration of all earlier calls of the evaluation, in seconds.
 
     Raises:
         OSError: On entry, if the folder cannot be created, or another evaluation uses it.
-        ValueError: On entry, if the folder holds another evaluation, or the file in it is damaged.
+        ValueError: On entry, if the folder holds another evaluation or a damaged file.
     """
 
     def __init__(self, problem: "Problem", estimator: str, settings: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ class Checkpoint:
             self.lock.release()
 
     def restore(self, rows: Rows) -> None:
-        """Copy the rows of an earlier call into the result."""
+        """Fill ``rows`` with the rows that an earlier call has stored in the folder."""
         if self.kept is not None:
             self.seconds = self.kept["seconds"]
             columns = {name: values.numpy() for name, values in self.kept["columns"].items()}
@@ -91,7 +91,7 @@ class Checkpoint:
             self.num_written = rows.done
 
     def save(self, rows: Rows, *, now: bool = False) -> None:
-        """Write the finished rows, unless they were written a few seconds ago.
+        """Write the finished rows to the folder, unless the last write was a few seconds ago and ``now`` is false.
 
         If writing fails, the evaluation warns once and continues with the rows in memory.
         """
@@ -117,7 +117,7 @@ class Checkpoint:
         self.saved = time.perf_counter()
 
     def _open(self) -> dict[str, Any] | None:
-        """Lock the folder, and return the content of an earlier call of this evaluation."""
+        """Lock the folder, and return the rows that an earlier call of this evaluation has stored, or None."""
         assert self.folder is not None
         name, lock = str(self.folder), FolderLock(self.folder)
         try:
@@ -178,7 +178,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return everything on which the rows depend, by name, as plain values."""
+    """Return everything that determines the rows of an evaluation, by name, as numbers, strings and containers."""
     found = attributes(problem)
     names = "model", "guide", "data_sha1", "parameters_sha1", "binarization", "seed", "autocast"
     versions = "pyrovae_version", "torch_version", "pyro-ppl_version"
@@ -197,7 +197,7 @@ def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -
 
 
 def _proposal(problem: "Problem") -> dict[str, Any] | None:
-    """Return the type and the settings of a refined guide, or None."""
+    """Return the type and the settings of a refined guide, or None for any other guide."""
     if problem.proposal is None:
         return None
     public = {name: value for name, value in vars(problem.proposal).items() if not name.startswith("_")}
@@ -206,7 +206,7 @@ def _proposal(problem: "Problem") -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as numbers, strings and containers of these; a tensor or array becomes its checksum."""
+    """Return a value as numbers, strings and containers of these; a tensor or array is replaced by its checksum."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):

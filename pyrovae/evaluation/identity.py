@@ -1,12 +1,12 @@
-"""The code and the constants that determine the densities of programs, besides parameters.
+"""Code and constants that, together with the parameters, determine the densities of programs.
 
-They are found by a walk from each program over functions whose names its code loads, closures, default values, bound
-objects, classes, attributes and containers. The walk leaves out
+A walk from each program finds the code and the constants. It visits functions that the code names, closures, default
+values, bound objects, classes, attributes and containers. The walk leaves out
 
-* code of the standard library and of installed packages, which their versions identify;
+* code of the standard library and of installed packages, because their versions identify this code;
 * values that change when the programs run, such as counters, because a program whose density depends on them is
   rejected;
-* tensors that a dictionary holds under keys other than names, because these are caches.
+* tensors in a dictionary whose keys are not strings, because such a dictionary is a cache.
 
 The walk does not find the environment, files, or objects that a program looks up by name (``getattr``, a registry).
 """
@@ -48,12 +48,12 @@ _DESCRIBED = (
 def contents(
     programs: Mapping[str, Any], known: Mapping[nn.Module, Any], *, most_bytes: float = torch.inf
 ) -> dict[str, str]:
-    """Return the code and the constants of programs, by their path, such as ``model.network.scale``.
+    """Return the code and the constants of programs as text, by path, such as ``model.network.scale``.
 
     Args:
         programs: The programs by name.
         known: Modules whose parameters and buffers are left out.
-        most_bytes: Size of the largest arrays that are read, bytes.
+        most_bytes: Largest size of a tensor or array that is read, bytes; larger ones are left out.
     """
     found: dict[str, str] = {}
     seen: dict[int, Any] = {}  # keeps the objects alive, so that their identities are not reused
@@ -71,17 +71,17 @@ def contents(
 
 
 def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """Return the values that runs of the programs have not changed."""
+    """Return the entries of ``after`` that are new or as in ``before``; both are results of :func:`contents`."""
     return {path: text for path, text in after.items() if before.get(path, text) == text}
 
 
 def digest(found: Mapping[str, str]) -> str:
-    """Return the SHA-1 of the values that were found."""
+    """Return the SHA-1 of a result of :func:`contents`, the code and constants of programs."""
     return _digest(repr(sorted(found.items())).encode())
 
 
 def difference(now: Mapping[str, str], then: Mapping[str, str]) -> str:
-    """Describe the first value that differs, with both values; return an empty string if all values agree."""
+    """Describe the first value that differs between two results of ``contents``; return an empty text if all agree."""
     for path in (*now, *then):
         if now.get(path) != then.get(path):
             return f"its {path} is {then.get(path, 'not there')}, here it is {now.get(path, 'not there')}"
@@ -89,7 +89,7 @@ def difference(now: Mapping[str, str], then: Mapping[str, str]) -> str:
 
 
 def _as_text(value: Any, most_bytes: float) -> str | None:
-    """Return a value without parts as text, an empty text for a value that is not read, and None for other values."""
+    """Return text for a plain value, tensor or array; None for other objects and for arrays that are too large."""
     if value is None or isinstance(value, _PLAIN):
         text = repr(value)
         return text if len(text) <= LONGEST else _digest(text.encode())
@@ -109,7 +109,7 @@ def _array_bytes(array: np.ndarray) -> Any:
 
 
 def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a value by name."""
+    """Yield the objects inside a value, such as attributes and items, each with its name."""
     if isinstance(value, MethodType):
         yield from (("__func__", value.__func__), ("__self__", value.__self__))
     elif isinstance(value, functools.partial):
@@ -139,7 +139,7 @@ def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, An
 
 
 def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield closure, default values and loaded globals of a function; for a module, its attributes that are loaded."""
+    """Yield closure, default values and globals of a function; of a global module, yield only attributes in use."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
@@ -182,7 +182,7 @@ def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
-    """Return the names of the globals that code loads, each with all attribute names that the code loads."""
+    """Return the name of each global that the code loads, paired with all attribute names that the code loads."""
     names: dict[str, None] = {}
     attributes: dict[str, None] = {}
     pending = [code]
@@ -198,7 +198,7 @@ def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
 
 
 def _of_code(code: CodeType, documentation: str | None = None) -> bytes:
-    """Return instructions, names and constants of code, without line numbers and the docstring."""
+    """Return the instructions, names and constants of code as bytes, without line numbers and the docstring."""
     constants = [
         _of_code(constant) if isinstance(constant, CodeType) else _of_constant(constant)
         for constant in code.co_consts
@@ -216,7 +216,7 @@ def _is_special(name: str) -> bool:
 
 
 def _is_installed(value: Any) -> bool:
-    """Return whether a function, class or module belongs to pyrovae, the standard library or an installed package."""
+    """Return true if a function, class or module belongs to pyrovae, the standard library or an installed package."""
     name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
     return name is not None and _is_installed_module(name)
 

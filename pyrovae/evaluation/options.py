@@ -8,7 +8,7 @@ from pyrovae._compilation.precision import Precision
 
 
 class SharedOptions(TypedDict, total=False):
-    """Options of :class:`Options` without ``precision``."""
+    """The keyword arguments of :class:`Options` except ``precision``."""
 
     seed: int | None
     plate: str | None
@@ -25,18 +25,19 @@ class Options(SharedOptions, total=False):
     """Keyword arguments that every estimator and diagnostic accepts.
 
     Attributes:
-        seed: Seed of the draws; by default a new seed from the operating system. The result holds it as an attribute.
+        seed: Seed of the draws; by default a new seed from the operating system. The result stores the seed as an
+            attribute.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         binarization: Description of how the data were binarized, stored as an attribute. Results with different
             descriptions cannot be compared.
         vectorize: If true, many draws are made in one run, along a dimension to the left of the program's plates. If
-            false, the programs run once for each draw. By default a check of the programs decides.
-        memory: Bytes that the tensors of one run may occupy, which determines the size of batches and chunks. The
-            default is 2^25 on a CPU and 2^31 on a CUDA device. The draws depend on this value.
+            false, the programs run once for each draw. By default, a check of the programs decides.
+        memory: Bytes that the tensors of one run may occupy. This number determines how many data and draws a run has.
+            The default is 2^25 on a CPU and 2^31 on a CUDA device. The random draws depend on this value.
         compile: If true, the densities are compiled by torch's inductor, which takes several seconds. A program that
             cannot be compiled runs without compilation after a warning that names the reason.
-        precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
-            By default torch's own setting. Monte Carlo errors do not include the error of reduced precision.
+        precision: Precision of the matrix products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on
+            CUDA. The default is torch's own setting. Monte Carlo errors do not include the error of reduced precision.
         progress: If true, a progress bar is shown, provided that the output is a terminal.
         checkpoint: Folder that keeps the finished rows; ``~`` is expanded. If a call is interrupted, the same call
             continues from the folder and returns the result of an uninterrupted call. A folder that holds other data,

@@ -1,4 +1,4 @@
-"""A pair of programs given by a module: ``evaluate(vae, x)`` stands for ``evaluate(vae.model, vae.guide, x)``."""
+"""Functions of a model and a guide that also accept a module that has both: ``evaluate(vae, x)``."""
 
 from collections.abc import Callable
 from functools import update_wrapper
@@ -19,7 +19,7 @@ class HasPrograms(Protocol):
 
 
 class Evaluation(Protocol[Others, Result]):
-    """A function of a model, a guide and data, or of a module that has model and guide, and data."""
+    """A function that is called as ``f(model, guide, x)``, or as ``f(vae, x)`` if ``vae`` has model and guide."""
 
     @overload
     def __call__(self, model: Program, guide: Program, /, *others: Others.args, **options: Others.kwargs) -> Result: ...
@@ -38,7 +38,7 @@ def takes_vae(function: Callable[Concatenate[Program, Program, Others], Result])
         function: Function whose first two arguments are the programs.
 
     Returns:
-        A function that uses the attributes ``model`` and ``guide`` of its first argument, if it has both.
+        A function that uses the attributes ``model`` and ``guide`` of its first argument, if this argument has both.
 
     Raises:
         TypeError: When called, if the guide is not callable.

@@ -1,4 +1,4 @@
-"""The arguments of a program, some of which are data that are split into batches."""
+"""The arguments of model and guide. Some of them are data, which an evaluation divides into batches."""
 
 from typing import Any
 
@@ -61,12 +61,12 @@ class ProgramData:
         return self.datum[0].dtype
 
     def batch(self, start: int, stop: int, device: torch.device) -> tuple[Any, ...]:
-        """Return the arguments with the data from ``start`` to ``stop``, on a device."""
+        """Return the arguments of the programs for the data from ``start`` to ``stop``, on a device."""
         with repeatable():
             return self._arguments(self.source.slice(start, stop), device)
 
     def select(self, indices: Tensor, device: torch.device) -> tuple[Any, ...]:
-        """Return the arguments with chosen data, on a device."""
+        """Return the arguments of the programs for the data at ``indices``, on a device."""
         with repeatable():
             return self._arguments(self.source.batch(indices), device)
 
@@ -84,7 +84,7 @@ class ProgramData:
         return finite.nonzero().flatten()
 
     def fingerprint(self) -> str:
-        """Return the SHA-1 of the data, which shows whether two results are for the same data."""
+        """Return the SHA-1 of the data. Two results with the same SHA-1 are results for the same data."""
         return self.source.fingerprint()
 
     def _arguments(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
@@ -98,7 +98,7 @@ def _check_half(name: str, dtypes: list[Any]) -> None:
     """Raise ValueError if data are in half precision.
 
     Raises:
-        ValueError: If a dtype, of torch or NumPy, has 16 bits.
+        ValueError: If a dtype of torch or NumPy is a 16-bit floating-point type.
     """
     for dtype in dtypes:
         if dtype in HALF or (isinstance(dtype, np.dtype) and dtype == np.float16):

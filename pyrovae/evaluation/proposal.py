@@ -1,4 +1,4 @@
-"""The protocol of a proposal, a guide that is fitted to each datum, starting from another guide."""
+"""Protocol of a proposal: a guide that is fitted to the posterior of each datum and starts from a given guide."""
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Proposal(Protocol):
-    """A guide that is fitted to each datum, starting from another guide, such as :class:`pyrovae.guides.Refined`.
+    """A guide that is fitted to the posterior of each datum, such as :class:`pyrovae.guides.Refined`.
 
     Attributes:
         guide: The guide from which the fit starts.
@@ -24,16 +24,16 @@ class Proposal(Protocol):
     guide: Program
 
     def open(self, problem: "Problem") -> None:
-        """Prepare for the batches of an opened problem."""
+        """Prepare the proposal for the batches of an opened problem."""
 
     def width(self, problem: "Problem") -> int:
-        """Return the number of data for a batch."""
+        """Return the number of data in a batch."""
 
     def draw(self, problem: "Problem", batch: Batch, num_draws: int, noise: Tensor | None = None) -> Drawn:
-        """Draw for each datum of a batch; ``noise``, if given, is standard normal, shape ``(num_draws, n, D)``."""
+        """Draw latents for each datum of a batch; ``noise``, if given, replaces standard normal draws."""
 
     def normal(self, problem: "Problem", batch: Batch) -> Normal:
         """Return the normal density that is fitted to the posterior of each datum, in unconstrained coordinates."""
 
     def log_density(self, problem: "Problem", batch: Batch, values: dict[str, Tensor]) -> Tensor:
-        """Return the log-density at given values, shape ``(num_draws, n)``, nats."""
+        """Return the log-density of the fitted guide at given values, shape ``(num_draws, n)``, nats."""

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def attributes(problem: "Problem", *, units: str = "nats per datum, higher is better", **others: Any) -> dict[str, Any]:
-    """Return the attributes of a result.
+    """Return the attributes that describe how a result was computed.
 
     Args:
-        problem: The opened problem.
+        problem: The opened problem, which holds model, guide and data.
         units: Units of the result.
         **others: Attributes of the estimator, such as its name and its number of draws.
     """
@@ -48,7 +48,7 @@ def attributes(problem: "Problem", *, units: str = "nats per datum, higher is be
 
 
 def describe(program: "Program") -> str:
-    """Return the name of a program; for a module, followed by the names of its components."""
+    """Return the name of a program; for a module, its class name and the names and types of its components."""
     for owner in owners(program):
         parts = ", ".join(f"{name}={type(part).__name__}" for name, part in owner.named_children())
         return f"{type(owner).__name__}({parts})"

@@ -1,7 +1,8 @@
-"""The route from the columns of batches to a result, which all estimators and diagnostics share.
+"""The loop over batches that all estimators and diagnostics share, and the result that it builds.
 
-An estimator maps a batch to columns. :func:`report` iterates over all batches, in one process or several, shows a
-progress bar, writes a checkpoint folder, and returns a labelled table. A datum that fails becomes a row of NaN.
+An estimator is a function from a batch to columns, which are named arrays with one value or more per datum.
+:func:`report` iterates over all batches, in one process or several, shows a progress bar, writes a checkpoint folder,
+and returns a dataset. If the programs raise an error for a datum, the row of this datum is NaN.
 """
 
 import time
@@ -47,17 +48,19 @@ def report(
     """Run an estimator on all data of a problem and return its result.
 
     Each batch has its own seed. The result is therefore the same in one process and in several, and with and without an
-    interruption. A datum whose columns are NaN, or for which an error is raised, becomes a row of NaN, and a warning
-    names its index. Ctrl-C returns the finished rows.
+    interruption. If the programs raise an error for a datum, the row of this datum is NaN. A warning names the indices
+    of rows that are NaN. After Ctrl-C, the result holds the finished rows.
 
     Args:
         problem: A model, a guide and data.
-        columns: Function that is called with every :class:`Batch` inside the context of the problem. It returns a
-            mapping from names to values per datum, of shape ``(n,)`` or with the dimensions given by ``dims``.
+        columns: Function that is called with every :class:`Batch` inside ``with problem:``. It returns a mapping from
+            names to values per datum, of shape ``(n,)`` or with the dimensions given by ``dims``.
         estimator: Name of the estimator, stored as an attribute of the result.
-        width: Number of data in a batch, or a function that returns it and is called once the problem is open. The
-            default is the width for ``num_samples`` draws per datum if this attribute is given, else for one draw.
-        dims: Dimensions of the columns by name, ``("datum",)`` by default. ``columns`` may add entries.
+        width: Number of data in a batch, or a function that returns this number and is called inside ``with problem:``.
+            By default, a batch has as many data as fit into memory with ``num_samples`` draws each, or with one draw
+            each if ``num_samples`` is not given.
+        dims: Names of the dimensions of each column, by name of the column; ``("datum",)`` by default. The function
+            ``columns`` may add entries to this dictionary.
         coords: Coordinates of further dimensions.
         num_rows: Number of rows; by default one row for each datum. If there are more rows than data, the data are used
             repeatedly.
@@ -70,9 +73,9 @@ def report(
         Dataset with dimension ``datum``.
 
     Raises:
-        FloatingPointError: If the columns of every datum are NaN.
+        FloatingPointError: If the column ``log_likelihood`` is NaN for every datum.
         OSError: If the checkpoint folder cannot be created, or another evaluation uses it.
-        ValueError: If the checkpoint folder holds another evaluation, or the file in it is damaged.
+        ValueError: If the checkpoint folder holds another evaluation, or a damaged file.
         Exception: Any error that the programs raise for every datum of a batch.
 
     Example:
@@ -192,7 +195,7 @@ def _one_by_one(problem: Problem, columns: Columns, batch: Batch, seed: int) -> 
 
 
 def _joined(found: list[dict[str, np.ndarray]], table: Rows) -> dict[str, np.ndarray]:
-    """Join the columns of single data; a datum without columns becomes NaN."""
+    """Join the columns that were computed for single data; the row of a datum that raised an error is NaN."""
     whole = next(row for row in found if row)
     missing = {name: np.full_like(values, np.nan, dtype=float) for name, values in whole.items()}
     return {name: np.concatenate([(row or missing)[name] for row in found], table.axis(name)) for name in whole}

@@ -11,7 +11,7 @@ Dims = dict[str, tuple[str, ...]]  # dimensions by name of the column
 
 
 class Rows:
-    """The columns of the finished data, in arrays for all data.
+    """Columns of a result: arrays with room for all data, filled for the finished data.
 
     Results are written in place, because small arrays that are kept between large tensors would fragment the heap.
     """
@@ -21,7 +21,7 @@ class Rows:
         self.columns: dict[str, np.ndarray] = {}
 
     def add(self, found: Mapping[str, np.ndarray], dims: Dims) -> None:
-        """Write the columns of the next data, and record their dimensions."""
+        """Write the columns of the next finished data, and record the dimensions of the columns."""
         self.dims.update(dims)
         count = 0
         for name, values in found.items():
@@ -37,16 +37,16 @@ class Rows:
         self.done += count
 
     def arrays(self, stop: int) -> dict[str, np.ndarray]:
-        """Return the columns of the data before ``stop``."""
+        """Return the columns of the data with indices below ``stop``, by name."""
         return {
             name: values[(slice(None),) * self.axis(name) + (slice(stop),)] for name, values in self.columns.items()
         }
 
     def check(self) -> None:
-        """Warn about rows that are NaN or -inf.
+        """Warn about finished rows that are NaN or -inf.
 
         Raises:
-            FloatingPointError: If every row is NaN.
+            FloatingPointError: If ``log_likelihood`` is NaN in every row.
         """
         values = self.columns.get("log_likelihood")
         if values is None:
@@ -56,20 +56,20 @@ class Rows:
         missing = np.flatnonzero(np.isnan(values).all(1))
         if len(missing) == self.done:
             raise FloatingPointError(
-                f"log-weights of all {self.done} data are NaN or infinite. The model has diverged, or its data are too "
-                f"large: check its parameters and the scales that its networks return."
+                f"log-weights of all {self.done} data are NaN or infinite. The model has diverged, or the data are too "
+                f"large. Check the parameters of the model and the scales that its networks return."
             )
         if len(missing):
             warnings.warn(
-                f"log-weights of data {_listed(missing)} are NaN or infinite, {len(missing)} of {self.done}, and "
+                f"log-weights of data {_listed(missing)} ({len(missing)} of {self.done}) are NaN or infinite, and "
                 f"their rows are NaN. Inspect these data.",
                 stacklevel=find_stack_level(),
             )
         zero = np.flatnonzero(np.isneginf(values).all(1))
         if len(zero):
             warnings.warn(
-                f"all draws of data {_listed(zero)} have weight zero, {len(zero)} of {self.done}, so their log p(x) "
-                f"is estimated as -inf. Make more draws, or use a guide that covers the posterior of these data.",
+                f"all draws of data {_listed(zero)} have weight zero, {len(zero)} of {self.done} data, so their log "
+                f"p(x) is estimated as -inf. Make more draws, or use a guide that covers the posterior of these data.",
                 stacklevel=find_stack_level(),
             )
 

@@ -1,4 +1,4 @@
-"""Log-weights of a batch, computed in chunks of draws that fit a memory bound."""
+"""Sampling of the log-weights of a batch, in chunks of draws that fit into memory."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,11 +23,11 @@ class Sampler:
     tensors fit into the processor's cache. If the guide enumerates sites, guide and model run together.
 
     Args:
-        problem: An opened problem.
+        problem: The opened problem, which holds model, guide and data.
         num_draws: Draws per datum.
 
     Attributes:
-        width: Number of data for a batch.
+        width: Number of data in a batch.
 
     Raises:
         TypeError: If the number of draws is not an integer.
@@ -58,7 +58,7 @@ class Sampler:
         self.graph: Callable[..., Sequence[Tensor]] | None = None
 
     def __call__(self, batch: "Batch") -> Tensor:
-        """Run the programs on a batch, and return the log-weights."""
+        """Run guide and model on a batch, and return its log-weights."""
         if self.problem.probe.enumerates:
             return self._together(batch)
         parts = []
@@ -71,10 +71,10 @@ class Sampler:
         return torch.cat(parts)
 
     def _plan(self, of_guide: int, of_model: int) -> None:
-        """Choose the numbers of data and draws in a run, from the numbers of weights that guide and model can compute.
+        """Choose the numbers of data and draws in a run, given how many log-weights a run of each program can compute.
 
-        Few data with many draws are faster than many data with few draws: the matrix products are as large, and the
-        data are read from memory less often.
+        A run on few data with many draws is faster than a run on many data with few draws: its matrix products are as
+        large, and it reads fewer data from memory.
         """
         few = max(8, of_model // self.num_draws)
         most = max(1, min(self.problem.size, of_guide // self.num_draws, of_model))
@@ -107,7 +107,7 @@ class Sampler:
 
 
 def check_draws(num_samples: int) -> None:
-    """Check a number of draws.
+    """Check that a number of draws is a positive integer.
 
     Raises:
         TypeError: If the number is not an integer.
@@ -119,7 +119,7 @@ def check_draws(num_samples: int) -> None:
 
 
 def _even(total: int, most: int) -> int:
-    """Return the size of equal chunks of at most ``most``, or of nearly equal chunks if equal ones would be small."""
+    """Return a chunk size of at most ``most`` that divides ``total`` evenly, unless this would halve the chunks."""
     fewest = math.ceil(total / most)
     number = next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)
     return math.ceil(total / number)

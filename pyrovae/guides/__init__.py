@@ -1,4 +1,4 @@
-"""Guides that are fitted to the posterior of each datum, and mixed with an amortized guide."""
+"""Guides that mix an amortized guide with densities fitted to the posterior of each datum."""
 
 from pyrovae.guides.refined import Refined
 

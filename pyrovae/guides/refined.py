@@ -1,12 +1,12 @@
 r"""A guide fitted to the posterior of each datum.
 
-An amortized guide is a poor proposal for importance sampling if its encoder, or its family, misses a posterior. For
+An amortized guide is a poor proposal for importance sampling if its encoder or its family cannot match a posterior. For
 each datum, :class:`Refined` fits a normal density with full covariance to the posterior, in unconstrained coordinates,
 by stochastic linear regression ( :mod:`pyrovae._refinement.regression`). If pilot draws show that the posterior is far
-from normal, short Hamiltonian chains improve the density ( :mod:`pyrovae._refinement.chains`) and split it in two (
-:mod:`pyrovae._refinement.split`). The proposal is a mixture of wider copies of these densities and of the guide (
-:mod:`pyrovae._refinement.mixture`). The mixture is fixed before the draws that count, so the estimate of p(x) is
-unbiased, and its logarithm is a lower bound in expectation.
+from normal, short Hamiltonian chains improve the density ( :mod:`pyrovae._refinement.chains`), and two further
+densities split the posterior ( :mod:`pyrovae._refinement.split`). The proposal is a mixture of the guide with wider
+copies of these densities ( :mod:`pyrovae._refinement.mixture`). The mixture is fixed before the draws of the estimate
+are made. Therefore the estimate of p(x) is unbiased, and its logarithm is a lower bound on log p(x) in expectation.
 
 Source: *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
 2013), for the fit; *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson and
@@ -36,25 +36,27 @@ from pyrovae.evaluation.unconstrained.target import Target
 
 
 class Refined:
-    """A guide whose density is fitted to the posterior of each datum, and mixed with the guide that it refines.
+    """A guide that mixes a given guide with normal densities fitted to the posterior of each datum.
 
-    It can replace a guide in :func:`pyrovae.evaluation.evaluate`, :func:`pyrovae.evaluation.rqmc`,
+    A refined guide can replace any guide in :func:`pyrovae.evaluation.evaluate`, :func:`pyrovae.evaluation.rqmc`,
     :func:`pyrovae.evaluation.ais`, :func:`pyrovae.evaluation.nuts`, :func:`pyrovae.evaluation.impute`,
     :func:`pyrovae.evaluation.to_inference_data` and :func:`pyrovae.evaluation.posterior_predictive_check`. Pyro's ELBOs
-    can evaluate it, but not train it, because it has no gradient. Each batch of data is fitted once. For a datum with
-    50 latent dimensions, the fit costs about 1,500 evaluations of log p(x, z), and 4,000 more if the posterior is far
-    from normal.
+    can evaluate a refined guide but not train it, because no gradient passes through the fit. Each batch of data is
+    fitted once. For a datum with 50 latent dimensions, the fit costs about 1,500 evaluations of log p(x, z), and 4,000
+    more if the posterior is far from normal.
 
-    The guide stays in the mixture, with a weight of 0.1. Without the guide, a normal density at one of two modes would
-    cause an error of log 2 that the weights do not show. If the guide's density at given values is expensive, as for an
-    inverse autoregressive flow, it is computed only at the guide's own draws. The estimate of p(x) stays unbiased, but
-    its standard deviation rises by up to a third for posteriors with several modes.
+    The given guide stays in the mixture, by default with a weight of 0.1. Without this guide, normal densities at only
+    one of two equal modes would give an estimate that is too low by log 2, and the weights would not show the error. If
+    the guide's density at given values is expensive, as for an inverse autoregressive flow, it is computed only at the
+    guide's own draws. The estimate of p(x) then stays unbiased, but its standard deviation rises by up to a third for
+    posteriors with several modes.
 
     Args:
-        model: Pyro program of p(x, z) with continuous latent sites; discrete sites that it enumerates are summed out.
+        model: Pyro program of p(x, z) with continuous latent sites; discrete sites that the model enumerates are summed
+            out.
         guide: Pyro program of q(z | x).
-        members: Normal components, each with its weight and its reach beyond the fitted density. The remaining weight
-            is that of the guide.
+        members: Weight and width of each copy of the fitted normal density in the mixture; see
+            :class:`pyrovae._refinement.mixture.Member`. The guide gets the remaining weight.
         score_guide: If true, the guide's density is computed at all draws. The default is true, except for inverse
             autoregressive flows.
 
@@ -93,21 +95,21 @@ class Refined:
         self._fitted: tuple[Batch, Target, Refinement] | None = None
 
     def __repr__(self) -> str:
-        """Name the guide that is refined."""
+        """Return text that names the type of the guide that is refined."""
         return f"Refined({type(poutine.unwrap(self.guide)).__name__})"
 
     # --- the protocol of a proposal -----------------------------------------------------------------------------------
 
     def open(self, problem: Problem) -> None:
-        """Create the space of an opened problem, before its first batch."""
+        """Create the map to real vectors for an opened problem, before its first batch."""
         self._spaces, self._fitted = {id(problem): Space(problem)}, None
 
     def width(self, problem: Problem) -> int:
-        """Return the number of data that are fitted together."""
+        """Return the number of data to which densities are fitted together."""
         return self._spaces[id(problem)].width
 
     def draw(self, problem: Problem, batch: Batch, num_draws: int, noise: Tensor | None = None) -> Drawn:
-        """Draw from the mixture of each datum; ``noise`` is that of :meth:`Mixture.draw`."""
+        """Draw the latents of each datum of a batch from its mixture; ``noise`` is passed to :meth:`Mixture.draw`."""
         target, mixture = self.mixture(problem, batch)
         drawn = mixture.draw(num_draws, noise)
         order = torch.randperm(num_draws, device=drawn.u.device)  # the mixture returns draws ordered by component
@@ -117,7 +119,7 @@ class Refined:
         return Drawn({**batch.subsample, **values}, log_q, dims, log_joint=log_joint)
 
     def normal(self, problem: Problem, batch: Batch) -> Normal:
-        """Return the normal density that is fitted to each datum, in unconstrained coordinates."""
+        """Return the normal density that is fitted to the posterior of each datum, in unconstrained coordinates."""
         return self.fit(problem, batch)[1].density
 
     def log_density(self, problem: Problem, batch: Batch, values: dict[str, Tensor]) -> Tensor:
@@ -127,14 +129,14 @@ class Refined:
         return mixture.log_density(u, target.log_guide(u)) - target.space.values(u)[1]
 
     def mixture(self, problem: Problem, batch: Batch, *, score_guide: bool | None = None) -> tuple[Target, Mixture]:
-        """Return the mixture of a batch, which is fitted once."""
+        """Return the posteriors of a batch and their mixtures. The first call for a batch fits the densities."""
         target, fitted = self.fit(problem, batch)
         if score_guide is None:
             score_guide = self._scores_guide(target)
         return target, fitted.mixture(target, self.members, score_guide=score_guide)
 
     def fit(self, problem: Problem, batch: Batch) -> tuple[Target, Refinement]:
-        """Return the normal densities of a batch, which are fitted once."""
+        """Return the posteriors of a batch and the densities fitted to them. The first call for a batch fits them."""
         if self._fitted is None or self._fitted[0] is not batch:
             target = target_of(self._spaces[id(problem)], batch)
             options: Any = {"score_guide": self._scores_guide(target), "batch_size": problem.affordable}
@@ -149,7 +151,11 @@ class Refined:
     # --- the interface of a Pyro program ------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Sample the latent sites of the data in the arguments, as one auxiliary site and points computed from it."""
+        """Sample the latent sites for the data in the arguments, as a Pyro guide does.
+
+        Each latent site is a ``Delta`` at its drawn value. The auxiliary site ``_refined`` holds the log-density of all
+        latent sites.
+        """
         x, seed = args if len(args) > 1 else args[0], int(torch.randint(2**31, ()))
         problem = Problem(self.model, self, x, kwargs=kwargs or None, seed=seed)
         with problem:
@@ -175,7 +181,7 @@ class _Scored(dist.TorchDistribution):
         super().__init__(log_q.shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_Scored":
-        """Return the distribution for a larger batch shape."""
+        """Return the distribution with its log-density expanded to a larger batch shape."""
         return _Scored(self.log_q.expand(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -183,5 +189,5 @@ class _Scored(dist.TorchDistribution):
         return self.log_q.new_zeros(torch.Size(sample_shape) + self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the stored log-density."""
+        """Return the stored log-density, whatever ``value`` is."""
         return self.log_q + torch.zeros_like(value)

@@ -5,7 +5,8 @@ The intermediate densities between the guide and the posterior are
 .. math:: f_t(z) = q(z \mid x)^{1 - \beta_t}\, p(x, z)^{\beta_t}, \qquad 0 = \beta_0 < \dots < \beta_T = 1.
 
 A chain starts at :math:`z_0 \sim q(z \mid x)`. At each t it makes a transition :math:`z_{t-1} \to z_t` that leaves
-:math:`f_t` invariant. The weight of the chain is unbiased, however slowly the transitions mix:
+:math:`f_t` invariant. The mean weight w of C chains is an unbiased estimate of p(x), however slowly the transitions
+mix:
 
 .. math::
     \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1}) \log \frac{p(x, z_{t-1})}{q(z_{t-1} \mid x)}, \qquad
@@ -15,8 +16,8 @@ The reversed chain from an exact draw :math:`z_T \sim p(z \mid x)` has :math:`\m
 :math:`\mathrm{E}[-\log \frac1C \sum_c 1 / w_c] \ge \log p(x)` is an upper bound. An exact draw is known for data that
 were simulated from the model, :math:`z \sim p(z), x \sim p(x \mid z)`.
 
-Pilot chains tune the step sizes for every t and datum and are then discarded. The chains that count thus have fixed
-transitions, without which the weights would not be unbiased.
+Pilot chains tune the step sizes for every t and datum and are then discarded. The transitions of all later chains are
+therefore fixed. Otherwise their weights would be biased.
 """
 
 from typing import TYPE_CHECKING, Any, Unpack
@@ -59,16 +60,16 @@ def ais(
 ) -> "xr.Dataset":
     r"""Estimate log p(x) of each datum by annealed importance sampling from guide to posterior, with HMC transitions.
 
-    Annealing suits data for which the guide is a poor proposal: it needs more temperatures, where importance sampling
-    from the guide needs very many draws. To start from the prior, as Wu et al. do, use the prior as the guide:
-    ``guide = poutine.block(model, hide_fn=lambda site: site["is_observed"])``.
+    Annealing suits data for which the guide is a poor proposal. For such data, importance sampling needs very many
+    draws from the guide, but annealing needs only more temperatures. To start from the prior, as Wu et al. do, use the
+    prior as the guide: ``guide = poutine.block(model, hide_fn=lambda site: site["is_observed"])``.
 
     Args:
         model: Pyro program of p(x, z) with continuous latent sites.
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_chains: Chains per datum, C.
-        num_temperatures: Number of temperatures, T, with one intermediate density each.
+        num_temperatures: Number of temperatures, T, after the guide; the last one belongs to the posterior.
         num_leapfrog: Leapfrog steps per transition.
         **options: Keyword arguments of :class:`Options`.
 
@@ -77,15 +78,15 @@ def ais(
 
         * ``log_likelihood``: estimate of log p(x), nats, a lower bound in expectation;
         * ``mcse``: Monte Carlo standard error of the estimate by the delta method, nats;
-        * ``ess``: effective number of chains, 1 to C;
+        * ``ess``: effective sample size of the chains, 1 to C;
         * ``pareto_k``: k-hat of the chains' weights;
         * ``acceptance``: mean probability of accepting a transition.
 
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
         ValueError: For the reasons listed at :func:`evaluate`; if a number is out of range; if a latent site is
-            discrete or auxiliary; if the program cannot be run with a dimension to the left of its plates; or if a
-            density changes from run to run.
+            discrete, masked or an angle, or its posterior is otherwise not a density of real vectors; or if the density
+            of model or guide changes from run to run.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Source:
@@ -151,7 +152,7 @@ def bdmc(
         x: Template of the data: the simulated data have the same number and shape. Tensors of a tuple that the model
             does not observe, such as labels or masks, are passed on unchanged.
         num_chains: Chains per datum and direction, C.
-        num_temperatures: Number of temperatures, T, with one intermediate density each.
+        num_temperatures: Number of temperatures, T, after the guide; the last one belongs to the posterior.
         num_leapfrog: Leapfrog steps per transition.
         **options: Keyword arguments of :class:`Options`.
 
@@ -159,10 +160,11 @@ def bdmc(
         Dataset with dimension ``datum``:
 
         * ``lower``, ``upper``: stochastic bounds on log p(x), nats, which hold in expectation;
-        * ``lower_mcse``, ``upper_mcse``: Monte Carlo standard errors of the bounds, nats. All chains of the upper bound
-          start at the same draw, which ``upper_mcse`` ignores;
+        * ``lower_mcse``, ``upper_mcse``: Monte Carlo standard errors of the bounds, nats. ``upper_mcse`` does not
+          include the variance that arises because all chains of the upper bound start at the same draw;
         * ``acceptance``: mean probability of accepting a transition;
-        * ``simulated_0``, ``simulated_1``, ...: the simulated data, one variable for each argument of the model.
+        * ``simulated_0``, ``simulated_1``, ...: the simulated data, one variable for each tensor among the arguments of
+          the model.
 
     Raises:
         TypeError: For the reasons listed at :func:`ais`.
@@ -231,13 +233,13 @@ def bdmc(
 
 
 def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
-    """Create the space of an opened problem, and return the number of data for a batch."""
+    """Create the map to real vectors for an opened problem, and return the number of data in a batch."""
     spaces.append(Space(problem))
     return problem.width(max(num_chains, PILOT_CHAINS))
 
 
 def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Select the latents of a batch from one draw of the latents of all data; the result has a dimension of draws."""
+    """Return the latents of a batch, with a dimension of draws, from a single draw of the latents of all data."""
     selected = {}
     for name, site in space.sites.items():
         ndim = space.problem.nesting + 1 + site["fn"].event_dim
@@ -247,7 +249,7 @@ def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[st
 
 
 class Path:
-    """The intermediate densities of some data, and tuned transitions that leave them invariant."""
+    """The intermediate densities of annealing for some data, and tuned transitions under which they are invariant."""
 
     def __init__(self, target: Target, num_temperatures: int, num_leapfrog: int) -> None:
         self.target, self.num_leapfrog = target, num_leapfrog
@@ -292,7 +294,7 @@ class Path:
         return hmc.transition(value_and_gradient, u, step.unsqueeze(-1) * self.scale, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Return the step sizes of each datum at each temperature, shape ``(N,)``, tuned by pilot chains."""
+        """Return, for each temperature, the step sizes of the data, shape ``(N,)``, tuned by pilot chains."""
         u, _ = self.target.draw(PILOT_CHAINS)
         step, steps = u.new_full((self.target.size,), self.target.dim**-0.25), []
         for t in (*[1] * 10, *range(1, len(self.betas) - 1)):  # ten more moves find the first step size

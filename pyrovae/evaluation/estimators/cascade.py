@@ -1,4 +1,4 @@
-r"""The estimate of log p(x) to quote, from the cheapest estimator that is reliable for each datum.
+r"""Estimation of log p(x) by a cascade, which finds the cheapest reliable estimator for each datum.
 
 A datum passes through up to three stages:
 
@@ -8,15 +8,15 @@ A datum passes through up to three stages:
 3. *annealed*: annealed importance sampling from the fitted densities and the guide. The number of temperatures is
    doubled until the estimate is reliable or the budget is spent.
 
-Each stage makes new draws from a proposal that is fixed in advance. Pilot draws decide about the first stage, so an
-estimate by the guide is rarely selected by its own draws. An estimate by a mixture is kept if k-hat and the Monte Carlo
-error of its own draws pass. Among data with the same true k, this selects those whose draws contain no large weight.
-The selection lowers the mean of the estimates by a fraction of their reported error.
+Each stage makes new draws from a proposal that is fixed before these draws. Separate pilot draws decide whether a datum
+gets the first stage, so the draws of this stage rarely decide whether its estimate is kept. In the second stage,
+however, an estimate is kept if the k-hat and the Monte Carlo error of its own draws are small enough. This rule favours
+draws without a large weight. It therefore lowers the mean of the estimates, by a fraction of their reported error.
 
-An estimate is reliable if three conditions hold. Its Monte Carlo error is at most the precision. The tail shape of its
-weights, with the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No other estimate of the same
-datum exceeds it by more than their errors allow. All estimates are lower bounds in expectation, so a larger estimate
-from another proposal indicates a missed mode.
+An estimate is reliable if three conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
+its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No other
+estimate of the same datum is higher by more than the errors of both allow. All estimates are lower bounds in
+expectation, so a larger estimate from another proposal indicates a missed mode.
 """
 
 from typing import TYPE_CHECKING, Any, Unpack
@@ -64,15 +64,15 @@ def log_likelihood(
     product_precision: Precision | None = None,
     **options: Unpack[SharedOptions],
 ) -> "xr.Dataset":
-    r"""Estimate log p(x) of each datum by the cheapest estimator that is reliable for it.
+    r"""Estimate log p(x) of each datum by the cheapest estimator that is reliable for this datum.
 
-    Use this function for values that you report. Draws from an amortized guide, the usual protocol in the literature,
-    are unreliable for most data of a well-trained VAE and overstate its negative log-likelihood. The documentation page
-    on evaluation derives the method.
+    Use this function for values that you report. The usual protocol in the literature is importance sampling from the
+    amortized guide. Such estimates are unreliable for most data of a well-trained VAE, and overstate its negative
+    log-likelihood. The documentation page on evaluation derives the method.
 
     Args:
-        model: Pyro program of p(x, z). Refinement needs continuous latent sites; discrete sites must be enumerated in
-            the model. All other programs are evaluated with draws from the guide.
+        model: Pyro program of p(x, z). The stages *refined* and *annealed* need continuous latent sites; discrete sites
+            must be enumerated in the model. All other programs are evaluated with draws from the guide.
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of arguments whose tensors share the first dimension.
         precision: Largest acceptable Monte Carlo standard error, nats.
@@ -80,8 +80,8 @@ def log_likelihood(
             depending on the effective sample size of pilot draws.
         budget: Number of evaluations of log p(x, z) per datum after which annealing stops. A gradient counts as 3
             evaluations.
-        product_precision: Precision of the products in linear and convolutional layers. Other estimators call this
-            option ``precision``.
+        product_precision: Precision of the matrix products in linear and convolutional layers. Other estimators call
+            this option ``precision``.
         **options: Keyword arguments of :class:`Options`.
 
     Returns:
@@ -90,15 +90,17 @@ def log_likelihood(
 
         * ``log_likelihood``, ``mcse``: estimate of log p(x) and its Monte Carlo standard error, nats;
         * ``pareto_k``, ``ess``: k-hat of the weights, and their effective sample size;
-        * ``estimator``: stage of the estimate, ``"guide"``, ``"refined"`` or ``"annealed"``;
-        * ``draws``: number of weights;
+        * ``estimator``: stage that gave the estimate, ``"guide"``, ``"refined"`` or ``"annealed"``; ``"none"`` if the
+          programs raise an error for the datum;
+        * ``draws``: number of draws or chains of this stage;
         * ``evaluations``: evaluations of log p(x, z) that were spent, where a gradient counts as 3;
         * ``reliable``: true if the estimate is reliable.
 
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`, or if ``precision`` is the name of a dtype, which must be
             passed as ``product_precision``.
-        ValueError: For the reasons listed at :func:`evaluate`, or if ``precision`` or ``budget`` is not positive.
+        ValueError: For the reasons listed at :func:`evaluate`; if ``precision`` or ``budget`` is not positive; or if
+            ``num_samples`` is too small for a verdict.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Source:
@@ -146,7 +148,7 @@ def log_likelihood(
 
 
 class Cascade:
-    """The stages of the estimate for the batches of a problem.
+    """The stages of :func:`log_likelihood`, applied to the batches of a problem.
 
     Args:
         problem: A model, a guide and data.
@@ -160,7 +162,7 @@ class Cascade:
         self.space: Space | None = None
 
     def open(self) -> int:
-        """Determine whether the latent sites can be refined, and return the number of data for a batch."""
+        """Determine whether densities can be fitted to the latent sites, and return the number of data in a batch."""
         self.problem.check_reach()
         try:
             self.space = Space(self.problem)
@@ -169,7 +171,7 @@ class Cascade:
         return self.space.width
 
     def columns(self, batch: Batch) -> dict[str, Tensor | np.ndarray]:
-        """Return the columns of a batch."""
+        """Return the estimates for the data of a batch, with diagnostics and costs, by name."""
         estimates = Estimates(batch.size)
         pending = self._by_guide(batch, estimates)
         if self.space is not None and len(pending):
@@ -177,7 +179,7 @@ class Cascade:
         return {name: column[: batch.kept] for name, column in estimates.columns().items()}
 
     def _by_guide(self, batch: Batch, estimates: Estimates) -> Tensor:
-        """Estimate the data whose pilot draws are good, and return the indices of the other data."""
+        """Run the stage *guide* on data with good pilot draws; return the indices of data that need another stage."""
         pilot = self._weights(batch, PILOT)
         found = bounds.of_valid(pilot, summary)
         estimates.evaluations += PILOT
@@ -197,7 +199,7 @@ class Cascade:
         return (~good).nonzero().flatten()
 
     def _by_mixture(self, batch: Batch, estimates: Estimates, pending: Tensor) -> None:
-        """Estimate data by refined mixtures, then by annealing."""
+        """Run the stage *refined* on the pending data, then the stage *annealed* on those that are not yet reliable."""
         assert self.space is not None
         whole = target_of(self.space, batch)
         target = whole if len(pending) == batch.size else whole.subset(pending)
@@ -215,7 +217,7 @@ class Cascade:
             temperatures *= 2
 
     def _draws(self, share: Tensor) -> Tensor:
-        """Return the number of draws with which each datum is expected to reach the precision, with a margin."""
+        """Return the number of draws that each datum is expected to need for the wanted precision, with a margin."""
         needed = (1 / share.clamp_min(1e-6) - 1) / (EXPECTED * self.precision) ** 2
         choices = torch.tensor([max(int(part * self.num_samples), FEW_WEIGHTS + 1) for part in SHARES])
         return choices[torch.bucketize(needed.double(), choices.double()).clamp_max(len(choices) - 1)]
@@ -238,7 +240,7 @@ class Cascade:
 
 
 def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
-    """Add the verdicts; the tail shapes of all data are judged together."""
+    """Add the variables ``estimator`` and ``reliable``; the k-hat values of all data are judged together."""
     computed = ~np.isnan(result.stage.values.astype(float))  # rows of data that raised an error are NaN
     reliable = computed & (result.mcse <= precision).values & ~(result.disagrees.values == 1)
     for draws in np.unique(result.draws.values[computed]):

@@ -1,4 +1,4 @@
-"""The estimates of the data of a batch, from the first stage of the cascade to the last."""
+"""Current estimates of log p(x) for a batch, which each stage of the cascade may replace."""
 
 import math
 
@@ -14,10 +14,10 @@ DISAGREEMENT = 5.0  # number of errors by which another estimate may exceed the 
 
 
 class Estimates:
-    """The current estimates of the data of a batch.
+    """Current estimates of log p(x) for the data of a batch, with errors, diagnostics and costs.
 
     Args:
-        size: Number of data.
+        size: Number of data in the batch.
 
     Attributes:
         pilot: Estimate by the pilot draws of the guide, shape ``(n,)``, nats.
@@ -34,7 +34,7 @@ class Estimates:
         self.evaluations = torch.zeros(size, dtype=torch.float64)
 
     def put(self, indices: Tensor, found: dict[str, Tensor], *, stage: int, draws: int, evaluations: float) -> None:
-        """Replace the estimates of some data by those of a stage, unless the new estimate is NaN."""
+        """Store new estimates of the data at ``indices``; a value that is not finite replaces only NaN."""
         indices = indices.cpu()
         values = {name: column.detach().double().cpu() for name, column in found.items()}
         better = values["log_likelihood"].isfinite() | self.log_likelihood[indices].isnan()
@@ -46,12 +46,12 @@ class Estimates:
         self.evaluations[indices] += evaluations
 
     def passes(self, indices: Tensor, precision: float) -> Tensor:
-        """Return true for the data that need no further stage, in the shape of ``indices``."""
+        """Return true for each datum at ``indices`` that needs no further stage, in the shape of ``indices``."""
         limit = torch.where(self.stage[indices] == 2, CHAINS_K, LIGHT_K)
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 
     def disagrees(self) -> Tensor:
-        """Return which data have an estimate from another proposal that is higher than the errors allow."""
+        """Return true for each datum with another estimate that exceeds the current one by more than errors allow."""
         found = torch.zeros(len(self.stage), dtype=torch.bool)
         others = ((self.highest, self.highest_mcse), (self.pilot, self.pilot_mcse))
         for value, error in others:
@@ -60,7 +60,7 @@ class Estimates:
         return found
 
     def columns(self) -> dict[str, Tensor | np.ndarray]:
-        """Return the columns by name."""
+        """Return the estimates, diagnostics and costs of the data, by name."""
         return {
             "log_likelihood": self.log_likelihood,
             "mcse": self.mcse,
@@ -73,14 +73,14 @@ class Estimates:
         }
 
     def _remember(self, indices: Tensor) -> None:
-        """Keep the highest of the replaced estimates, with its error."""
+        """Record the current estimate of each datum at ``indices``, with its error, if it is the highest so far."""
         before, error = self.log_likelihood[indices], self.mcse[indices]
         higher = before.isfinite() & ~(before <= self.highest[indices])
         self.highest[indices[higher]], self.highest_mcse[indices[higher]] = before[higher], error[higher]
 
 
 def summary(log_weights: Tensor) -> dict[str, Tensor]:
-    """Return the columns of log-weights of shape ``(num_draws, n)``."""
+    """Return estimate, error and diagnostics of log-weights, shape ``(num_draws, n)``, by name."""
     exact = log_weights.double()
     estimate, mcse = bounds.log_likelihood(exact)
     return {

@@ -35,7 +35,7 @@ def evaluate_globals(
     num_draws: int = 10,
     **options: Unpack[Options],
 ) -> "xr.Dataset":
-    """Evaluate a program for each draw of its global latents, and average the probabilities over these draws.
+    """Evaluate a program for each draw of its global latents, and average the estimates of p(x) over these draws.
 
     Args:
         model: Pyro program of p(x, z, W).
@@ -43,16 +43,17 @@ def evaluate_globals(
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_samples: Draws of z per datum and per draw of W.
         num_draws: Draws of the global latents, S.
-        **options: Keyword arguments of :class:`Options`. A checkpoint folder holds a subfolder for each draw of W.
+        **options: Keyword arguments of :class:`Options`. The checkpoint folder gets a subfolder for each draw of W.
 
     Returns:
         Result of :func:`evaluate` with an additional dimension ``draw``, and a variable ``log_predictive`` over
-        ``datum``: the logarithm of the probability averaged over the draws, nats. Ctrl-C returns the finished draws, or
-        the finished rows of the first draw.
+        ``datum``: the logarithm of the estimates of p(x) averaged over the draws, nats. After Ctrl-C, the result holds
+        the draws of the global latents that are finished. If the first draw is not finished, the result holds its
+        finished rows; without any finished row, ``KeyboardInterrupt`` is raised.
 
     Raises:
         ValueError: For the reasons listed at :func:`evaluate`; if ``num_draws`` is not positive; or if the guide has no
-        latent outside the data plate.
+            latent site outside the data plate.
 
     Source:
         *Weight Uncertainty in Neural Networks* (Blundell et al., 2015).

@@ -1,8 +1,9 @@
-r"""Hamiltonian Monte Carlo for many chains and data at once, with a separate acceptance step for each of them.
+r"""Hamiltonian Monte Carlo for many chains and data at once, with a separate acceptance step for each chain and datum.
 
-Leapfrog steps of size :math:`\epsilon_n` on :math:`H(u, r) = -\log f_n(u) + \frac12 r^\top r`, accepted with
-probability :math:`\min(1, e^{H - H'})`, leave the density :math:`f_n` invariant. Pyro's kernel moves all chains and
-data of a run as a single state with a single acceptance, which annealed importance sampling cannot use.
+A trajectory of datum n takes leapfrog steps of size :math:`\epsilon_n` on
+:math:`H(u, r) = -\log f_n(u) + \frac12 r^\top r`. If its end, where H has the value :math:`H'`, is accepted with
+probability :math:`\min(1, e^{H - H'})`, the density :math:`f_n` is invariant. Pyro's HMC kernel accepts or rejects all
+chains and data of a run together, but annealed importance sampling needs a separate decision for each.
 """
 
 from collections.abc import Callable

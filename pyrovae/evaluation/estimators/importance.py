@@ -32,7 +32,8 @@ def evaluate(
 ) -> "xr.Dataset":
     r"""Estimate bounds on log p(x) for each datum by importance sampling, with errors and diagnostics.
 
-    Memory is bounded for any number of data. It grows with the number of draws only by the weights of one batch.
+    The memory of a run is bounded for any number of data. More draws need more memory only for the log-weights of one
+    batch.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -102,12 +103,12 @@ def log_weights(model: Program, guide: Program, x: Any, num_samples: int, **opti
     r"""Draw importance log-weights, :math:`\log p(x_n, z) - \log q(z \mid x_n)` with :math:`z \sim q(z \mid x_n)`.
 
     Scales (subsampling, annealing) are left out of the log-weights, and masks are applied. Observed sites outside the
-    data plate, such as a latent that was conditioned on, are given and do not contribute. If a plate subsamples, the
-    evaluation chooses the subsamples so that every datum is scored.
+    data plate, such as a latent that was conditioned on, are taken as given and do not contribute. If a plate
+    subsamples, the evaluation chooses the subsamples so that every datum is scored.
 
     An evaluation changes neither the global random generators nor parameters, buffers or training modes. If several
-    processes have joined ( :mod:`pyrovae.parallel`), each computes some of the batches, and all return the result of a
-    single process.
+    processes have joined ( :mod:`pyrovae.parallel`), each process computes some of the batches, and all processes
+    return the result that a single process would return.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -152,7 +153,7 @@ def log_weights(model: Program, guide: Program, x: Any, num_samples: int, **opti
 
 
 def _summary(log_weights: Tensor, ks: list[int]) -> dict[str, Tensor]:
-    """Return the columns of some data, shape ``(n,)`` or ``(n, len(ks))``, by name."""
+    """Return bounds, errors and diagnostics of some data by name, each of shape ``(n,)`` or ``(n, len(ks))``."""
     _, pareto_k = psis(log_weights)
     exact = log_weights.T.contiguous().double().T  # sums along contiguous memory take a third of the time
     elbo, elbo_mcse = bounds.elbo(exact)

@@ -2,15 +2,15 @@ r"""A reference for a few data: draws from the posterior by NUTS, and log p(x) f
 
 Let :math:`u_i` be :math:`n_1` draws from the posterior. Let :math:`\tilde u_j` be :math:`n_2` draws from a normal
 density g, which is fitted to other draws from the posterior. With :math:`l(u) = p(x, u) / g(u)` and
-:math:`s_i = n_i / (n_1 + n_2)`, the optimal bridge estimate is the fixed point of
+:math:`s_m = n_m / (n_1 + n_2)`, the optimal bridge estimate is the fixed point of
 
 .. math::
     \hat p = \frac{\frac1{n_2} \sum_j l(\tilde u_j) / (s_1 l(\tilde u_j) + s_2 \hat p)}
                   {\frac1{n_1} \sum_i 1 / (s_1 l(u_i) + s_2 \hat p)},
 
-where :math:`n_1` is the effective number of the correlated draws. The relative error is the square root of
-:math:`\mathrm{Var}(f_1) / (n_1 \bar f_1^2) + \mathrm{Var}(f_2) / (n_2 \bar f_2^2)`, where :math:`f_1, f_2` are the
-terms of the two sums.
+where :math:`n_1` is the effective sample size of the correlated draws. The relative error is the square root of
+:math:`\mathrm{Var}(f_1) / (n_1 \bar f_1^2) + \mathrm{Var}(f_2) / (n_2 \bar f_2^2)`, where :math:`f_1` are the terms of
+the sum over i and :math:`f_2` those of the sum over j.
 """
 
 import math
@@ -49,22 +49,23 @@ def nuts(
     max_tree_depth: int = 10,
     **options: Unpack[Options],
 ) -> "xr.Dataset":
-    r"""Draw from the posterior of some data with Pyro's NUTS, and estimate their log p(x) by bridge sampling.
+    r"""Draw from the posteriors of a few data with Pyro's NUTS, and estimate log p(x) of each by bridge sampling.
 
     The chains start at draws from the guide. If the guide is a :class:`pyrovae.guides.Refined`, the chains move in
     coordinates in which the fitted normal density is standard, so the fit serves as the mass matrix. All data move as a
-    single state. Use the function for at most about ten data at a time. Modes that no chain visits are missed;
-    ``r_hat`` may reveal this.
+    single state. Use the function for at most about ten data at a time. The estimate misses a mode that no chain
+    visits. ``r_hat`` reveals only chains that stay in different modes.
 
     Args:
         model: Pyro program of p(x, z) with continuous latent sites.
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        num_samples: Draws per chain after the warm-up. The first half is used to fit the normal density.
+        num_samples: Draws per chain after the warm-up. The first half of them is used to fit the normal density of
+            bridge sampling.
         warmup_steps: Draws per chain during which step size and mass matrix are adapted.
         num_chains: Number of chains, which run one after another.
         max_tree_depth: NUTS makes at most ``2 ** max_tree_depth`` leapfrog steps per draw.
-        **options: Keyword arguments of :class:`Options`. The progress bar is Pyro's.
+        **options: Keyword arguments of :class:`Options`. Pyro draws the progress bar.
 
     Returns:
         Dataset with dimension ``datum``:
@@ -80,8 +81,8 @@ def nuts(
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
         ValueError: For the reasons listed at :func:`evaluate`; if there are too few draws to fit a normal density, or
-            chains do not move; if a latent site is discrete, masked or auxiliary; or if the program cannot be run with
-            a dimension to the left of its plates.
+            chains do not move; or if a latent site is discrete, masked or an angle, or its posterior is otherwise not a
+            density of real vectors.
         FloatingPointError: If a log-density is NaN or infinite.
 
     Source:
@@ -196,7 +197,7 @@ def _summary(target: Target, draws: Tensor, affordable: int) -> dict[str, Tensor
 
 
 def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Tensor]:
-    """Return estimates of log p(x) and their standard errors, shapes ``(N,)``, nats."""
+    """Return bridge-sampling estimates of log p(x) and their standard errors, shapes ``(N,)``, nats."""
     fitted, kept = draws.double().split([draws.shape[1] // 2, draws.shape[1] - draws.shape[1] // 2], dim=1)
     sample = fitted.flatten(0, 1)
     deviations = (sample - sample.mean(0)).movedim(0, 1)  # (N, draws, D)
@@ -238,5 +239,5 @@ def _log_mean(log_values: Tensor) -> Tensor:
 
 
 def _relative_variance(log_values: Tensor) -> Tensor:
-    """Return variance over squared mean of values that are given by their logarithms."""
+    """Return the variance divided by the squared mean of positive values, which are given by their logarithms."""
     return (log_values - log_values.amax(0)).exp().var(0) / (log_values - log_values.amax(0)).exp().mean(0).square()

@@ -1,9 +1,9 @@
-r"""Importance sampling with randomized quasi-Monte Carlo draws, which cover the unit cube more evenly than random ones.
+r"""Importance sampling with randomized quasi-Monte Carlo draws, which cover the unit cube evenly.
 
 The draws of the guide are :math:`z = g(u)` for u uniform in the unit cube. The values of u are a scrambled Sobol
-sequence with a random shift for every datum. Each point is uniform, so the mean weight stays unbiased. Its variance is
-small if the weight is a smooth function of few directions of u. Points of one sequence depend on each other, so the
-error is estimated from R independent sequences,
+sequence with a random shift for every datum. Each point is uniform, so the mean weight stays unbiased. The variance of
+the mean weight is small if the weight is a smooth function of few directions of u. The points of a sequence depend on
+each other, so the error is estimated from R independent sequences,
 
 .. math:: \hat p(x) = \frac1R \sum_{r=1}^R \hat p_r(x), \qquad
     \mathrm{se}(\log \hat p) = \frac{\mathrm{sd}_r(\hat p_r)}{\sqrt R\, \hat p}.
@@ -47,7 +47,7 @@ def rqmc(
 ) -> "xr.Dataset":
     r"""Estimate log p(x) of each datum from randomized quasi-Monte Carlo draws of the guide.
 
-    The method improves on :func:`evaluate` for good proposals of few dimensions. It does not help if the proposal
+    The method improves on :func:`evaluate` for good proposals in few dimensions. It does not help if the proposal
     misses part of the posterior.
 
     Args:
@@ -61,12 +61,13 @@ def rqmc(
 
     Returns:
         Dataset with dimension ``datum``: ``elbo``, ``elbo_mcse``, ``log_likelihood``, ``mcse``, ``ess`` and
-        ``pareto_k`` as from :func:`evaluate`, but with errors from the spread of the sequences.
+        ``pareto_k`` as from :func:`evaluate`, but with errors from the spread of the R sequences.
 
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
         ValueError: For the reasons listed at :func:`evaluate`; if ``num_replicates`` is less than 2 or does not divide
-            ``num_samples``; or if a site of the guide has no inverse distribution function.
+            ``num_samples``; if a site of the guide has no inverse distribution function; or if the program must be run
+            once for each draw.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Source:
@@ -120,7 +121,7 @@ def rqmc(
 
 
 def _summary(log_weights: Tensor) -> dict[str, Tensor]:
-    """Return the columns of log-weights of shape ``(num_replicates, num_samples / num_replicates, N)``."""
+    """Return bounds, errors and diagnostics of log-weights, ``(num_replicates, num_samples / num_replicates, N)``."""
     rounding = bounds.rounding_error(log_weights.flatten(0, 1))
     log_weights = log_weights.double()
     together = log_weights.flatten(0, 1)
@@ -152,7 +153,7 @@ def _log_weights(problem: Problem, batch: Batch, num_samples: int, num_replicate
 
 
 def _refined_log_weights(problem: Problem, batch: Batch, num_samples: int, num_replicates: int) -> Tensor:
-    """Return the log-weights of a refined guide, whose normal components are drawn from the points."""
+    """Return log-weights of a batch for a refined guide, whose normal components are drawn from Sobol points."""
     assert problem.proposal is not None
     mean = problem.proposal.normal(problem, batch).mean
     runs = []
@@ -175,12 +176,12 @@ def _points(num_points: int, num_data: int, dim: int) -> Tensor:
 
 
 def _own(shape: Sequence[int], fn: Any, nesting: int) -> Sequence[int]:
-    """Return a shape without the dimensions of enumerated sites, which lie to the left of all plates."""
+    """Return the shape of a site's value without the dimensions of enumerated sites to the left of all plates."""
     return shape[max(0, len(shape) - nesting - fn.event_dim) :]
 
 
 class _Quasi(Messenger):
-    """Handler that makes the guide's draws from uniform points, shape ``(num_samples, N, D)``, site by site.
+    """Pyro handler that computes the guide's draws from uniform points, shape ``(num_samples, N, D)``, site by site.
 
     A latent site that depends on an enumerated site uses the same points for all values of the enumerated site.
     """
@@ -203,7 +204,7 @@ class _Quasi(Messenger):
 
 
 def _quantile(name: str, fn: Any, uniform: Tensor) -> Tensor:
-    """Return the draws of a distribution that correspond to uniform points; shapes are those of ``fn``."""
+    """Return the draws of ``fn`` that correspond to points in the unit cube; both have the same shape."""
     match fn:
         case dist.ExpandedDistribution() | torch.distributions.Independent():
             return _quantile(name, fn.base_dist, uniform)

@@ -1,4 +1,4 @@
-"""Stages of the cascade that start from densities fitted to the posterior of each datum."""
+"""The stages *refined* and *annealed* of the cascade, which use densities fitted to the posterior of each datum."""
 
 import math
 from typing import Any
@@ -20,13 +20,13 @@ LEAST_ACCEPTANCE = 0.3  # chains with a lower acceptance hardly move, and their 
 
 
 class Stages:
-    """Stages that start from fitted densities, for the data of a batch that the guide does not estimate reliably.
+    """The stages *refined* and *annealed*, for the data of a batch that draws from the guide do not estimate reliably.
 
     Args:
         problem: A model, a guide and data.
-        estimates: The current estimates.
+        estimates: Current estimates of all data of the batch.
         precision: Largest acceptable Monte Carlo standard error, nats.
-        pending: Indices in the batch of the data that were fitted, shape ``(n,)``.
+        pending: Indices, in the batch, of the data to whose posteriors densities were fitted, shape ``(n,)``.
         target: Posteriors of these data.
         fitted: Densities that were fitted to these posteriors.
     """
@@ -44,7 +44,7 @@ class Stages:
         self.pending, self.target, self.fitted = pending, target, fitted
 
     def refined(self, indices: Tensor, num_draws: Tensor) -> Tensor:
-        """Estimate data by draws from their mixtures, and return the indices of the data that do not pass.
+        """Estimate log p(x) with draws from the mixtures; return the indices of the data that need another stage.
 
         Args:
             indices: Indices in the batch, shape ``(n,)``.
@@ -64,7 +64,7 @@ class Stages:
         self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=num_samples)
 
     def improve(self, indices: Tensor) -> None:
-        """Refit the densities of data by chains that start from their mixtures."""
+        """Refit the densities of the data at ``indices`` by chains that start at draws from their mixtures."""
         inside = torch.isin(self.pending, indices).nonzero().flatten()
         if not len(inside):
             return
@@ -77,7 +77,7 @@ class Stages:
         self.estimates.evaluations[rows] += (self.fitted.evaluations[inside] - before.evaluations).cpu()
 
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
-        """Estimate data by chains from their mixtures, and return the indices of the data that do not pass."""
+        """Estimate log p(x) by annealing; return the indices of the data whose estimate is not yet reliable."""
         # Chains from the wide components would have to return, so the chains start from the fitted density itself.
         target, mixture = self._mixture(indices, (Member(0.9, 0.35),), score_guide=True)
         size = max(1, self.problem.affordable // 3)  # a gradient takes more memory
@@ -95,17 +95,17 @@ class Stages:
 
 
 def scores_guide(target: Target) -> bool:
-    """Return whether the density of the guide at given values is cheap to compute."""
+    """Return true if the density of the guide at given values is cheap to compute."""
     return not any(scores_slowly(site["fn"]) for site in target.space.drawn_sites)
 
 
 def cost(temperatures: int) -> int:
-    """Return the approximate number of evaluations per datum of chains with a number of temperatures."""
+    """Return the approximate number of evaluations of log p(x, z) per datum in the stage *annealed*."""
     return 3 * NUM_CHAINS * temperatures * NUM_LEAPFROG
 
 
 def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return estimates and errors of stratified draws, NaN for data without a finite estimate."""
+    """Return estimates and errors that account for stratification; NaN for data without a finite estimate."""
     estimate, mcse = drawn.double().log_likelihood()
     rounding = bounds.rounding_error(drawn.log_weights)
     known = found["log_likelihood"].isfinite()

@@ -1,1 +1,1 @@
-"""Facts about a program, found by at most three runs on a few data before an estimate makes its first draw."""
+"""Facts about a program, found by short runs on a few data before an evaluation begins."""

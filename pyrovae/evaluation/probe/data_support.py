@@ -1,4 +1,4 @@
-"""The support of the likelihood: a check of the data that the first run did not score."""
+"""A check that data which the first run did not score lie in the support of the likelihood."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ WIDTH = 1024  # number of data that are checked together
 def check_data_support(trials: Trials, one: Reference, *, cuttable: bool) -> None:
     """Check that all data lie in the support of the likelihood.
 
-    The support is compared with the argument that a site observes. If the site observes something else, the program
-    runs on all data.
+    If a site observes an argument of the program, the values of this argument are compared with the support. If a site
+    observes another value, the program runs on all data with Pyro's validation.
 
     Raises:
         ValueError: If a datum lies outside the support.
@@ -44,7 +44,7 @@ def check_data_support(trials: Trials, one: Reference, *, cuttable: bool) -> Non
 
 
 def _check_draws(trials: Trials, one: Reference, name: str, *, cuttable: bool) -> None:
-    """Check that each datum lies inside a support that depends on latent sites, for at least one of several draws."""
+    """Check that each datum lies in the support for at least one draw of the latents that determine the support."""
     weights, known = one.weights, set(trials.finite.tolist())
     for batch in batches(trials.data, trials.device, weights.plate, WIDTH, cuttable=cuttable):
         left = torch.tensor([(batch.start + i) % trials.size in known for i in range(batch.size)])

@@ -1,8 +1,9 @@
 """The second run: a check that the log-weight of a draw and a datum depends on no other draws and no other data.
 
-The draws of the first run are scored again, two at once and for three of the data. If this fails or the log-weights
-differ, further runs find the cause. A program that cannot have a dimension of draws is run once for each draw. A
-program whose plate has a fixed size gets all data at once. All other causes raise an error.
+The second run scores the draw of the first run again, together with another draw and for only three of the data. If
+this run fails or its log-weights differ from those of the first run, further runs find the cause. If the program cannot
+have a dimension of draws, the evaluation runs it once for each draw. If the data plate has a fixed size, the program
+gets all data of the plate at once. Any other cause raises an error.
 """
 
 from typing import NamedTuple
@@ -27,7 +28,7 @@ FEW = 3  # number of data in the second run
 
 
 class Outcome(NamedTuple):
-    """The numbers of data and draws that a program can score in one run.
+    """Result of the second run: how many data and how many draws a program can score in one run.
 
     Attributes:
         any_data: True if a run may have any number of data.
@@ -41,11 +42,11 @@ class Outcome(NamedTuple):
 
 
 class Dependence:
-    """Comparisons of the first run with runs that score the same draws among other draws and other data.
+    """Comparisons of the first run with runs that score the same draws together with other draws or other data.
 
     Args:
         trials: Runs of the programs.
-        alone: Inputs of batch normalization in the first run.
+        alone: Inputs of the batch-normalization layers in the first run.
 
     Attributes:
         repeats: True if the guide had the same density in all runs that were compared.
@@ -56,7 +57,7 @@ class Dependence:
         self.vectorize = trials.options["vectorize"] is not False
 
     def second_run(self, one: Reference) -> Outcome:
-        """Determine which numbers of data and draws the program can score, from the draws of the first run.
+        """Determine how many data and draws the program can score in one run, by scoring the first run's draws again.
 
         Raises:
             ValueError: If log-weights depend on other data, or the model draws random numbers outside sample sites.
@@ -96,7 +97,7 @@ class Dependence:
         return Outcome(False, agrees, reason)
 
     def _check_few_data(self, one: Reference) -> None:
-        """Check all pairs of data if the first run has so few data that the second run could miss a dependence."""
+        """Call ``check_other_data`` if the first run has so few data that the second run could miss a dependence."""
         if one.size < FEW_DATA:
             self.check_other_data(one, with_guide=self.repeats)
 
@@ -105,7 +106,7 @@ class Dependence:
 
         Args:
             one: The first run.
-            with_guide: If true, the guide's densities are compared too.
+            with_guide: If true, the guide's log-densities are compared in addition to the model's.
 
         Raises:
             ValueError: If a log-weight depends on other data.
@@ -125,15 +126,19 @@ class Dependence:
                 raise ValueError(depends_on_other_data(f"by {difference:.3g} nats for a datum", weights))
 
     def _agrees(self, one: Reference, few: int | None, *, draws: int | None) -> tuple[bool, str]:
-        """Score the draws of the first run again, among other draws and without the other data.
+        """Score the draws of the first run in a second run, with other draws or fewer data, and compare the runs.
 
-        The smaller set of data leaves out each datum that a program may use as a reference: the first, the last, the
-        middle, the largest and the smallest.
+        If the second run has fewer data, it leaves out each datum that a program may use as a reference: the first, the
+        last, the middle, the largest and the smallest.
 
         Args:
             one: The first run.
-            few: Number of data; all if ``None``.
-            draws: Number of draws in one run; with ``None`` the draws of the first run, without a dimension of draws.
+            few: Number of data in the second run; ``None`` for all data.
+            draws: Number of draws in the second run; ``None`` for the draw of the first run without a dimension of
+                draws.
+
+        Returns:
+            True and an empty text if the log-weights agree; otherwise false and the reason.
         """
         size, start = (self.trials.size, 0) if few is None else (few, self._start(one, few))
         some = None if few is None else range(start, start + few)
@@ -162,7 +167,7 @@ class Dependence:
         return True, ""
 
     def _start(self, one: Reference, few: int) -> int:
-        """Return the start of a range of data without the references that programs use; 1 if there is no such range."""
+        """Return the start of ``few`` data that exclude the first, middle, last, largest and smallest; 1 if none do."""
         references = {0, one.size - 1, one.size // 2}
         x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)
         if x is not None and len(x) == one.size:
@@ -172,7 +177,7 @@ class Dependence:
         return next((start for start in starts if not references & set(range(start, start + few))), 1)
 
     def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
-        """Return the largest difference between terms of the log-weights that exceeds rounding, nats."""
+        """Return the largest difference between the terms of the log-weights of two runs, nats; 0 up to rounding."""
         data = slice(None) if some is None else slice(some.start, some.stop)
         if one.densities is None or two.densities is None:  # the guide's density is not known separately
             return largest_difference(two.log_weights[:1], one.log_weights[:, data]) if self.repeats else 0.0
@@ -181,10 +186,10 @@ class Dependence:
         return max(largest_difference(second, first) for second, first in pairs)
 
     def _takes_fewer(self, one: Reference, few: int) -> bool:
-        """Return whether the program runs on fewer data.
+        """Return true if the program runs on ``few`` data with unchanged log-weights.
 
         Raises:
-            ValueError: If the log-weights of these data change.
+            ValueError: If the log-weights of these data differ from those in the first run.
         """
         agrees, reason = self._agrees(one, few, draws=None)
         if agrees or not reason.startswith("by "):
@@ -195,7 +200,7 @@ class Dependence:
         raise ValueError(depends_on_other_data(reason, one.weights))
 
     def _has_same_guide(self, one: Reference) -> bool:
-        """Score the draws of the first run again, and return whether the guide has the same density.
+        """Score the draws of the first run again, and return true if the guide has the same density as before.
 
         Raises:
             ValueError: If the density of the model differs from that in the first run.

@@ -14,10 +14,10 @@ class MemoryUse:
     """Bytes of the tensors that a run creates.
 
     Attributes:
-        per_weight: Bytes in guide and model per draw and datum.
-        guide_per_datum: Bytes in the guide per datum, without the bytes that grow with the number of draws.
-        guide_per_draw: Bytes in the guide per draw and datum.
-        model_per_draw: Bytes in the model per draw and datum.
+        per_weight: Bytes that guide and model together create per draw and datum.
+        guide_per_datum: Bytes per datum of the guide's tensors that do not grow with the number of draws.
+        guide_per_draw: Bytes per draw and datum of the guide's tensors that grow with the number of draws.
+        model_per_draw: Bytes that the model creates per draw and datum.
     """
 
     per_weight: int
@@ -28,7 +28,7 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class Probe:
-    """Properties of a program on its data.
+    """Properties of a program, found by short runs on a few data.
 
     Attributes:
         plate: The data plate of a run.
@@ -40,8 +40,8 @@ class Probe:
         event_dims: Number of event dimensions of each latent site of the guide.
         base_measures: Base measure of each observed site.
         parameters: Values of the parameters that the programs register in Pyro's parameter store.
-        finite: Indices of the data without NaN. The programs are expected to score these data.
-        memory: Bytes of a run.
+        finite: Indices of the data without NaN or infinite values. The programs are expected to score these data.
+        memory: Bytes of the tensors that a run creates.
         dtype: Dtype of the log-weights, such as ``"float32"``.
         makes_modules: True if later runs call modules that the first run did not call, such as a dropout layer that the
             program creates.
@@ -62,5 +62,5 @@ class Probe:
     makes_modules: bool
 
     def draws_dim(self, name: str) -> int:
-        """Return the dimension of the draws in the value of a latent site, counted from the right."""
+        """Return the index, counted from the right, of the dimension of draws in the value of a latent site."""
         return -self.nesting - 1 - self.event_dims[name]

@@ -1,4 +1,4 @@
-"""The first run: with validation, for one draw of the smallest number of data that the program accepts."""
+"""The first run of guide and model: one draw for some of the data, with Pyro's validation."""
 
 from contextlib import suppress
 
@@ -14,14 +14,14 @@ MOST_TRIALS = 200  # largest number of runs that search for the data with which 
 
 
 def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
-    """Run once for some data, or for all data if the program accepts no fewer.
+    """Run guide and model once on some of the data, or on all data if the program accepts no fewer.
 
     Args:
         trials: Runs of the programs.
         memory: Bytes that the tensors of one run may occupy.
 
     Returns:
-        The run, and a boolean that is true if the program accepted fewer than all data.
+        The run, and a boolean that is true if there is more than one datum, so that a run on fewer data can be tried.
 
     Raises:
         ValueError: If the program cannot score the data.
@@ -59,7 +59,7 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
 
 
 def _without_failing(trials: Trials, first: Tensor) -> Tensor:
-    """Return the indices of the data with which the program raises no error."""
+    """Return those of the indices ``first`` whose data the program scores without an error."""
     runs = 0
 
     def passing(indices: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The third run: a count of the bytes of all tensors that guide and model create, for the size of batches."""
+"""The third run, which counts the bytes of all tensors that guide and model create, to choose the size of batches."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ COUNTED = 11  # number of draws in the run; few programs have another dimension 
 
 
 def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: bool) -> MemoryUse:
-    """Count the bytes of a run with several draws."""
+    """Count the bytes of the tensors that guide and model create in a run with several draws."""
     size = trials.few(FEW, cuttable=cuttable)
     plate = one.weights.plate._replace(size=size if cuttable else one.weights.plate.size)
     args = trials.args(size)
@@ -60,7 +60,7 @@ class CountBytes(TorchFunctionMode):
 
     @property
     def total(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors that were created in the context."""
         return self.drawn + self.fixed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Rejection of half precision: its rounding errors in log-weights exceed the Monte Carlo error."""
+"""Rejection of half precision, whose rounding errors in log-weights exceed the Monte Carlo error."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from pyrovae.evaluation.program_data import HALF
 
 
 def check_parameters(modules: Iterable[nn.Module]) -> None:
-    """Check that all parameters and buffers have more than 16 bits.
+    """Check that no parameter or buffer of the modules is in half precision.
 
     Raises:
         ValueError: If a parameter or buffer is in half precision.
@@ -29,10 +29,10 @@ def check_parameters(modules: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Check that a run computes nothing in half precision.
+    """Context manager that checks that the programs compute nothing in half precision.
 
     Raises:
-        ValueError: If the run creates a tensor in half precision.
+        ValueError: On exit, if a tensor in half precision was created.
     """
     with HalfPrecision() as half:
         yield

@@ -1,14 +1,15 @@
-"""Facts about a program, found by at most three runs on a few data before an estimate makes its first draw.
+"""Facts about a program, found by three runs on a few data before an evaluation begins.
 
-1. Guide and model run with validation for one draw of some data. The run finds the plates, and checks model and guide
-   against each other and the data against the support of the likelihood.
+1. Guide and model run with validation for one draw of some data. The run finds the plates. It checks that model and
+   guide have the same latent sites, and that the data lie in the support of the likelihood.
 2. Guide and model run for two draws of three of these data. One of the draws is that of the first run. The
    log-weights of this draw must not change, because a log-weight may depend neither on other draws nor on other data.
-3. Guide and model run for eleven draws. The number of bytes of all tensors determines the size of batches.
+3. Guide and model run for eleven draws of three data. The bytes of all tensors that they create determine the size of
+   batches.
 
-In the second and third run, the model must not use random numbers that it draws outside its sample sites.
+In the second and third run, the density of the model must not depend on random numbers drawn outside sample sites.
 
-If the second run fails or gives other log-weights, further runs find the cause.
+If the second run fails or gives different log-weights, further runs find the cause.
 """
 
 import warnings
@@ -31,11 +32,11 @@ from pyrovae.isolation import Isolation
 
 
 def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
-    """Find the facts about a program. The call must be inside the context of ``isolation``.
+    """Find the facts about a program. Call this function only while the context ``isolation`` is active.
 
     Args:
         trials: Runs of the programs.
-        isolation: Isolation that holds the modules of the programs.
+        isolation: Context that holds the modules of the programs, and restores them on exit.
         memory: Bytes that the tensors of one run may occupy.
 
     Raises:
@@ -81,7 +82,7 @@ def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
 
 
 def _check_plate(one: Reference, size: int) -> None:
-    """Check that the plate of a program that must score all data at once has the size of the data."""
+    """Check that the data plate has the size of the data, for a program that must score all data at once."""
     plate = one.weights.plate
     if size not in (plate.size, plate.full_size):
         raise ValueError(
@@ -91,7 +92,7 @@ def _check_plate(one: Reference, size: int) -> None:
 
 
 def _choose_vectorize(wanted: bool | None, takes: Outcome) -> bool:
-    """Return whether many draws are made in one run, given the abilities of the program and the user's wish."""
+    """Return true if many draws are made in one run, given what the program supports and what the user has chosen."""
     if wanted is False or takes.many_draws:
         return wanted is not False
     if wanted:

@@ -51,7 +51,7 @@ class Reference:
 
     @property
     def enumerates(self) -> bool:
-        """Return whether sites of the guide are enumerated."""
+        """True if a site of the guide is enumerated."""
         return any(map(is_enumerated, self.weights.guide_sites))
 
     @property
@@ -79,8 +79,9 @@ class Trials:
         options: Options of the evaluation.
 
     Attributes:
-        finite: Indices of the data without NaN or infinite values; see :meth:`leave_out_failing`.
-        noise: Handler around the model that records random numbers drawn outside sample sites.
+        finite: Indices of the data without NaN or infinite values, except those that :meth:`leave_out_failing`
+            excludes.
+        noise: Handler around the model, which records random numbers that the model draws outside sample sites.
     """
 
     def __init__(
@@ -99,11 +100,11 @@ class Trials:
         return len(self.data)
 
     def few(self, count: int, *, cuttable: bool) -> int:
-        """Return a small number of data, or the number of all data if the program accepts no fewer."""
+        """Return ``count``, or the number of all data if there are fewer or the program must score all of them."""
         return min(count, self.size) if cuttable else self.size
 
     def args(self, size: int, start: int = 0) -> tuple[Any, ...]:
-        """Return the arguments for a run on some data; data without NaN come first."""
+        """Return the arguments for a run on ``size`` data; data with NaN are left out if enough other data exist."""
         stop = start + size
         if stop < self.size and stop <= len(self.finite) < self.size:
             return self.data.select(self.finite[start:stop], self.device)
@@ -129,17 +130,18 @@ class Trials:
 
         Args:
             size: Number of data.
-            values: Values of latent sites, and indices of subsampling plates.
+            values: Values of latent sites, which replace draws, and indices of subsampling plates, by name.
             draws: Number of draws.
             nesting: Nesting depth of the program's own plates, for a run with a dimension of draws.
-            depth: Nesting depth for a run without a dimension of draws, if values have dimensions of enumerated sites.
+            depth: Nesting depth of the program's own plates, for a run without a dimension of draws whose values have
+                dimensions of enumerated sites.
             start: Index of the first datum.
             validate: If true, Pyro validates the run.
         """
         return self._weights(self.args(size, start), values, draws, nesting, depth, validate=validate)
 
     def reference(self, size: int) -> Reference:
-        """Run with validation for one draw of some data."""
+        """Run guide and model with Pyro's validation, for one draw of ``size`` data."""
         return Reference(self.run(size, validate=True), size)
 
     def score(
@@ -169,10 +171,11 @@ class Trials:
         self._noise_is_idle = True
 
     def leave_out_failing(self, passing: Tensor) -> None:
-        """Exclude the data with which the program raises an error from later runs.
+        """Exclude from later runs the data for which the program raises an error.
 
         Args:
-            passing: Indices of the data that were tried without an error. Data after the last index are kept.
+            passing: Indices of the data that the program has scored without an error. Data after the last of these data
+                are kept.
         """
         self.finite = torch.cat([passing, self.finite[self.finite > passing.max()]])
 

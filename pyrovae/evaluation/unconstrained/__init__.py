@@ -1,1 +1,1 @@
-"""The posterior of some data as a density of real vectors, for HMC and for local approximations."""
+"""Posteriors of data as densities of unconstrained real vectors, for HMC and for fitted normal densities."""

@@ -1,10 +1,11 @@
 r"""The map between the latent sites of a program and real vectors.
 
-All latent sites of a datum are concatenated to one vector u. A site with a constrained value, z = f(u), adds
+All latent sites of a datum are concatenated into one vector u. A site with a constrained support, z = f(u), adds
 :math:`\log |\det \partial f / \partial u|` to both log p(x, z) and log q(z | x), so log-weights do not change.
 
-An autoguide such as AutoNormal draws u at auxiliary sites and computes points z = f(u) from them. To find its density
-at u, the guide runs with given values of the auxiliary sites, and computes the points from these values.
+An autoguide such as AutoNormal draws u at auxiliary sites. It then sets each latent site to a point z = f(u), a
+``Delta`` distribution. To compute the density of such a guide at a given u, the auxiliary sites are fixed at u, and the
+guide computes the points from them.
 """
 
 import math
@@ -26,20 +27,23 @@ from pyrovae.evaluation.problem import Problem
 
 
 class Space:
-    """The map between the latent sites of a program and real vectors, the same for all batches of a problem.
+    """The map between the latent sites of a program and real vectors u; it is the same for all batches.
 
     Args:
         problem: An opened problem.
-        with_guide: If true, the guide's density is used in addition to its draws.
+        with_guide: True if the guide's density is evaluated; false if the guide is only used to draw.
 
     Attributes:
         sites: Latent sites of model and guide, by name.
-        noise: Auxiliary sites of the guide. Their values are the real coordinates u of the guide's points.
+        noise: Auxiliary sites of the guide by name. Their values are the real coordinates u of latent sites that the
+            guide computes from them.
         dim: Length of a vector u, D.
 
     Raises:
-        ValueError: If a latent site is discrete, masked or an angle, or a point that is not computed from auxiliary
-            sites by the map of its support; if its support depends on other latents; or if the guide enumerates a site.
+        ValueError: If the guide has no latent sites, enumerates a site, or has a density that changes from run to run;
+            if a latent site is discrete, masked or an angle, or its support has no map to real vectors; if the support
+            depends on the datum or on other latents, or differs between guide and model; or if an auxiliary site does
+            not hold the real coordinates of a latent site.
     """
 
     def __init__(self, problem: Problem, *, with_guide: bool = True) -> None:
@@ -81,12 +85,12 @@ class Space:
 
     @property
     def width(self) -> int:
-        """Number of data whose densities are fitted together within the memory bound."""
+        """Number of data to which densities are fitted together, so that a run stays within the memory bound."""
         return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
 
     @property
     def drawn_sites(self) -> list[Site]:
-        """The sites that the guide draws, including auxiliary sites."""
+        """The sites at which the guide draws random values, including auxiliary sites."""
         return [site for name, site in self.sites.items() if name not in self.points] + list(self.noise.values())
 
     def check_batch(self, batch: Batch) -> None:
@@ -120,7 +124,7 @@ class Space:
         )
 
     def _check_noise(self, values: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> None:
-        """Check that the auxiliary sites of the guide hold the coordinates of its points, in the same order."""
+        """Check that auxiliary sites hold the real coordinates of the latent sites computed from them, in order."""
         if not self.noise:
             return
         noise = [self._flat(values[name]) for name in self.noise]
@@ -130,12 +134,16 @@ class Space:
         if not (is_map and all(is_real(site["fn"]) for site in self.noise.values())):
             raise ValueError(
                 f"latent site {next(iter(self.noise))!r} is auxiliary: it is in the guide but not in the model. It "
-                f"does not hold the real coordinates of the model's latent sites, so the posterior has no such "
-                f"dimension. For this program, use pyrovae.evaluation.evaluate."
+                f"does not hold the real coordinates of the model's latent sites, so the posterior has no "
+                f"dimension for it. For this program, use pyrovae.evaluation.evaluate."
             )
 
     def _check_guide_support(self, name: str, of_guide: Site, of_model: Site, real: Tensor) -> None:
-        """Raise ValueError if the supports of the site in guide and model differ."""
+        """Raise ValueError if a site's support in the guide does not fit its support in the model.
+
+        The guide's support must lie inside the model's. If the guide's density is evaluated, the supports must be
+        equal.
+        """
         other = support_of(of_guide["fn"]) or support_of_flow(of_guide["fn"])
         while isinstance(other, MixtureSameFamilyConstraint):
             other = other.base_constraint
@@ -146,8 +154,8 @@ class Space:
         ):
             return
         raise ValueError(
-            f"latent site {name!r} has another support in the guide, {type(of_guide['fn']).__name__}, than in the "
-            f"model, {type(of_model['fn']).__name__}, so guide and posterior have no common map to real vectors. Give "
+            f"latent site {name!r} has another support in the guide ({type(of_guide['fn']).__name__}) than in the "
+            f"model ({type(of_model['fn']).__name__}), so guide and posterior have no common map to real vectors. Give "
             f"both the same support, or use pyrovae.evaluation.evaluate."
         )
 
@@ -165,7 +173,7 @@ class Space:
         return values, log_det
 
     def given_to_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the values that the guide gets at u: those of the latents, with auxiliary sites in place of points."""
+        """Return the values at u of the sites that the guide draws, including auxiliary sites, by name."""
         if not self.noise:
             return values
         real = self._split(u, self.shapes)
@@ -174,7 +182,7 @@ class Space:
         return drawn | self._split(coordinates, self.noise_shapes)
 
     def by_datum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return values of the latents with the data as second dimension, shape ``(num_draws, N, *rest)``."""
+        """Return values of the latents with the data along the second dimension, shape ``(num_draws, N, *rest)``."""
         return {name: self._by_datum(values[name]) for name in self.sites}
 
     def _by_datum(self, value: Tensor) -> Tensor:
@@ -185,7 +193,7 @@ class Space:
         return by_datum.reshape(*by_datum.shape[:2], -1)
 
     def _split(self, u: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """Split vectors of shape ``(num_draws, N, D)`` into the values of sites."""
+        """Split vectors u, shape ``(num_draws, N, D)``, into the real coordinates of each site, by name."""
         parts = u.split([math.prod(shape) for shape in shapes.values()], dim=-1)
         dim = self.problem.data_dim
         return {
@@ -199,7 +207,7 @@ def _latents(sites: list[Site]) -> dict[str, Site]:
 
 
 def _check_continuous(name: str, site: Site) -> None:
-    """Raise ValueError if a latent site has no posterior density on real vectors."""
+    """Raise ValueError if a latent site is a point, discrete, an angle, or masked."""
     instead = "use pyrovae.evaluation.evaluate"
     if is_point(site["fn"]):
         raise ValueError(
@@ -213,8 +221,9 @@ def _check_continuous(name: str, site: Site) -> None:
         )
     if is_periodic(site["fn"]):
         raise ValueError(
-            f"latent site {name!r} has a VonMises distribution, whose values are angles: it is periodic, although its "
-            f"support is declared as real. Represent the angle by a point on the circle, or {instead}."
+            f"latent site {name!r} has a VonMises distribution, whose values are angles. The distribution is "
+            f"periodic, although its support is declared as real. Represent the angle by a point on the circle, or "
+            f"{instead}."
         )
     _check_unmasked(name, site)
 
@@ -229,7 +238,7 @@ def _check_unmasked(name: str, site: Site) -> None:
 
 
 def _holds(first: Any, second: Any, real: Tensor) -> bool:
-    """Return whether the first support contains the values of the second support at given real coordinates."""
+    """Return true if the given real coordinates, mapped into the second support, lie in the first support."""
     return bool(first.check(biject_to(second)(real)).all())
 
 

@@ -1,4 +1,4 @@
-"""The densities of a batch on real vectors, for HMC and for local approximations."""
+"""Densities of model and guide for the data of a batch, as functions of unconstrained real vectors."""
 
 from collections.abc import Mapping
 
@@ -17,10 +17,10 @@ class Target:
     Args:
         space: The map to real vectors.
         batch: A batch of data.
-        amortized: If true, q is the guide, even if the problem has a proposal that refines the guide.
-        is_checked: If true, the supports of the latents are known to be those of the space.
-        compiles: If true, gradients are compiled if the problem asks for it. Each shape is compiled anew, which takes
-            seconds, so gradients of some data of a batch are not compiled.
+        amortized: If true, q is the amortized guide, even if the problem has a refined guide.
+        is_checked: True if the latent sites of the batch have already been checked against ``space``.
+        compiles: If true, gradients are compiled, provided that the option ``compile`` is true. Each shape of u needs
+            its own compilation, which takes seconds. Subsets of a batch have many sizes and are therefore not compiled.
 
     Attributes:
         size: Number of data in the batch, N.
@@ -68,17 +68,18 @@ class Target:
         return self._log_guide(u, values) + log_det
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x, u) and log q(u | x), shapes ``(num_draws, N)``, nats."""
+        """Return log p(x, u) and log q(u | x), each of shape ``(num_draws, N)``, nats."""
         values, log_det = self.space.values(u)
         log_joint = self.problem.log_joint(self.batch, values, len(u))
         return log_joint + log_det, self._log_guide(u, values) + log_det
 
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-        r"""Return an intermediate log-density of annealing, and its gradient.
+        r"""Return an intermediate log-density of annealing, and its gradient with respect to u.
 
         Args:
-            u: Shape ``(num_draws, N, D)``.
-            beta: Exponent of the density :math:`p(x, u)^\beta q(u \mid x)^{1 - \beta}`. With 1 the guide does not run.
+            u: Real vectors, shape ``(num_draws, N, D)``.
+            beta: Exponent :math:`\beta` of the density :math:`p(x, u)^\beta q(u \mid x)^{1 - \beta}`. If it is 1, the
+                guide does not run.
 
         Returns:
             Values, shape ``(num_draws, N)``, nats, and gradients, shape ``(num_draws, N, D)``.
@@ -115,11 +116,13 @@ class Target:
 
 
 class _Part(Target):
-    """Some data of a batch that the program must score as a whole; the other data keep a draw of the guide.
+    """Target of some data of a batch, for a program that must score all data of the batch together.
+
+    In each run, the other data of the batch keep the values of one draw from the guide.
 
     Args:
         whole: Target of the batch.
-        indices: Indices of the data, shape ``(n,)``.
+        indices: Indices of the chosen data in the batch, shape ``(n,)``.
     """
 
     def __init__(self, whole: Target, indices: Tensor) -> None:
@@ -128,28 +131,28 @@ class _Part(Target):
         self.others = whole.draw(1)[0]
 
     def subset(self, indices: Tensor) -> Target:
-        """Return the target of some of these data."""
+        """Return the target of some of the chosen data."""
         return _Part(self.whole, self.indices[indices])
 
     def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
-        """Draw u from the guide."""
+        """Draw u from the guide for the chosen data, and return it with log q(u | x)."""
         u, log_q = self.whole.draw(num_draws)
         return u[:, self.indices], log_q[:, self.indices]
 
     def log_joint(self, u: Tensor) -> Tensor:
-        """Return log p(x, u)."""
+        """Return log p(x, u) of the chosen data."""
         return self.whole.log_joint(self._filled(u))[:, self.indices]
 
     def log_guide(self, u: Tensor) -> Tensor:
-        """Return log q(u | x)."""
+        """Return log q(u | x) of the chosen data."""
         return self.whole.log_guide(self._filled(u))[:, self.indices]
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x, u) and log q(u | x)."""
+        """Return log p(x, u) and log q(u | x) of the chosen data."""
         return self.log_joint(u), self.log_guide(u)
 
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return an intermediate log-density of annealing, and its gradient."""
+        """Return an intermediate log-density of annealing for the chosen data, and its gradient."""
         value, gradient = self.whole.value_and_gradient(self._filled(u), beta)
         return value[:, self.indices], gradient[:, self.indices]
 
