@@ -1,4 +1,4 @@
-"""Posteriors whose dimensions are independent given x: normal, and with heavier tails."""
+"""Posteriors whose dimensions are independent given x: normal, Laplace and Student's t."""
 
 import math
 
@@ -11,7 +11,7 @@ from pyrovae.networks import split
 
 
 class _LocationScale(Described):
-    """A network that maps its contexts to concatenated locations and log-scales."""
+    """Base of posteriors whose network returns locations and log-scales, concatenated along the last dimension."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class DiagonalNormal(_LocationScale):
 class Laplace(_LocationScale):
     r"""Laplace posterior, :math:`q(z \mid x) = \prod_i \mathrm{Laplace}(z_i; \mu_i(x), b_i(x))`.
 
-    Its tails are heavier than those of a normal posterior, which makes it a safer proposal for importance sampling.
+    Its tails are heavier than the tails of a normal posterior, so it is a safer proposal for importance sampling.
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations, then log-scales.
