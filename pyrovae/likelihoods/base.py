@@ -33,7 +33,7 @@ class Likelihood(Described):
         self.network, self.dim = network, int(dim)
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return p(x | z) for ``z``, shape ``(*batch, latent)``. Further arguments are inputs of the network too."""
+        """Return p(x | z) for ``z``, shape ``(*batch, latent)``. Further arguments are passed to the network too."""
         output = self.network(*context)
         own = event_dim(output.ndim, context, self.network)
         name = f"likelihoods.{type(self).__name__}"

@@ -171,7 +171,7 @@ class BayesianGuide(Guide):
 
 @contextmanager
 def _drawn_weights(program: nn.Module) -> Iterator[None]:
-    """Context manager that draws all random weights on entry, because Pyro would draw them inside the data plate."""
+    """Context manager that draws all random weights before Pyro would draw them inside the data plate."""
     networks: list[Any] = [module for module in program.modules() if isinstance(module, PyroModule)]
     with ExitStack() as stack:
         for network in networks:

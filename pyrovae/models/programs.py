@@ -133,7 +133,7 @@ def run_component(
         )
     if event_shape is not None and p.event_shape != event_shape:
         raise ValueError(
-            f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but its data have event shape "
+            f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but the data have event shape "
             f"{tuple(event_shape)}. Reshape the data or the network's output.{_outputs(component)}"
         )
     return p
@@ -211,9 +211,9 @@ def draw(p: dist.TorchDistribution, mean: bool) -> Tensor:
 def emit_parameters(program: nn.Module) -> None:
     """Send a ``param`` message to Pyro's handlers for each trainable parameter, without using the parameter store.
 
-    SVI calls the method ``unconstrained()`` of the message's value, and must get the parameter itself. The value is an
-    alias of the parameter, and only the alias has this method, because an attribute of the parameter would break
-    pickling.
+    SVI calls the method ``unconstrained()`` of the message's value, and expects the parameter itself as the result. The
+    value is an alias of the parameter, and only the alias has this method, because an attribute of the parameter would
+    break pickling.
     """
     if not am_i_wrapped():
         return

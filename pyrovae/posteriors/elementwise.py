@@ -43,7 +43,7 @@ class DiagonalNormal(_LocationScale):
     """
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         return dist.Normal(*self._parameters_of(context)).to_event(1)
 
 
@@ -69,7 +69,7 @@ class Laplace(_LocationScale):
     """
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         return dist.Laplace(*self._parameters_of(context)).to_event(1)
 
 
@@ -103,5 +103,5 @@ class StudentT(_LocationScale):
         self.df = df
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         return StudentTDistribution(self.df, *self._parameters_of(context)).to_event(1)

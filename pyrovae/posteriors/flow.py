@@ -51,7 +51,7 @@ class InverseAutoregressiveFlow(Described):
         self.flow = flows.inverse_autoregressive(latent, context=context, depth=depth, hidden=hidden)
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         output = self.network(*context)
         if output.shape[-1] != sum(self.sizes):
             raise ValueError(

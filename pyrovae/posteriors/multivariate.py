@@ -51,7 +51,7 @@ class MultivariateNormal(Described):
         self.network, self.rank = network, rank
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         output = self.network(*context)
         latent = _latent(output.shape[-1], self.rank)
         loc, log_scale, rest = output.split([latent, latent, output.shape[-1] - 2 * latent], dim=-1)

@@ -13,7 +13,7 @@ from pyrovae.distributions import NormalizingFlow
 
 
 class SemiAmortized(Described):
-    r"""Posterior whose parameters :math:`\lambda` are refined for each datum, from the encoder's output, by gradient steps.
+    r"""Posterior whose parameters :math:`\lambda` are the encoder's output, refined by gradient steps for each datum.
 
     .. math::
         \lambda_0 = f(x), \qquad

@@ -109,7 +109,7 @@ class VampPrior(Described):
         self._posterior: tuple[Callable[..., Any], ...] = ()
 
     def bind_components(self, *, posterior: Callable[..., Any], **_: Any) -> None:
-        """Store a posterior, ``x -> q(z | x)``; of a ``SemiAmortized`` posterior, store its posterior before refinement."""
+        """Store a posterior, ``x -> q(z | x)``. For a ``SemiAmortized`` posterior, store the posterior inside it."""
         self._posterior = (getattr(posterior, "amortized", posterior),)
 
     def forward(self) -> dist.TorchDistribution:
