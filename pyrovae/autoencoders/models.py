@@ -42,13 +42,13 @@ class Autoencoder(Described):
         decoder: g, ``(N, code)`` to ``(N, *event)``: logits for binary data, values for real data.
         error: Reconstruction error: ``"cross_entropy"``, in nats, for data in [0, 1], or ``"squared"`` for real data.
         corruption: Maps x to :math:`\tilde x`: :class:`Masking`, :class:`GaussianNoise`, or any callable.
-        penalty: R, called as ``penalty(encoder, x, code)`` with the corrupted x, which returns shape ``(N,)``:
+        penalty: Function that returns R, shape ``(N,)``, called as ``penalty(encoder, x, code)`` with the corrupted x:
             :class:`L1`, :class:`KLSparsity`, :class:`Contraction`, or any callable.
 
     Raises:
         ValueError: If ``error`` is unknown; when run, if data for the cross-entropy are outside [0, 1], or if shapes do
             not fit.
-        TypeError: When run, if the encoder does not return a tensor.
+        TypeError: When run, if the encoder or the decoder does not return a tensor.
         AttributeError: If an attribute is used that requires a density.
 
     Source:

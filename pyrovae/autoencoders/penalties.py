@@ -148,8 +148,8 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
         Tensor, shape ``(N,)``.
 
     Raises:
-        ValueError: If batch normalization in the encoder uses batch statistics, because the data are then mixed. It
-            does so in training mode, and if it has no running statistics.
+        ValueError: If batch normalization in the encoder uses batch statistics, because the data are then mixed. Batch
+            normalization does so in training mode, and if it has no running statistics.
 
     Source:
         *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).

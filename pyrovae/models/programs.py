@@ -60,7 +60,7 @@ class Program(nn.Module):
         self.names = tuple(dict.fromkeys((*self.names, name)))
 
     def get(self, name: str) -> Component:
-        """Return a component, after passing all components to those that need them, such as a VampPrior."""
+        """Return a component, after passing all components to every component that needs them, such as a VampPrior."""
         components: dict[str, Any] = self.components()
         for component in components.values():
             parts: Any = component.modules() if isinstance(component, nn.Module) else ()
@@ -133,7 +133,7 @@ def run_component(
         )
     if event_shape is not None and p.event_shape != event_shape:
         raise ValueError(
-            f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but the data have event shape "
+            f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but its data have event shape "
             f"{tuple(event_shape)}. Reshape the data or the network's output.{_outputs(component)}"
         )
     return p

@@ -106,8 +106,8 @@ class VAE(DescribedModel):
         codes with a gradient.
 
         Args:
-            x: Data, shape ``(N, *event)``: a tensor, or data of another kind that :func:`pyrovae.fit` accepts. Data of
-                another kind are read into memory and moved to the device of the parameters.
+            x: Data, shape ``(N, *event)``: a tensor, or any other type of data that :func:`pyrovae.fit` accepts. Data
+                of other types are read into memory and moved to the device of the parameters.
             *given: Further data for the posterior, such as labels, each of shape ``(N, *event)``.
 
         Returns:

@@ -45,6 +45,7 @@ def gated_mlp(*shapes: Shape) -> nn.Sequential:
         A network ``(*batch, *shapes[0]) -> (*batch, *shapes[-1])``.
 
     Raises:
+        TypeError: See :func:`mlp`.
         ValueError: See :func:`mlp`.
 
     Source:

@@ -1,4 +1,4 @@
-"""Adapters for inputs of networks (batch dimensions, several inputs, missing entries, counts); a split of outputs."""
+"""Adapters and helpers for the inputs and outputs of networks."""
 
 import math
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Batched(nn.Module):
 
 
 class Joint(nn.Module):
-    """Adapter that lets a network of vectors accept several inputs, by flattening and concatenating their events.
+    """Adapter that flattens several inputs and concatenates them into one vector, the input of a network.
 
     The leading dimensions broadcast: for ``q(z1 | x, z2)``, data ``x`` of shape ``(N, 28, 28)`` and draws ``z2`` of
     shape ``(K, N, latent)`` give an output of shape ``(K, N, *out)``.
@@ -100,7 +100,8 @@ def log1p(network: nn.Module) -> nn.Module:
     Raw counts reach thousands. With such inputs, an encoder can return infinite scales at the first training step.
 
     Args:
-        network: Maps ``(*batch, *event) -> (*batch, *out)``. It gets further inputs, such as a mask, unchanged.
+        network: Maps ``(*batch, *event) -> (*batch, *out)``. Further inputs, such as a mask, are passed to this network
+            unchanged.
 
     Returns:
         A network with the shapes of ``network``, for data of at least 0.
@@ -177,7 +178,7 @@ def as_mask(mask: Tensor, owner: str) -> Tensor:
 
     Args:
         mask: Mask of any shape: 1 or True for observed entries, 0 or False for missing ones.
-        owner: Name of the component, for the error.
+        owner: Name of the component, for the error message.
 
     Returns:
         Boolean tensor of the same shape.

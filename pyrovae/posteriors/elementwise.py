@@ -78,7 +78,7 @@ class StudentT(_LocationScale):
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations, then log-scales.
-        df: Degrees of freedom, positive. If ``df <= 2``, the variance is infinite.
+        df: Degrees of freedom, positive. If ``df <= 2``, the variance is not finite.
 
     Raises:
         ValueError: If ``df`` is not positive and finite.

@@ -20,15 +20,15 @@ class SemiAmortized(Described):
         \lambda_{t+1} = \lambda_t + \mathrm{Adam}\big(\nabla_\lambda \mathrm{ELBO}(x; \lambda_t)\big).
 
     The class is meant for evaluation. If you set ``vae.posterior = SemiAmortized(vae.posterior)`` after training,
-    evaluation gets a better proposal. The model does not change, because a VampPrior keeps using the posterior before
-    refinement. In training, the gradient with respect to the refined parameters is used as the gradient with respect to
-    :math:`\lambda_0`.
+    evaluation gets a better proposal. The model does not change: a VampPrior, if the model has one, keeps using the
+    posterior before refinement. In training, the gradient with respect to the refined parameters is used as the
+    gradient with respect to :math:`\lambda_0`.
 
     Args:
         posterior: ``x -> q(z | x)``, where q is one of Pyro's ``Normal``, ``Laplace``, ``StudentT``,
             ``MultivariateNormal`` or ``LowRankMultivariateNormal``. If q is a flow, its base is refined.
         steps: Number of gradient steps.
-        learning_rate: Learning rate of Adam, for parameters on the real line (log-scales).
+        learning_rate: Learning rate of Adam for the unconstrained parameters, such as means and log-scales.
         num_particles: Draws per datum and step.
 
     Raises:

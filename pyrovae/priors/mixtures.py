@@ -22,7 +22,7 @@ class GaussianMixture(Described):
         ValueError: If ``latent`` or ``components`` is not positive.
 
     Source:
-        *VAE with a VampPrior* (Tomczak and Welling, 2018), where it is a baseline (MoG).
+        *VAE with a VampPrior* (Tomczak and Welling, 2018), which uses this prior as a baseline (MoG).
 
     Example:
         >>> import torch, pyrovae as pv
