@@ -103,7 +103,7 @@ def residual_encoder(
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If the shape of the image does not have 2 or 3 entries, a size is not positive, or no block is given.
+        ValueError: If the image's shape does not have 2 or 3 entries, a size is not positive, or no block is given.
 
     Source:
         *Identity Mappings in Deep Residual Networks* (He et al., 2016).
@@ -137,7 +137,7 @@ def residual_decoder(
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If the shape of the image does not have 2 or 3 entries, a size is not positive, or no block is given.
+        ValueError: If the image's shape does not have 2 or 3 entries, a size is not positive, or no block is given.
 
     Source:
         *Identity Mappings in Deep Residual Networks* (He et al., 2016).
