@@ -128,7 +128,7 @@ def run_component(
     if p.batch_shape != batch_shape:
         raise ValueError(
             f"the {role} returned a distribution of batch shape {tuple(p.batch_shape)} and event shape "
-            f"{tuple(p.event_shape)}, expected the batch shape {tuple(batch_shape)} of its input. "
+            f"{tuple(p.event_shape)}, expected batch shape {tuple(batch_shape)}, the batch shape of its input. "
             f"Declare event dimensions with .to_event(n), and keep every leading dimension of the input."
         )
     if event_shape is not None and p.event_shape != event_shape:

@@ -75,7 +75,7 @@ class Joint(nn.Module):
         if len(inputs) != len(self.event_dims):
             raise ValueError(
                 f"networks.Joint: got {len(inputs)} inputs, of shapes {[tuple(part.shape) for part in inputs]}, but "
-                f"event_dims={self.event_dims} has {len(self.event_dims)}. Give the event dimensions of every input."
+                f"event_dims={self.event_dims} names {len(self.event_dims)} inputs. Give the event dimensions of each."
             )
         flat = [
             part.reshape(*part.shape[: part.ndim - event_dim], -1)
