@@ -1,4 +1,4 @@
-"""Arguments and constants of components, from which their repr and their description in saved files are made."""
+"""Repr of components, which shows their arguments, and description of components, which lists their constants."""
 
 import inspect
 from dataclasses import fields, is_dataclass
@@ -17,7 +17,7 @@ class Described(nn.Module):
     """Base of components whose repr is a constructor call, such as ``Bernoulli(network=Sequential(1,234 parameters))``.
 
     A subclass keeps every argument of its constructor as an attribute of the same name. Your own components need no
-    base class; if they use this class, they print like the others.
+    base class; if they use this class, they print like the components of the library.
 
     Example:
         >>> import pyrovae as pv
@@ -31,7 +31,7 @@ class Described(nn.Module):
 
 
 class DescribedModel(Described):
-    """Base of models with several components, which print one component per line, and a table in notebooks."""
+    """Base of models with several components: the repr has one component per line, and notebooks show a table."""
 
     def __repr__(self) -> str:
         lines = "".join(f"  {name}={text},\n" for name, text in _stated(self).items())
@@ -50,7 +50,7 @@ class DescribedModel(Described):
 
 
 def arguments(component: nn.Module) -> dict[str, Any]:
-    """Return the constructor arguments of a component that it keeps as attributes, by name."""
+    """Return, by name, the constructor arguments that a component keeps as attributes of the same name."""
     parameters = inspect.signature(type(component).__init__).parameters
     return {name: getattr(component, name) for name in list(parameters)[1:] if hasattr(component, name)}
 
@@ -68,14 +68,14 @@ def _stated(component: nn.Module) -> dict[str, str]:
 
 
 def _size(value: Any) -> int:
-    """Return the number of parameters of a module, or of the modules of a tuple."""
+    """Return the number of parameters of a module or of a tuple of modules, and 0 for any other value."""
     if isinstance(value, tuple):
         return sum(map(_size, value))
     return sum(parameter.numel() for parameter in value.parameters()) if isinstance(value, nn.Module) else 0
 
 
 def _short(value: Any) -> str:
-    """Return an argument in one line: a network by its number of parameters, a distribution by its own repr."""
+    """Return an argument as one line: the number of parameters of a network, or the repr of a distribution."""
     if isinstance(value, Described):
         return repr(value)
     if isinstance(value, nn.Module):
@@ -96,12 +96,12 @@ def _short(value: Any) -> str:
 
 
 def describe(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return the type and the constants of a module and of all its submodules, by name, as plain values.
+    """Return, by name, the type and the constants of a module and of each of its submodules, as plain values.
 
     Constants are public attributes: numbers, strings, functions (by name), distributions (by their parameters), data
-    classes (by their fields), and containers of these. Buffers that are not in the state dict are constants; parameters
-    and other buffers are not. Two modules with equal descriptions and equal state dicts define the same densities,
-    provided that their code is the same.
+    classes (by their fields), and containers of these. Buffers that are not in the state dict are constants too.
+    Parameters and the other buffers are not constants. Two modules with equal descriptions and equal state dicts define
+    the same densities, provided that their code is the same.
 
     Example:
         >>> import pyrovae as pv
@@ -124,7 +124,7 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
 
 
 def _initialization(public: dict[str, Any]) -> dict[str, Any]:
-    """Return the initialization of an autoguide without its values, which Pyro trains in place as parameters."""
+    """Return the initialization function of an autoguide without the initial values, which Pyro trains in place."""
     match public.get("init_loc_fn"):
         case partial(func=function, args=args, keywords={"values": _, **others}):
             return {"init_loc_fn": partial(function, *args, **others)}

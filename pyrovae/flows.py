@@ -1,8 +1,8 @@
-r"""Invertible transforms for flows, built from the layers of `zuko`: ``flow(context)`` maps noise to draws.
+r"""Invertible transforms from noise to latents, for flow priors and posteriors, made of layers of the library `zuko`.
 
-Each function returns a module. Calling the module, with or without a context of shape ``(*batch, context)``, returns
-the transform for the current parameters. The transforms differ in the direction that takes a single pass of the
-network:
+Each function returns a module ``flow``. The call ``flow(context)``, with a context of shape ``(*batch, context)``, or
+``flow()`` returns the transform for the current parameters of the module. The transforms differ in the number of passes
+of the network that they need to draw a value and to score a given value:
 
 ============================== ================= =================
 transform                      draw              score
@@ -12,8 +12,9 @@ transform                      draw              score
 :func:`inverse_autoregressive` 1 pass            ``latent`` passes
 ============================== ================= =================
 
-The first two suit priors, which score draws of the posterior. The last suits posteriors, which score their own draws
-and reuse the pass of drawing. Flows of ``zuko`` can be used as well: ``zuko.flows.NSF(...).transform.inv``.
+The first two transforms suit priors, because a prior scores values that it has not drawn. The last transform suits
+posteriors: a posterior scores its own draws, and needs no further pass for this. Flows of ``zuko`` can be used as well:
+``zuko.flows.NSF(...).transform.inv``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,14 +40,15 @@ def coupling(
     hidden: Sequence[int] = (128, 128),
     univariate: Univariate = "affine",
 ) -> nn.Module:
-    """Build coupling layers, in which half of the dimensions transform the other half, in alternation.
+    """Build coupling layers: each transforms half of the dimensions given the other half, and the halves alternate.
 
     Args:
         latent: Number of dimensions.
         context: Number of context features.
         depth: Number of layers.
         hidden: Widths of each layer's network.
-        univariate: ``"affine"`` maps (RealNVP) or monotonic rational-quadratic ``"spline"`` maps (neural spline flow).
+        univariate: Type of the one-dimensional maps: ``"affine"`` (RealNVP) or monotonic rational-quadratic
+            ``"spline"`` (neural spline flow).
 
     Returns:
         A module ``(*batch, context) -> transform``.
@@ -84,13 +86,13 @@ def autoregressive(
         context: Number of context features.
         depth: Number of layers.
         hidden: Widths of each layer's network.
-        univariate: ``"affine"`` maps or monotonic rational-quadratic ``"spline"`` maps.
+        univariate: Type of the one-dimensional maps: ``"affine"`` or monotonic rational-quadratic ``"spline"``.
 
     Returns:
         A module ``(*batch, context) -> transform``.
 
     Raises:
-        ValueError: If ``latent`` or ``depth`` is not positive.
+        ValueError: If ``latent`` or ``depth`` is not positive, or ``univariate`` is unknown.
 
     Source:
         *Masked Autoregressive Flow for Density Estimation* (Papamakarios, Pavlakou and Murray, 2017).
@@ -108,12 +110,12 @@ def autoregressive(
 def inverse_autoregressive(
     latent: int, *, context: int = 0, depth: int = 2, hidden: Sequence[int] = (128,)
 ) -> nn.Module:
-    r"""Build inverse autoregressive layers in the gated form of the paper; the order of dimensions alternates.
+    r"""Build inverse autoregressive layers with gates; the order of the dimensions alternates between layers.
 
     .. math:: z_t = \sigma_t \odot z_{t-1} + (1 - \sigma_t) \odot m_t, \qquad \sigma_t = \mathrm{sigmoid}(s_t + 2),
 
-    where :math:`(m_t, s_t)` are the output of an autoregressive network of :math:`z_{t-1}` and the context. At
-    initialization the gate is nearly open.
+    where :math:`(m_t, s_t)` are the outputs of an autoregressive network with the inputs :math:`z_{t-1}` and the
+    context. At initialization, the gate :math:`\sigma_t` is about 0.9, so each layer is close to the identity.
 
     Args:
         latent: Number of dimensions.
@@ -146,7 +148,7 @@ def _gate(m: Tensor, s: Tensor) -> Transform:
 
 
 def _import_zuko() -> Any:
-    """Import zuko when the first flow is built, and restore validation, which the import switches off globally."""
+    """Return zuko, and restore the validation of distributions, which the import of zuko switches off."""
     validation = Distribution._validate_args
     import zuko
 
@@ -185,6 +187,6 @@ def _layers(latent: int, context: int, depth: int, hidden: Sequence[int], **kwar
 
 
 def _last_layer(transform: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters of the last layer, or all of them if the flow has a single dimension."""
+    """Yield the parameters of the last layer of a network, or all parameters if the flow has a single dimension."""
     network = getattr(transform, "hyper", None)
     return network[-1].parameters() if isinstance(network, nn.Sequential) else transform.parameters()

@@ -1,4 +1,4 @@
-r"""Corruptions of the input of a denoising autoencoder: x to :math:`\tilde x`, of the same shape."""
+r"""Corruptions, which map the input x of a denoising autoencoder to a corrupted copy :math:`\tilde x`."""
 
 import math
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Masking:
             raise ValueError(f"autoencoders.Masking: u={self.u} must be a probability between 0 and 1")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return a corrupted x, shape ``(N, *event)``."""
+        """Return a corrupted copy of x, shape ``(N, *event)``."""
         return x * torch.bernoulli(torch.full_like(x, 1 - self.u))
 
 
@@ -68,5 +68,5 @@ class GaussianNoise:
             raise ValueError(f"autoencoders.GaussianNoise: scale={self.scale} must be at least 0 and finite")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return a corrupted x, shape ``(N, *event)``."""
+        """Return a corrupted copy of x, shape ``(N, *event)``."""
         return x + self.scale * torch.randn_like(x)

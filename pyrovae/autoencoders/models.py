@@ -34,21 +34,21 @@ _OF_A_DENSITY = ("model", "guide", "prior", "likelihood", "posterior", "generate
 class Autoencoder(Described):
     r"""Autoencoder, undercomplete or overcomplete, with any corruption and any penalty.
 
-    ``pv.fit`` trains it like a VAE, and the bounds of its history are minus the loss. It has no density, so attributes
-    such as ``model`` and ``guide`` raise an AttributeError.
+    ``pv.fit`` trains an autoencoder like a VAE. The history holds minus the loss in place of bounds. An autoencoder has
+    no density, so attributes such as ``model`` and ``guide`` raise an AttributeError.
 
     Args:
         encoder: f, ``(N, *event)`` to ``(N, code)``.
         decoder: g, ``(N, code)`` to ``(N, *event)``: logits for binary data, values for real data.
-        error: ``"cross_entropy"``, in nats, for data in [0, 1], or ``"squared"`` for real data.
+        error: Reconstruction error: ``"cross_entropy"``, in nats, for data in [0, 1], or ``"squared"`` for real data.
         corruption: Maps x to :math:`\tilde x`: :class:`Masking`, :class:`GaussianNoise`, or any callable.
-        penalty: R, called as ``penalty(encoder, x, code)`` with the corrupted x, which returns shape ``(N,)``:
+        penalty: Function that returns R, shape ``(N,)``, called as ``penalty(encoder, x, code)`` with the corrupted x:
             :class:`L1`, :class:`KLSparsity`, :class:`Contraction`, or any callable.
 
     Raises:
         ValueError: If ``error`` is unknown; when run, if data for the cross-entropy are outside [0, 1], or if shapes do
             not fit.
-        TypeError: When run, if the encoder does not return a tensor.
+        TypeError: When run, if the encoder or the decoder does not return a tensor.
         AttributeError: If an attribute is used that requires a density.
 
     Source:
@@ -92,13 +92,20 @@ class Autoencoder(Described):
         return code
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode codes, shape ``(N, code)``, to probabilities of binary data or values, shape ``(N, *event)``."""
+        """Return decoded codes: probabilities for the cross-entropy, otherwise values.
+
+        Args:
+            z: Codes, shape ``(N, code)``.
+
+        Returns:
+            Tensor, shape ``(N, *event)``.
+        """
         output = _run("decoder", self.decoder, z)
         return output.sigmoid() if self.error == "cross_entropy" else output
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Return the decoded codes of data, shape ``(N, *event)``."""
+        """Return the reconstruction g(f(x)) of data x, shape ``(N, *event)``."""
         return self.decode(self.encode(x))
 
     def errors(self, x: Tensor, *, seen: Tensor | None = None) -> Tensor:
@@ -114,7 +121,10 @@ class Autoencoder(Described):
         return self._errors(x, self.encode(x if seen is None else seen))
 
     def loss(self, x: Tensor) -> Tensor:
-        """Return the mean loss of x from a corrupted x, with the penalty, in training mode and in evaluation mode.
+        """Return the training loss of x, averaged over the batch.
+
+        The loss is the error of the reconstruction of x from the corrupted x, plus the penalty. The corruption and the
+        penalty also apply in evaluation mode.
 
         Args:
             x: Data, shape ``(N, *event)``.
@@ -163,7 +173,7 @@ class SparseAutoencoder(Autoencoder):
         decoder: See :class:`Autoencoder`.
         weight: Weight of the penalty, :math:`\lambda`.
         sparsity: ``"l1"`` for :class:`L1`, or ``"kl"`` for :class:`KLSparsity`.
-        target: Target for the mean activity of a unit, for ``"kl"``.
+        target: Target for the mean activity of each unit of the code, used only with ``"kl"``.
         error: See :class:`Autoencoder`.
 
     Raises:
@@ -262,7 +272,7 @@ class ContractiveAutoencoder(Autoencoder):
 
 
 def _run(role: str, network: Network, given: Tensor) -> Tensor:
-    """Run a network, and explain errors about its input."""
+    """Run the encoder or the decoder, and add an explanation to errors about its input."""
     with explained(role, given):
         output = network(given)
     if not isinstance(output, Tensor):

@@ -1,11 +1,11 @@
-r"""Penalties on the code :math:`h = f(x)` of an autoencoder: R of ``penalty(encoder, x, code)``, shape ``(N,)``.
+r"""Penalties on the code :math:`h = f(x)`: ``penalty(encoder, x, code)`` returns R, shape ``(N,)``.
 
 .. math::
     \lambda \lVert h \rVert_1, \qquad \lambda \sum_j \mathrm{KL}(\rho \,\|\, \hat\rho_j), \qquad
     \lambda \lVert \partial f / \partial x \rVert_F^2.
 
-The first and the last penalty depend on the scale of the code, which a decoder can compensate. Compare their results by
-measures that do not depend on the scale.
+The first and the last penalty decrease if the encoder scales the code down, and the decoder can undo this scaling. To
+compare autoencoders with these penalties, use measures that do not depend on the scale of the code.
 """
 
 import math
@@ -26,7 +26,7 @@ Penalty = Callable[[Encoder, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Weighted:
-    """Penalty with a weight."""
+    """Base of penalties that are multiplied by a weight."""
 
     weight: float
 
@@ -63,8 +63,8 @@ class KLSparsity(_Weighted):
     .. math:: \lambda \sum_j \rho \log \frac{\rho}{\hat\rho_j} + (1 - \rho) \log \frac{1 - \rho}{1 - \hat\rho_j},
         \qquad \hat\rho_j = \frac{1}{N} \sum_n h_{nj}
 
-    for codes between 0 and 1. The mean is over the batch, so a unit may be active for few data, or weakly active for
-    all.
+    for codes between 0 and 1. The mean is over the batch. A unit can meet the target by activity for few data, or by
+    weak activity for all data.
 
     Args:
         weight: Weight of the penalty, :math:`\lambda`.
@@ -74,8 +74,8 @@ class KLSparsity(_Weighted):
         ValueError: If ``weight`` or ``target`` is out of range. When run, if a code is not between 0 and 1.
 
     Source:
-        *Sparse Autoencoder* (Ng, 2011), lecture notes, for the squared difference of *Sparse Deep Belief Net Model for
-        Visual Area V2* (Lee, Ekanadham and Ng, 2007).
+        *Sparse Autoencoder* (Ng, 2011), lecture notes. The divergence replaces the squared difference that *Sparse Deep
+        Belief Net Model for Visual Area V2* (Lee, Ekanadham and Ng, 2007) uses.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -92,7 +92,7 @@ class KLSparsity(_Weighted):
             raise ValueError(f"autoencoders.KLSparsity: target={self.target} must lie strictly between 0 and 1")
 
     def __call__(self, _encoder: Any, _x: Any, code: Tensor) -> Tensor:
-        """Return the penalty of codes, shape ``(N, code)``, which is the same for each of them, shape ``(N,)``."""
+        """Return the penalty of a batch of codes, shape ``(N, code)``, repeated for each datum, shape ``(N,)``."""
         if is_validation_enabled() and not ((code >= 0) & (code <= 1)).all():
             raise ValueError(
                 f"autoencoders.KLSparsity: codes must lie between 0 and 1, got {code.min():.4g} to {code.max():.4g}. "
@@ -108,13 +108,14 @@ class KLSparsity(_Weighted):
 class Contraction(_Weighted):
     r"""Contraction penalty, :math:`\lambda \lVert \partial f / \partial x \rVert_F^2`, exact for any encoder.
 
-    A step takes one backward pass through the encoder for each unit of the code.
+    A training step takes one backward pass through the encoder for each unit of the code.
 
     Args:
         weight: Weight of the penalty, :math:`\lambda`.
 
     Raises:
-        ValueError: If ``weight`` is negative or infinite. When run, see :func:`squared_jacobian_norm`.
+        ValueError: If ``weight`` is negative or infinite. When called, if batch normalization in the encoder uses batch
+            statistics.
 
     Source:
         *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).
@@ -136,7 +137,8 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
     r"""Squared Frobenius norm of the Jacobian of an encoder, :math:`\sum_{jk} (\partial f_j / \partial x_k)^2`.
 
     The encoder runs once on all data, and each unit of the code is then differentiated with respect to the data. The
-    encoder must therefore map each datum independently of the others. Dropout is drawn as in any other run.
+    encoder must therefore map each datum independently of the others. If dropout is active, one dropout mask is drawn,
+    as in any other run of the encoder.
 
     Args:
         encoder: f, ``(N, *event)`` to ``(N, code)``.
@@ -146,7 +148,8 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
         Tensor, shape ``(N,)``.
 
     Raises:
-        ValueError: If the encoder has batch normalization in training mode, which mixes the data.
+        ValueError: If batch normalization in the encoder uses batch statistics, because the data are then mixed. Batch
+            normalization does so in training mode, and if it has no running statistics.
 
     Source:
         *Contractive Auto-Encoders: Explicit Invariance During Feature Extraction* (Rifai et al., 2011).
@@ -165,7 +168,7 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
 
 
 def _check_unmixed(encoder: Any) -> None:
-    """Raise ValueError for batch statistics, because the code of a datum then depends on all data."""
+    """Raise ValueError if a layer uses batch statistics, which make the code of a datum depend on all data."""
     for layer in encoder.modules() if isinstance(encoder, nn.Module) else ():
         if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The base of likelihoods whose entries are independent given z, with the parameters that one network returns."""
+"""Base of likelihoods whose entries are independent given z and whose parameters come from one network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +12,10 @@ from pyrovae.networks import split
 
 
 class Likelihood(Described):
-    """A network whose output holds one or several parameters for the distribution of each entry.
+    """Likelihood from a network whose output holds one or several parameters for the distribution of each entry.
 
-    A subclass sets ``num_parameters`` and implements ``_distribution``, which takes this number of tensors.
+    A subclass sets ``num_parameters`` and implements ``_distribution``, which takes ``num_parameters`` tensors and
+    returns the distribution of the entries.
     """
 
     _distribution: Callable[..., Any]
@@ -32,24 +33,30 @@ class Likelihood(Described):
         self.network, self.dim = network, int(dim)
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return p(x | z) for ``z``, shape ``(*batch, latent)``. Further arguments are inputs of the network too."""
+        """Return p(x | z) for ``z``, shape ``(*batch, latent)``. Further arguments are passed to the network too."""
         output = self.network(*context)
         own = event_dim(output.ndim, context, self.network)
         name = f"likelihoods.{type(self).__name__}"
         if self.num_parameters > 1 and own < -self.dim:
             raise ValueError(
-                f"{name}: dim={self.dim}, but an event of the network's output, shape {tuple(output.shape)}, has only "
-                f"{own} dimensions. Use a dim from {-own} to -1, or a network that returns images."
+                f"{name}: dim={self.dim}, but without batch dimensions, the network's output of shape "
+                f"{tuple(output.shape)} has only {own} dimensions. Use a dim from {-own} to -1, or a network that "
+                f"returns images."
             )
         parameters = split(output, self.num_parameters, name, self.dim)
         return self._distribution(*parameters).to_event(own)
 
 
 def event_dim(ndim: int, context: tuple[Tensor, ...], network: nn.Module) -> int:
-    """Return the number of event dimensions of parameters with ``ndim`` dimensions, ``(*batch, *event)``.
+    """Return the number of event dimensions of a network's output, shape ``(*batch, *event)``.
 
-    Each context (latents, labels as one-hot vectors) has one event dimension, unless the network is a
-    :class:`pyrovae.networks.Joint` with other event dimensions. The batch dimensions broadcast.
+    The inputs of the network (latents, or labels as one-hot vectors) have one event dimension each, unless the network
+    is a :class:`pyrovae.networks.Joint` with other event dimensions. The batch dimensions of the inputs broadcast.
+
+    Args:
+        ndim: Number of dimensions of the output.
+        context: Inputs of the network.
+        network: Network that returned the output.
     """
     event_dims: Any = getattr(network, "event_dims", (1,) * len(context))
     return ndim - max(tensor.ndim - own for tensor, own in zip(context, event_dims, strict=True))

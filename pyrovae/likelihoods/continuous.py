@@ -1,4 +1,4 @@
-"""Likelihoods of real values: on the line (Normal, Laplace, StudentT) and in the unit interval."""
+"""Likelihoods of real values (Normal, Laplace, StudentT) and of values in [0, 1] (ContinuousBernoulli, Beta)."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from pyrovae.likelihoods.base import Likelihood
 
 
 class _LocationScale(Likelihood):
-    """A location from the network, and a scale that is fixed, learned and shared, or returned by the network too."""
+    """Base of likelihoods with a location from the network and a scale: fixed, learned, or from the network too."""
 
     log_scale: Tensor
 
@@ -54,7 +54,7 @@ class _LocationScale(Likelihood):
         return self._of_scale(loc, self.min_scale + (self.log_scale if log_scale is None else log_scale).exp())
 
     def _of_scale(self, loc: Tensor, scale: Tensor) -> Any:
-        """Return the distribution with this location and scale; each subclass implements it."""
+        """Return the distribution with this location and scale. Each subclass implements this method."""
         raise NotImplementedError
 
 
@@ -64,22 +64,22 @@ class Normal(_LocationScale):
     * ``Normal(network, scale=0.1)``: the scale is fixed. Then
       :math:`-\log p(x \mid z) = \lVert x - f(z) \rVert^2 / 2 \sigma^2 + D \log(\sigma \sqrt{2 \pi})`, least squares
       plus a constant.
-    * ``Normal(network, scale=0.1, learn_scale=True)``: a scale that all dimensions share is learned; it starts at 0.1.
-    * ``Normal(network, scale=None)``: the network returns a scale for every dimension and datum. The likelihood is then
-      unbounded at every entry that can be reconstructed exactly, such as a pixel that is always black. ``min_scale``
-      bounds it.
+    * ``Normal(network, scale=0.1, learn_scale=True)``: one scale for all dimensions is learned, starting at 0.1.
+    * ``Normal(network, scale=None)``: the network returns a scale for every dimension and datum. The density then has
+      no upper bound if an entry can be reconstructed exactly, such as a pixel that is always black. A positive
+      ``min_scale`` bounds the density.
 
     Args:
-        network: ``(*batch, latent) -> (*batch, *event)``, the means. With ``scale=None`` the output is twice as large
-            in dimension ``dim``: means, then log-scales.
-        scale: Standard deviation, positive, or ``None``.
+        network: ``(*batch, latent) -> (*batch, *event)``, the means. With ``scale=None``, the output is twice as large
+            as the data in dimension ``dim``: means, then log-scales.
+        scale: Standard deviation, positive, or ``None`` if the network returns the scales.
         learn_scale: If true, ``scale`` is the starting value of a learned scale.
-        min_scale: Lower bound of the scale, which is ``min_scale`` plus the exponential of the log-scale.
+        min_scale: Lower bound of the scale. The scale is ``min_scale`` plus the exponential of the log-scale.
         dim: Dimension along which means and log-scales are concatenated: -1, or -3 for the channels of images.
 
     Raises:
-        ValueError: If ``scale`` is not finite or does not exceed ``min_scale``, if ``learn_scale`` is true but
-            ``scale`` is None, or if ``dim`` is not negative.
+        ValueError: If ``scale`` is not positive and finite or does not exceed ``min_scale``, if ``min_scale`` is
+            negative or infinite, if ``learn_scale`` is true but ``scale`` is None, or if ``dim`` is not negative.
 
     Source:
         *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), appendix C.2.
@@ -108,7 +108,7 @@ class Normal(_LocationScale):
 class Laplace(_LocationScale):
     r"""Laplace likelihood of real data with outliers, :math:`p(x \mid z) = \prod_d \mathrm{Laplace}(x_d; f_d(z), b)`.
 
-    With a fixed scale, minus its log-density is the sum of absolute deviations plus a constant.
+    With a fixed scale, the negative log-density is the sum of absolute deviations, divided by b, plus a constant.
 
     Args:
         network: See :class:`Normal`.
@@ -141,7 +141,8 @@ class StudentT(_LocationScale):
 
     Args:
         network: See :class:`Normal`.
-        scale: Scale :math:`\sigma`, positive, or ``None``; see :class:`Normal`. It is not the standard deviation.
+        scale: Scale :math:`\sigma`, positive, or ``None``; see :class:`Normal`. This scale is not the standard
+            deviation.
         df: Degrees of freedom :math:`\nu`, positive.
         learn_scale: See :class:`Normal`.
         min_scale: See :class:`Normal`.
@@ -186,7 +187,8 @@ class ContinuousBernoulli(Likelihood):
 
     .. math:: p(x \mid z) = \prod_d C(\lambda_d)\, \lambda_d^{x_d} (1 - \lambda_d)^{1 - x_d}.
 
-    This is the Bernoulli density, multiplied by the constant that normalizes it over [0, 1]. Use it for grey values.
+    The density is the Bernoulli probability, extended to values between 0 and 1, times the constant C that makes its
+    integral over [0, 1] equal to 1. Use this likelihood for grey values.
 
     Args:
         network: Returns the logits of :math:`\lambda`, ``(*batch, latent) -> (*batch, *event)``.
@@ -213,13 +215,14 @@ class ContinuousBernoulli(Likelihood):
 class Beta(Likelihood):
     r"""Beta likelihood of values strictly between 0 and 1, :math:`\prod_d \mathrm{Beta}(x_d; \alpha_d(z), \beta_d(z))`.
 
-    At 0 and 1 the density is zero or infinite, so data with these values raise an error; see
-    :func:`pyrovae.data.dequantize`.
+    At 0 and 1, the density is zero or infinite, so data with these values raise an error. To move levels inside the
+    interval, see :func:`pyrovae.data.dequantize`.
 
     Args:
-        network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large in dimension ``dim``:
-            log alpha ( ``concentration1``), then log beta ( ``concentration0``).
-        min_concentration: Value that is added to both concentrations. With 0 the density is unbounded.
+        network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large as the data in dimension
+            ``dim``: log alpha ( ``concentration1``), then log beta ( ``concentration0``).
+        min_concentration: Value that is added to both concentrations. If ``min_concentration`` is below 1, the density
+            is unbounded near 0 and 1.
         dim: Dimension along which both parameters are concatenated: -1, or -3 for the channels of images.
 
     Raises:

@@ -1,7 +1,7 @@
 """Likelihoods of binary data and counts, with or without excess zeros, in any unit.
 
-The unit is the value of one count in the data: 1 for counts, 1/16 for counts of 0 to 16 stored in [0, 1]. A discrete
-log-likelihood is that of the count, so it does not depend on the unit.
+The unit is the value of one count in the data: 1 for plain counts, or 1/16 for counts from 0 to 16 that are stored as
+0, 1/16, ..., 1. The log-likelihood is the log-probability of the count itself, so it does not depend on the unit.
 """
 
 import math
@@ -23,7 +23,7 @@ from pyrovae.likelihoods.base import Likelihood
 class Bernoulli(Likelihood):
     r"""Bernoulli likelihood of binary data, :math:`p(x \mid z) = \prod_d \mathrm{Bernoulli}(x_d; \sigma(f_d(z)))`.
 
-    Minus its log-density is the sum of binary cross-entropies. Data must be exactly 0 or 1.
+    The negative log-likelihood is the sum of the binary cross-entropies of the entries. Data must be exactly 0 or 1.
 
     Args:
         network: Returns the logits, ``(*batch, latent) -> (*batch, *event)``.
@@ -78,7 +78,8 @@ class Discrete(Likelihood):
 class Binomial(Discrete):
     r"""Binomial likelihood of successes in T trials, :math:`\prod_d \mathrm{Binomial}(x_d; T, \sigma(f_d(z)))`.
 
-    For example, the 8 x 8 digits are counts from 0 to 16: ``Binomial(network, 16, unit=1 / 16)`` scores them in [0, 1].
+    For example, pixels of the 8 x 8 digits of :mod:`pyrovae.data` are counts from 0 to 16 divided by 16: use
+    ``Binomial(network, 16, unit=1 / 16)``.
 
     Args:
         network: Returns the logits, ``(*batch, latent) -> (*batch, *event)``.
@@ -109,7 +110,7 @@ class Binomial(Discrete):
 
 
 class _Inflatable(Discrete):
-    """Likelihood of counts that may have excess zeros, whose probability has its logits as the last parameter."""
+    """Base of likelihoods of counts. With ``zero_inflated=True``, the last parameter is the logit of an excess zero."""
 
     _of_rates: Callable[..., Any]
 
@@ -128,11 +129,11 @@ class _Inflatable(Discrete):
 class Poisson(_Inflatable):
     r"""Poisson likelihood of counts, :math:`p(x \mid z) = \prod_d \mathrm{Poisson}(x_d; e^{f_d(z)})`.
 
-    With ``zero_inflated=True`` an entry is 0 with probability :math:`\pi_d(z)`, and a Poisson count otherwise.
+    With ``zero_inflated=True`` an entry is 0 with probability :math:`\pi_d(z)`, and otherwise a Poisson count.
 
     Args:
-        network: Returns the log-rates, ``(*batch, latent) -> (*batch, *event)``. With zero inflation the output is
-            twice as large in dimension ``dim``: log-rates, then logits of :math:`\pi`.
+        network: Returns the log-rates, ``(*batch, latent) -> (*batch, *event)``. With zero inflation, the output is
+            twice as large as the data in dimension ``dim``: log-rates, then logits of :math:`\pi`.
         unit: Value of one count in the data.
         zero_inflated: If true, the network returns the probability of excess zeros too.
         dim: Dimension along which the parameters are concatenated: -1, or -3 for the channels of images.
@@ -165,13 +166,13 @@ class NegativeBinomial(_Inflatable):
     .. math:: p(x \mid z) = \prod_d \mathrm{NegativeBinomial}(x_d; r_d(z), m_d(z) / (m_d(z) + r_d(z))).
 
     With ``zero_inflated=True`` an entry is 0 with probability :math:`\pi_d(z)`, and a negative binomial count
-    otherwise. Counts of single cells have means in proportion to the library size of the cell. The second example shows
-    a decoder that gets the logarithm of this size in addition to z.
+    otherwise. The mean counts of a single cell are proportional to its library size, the total count of the cell. The
+    second example shows a decoder that gets the logarithm of the library size in addition to z.
 
     Args:
-        network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large in dimension ``dim``:
-            log m, then log r. With zero inflation the output is three times as large, and ends with the logits of
-            :math:`\pi`.
+        network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large as the data in dimension
+            ``dim``: log m, then log r. With zero inflation, the output is three times as large, and ends with the
+            logits of :math:`\pi`.
         unit: Value of one count in the data.
         zero_inflated: If true, the network returns the probability of excess zeros too.
         dim: Dimension along which the parameters are concatenated: -1, or -3 for the channels of images.

@@ -1,4 +1,4 @@
-"""A likelihood of tables with columns of different kinds."""
+"""A likelihood of tables with columns of different types."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,19 +13,20 @@ from pyrovae.distributions import Columns, entrywise
 class Joint(Described):
     r"""Likelihood of a row of a table, :math:`p(x \mid z) = \prod_c p_c(x_c \mid z)`, one factor for each column.
 
-    Columns may be real, binary, categorical or counts. NaN marks a missing entry, which has log-probability 0.
-    ``Masked(Joint(...))`` takes a mask instead, and :func:`pyrovae.evaluation.impute` then imputes all columns.
-    Imputations are codes and counts in the units of the table. Means of categorical codes are meaningful only if the
-    codes are ordered.
+    Columns may be real, binary, categorical or counts. NaN marks a missing entry, which has log-probability 0. With
+    ``Masked(Joint(...))``, a mask marks the missing entries instead, and :func:`pyrovae.evaluation.impute` can impute
+    all columns. Imputed categories are codes, and imputed counts have the unit of the table. The mean of an imputed
+    category is meaningful only if its codes are ordered.
 
     Args:
         columns: Likelihood of each column by name, in the order of the table. A tuple of names stands for adjacent
-            columns with one likelihood, whose event shape is the number of names.
-        network: Maps ``(*batch, latent) -> (*batch, features)``. The likelihoods of the columns then get the features
-            instead of z, so that they share these layers.
+            columns with one likelihood, which has one entry for each name.
+        network: Shared layers, which map ``(*batch, latent) -> (*batch, features)``. If given, the likelihoods of the
+            columns get the features instead of z.
 
     Attributes:
-        column_names: Names of all columns, in the order of the table. A pandas table with another order is refused.
+        column_names: Names of all columns, in the order of the table. A pandas table whose columns have another order
+            raises an error.
 
     Raises:
         TypeError: When called, if the entries of a likelihood are not independent given z.
@@ -73,7 +74,7 @@ class Joint(Described):
 
     @property
     def columns(self) -> dict[tuple[str, ...], Any]:
-        """The likelihoods by the names of their columns."""
+        """The likelihoods, each under the tuple of the names of its columns."""
         return dict(zip(self.groups, self.parts, strict=True))
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:

@@ -1,7 +1,7 @@
-"""Likelihoods of levels 0, ..., L - 1, such as those of grey or colour images, in any unit.
+"""Likelihoods of levels 0, ..., L - 1, such as the levels of grey or colour images, in any unit.
 
-The unit is the value of one level in the data: 1/255 for images of 256 levels in [0, 1]. A discrete log-likelihood is
-that of the level, so it does not depend on the unit.
+The unit is the distance between adjacent levels in the data: 1/255 for images of 256 levels in [0, 1]. The
+log-likelihood is the log-probability of the level itself, so it does not depend on the unit.
 """
 
 from typing import Any
@@ -18,10 +18,10 @@ class Categorical(Discrete):
     r"""Categorical likelihood of levels without an order, :math:`\prod_d \mathrm{softmax}(f_d(z))_{x_d}`.
 
     Args:
-        network: ``(*batch, latent) -> (*batch, *event)`` with an output that is ``levels`` times as large in dimension
-            ``dim``: the logits of level 0 for all entries, then those of level 1, and so on.
+        network: ``(*batch, latent) -> (*batch, *event)`` with an output that is ``levels`` times as large as the data
+            in dimension ``dim``: the logits of level 0 for all entries, then the logits of level 1, and so on.
         levels: Number of levels, L.
-        unit: Value of one level in the data; 1/255 for grey images in [0, 1].
+        unit: Distance between adjacent levels in the data; 1/255 for images of 256 levels in [0, 1].
         dim: Dimension along which the logits of the levels are concatenated: -1, or -3 for the channels of images.
 
     Raises:
@@ -49,16 +49,17 @@ class Categorical(Discrete):
 
 
 class DiscretizedLogistic(Discrete):
-    r"""Discretized logistic likelihood of ordered levels: each level has the mass of a logistic density around it.
+    r"""Likelihood of ordered levels: the probability of a level is the integral of a logistic density around it.
 
-    See :class:`pyrovae.distributions.DiscretizedLogistic` for the formula. Locations and scales are in units of the
-    whole range, so networks work in [0, 1] for any number of levels.
+    See :class:`pyrovae.distributions.DiscretizedLogistic` for the formula. Locations and scales are relative to the
+    range of the levels: location 0 is the lowest level and location 1 the highest, for any number of levels and any
+    unit.
 
     Args:
-        network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large in dimension ``dim``:
-            locations, then log-scales.
+        network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large as the data in dimension
+            ``dim``: locations, then log-scales.
         levels: Number of levels, L, at least 2.
-        unit: Value of one level in the data; 1/255 for grey images in [0, 1].
+        unit: Distance between adjacent levels in the data; 1/255 for images of 256 levels in [0, 1].
         dim: Dimension along which both parameters are concatenated: -1, or -3 for the channels of images.
 
     Raises:
@@ -91,12 +92,12 @@ class DiscretizedLogisticMixture(Discrete):
     r"""Likelihood of ordered levels from a mixture of C discretized logistic distributions for each entry.
 
     Args:
-        network: ``(*batch, latent) -> (*batch, *event)`` with an output that is ``3 * components`` times as large in
-            dimension ``dim``: logits of the components, then locations, then log-scales. Each of these holds one
-            component after another.
+        network: ``(*batch, latent) -> (*batch, *event)`` with an output that is ``3 * components`` times as large as
+            the data in dimension ``dim``: logits of the components, then locations, then log-scales. Each of these
+            three blocks holds the values of component 1 for all entries, then the values of component 2, and so on.
         components: Number of components, C.
         levels: Number of levels, L, at least 2.
-        unit: Value of one level in the data; 1/255 for grey images in [0, 1].
+        unit: Distance between adjacent levels in the data; 1/255 for images of 256 levels in [0, 1].
         dim: Dimension along which the parameters are concatenated: -1, or -3 for the channels of images.
 
     Raises:

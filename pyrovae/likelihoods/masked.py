@@ -14,10 +14,10 @@ from pyrovae.networks import as_mask
 class Masked(Described):
     r"""Likelihood of the observed entries, :math:`p(x_\mathrm{obs} \mid z) = \prod_{d: m_d = 1} p(x_d \mid z)`.
 
-    It is meant for entries that are missing at random. Data are then ``(x, mask)``, the likelihood is called as
-    ``likelihood(z, mask)``, and the posterior as ``posterior(x, mask)`` (see :class:`pyrovae.networks.ZeroFilled`). The
-    missing entries of x must hold any value in the support, such as 0, which has no effect.
-    :func:`pyrovae.evaluation.impute` imputes the missing entries.
+    Use this likelihood if entries are missing at random. Data are then the tuple ``(x, mask)``, and a VAE calls
+    ``likelihood(z, mask)`` and ``posterior(x, mask)`` (see :class:`pyrovae.networks.ZeroFilled`). Fill the missing
+    entries of x with any value in the support, such as 0. This value has no effect. :func:`pyrovae.evaluation.impute`
+    imputes the missing entries.
 
     Args:
         likelihood: Any likelihood whose entries are independent given z.

@@ -2,7 +2,8 @@ r"""A VAE with a posterior over the weights of the likelihood's network.
 
 .. math:: p(W)\, \prod_n p(z_n)\, p(x_n \mid z_n, W), \qquad q(W)\, \prod_n q(z_n \mid x_n).
 
-For a mini-batch, the data plate has the size of the whole data set, so that the KL term of the weights counts once.
+For a mini-batch, the data plate has the size of the whole data set: the terms of the data are scaled up to the data
+set, and the KL term of the weights is not scaled.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,11 +31,12 @@ def random_weights(network: nn.Module, prior: Callable[[Tensor], dist.TorchDistr
 
     Args:
         network: Any network. Its parameters are replaced.
-        prior: Function from a parameter to the prior of the weight that replaces it, whose event shape is that of the
-            parameter. By default independent standard normal priors.
+        prior: Function that takes a parameter and returns the prior of the weight that replaces the parameter. The
+            event shape of this prior must be the shape of the parameter. By default, each entry has an independent
+            standard normal prior.
 
     Returns:
-        The network.
+        The given network.
 
     Source:
         *Weight Uncertainty in Neural Networks* (Blundell et al., 2015).
@@ -62,8 +64,8 @@ class BayesianVAE(VAE):
 
     Args:
         prior: ``prior()`` returns p(z).
-        likelihood: ``likelihood(z)`` returns p(x | z), by a network with ``PyroSample`` weights, such as a network from
-            :func:`random_weights`. All of its weights must be random.
+        likelihood: ``likelihood(z)`` returns p(x | z). All weights of its network must be random (``PyroSample``), as
+            in a network from :func:`random_weights`.
         posterior: ``posterior(x)`` returns q(z | x).
         data_size: Number of training data, to which the loss of a mini-batch is scaled.
 
@@ -108,7 +110,7 @@ class BayesianVAE(VAE):
             return super().generate(n, *given, mean=mean)
 
     def reconstruct(self, x: Tensor, *given: Tensor, mean: bool = False) -> Tensor:
-        """Draw data like :meth:`VAE.reconstruct`, with one draw of the weights for all data."""
+        """Draw data like :meth:`VAE.reconstruct`, with one draw of the weights from their posterior for all data."""
         with self._posterior_weights():
             return super().reconstruct(x, *given, mean=mean)
 
@@ -121,7 +123,7 @@ class BayesianVAE(VAE):
 
 
 class BayesianModel(Model):
-    """The Pyro model: the weights, then the model of a VAE."""
+    """The Pyro model of a Bayesian VAE: draws of the weights, then the model of a VAE."""
 
     def forward(self, x: Tensor, *given: Tensor) -> None:
         """Run the model on data ``x``, shape ``(N, *event)``."""
@@ -130,7 +132,7 @@ class BayesianModel(Model):
 
 
 class BayesianGuide(Guide):
-    """The Pyro guide: a mean-field normal posterior of the weights, then the guide of a VAE."""
+    """The Pyro guide of a Bayesian VAE: a mean-field normal posterior of the weights, then the guide of a VAE."""
 
     def __init__(self, posterior: Component, model: BayesianModel) -> None:
         super().__init__(posterior)
@@ -169,7 +171,7 @@ class BayesianGuide(Guide):
 
 @contextmanager
 def _drawn_weights(program: nn.Module) -> Iterator[None]:
-    """Draw all random weights before the data plate, because Pyro would otherwise draw them inside it."""
+    """Context manager that draws all random weights before Pyro would draw them inside the data plate."""
     networks: list[Any] = [module for module in program.modules() if isinstance(module, PyroModule)]
     with ExitStack() as stack:
         for network in networks:

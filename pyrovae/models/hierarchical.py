@@ -32,28 +32,34 @@ Inference = Literal["bottom-up", "top-down"]
 class HierarchicalVAE(DescribedModel):
     """Variational autoencoder with latent sites ``"z1"``, ``"z2"``, ..., where ``"z1"`` is closest to the data.
 
-    Like :class:`pyrovae.VAE`, it has a ``model(x)`` and a ``guide(x)`` for every objective, ``fit`` and every
-    evaluation. Its components can be exchanged: ``vae.likelihood = ...``, ``vae.priors = (..., ...)``.
+    Like :class:`pyrovae.VAE`, it has a ``model(x)`` and a ``guide(x)``, which work with ``fit``, every objective and
+    every evaluation. Components can be exchanged: ``vae.likelihood = ...``, ``vae.priors = (..., ...)``. The arguments
+    of three published models are:
 
     * The two-layer network of the IWAE paper: ``inference="bottom-up"``.
     * Top-down (ladder) inference: ``inference="top-down"``.
-    * The two-level model of the VampPrior paper: ``inference="top-down", skip=True`` and a ``VampPrior`` for the top.
+    * The two-level model of the VampPrior paper: ``inference="top-down", skip=True`` and a ``VampPrior`` as the last
+      prior.
 
-    A conditional prior is any callable of the latent above it, such as ``pyrovae.posteriors.DiagonalNormal``. A
-    component with several contexts needs a :class:`pyrovae.networks.Joint` network.
+    A conditional prior is any callable that takes the latent of the layer above and returns a distribution, such as a
+    ``pyrovae.posteriors.DiagonalNormal``. A component that takes several inputs needs a :class:`pyrovae.networks.Joint`
+    network.
 
     Args:
-        priors: ``(p(z1 | z2), ..., p(zL))``: each is called with the latent above, the last without arguments.
-        likelihood: ``p(x | z1)``, called as ``likelihood(z1)``; with ``skip`` as ``likelihood(z1, ..., zL)``.
-        posteriors: ``(q(z1 | ...), ..., q(zL | ...))``. For bottom-up inference, the first is called as ``q(x)`` and
-            each other one with the latent below it. For top-down inference, the last is called as ``q(x)`` and each
-            other one as ``q(x, z_above)``.
+        priors: ``(p(z1 | z2), ..., p(zL))``: each prior is called with the latent of the layer above, and the last
+            prior without arguments.
+        likelihood: ``p(x | z1)``, called as ``likelihood(z1)``. If ``skip`` is true, it is called with all latents.
+        posteriors: ``(q(z1 | ...), ..., q(zL | ...))``. For bottom-up inference, the first posterior is called as
+            ``q(x)``, and each other posterior with the latent of the layer below. For top-down inference, the last
+            posterior is called as ``q(x)``, and each other posterior as ``q(x, z_above)`` with the latent of the layer
+            above.
         inference: ``"bottom-up"`` or ``"top-down"``.
         skip: If true, the likelihood depends on all latents instead of only ``z1``.
 
     Raises:
         TypeError: If a component is not callable or, when run, does not return a distribution.
-        ValueError: If the numbers of priors and posteriors differ or are zero; when run, if shapes do not fit.
+        ValueError: If the numbers of priors and posteriors differ or are zero, or ``inference`` is unknown. When run,
+            if shapes do not fit.
 
     Source:
         *Importance Weighted Autoencoders* (Burda, Grosse and Salakhutdinov, 2016); *Ladder Variational Autoencoders*
@@ -96,17 +102,17 @@ class HierarchicalVAE(DescribedModel):
 
     @property
     def priors(self) -> tuple[Component, ...]:
-        """The priors, starting with that of z1."""
+        """The priors, starting with the prior of z1."""
         return tuple(self.model.get(f"prior{layer}") for layer in self.model.layers)
 
     @property
     def likelihood(self) -> Component:
-        """The likelihood, ``z1 -> p(x | z1)``."""
+        """The likelihood: ``z1 -> p(x | z1)``, or a function of all latents if ``skip`` is true."""
         return self.model.get("likelihood")
 
     @property
     def posteriors(self) -> tuple[Component, ...]:
-        """The posteriors, starting with that of z1."""
+        """The posteriors, starting with the posterior of z1."""
         return tuple(self.guide.get(f"posterior{layer}") for layer in self.guide.layers)
 
     @property
@@ -177,7 +183,7 @@ class _Layered(Program):
     layers: range
 
     def components(self) -> dict[str, Component]:
-        """Return all components; ``posterior``, which a VampPrior uses, is the posterior of the top layer."""
+        """Return all components by name. The name ``posterior``, for a VampPrior, is the posterior of the top layer."""
         components = super().components()
         return components | {"posterior": components[f"posterior{len(self.layers)}"]}
 

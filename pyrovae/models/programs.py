@@ -1,9 +1,9 @@
 """Pyro programs made of components: running and checking a component, and registering its parameters with Pyro.
 
 The parameters belong to the module instead of Pyro's global store. Pyro's ELBOs and SVI look for ``param`` messages, so
-each program emits a message for every parameter that it owns, under a name that is unique among living programs.
-Programs keep no state between calls. Copies, unpickled modules and exchanged components therefore train their own
-parameters.
+each program emits a message for every parameter that it owns, under a name that no other program in memory uses.
+Between calls, a program keeps no parameters outside its module. Copies, unpickled modules and exchanged components
+therefore train their own parameters.
 """
 
 import re
@@ -29,8 +29,9 @@ class Program(nn.Module):
 
     Attributes:
         names: Names of the components.
-        peers: Programs whose components are passed to those of this program. The attribute is a tuple, because a module
-            would register the programs as its own.
+        peers: Other programs, such as the guide of a model. Their components are passed to the components of this
+            program that need them, such as a VampPrior. The attribute is a tuple, because torch would register a
+            program itself as a submodule.
         data_size: Number of data to which the loss is scaled; by default the size of the batch.
     """
 
@@ -39,7 +40,7 @@ class Program(nn.Module):
     peers: tuple["Program", ...] = ()
 
     def put(self, name: str, component: Any) -> None:
-        """Set or exchange a component, a module or any other callable."""
+        """Set or exchange a component, which is a module or any other callable."""
         if "prior" in name and isinstance(component, torch.distributions.Distribution):
             made: Any = component
             component = Fixed(made)
@@ -59,7 +60,7 @@ class Program(nn.Module):
         self.names = tuple(dict.fromkeys((*self.names, name)))
 
     def get(self, name: str) -> Component:
-        """Return a component, after passing all components to those that need them, such as a VampPrior."""
+        """Return a component, after passing all components to every component that needs them, such as a VampPrior."""
         components: dict[str, Any] = self.components()
         for component in components.values():
             parts: Any = component.modules() if isinstance(component, nn.Module) else ()
@@ -79,7 +80,7 @@ class Program(nn.Module):
         return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device), dim=-1)
 
     def components(self) -> dict[str, Component]:
-        """Return the components of this program and of its peers, by name."""
+        """Return, by name, the components of this program and of the programs in ``peers``."""
         return {name: getattr(program, name) for program in (self, *self.peers) for name in program.names}
 
 
@@ -90,12 +91,12 @@ def run_component(
     batch_shape: torch.Size,
     event_shape: torch.Size | None = None,
 ) -> Any:
-    """Return the distribution of a component, after checking the contract of components.
+    """Call a component, and return its distribution after checking the type, the parameters and the shapes.
 
     Raises:
-        FloatingPointError: If a parameter of the component is NaN or infinite.
-        TypeError: If the component does not return a distribution, or takes another number of contexts.
-        ValueError: If the component fails with its contexts, returns a distribution with invalid parameters, or returns
+        FloatingPointError: If the distribution has invalid parameters and a weight of the component is NaN or infinite.
+        TypeError: If the component does not return a distribution, or does not take this number of inputs.
+        ValueError: If the component fails with these inputs, or returns a distribution with invalid parameters or with
             another batch or event shape than expected.
     """
     try:
@@ -112,7 +113,7 @@ def run_component(
         shapes = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in context]
         raise TypeError(
             f"the {role} does not take the {len(shapes)} inputs with which it is called, of shapes {shapes} ({error}). "
-            f"Pass as many data as it takes, and build a network with several inputs by pyrovae.networks.Joint."
+            f"Pass as many tensors as the component takes. For several inputs, use a network pyrovae.networks.Joint."
         ) from error
     except ValueError as error:
         refused = re.match(r"Expected parameter (\w+) \(.*? of shape (\(.*?\))\) of distribution (\w+)", str(error))
@@ -127,7 +128,7 @@ def run_component(
     if p.batch_shape != batch_shape:
         raise ValueError(
             f"the {role} returned a distribution of batch shape {tuple(p.batch_shape)} and event shape "
-            f"{tuple(p.event_shape)}, expected batch shape {tuple(batch_shape)}, that of its context. "
+            f"{tuple(p.event_shape)}, expected batch shape {tuple(batch_shape)}, the batch shape of its input. "
             f"Declare event dimensions with .to_event(n), and keep every leading dimension of the input."
         )
     if event_shape is not None and p.event_shape != event_shape:
@@ -139,7 +140,7 @@ def run_component(
 
 
 def _outputs(component: Component) -> str:
-    """Return the number of outputs that a component needs for each entry, in words, if it needs several."""
+    """Return a sentence on the number of network outputs for each entry, or an empty string if the number is 1."""
     number = getattr(component, "num_parameters", 1)
     return f" {type(component).__name__} needs {number} outputs for each entry of a datum." if number > 1 else ""
 
@@ -172,10 +173,11 @@ def _explain_invalid(
 
 
 def draw_latent(role: str, site: str, p: Any) -> Tensor:
-    """Draw a latent site of a model from its prior, or take the value of the guide.
+    """Return a draw of a latent site from its prior, or the value that the guide has drawn for the site.
 
     Raises:
-        ValueError: If the value has another event shape than the prior, because Pyro would broadcast some of them.
+        ValueError: If the value has another event shape than the prior, because Pyro may broadcast such a value
+            silently.
     """
     value: Tensor = pyro.sample(site, p)
     event_shape = value.shape[value.ndim - len(p.event_shape) :]
@@ -209,8 +211,9 @@ def draw(p: dist.TorchDistribution, mean: bool) -> Tensor:
 def emit_parameters(program: nn.Module) -> None:
     """Send a ``param`` message to Pyro's handlers for each trainable parameter, without using the parameter store.
 
-    SVI calls ``unconstrained()`` on the value of such a message and must get the parameter itself. The value is an
-    alias that is created for this call, because an attribute on the parameter would break pickling.
+    SVI calls the method ``unconstrained()`` of the message's value, and expects the parameter itself as the result. The
+    value is an alias of the parameter, and only the alias has this method, because an attribute of the parameter would
+    break pickling.
     """
     if not am_i_wrapped():
         return

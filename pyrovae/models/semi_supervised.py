@@ -37,7 +37,8 @@ class SemiSupervisedVAE(DescribedModel):
             divided by the number of labelled data.
 
     Raises:
-        ValueError: If ``classification_weight`` is negative; when run, if a component returns shapes that do not fit.
+        ValueError: If ``classification_weight`` is negative. When run, if labels are not one-hot rows or rows of zeros,
+            or the shapes of a component do not fit.
 
     Source:
         *Semi-Supervised Learning with Deep Generative Models* (Kingma et al., 2014).
@@ -134,7 +135,7 @@ class SemiSupervisedModel(Program):
         self.classification_weight = weight
 
     def labels(self, y: Tensor) -> Any:
-        """Return the label prior, after checking it against the labels."""
+        """Return the label prior, after checking that it is one-hot and has the event shape of the labels."""
         labels = run_component(
             "label prior", self.get("label_prior"), batch_shape=torch.Size(), event_shape=y.shape[1:]
         )
@@ -192,14 +193,14 @@ def _one_hot(role: str, p: Any) -> Any:
 
 
 def _certain_where(known: Tensor, p: Any) -> Any:
-    """Return label distributions, with probability 1 of the first class for known labels, which ``label`` holds."""
+    """Return label distributions ``p``, with probability 1 for the first class in rows whose label is known."""
     first = torch.full_like(p.logits, -1e4)  # exp(-1e4) is 0, but unlike minus infinity -1e4 can be multiplied by 0
     first[..., 0] = 0
     return dist.OneHotCategorical(logits=torch.where(known, first, p.logits))
 
 
 def _is_known(y: Tensor) -> Tensor:
-    """Return which rows of one-hot labels hold a label, shape ``(N, 1)``."""
+    """Return a mask that is true for rows of one-hot labels and false for rows of zeros, shape ``(N, 1)``."""
     total = y.sum(-1, keepdim=True)
     if is_validation_enabled() and not (((y == 0) | (y == 1)).all() and (total <= 1).all()):
         raise ValueError(

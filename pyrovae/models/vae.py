@@ -33,8 +33,8 @@ class VAE(DescribedModel):
     :class:`pyro.infer.SVI`, ``Trace_ELBO()(vae.model, vae.guide)`` with a torch optimizer, and :func:`pyrovae.fit`
     train every parameter. A component can be exchanged at any time: ``vae.prior = my_prior``.
 
-    Data may be several tensors, ``model(x, *given)``, such as labels or a mask of observed entries. The likelihood is
-    then called as ``likelihood(z, *given)`` and the posterior as ``posterior(x, *given)``.
+    Data may consist of x and further tensors, such as labels or a mask of observed entries: ``model(x, *given)``. The
+    likelihood is then called as ``likelihood(z, *given)``, and the posterior as ``posterior(x, *given)``.
 
     The parameters belong to this module and have no names in Pyro's parameter store. Tools of Pyro that look up
     parameters by name cannot be used: ``JitTrace_ELBO``, per-parameter options and saved states of :mod:`pyro.optim`,
@@ -47,7 +47,7 @@ class VAE(DescribedModel):
 
     Raises:
         TypeError: If a component is not callable or, when run, does not return a distribution.
-        ValueError: When run, if a component returns other shapes.
+        ValueError: When run, if a component returns a distribution of another shape.
 
     Source:
         *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014).
@@ -102,12 +102,12 @@ class VAE(DescribedModel):
     def encode(self, x: Any, *given: Any) -> dist.TorchDistribution:
         """Return the posterior q(z | x) of data.
 
-        Its ``mean`` is the usual code of a datum. ``sample()`` draws codes, and ``rsample()`` draws codes with a
-        gradient.
+        The ``mean`` of the posterior is the usual code of a datum. ``sample()`` draws codes, and ``rsample()`` draws
+        codes with a gradient.
 
         Args:
-            x: Data, shape ``(N, *event)``: a tensor, or data of another kind that :func:`pyrovae.fit` accepts. Data of
-                another kind are read into memory and moved to the device of the parameters.
+            x: Data, shape ``(N, *event)``: a tensor, or any other type of data that :func:`pyrovae.fit` accepts. Data
+                of other types are read into memory and moved to the device of the parameters.
             *given: Further data for the posterior, such as labels, each of shape ``(N, *event)``.
 
         Returns:

@@ -29,7 +29,7 @@ def conv_encoder(
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If a size is not positive, or height or width cannot be halved that often.
+        ValueError: If a size is not positive, or height or width cannot be halved once for each convolution.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -50,7 +50,7 @@ def conv_decoder(
     out_shape: Sequence[int],
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Module:
-    """Build a convolutional decoder that doubles height and width at every layer, the mirror image of the encoder.
+    """Build a convolutional decoder that doubles height and width at every layer: :func:`conv_encoder` in reverse.
 
     Args:
         in_shape: Number of inputs, the latent size.
@@ -63,7 +63,7 @@ def conv_decoder(
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If a size is not positive, or height or width is not divisible by two that often.
+        ValueError: If a size is not positive, or height or width cannot be halved once for each convolution.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -96,14 +96,14 @@ def residual_encoder(
         in_shape: ``(height, width)`` or ``(channels, height, width)``.
         *channels: Channels of each block.
         out_shape: Number of outputs of the final linear layer.
-        activation: Function that returns the nonlinearities.
+        activation: Function that returns a nonlinearity, called once for each nonlinearity of the network.
 
     Returns:
         A network ``(*batch, *in_shape) -> (*batch, out_shape)``.
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If the shape is not that of an image, a size is not positive, or no block is given.
+        ValueError: If the image's shape does not have 2 or 3 entries, a size is not positive, or no block is given.
 
     Source:
         *Identity Mappings in Deep Residual Networks* (He et al., 2016).
@@ -124,20 +124,20 @@ def residual_encoder(
 def residual_decoder(
     in_shape: int, *channels: int, out_shape: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU
 ) -> nn.Module:
-    """Build a residual decoder that doubles height and width after each block, the mirror image of the encoder.
+    """Build a residual decoder that doubles height and width after each block: :func:`residual_encoder` in reverse.
 
     Args:
         in_shape: Number of inputs, the latent size.
         *channels: Channels of each block.
         out_shape: ``(height, width)`` or ``(channels, height, width)`` of the output, of any size.
-        activation: Function that returns the nonlinearities.
+        activation: Function that returns a nonlinearity, called once for each nonlinearity of the network.
 
     Returns:
         A network ``(*batch, in_shape) -> (*batch, *out_shape)``.
 
     Raises:
         TypeError: If a size is not an integer.
-        ValueError: If the shape is not that of an image, a size is not positive, or no block is given.
+        ValueError: If the image's shape does not have 2 or 3 entries, a size is not positive, or no block is given.
 
     Source:
         *Identity Mappings in Deep Residual Networks* (He et al., 2016).
@@ -165,7 +165,7 @@ def residual_decoder(
 
 
 class _Residual(nn.Module):
-    """A block ``x + f(x)`` of two 3 x 3 convolutions."""
+    """Residual block ``x + f(x)``, where f has two 3 x 3 convolutions."""
 
     def __init__(self, channels: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class _Residual(nn.Module):
 
 
 def _sizes(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, list[tuple[int, int]]]:
-    """Return the channels of an image, and its height and width after each halving, rounded up."""
+    """Return the number of channels of an image, and its sizes before and after each halving, rounded up."""
     depth, height, width = _channels(shape, channels, features)
     sizes = [(height, width)]
     for _ in channels:
@@ -192,7 +192,7 @@ def _sizes(shape: Sequence[int], channels: Sequence[int], features: int) -> tupl
 
 
 def _channels(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, int, int]:
-    """Return channels, height and width of an image, after checking all sizes of its network."""
+    """Return channels, height and width of an image, after checking all sizes of the image and its network."""
     if not isinstance(shape, Sequence) or len(shape) not in (2, 3):
         raise ValueError(f"an image must have shape (height, width) or (channels, height, width), got {shape}")
     if not channels:
@@ -206,7 +206,7 @@ def _channels(shape: Sequence[int], channels: Sequence[int], features: int) -> t
 
 
 def _image(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, int, int]:
-    """Return the channels of an image, and its height and width after one halving for each layer."""
+    """Return the number of channels of an image, and its height and width after one halving for each layer."""
     depth, height, width = _channels(shape, channels, features)
     halvings = len(channels)
     if height % 2**halvings or width % 2**halvings:

@@ -1,4 +1,4 @@
-"""Fully connected networks: a multilayer perceptron, and one whose layers are gated."""
+"""Fully connected networks: multilayer perceptrons with ordinary layers and with gated layers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -45,6 +45,7 @@ def gated_mlp(*shapes: Shape) -> nn.Sequential:
         A network ``(*batch, *shapes[0]) -> (*batch, *shapes[-1])``.
 
     Raises:
+        TypeError: See :func:`mlp`.
         ValueError: See :func:`mlp`.
 
     Source:
@@ -60,7 +61,7 @@ def gated_mlp(*shapes: Shape) -> nn.Sequential:
 
 
 def _through(shapes: Sequence[Shape], layer: Callable[[int, int], list[nn.Module]]) -> nn.Sequential:
-    """Return a network with the given shapes. The last layer is linear, because its outputs are real numbers."""
+    """Return a network with these input, hidden and output shapes, and a linear last layer for real outputs."""
     if len(shapes) < 2:
         raise ValueError(f"networks: shapes={tuple(shapes)} must hold an input and an output shape")
     events = [_event(shape) for shape in shapes]

@@ -1,4 +1,4 @@
-"""Adapters of networks: for batch dimensions, several inputs, missing entries, counts and several parameters."""
+"""Adapters and helpers for the inputs and outputs of networks."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Batched(nn.Module):
         event_dim: Number of dimensions of ``in``.
 
     Raises:
-        ValueError: When called, if the input has fewer dimensions.
+        ValueError: When called, if the input has fewer than ``event_dim`` dimensions.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -44,7 +44,7 @@ class Batched(nn.Module):
 
 
 class Joint(nn.Module):
-    """Adapter that lets a network of vectors accept several inputs, by flattening and concatenating their events.
+    """Adapter that flattens several inputs and concatenates them into one vector, the input of a network.
 
     The leading dimensions broadcast: for ``q(z1 | x, z2)``, data ``x`` of shape ``(N, 28, 28)`` and draws ``z2`` of
     shape ``(K, N, latent)`` give an output of shape ``(K, N, *out)``.
@@ -75,7 +75,7 @@ class Joint(nn.Module):
         if len(inputs) != len(self.event_dims):
             raise ValueError(
                 f"networks.Joint: got {len(inputs)} inputs, of shapes {[tuple(part.shape) for part in inputs]}, but "
-                f"event_dims={self.event_dims} names {len(self.event_dims)}. Give the event dimensions of every input."
+                f"event_dims={self.event_dims} names {len(self.event_dims)} inputs. Give the event dimensions of each."
             )
         flat = [
             part.reshape(*part.shape[: part.ndim - event_dim], -1)
@@ -85,8 +85,8 @@ class Joint(nn.Module):
             batch = torch.broadcast_shapes(*(part.shape[:-1] for part in flat))
         except RuntimeError as error:
             raise ValueError(
-                f"networks.Joint: the leading dimensions of inputs of shapes {[tuple(part.shape) for part in inputs]} "
-                f"and event dimensions {self.event_dims} do not broadcast. Pass inputs for the same data."
+                f"networks.Joint: the inputs have shapes {[tuple(part.shape) for part in inputs]} and event_dims="
+                f"{self.event_dims}, but their leading dimensions do not broadcast. Pass inputs for the same data."
             ) from error
         first = flat[0]
         joined = torch.cat([part.to(first.dtype).expand(*batch, -1) for part in flat], dim=-1)
@@ -97,10 +97,11 @@ class Joint(nn.Module):
 def log1p(network: nn.Module) -> nn.Module:
     """Return a network that takes log(1 + x) instead of x as input, for encoders of counts.
 
-    Raw counts reach thousands. A network of raw counts returns infinite scales at the first step.
+    Raw counts reach thousands. With such inputs, an encoder can return infinite scales at the first training step.
 
     Args:
-        network: Maps ``(*batch, *event) -> (*batch, *out)``. It gets further inputs, such as a mask, unchanged.
+        network: Maps ``(*batch, *event) -> (*batch, *out)``. Further inputs, such as a mask, are passed to this network
+            unchanged.
 
     Returns:
         A network with the shapes of ``network``, for data of at least 0.
@@ -131,7 +132,7 @@ class _Log1p(nn.Module):
 
 
 class ZeroFilled(nn.Module):
-    """Adapter that passes data with missing entries to a network, with zeros in their place, and with the mask.
+    """Adapter that passes zero-filled data and the mask of observed entries to a network, if entries are missing.
 
     Entries are missing where the mask is 0, and where the data are NaN. Without a mask, only NaN means missing.
 
@@ -177,7 +178,7 @@ def as_mask(mask: Tensor, owner: str) -> Tensor:
 
     Args:
         mask: Mask of any shape: 1 or True for observed entries, 0 or False for missing ones.
-        owner: Name of the component, for the error.
+        owner: Name of the component, for the error message.
 
     Returns:
         Boolean tensor of the same shape.

@@ -1,7 +1,7 @@
 """Posteriors: ``x -> q(z | x)``, with the batch shape of ``x`` and event shape ``(latent,)``.
 
-Each takes the network that returns its parameters, concatenated along the last dimension. A posterior returns a
-distribution that depends on its input, so it can also serve as a conditional prior ``p(z1 | z2)``.
+A posterior is made from a network that returns the parameters of q, concatenated along the last dimension. A posterior
+can also serve as a conditional prior ``p(z1 | z2)``, because its distribution depends on its input.
 """
 
 from pyrovae.posteriors.categorical import OneHotCategorical

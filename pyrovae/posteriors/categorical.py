@@ -28,5 +28,5 @@ class OneHotCategorical(Described):
         self.network = network
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(y | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(y | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         return dist.OneHotCategorical(logits=self.network(*context))

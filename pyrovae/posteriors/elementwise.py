@@ -1,4 +1,4 @@
-"""Posteriors whose dimensions are independent given x: normal, and with heavier tails."""
+"""Posteriors whose dimensions are independent given x: normal, Laplace and Student's t."""
 
 import math
 
@@ -11,7 +11,7 @@ from pyrovae.networks import split
 
 
 class _LocationScale(Described):
-    """A network that maps its contexts to concatenated locations and log-scales."""
+    """Base of posteriors whose network returns locations and log-scales, concatenated along the last dimension."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class DiagonalNormal(_LocationScale):
     """
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         return dist.Normal(*self._parameters_of(context)).to_event(1)
 
 
 class Laplace(_LocationScale):
     r"""Laplace posterior, :math:`q(z \mid x) = \prod_i \mathrm{Laplace}(z_i; \mu_i(x), b_i(x))`.
 
-    Its tails are heavier than those of a normal posterior, which makes it a safer proposal for importance sampling.
+    Its tails are heavier than the tails of a normal posterior, so it is a safer proposal for importance sampling.
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations, then log-scales.
@@ -69,7 +69,7 @@ class Laplace(_LocationScale):
     """
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         return dist.Laplace(*self._parameters_of(context)).to_event(1)
 
 
@@ -78,7 +78,7 @@ class StudentT(_LocationScale):
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent)``: locations, then log-scales.
-        df: Degrees of freedom, positive. If ``df <= 2``, the variance is infinite.
+        df: Degrees of freedom, positive. If ``df <= 2``, the variance is not finite.
 
     Raises:
         ValueError: If ``df`` is not positive and finite.
@@ -103,5 +103,5 @@ class StudentT(_LocationScale):
         self.df = df
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         return StudentTDistribution(self.df, *self._parameters_of(context)).to_event(1)

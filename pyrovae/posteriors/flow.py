@@ -1,4 +1,4 @@
-"""Flow posteriors: the inverse autoregressive flow, and any flow on any base."""
+"""Flow posteriors: the inverse autoregressive flow, and any flow on any base posterior."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,9 +16,9 @@ class InverseAutoregressiveFlow(Described):
 
     .. math:: z_0 = \mu(x) + \sigma(x) \odot \epsilon, \qquad z_t = \sigma_t \odot z_{t-1} + (1 - \sigma_t) \odot m_t,
 
-    where :math:`(m_t, s_t)` are the output of an autoregressive network of :math:`z_{t-1}` and :math:`h(x)`. Drawing z,
-    and scoring this draw, takes one pass of each layer. Scoring another z, as inside a VampPrior, takes ``latent``
-    passes.
+    where :math:`(m_t, s_t)` are the outputs of an autoregressive network with the inputs :math:`z_{t-1}` and
+    :math:`h(x)`, and :math:`\sigma_t = \mathrm{sigmoid}(s_t + 2)`. To draw z and score this draw takes one pass of each
+    layer. To score any other z, as a VampPrior does, takes ``latent`` passes of each layer.
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent + context)``: means, then log-scales, then h.
@@ -51,7 +51,7 @@ class InverseAutoregressiveFlow(Described):
         self.flow = flows.inverse_autoregressive(latent, context=context, depth=depth, hidden=hidden)
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         output = self.network(*context)
         if output.shape[-1] != sum(self.sizes):
             raise ValueError(
@@ -70,8 +70,8 @@ class NormalizingFlow(Described):
     Args:
         base: Posterior of the noise, ``x -> q_0``.
         flow: Module ``h -> transform``: one of :mod:`pyrovae.flows`, or the inverse of a flow of the library zuko.
-        network: ``(*batch, *event) -> (*batch, context)``, the context h of the flow. Without a network, f is the same
-            for all data.
+        network: ``(*batch, *event) -> (*batch, context)``, the context h of the flow. Without this network, f is the
+            same for all data.
 
     Source:
         *Variational Inference with Normalizing Flows* (Rezende and Mohamed, 2015).

@@ -19,9 +19,9 @@ class MultivariateNormal(Described):
     * ``MultivariateNormal(network, rank=r)``: :math:`N(z; \mu, S (I + W W^\top) S)` with r columns in W. The output has
       ``latent * (r + 2)`` features: means, log-scales, and W row by row.
 
-    Correlations are relative to the scales, so that a small scale leaves the covariance well-conditioned. The network's
-    output for L is divided by the square root of ``latent``. Without this factor, outputs of order one, as at
-    initialization, would put most of the variance into correlations.
+    The correlations depend on L or W only, because S multiplies from both sides. A small scale therefore does not push
+    the correlations towards 1 or -1. The network's output for L is divided by the square root of ``latent``. Without
+    this division, outputs of order one, as at initialization, would make the dimensions strongly correlated.
 
     Args:
         network: ``(*batch, *event) -> (*batch, width)``.
@@ -51,7 +51,7 @@ class MultivariateNormal(Described):
         self.network, self.rank = network, rank
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are inputs of the network too."""
+        """Return q(z | x) for ``x``, shape ``(*batch, *event)``. Further arguments are passed to the network too."""
         output = self.network(*context)
         latent = _latent(output.shape[-1], self.rank)
         loc, log_scale, rest = output.split([latent, latent, output.shape[-1] - 2 * latent], dim=-1)

@@ -1,4 +1,4 @@
-r"""Semi-amortized inference: the encoder's parameters are refined for each datum by gradient steps on the ELBO."""
+r"""Semi-amortized inference: gradient steps on the ELBO refine the parameters of q(z | x) for each datum."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,27 +13,28 @@ from pyrovae.distributions import NormalizingFlow
 
 
 class SemiAmortized(Described):
-    r"""Posterior whose local parameters :math:`\lambda` are refined by gradient steps from the encoder's output.
+    r"""Posterior whose parameters :math:`\lambda` are the encoder's output, refined by gradient steps for each datum.
 
     .. math::
         \lambda_0 = f(x), \qquad
         \lambda_{t+1} = \lambda_t + \mathrm{Adam}\big(\nabla_\lambda \mathrm{ELBO}(x; \lambda_t)\big).
 
-    It is meant for evaluation. If you set ``vae.posterior = SemiAmortized(vae.posterior)`` after training, evaluation
-    gets a better proposal, and the model does not change, because a VampPrior keeps using the encoder. In training, the
-    gradient at the refined parameters is passed to the encoder's parameters unchanged.
+    The class is meant for evaluation. If you set ``vae.posterior = SemiAmortized(vae.posterior)`` after training,
+    evaluation gets a better proposal. The model does not change: a VampPrior, if the model has one, keeps using the
+    posterior before refinement. In training, the gradient with respect to the refined parameters is used as the
+    gradient with respect to :math:`\lambda_0`.
 
     Args:
-        posterior: ``x -> q(z | x)``, from Pyro's ``Normal``, ``Laplace``, ``StudentT``, ``MultivariateNormal`` or
-            ``LowRankMultivariateNormal``. For a flow, its base is refined.
+        posterior: ``x -> q(z | x)``, where q is one of Pyro's ``Normal``, ``Laplace``, ``StudentT``,
+            ``MultivariateNormal`` or ``LowRankMultivariateNormal``. If q is a flow, its base is refined.
         steps: Number of gradient steps.
-        learning_rate: Learning rate of Adam, for parameters on the real line (log-scales).
+        learning_rate: Learning rate of Adam for the unconstrained parameters, such as means and log-scales.
         num_particles: Draws per datum and step.
 
     Raises:
         ValueError: If ``steps`` or ``num_particles`` is less than 1; when called, if the posterior does not belong to a
-            VAE, whose prior and likelihood it needs.
-        TypeError: When called, if the posterior belongs to another family.
+            :class:`pyrovae.VAE`, because the gradient steps need its prior and likelihood.
+        TypeError: When called, if ``posterior`` returns a distribution of another family.
 
     Source:
         *Semi-Amortized Variational Autoencoders* (Kim et al., 2018); *On the Challenges of Learning with Inference
@@ -116,7 +117,7 @@ _FAMILIES: dict[type, tuple[str, ...]] = {
 
 
 def _local_parameters(q: Any) -> list[Tensor]:
-    """Return the parameters of a posterior as values on the real line."""
+    """Return the parameters of a posterior, transformed to unconstrained values."""
     if isinstance(q, torch.distributions.Independent | NormalizingFlow):
         return _local_parameters(q.base_dist)
     if _family(q) is None:
@@ -133,7 +134,7 @@ def _family(q: Any) -> Any:
 
 
 def _rebuild(q: Any, parameters: list[Tensor]) -> Any:
-    """Return a posterior of the same family with other parameters."""
+    """Return a posterior of the family of ``q`` with the given unconstrained parameters."""
     if isinstance(q, torch.distributions.Independent):
         return _rebuild(q.base_dist, parameters).to_event(q.reinterpreted_batch_ndims)
     if isinstance(q, NormalizingFlow):

@@ -1,4 +1,4 @@
-"""A normalizing flow as prior."""
+"""A normalizing flow as a prior."""
 
 from collections.abc import Callable
 from typing import Any

@@ -22,7 +22,7 @@ class GaussianMixture(Described):
         ValueError: If ``latent`` or ``components`` is not positive.
 
     Source:
-        *VAE with a VampPrior* (Tomczak and Welling, 2018), where it is a baseline (MoG).
+        *VAE with a VampPrior* (Tomczak and Welling, 2018), which uses this prior as a baseline (MoG).
 
     Example:
         >>> import torch, pyrovae as pv
@@ -52,19 +52,20 @@ class VampPrior(Described):
     r"""Variational mixture of posteriors, :math:`p(z) = \frac{1}{C} \sum_c q(z \mid u_c)`.
 
     The pseudo-inputs :math:`u_c` are learned together with q, the posterior of the VAE to which the prior belongs. The
-    VAE passes its posterior to the prior whenever it runs or returns ``vae.prior``. The prior does not hold a second
-    copy of q's parameters. Outside a VAE, call :meth:`bind_components` first.
+    VAE passes its posterior to the prior whenever the VAE runs or returns ``vae.prior``. The prior does not hold a
+    second copy of q's parameters. Outside a VAE, call :meth:`bind_components` first.
 
     Args:
         components: Number of pseudo-inputs, C.
-        event_shape: Shape of a datum. The pseudo-inputs then start near 0.5, the middle of the range of images.
-        data: At least ``components`` data, shape ``(N, *event_shape)``. The pseudo-inputs then start at randomly chosen
-            data. Pass either the data or the shape.
+        event_shape: Shape of a datum. If given, the pseudo-inputs start near 0.5, the middle of the range [0, 1] of
+            images.
+        data: At least ``components`` data, shape ``(N, *event_shape)``. If given, the pseudo-inputs start at randomly
+            chosen data. Pass either ``event_shape`` or ``data``.
 
     Raises:
         TypeError: If the data are not floating-point.
-        ValueError: If not exactly one of ``event_shape`` and ``data`` is given, or there are too few data; when called,
-            if no VAE has passed its posterior to the prior.
+        ValueError: If not exactly one of ``event_shape`` and ``data`` is given, or there are fewer data than
+            ``components``. When called, if no posterior has been passed to the prior.
 
     Source:
         *VAE with a VampPrior* (Tomczak and Welling, 2018).
@@ -108,7 +109,7 @@ class VampPrior(Described):
         self._posterior: tuple[Callable[..., Any], ...] = ()
 
     def bind_components(self, *, posterior: Callable[..., Any], **_: Any) -> None:
-        """Store the posterior, ``x -> q(z | x)``; for a refined posterior, the amortized posterior inside it."""
+        """Store a posterior, ``x -> q(z | x)``. For a ``SemiAmortized`` posterior, store the posterior inside it."""
         self._posterior = (getattr(posterior, "amortized", posterior),)
 
     def forward(self) -> dist.TorchDistribution:

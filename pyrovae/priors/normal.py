@@ -51,13 +51,13 @@ class StandardNormal(Described):
 
 
 class Fixed(Described):
-    """Prior that is a given distribution; it moves with the device and dtype of the module.
+    """Prior that returns a given distribution, whose tensors follow the device and dtype of the module.
 
     :class:`pyrovae.VAE` wraps a plain distribution in this class, so that ``VAE(prior=dist.Laplace(...).to_event(1),
     ...)`` works.
 
     Args:
-        distribution: p(z), event shape ``(latent,)``; its tensors are constants.
+        distribution: p(z), event shape ``(latent,)``. Its tensors are not trained.
 
     Raises:
         TypeError: If ``distribution`` is not a distribution.
@@ -79,7 +79,7 @@ class Fixed(Described):
         self.distribution = distribution
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return p(z); given a context, as in a conditional prior, return p(z) for each row of the context."""
+        """Return p(z). With a context, as for a conditional prior, p(z) gets the batch shape of the context."""
         if not context:
             return self.distribution
         return self.distribution.expand(torch.broadcast_shapes(*(part.shape[:-1] for part in context)))
@@ -91,7 +91,7 @@ class Fixed(Described):
 
 
 def _map_tensors(part: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """Return a distribution, with all distributions and transforms inside it, whose tensors are mapped."""
+    """Return a copy of a distribution in which ``fn`` is applied to all tensors, also in inner distributions."""
     if isinstance(part, Tensor):
         return fn(part)
     if isinstance(part, list | tuple):
