@@ -1,1 +1,1 @@
-"""The route from a Pyro program to its log-weights: run the guide, score the model, sum per datum."""
+"""Computation of a Pyro program's log-weights: run the guide, run the model at its draws, sum over sites per datum."""

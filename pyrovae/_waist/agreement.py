@@ -16,8 +16,8 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
     """Check that model and guide have the same latent sites, except for enumerated and auxiliary sites.
 
     Raises:
-        ValueError: If a latent site is missing in model or guide, a site requests parallel samples, the guide has no
-            density, or an auxiliary site of the guide has no counterpart.
+        ValueError: If a latent site is missing in model or guide, if a site requests ``num_samples`` parallel samples,
+            or if the guide puts all mass of a site on a point.
     """
     for site in filter(is_enumerated, model_sites + guide_sites):
         if site["infer"].get("num_samples") is not None:
@@ -43,7 +43,7 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
 
 
 def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    """Raise ValueError if a site is a point in the guide but has a density in the model; autoguides are exempt."""
+    """Raise ValueError if a site has a density in the model but is a point in a guide without auxiliary sites."""
     if any(site["infer"].get("is_auxiliary") for site in guide_sites):
         return  # an autoguide computes such points from its auxiliary site
     of_model = {site["name"]: site["fn"] for site in model_sites if not site["is_observed"]}
@@ -58,14 +58,15 @@ def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
 
 
 def check_auxiliary(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    """Check that auxiliary sites of the guide are the noise from which its other sites are computed.
+    """Check that auxiliary sites of the guide are the noise from which the guide computes its other sites.
 
     An autoguide samples one auxiliary vector and computes every latent site from it, as a point. If the latent sites
     are random given the vector, the vector has its own density in log q without a counterpart in the model. The mean
     weight is then not p(x), and can be infinite.
 
     Raises:
-        ValueError: If auxiliary sites differ in size from the points that are computed from them.
+        ValueError: If the auxiliary sites and the points that are computed from them have different numbers of
+            coordinates.
     """
     in_model = {site["name"]: site for site in model_sites}
     alone = [s for s in guide_sites if s["infer"].get("is_auxiliary") and s["name"] not in in_model]
@@ -90,8 +91,8 @@ def check_measures(model_sites: list[Site], guide_sites: list[Site]) -> None:
     """Check that densities of model and guide refer to the same measure, so that their ratio is a weight.
 
     Raises:
-        ValueError: If only one density is discrete, only one lies on a surface such as the simplex, or one is a density
-            of angles and the other of real numbers.
+        ValueError: If only one of the two densities is discrete, if only one is a density on a surface such as the
+            simplex, or if one is a density of angles and the other a density of real numbers.
     """
     of_model = {site["name"]: site["fn"] for site in model_sites if not site["is_observed"]}
     for site in guide_sites:
@@ -113,7 +114,7 @@ def check_measures(model_sites: list[Site], guide_sites: list[Site]) -> None:
 
 
 def latent_masks(sites: list[Site]) -> dict[str, Any]:
-    """Return the masks of masked latent sites by name, in the shape of their values."""
+    """Return the mask of each masked latent site, by name; a mask broadcasts to the shape of the site's value."""
     latents = [site for site in sites if not (site["is_observed"] or is_enumerated(site))]
     masks = {site["name"]: entry_mask(site) for site in latents}
     return {name: mask for name, mask in masks.items() if mask is not True}
@@ -122,7 +123,8 @@ def latent_masks(sites: list[Site]) -> dict[str, Any]:
 def check_masks(model_sites: list[Site], masks: Mapping[str, Any]) -> None:
     """Check that the latent sites of a model are masked as in the guide.
 
-    An entry that is masked in both is left out of the weight. If only one is masked, the other has no counterpart.
+    An entry that is masked in model and guide is left out of the weight. If an entry is masked in only one of them, its
+    density in the other has no counterpart.
 
     Args:
         model_sites: Sites of a run of the model.
@@ -135,8 +137,8 @@ def check_masks(model_sites: list[Site], masks: Mapping[str, Any]) -> None:
         if site["is_observed"] or is_enumerated(site) or _is_same(entry_mask(site), masks.get(site["name"], True)):
             continue
         raise ProgramError(
-            f"latent site {site['name']!r} has different masks in guide and model. Where only one is masked, the "
-            f"density of the other has no counterpart in the log-weight. Use the same mask in both, "
+            f"latent site {site['name']!r} has different masks in guide and model. If only one of them is masked, "
+            f"the density of the other has no counterpart in the log-weight. Use the same mask in both, "
             f"pyro.poutine.mask(mask=...)."
         )
 

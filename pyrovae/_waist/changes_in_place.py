@@ -1,7 +1,8 @@
-"""Tensors of a site that a program changes in place after the site.
+"""Check for programs that change a tensor of a site in place after the site.
 
 Pyro and pyrovae compute log-probabilities after a program has finished. If the program has changed the mask, the value
-or a parameter of a site in place by then, as ``mask |= seen`` does, the log-probability is that of the changed tensors.
+or a parameter of a site in place by then, for example by ``mask |= seen``, the log-probability is computed from the
+changed tensor.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pyrovae._waist.sites import is_deterministic
 
 
 class ChangesInPlace(Messenger):
-    """Handler that checks, at the end of a run with validation, that the tensors of all sites are unchanged."""
+    """Pyro handler that checks at the end of a run that the tensors of all sites are unchanged, if validation is on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,10 +42,10 @@ class ChangesInPlace(Messenger):
                     self._seen.append((msg["name"], what, tensor, tensor._version))
 
     def _check(self) -> None:
-        """Compare the counts of changes.
+        """Compare torch's counts of in-place changes with those recorded at the sites.
 
         Raises:
-            ProgramError: If a tensor has changed.
+            ProgramError: If a tensor was changed in place after its site.
         """
         for name, what, tensor, version in self._seen:
             if tensor._version != version:

@@ -1,4 +1,4 @@
-"""The second step of the route: log-densities of draws under model and guide."""
+"""Log-densities of the guide's draws under model and guide, from which log-weights are computed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -47,13 +47,14 @@ def log_joint(
 
     Args:
         model: Pyro program of p(x, z).
-        args: Arguments of the model.
+        args: Arguments of the model, which include the data.
         values: Values of the latent sites and indices of subsampling plates, by name.
         num_draws: Number of draws in the values.
         plate: The data plate, with the number of data in the arguments as its size.
         nesting: Nesting depth of the program's own plates, or ``None`` for values without a dimension of draws.
         kwargs: Keyword arguments of the model.
-        masks: Masks of the guide's latent sites at these values. The masks of the model must be the same.
+        masks: Masks of the guide's latent sites, by name. The masks of the model must be the same. ``None`` skips this
+            check.
 
     Raises:
         ProgramError: If the mask of a latent site differs from its mask in the guide.
@@ -74,12 +75,12 @@ def log_joint(
 
 
 def log_guide(draws: Draws, plate: CondIndepStackFrame) -> Tensor:
-    """Return log q(z | x) of the draws of a guide without enumerated sites, shape ``(num_draws, N)``, nats."""
+    """Return log q(z | x) of a guide's draws, shape ``(num_draws, N)``, nats; the guide must not enumerate sites."""
     latents = [site for site in draws.latents.values() if plate.name in plate_names(site)]
     terms = [(site, masked_score(site)) for site in latents]
     return sum_per_datum(terms, draws.draws_dim, dim_of(plate)).expand(draws.num_draws, plate.size)
 
 
 def joint_density(likelihood: Tensor, prior: Tensor) -> Tensor:
-    """Add log p(x | z) and log p(z); the sum is -inf outside the support of z, for any value of the likelihood."""
+    """Return log p(x | z) + log p(z), nats; where log p(z) is -inf, the sum is -inf for any likelihood, even NaN."""
     return torch.where(prior == -math.inf, prior, likelihood + prior)

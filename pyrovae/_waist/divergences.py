@@ -1,4 +1,4 @@
-"""The KL divergence of a latent site's posterior from its prior, by dimension if the dimensions are independent."""
+"""KL divergence of a latent site's posterior from its prior, for each dimension if the dimensions are independent."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,8 @@ from pyrovae._waist.sites import Site, factors
 def is_mean_field(name: str, model_order: Sequence[str], guide_order: Sequence[str]) -> bool:
     """Return whether the prior of a site depends only on sites that the guide draws before it.
 
-    In a bottom-up guide this does not hold: the prior of the site depends on draws that depend on the site's own draw.
-    The mean of log q - log p is then not the divergence of the two distributions.
+    This condition does not hold in a bottom-up guide: there, the prior of a site depends on draws that depend on the
+    site's own draw. The mean of log q - log p is then not the KL divergence of posterior and prior.
     """
     later = guide_order[guide_order.index(name) + 1 :]
     return not set(later) & set(model_order[: model_order.index(name)])
@@ -26,11 +26,11 @@ def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
     Args:
         q: The guide's site.
         p: The model's site.
-        exact: True if the closed form has the expectation of log q - log p, the site's term in the ELBO.
+        exact: True if the closed form equals the expectation of log q - log p, the site's term in the ELBO.
 
     Returns:
-        Divergences in nats, in the site's batch shape. If q and p have independent dimensions, the last dimension holds
-        one value for each of them. Masked values are zero.
+        Divergences in nats, in the site's batch shape. If q and p have independent latent dimensions, an additional
+        last dimension holds one divergence for each of them. Masked entries are zero.
     """
     q_fn, p_fn = factors(q["fn"]), factors(p["fn"])
     if q_fn is None or p_fn is None:

@@ -1,4 +1,4 @@
-"""The first step of the route: run a guide, and keep its draws with everything that later steps need."""
+"""Runs of the guide, which make draws, and runs of the model at these draws."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +19,18 @@ from pyrovae._waist.support import moved_inside
 
 
 class Given(Messenger):
-    """Handler that gives sites their values. A subsampling plate without a value chooses the same data in every run.
+    """Pyro handler that sets sites to given values.
 
-    If a value lies outside the support of its site, the program gets a valid value instead. The site's option
-    ``_pyrovae_inside`` is a mask that is false for such values; their probability is zero. The option
-    ``_pyrovae_conditioned`` marks observed sites whose value comes from a handler such as ``pyro.condition``.
+    A subsampling plate without a given value chooses its data in the first run, and later runs keep this choice.
+
+    If a given value lies outside the support of its site, the program gets a valid value instead. The option
+    ``_pyrovae_inside`` in the site's ``infer`` is a mask that is false for replaced values, whose probability is zero.
+    The option ``_pyrovae_conditioned`` marks observed sites whose value comes from a handler such as
+    ``pyro.condition``.
 
     Args:
-        values: Values by name of the site.
-        infer: Options of enumerated sites by name. They contain the dimensions of the enumerated values.
+        values: Values of sites, by name.
+        infer: ``infer`` options of enumerated sites, by name, which contain the dimensions of the enumerated values.
     """
 
     def __init__(self, values: Mapping[str, Tensor], infer: Mapping[str, Any] | None = None) -> None:
@@ -56,7 +59,7 @@ def _gives(handler: Any, name: str) -> bool:
 
 
 def with_draws(program: Program, num_draws: int, nesting: int | None) -> Program:
-    """Return a program that makes many draws in one run, along the dimension to the left of its own plates.
+    """Return a program that makes many draws in one run, along the dimension to the left of the program's own plates.
 
     Args:
         program: Pyro program.
@@ -68,17 +71,17 @@ def with_draws(program: Program, num_draws: int, nesting: int | None) -> Program
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of a guide.
+    """The draws of one run of a guide, and their dimensions.
 
     Attributes:
         sites: All sample sites of the run.
         chosen: Indices that subsampling plates chose, by name of the plate.
         num_draws: Number of draws.
         nesting: Nesting depth of the program's own plates. The draws lie along the next dimension to the left. ``None``
-            for a single draw without a dimension.
+            if there is a single draw without a dimension of draws.
         depth: Number of dimensions of plates and draws; enumerated values lie to the left of these dimensions. ``None``
-            without enumerated sites.
-        infer: Options of sites by name, if the guide enumerates sites.
+            if the guide enumerates no site.
+        infer: ``infer`` options of the sites, by name; empty if the guide enumerates no site.
     """
 
     sites: list[Site]
@@ -90,7 +93,7 @@ class Draws:
 
     @property
     def draws_dim(self) -> int | None:
-        """Dimension of the draws in the batch shape of a site, counted from the right."""
+        """Dimension of the draws in a site's batch shape, counted from the right; None without a dimension of draws."""
         return None if self.nesting is None else -self.nesting - 1
 
     @property
@@ -104,7 +107,7 @@ class Draws:
         return self.chosen | {name: site["value"] for name, site in self.latents.items()}
 
     def part(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Return the values of the draws from ``start`` to ``stop``."""
+        """Return the values of draws ``start`` to ``stop - 1``, and the indices of subsampling plates, by name."""
         assert self.draws_dim is not None
         values = dict(self.chosen)
         for name, site in self.latents.items():
@@ -124,18 +127,20 @@ def run_guide(
     values: Mapping[str, Tensor] | None = None,
     depth: int | None = None,
 ) -> Draws:
-    """Run a guide and return its draws. A guide that enumerates runs twice, unless the depth of its plates is known.
+    """Run a guide and return its draws.
+
+    A guide that enumerates sites runs twice, unless the nesting depth of its plates is known.
 
     Args:
         guide: Pyro program of q(z | x).
         args: Arguments of the guide.
-        num_draws: Draws per datum; must be 1 if ``nesting`` is ``None``.
+        num_draws: Number of draws per datum; must be 1 if ``nesting`` is ``None``.
         kwargs: Keyword arguments of the guide.
         nesting: Nesting depth of the program's own plates. The draws lie along the next dimension to the left.
-        values: Values of sites, which replace draws, and indices of subsampling plates, by name. Dimensions of
-            enumerated sites lie to the left of the plates and of the draws.
-        depth: Nesting depth of the program's own plates, if the depth is known. It is used only for a run without a
-            dimension of draws (``nesting`` is ``None``).
+        values: Values of latent sites, which replace draws, and indices of subsampling plates, by name. In a value,
+            dimensions of enumerated sites lie to the left of the plates and of the draws.
+        depth: Nesting depth of the program's own plates, or ``None`` if the depth is not known. The argument is used
+            only if ``nesting`` is ``None``, that is, for a run without a dimension of draws.
     """
     given = Given(values or {})
     program = with_draws(given(guide), num_draws, nesting)
@@ -170,8 +175,8 @@ def run_model(
 ) -> list[Site]:
     """Run a model once at given values of its latent sites and return its sample sites.
 
-    Sites that request enumeration are enumerated, along dimensions to the left of all plates and of the sites that the
-    guide enumerates.
+    Sites that request enumeration are enumerated, along dimensions to the left of all plates and of the dimensions that
+    the guide enumerates.
 
     Args:
         model: Pyro program of p(x, z).
@@ -180,7 +185,7 @@ def run_model(
         num_draws: Number of draws in the values.
         kwargs: Keyword arguments of the model.
         nesting: Nesting depth of the program's own plates; ``None`` for values without a dimension of draws.
-        drawn_with: Run of the guide that made the values, if it enumerated sites.
+        drawn_with: Draws from the guide's run that made the values, if the guide enumerated sites.
     """
     given = Given(values, drawn_with.infer if drawn_with else None)
 

@@ -1,4 +1,4 @@
-"""Errors of a program's distributions, explained in terms of its sites and its parameters."""
+"""Errors that a program's distributions raise, with messages that name the site or the parameter."""
 
 import re
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from pyrovae._waist.sites import Site
 
 
 class OutsideSupportError(ValueError):
-    """The distribution of a site cannot score a value."""
+    """Error for a value that the distribution of its site cannot score."""
 
 
 class ProgramError(ValueError):
-    """A program has no log-weights, whatever its data are, so the error does not belong to single data."""
+    """Error for a program that has no log-weights, whatever the values of the data are."""
 
 
 @contextmanager
 def explained_divergence() -> Iterator[None]:
-    """Explain the error that a distribution raises when its parameters are NaN or infinite.
+    """Context manager that explains the error of a distribution whose parameters are NaN or infinite.
 
     Raises:
         FloatingPointError: If a distribution raises ValueError because its parameters are NaN or infinite.
@@ -43,7 +43,7 @@ def explained_divergence() -> Iterator[None]:
 
 
 def outside_support(site: Site, reason: str) -> str:
-    """Return the message for a value that a distribution cannot score, with its cause and the remedy."""
+    """Return the message for a value that a distribution cannot score, with the cause and the remedy."""
     fn, value = site["fn"], site["value"]
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | torch.distributions.Independent):
         fn = fn.base_dist

@@ -1,9 +1,9 @@
-"""A check that a log-weight depends only on its datum and its draw, by two runs of the programs.
+"""A check, by two runs of model and guide, that each log-weight depends only on its own datum and draw.
 
 A program that counts dimensions from the left ( ``h.softmax(1)``, ``h / h.sum(1)``) is right for one draw but wrong for
 many, because the dimension of draws lies to the left of the data. A program that uses a statistic of the batch gives a
-datum different log-weights in different batches. Neither raises an error by itself. The same draws are therefore scored
-twice: alone, and together with other draws or without the other data.
+datum different log-weights in different batches. Neither program raises an error by itself. The same draws are
+therefore scored twice: first alone, and then together with other draws or with other data in the batch.
 """
 
 import math
@@ -26,17 +26,17 @@ FEW_DATA = 12  # with fewer data, each datum is scored without each of the other
 def with_second_draw(
     sites: list[Site], nesting: int, plate: CondIndepStackFrame, data: range | None = None
 ) -> dict[str, Tensor]:
-    """Return values of two draws per datum, made from a run with one draw.
+    """Return the values of two draws per datum, made from a run with one draw.
 
-    The first draw is that of the run. The second is the run's draw for the next datum, because any value can be
-    scored for any datum.
-    Dimensions of enumerated sites on which a value depends stay to the left of the draws.
+    The first draw of a datum is its draw in the run. The second is the run's draw of the next datum, because a value
+    can be scored for any datum. If a value depends on enumerated sites, their dimensions stay to the left of the
+    dimension of draws.
 
     Args:
         sites: The guide's sites in a run without a dimension of draws.
         nesting: Nesting depth of the program's own plates.
         plate: The data plate.
-        data: Indices of the data to keep; all by default.
+        data: Indices of the data to keep; by default all data are kept.
     """
     assert plate.dim is not None
     values = {}
@@ -48,7 +48,7 @@ def with_second_draw(
 
 
 def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, int]]:
-    """Return the values of sampled sites with all dimensions of the plates, and their numbers of event dimensions."""
+    """Return each sampled site's value, with a dimension for every plate, and number of event dimensions, by name."""
     drawn = {}
     for site in sites:
         if site["is_observed"] or is_enumerated(site):
@@ -60,11 +60,12 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 
 
 def kept_sets(size: int) -> list[Tensor]:
-    """Return sets of data to keep, as indices; copies of the kept data replace all other data.
+    """Return sets of indices of data; in a check, each set is kept, and copies of its data replace all other data.
 
-    With fewer than :data:`FEW_DATA` data, every pair of data i and j has a set that keeps i and leaves out j. All
-    dependences between data are thus found. With more data, irregular sets find the references that programs use: the
-    first or the last datum, the middle datum, a neighbour, the data in reverse order.
+    With fewer than :data:`FEW_DATA` data, there is a set that keeps i and leaves out j for every pair of data i and j,
+    so the check finds all dependences between data. With more data, three irregular sets find dependences on the data
+    to which programs usually refer: the first or the last datum, the middle datum, a neighbour, the data in reverse
+    order.
     """
     index = torch.arange(size)
     if size >= FEW_DATA:
@@ -79,7 +80,7 @@ def kept_sets(size: int) -> list[Tensor]:
 def with_other_data(
     args: Sequence[Any], sites: list[Site], nesting: int, plate: CondIndepStackFrame
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Tensor], Tensor]]:
-    """Keep some data and their draws, and replace all other data by copies of the kept data.
+    """Yield batches in which some data and their draws are kept, and copies of the kept data replace all other data.
 
     Args:
         args: Arguments of the program. Tensors whose first dimension has the size of the plate are taken as data.
@@ -88,7 +89,7 @@ def with_other_data(
         plate: The data plate.
 
     Yields:
-        Arguments, values of the latent sites, and the indices of the data that were kept.
+        Arguments of the program, values of the latent sites, and indices of the kept data.
     """
     assert plate.dim is not None
     drawn = _drawn_values(sites, nesting)
@@ -107,11 +108,11 @@ def with_other_data(
 
 
 def difference_by_data(one: Any, other: Any, kept: Tensor, *, with_guide: bool = False) -> float:
-    """Return the largest difference between the log-probabilities of some data in two runs, nats.
+    """Return the largest difference between two runs in the log-probabilities of the kept data, nats.
 
     Args:
         one: Weights of a run.
-        other: Weights of a run in which the other data were replaced.
+        other: Weights of a run in which all data except the kept data were replaced.
         kept: Indices of the data that are the same in both runs.
         with_guide: If true, the guide's log-probabilities are compared in addition to the model's.
     """
@@ -125,10 +126,10 @@ def difference_by_data(one: Any, other: Any, kept: Tensor, *, with_guide: bool =
 
 
 def depends_on_other_data(reason: str, weights: Any) -> str:
-    """Return the message for a program whose log-weights depend on other data.
+    """Return the message for a program in which the log-weight of a datum depends on other data.
 
     Args:
-        reason: Text that states the difference of a log-weight.
+        reason: Text that states by how much a log-weight differs.
         weights: Weights of a run of the program.
     """
     plate = weights.plate
@@ -146,7 +147,7 @@ def depends_on_other_data(reason: str, weights: Any) -> str:
 
 
 def largest_difference(first: Tensor, second: Tensor) -> float:
-    """Return the largest difference of log-weights that exceeds rounding, nats; 0 if they agree."""
+    """Return the largest difference between two tensors of log-weights, nats; 0 if they agree up to rounding errors."""
     first, second = first.double(), second.double()
     difference = (first - second).abs()
     difference = torch.where((first == second) | (first.isnan() & second.isnan()), 0.0, difference).nan_to_num(
@@ -157,10 +158,10 @@ def largest_difference(first: Tensor, second: Tensor) -> float:
 
 
 class BatchNormInputs:
-    """A context manager that records the numbers of dimensions of the inputs of batch normalization.
+    """Context manager that records, for each batch-normalization layer, the number of dimensions of its input.
 
     Attributes:
-        ndims: Numbers of dimensions by layer.
+        ndims: Number of dimensions of the input, by layer.
     """
 
     def __init__(self) -> None:
@@ -179,7 +180,7 @@ class BatchNormInputs:
             self.ndims[module] = inputs[0].ndim
 
     def differing(self, other: "BatchNormInputs") -> nn.Module | None:
-        """Return a layer whose input had another number of dimensions in another run, or None."""
+        """Return a layer whose input had a different number of dimensions in the run recorded by ``other``, or None."""
         known: Mapping[nn.Module, int] = other.ndims
         return next((layer for layer, ndim in self.ndims.items() if known.get(layer, ndim) != ndim), None)
 

@@ -1,9 +1,10 @@
 """Random numbers that a program draws outside its sample sites.
 
-At given values of all sites, a program draws nothing, so its density is the same in every run. Dropout or
-``torch.randn_like`` in a program violates this. The states of the generators are therefore compared between sites. A
-program may draw numbers without using them, as in ``pyro.param("w", torch.randn(3))``. If torch's generator has
-changed, the numbers are therefore replaced. The density depends on noise only if it changes with them.
+At given values of all sites, a program should draw no random numbers, so that its density is the same in every run.
+Dropout or ``torch.randn_like`` in a program violates this assumption. The states of the random number generators are
+therefore compared between sites. A program may also draw numbers that do not affect its density, as in
+``pyro.param("w", torch.randn(3))``. If torch's generator has changed, the program therefore runs again with other
+numbers in place of the drawn ones. Its density depends on the noise only if the density differs between these runs.
 """
 
 import random
@@ -24,11 +25,12 @@ REDRAWN = range(1, 9)  # seeds of the integers that replace integers
 
 
 class NoiseOutsideSites(Messenger):
-    """A handler that records whether generators change between the sites of a program.
+    """Pyro handler that records whether random number generators change state between the sites of a program.
 
     Attributes:
         sources: Names of the packages whose global generators changed outside sites.
-        change: Function that replaces numbers that torch draws outside sites; ``None`` leaves them unchanged.
+        change: Function that replaces numbers that torch draws outside sites; with ``None`` the numbers are not
+            replaced.
     """
 
     def __init__(self) -> None:
@@ -73,7 +75,7 @@ class ChangedNoise(TorchDispatchMode):
     """Context manager that replaces the random numbers that torch draws outside sites.
 
     Args:
-        noise: The handler that knows the positions of the sites.
+        noise: Handler that records whether a site is being processed, and holds the function that replaces numbers.
     """
 
     def __init__(self, noise: NoiseOutsideSites) -> None:
@@ -95,8 +97,8 @@ def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor
     """Return whether the densities of a program depend on numbers that it draws outside sites.
 
     Args:
-        noise: The handler around the program, which has recorded changes of generators.
-        run: Function that runs the program at given or new values of its sites, and returns its densities.
+        noise: Handler around the program, which has recorded in an earlier run which generators change outside sites.
+        run: Function that runs the program, at fixed values or with new draws of its sites, and returns its densities.
     """
     if noise.sources - {"torch"}:
         return True
@@ -126,7 +128,7 @@ def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor
 
 
 def differs_again(run: Callable[[], Sequence[Tensor]]) -> bool:
-    """Return whether the densities of a program differ in a second run from the same states of torch's generators."""
+    """Return whether a program's densities differ between two runs from equal states of torch's generators."""
     restore = _restoring()
     first = run()
     restore()
@@ -144,7 +146,7 @@ def draws_outside_sites(noise: NoiseOutsideSites) -> str:
 
 
 def keeps_a_state() -> str:
-    """Return the message for a model whose density differs between runs without random numbers."""
+    """Return the message for a model whose density differs from run to run for a reason other than random numbers."""
     return (
         "the density of the model differs from run to run at the same values of its sites, because the model keeps a "
         "state that changes (a counter, a cache, its own generator). Make the state an argument of the program, or "
@@ -157,7 +159,7 @@ def _differ(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 
 
 def _generators() -> dict[str, Any]:
-    """Return the states of the global generators, by package."""
+    """Return the states of the global random number generators, by package."""
     of_torch = [torch.get_rng_state().numpy().tobytes()]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         of_torch += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
@@ -166,7 +168,7 @@ def _generators() -> dict[str, Any]:
 
 
 def _restoring() -> Callable[[], None]:
-    """Return a function that restores the current states of torch's generators."""
+    """Return a function that resets torch's generators to the states that they have now."""
     state = torch.get_rng_state()
     on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
 
@@ -188,7 +190,7 @@ def _filled(value: Tensor, fill: float) -> Tensor:
 
 
 def _redrawn(value: Tensor, seed: int) -> Tensor:
-    """Return the same numbers in another order, or for fewer than two numbers a random 0 or 1."""
+    """Return the numbers in another order; a single number is replaced by 0 or 1, the parity of the seed."""
     generator = torch.Generator().manual_seed(seed)
     if value.numel() < 2:
         return torch.full_like(value, seed % 2)

@@ -3,7 +3,7 @@
 A weight belongs to one datum, so it cannot contain the log-probability of a site outside the data plate. Such a site
 may be left out if p(x) is conditional on its value. This is the case for a latent site whose value is given by
 :func:`pyro.condition`, if its log-probability depends neither on the data nor on the latent sites of the plate. Any
-other site raises an error.
+other observed site outside the plate raises an error.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,11 +22,11 @@ NUM_DRAWS = 8  # number of runs with new draws, some of which may repeat values 
 
 
 class OutsidePlateError(ProgramError):
-    """An observed site lies outside the data plate and is not given by ``pyro.condition``."""
+    """Error for an observed site outside the data plate that cannot be left out of the log-weights."""
 
 
 def outside_terms(sites: Iterable[Site], plate: CondIndepStackFrame) -> list[Site]:
-    """Return the observed sites outside the data plate that are not masked. Pyro masks deterministic sites."""
+    """Return the observed sites outside the data plate without masked sites; Pyro masks deterministic sites."""
     outside = [site for site in sites if site["is_observed"] and plate.name not in plate_names(site)]
     return [site for site in outside if _is_counted(mask_of(site))]
 
@@ -41,7 +41,7 @@ def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
     Masked sites are not checked.
 
     Raises:
-        OutsidePlateError: If such a site has its value from ``obs=``, or is a factor.
+        OutsidePlateError: If an observed site outside the data plate has its value from ``obs=``, or is a factor.
     """
     for site in outside_terms(sites, plate):
         if site["infer"].get(CONDITIONED):
@@ -66,15 +66,15 @@ def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
 def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[Any]) -> None:
     """Check that the log-probability of a conditioned site outside the data plate is a constant.
 
-    Programs without such a site are not run.
+    Programs without a conditioned site outside the plate are not run again.
 
     Args:
-        one: Weights of a run with one draw.
-        score: Function that runs the programs on arguments with new draws and returns their weights.
-        args: Arguments of that run.
+        one: Weights of a run with one draw, from which the sites and the plate are taken.
+        score: Function that runs the programs on given arguments, with new draws, and returns the weights.
+        args: Arguments of the programs in the run of ``one``.
 
     Raises:
-        OutsidePlateError: If the log-probability changes with the draws or with the data.
+        OutsidePlateError: If the log-probability of such a site changes with the draws or with the data.
     """
     known = _log_probabilities(one)
     if not known:

@@ -14,7 +14,7 @@ DRAWS = "_pyrovae_draws"  # name of the plate of draws
 
 
 def site_plates(site: Site) -> list[Any]:
-    """Return the vectorized plates of a site, outermost first, without the plate of draws."""
+    """Return the vectorized plates of a site, outermost first, without the plate that pyrovae adds for draws."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != DRAWS]
 
 
@@ -45,10 +45,11 @@ def outermost_plate(sites: list[Site]) -> CondIndepStackFrame:
 
 
 def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
-    """Return the plate of a given name, or the outermost plate that all latent sites share.
+    """Return the data plate: the plate with the given name, or the outermost plate that all latent sites share.
 
     Raises:
-        ValueError: If there is no such plate, or a latent site lies outside it.
+        ValueError: If there is no plate with this name, if the latent sites share no plate, if a latent site lies
+            outside the data plate, or if the plate differs in size or dimension between sites.
     """
     latents = [site for site in sites if not site["is_observed"]]
     if name is None:
@@ -92,7 +93,7 @@ def check_packing(latents: Sequence[Site], plate: str) -> None:
         plate: Name of the data plate.
 
     Raises:
-        ValueError: If a vector outside the plate holds latents inside it.
+        ValueError: If a vector that lies outside the data plate holds the values of latent sites inside the data plate.
     """
     drawn = [site for site in latents if not is_enumerated(site)]
     outside = [site for site in drawn if plate not in plate_names(site)]
@@ -118,7 +119,7 @@ def check_packing(latents: Sequence[Site], plate: str) -> None:
 
 
 def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:
-    """Raise ValueError if the data plate has different sizes or dimensions."""
+    """Raise ValueError if the data plate has different sizes or dimensions at different sites."""
     for site in sites:
         for frame in site_plates(site):
             if frame.name == data.name and (frame.dim, frame.size) != (data.dim, data.size):
@@ -130,7 +131,7 @@ def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:
 
 
 def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
-    """Raise ValueError if a plate inside the data plate subsamples: such a plate scores only a part of each datum."""
+    """Raise ValueError if a plate inside the data plate is subsampled: each datum is then scored only in part."""
     for site in sites:
         for frame in site_plates(site):
             if frame.name != data.name and frame.size != frame.full_size:
@@ -142,10 +143,12 @@ def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
 
 
 def sized(plate: CondIndepStackFrame, sites: Sequence[Site]) -> CondIndepStackFrame:
-    """Return a plate with its size. A plate that was declared without a size, -1 in Pyro, gets the size of its sites.
+    """Return the plate with a known size.
+
+    If the plate was declared without a size (-1 in Pyro), its size is inferred from the shapes of its sites.
 
     Args:
-        plate: Plate of a run.
+        plate: Plate from a run of a program.
         sites: Sites inside the plate, from which a missing size is inferred.
     """
     if plate.size is not None and plate.size >= 0:
@@ -163,7 +166,7 @@ def _batch_shape(site: Site) -> torch.Size:
 
 
 def nesting_of(sites: Sequence[Site]) -> int:
-    """Return the nesting depth of the vectorized plates around some sites, without the plate of draws."""
+    """Return the nesting depth of the vectorized plates around some sites, without pyrovae's own plate of draws."""
     return max((-frame.dim for site in sites for frame in site_plates(site)), default=0)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class LatentScale(Messenger):
-    """Handler that multiplies the log-probabilities of latent sites; unlike Pyro's scale, it accepts the factor 0."""
+    """Pyro handler that scales the log-probabilities of latent sites. Unlike ``poutine.scale``, it accepts factor 0."""
 
     def __init__(self, scale: float | Tensor) -> None:
         super().__init__()
@@ -26,14 +26,14 @@ class LatentScale(Messenger):
 
 
 def same_scale(first: float | Tensor, second: float | Tensor) -> bool:
-    """Return whether two sites have the same scale, without reading values if they share a tensor."""
+    """Return whether two scales are equal; the values of a tensor are not read if both scales are the same object."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first is second or torch.equal(first, second)
     return not (isinstance(first, Tensor) or isinstance(second, Tensor)) and first == second
 
 
 def scale_of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:
-    """Return a scale as a number, or as a tensor of shape ``(N,)`` if it depends on the datum."""
+    """Return a scale as a number, or as a tensor of shape ``(N,)`` if the scale depends on the datum."""
     if not isinstance(scale, Tensor):
         return scale
     if scale.numel() == 1:

@@ -26,10 +26,10 @@ def score(site: Site, *, strict: bool = False) -> Tensor:
 
     Args:
         site: A site of a run.
-        strict: If true, an observed value outside such a support raises an error.
+        strict: If true, an observed value outside a support that depends on latent sites raises an error too.
 
     Raises:
-        ValueError: With validation, if any other value lies outside the support or has another event shape.
+        ValueError: If Pyro's validation is on, and any other value lies outside the support or has a wrong event shape.
     """
     fn, value, inside = site["fn"], site["value"], site["infer"].get("_pyrovae_inside")
     if site["is_observed"] and not strict and has_varying_support(fn):
@@ -44,10 +44,10 @@ def score(site: Site, *, strict: bool = False) -> Tensor:
 
 
 def masked_score(site: Site) -> Tensor:
-    """Return the log-probability of a site with its mask, in its batch shape, nats.
+    """Return the log-probability of a site with the site's mask applied, in the site's batch shape, nats.
 
     A masked site that is summed out keeps its log-probability, as in :class:`pyro.infer.TraceEnum_ELBO`. The
-    probabilities of its values sum to one, and unmasked sites that depend on it need these probabilities.
+    probabilities of the site's values sum to one, and unmasked sites that depend on the site need these probabilities.
     """
     if is_enumerated(site) and "_enumerate_dim" in site["infer"]:
         return score({**site, "fn": _without_mask(site["fn"])})
@@ -55,7 +55,7 @@ def masked_score(site: Site) -> Tensor:
 
 
 def _without_mask(fn: Any) -> Any:
-    """Return a distribution without the masks that its method ``mask`` added, in the same batch shape."""
+    """Return a distribution without the masks that its method ``mask`` has added; the batch shape is unchanged."""
     if isinstance(fn, dist.MaskedDistribution):
         return _without_mask(fn.base_dist).expand(fn.batch_shape)
     if not hasattr(fn, "base_dist") or (inner := _without_mask(fn.base_dist)) is fn.base_dist:
@@ -68,7 +68,7 @@ def _without_mask(fn: Any) -> Any:
 def mask_of(site: Site) -> Any:
     """Return the combined mask of a site's handlers and distribution, in its batch shape; True without a mask.
 
-    A distribution whose mask varies within an event has no mask of the whole site, and is scored in full.
+    A mask that a distribution applies within an event is not included, because it does not mask a whole event.
     """
     mask: Any = True if site["mask"] is None else site["mask"]
     fn = site["fn"]
@@ -83,7 +83,8 @@ def mask_of(site: Site) -> Any:
 def is_outside(site: Site, data_dim: int, nesting: int) -> Tensor:
     """Return for each datum whether its observed value lies outside a support that depends on latent sites.
 
-    A datum lies outside if this holds at all values of enumerated sites. Masked values count as inside.
+    If there are enumerated sites, a datum counts as outside only if it is outside for all of their values. Masked
+    values count as inside.
 
     Args:
         site: Observed site of a run with one draw.
@@ -109,7 +110,7 @@ def _counted_value(site: Site) -> Tensor:
 def entry_mask(site: Site) -> Any:
     """Return the combined mask of a site's handlers and distribution for each entry; True without a mask.
 
-    Unlike :func:`mask_of`, the mask has the event dimensions, so that it can vary within an event.
+    Unlike the result of :func:`mask_of`, this mask has the event dimensions, so it can vary within an event.
     """
     fn = site["fn"]
     masks = [] if site["mask"] is None else [_with_event(site["mask"], fn.event_dim)]

@@ -1,4 +1,4 @@
-"""One run of a guide and its model without changes: without a dimension of draws and without enumeration."""
+"""Single runs of a guide and its model as they are, without a dimension of draws and without enumeration."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from pyrovae._waist.sites import Program, Site, is_deterministic, sample_sites
 
 
 def trace(model: Program, guide: Program, args: Sequence[Any], kwargs: Any = None) -> tuple[list[Site], list[Site]]:
-    """Run the guide, then the model at its draws, and return the sample sites of model and guide."""
+    """Run the guide, run the model at the guide's draws, and return the sample sites of model and guide."""
     with explained_divergence():
         with ChangesInPlace():
             guide_trace = poutine.trace(guide).get_trace(*args, **(kwargs or {}))
@@ -45,11 +45,11 @@ def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIn
 
 
 class GlobalDraw(NamedTuple):
-    """A draw of the latent sites outside the data plate.
+    """One draw of the latent sites outside the data plate (global latents).
 
     Attributes:
-        values: Values of the sites that model and guide share, by name.
-        outside: Names of all latent sites of the guide outside the plate, including auxiliary sites.
+        values: Values of the global latent sites that model and guide share, by name.
+        outside: Names of all latent sites of the guide outside the data plate, including auxiliary sites.
         plate: Name of the data plate.
     """
 
@@ -61,10 +61,11 @@ class GlobalDraw(NamedTuple):
 def global_draws(
     model: Program, guide: Program, args: Sequence[Any], kwargs: Any = None, *, plate: str | None = None
 ) -> GlobalDraw:
-    """Draw the latent sites that lie outside the data plate.
+    """Run guide and model once, and return the draw of the latent sites that lie outside the data plate.
 
     Raises:
-        ValueError: If there are no such sites, or if the guide draws the latents of all data as one vector.
+        ValueError: If all latent sites lie inside the data plate, or if the guide draws the latents of all data as one
+            vector.
     """
     model_sites, guide_sites = trace(model, guide, args, kwargs)
     observed = [site for site in model_sites if site["is_observed"] and not is_deterministic(site)]

@@ -20,7 +20,7 @@ def sample_sites(trace: poutine.Trace) -> list[Site]:
 
 
 def is_enumerated(site: Site) -> bool:
-    """Return whether a site requests to be summed out over all of its values."""
+    """Return whether a site requests enumeration, that is, to be summed out over all of its values."""
     return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
 
 
@@ -37,7 +37,7 @@ def is_factor(site: Site) -> bool:
 
 
 def factors(distribution: Any) -> Any | None:
-    """Return a distribution with the latent dimensions in the batch shape, or ``None`` if these are dependent."""
+    """Return a distribution with its event dimensions moved to the batch shape, or ``None`` if they are dependent."""
     if distribution.event_shape == ():
         return distribution
     independent = isinstance(distribution, torch.distributions.Independent)
@@ -50,7 +50,7 @@ def is_deterministic(site: Site) -> bool:
 
 
 class Latents(Messenger):
-    """Handler that records the messages of latent sites by name, first the guide's and then the model's."""
+    """Pyro handler that records a program's latent sites, by name, in the order in which they are sampled."""
 
     def __init__(self) -> None:
         super().__init__()

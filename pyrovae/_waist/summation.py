@@ -1,7 +1,7 @@
-"""The only place where log-probabilities of sites are summed per draw and datum.
+"""Sums of the log-probabilities of a program's sites, for each draw and datum.
 
-Every objective, estimator and diagnostic calls :func:`sum_per_datum`. Pyro's variable elimination sums out discrete
-sites that request to be enumerated.
+Every objective, estimator and diagnostic calls :func:`sum_per_datum`. Discrete sites that request enumeration are
+summed out by Pyro's variable elimination.
 """
 
 from collections import OrderedDict
@@ -25,11 +25,12 @@ def sum_per_datum(terms: list[Term], draws_dim: int | None, data_dim: int) -> Te
 
     Args:
         terms: Sites with their log-probabilities, in the batch shape of each site, nats.
-        draws_dim: Dimension of the draws, counted from the right. ``None`` if the program ran without one.
+        draws_dim: Dimension of the draws, counted from the right. ``None`` if the program ran without a dimension of
+            draws.
         data_dim: Dimension of the data plate, counted from the right.
 
     Returns:
-        Tensor, shape ``(num_draws or 1, N or 1)``, nats.
+        Log-probabilities, shape ``(num_draws or 1, N or 1)``, nats.
     """
     if any("_enumerate_dim" in site["infer"] for site, _ in terms):
         return _sum_out(terms, draws_dim, data_dim)
@@ -46,16 +47,16 @@ def _reduce(log_prob: Tensor, draws_dim: int | None, data_dim: int) -> Tensor:
 
 
 def log_table(terms: list[Term], site: Site) -> Tensor:
-    """Return the logarithm of the joint probability of the data and each value of an enumerated site, up to a constant.
+    """Return log p(x, y), up to a constant, of the data x and each value y of an enumerated site.
 
     All other enumerated sites are summed out. The site must not depend on another enumerated site.
 
     Args:
         terms: Sites with their log-probabilities, in the batch shape of each site, nats.
-        site: One of these sites.
+        site: Enumerated site, one of the sites in ``terms``.
 
     Returns:
-        Tensor, shape ``(num_values, *plates)``, nats, with dimensions of size one where the site has no plate.
+        Log-probabilities, shape ``(num_values, *plates)``, nats. Dimensions without a plate of the site have size one.
     """
     plates = _Plates(terms)
     own = plates.enumerated(site)[site["infer"]["_enumerate_dim"]]
@@ -81,8 +82,8 @@ class _Plates:
         terms: Sites with their log-probabilities.
 
     Attributes:
-        symbols: Name of each plate in a contraction, by dimension.
-        sizes: Size of each plate, by dimension.
+        symbols: Symbol of each plate in Pyro's tensor contraction, by dimension of the plate.
+        sizes: Size of each plate, by dimension of the plate.
     """
 
     def __init__(self, terms: list[Term]) -> None:
@@ -103,12 +104,12 @@ class _Plates:
             self._tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), self.symbols | enumerated))
 
     def enumerated(self, site: Site) -> dict[int, str]:
-        """Return the names of the enumerated sites on which a site depends, by dimension."""
+        """Return the symbols, in Pyro's contraction, of the enumerated sites on which a site depends, by dimension."""
         ids = site["infer"].get("_dim_to_id", {})  # missing in a run without enumeration
         return {dim: get_symbol(len(self.symbols) + ids[dim]) for dim in ids}
 
     def contract(self, kept: list[str], value: str | None = None) -> Any:
-        """Sum over all plates except ``kept``, and sum out all enumerated sites except ``value``."""
+        """Sum log-probabilities over all plates except ``kept``, and sum out all enumerated sites except ``value``."""
         sizes = {symbol: self.sizes[dim] for dim, symbol in self.symbols.items() if symbol in kept}
         return contract_to_tensor(
             self._tree,

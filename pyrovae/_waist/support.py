@@ -1,4 +1,4 @@
-"""The support of a distribution: the values that have a probability, and the dependence of the set on parameters."""
+"""Supports of distributions: checks of values against a support, and properties such as discreteness."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ def support_of(distribution: Any) -> Any | None:
 
 
 def is_real(distribution: Any) -> bool:
-    """Return whether the declared support contains every vector of real numbers."""
+    """Return whether the support is all real numbers or all real vectors, or is not declared."""
     if bounded_base(distribution) is not None:
         return False
     support = support_of(distribution)
@@ -37,7 +37,7 @@ def is_discrete(distribution: Any) -> bool:
 
 
 def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
-    """Return a mask of the values in the support, in the batch shape, or ``None`` if the support is not known."""
+    """Return a mask in the batch shape, true for values in the support, or ``None`` if the support is not known."""
     support = support_of(distribution)
     if support is None:
         return None
@@ -52,13 +52,13 @@ def inside_support(distribution: Any, value: Tensor) -> Tensor | None:
 
 
 def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
-    """Return a mask of the events that lie inside with all entries, given a mask of the entries."""
+    """Reduce a mask of entries to a mask of events, which is true if all entries of an event are inside the support."""
     extra = inside.ndim - (value.ndim - len(distribution.event_shape))
     return inside if extra <= 0 else inside.flatten(-extra).all(-1)
 
 
 def bounded_base(distribution: Any) -> Any | None:
-    """Return the underlying transformed distribution if the support of its base is not all real numbers, else None."""
+    """Return the transformed distribution inside ``Independent`` if its base has a restricted support, else None."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     own = getattr(type(distribution), "support", None)
@@ -68,7 +68,7 @@ def bounded_base(distribution: Any) -> Any | None:
 
 
 def has_varying_support(distribution: Any) -> bool:
-    """Return whether the support depends on a parameter that differs between draws or data."""
+    """Return whether the support of a distribution may differ between draws or data."""
     return bounded_base(distribution) is not None or _varies(support_of(distribution))
 
 
@@ -102,8 +102,8 @@ def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | Non
 def measure(distribution: Any) -> str | None:
     """Return the name of the measure to which a density refers, or ``None`` if the support is not known.
 
-    Densities can be divided by each other if they refer to the same measure: counting, length or volume, or the measure
-    of a surface such as the simplex.
+    Two densities have a meaningful ratio if they refer to the same measure: the counting measure, length or volume, or
+    the measure of a surface such as the simplex.
     """
     support = support_of(distribution)
     while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
@@ -121,12 +121,12 @@ def measure(distribution: Any) -> str | None:
 
 
 def is_same_support(first: Any, second: Any) -> bool:
-    """Return whether two supports are the same, including all numbers in them."""
+    """Return whether two supports are of the same type and have the same bounds."""
     return _numbers(first) == _numbers(second)
 
 
 def _numbers(constraint: Any) -> Any:
-    """Describe a constraint by its type and all numbers in it."""
+    """Return a description of a constraint: its type and its numbers, such as bounds."""
     if isinstance(constraint, Tensor):
         distinct = constraint.detach().double().unique()
         return distinct.tolist()
@@ -138,7 +138,7 @@ def _numbers(constraint: Any) -> Any:
 
 
 def coordinates(distribution: Any, value: Tensor) -> int:
-    """Return the number of real coordinates of a value; on a simplex this is one less than the number of entries."""
+    """Return the number of real coordinates of a value; a vector on a simplex has one coordinate less than entries."""
     support = support_of(distribution)
     try:
         return math.prod(biject_to(support).inverse_shape(value.shape))
@@ -147,7 +147,7 @@ def coordinates(distribution: Any, value: Tensor) -> int:
 
 
 def is_periodic(distribution: Any) -> bool:
-    """Return whether a distribution is of angles, for which torch declares the real numbers as support."""
+    """Return whether a distribution is one of angles (von Mises); torch declares real numbers as its support."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return isinstance(distribution, torch.distributions.VonMises) or "vonmises" in type(distribution).__name__.lower()

@@ -4,11 +4,11 @@ For data :math:`x_n` and draws :math:`z_n^{(k)} \sim q(z \mid x_n)`,
 
 .. math:: \log w_n^{(k)} = \log p(x_n, z_n^{(k)}) - \log q(z_n^{(k)} \mid x_n),
 
-with one value per draw and datum. The route has three steps:
+with one value per draw and datum. The computation has three steps:
 
 1. :func:`pyrovae._waist.draws.run_guide` draws z;
-2. :func:`pyrovae._waist.densities.log_joint` scores the draws under the model, and ``log_guide`` under the guide;
-3. the log-weight is their difference.
+2. :func:`pyrovae._waist.draws.run_model` runs the model at these draws;
+3. :func:`weigh` sums the log-probabilities of the sites of both runs, and takes the difference of model and guide.
 
 The draws are a plate outside all plates of the program. In :func:`pyrovae._waist.summation.sum_per_datum`, the
 log-probability of every site is summed over all dimensions except the draws and the data. Masks are applied. A discrete
@@ -16,13 +16,14 @@ site :math:`y` that model or guide enumerate is summed out exactly by Pyro's var
 
 .. math:: \log w_n^{(k)} = \log \sum_y p(x_n, y, z_{n, y}^{(k)}) / q(z_{n, y}^{(k)} \mid x_n, y),
 
-whether its posterior is part of the guide or not: :math:`q(y \mid x)` does not affect the sum. A masked site that is
-summed out keeps its probabilities, as in :class:`pyro.infer.TraceEnum_ELBO`. They sum to one, and sites without a mask
-may depend on the value of the site. A draw outside the model's support has weight zero.
+whether or not the guide has a posterior of y, because :math:`q(y \mid x)` does not affect the sum. A masked site that
+is summed out keeps its probabilities, as in :class:`pyro.infer.TraceEnum_ELBO`. The probabilities sum to one, and sites
+without a mask may depend on the value of the masked site. A draw outside the model's support has weight zero.
 
 Only the model's sites and the guide's latent sites belong to log p(x). A :func:`pyro.factor` or an observed site in the
-guide is part of a training loss. Log-weights are not multiplied by scales. A plate's subsampling and
-:func:`pyro.poutine.scale` weight a training loss, and are returned together with the weights.
+guide is part of a training loss. By default, log-weights are not multiplied by scales. The scale of a subsampling plate
+and a :func:`pyro.poutine.scale` around all sites are factors of a training loss, and are returned together with the
+weights.
 """
 
 import math
@@ -46,15 +47,15 @@ from pyrovae._waist.summation import Term, sum_per_datum
 
 
 class Weights(NamedTuple):
-    """Log-weights, with everything that callers need to know about the run.
+    """Log-weights, and the properties of the run that callers need.
 
     Attributes:
-        log_weights: Shape ``(num_draws, N)``, nats.
+        log_weights: Log-weights, shape ``(num_draws, N)``, nats.
         scale: Factor of a datum's bound in a training loss: a number, or a tensor that broadcasts to ``(N,)``.
         plate: The data plate.
         nesting: Nesting depth of the program's own plates.
         outside: Names of the observed sites outside the data plate. Their log-probabilities are not part of a weight.
-        unreparameterized: Names of the guide's latent sites whose draws carry no gradient, without enumerated sites.
+        unreparameterized: Names of the guide's latent sites that are not enumerated and have no reparameterized draws.
         densities: The terms of the log-weights; ``None`` if enumerated sites are summed out.
         model_sites: Sample sites of the model's run.
         guide_sites: Sample sites of the guide's run.
@@ -74,7 +75,7 @@ class Weights(NamedTuple):
 
     @property
     def of_model(self) -> Sequence[Tensor]:
-        """The terms that the model contributes; the log-weights if enumerated sites are summed out."""
+        """The model's terms of the log-weights, or the log-weights themselves if enumerated sites are summed out."""
         return (self.log_weights,) if self.densities is None else self.densities[:2]
 
 
@@ -91,24 +92,25 @@ def importance_weights(
     values: Mapping[str, Tensor] | None = None,
     depth: int | None = None,
 ) -> Weights:
-    """Run guide and model, and return differentiable log-weights. Pyro's handlers around the call have their effect.
+    """Run guide and model, and return differentiable log-weights. Pyro handlers around the call act on both programs.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
         args: Arguments of model and guide, which include the data.
-        num_draws: Draws of z per datum.
+        num_draws: Number of draws of z per datum.
         kwargs: Keyword arguments of model and guide.
         nesting: Nesting depth of the program's own plates. All draws are then made in one run, along the next dimension
             to the left. By default the program runs once for every draw.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         for_loss: If true, the weights are part of a training loss. Then the scales of single sites (annealing) multiply
-            their log-probabilities, and factors and observed sites of the guide count. The factor of the data plate,
-            and a factor that all sites share, are not multiplied in but returned as ``scale``.
+            their log-probabilities, and the weights include factors and observed sites of the guide. The scale of the
+            data plate, and a scale that all sites share, do not multiply the log-probabilities; they are returned as
+            ``scale``.
         values: Values that replace draws, by name of the site: for a latent site a value with a dimension of draws, for
             a subsampling plate the indices of its data. A plate without a value chooses its data once for all draws.
         depth: Nesting depth of the program's own plates, for a run without a dimension of draws (``nesting`` is
-            ``None``). It is required if ``values`` have dimensions of enumerated sites.
+            ``None``). The depth is required if ``values`` have dimensions of enumerated sites.
 
     Raises:
         ValueError: If ``num_draws`` is less than 1; if model and guide disagree about their latent sites; if there is
@@ -144,13 +146,13 @@ def importance_weights(
 
 
 def weigh(model_sites: list[Site], draws: Draws, *, plate: str | None = None, for_loss: bool = False) -> Weights:
-    """Sum the log-probabilities of a run of the guide and a run of the model to log-weights.
+    """Return the log-weights of a run of the guide and a run of the model at its draws.
 
     Args:
-        model_sites: Result of :func:`pyrovae._waist.draws.run_model` at these draws.
-        draws: Result of :func:`pyrovae._waist.draws.run_guide`.
+        model_sites: Sites of the model's run at the draws, the result of :func:`pyrovae._waist.draws.run_model`.
+        draws: Draws of the guide, the result of :func:`pyrovae._waist.draws.run_guide`.
         plate: Name of the data plate.
-        for_loss: See :func:`importance_weights`.
+        for_loss: If true, the weights are part of a training loss; see :func:`importance_weights`.
     """
     guide_sites = draws.sites if for_loss else [site for site in draws.sites if not site["is_observed"]]
     _check(model_sites, draws.sites, for_loss=for_loss)

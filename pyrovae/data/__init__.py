@@ -1,13 +1,14 @@
-"""Data sets as float tensors, split as in the literature, with an explicit choice of the binarization.
+"""Data sets as float tensors, in train, validation and test splits, with an explicit choice of the binarization.
 
-The following need no download, because they ship inside a dependency or are simulated: :func:`digits`, :func:`mnist5k`,
-:func:`auto_mpg` (a table of several types) and :func:`simulated_cells` (counts). The following are read from a folder,
-and downloaded if they are missing: :func:`mnist`, :func:`fashion_mnist`, :func:`omniglot`, :func:`static_mnist`,
-:func:`freyfaces`, :func:`caltech101_silhouettes`, and in colour :func:`cifar10` and :func:`svhn`. The folder is the
-argument ``root``, else the environment variable ``PYROVAE_DATA``, else ``~/.cache/pyrovae``. A file in the folder is
-used, gzipped or not, if its content has the known checksum. A damaged file is downloaded again.
+The following data sets need no download, because they ship inside a dependency or are simulated: :func:`digits`,
+:func:`mnist5k`, :func:`auto_mpg` (a table of several types) and :func:`simulated_cells` (counts). The following data
+sets are read from a folder, and downloaded if they are missing: :func:`mnist`, :func:`fashion_mnist`, :func:`omniglot`,
+:func:`static_mnist`, :func:`freyfaces`, :func:`caltech101_silhouettes`, and the colour images :func:`cifar10` and
+:func:`svhn`. The folder is the argument ``root``, else the environment variable ``PYROVAE_DATA``, else
+``~/.cache/pyrovae``. A file in the folder is used, gzipped or not, if its content has the known checksum. A damaged
+file is downloaded again.
 
-These functions are optional: :mod:`pyrovae.data.sources` lists the kinds of data that training and evaluation accept.
+Training and evaluation also accept your own data: :mod:`pyrovae.data.sources` lists the kinds of data.
 """
 
 from pyrovae.data.colour import cifar10, svhn

@@ -1,4 +1,4 @@
-"""Arrays as data: tensors, NumPy arrays, memory-mapped files and tables of pandas."""
+"""Reader of arrays: tensors, NumPy arrays, memory-mapped files and pandas tables."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
 class Arrays(Source):
-    """Tensors and memory-mapped arrays that share their first dimension, one per argument of a program."""
+    """Tensors and memory-mapped arrays of the same length, one for each argument of a program."""
 
     def __init__(self, name: str, columns: Sequence[Any]) -> None:
-        """Store the columns, without copying data from disk.
+        """Store the arrays, one for each argument of a program, without copying data from disk.
 
         Raises:
-            TypeError: If a column is not an array of numbers, or is a sparse tensor.
-            ValueError: If the lengths differ or are zero.
+            TypeError: If an argument is not an array of numbers, or is a sparse tensor.
+            ValueError: If the arrays differ in length or are empty.
         """
         self.name = name
         self.columns = tuple(column(name, values) for values in columns)
@@ -43,7 +43,7 @@ class Arrays(Source):
         return len(self.columns[0])
 
     def batch(self, indices: Tensor) -> Batch:
-        """Read the data with these indices; only these data are copied from a mapped file."""
+        """Read the data with the given indices; from a memory-mapped file, only these data are copied."""
         return tuple(
             values[indices] if isinstance(values, Tensor) else to_tensor(_read(values, indices.cpu().numpy()))
             for values in self.columns
@@ -57,12 +57,12 @@ class Arrays(Source):
         )
 
     def tensors(self) -> Batch | None:
-        """Return the tensors without copying, or None if a column is on disk."""
+        """Return the tensors without copying, or None if an array is on disk."""
         kept = tuple(values for values in self.columns if isinstance(values, Tensor))
         return kept if len(kept) == len(self.columns) else None
 
     def check(self, *, allow_nan: bool = False) -> None:
-        """Check that floating-point columns are finite; integer columns are not read."""
+        """Check that floating-point arrays are finite; integer arrays are not read."""
         floating = [values for values in self.columns if _is_floating(values)]
         if len(floating) < len(self.columns):
             return Arrays(self.name, floating).check(allow_nan=allow_nan) if floating else None
@@ -92,7 +92,7 @@ def column(name: str, values: Any) -> Tensor | np.ndarray:
         raise TypeError(f"{name} holds a {type(values).__name__}, which is not an array. Call np.asarray on it.")
     if values.dtype.kind not in "fiub":
         raise TypeError(
-            f"{name} must hold numbers, but an array has dtype {values.dtype}. Encode the other values as integers."
+            f"{name} must hold numbers, but an array has dtype {values.dtype}. Encode other values as integers."
         )
     return values if _is_mapped(values) else to_tensor(values)
 
@@ -109,7 +109,7 @@ def is_table(values: Any) -> bool:
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """Return an array as a tensor that shares its memory if the dtype allows it.
+    """Return an array as a tensor, which shares the array's memory if the dtype allows it.
 
     Floating-point values get torch's default dtype. Integers and booleans keep their dtype, except that unsigned
     integers of 16 bits and more get the next wider signed dtype, because torch supports few operations on them.
@@ -125,12 +125,15 @@ def to_tensor(array: np.ndarray) -> Tensor:
 
 
 def _names(values: Any) -> tuple[str, ...]:
-    """Return the names of the columns of a table, and none for other values."""
+    """Return the column names of a pandas DataFrame, or an empty tuple for other values."""
     return tuple(map(str, values.columns)) if is_table(values) and values.ndim == 2 else ()
 
 
 def _of_table(name: str, table: Any) -> Tensor:
-    """Return a table as one floating-point tensor, shape ``(rows, columns)``; a missing value is NaN."""
+    """Return a table as one floating-point tensor, shape ``(rows, columns)``; a missing value is NaN.
+
+    A Series of integers or booleans without missing values keeps its dtype.
+    """
     columns = [(name, table.dtype)] if table.ndim == 1 else list(zip(table.columns, table.dtypes, strict=True))
     other = {str(label): str(dtype) for label, dtype in columns if getattr(dtype, "kind", "O") not in "fiub"}
     if other:
@@ -149,9 +152,10 @@ def _is_floating(values: Tensor | np.ndarray) -> bool:
 
 
 def _read(array: np.ndarray, rows: Any) -> np.ndarray:
-    """Copy rows of a mapped file, and release its pages to the system, which keeps them in its cache.
+    """Copy rows of a memory-mapped file, and release the file's pages from the memory of this process.
 
-    Without the release, the resident memory of the process would grow to the size of the file.
+    Without the release, the resident memory of the process would grow to the size of the file. The system keeps the
+    released pages in its cache.
     """
     found = array[rows]
     # A slice is a view of the file, which may be read-only or may change later.
@@ -166,7 +170,7 @@ def _read(array: np.ndarray, rows: Any) -> np.ndarray:
 
 
 def _is_mapped(array: Any) -> bool:
-    """Return whether the memory of an array is a file; the type of a view of a ``numpy.memmap`` does not tell."""
+    """Return whether an array is memory-mapped; a view of a ``numpy.memmap`` need not have this type."""
     while isinstance(array, np.ndarray | memoryview):
         if isinstance(array, np.memmap):
             return True

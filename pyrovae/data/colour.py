@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 def cifar10(*, root: Root = None) -> Splits:
     """Load CIFAR-10: 32 x 32 colour photographs, 45,000 for training, 5,000 for validation, 10,000 for testing.
 
-    Values are ``n / 255`` with 256 levels per channel. Bits per dimension divide by 3 * 32 * 32 = 3,072 dimensions. Use
-    ``bits_per_dimension(log_likelihood, (3, 32, 32))`` for a discrete likelihood, and add ``bin_width=1 / 256`` for a
-    density of values from :func:`dequantize`.
+    Values are ``n / 255`` with the levels n = 0, ..., 255 for each channel. For bits per dimension, a log-likelihood is
+    divided by 3 * 32 * 32 = 3,072 dimensions. Use ``bits_per_dimension(log_likelihood, (3, 32, 32))`` for a discrete
+    likelihood, and add ``bin_width=1 / 256`` for a density of values from :func:`dequantize`.
 
     Args:
         root: Folder with ``cifar-10-python.tar.gz`` or ``cifar-10-batches-py``, as torchvision names them.
@@ -60,7 +60,7 @@ def cifar10(*, root: Root = None) -> Splits:
 def svhn(*, root: Root = None) -> Splits:
     """Load SVHN: 32 x 32 colour digits of house numbers, 65,931 for training, 7,326 for validation, 26,032 for testing.
 
-    Values and bits per dimension are as for :func:`cifar10`.
+    Values, and the computation of bits per dimension, are as for :func:`cifar10`.
 
     Args:
         root: Folder with ``train_32x32.mat`` and ``test_32x32.mat``, directly or in ``svhn``.
@@ -74,8 +74,8 @@ def svhn(*, root: Root = None) -> Splits:
 
     Source:
         *Reading Digits in Natural Images with Unsupervised Feature Learning* (Netzer et al., 2011), cropped digits
-        without the extra set. The last tenth of the training images is used for validation, because neighbouring images
-        show the same house.
+        without the extra set. The last tenth of the training images is used for validation. Neighbouring images show
+        the same house, so a random split would put images of one house into both sets.
 
     Example:
         >>> import pyrovae as pv
@@ -134,7 +134,7 @@ class _Arrays(pickle.Unpickler):
     """Reader of pickles that hold only arrays, lists and text; anything else raises an error without being executed."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return NumPy's constructors of arrays.
+        """Return a function or class that rebuilds NumPy arrays.
 
         Raises:
             ValueError: If the pickle requests anything else.

@@ -1,4 +1,4 @@
-"""The names of the columns of tables, which must have the order that the programs expect."""
+"""Check that the columns of tables are in the order that the programs expect."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ class Tables(Protocol):
 
     Attributes:
         name: Name of the data in error messages.
-        column_names: Names of the columns of each table, in their order; other arguments have none.
+        column_names: Names of the columns of each table, in order; an empty tuple for an argument that is not a table.
     """
 
     name: str
@@ -19,15 +19,15 @@ class Tables(Protocol):
 
 
 def check_column_names(data: Tables, modules: Iterable[nn.Module], *others: Tables) -> None:
-    """Check that tables have their columns in the order of the programs and of other data.
+    """Check that tables have their columns in the order that the programs and the training data state.
 
     Data without names, such as tensors, are not checked.
 
     Args:
         data: Data that may hold tables of pandas.
         modules: Modules of the programs. A module with the attribute ``column_names``, such as
-            :class:`pyrovae.likelihoods.Joint`, states an order.
-        *others: Data on which the programs were trained, which state an order too.
+            :class:`pyrovae.likelihoods.Joint`, states an order of the columns.
+        *others: Data on which the programs were trained; tables among these data state an order of the columns, too.
 
     Raises:
         ValueError: If a table has the same columns in another order.

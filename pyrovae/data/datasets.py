@@ -1,4 +1,4 @@
-"""Data sets of torch as data: map-style data sets by index, iterable data sets as a stream."""
+"""Readers of torch data sets: map-style data sets are read by index, iterable data sets as a stream."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pyrovae.data.source import Batch, Source
 
 
 class Items(Source):
-    """A map-style data set, with the options of its ``DataLoader`` for reading it."""
+    """A map-style data set, which is read with the options of its ``DataLoader`` if it has one."""
 
     def __init__(self, name: str, dataset: Any, loader: DataLoader[Any] | None = None) -> None:
-        """Store the data set.
+        """Store the data set and its ``DataLoader``.
 
         Raises:
             TypeError: If the data set has no length.
-            ValueError: If it is empty.
+            ValueError: If the data set is empty.
         """
         if not hasattr(dataset, "__len__"):
             raise TypeError(f"{name}: a {type(dataset).__name__} has no length. Add a method __len__.")
@@ -37,7 +37,7 @@ class Items(Source):
         return len(self.reader.dataset)
 
     def batch(self, indices: Tensor) -> Batch:
-        """Read and stack the data with these indices, in this process."""
+        """Read the data with the given indices in this process, and stack them."""
         return self.reader[indices.tolist()]
 
     def batches(
@@ -48,7 +48,7 @@ class Items(Source):
         generator: torch.Generator | None = None,
         pin_memory: bool = False,
     ) -> Iterator[Batch]:
-        """Read data in mini-batches, in the worker processes of the ``DataLoader``."""
+        """Read data in mini-batches, in the worker processes of the ``DataLoader`` or, without any, in this process."""
         if self.loader is None or not self.loader.num_workers:
             yield from super().batches(size, order, generator=generator, pin_memory=pin_memory)
             return
@@ -68,14 +68,14 @@ _OF_WORKERS = ("num_workers", "timeout", "worker_init_fn", "multiprocessing_cont
 
 
 class Stream:
-    """Mini-batches without a length, for training only.
+    """A stream of mini-batches with an unknown number of data, for training only.
 
     A pass over the stream is an epoch. Nothing is read ahead, and the stream determines order and repetitions. An
     interrupted run continues with its parameters and optimizer, but with a new pass over the stream.
 
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.
-        batch_size: Batch size of the ``DataLoader``, or None.
+        batch_size: Batch size of the ``DataLoader``, or None if the data are not a ``DataLoader``.
     """
 
     def __init__(self, name: str, data: Any) -> None:
@@ -84,7 +84,7 @@ class Stream:
         self.batch_size = data.batch_size if isinstance(data, DataLoader) else None
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Read one pass of the stream; ``size`` is the batch size unless a ``DataLoader`` has one."""
+        """Yield the batches of one pass over the stream; ``size`` is the batch size unless a ``DataLoader`` sets it."""
         loader: Any = self.data
         if not isinstance(loader, DataLoader):
             loader = DataLoader(loader, batch_size=size, collate_fn=_Collate(self.name))
@@ -100,7 +100,7 @@ class Stream:
             yield tensors
 
     def read(self) -> Arrays:
-        """Read one pass of the stream into memory."""
+        """Read one pass over the stream into memory, and return its arrays."""
         batches = list(self.batches(100))
         if not batches:
             raise ValueError(f"{self.name} is empty: its stream ended at once. Pass at least one datum.")
@@ -113,7 +113,8 @@ def own_collate(loader: DataLoader[Any]) -> Any:
 
 
 class _Collate:
-    """Function that stacks data to a batch by ``default_collate``; PIL images stay bytes, and errors name the data."""
+    """Function that stacks data to a batch; unlike ``default_collate``, it accepts PIL images and names data in errors.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -128,7 +129,7 @@ class _Collate:
             if shapes[0] != shapes[1]:
                 raise ValueError(
                     f"{place} has shapes {shapes[1]}, but the previous datum has {shapes[0]}. Crop or pad the data, or "
-                    f"pass a DataLoader with a collate_fn that does."
+                    f"pass a DataLoader whose collate_fn does this."
                 )
         return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
 
@@ -150,7 +151,7 @@ class _Reader(Dataset[Batch]):
 
 
 def _part(place: str, part: Any) -> Tensor:
-    """Return one argument of a program, of one datum or of a batch, as a tensor."""
+    """Return one entry of a datum or of a batch, which becomes one argument of a program, as a tensor."""
     if isinstance(part, Tensor):
         return part
     if isinstance(part, bool | int):
@@ -168,7 +169,7 @@ def _part(place: str, part: Any) -> Tensor:
 
 
 def _of_image(image: Any) -> Tensor:
-    """Return a PIL image as it is stored, channels first: bytes of shape ``(channels, height, width)``."""
+    """Return the pixels of a PIL image without rescaling, channels first: shape ``(channels, height, width)``."""
     pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
     pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -1,6 +1,6 @@
-"""Files of a data set: finding them, checking their content, and downloading them.
+"""Functions that find the files of a data set, check their content, and download missing files.
 
-Nothing in a file is executed: no pickle is loaded, and archives are read in memory and never unpacked to disk.
+Nothing in a file is executed: this module loads no pickle, and archives are read in memory and never unpacked to disk.
 """
 
 import gzip
@@ -33,21 +33,21 @@ def data_root(root: str | os.PathLike[str] | None) -> Path:
 
 
 def find(root: Path, folders: Sequence[str], name: str) -> Iterator[Path]:
-    """Yield the files ``name``, gzipped or not, in some folders of ``root``."""
+    """Yield the paths of the file ``name``, gzipped or not, in the given folders of ``root``."""
     candidates = (root / folder / file for folder in folders for file in (name, f"{name}.gz"))
     return (path for path in candidates if path.is_file())
 
 
 def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], parse: Callable[[Path], T]) -> T:
-    """Parse the file ``name`` from the first folder that has it undamaged, or else download it into the first folder.
+    """Return the parsed content of a file from the first folder with an undamaged copy, or else download the file.
 
-    A download gets a temporary name until it is parsed. An interrupted download therefore leaves no damaged file, and
-    several processes may download at once.
+    A download goes into ``folders[0]``, and has a temporary name until it is parsed. An interrupted download therefore
+    leaves no damaged file, and several processes may download at the same time.
 
     Args:
         root: Folder of the data.
-        folders: Folders of ``root`` to search.
-        name: Name of the file, which may also be gzipped.
+        folders: Subfolders of ``root`` to search, in this order.
+        name: Name of the file, without the suffix ``.gz`` of a gzipped file.
         urls: Addresses to try in turn.
         parse: Function that reads a file and checks its content; it raises ValueError if the content is wrong.
 
@@ -64,7 +64,7 @@ def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], pa
             return parse(path)
         except ValueError as error:
             damage = damage or str(error)
-            logger.warning("%s It is downloaded again.", error)
+            logger.warning("%s The file is downloaded again.", error)
     for url in urls:
         try:
             return _download(url, root / folders[0], parse)
@@ -84,11 +84,11 @@ def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], pa
 
 
 def download_url(url: str, folder: str, filename: str) -> None:
-    """Download a file.
+    """Download the file at an address into a folder.
 
     Raises:
         OSError: If the address does not answer, or the folder cannot be written.
-        ValueError: If the file is larger than any file of a data set.
+        ValueError: If the file is larger than 256 MiB, the limit for files of data sets.
     """
     request = urllib.request.Request(url, headers={"User-Agent": "pyrovae"})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
@@ -101,7 +101,8 @@ def read(path: Path) -> bytes:
     """Return the uncompressed bytes of a file.
 
     Raises:
-        ValueError: If a gzipped file is damaged or not gzipped, or is larger than any data set.
+        ValueError: If a file with the suffix ``.gz`` is damaged or not gzipped, or if the content is larger than 256
+            MiB.
     """
     content = path.read_bytes()
     if path.suffix == ".gz":
@@ -114,15 +115,15 @@ def read(path: Path) -> bytes:
 
 
 def checked(path: Path, expected: str, algorithm: str = "SHA-1") -> bytes:
-    """Return the uncompressed bytes of a file with the expected checksum; see :func:`check`."""
+    """Return the uncompressed bytes of a file after a check of their checksum; see :func:`check`."""
     return check(read(path), expected, path, algorithm)
 
 
 def check(content: bytes, expected: str, path: Path, algorithm: str = "SHA-1") -> bytes:
-    """Return uncompressed content if its checksum is right; ``algorithm`` is ``"SHA-1"`` or ``"MD5"``.
+    """Return the given content if its checksum is as expected; ``algorithm`` is ``"SHA-1"`` or ``"MD5"``.
 
     Raises:
-        ValueError: If the checksum differs.
+        ValueError: If the checksum of the content differs from the expected checksum.
     """
     found = hashlib.new(algorithm.replace("-", ""), content, usedforsecurity=False).hexdigest()
     if found != expected:
@@ -131,7 +132,7 @@ def check(content: bytes, expected: str, path: Path, algorithm: str = "SHA-1") -
 
 
 def array_of_npz(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read an array of bytes from an ``.npz`` file, after a check of the dtype and shape in its header.
+    """Read an array of bytes from an ``.npz`` file, after a check of the dtype and shape in the array's header.
 
     Raises:
         ValueError: If the file is damaged or not an ``.npz`` file, or has no array of bytes of that name and shape.
@@ -147,7 +148,7 @@ def array_of_npz(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def array_of_mat(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read an array of bytes from a MATLAB file, after a check of the dtype and shape in its header.
+    """Read an array of bytes from a MATLAB file, after a check of the dtype and shape in the array's header.
 
     Raises:
         ValueError: If the file is damaged or not a MATLAB file, or has no array of bytes of that name and shape.

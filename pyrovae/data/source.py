@@ -1,4 +1,4 @@
-"""The protocol ``Source`` of data, with the check and the checksum that all kinds of data share."""
+"""Base class of all kinds of data, which are read in batches, checked for NaN, and summarized by a checksum."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SPOOLED = 2**26  # bytes of further arguments that a checksum keeps in memory b
 
 
 class Source(ABC):
-    """Data of known length that are read by index, as the arguments of a program.
+    """Base class of data of known length that are read by index; a batch holds the arguments of a program.
 
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.
-        batch_size: Batch size of the ``DataLoader`` that was passed as data, or None.
-        column_names: Names of the columns of each table, in their order; other arguments have none.
+        batch_size: Batch size of the ``DataLoader``, or None if the data are not a ``DataLoader``.
+        column_names: Names of the columns of each table, in order; an empty tuple for an argument that is not a table.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Source(ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor) -> Batch:
-        """Read the data with these indices, shape ``(B,)``: one tensor of shape ``(B, *event)`` per argument."""
+        """Read the data with given indices, shape ``(B,)``: a tensor ``(B, *event)`` for each argument of a program."""
 
     def slice(self, start: int, stop: int) -> Batch:
         """Read the data from ``start`` up to, but excluding, ``stop``."""
@@ -59,9 +59,10 @@ class Source(ABC):
 
         Args:
             size: Number of data per batch; the last batch may be smaller.
-            order: Indices in the order in which to read them, shape ``(M,)``, on the CPU; by default all data in order.
-            generator: Generator from which worker processes are seeded, as in ``DataLoader``; by default the global
-                generator. It is not used without worker processes.
+            order: Indices of the data in reading order, shape ``(M,)``, on the CPU; by default all data are read in
+                order.
+            generator: Generator from which worker processes are seeded, as in ``DataLoader``; by default torch's global
+                generator. The argument has no effect without worker processes.
             pin_memory: If true, tensors are in page-locked memory, from which a copy to CUDA is asynchronous.
 
         Yields:
@@ -79,8 +80,9 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """Return the SHA-1 of shapes, dtypes and values, computed in one pass.
 
-        The value is that of :func:`pyrovae.arguments.fingerprint`. Equal data of different kinds have equal checksums.
-        A data set that draws random numbers (augmentations) is read with fixed seeds.
+        The checksum is the same as that of :func:`pyrovae.arguments.fingerprint`. Data of different kinds, such as a
+        tensor and a data set, have equal checksums if their values are equal. A data set that draws random numbers
+        (augmentations) is read with fixed seeds.
         """
         digest = hashlib.sha1(usedforsecurity=False)
         with repeatable():
@@ -88,13 +90,14 @@ class Source(ABC):
         return digest.hexdigest()
 
     def check(self, *, allow_nan: bool = False) -> None:
-        """Read all data once, unless they are integers, and check that they are finite.
+        """Check that all data are finite, in one pass over the data; data that are all integers are not read.
 
         Args:
             allow_nan: If true, NaN is allowed, for example for missing values. Infinite values always raise an error.
 
         Raises:
-            ValueError: If values are not finite; the message counts the data and names the index of the first.
+            ValueError: If values are not finite. The message states the number of data with such values and the index
+                of the first.
         """
         bad, first = 0, -1
         with repeatable():
@@ -113,7 +116,7 @@ class Source(ABC):
             )
 
     def _feed(self, sink: Callable[[Any], Any]) -> None:
-        """Pass the bytes of all arguments to a checksum, one argument after another, as the checksum requires."""
+        """Pass the bytes of all data to a checksum, in the order of the arguments of a program."""
         with ExitStack() as files:
             sinks: list[Callable[[Any], Any]] = [sink]
             spools: list[Any] = []
@@ -140,7 +143,7 @@ class Source(ABC):
 
 
 def _wrong_rows(batch: Batch, allow_nan: bool) -> Tensor:
-    """Mark the data with values that are not finite, shape ``(B,)``."""
+    """Return a mask of the data with infinite values or, unless ``allow_nan`` is true, with NaN, shape ``(B,)``."""
     floating = [tensor.detach().reshape(len(tensor), -1) for tensor in batch if tensor.is_floating_point()]
     wrong = [(tensor.isinf() if allow_nan else ~tensor.isfinite()).any(1).cpu() for tensor in floating]
     return torch.stack(wrong).any(0)
@@ -148,7 +151,8 @@ def _wrong_rows(batch: Batch, allow_nan: bool) -> Tensor:
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Seed the global generators of torch (on the CPU), NumPy and Python with 0, and restore them afterwards."""
+    """Context manager that seeds the generators of torch (CPU), NumPy and Python with 0, and restores them at its end.
+    """
     saved = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed CUDA as well, which is not restored

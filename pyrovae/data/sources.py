@@ -1,7 +1,7 @@
-"""Data of any kind, read as batches of tensors; training and evaluation read all data in this way.
+"""Readers of all kinds of data that training and evaluation accept; a reader returns batches of tensors.
 
-``as_source(name, data)`` accepts each of the following. Integers are allowed. Bytes stay bytes until a ``transform``
-converts them on the device.
+``as_source(name, data)`` accepts each kind of data in the following table. Integers are allowed. Bytes (``uint8``) stay
+bytes until a ``transform`` converts them on the device.
 
 =========================  ============================================================================================
 data                       what a program gets
@@ -14,7 +14,7 @@ NumPy memmap, or a view    The same, one batch at a time. The file is never copi
 pandas DataFrame           One tensor of shape ``(rows, columns)`` in torch's default dtype; a missing value is NaN.
 pandas Series              One tensor of shape ``(rows,)``; integers and booleans stay integers and booleans.
 tuple of these             One argument each; the first dimension is shared.
-``TensorDataset``          Its tensors, as a tuple. So does a ``Subset`` of one, as ``random_split`` returns it.
+``TensorDataset``          Its tensors, as a tuple. A ``Subset`` of it, as by ``random_split``, gives the chosen rows.
 map-style ``Dataset``      Its items, stacked: a tensor, number, NumPy array or PIL image is one argument, a tuple has
                            one for each entry. A PIL image becomes ``uint8`` of shape ``(channels, height, width)``.
                            A Python float gets torch's default dtype. No base class is needed: ``__getitem__`` and
@@ -29,9 +29,9 @@ map-style ``Dataset``      Its items, stacked: a tensor, number, NumPy array or 
 custom sampler
 =========================  ============================================================================================
 
-Worker processes are seeded as in torch: each call of :meth:`Source.batches` takes one number from the generator that is
-passed, or from torch's global generator, and worker ``i`` is seeded with that number plus ``i``. Workers start with
-each pass.
+Worker processes are seeded as in torch: each call of :meth:`Source.batches` draws one number from the generator that is
+passed, or from torch's global generator, and worker ``i`` is seeded with this number plus ``i``. New workers start for
+each pass over the data.
 
 Example:
     >>> import numpy as np, torch
@@ -88,9 +88,9 @@ def as_source(name: str, data: Any, *, indexed: bool = False) -> Source | Stream
 
     Args:
         name: Name of the data in error messages, such as ``"train"``.
-        data: Data of one of the kinds in the table above, or a source, which is returned unchanged.
-        indexed: If true, the data must be read by index, as evaluation does. A stream is then read into memory, once
-            and to its end.
+        data: Data of one of the kinds in the table of the module's docstring, or a source, which is returned unchanged.
+        indexed: If true, the result can be read by index, as evaluation requires. A stream is then read into memory, in
+            a single pass to its end.
 
     Returns:
         A :class:`Source`, or a :class:`Stream` if the data have no length and ``indexed`` is false.

@@ -1,7 +1,7 @@
 """Train, validation and test data, and three ways to binarize them.
 
-All random choices (splits, static draws) come from NumPy's ``RandomState``, whose streams are frozen. A seed therefore
-gives the same data with every version of NumPy.
+All random splits, and all binarizations that are drawn once, use NumPy's ``RandomState``, whose algorithms never
+change. A seed therefore gives the same data with every version of NumPy.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ Binarization = Literal["none", "static", "dynamic"]
 
 @dataclass(frozen=True, repr=False)
 class Splits:
-    """Train, validation and test data, which can be unpacked as a tuple of three.
+    """Train, validation and test data, which can be unpacked: ``train, valid, test = splits``.
 
     Attributes:
         name: Name of the data set.
@@ -55,7 +55,7 @@ class Splits:
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor] | None:
-        """The ``transform`` to pass to :func:`pyrovae.fit`: :func:`binarize` if the binarization is dynamic."""
+        """The argument ``transform`` of :func:`pyrovae.fit`: :func:`binarize` for dynamic binarization, else None."""
         return binarize if self.binarization == "dynamic" else None
 
 
@@ -71,7 +71,7 @@ def binarize(x: Tensor) -> Tensor:
     Raises:
         TypeError: If the values are not floating-point.
         ValueError: If a value is outside [0, 1]. The check is skipped while Pyro's validation is off;
-            :func:`pyrovae.fit` switches it off after a first pass over the data.
+            :func:`pyrovae.fit` switches validation off after a first pass over the data.
 
     Source:
         *On the Quantitative Analysis of Deep Belief Networks* (Salakhutdinov and Murray, 2008).
@@ -96,11 +96,12 @@ def _check_grey(name: str, x: Tensor) -> None:
 
 
 def dequantize(x: Tensor, levels: int = 256) -> Tensor:
-    """Add uniform noise within a level to grey values ``x = n / (levels - 1)`` in [0, 1]: ``(n + u) / levels``.
+    """Add uniform noise u in (0, 1) to the levels n of grey values ``x = n / (levels - 1)``: ``(n + u) / levels``.
 
-    A density of grey values is unbounded, because it can put all its mass on the levels. The density of dequantized
-    values bounds the probability of the levels ( :func:`pyrovae.evaluation.bits_per_dimension`). Pass ``dequantize`` to
-    :func:`pyrovae.fit` as ``transform``, and apply it once to validation and test data.
+    The density of a model of grey values is unbounded, because the model can put all its mass on the levels. The
+    density of dequantized values, by contrast, gives a lower bound on the log-probability of the levels; see
+    :func:`pyrovae.evaluation.bits_per_dimension`. Pass ``dequantize`` to :func:`pyrovae.fit` as ``transform``, and
+    apply ``dequantize`` once to validation and test data.
 
     Args:
         x: Grey values of any shape, multiples of ``1 / (levels - 1)`` in [0, 1].
@@ -111,7 +112,8 @@ def dequantize(x: Tensor, levels: int = 256) -> Tensor:
 
     Raises:
         TypeError: If the dtype is neither float32 nor float64.
-        ValueError: If a value is not such a multiple, or ``levels`` is not between 2 and 512.
+        ValueError: If a value is not a multiple of ``1 / (levels - 1)`` in [0, 1], or ``levels`` is not between 2 and
+            512.
 
     Source:
         *A Note on the Evaluation of Generative Models* (Theis, van den Oord and Bethge, 2016).
@@ -148,7 +150,7 @@ def make_splits(
     seed: int,
     labels: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Splits:
-    """Binarize images with grey values in [0, 1], and convert them to tensors.
+    """Return splits of images with grey values in [0, 1], as tensors with the given binarization.
 
     Raises:
         ValueError: If the binarization has an unknown name.
@@ -168,16 +170,16 @@ def make_splits(
 
 
 def shuffled(size: int, cuts: tuple[int, ...], seed: int) -> list[np.ndarray]:
-    """Return the indices of a random split of ``size`` data, cut at the given places."""
+    """Return the indices of a random split: a permutation of ``size`` indices, cut at the positions ``cuts``."""
     return np.split(generator(seed).permutation(size), cuts)
 
 
 def generator(seed: int) -> np.random.RandomState:
-    """Return a generator whose stream is the same with every version of NumPy.
+    """Return a random number generator that gives the same numbers with every version of NumPy.
 
     Raises:
         TypeError: If the seed is not an integer.
-        ValueError: If the seed is out of range.
+        ValueError: If the seed is not between 0 and 2^32 - 1.
     """
     check_whole(seed=seed)
     if not 0 <= seed < 2**32:

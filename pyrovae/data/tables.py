@@ -1,4 +1,4 @@
-"""Tables: columns of several types, and counts of single cells."""
+"""Data sets in tables: cars, with columns of several types, and simulated counts of single cells."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,7 +14,7 @@ Kind = Literal["real", "binary", "categorical", "count"]
 
 @dataclass(frozen=True, repr=False)
 class Table(Splits):
-    """Train, validation and test data of a table, shape ``(N, columns)``, which can be unpacked as a tuple of three.
+    """Train, validation and test data of a table, which can be unpacked: ``train, valid, test = table``.
 
     Attributes:
         name: Name of the data set.
@@ -23,7 +23,8 @@ class Table(Splits):
         test: Test data, shape ``(L, columns)``.
         binarization: ``"none"``.
         labels: Labels of the three splits, or None.
-        columns: Kind of each column by name, in the order of the columns. Categories are the codes 0, 1, ...
+        columns: Kind of each column, by name, in the order of the columns. A categorical column holds the codes 0, 1,
+            ...
 
     Example:
         >>> import pyrovae as pv
@@ -39,8 +40,8 @@ def auto_mpg(*, seed: int = 0) -> Table:
 
     The real columns are ``mpg``, ``displacement`` (cubic inches), ``horsepower``, ``weight`` (pounds) and
     ``acceleration`` (seconds to 60 mph). ``year`` (after 1970) is a count. ``cylinders`` (3, 4, 5, 6, 8) and ``origin``
-    (America, Europe, Japan) are categorical. Real columns are not standardized: standardize them with the training
-    data.
+    (America, Europe, Japan) are categorical. Real columns are not standardized; standardize them by their means and
+    standard deviations in the training data.
 
     Args:
         seed: Seed of the split.
@@ -50,11 +51,11 @@ def auto_mpg(*, seed: int = 0) -> Table:
 
     Raises:
         ModuleNotFoundError: If mlxtend is not installed.
-        ValueError: If the seed is out of range.
+        ValueError: If the seed is not between 0 and 2^32 - 1.
 
     Source:
         UCI Auto MPG (Quinlan, 1993); mlxtend omits six cars of unknown horsepower. There is no standard split. This
-        split is random: 272 for training, 40 for validation, 80 for testing.
+        split is random: 272 cars for training, 40 for validation, 80 for testing.
 
     Example:
         >>> import pyrovae as pv
@@ -85,8 +86,8 @@ def simulated_cells(*, cells: int = 2000, genes: int = 200, types: int = 5, seed
     """Simulate counts of transcripts in single cells: overdispersed, with a library size that differs between cells.
 
     A cell of type t and library size l has negative binomial counts with means ``l * profile[t]`` and dispersion 2
-    (variance m + m^2 / 2). Profiles differ between types in a tenth of the genes. Library sizes are log-normal with
-    median 1,000 and a standard deviation of the logarithm of 0.5.
+    (variance m + m^2 / 2). Profiles differ between types in a tenth of the genes. Library sizes are log-normal: their
+    median is 1,000, and their logarithm has a standard deviation of 0.5.
 
     Args:
         cells: Number of cells, at least 10.
@@ -95,11 +96,12 @@ def simulated_cells(*, cells: int = 2000, genes: int = 200, types: int = 5, seed
         seed: Seed of the simulation.
 
     Returns:
-        Splits of shape ``(N, genes)``: 80% for training, 10% for validation, 10% for testing. Labels are the types.
+        Splits of shape ``(N, genes)``: 80% for training, 10% for validation, 10% for testing. Labels are the cell
+        types.
 
     Raises:
-        TypeError: If a number is not an integer.
-        ValueError: If a number is out of range.
+        TypeError: If an argument is not an integer.
+        ValueError: If an argument is out of range.
 
     Source:
         The generative model follows *Deep generative modeling for single-cell transcriptomics* (Lopez et al., 2018).

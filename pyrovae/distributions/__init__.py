@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks, and exact versions of some distributions that it has."""
+"""Distributions that Pyro lacks, and numerically exact versions of some of Pyro's distributions."""
 
 from pyrovae.distributions.columns import Columns, entrywise
 from pyrovae.distributions.counts import Binomial, NegativeBinomial, Poisson

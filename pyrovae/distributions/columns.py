@@ -13,20 +13,23 @@ from pyrovae.distributions.unit_interval import OpenUnitInterval
 
 
 class OutsideColumnError(ValueError):
-    """Error for a value that the distribution of its column cannot score, unless the value is missing."""
+    """Error for a value of a table that is not missing and that the distribution of its column cannot score."""
 
 
 class Columns(TorchDistribution):
-    """Distributions concatenated along the last batch dimension, for one or several columns each; NaN marks missing.
+    """Distribution of the entries of table rows: distributions of columns, concatenated; NaN marks a missing entry.
 
-    A missing entry has log-probability 0, so that ``Columns(...).to_event(1)`` is the density of the observed entries.
+    The columns are the last batch dimension. A missing entry has log-probability 0, so ``Columns(...).to_event(1)``
+    scores a row by the density of its observed entries.
 
     Args:
         names: Names of all columns, for error messages.
-        parts: Distributions with event shape ``()`` and batch shapes ``(*batch, width)``.
+        parts: Distributions of one or several consecutive columns each, with event shape ``()`` and batch shape
+            ``(*batch, width)`` for ``width`` columns.
 
     Raises:
-        ValueError: If a value that is scored lies outside the support of its column; the message names the column.
+        ValueError: In ``log_prob``, if a value that is not missing lies outside the support of its column; the message
+            names the column.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -46,12 +49,12 @@ class Columns(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """The support of each column, and NaN."""
+        """Constraint that allows NaN and the values in the support of each column."""
         return _ColumnSupport(self)
 
     @property
     def mean(self) -> Tensor:
-        """The mean of each column; that of a categorical column is the mean of its codes."""
+        """The mean of each column; the mean of a categorical column is the mean of its codes."""
         return self._join(lambda part: part.mean)
 
     @property
@@ -89,7 +92,7 @@ class Columns(TorchDistribution):
         return torch.cat([function(part).expand(*batch, -1) for part in self.parts], dim=-1)
 
     def _check(self, part: Any, value: Tensor, start: int) -> None:
-        """Raise ValueError that names the column whose values lie outside their support."""
+        """Raise OutsideColumnError, which names the column, if values of a column lie outside the column's support."""
         inside = part.support.check(value).expand(value.shape).reshape(-1, value.shape[-1]).all(0)
         if not inside.all():
             column = int((~inside).nonzero()[0])
@@ -108,7 +111,7 @@ def names_column(error: BaseException | None) -> bool:
 
 
 class _ColumnSupport(constraints.Constraint):
-    """The supports of columns, with NaN for missing values."""
+    """Constraint that allows the values in the support of each column, and NaN for missing values."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -125,13 +128,13 @@ class _ColumnSupport(constraints.Constraint):
 
 
 def _legal(part: Any) -> float:
-    """Return a value in the support of a distribution, which replaces missing values, without reading parameters."""
+    """Return a number in the support of a distribution, to replace missing values; parameters are not read."""
     open_below = isinstance(part.support, OpenUnitInterval | constraints.greater_than)
     return 0.5 if open_below else 0.0
 
 
 def entrywise(distribution: Any, owner: str) -> Any:
-    """Return the distribution of single entries, given a distribution with independent entries.
+    """Return the distribution of single entries inside a distribution of independent entries.
 
     Raises:
         TypeError: If the entries are not independent.

@@ -1,4 +1,4 @@
-"""Distributions of counts that are exact for large counts, means and dispersions."""
+"""Distributions of counts that are numerically exact for large counts, means and dispersions."""
 
 from typing import Any
 
@@ -21,11 +21,12 @@ class Poisson(dist.Poisson):
 
     .. math:: \log p(n) = n \eta - e^\eta - \log n! = -G(n) - D(n; e^\eta).
 
-    PyTorch subtracts the three large terms, which causes an error of 0.1 nats at a count of 100,000 in float32. It also
-    stores the rate instead of its logarithm. A rate that underflows to 0 gives a log-probability of minus infinity.
+    The functions G and D are defined in :mod:`pyrovae.distributions.saddle_point`. PyTorch computes and subtracts the
+    three large terms instead, which causes an error of 0.1 nats at a count of 100,000 in float32. PyTorch also stores
+    the rate instead of its logarithm, so a rate that underflows to 0 gives a log-probability of minus infinity.
 
     Args:
-        log_rate: Logarithm of the mean, any shape.
+        log_rate: Logarithm :math:`\eta` of the mean, any shape.
 
     Source:
         *Fast and Accurate Computation of Binomial Probabilities* (Loader, 2000), for G and D.
@@ -56,11 +57,12 @@ class Poisson(dist.Poisson):
 
 
 class Binomial(dist.Binomial):
-    r"""Binomial distribution of Pyro, exact for any number of trials T and any logit s.
+    r"""Pyro's binomial distribution, numerically exact for any number of trials T and any logit s.
 
     .. math:: \log p(n) = G(T) - G(n) - G(T - n) - D(n; T \sigma(s)) - D(T - n; T \sigma(-s)).
 
-    The difference of log-gammas in PyTorch causes an error of 0.1 nats at a million trials in float32.
+    The functions G and D are defined in :mod:`pyrovae.distributions.saddle_point`. PyTorch computes a difference of
+    log-gammas instead, which causes an error of 0.1 nats at a million trials in float32.
 
     Args:
         total_count: Number of trials, T.
@@ -93,20 +95,21 @@ class Binomial(dist.Binomial):
 
 
 class NegativeBinomial(dist.NegativeBinomial):  # type: ignore[misc]
-    r"""Negative binomial distribution of Pyro, exact for any dispersion r and any count.
+    r"""Pyro's negative binomial distribution, numerically exact for any dispersion r and any count.
 
     .. math::
         \log p(n) = r \log \sigma(-l) + n \log \sigma(l) + \log \frac{\Gamma(r + n)}{\Gamma(r)\, n!}, \qquad
         l = \log(m / r).
 
-    PyTorch computes the difference of two log-gammas. In float32 its value is wrong by several nats at r = 1e6, near
-    the Poisson distribution, and its gradient with respect to log r is n instead of 0 at r = e^60. With N = r + n this
-    class computes
+    where m is the mean. PyTorch computes the difference of two log-gammas. In float32, the value of this difference is
+    wrong by several nats at r = 1e6, where the distribution is close to a Poisson distribution. At r = e^60, the
+    gradient of the difference with respect to log r is n instead of 0. With N = r + n, this class computes
 
     .. math::
         \log p(n) = G(N) - G(r) - G(n) - \log(1 + n / r) - D(r; N \sigma(-l)) - D(n; N \sigma(l)),
 
-    in which every term has the magnitude of the result.
+    where every term has the magnitude of the result. The functions G and D are defined in
+    :mod:`pyrovae.distributions.saddle_point`.
 
     Args:
         total_count: Dispersion r, positive.

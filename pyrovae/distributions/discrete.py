@@ -13,11 +13,11 @@ from torch.nn.functional import logsigmoid
 class Lattice(TorchDistribution):
     r"""Distribution of :math:`x = u\, n` for counts or levels n = 0, 1, 2, ... and a unit u.
 
-    A discrete likelihood of grey values in [0, 1] scores :math:`n = x / u`. Its log-probability is that of n, without a
-    Jacobian. A value that is not a multiple of the unit is outside the support.
+    A discrete likelihood of grey values in [0, 1] scores :math:`n = x / u`. The log-probability of x is that of n,
+    without a Jacobian. A value that is not a multiple of the unit is outside the support.
 
     Args:
-        base: Distribution of n.
+        base: Distribution of the counts or levels n.
         unit: Unit u, the distance between neighbouring values.
     """
 
@@ -38,7 +38,7 @@ class Lattice(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """Multiples of the unit whose counts are in the support of the base."""
+        """Multiples u * n of the unit whose n is in the support of the base distribution."""
         return _OnLattice(self.base_dist.support, self.unit)
 
     @property
@@ -74,18 +74,19 @@ class Lattice(TorchDistribution):
 
 
 class DiscretizedLogistic(TorchDistribution):
-    r"""Distribution of levels n = 0, ..., L - 1, each with the mass of a logistic density around it.
+    r"""Distribution of levels n = 0, ..., L - 1; each has the mass of a logistic density in the interval around it.
 
     .. math::
         P(n) = \sigma\Big(\frac{b_{n+1} - \mu}{s}\Big) - \sigma\Big(\frac{b_n - \mu}{s}\Big), \qquad
         b_n = \frac{n - \frac12}{L - 1}, \quad b_0 = -\infty, \; b_L = \infty.
 
-    Location and scale are in units of the whole range, so level L - 1 is at 1. The difference is computed as
-    :math:`\log \sigma(a) + \log \sigma(-b) + \log(1 - e^{b - a})`, which is exact in the tails.
+    Location and scale refer to levels rescaled to [0, 1]: level n is at n / (L - 1). The logarithm of a difference
+    :math:`\sigma(a) - \sigma(b)` is computed as :math:`\log \sigma(a) + \log \sigma(-b) + \log(1 - e^{b - a})`, which
+    is exact in the tails.
 
     Args:
-        loc: Location of the logistic distribution.
-        scale: Scale of the logistic distribution, positive.
+        loc: Location :math:`\mu` of the logistic distribution.
+        scale: Scale s of the logistic distribution, positive.
         levels: Number of levels, L.
 
     Source:
@@ -127,7 +128,7 @@ class DiscretizedLogistic(TorchDistribution):
         return DiscretizedLogistic(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.levels)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw levels, floating-point, by rounding draws of the logistic distribution."""
+        """Draw levels, as floating-point numbers, by rounding draws from the logistic distribution."""
         with torch.no_grad():
             noise = torch.rand(
                 self._extended_shape(torch.Size(sample_shape)), device=self.loc.device, dtype=self.loc.dtype
@@ -147,7 +148,7 @@ class DiscretizedLogistic(TorchDistribution):
 
 
 class _OnLattice(constraints.Constraint):
-    """Multiples of a unit that, as integers, satisfy another constraint; rounding errors of the value are tolerated."""
+    """Constraint of multiples u * n of a unit u whose n satisfies a base constraint; rounding errors are tolerated."""
 
     is_discrete = True
 
@@ -166,7 +167,7 @@ class _OnLattice(constraints.Constraint):
 
 
 def _central_moment(probs: Tensor, mean: Tensor) -> Tensor:
-    """Return the variance of levels; E[n^2] - E[n]^2 would lose all digits of a small variance."""
+    """Return the variance of levels as a central moment; E[n^2] - E[n]^2 would lose all digits of a small variance."""
     levels = torch.arange(probs.shape[-1], device=probs.device)
     return (probs * (levels - mean.unsqueeze(-1)) ** 2).sum(-1)
 

@@ -1,4 +1,4 @@
-"""The support of flows of the library zuko, which do not declare it."""
+"""Support of normalizing flows from the library zuko, whose flows do not declare a support."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch.distributions import constraints
 
 
 def support_of_flow(distribution: Any) -> constraints.Constraint | None:
-    """Return the support of a flow of zuko, wrapped for Pyro or not, or ``None`` if it is not known.
+    """Return the support of a zuko flow, wrapped for Pyro or not, or ``None`` if the support is not known.
 
     The support of a flow is the domain of its transform if the base distribution covers the whole codomain. A circular
     flow, for example, declares all real vectors as its domain, but its base covers only a box, so its support is

@@ -1,4 +1,4 @@
-"""Student's t distribution, exact for any degrees of freedom and far outliers."""
+"""Student's t distribution, numerically exact for any degrees of freedom and for far outliers."""
 
 import math
 
@@ -10,19 +10,20 @@ _SERIES_FROM = 20.0  # the remainder of the series is then below 1e-16
 
 
 class StudentT(dist.StudentT):  # type: ignore[misc]  # Pyro creates its class at import
-    r"""Student's t distribution of Pyro, exact for many degrees of freedom and for values that overflow when squared.
+    r"""Pyro's Student's t distribution, numerically exact for many degrees of freedom and for far outliers.
 
     .. math::
         \log p(x) = \log \frac{\Gamma(\frac{\nu + 1}{2})}{\Gamma(\frac{\nu}{2})} - \tfrac12 \log (\pi \nu \sigma^2)
             - \tfrac{\nu + 1}{2} \log\Big(1 + \frac{y^2}{\nu}\Big), \qquad y = \frac{x - \mu}{\sigma}.
 
-    In float32, the difference of log-gammas in PyTorch is wrong by 0.3 nats for a million degrees of freedom. A value
-    of 1e20 scales gets a log-density of minus infinity.
+    In float32, the difference of log-gammas in PyTorch is wrong by 0.3 nats for a million degrees of freedom. PyTorch
+    also gives a log-density of minus infinity to a value that is 1e20 scales away from the location, because the square
+    of its distance overflows.
 
     Args:
         df: Degrees of freedom :math:`\nu`, positive.
-        loc: Location.
-        scale: Scale, positive, which is not the standard deviation.
+        loc: Location :math:`\mu`.
+        scale: Scale :math:`\sigma`, positive; the standard deviation is larger.
 
     Source:
         *Digital Library of Mathematical Functions* (NIST, 2010), section 5.11, for the ratio of gamma functions.

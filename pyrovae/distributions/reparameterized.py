@@ -1,4 +1,4 @@
-"""Distributions that compute the log-density of their own draws from the noise of the draw."""
+"""Distributions that compute the log-density of their own draws from the noise that made the draw."""
 
 import math
 from typing import Any
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class _Scored:
-    """A draw with the log-density that was computed together with it."""
+    """A draw of a distribution and its log-density, which was computed together with the draw."""
 
     def __init__(self, value: Tensor, log_prob: Tensor) -> None:
         self.value, self.log_prob = value, log_prob
         self.version, self.with_gradient = _version(value), torch.is_grad_enabled()
 
     def is_of(self, value: Tensor) -> bool:
-        """Return whether a value is this draw, unchanged, and carries a gradient if one is needed now."""
+        """Return whether a value is this draw, unchanged, and has a log-density with a gradient if gradients are on."""
         same = value is self.value and _version(value) == self.version
         return same and (self.with_gradient or not torch.is_grad_enabled())
 
@@ -33,15 +33,15 @@ class NormalizingFlow(TorchDistribution):
 
     .. math:: \log p(z) = \log p_0(f^{-1}(z)) + \log \left| \det \frac{\partial f^{-1}(z)}{\partial z} \right|.
 
-    Pyro's ``TransformedDistribution`` with a conditional transform does not report the batch shape of its context. Its
+    Pyro's ``TransformedDistribution`` with a conditional transform does not have the batch shape of the context. Pyro's
     flows also cache their last value in the transform, which breaks deep copies and tracing. In this class, the batch
-    shape is that of the base, and the log-density of the last draw is cached in the distribution. An inverse
-    autoregressive flow thus scores its own draws without an inversion.
+    shape is that of the base, and the distribution caches the log-density of its last draw. An inverse autoregressive
+    flow thus scores its own draws without an inversion.
 
     Args:
-        base: Distribution of the noise, event shape ``(latent,)``, with the batch shape of any context of the
-        transform.
-        transform: Function f, from noise to draws.
+        base: Distribution of the noise, event shape ``(latent,)``. If the transform has a context, the base must have
+            the batch shape of the context.
+        transform: Invertible transform f, from noise to draws.
 
     Source:
         *Variational Inference with Normalizing Flows* (Rezende and Mohamed, 2015).
@@ -57,7 +57,7 @@ class NormalizingFlow(TorchDistribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """True if draws of the base carry gradients."""
+        """True if draws of the base distribution carry gradients."""
         return self.base_dist.has_rsample
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "NormalizingFlow":
@@ -69,7 +69,7 @@ class NormalizingFlow(TorchDistribution):
         return self.of_noise(self.base_dist.rsample(sample_shape))
 
     def of_noise(self, noise: Tensor) -> Tensor:
-        """Return the draws for given draws of the base."""
+        """Return the draws for given draws from the base distribution."""
         value, log_det = self.transform.call_and_ladj(noise)
         self._last = _Scored(value, self.base_dist.log_prob(noise) - log_det)
         return value
@@ -89,14 +89,14 @@ class NormalizingFlow(TorchDistribution):
 
 
 class MultivariateNormal(dist.MultivariateNormal):
-    r"""Multivariate normal distribution of Pyro that scores its own draws from their noise.
+    r"""Pyro's multivariate normal distribution, which computes the log-density of its own draws from their noise.
 
     With :math:`z = \mu + L \epsilon`,
 
     .. math:: \log q(z) = \log N(\epsilon; 0, I) - \sum_i \log L_{ii}.
 
-    Solving for the noise instead would multiply the rounding error of z by the norm of the inverse of L. This norm
-    grows exponentially with the number of dimensions, so training in float32 would end in NaN.
+    Recovering the noise from z instead, by solving with L, would multiply the rounding error of z by the norm of the
+    inverse of L. This norm grows exponentially with the number of dimensions, so training in float32 would end in NaN.
     """
 
     _last: "_Scored | None" = None

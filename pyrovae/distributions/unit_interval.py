@@ -1,4 +1,4 @@
-"""Distributions of values in the unit interval that are exact for extreme logits and large concentrations."""
+"""Distributions of values in the unit interval, numerically exact for extreme logits and large concentrations."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ _SMALL = 0.5  # |logit| below which series are used; their first omitted term is
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Pyro creates its class at import
-    r"""Continuous Bernoulli distribution of Pyro, exact for any logit s.
+    r"""Pyro's continuous Bernoulli distribution, numerically exact for any logit s.
 
     .. math:: \log p(x) = s x - \log \frac{e^s - 1}{s}.
 
-    PyTorch computes the constant and the draws from a probability that it clamps away from 0 and 1. In float32 they are
-    therefore those of :math:`|s| \le 16`. At s = -100, a pixel that is always black, its draws have mean 0.06 instead
-    of 0.01, and its density has mass 0.16 instead of 1. Near s = 0 this class uses power series in s, so values and
-    gradients are exact there as well.
+    PyTorch computes the normalizing constant and the draws from a probability that is clamped away from 0 and 1. In
+    float32, constant and draws are therefore those of a logit with :math:`|s| \le 16`. At s = -100, for a pixel that is
+    always black, PyTorch's draws have mean 0.06 instead of 0.01, and the integral of its density is 0.16 instead of 1.
+    Near s = 0, this class uses power series in s, so values and gradients are exact there as well.
 
     Args:
         probs: Probability :math:`\sigma(s)`, strictly between 0 and 1. Pass either ``probs`` or ``logits``.
@@ -74,7 +74,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Py
         return torch.where(s.abs() < _TINY, _polynomial(near.expand_as(far), _bernoulli_polynomials(value)), far)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Return the quantiles of the probabilities ``value``."""
+        """Return the quantiles at the probabilities ``value``."""
         s = self.logits
         near, t = _split_at_zero(s)
         below, above = torch.where(s > 0, 1 - value, value), torch.where(s > 0, value, 1 - value)
@@ -83,7 +83,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Py
         return torch.where(s.abs() < _TINY, _polynomial(near.expand_as(far), _cumulants(value)), far)
 
     def entropy(self) -> Tensor:
-        """Return the differential entropy, nats; the log-density is linear in x."""
+        """Return the differential entropy, nats, computed from the mean because the log-density is linear in x."""
         near, t = _split_at_zero(self.logits)
         small = _log_sinh_ratio(near) - near * near * _polynomial(near * near, _MEAN)
         return torch.where(self.logits.abs() < _SMALL, small, t * _mean_distance(t) + _log_mass(t))
@@ -119,7 +119,7 @@ def _polynomial(x: Tensor, coefficients: tuple[Any, ...]) -> Tensor:
 
 
 def _split_at_zero(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s near zero and its absolute value away from zero, each replaced by a valid number elsewhere."""
+    """Return s for use near zero and abs(s) for use away from zero, each with harmless numbers elsewhere."""
     small = s.abs() < _SMALL
     return torch.where(small, s, 0.0), torch.where(s.abs() < _TINY, _TINY, s.abs())
 
@@ -148,7 +148,7 @@ def _log_complement(p: Tensor, rest: Tensor, t: Tensor) -> Tensor:
 
 
 def _cumulants(p: Tensor) -> tuple[Tensor, ...]:
-    """Return the cumulants of a Bernoulli variable, over factorials: the series in s of the quantile at p."""
+    """Return coefficients of the power series in s of the quantile at p: Bernoulli cumulants over factorials."""
     v = p * (1 - p)
     skew = 1 - 2 * p
     return (
@@ -164,7 +164,7 @@ def _cumulants(p: Tensor) -> tuple[Tensor, ...]:
 
 
 def _bernoulli_polynomials(x: Tensor) -> tuple[Tensor, ...]:
-    """Return (B_k(x) - B_k) / k! for k = 1, ..., 8: the series in s of the distribution function at x."""
+    """Return (B_k(x) - B_k) / k!, k = 1, ..., 8, the coefficients of the power series in s of the cdf at x."""
     v = x * (1 - x)
     skew = 1 - 2 * x
     return (
@@ -183,7 +183,7 @@ class OpenUnitInterval(constraints.Constraint):
     """The open unit interval, for which PyTorch has no constraint."""
 
     def check(self, value: Tensor) -> Tensor:
-        """Return where a value lies strictly between 0 and 1."""
+        """Return a mask of the values strictly between 0 and 1."""
         return (value > 0) & (value < 1)
 
 
@@ -191,18 +191,19 @@ _open_unit_interval: Any = OpenUnitInterval()
 
 
 class Beta(dist.Beta):
-    r"""Beta distribution on the open interval, exact for large concentrations.
+    r"""Beta distribution on the open unit interval, numerically exact for large concentrations.
 
-    At 0 and 1 the density is zero or infinite, so the support excludes them. With N = a + b,
+    At 0 and 1 the density can be zero or infinite, so the support excludes 0 and 1. With N = a + b, this class computes
 
     .. math::
         \log p(x) = \log \frac{a b}{N x (1 - x)} + G(N) - G(a) - G(b) - D(a; N x) - D(b; N (1 - x)),
 
-    where the difference of log-gammas in PyTorch is wrong by several nats at a = b = 1e6 in float32.
+    The functions G and D are defined in :mod:`pyrovae.distributions.saddle_point`. PyTorch computes a difference of
+    log-gammas instead, which is wrong by several nats at a = b = 1e6 in float32.
 
     Args:
-        concentration1: a, positive.
-        concentration0: b, positive.
+        concentration1: Concentration a, the exponent of x plus 1, positive.
+        concentration0: Concentration b, the exponent of 1 - x plus 1, positive.
 
     Source:
         *Fast and Accurate Computation of Binomial Probabilities* (Loader, 2000), for G and D.

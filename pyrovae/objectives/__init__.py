@@ -1,12 +1,12 @@
-r"""Training objectives beyond Pyro's own, as subclasses of :class:`pyro.infer.ELBO` that share one log-weight function.
+r"""Training objectives in addition to Pyro's own, all of them subclasses of :class:`pyro.infer.ELBO`.
 
-An objective is *minimized*. It is minus a bound in nats, summed over the data and multiplied by the scale of the data
-plate. All objectives take any pair (model, guide): ``SVI(model, guide, optim, loss=objective)``,
-``objective(model, guide)(x)`` or ``pyrovae.fit(..., objective=objective)``. Your own objective is a subclass of
-:class:`WeightObjective`.
+The value of an objective is *minimized*. It is minus a bound in nats, summed over the data of the batch and multiplied
+by the scale of the data plate. All objectives take any pair (model, guide):
+``SVI(model, guide, optim, loss=objective)``, ``objective(model, guide)(x)`` or
+``pyrovae.fit(..., objective=objective)``. To write your own objective, subclass :class:`WeightObjective`.
 
-The options that objectives share ( ``max_plate_nesting``, ``vectorize_particles``, ``plate``, ``retain_graph``) are
-described once, at :class:`WeightObjective`.
+Most objectives take the options ``max_plate_nesting``, ``vectorize_particles``, ``plate`` and ``retain_graph``. The
+docstring of :class:`WeightObjective` describes them.
 """
 
 from pyrovae.objectives.base import WeightObjective

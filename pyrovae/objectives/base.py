@@ -1,8 +1,9 @@
-r"""The base of all objectives: Pyro's interface of an ELBO, and log-weights for a loss.
+r"""Base classes of the objectives: they have the interface of :class:`pyro.infer.ELBO` and compute log-weights.
 
 .. math:: \text{loss} = -\sum_n s_n \, B\big(\log w_n^{(1)}, \dots, \log w_n^{(K)}\big)
 
-for a bound B of each datum. The scale :math:`s_n` of the data plate, and a scale that all sites share, stand outside B.
+for a bound B of each datum. If all sites have the same scale, :math:`s_n` is this scale; otherwise :math:`s_n` is the
+scale of the data plate. The factor :math:`s_n` multiplies the bound, not the log-weights.
 """
 
 import math
@@ -62,10 +63,10 @@ class Options(TypedDict, total=False):
 
 
 class Weighing:
-    """The log-weights of an objective's draws, with checks that the loss is right.
+    """Base class that computes the log-weights of an objective and checks that they give a valid loss.
 
     Attributes:
-        needs_paths: True if the gradient is wrong for draws that are not reparameterized.
+        needs_paths: True if the objective's gradient is biased for draws that are not reparameterized.
         is_of_batch: True if the loss depends on the batch as a whole instead of being a sum over its data.
     """
 
@@ -79,7 +80,10 @@ class Weighing:
     plate: str | None
 
     def _nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int | None:
-        """Return the nesting depth of the plates, or None for one draw per run. The first call checks the program."""
+        """Return the nesting depth of the program's plates, or None if each run makes a single draw.
+
+        The first call checks the program.
+        """
         particles = int(self.num_particles > 1)  # Pyro counts the dimension of particles in max_plate_nesting
         if not self._is_checked:
             with isolated(model, guide, seed=0), self._explained():  # the check must not change the generator
@@ -91,11 +95,14 @@ class Weighing:
         return int(self.max_plate_nesting) - particles if self.vectorize_particles else None
 
     def _check_program(self, model: Program, guide: Program, args: Any, kwargs: Any, nesting: int | None) -> int:
-        """Score the same draws alone, among other data and among other draws; return the nesting depth of the plates.
+        """Check that each log-weight depends only on its datum and draw; return the nesting depth of the plates.
+
+        The same draws are scored three times: alone, with other data in the batch, and in one run with a second draw of
+        each datum.
 
         Raises:
-            ValueError: If the log-weights differ, the model uses random numbers outside sample sites, or the program
-                cannot be run with a dimension of draws.
+            ValueError: If the log-weights differ between these runs, if the model uses random numbers outside sample
+                sites, or if the program cannot be run with a dimension of draws.
         """
         options: Any = {"kwargs": kwargs, "plate": self.plate, "for_loss": True}
         noise = NoiseOutsideSites()
@@ -149,7 +156,7 @@ class Weighing:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Add the name of an objective that scores sites outside the data plate to the error for such a site."""
+        """Context manager that adds to the error for a site outside the data plate that Trace_ELBO can train it."""
         try:
             yield
         except OutsidePlateError as error:
@@ -177,7 +184,7 @@ class Weighing:
         return weights
 
     def _densities(self, weights: Weights) -> Densities:
-        """Return the three terms of log-weights.
+        """Return the terms of the log-weights: log p(x | z), log p(z) and log q(z | x).
 
         Raises:
             ValueError: If enumerated sites are summed out, so that the terms are not known separately.
@@ -191,11 +198,11 @@ class Weighing:
 
 
 class Objective(Weighing, ELBO):
-    """A loss per datum for any pair (model, guide); subclasses define the formula.
+    """Base class of objectives for any pair (model, guide); subclasses implement ``differentiable_loss``.
 
     Args:
-        num_particles: Draws per datum (and group), as Pyro counts them.
-        num_groups: Number of groups with this number of draws each.
+        num_particles: Number of draws per datum; with several groups, number of draws per datum and group.
+        num_groups: Number of groups of ``num_particles`` draws for each datum.
         **options: Keyword arguments of :class:`Options`.
 
     Raises:
@@ -234,7 +241,7 @@ class Objective(Weighing, ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the loss, nats summed over the data, and add its gradient to that of the parameters."""
+        """Return the loss, nats summed over the data, and add its gradient to the ``grad`` of each parameter."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -245,15 +252,15 @@ class Objective(Weighing, ELBO):
 
 
 class WeightObjective(Objective):
-    r"""Base of objectives that are functions of the log-weights alone; a subclass defines the bound of one datum.
+    r"""Base class of objectives that depend only on the log-weights; a subclass defines the bound of one datum.
 
     The loss is :math:`-\sum_n s_n B(\log w_n^{(1)}, \dots, \log w_n^{(K)})` with the scale :math:`s_n` of the data
-    plate. Its gradient is that of the bound. The base class makes the draws, checks the program and computes the
-    log-weights. A subclass thus trains any program by :func:`pyrovae.fit`, :class:`pyrovae.SVI` and ``pyro.infer.SVI``.
+    plate. Automatic differentiation computes its gradient. The base class makes the draws, checks the program and
+    computes the log-weights. A subclass works with :func:`pyrovae.fit`, :class:`pyrovae.SVI` and ``pyro.infer.SVI``.
 
     Args:
-        num_particles: Draws per datum (and group), K.
-        num_groups: Number of groups with K draws each.
+        num_particles: Number of draws per datum, K; with several groups, number of draws per datum and group.
+        num_groups: Number of groups of K draws for each datum.
         **options: Options that all objectives share. ``max_plate_nesting`` is the nesting depth of the program's
             plates; by default a run of the program determines it. ``vectorize_particles``, True by default, makes all
             draws in one run; set it to False for programs that cannot be run with a dimension to the left of their
@@ -261,14 +268,15 @@ class WeightObjective(Objective):
             ``retain_graph`` is passed to ``backward``, as in Pyro's objectives.
 
     Attributes:
-        is_of_batch: True if the loss depends on the batch as a whole, False by default. A loss with True cannot be
-            trained in several processes.
-        needs_paths: True, the default, if the gradient needs reparameterized draws.
+        is_of_batch: True if the loss depends on the batch as a whole, False by default. An objective with
+            ``is_of_batch = True`` cannot be trained in several processes.
+        needs_paths: True, the default, if the objective's gradient is biased without reparameterized draws.
 
     Raises:
         TypeError: If an option is unknown, or a count is not an integer.
-        ValueError: If a count is less than 1; when called, if a latent site is not reparameterized, a site outside the
-            data plate has parameters, or log-weights change when several draws are scored in one run.
+        ValueError: If ``num_particles`` or ``num_groups`` is less than 1. When called, if a latent site is not
+            reparameterized, if a site outside the data plate has parameters, or if log-weights change when several
+            draws are scored in one run.
 
     Example:
         >>> import math, pyro, pyro.distributions as dist, torch, pyrovae as pv
@@ -295,10 +303,10 @@ class WeightObjective(Objective):
         """Return the bound of each datum, nats.
 
         Args:
-            log_weights: Shape ``(num_particles * num_groups, N)``, nats, with gradients.
+            log_weights: Log-weights, shape ``(num_particles * num_groups, N)``, nats, with gradients.
 
         Returns:
-            Shape ``(N,)``.
+            Bounds, shape ``(N,)``.
         """
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -308,5 +316,5 @@ class WeightObjective(Objective):
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Return the logarithm of the mean weight over the first dimension."""
+    """Return the logarithm of the mean of the weights over the first dimension, the draws."""
     return log_weights.logsumexp(0) - math.log(len(log_weights))

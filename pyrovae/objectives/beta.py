@@ -1,4 +1,4 @@
-r"""The beta-VAE: any objective with weighted latent sites.
+r"""The beta-VAE: an ELBO, or another objective, with the log-probabilities of latent sites multiplied by beta.
 
 .. math:: E_q[\log p(x \mid z)] - \beta\, \mathrm{KL}\big(q(z \mid x) \,\|\, p(z)\big).
 """
@@ -13,20 +13,20 @@ from pyrovae._waist.scales import LatentScale
 
 
 class BetaELBO(ELBO):
-    r"""Any objective with the log-probabilities of latent sites multiplied by :math:`\beta`, in model and guide.
+    r"""Objective in which the log-probabilities of latent sites, in model and guide, are multiplied by :math:`\beta`.
 
-    For the ELBO, this weights the KL term. For an importance-weighted bound, it tempers the weights,
-    :math:`\log w = \log p(x \mid z) + \beta \log p(z) - \beta \log q(z \mid x)`. With :math:`\beta > 1` the objective
-    is a lower bound on the ELBO. For a weight that grows during training use ``pyrovae.fit(..., kl_warmup=)``. If both
-    are used, the weights are multiplied.
+    In the ELBO, the factor weights the KL term. In an importance-weighted bound, it tempers the weights,
+    :math:`\log w = \log p(x \mid z) + \beta \log p(z) - \beta \log q(z \mid x)`. With :math:`\beta > 1`, the weighted
+    ELBO is a lower bound on the ELBO. For a KL weight that grows during training, use ``pyrovae.fit(..., kl_warmup=)``.
+    If ``kl_warmup`` and ``BetaELBO`` are used together, their weights are multiplied.
 
     Args:
-        beta: Weight of the latent sites, positive.
-        objective: A Pyro ELBO; by default ``Trace_ELBO()``.
+        beta: Factor of the latent sites' log-probabilities, positive.
+        objective: Pyro ELBO whose latent sites are weighted; by default ``Trace_ELBO()``.
 
     Raises:
         ValueError: If ``beta`` is not positive and finite.
-        TypeError: If the objective is not a Pyro ELBO.
+        TypeError: If ``objective`` is not a Pyro ELBO.
 
     Source:
         *beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework* (Higgins et al., 2017).
@@ -57,12 +57,12 @@ class BetaELBO(ELBO):
         self.objective: Any = Trace_ELBO() if objective is None else objective
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the loss of the objective, nats summed over the data."""
+        """Return the loss of the weighted objective, nats summed over the data."""
         with LatentScale(self.beta):
             return self.objective.loss(model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the loss of the objective, and add its gradient to that of the parameters."""
+        """Return the loss of the weighted objective, and add its gradient to the ``grad`` of each parameter."""
         with LatentScale(self.beta):
             return self.objective.loss_and_grads(model, guide, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-r"""The KL term in three parts with separate weights; disentanglement penalizes the total correlation.
+r"""The beta-TCVAE: the KL term in three parts, with a larger weight for the total correlation.
 
 With :math:`q(z) = \frac{1}{D} \sum_n q(z \mid x_n)` over D data,
 
@@ -13,21 +13,23 @@ In a mini-batch of B = M + 1 data, q(z) at the draws of datum i is estimated fro
 .. math:: \hat q(z) = \sum_m w_{im}\, q(z \mid x_m).
 
 Datum i is always in the sum and stands for one of D terms of q(z), so :math:`w_{ii} = 1 / D`. The M other data are
-drawn from the remaining D - 1 data without replacement. Each of them is equally likely to be any of the remaining data,
-so an estimate is unbiased if and only if their weights add up to (D - 1) / D.
+drawn from the remaining D - 1 data without replacement. Each of these M data is equally likely to be any of the
+remaining D - 1. The estimate of q(z) is therefore unbiased if and only if the weights of these M data add up to (D - 1)
+/ D.
 
-* ``weights="even"`` gives the others equal weights, :math:`w_{im} = (D - 1) / (D M)`.
-* ``weights="stratified"`` is the minibatch stratified sampling of the paper. It keeps the weight 1 / M of an average
-  over M data for all but one of them:
+* ``weights="even"`` gives the M other data equal weights, :math:`w_{im} = (D - 1) / (D M)`.
+* ``weights="stratified"`` is the minibatch stratified sampling of the paper. All but one of the M other data keep 1 /
+  M, their weight in an average over M data:
 
   .. math:: \hat q(z) = \frac{1}{D} q(z \mid x_i) + \frac{1}{M} \sum_{m \ne i, i + 1} q(z \mid x_m)
       + \frac{D - M}{D M} q(z \mid x_{i + 1}),
 
-  with i + 1 modulo B. The weights of the others add up to (M - 1) / M + (D - M) / (D M) = (D - 1) / D.
+  where i + 1 is taken modulo B. The weights of the M other data add up to (M - 1) / M + (D - M) / (D M) = (D - 1) / D.
 
-The even weights are the mean of the stratified weights over the choice of the datum with the odd weight, so their
-variance is at most as large. They are also exact if the batch is the data set; the stratified weights are not. The
-minibatch-weighted sampling of the paper is biased: its weights, 1 / (D B) each, add up to 1 / D.
+The stratified weights, averaged over the choice of the datum with the weight (D - M) / (D M), are the even weights. The
+estimate with even weights therefore has at most the variance of the stratified estimate. If the batch is the whole data
+set, the estimate with even weights is exact, and the stratified estimate is not. The minibatch-weighted sampling of the
+paper is biased: its weights, 1 / (D B) each, add up to 1 / D instead of 1.
 """
 
 import math
@@ -46,13 +48,14 @@ BatchWeights = Literal["even", "stratified"]
 
 
 class Decomposition(NamedTuple):
-    """Terms of the ELBO from one draw for each datum, shape ``(N,)``, nats. The last three add up to the KL term.
+    """Four terms of the ELBO, from one draw for each datum, shape ``(N,)``, nats; the last three add up to the KL term.
 
     Attributes:
         reconstruction: log p(x | z).
-        mutual_information: log q(z | x) - log q(z), of latents and data.
-        total_correlation: log q(z) - sum of log q(z_j), the dependence of latent dimensions.
-        dimension_wise_kl: Sum of log q(z_j) - log p(z_j).
+        mutual_information: log q(z | x) - log q(z). Its mean is the mutual information of latents and data.
+        total_correlation: log q(z) minus the sum of log q(z_j) over the latent dimensions j. Its mean measures the
+            dependence between latent dimensions.
+        dimension_wise_kl: Sum of log q(z_j) - log p(z_j) over the latent dimensions j.
     """
 
     reconstruction: Tensor
@@ -62,15 +65,15 @@ class Decomposition(NamedTuple):
 
 
 class BetaTC(Objective):
-    r"""The ELBO with separate weights of mutual information, total correlation and dimension-wise KL.
+    r"""The ELBO with its KL term split into mutual information, total correlation and dimension-wise KL.
 
     .. math::
         \sum_n s_n \big( E_q[\log p(x_n \mid z)] - \alpha\, \mathrm{MI}_n - \beta\, \mathrm{TC}_n
             - \gamma\, \mathrm{DW}_n \big).
 
-    If all weights are 1, the objective is the ELBO. The draw of each datum is compared with the posteriors of all data
-    in the batch, so time and memory grow with the square of the batch size. The logarithm of an unbiased density
-    estimate is biased, so batches should be large.
+    If :math:`\alpha = \beta = \gamma = 1`, the objective is the ELBO. The draw of each datum is compared with the
+    posteriors of all data in the batch, so time and memory grow with the square of the batch size. The logarithm of an
+    unbiased density estimate is biased, so batches should be large.
 
     Args:
         alpha: Weight of the mutual information.
@@ -78,15 +81,15 @@ class BetaTC(Objective):
         gamma: Weight of the dimension-wise KL.
         data_size: Number of data from which batches are drawn, D.
         weights: Weights of the posteriors in the estimate of q(z): ``"even"``, or ``"stratified"`` as in the paper. The
-            docstring of this module derives both.
+            docstring of the module :mod:`pyrovae.objectives.beta_tc` derives both choices.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         retain_graph: Passed to ``backward``, as in Pyro's objectives.
 
     Raises:
-        ValueError: If a weight is negative, ``data_size`` is less than 2, or ``weights`` is unknown. When called, if
-            the batch has one datum or more than ``data_size``; if the program does not have exactly one latent site in
-            one plate; if the posterior or prior of this site does not factorize over dimensions; if its draws are not
-            reparameterized; or if a site lies outside the data plate.
+        ValueError: If ``alpha``, ``beta`` or ``gamma`` is negative, ``data_size`` is less than 2, or ``weights`` is
+            unknown. When called, if the batch has one datum or more than ``data_size``; if the program does not have
+            exactly one latent site in one plate; if the posterior or prior of this site does not factorize over
+            dimensions; if the draws of this site are not reparameterized; or if a site lies outside the data plate.
 
     Source:
         *Isolating Sources of Disentanglement in Variational Autoencoders* (Chen, Li, Grosse and Duvenaud, 2018).
@@ -145,7 +148,7 @@ class BetaTC(Objective):
         return -(weights.scale * (terms.reconstruction - site_temper * penalty)).sum()
 
     def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Decomposition:
-        """Return the terms of the loss for each datum, without gradients."""
+        """Return the four terms of the ELBO for each datum, without gradients; see :class:`Decomposition`."""
         with torch.no_grad():
             return self._terms(model, guide, args, kwargs)[2]
 

@@ -1,4 +1,4 @@
-r"""Free bits: a lower limit on the KL divergence of each latent dimension, which prevents early collapse.
+r"""Free bits: the KL term of each latent dimension gets a lower limit, to prevent an early posterior collapse.
 
 .. math::
     \sum_n E_q[\log p(x_n \mid z)] - N \sum_j \max\Big(\lambda, \frac{1}{N} \sum_n \mathrm{KL}_{n, j}\Big).
@@ -18,22 +18,23 @@ from pyrovae.objectives.tempering import temper
 
 
 class FreeBits(Objective):
-    r"""The ELBO with at least :math:`\lambda` nats charged for every latent dimension, whether it is used or not.
+    r"""The ELBO with a KL term of at least :math:`\lambda` nats for every latent dimension, whether it is used or not.
 
     .. math::
         \sum_n s_n E_q[\log p(x_n \mid z)] - S \sum_j \max\Big(\lambda, \frac{1}{S} \sum_n s_n \mathrm{KL}_{n, j}\Big),
         \qquad S = \sum_n s_n.
 
-    The limit applies to the mean over the batch. A dimension below the limit gets no gradient from its KL term, so its
-    collapse does not improve the objective. Dimensions are those of all latent sites. A site whose prior or posterior
-    does not factorize over its dimensions counts as one dimension. KL divergences are exact if torch has their closed
-    form and, in a hierarchy, the prior of the site depends only on sites that the guide draws before it. Otherwise they
-    are estimated by :math:`\log q(z_j) - \log p(z_j)`. Annealing multiplies the second sum, so the limit is in nats of
-    the divergence itself.
+    The maximum compares :math:`\lambda` with the mean of the KL divergence over the batch. If the mean is below
+    :math:`\lambda` for a dimension, this dimension gets no gradient from its KL term, so its collapse does not improve
+    the objective. The sum over j runs over the dimensions of all latent sites. A site whose prior or posterior does not
+    factorize over its dimensions counts as one dimension. KL divergences are exact if torch has their closed form and,
+    in a hierarchy, the prior of the site depends only on sites that the guide draws before it. Otherwise they are
+    estimated by :math:`\log q(z_j) - \log p(z_j)`. Annealing (``kl_warmup``) multiplies the sum over j, after the
+    maximum is taken. The limit :math:`\lambda` is therefore compared with the divergence before annealing.
 
     Args:
-        nats: Lower limit :math:`\lambda`, at least 0; with 0 and exact divergences the objective is the ELBO.
-        num_particles: Draws per datum.
+        nats: Lower limit :math:`\lambda`, at least 0. With ``nats=0`` and exact divergences, the objective is the ELBO.
+        num_particles: Number of draws per datum.
         **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``.
 
     Raises:

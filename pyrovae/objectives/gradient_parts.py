@@ -1,4 +1,4 @@
-r"""Decomposition of a bound's gradient into the parts of the model, of the guide's density and of the draws' paths.
+r"""Decomposition of a bound's gradient into three parts: model, score of the guide, and path of the draws.
 
 The draws are :math:`z = T_\lambda(\epsilon)`, and a bound B is a function of the log-weights. By the chain rule
 
@@ -9,18 +9,19 @@ The draws are :math:`z = T_\lambda(\epsilon)`, and a bound B is a function of th
         + \underbrace{\partial_z \log w_k \, \partial_\lambda T_\lambda(\epsilon_k)}_\text{path} \Big),
     \qquad a_k = \frac{\partial B}{\partial \log w_k}.
 
-Other gradient estimators give each of the three parts its own coefficients. To separate the parts, the run continues
-with a *leaf*, a copy of the draw without its path, in place of every draw. At the leaves, the densities have only the
-gradients of the model and the score. :math:`\lambda` may be any parameter, whether model and guide share it or
-not.
+Other gradient estimators give each of the three parts its own coefficients. To separate the parts, every draw is
+replaced by a *leaf*, a copy of the draw without its path, and the run continues with the leaf. The densities at the
+leaves have only the gradients of the model part and of the score part. :math:`\lambda` may be any parameter, whether
+model and guide share it or not.
 
-If a guide draws several sites, :math:`z_l = T_l(\epsilon_l; z_{<l}, \lambda)` starts from the leaves before it. Let
-:math:`g_l` be the derivative of the weighted :math:`\log w` with respect to leaf l. The path is then
-:math:`\sum_l A_l \, \partial_\lambda T_l` with all leaves fixed, where A is computed from the last site to the first,
+If a guide draws several sites, the draw :math:`z_l = T_l(\epsilon_l; z_{<l}, \lambda)` of site l is computed from the
+leaves of the earlier sites. Let :math:`g_l` be the derivative of the weighted :math:`\log w` with respect to leaf l.
+The path part is then :math:`\sum_l A_l \, \partial_\lambda T_l` with all leaves fixed, where A is computed from the
+last site to the first,
 
 .. math:: A_l = g_l + \sum_{m > l} A_m \, \partial_{z_l} T_m.
 
-The guide thus runs only once, and dropout in it is the same for draws and densities.
+The guide thus runs only once, so its dropout masks are the same for the draws and for the densities.
 """
 
 import torch
@@ -34,10 +35,10 @@ from pyrovae._waist.weights import Weights
 
 
 class Leaves(Messenger):
-    """Handler that makes the draws that other handlers have not made, and replaces them by leaves of the graph.
+    """Pyro handler that draws all latent sites without a value, and replaces each draw by a leaf of the autograd graph.
 
-    Enter its context outside all other handlers. They then act on a site first, so its distribution is already expanded
-    when this handler draws.
+    Enter the context of this handler outside all other handlers. The other handlers then act on a site first, so its
+    distribution is already expanded when this handler draws.
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class Leaves(Messenger):
 
         Args:
             log_weights: Log-weights at the leaves, shape ``(num_draws, N)``, nats.
-            coefficients: Coefficients of the path, shape ``(num_draws, N)``.
+            coefficients: Coefficients of the path part for each draw, shape ``(num_draws, N)``.
         """
         slopes = _slopes(log_weights, self.leaves, coefficients)
         total = log_weights.new_zeros(())
@@ -79,16 +80,16 @@ class Leaves(Messenger):
 def with_gradient(
     value: Tensor, weights: Weights, densities: Densities, leaves: Leaves, *, model: Tensor, score: Tensor, path: Tensor
 ) -> Tensor:
-    """Return the value of a bound, with a gradient that is composed of its three parts.
+    """Return the value of a bound, with a gradient that combines model, score and path part with their coefficients.
 
     Args:
-        value: Sum over the data, shape ``()``.
-        weights: Weights at the leaves.
-        densities: Densities at the leaves.
-        leaves: Leaves of the run.
-        model: Coefficients of the model's part for each draw, shape ``(num_draws, N)``.
-        score: Coefficients of the guide's density, shape ``(num_draws, N)``.
-        path: Coefficients of the path, shape ``(num_draws, N)``.
+        value: Bound, summed over the data, shape ``()``.
+        weights: Log-weights at the leaves (the draws without their paths).
+        densities: Densities of model and guide at the leaves.
+        leaves: Handler that replaced the draws of the run by leaves.
+        model: Coefficients of the model part for each draw, shape ``(num_draws, N)``.
+        score: Coefficients of the score part for each draw, shape ``(num_draws, N)``.
+        path: Coefficients of the path part for each draw, shape ``(num_draws, N)``.
     """
     at_leaves = model * (densities.likelihood + densities.prior) - score * densities.guide
     surrogate = (weights.scale * at_leaves).sum() + leaves.path(weights.log_weights, weights.scale * path)
@@ -96,7 +97,7 @@ def with_gradient(
 
 
 def _slopes(outputs: Tensor, inputs: list[Tensor], coefficients: Tensor) -> list[Tensor]:
-    """Return derivatives of a weighted sum of outputs, zero at inputs on which the sum does not depend."""
+    """Return the derivatives of a weighted sum of outputs, with zeros for inputs that do not affect the sum."""
     if not inputs:
         return []
     return list(torch.autograd.grad(outputs, inputs, coefficients, retain_graph=True, materialize_grads=True))

@@ -1,7 +1,7 @@
-r"""Bounds between the ELBO and the importance-weighted bound, which reduce the noise in the guide's gradient.
+r"""MIWAE, CIWAE and PIWAE: bounds that reduce the noise in the guide's gradient of an importance-weighted bound.
 
-More draws make a bound a better objective for the model, but make the guide's gradient noisier. With M groups of K
-draws, and :math:`\mathcal{L}_K^{(m)}` the importance-weighted bound of group m,
+More draws make the importance-weighted bound a better objective for the model, but they make the guide's gradient
+noisier. With M groups of K draws, and :math:`\mathcal{L}_K^{(m)}` the importance-weighted bound of group m,
 
 .. math::
     \text{MIWAE} = \frac{1}{M} \sum_m \mathcal{L}_K^{(m)}, \qquad
@@ -28,17 +28,17 @@ class MIWAE(WeightObjective):
 
     .. math:: \mathcal{L} = \sum_n \frac{s_n}{M} \sum_{m=1}^M \log \frac{1}{K} \sum_{k=1}^K w_n^{(m, k)}.
 
-    It has the expectation of ``IWAE(num_particles)``, with a variance that is M times smaller.
+    The loss has the expectation of ``IWAE(num_particles)`` and a variance that is M times smaller.
 
     Args:
-        num_particles: Draws in a group, K.
+        num_particles: Number of draws in a group, K.
         num_groups: Number of groups per datum, M.
         **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``,
             ``retain_graph``.
 
     Raises:
-        ValueError: If a number is less than 1. When called, if a latent site is not reparameterized, or the program has
-            a site outside its data plate.
+        ValueError: If ``num_particles`` or ``num_groups`` is less than 1. When called, if a latent site is not
+            reparameterized, or the program has a site outside its data plate.
 
     Source:
         *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018), section 5.
@@ -63,7 +63,7 @@ class MIWAE(WeightObjective):
         super().__init__(num_particles, num_groups, **options)
 
     def bound(self, log_weights: Tensor) -> Tensor:
-        """Return bounds, shape ``(N,)``, of log-weights, shape ``(num_groups * num_particles, N)``, nats."""
+        """Return bounds, shape ``(N,)``, from log-weights, shape ``(num_groups * num_particles, N)``, nats."""
         return _by_group(log_weights, self.num_particles).mean(0)
 
 
@@ -75,7 +75,7 @@ class CIWAE(WeightObjective):
             + (1 - \beta) \log \frac{1}{K} \sum_k w_n^{(k)}\Big).
 
     Args:
-        num_particles: Draws per datum, K.
+        num_particles: Number of draws per datum, K.
         beta: Weight of the ELBO, from 0 to 1.
         **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``,
             ``retain_graph``.
@@ -115,27 +115,28 @@ class CIWAE(WeightObjective):
 
 
 class PIWAE(Objective):
-    r"""The gradient of ``IWAE(M * K)`` for the model and that of ``MIWAE(K, M)`` for the guide, from the same draws.
+    r"""Objective with the gradient of ``IWAE(M * K)`` for the model and of ``MIWAE(K, M)`` for the guide.
 
-    With :math:`\tilde w` normalized over all draws and :math:`\tilde v` over those of a group, the gradient is
+    Both gradients are computed from the same draws. The weights :math:`\tilde w` are normalized over all draws of a
+    datum, and :math:`\tilde v` over the draws of a group. The gradient is
 
     .. math::
         \sum_{m, k} \tilde w_{m, k} \, \partial_\lambda \log p(x, z_{m, k})
         + \frac{\tilde v_{m, k}}{M} \Big( \partial_z \log w_{m, k} \, \partial_\lambda z_{m, k}
         - \partial_\lambda \log q(z_{m, k} \mid x) \Big).
 
-    A parameter that model and guide share, as with a VampPrior, gets both sums, because log p at given draws belongs to
-    the model. The value of the loss is that of ``IWAE(M * K)``.
+    A parameter that model and guide share, such as the encoder's parameters with a VampPrior, gets both terms: its
+    effect on log p at fixed draws belongs to the model. The loss has the value of ``IWAE(M * K)``.
 
     Args:
-        num_particles: Draws in a group, K.
+        num_particles: Number of draws in a group, K.
         num_groups: Number of groups per datum, M.
         **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``,
             ``retain_graph``.
 
     Raises:
-        ValueError: If a number is less than 1. When called, if a latent site is not reparameterized, or the program has
-            a site outside its data plate or enumerates sites.
+        ValueError: If ``num_particles`` or ``num_groups`` is less than 1. When called, if a latent site is not
+            reparameterized, or the program has a site outside its data plate or enumerates sites.
 
     Source:
         *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018), section 5.
@@ -162,7 +163,7 @@ class PIWAE(Objective):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return minus the bound of IWAE, nats summed over the data, shape ``()``, differentiable."""
+        """Return minus the IWAE bound, nats summed over the data, shape ``()``, with the gradient of PIWAE."""
         if not torch.is_grad_enabled():
             weights = self._weights(model, guide, args, kwargs)
             return -(weights.scale * log_mean_exp(weights.log_weights)).sum()

@@ -5,27 +5,28 @@ r"""The importance-weighted bound, with three estimators of its gradient.
     w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x), \qquad
     \tilde w_k = \frac{w_k}{\sum_j w_j}.
 
-The derivative of the bound with respect to :math:`\log w_k` is :math:`\tilde w_k`, so its gradient is (see
-:mod:`pyrovae.objectives.gradient_parts`)
+The derivative of the bound with respect to :math:`\log w_k` is :math:`\tilde w_k`. The gradient of the bound is
+therefore (see :mod:`pyrovae.objectives.gradient_parts`)
 
 .. math::
     \sum_k \tilde w_k \, \partial_\lambda \log p(x, z_k) - \tilde w_k \, \partial_\lambda \log q(z_k \mid x)
         + \tilde w_k \, \partial_z \log w_k \, \partial_\lambda z_k.
 
-With K = 1 the middle term, the score of the guide, is zero in expectation but noisy. *Sticking the landing* omits it
-for any K, which reduces the variance but causes a bias for K > 1.
+With K = 1 the middle term, the score of the guide, is zero in expectation but noisy. *Sticking the landing* omits the
+middle term for any K. The variance then decreases, but the gradient is biased for K > 1.
 
-*Doubly reparameterized* gradients convert the score to a path instead. For any function f of a reparameterized draw
+*Doubly reparameterized* gradients convert the score term to a path term instead. For any function f of a
+reparameterized draw
 
 .. math:: E\big[f(z_k)\, \partial_\lambda \log q(z_k \mid x)\big] = E\big[\partial_z f(z_k)\, \partial_\lambda z_k\big],
 
-and for :math:`f = \tilde w_k`, as a function of draw k,
-:math:`\partial_z f = (\tilde w_k - \tilde w_k^2)\, \partial_z \log w_k`. The result is a path with coefficients
-:math:`\tilde w_k - (\tilde w_k - \tilde w_k^2) = \tilde w_k^2`. It has no bias, and its signal-to-noise ratio does not
-decrease with K.
+For :math:`f = \tilde w_k`, as a function of draw k,
+:math:`\partial_z f = (\tilde w_k - \tilde w_k^2)\, \partial_z \log w_k`. The result is a path term with coefficients
+:math:`\tilde w_k - (\tilde w_k - \tilde w_k^2) = \tilde w_k^2`. This gradient is unbiased, and its signal-to-noise
+ratio does not decrease with K.
 
 Annealing, :math:`\log w = \log p(x \mid z) + t \log p(z) - t \log q(z \mid x)`, multiplies the score by t, but the
-draws still come from q. The identity then gives a path with coefficients
+draws still come from q. The identity above then gives a path term with coefficients
 
 .. math:: \tilde w_k - t\, (\tilde w_k - \tilde w_k^2) = (1 - t)\, \tilde w_k + t\, \tilde w_k^2.
 """
@@ -51,35 +52,35 @@ class IWAE(WeightObjective):
         w_n^{(k)} = \frac{p(x_n, z_n^{(k)})}{q(z_n^{(k)} \mid x_n)}, \quad z_n^{(k)} \sim q(z \mid x_n).
 
     ``ELBO <= L_K <= log p(x)`` holds in expectation, and :math:`\mathcal{L}_1` is the ELBO. The scale :math:`s_n` of
-    the data plate (subsampling), and a scale that all sites share, stand outside the logarithm. A scale of single sites
+    the data plate (subsampling), and a scale that all sites share, multiply the logarithm. A scale of single sites
     (annealing) tempers the weights inside the logarithm.
 
     :class:`pyro.infer.RenyiELBO` with ``alpha=0`` multiplies the log-weights of a mini-batch by the scale inside the
-    logarithm, so its value may exceed log p(x). This objective also has a ``differentiable_loss``: it can be used as
+    logarithm, so its bound may exceed log p(x). ``IWAE`` also has a ``differentiable_loss``. It can be used as
     ``SVI(model, guide, optim, loss=IWAE(5))`` and as ``IWAE(5)(model, guide)(x)``.
 
-    A discrete site that model or guide enumerate is summed out of every weight. The parameters of its posterior q(y |
-    x) then have no effect on the bound and get no gradient.
+    A discrete site y that the model or the guide enumerates is summed out of every weight. The parameters of its
+    posterior q(y | x) then have no effect on the bound and get no gradient.
 
     Args:
-        num_particles: Draws per datum, K.
+        num_particles: Number of draws per datum, K.
         gradient: Gradient estimator; the value of the loss is the same for all of them.
 
-            * ``"reparameterized"``: gradient of the bound as it is computed.
+            * ``"reparameterized"``: gradient of the bound by automatic differentiation.
             * ``"sticking_the_landing"``: gradient without the guide's score. For K = 1 it is unbiased, and it vanishes
               at the exact posterior. For K > 1 the guide's gradient is biased.
             * ``"doubly_reparameterized"``: gradient with the guide's score converted to a path. It is unbiased for any
-              K, and its variance decreases with K. For K = 1 it is sticking the landing.
+              K, and its variance decreases with K. For K = 1 it equals sticking the landing.
 
-            The last two evaluate the guide's density at draws from which the path is removed. An inverse autoregressive
-            flow must then be inverted, one latent dimension after another.
+            The last two estimators evaluate the guide's density at copies of the draws without their path. For this, an
+            inverse autoregressive flow must be inverted, one latent dimension after another.
         **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``,
             ``retain_graph``.
 
     Raises:
         ValueError: If ``num_particles`` is less than 1 or ``gradient`` is unknown. When called, if a latent site is not
-            reparameterized; if the program has a site outside its data plate; or, except for ``"reparameterized"``, if
-            the program enumerates sites.
+            reparameterized; if the program has a site outside its data plate; or if the program enumerates sites and
+            ``gradient`` is not ``"reparameterized"``.
 
     Source:
         *Importance Weighted Autoencoders* (Burda, Grosse and Salakhutdinov, 2016); *Sticking the Landing: Simple,

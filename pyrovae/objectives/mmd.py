@@ -1,4 +1,4 @@
-r"""A two-sample statistic that matches the aggregate posterior to the prior: MMD-VAE, InfoVAE, Wasserstein autoencoder.
+r"""MMD-VAE, InfoVAE and Wasserstein autoencoder: a two-sample statistic compares the aggregate posterior and the prior.
 
 Let :math:`z_i` be drawn by the guide and :math:`z'_i` by the model, one draw for each of N data. Then
 
@@ -7,13 +7,13 @@ Let :math:`z_i` be drawn by the guide and :math:`z'_i` by the model, one draw fo
         - \frac{2}{N^2} \sum_{i, j} k(z_i, z'_j), \qquad
     k(a, b) = \frac{C}{C + \| a - b \|^2}, \quad C = 2 d s^2,
 
-for d latent dimensions and a kernel scale s, where C is the mean squared distance of two draws from
+for d latent dimensions and a kernel scale s, where C is the mean squared distance of two independent draws from
 :math:`N(0, s^2 I)`.
 
 :class:`pyro.infer.Trace_MMD` is a different objective. It uses the particles as the sample, and the whole batch as one
 event. It therefore compares :math:`\prod_n q(z_n \mid x_n)` with :math:`\prod_n p(z_n)` in N d dimensions, instead of
-q(z) with p(z). It also includes the pairs i = j, whose kernel is 1 for any draws, so that equal distributions have a
-positive distance.
+q(z) with p(z). ``Trace_MMD`` also includes the pairs i = j, for which the kernel is 1, so it gives equal distributions
+a positive distance.
 """
 
 import math
@@ -30,16 +30,18 @@ from pyrovae.objectives.tempering import common_temper
 
 
 class MMD(Objective):
-    r"""Reconstruction, a fraction of the KL term, and the maximum mean discrepancy between q(z) and p(z).
+    r"""Objective of reconstruction, a fraction of the KL term, and the squared MMD between q(z) and p(z).
 
     .. math::
         \sum_n s_n \big( E_q[\log p(x_n \mid z)] - (1 - \alpha)\, \mathrm{KL}_n \big)
             - \lambda\, S\, \widehat{\mathrm{MMD}}^2, \qquad S = \sum_n s_n.
 
-    :math:`\alpha = 1` is the MMD-VAE, and the Wasserstein autoencoder with this penalty. :math:`\alpha < 1` is the
-    InfoVAE, whose weight is :math:`\lambda = \alpha + \lambda_\text{InfoVAE} - 1`. The statistic is unbiased for
-    independently drawn data, and can be negative. All latent sites of a datum form a single vector, so a hierarchy is
-    compared as a whole. The draws from the prior come from a run of the model. Annealing multiplies both penalties.
+    With :math:`\alpha = 1`, this is the objective of the MMD-VAE, and of the Wasserstein autoencoder with an MMD
+    penalty. With :math:`\alpha < 1`, it is the objective of the InfoVAE for
+    :math:`\lambda = \alpha + \lambda_\text{InfoVAE} - 1`. The estimate of the squared maximum mean discrepancy (MMD) is
+    unbiased for independently drawn data, and can be negative. All latent sites of a datum form a single vector, so a
+    hierarchy is compared as a whole. The draws from the prior come from a run of the model. Annealing (``kl_warmup``)
+    multiplies the KL term and the MMD.
 
     Args:
         weight: Weight of the discrepancy, :math:`\lambda`, at least 0.
@@ -49,9 +51,10 @@ class MMD(Objective):
         retain_graph: Passed to ``backward``, as in Pyro's objectives.
 
     Raises:
-        ValueError: If an argument is out of range. When called, if the batch is a single datum; if a latent site is not
-            reparameterized in the guide, or has parameters but is not reparameterized in the model; if a latent site is
-            not in the model; or if the program has a site outside its data plate or enumerates sites.
+        ValueError: If an argument is out of range. When called, if the batch is a single datum; if a latent site has no
+            reparameterized draws in the guide; if the prior of a latent site has parameters but no reparameterized
+            draws; if a latent site is not in the model; or if the program has a site outside its data plate or
+            enumerates sites.
 
     Source:
         *InfoVAE: Balancing Learning and Inference in Variational Autoencoders* (Zhao, Song and Ermon, 2019);

@@ -21,16 +21,16 @@ class Renyi(WeightObjective):
         \mathcal{L}_{\alpha, K} = \sum_n \frac{s_n}{1 - \alpha}
             \log \frac{1}{K} \sum_{k=1}^K \big(w_n^{(k)}\big)^{1 - \alpha}.
 
-    The bound decreases with :math:`\alpha`. It is the importance-weighted bound for 0, and the ELBO for 1 (the limit is
-    computed exactly). Above 1 the guide is mode-seeking. With :math:`\alpha < 0` the value is not a lower bound on log
-    p(x), even for many draws.
+    The bound decreases with :math:`\alpha`. With :math:`\alpha = 0` it is the importance-weighted bound, and with
+    :math:`\alpha = 1` it is the ELBO, the limit of the formula. With :math:`\alpha > 1` the guide is mode-seeking. With
+    :math:`\alpha < 0` the value is not a lower bound on log p(x), even for many draws.
 
-    The scale of the data plate stands outside the logarithm. :class:`pyro.infer.RenyiELBO` multiplies the log-weights
-    of a mini-batch by the scale inside the logarithm.
+    The scale of the data plate multiplies the logarithm. In :class:`pyro.infer.RenyiELBO`, by contrast, the scale
+    multiplies the log-weights inside the logarithm.
 
     Args:
         alpha: Order of the bound, any real number.
-        num_particles: Draws per datum, K.
+        num_particles: Number of draws per datum, K.
         **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``,
             ``retain_graph``.
 

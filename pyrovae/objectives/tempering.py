@@ -1,4 +1,4 @@
-"""The annealing of latent sites: the factor by which a KL weight multiplies their log-probabilities."""
+"""Annealing factor of a latent site: the KL weight that multiplies the site's log-probabilities."""
 
 from torch import Tensor
 
@@ -13,13 +13,13 @@ def temper(q: Site, p: Site, weights: Weights) -> float | Tensor:
     If the factor is a tensor, it has shape ``()``.
 
     Raises:
-        ValueError: If the factor is not a single number, or differs between guide and model.
+        ValueError: If the factor is not a single number, or if it differs between guide and model.
     """
     if not same_scale(q["scale"], p["scale"]):
         raise ValueError(
             f"latent site {q['name']!r} is scaled by {_relative(q, weights)} in the guide but by "
-            f"{_relative(p, weights)} in the model, so the divergence of the two is not defined. Use the same scale in "
-            f"both."
+            f"{_relative(p, weights)} in the model, so the KL divergence of guide and model is not defined. "
+            f"Use the same scale in both."
         )
     return _relative(q, weights)
 
@@ -39,13 +39,13 @@ def common_temper(sites: list[Site], weights: Weights) -> float | Tensor:
 
 
 def _relative(site: Site, weights: Weights) -> float | Tensor:
-    """Return a site's own scale, relative to the scale that all sites share."""
+    """Return the scale of a site divided by the scale of the data plate, or 1 if all sites have the same scale."""
     if isinstance(weights.scale, Tensor):  # all sites share the scale, and annealing is off
         return 1.0
     relative: float | Tensor = site["scale"] / weights.scale
     if isinstance(relative, Tensor) and relative.numel() > 1:
         raise ValueError(
-            f"latent site {site['name']!r} is scaled by a tensor of shape {tuple(relative.shape)}, which other sites "
-            f"are not. Scale all sites by it, or this site by a number."
+            f"latent site {site['name']!r} is scaled by a tensor of shape {tuple(relative.shape)}, but the "
+            f"other sites are not. Scale all sites by this tensor, or this site by a number."
         )
     return relative.reshape(()) if isinstance(relative, Tensor) else relative

@@ -1,4 +1,4 @@
-r"""Reweighted wake-sleep for each datum, which fits a guide to the posterior without a path through its draws.
+r"""Reweighted wake-sleep with weights normalized for each datum; it trains a guide without reparameterized draws.
 
 With draws :math:`z_k \sim q(z \mid x)` held fixed and :math:`\tilde w_k = w_k / \sum_j w_j`,
 
@@ -7,8 +7,8 @@ With draws :math:`z_k \sim q(z \mid x)` held fixed and :math:`\tilde w_k = w_k /
     \text{wake-}\phi: -\sum_k \tilde w_k \log q(z_k \mid x), \qquad
     \text{sleep-}\phi: -\log q(z \mid x), \;\; (x, z) \sim p.
 
-Wake- :math:`\phi` estimates the gradient of KL(p(z | x) || q(z | x)). It does not need reparameterization, so latents
-may be discrete.
+The gradient of the wake loss of :math:`\phi` estimates the gradient of KL(p(z | x) || q(z | x)). This estimate does not
+need reparameterization, so latents may be discrete.
 """
 
 import math
@@ -26,9 +26,9 @@ from pyrovae.objectives.gradient_parts import Leaves
 class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     r"""Pyro's reweighted wake-sleep with weights that are normalized for each datum.
 
-    :class:`pyro.infer.ReweightedWakeSleep` adds up the log-weights of the batch before it normalizes them. One particle
-    of the whole batch then takes almost all the weight: for 100 data, the gradient is that of a single draw. Here, the
-    weights are normalized for each datum,
+    :class:`pyro.infer.ReweightedWakeSleep` adds up the log-weights of the batch before it normalizes them over
+    particles. One particle then takes almost all the weight: for 100 data, only a single draw of the batch determines
+    the gradient. Here, the weights are normalized for each datum. The losses of model and guide are
 
     .. math::
         \mathcal{L}_\theta = -\sum_n s_n \log \frac{1}{K} \sum_k w_n^{(k)}, \qquad
@@ -36,18 +36,20 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
             + (1 - \iota)\, \mathcal{L}_\text{sleep}.
 
     The sleep phase is Pyro's. It needs a guide that takes its data as ``observations=``. ``loss`` and
-    ``loss_and_grads`` return both losses, as Pyro's methods do. ``differentiable_loss`` has the value of the first loss
-    and the gradient of both.
+    ``loss_and_grads`` return both losses, as Pyro's methods do. ``differentiable_loss`` returns the value of
+    :math:`\mathcal{L}_\theta` with the gradient of the sum of both losses.
 
     Args:
-        num_particles: Draws per datum, K, at least 2.
-        insomnia: Weight of wake-phi in the guide's loss, from 0 to 1; the remaining weight is that of sleep-phi.
-        model_has_params: If true, the model is trained. If false and ``insomnia`` is 0, the model does not run in the
-            wake phase.
-        num_sleep_particles: Simulated data of the sleep phase per datum; by default ``num_particles``.
+        num_particles: Number of draws per datum, K, at least 2.
+        insomnia: Weight :math:`\iota` of the wake loss in the guide's loss, from 0 to 1. The sleep loss has the weight
+            :math:`1 - \iota`.
+        model_has_params: True, the default, if the model has parameters. If false and ``insomnia`` is 0, the wake phase
+            is skipped.
+        num_sleep_particles: Number of data that the sleep phase simulates for each datum of the batch; by default
+            ``num_particles``.
         vectorize_particles: If true, all draws are made in one run.
         max_plate_nesting: Nesting depth of the program's plates; by default a run of the program determines it.
-        strict_enumeration_warning: Passed to Pyro.
+        strict_enumeration_warning: Passed to :class:`pyro.infer.ReweightedWakeSleep`.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
 
     Raises:
@@ -108,7 +110,7 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return the wake-theta loss, nats summed over the data, shape ``()``, with the gradient of both losses."""
+        """Return the model's wake loss, nats summed over the data, shape ``()``, with the gradients of both losses."""
         model_loss, guide_loss = self._loss(model, guide, args, kwargs)
         return model_loss + (guide_loss - guide_loss.detach())
 

@@ -1,10 +1,9 @@
-"""Figures from results. Each function plots the result of training or evaluation, and runs neither of them.
+"""Figures from results of training and evaluation; the functions that plot them do not train or evaluate.
 
-Every function draws on ``ax=``, or on ``axes=`` if it has several panels, and returns these axes. Without axes it
-creates a figure in the size in which it is printed, with text of 8 to 10 points, and returns the axes: a single object,
-or an array with one entry for each panel. ``axes[0].figure.savefig("figure.pdf")`` writes the figure. The palette is
-that of Okabe and Ito, which readers with a colour vision deficiency can tell apart; markers and line styles differ as
-well.
+Every function draws on ``ax=``, or on ``axes=`` if it has several panels, and returns these axes. Without given axes,
+it creates a figure in printed size, with text of 8 to 10 points, and returns the new axes: a single object, or an array
+with one entry for each panel. ``axes[0].figure.savefig("figure.pdf")`` writes the figure. The palette is that of Okabe
+and Ito, which readers with a colour vision deficiency can tell apart; markers and line styles differ as well.
 
 Only :func:`explorer` runs a model: it writes an HTML page in which the likelihood runs without Python.
 """

@@ -14,9 +14,9 @@ _SIMULATIONS = 4000  # number of simulated sets of uniform ranks for the band
 
 
 def posterior_predictive(check: xr.Dataset, *, statistic: str = "statistic", ax: Axes | None = None) -> Axes:
-    """Plot the statistic of each datum against its replicates: mean and central 90% interval.
+    """Plot the mean and central 90% interval of each datum's replicated statistic against its observed statistic.
 
-    If the model generates data like these, nine of ten intervals cross the diagonal.
+    If the model generates data like the observed data, about nine of ten intervals cross the diagonal.
 
     Args:
         check: Result of :func:`pyrovae.evaluation.posterior_predictive_check`.
@@ -27,7 +27,7 @@ def posterior_predictive(check: xr.Dataset, *, statistic: str = "statistic", ax:
         The axes.
 
     Raises:
-        ValueError: If the result holds no replicates.
+        ValueError: If the result holds no observed or no replicated statistics.
 
     Source:
         *Posterior Predictive Assessment of Model Fitness via Realized Discrepancies* (Gelman, Meng and Stern, 1996).
@@ -67,11 +67,12 @@ def posterior_predictive(check: xr.Dataset, *, statistic: str = "statistic", ax:
 
 
 def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None = None) -> Axes:
-    """Plot the deviation of the ranks of simulation-based calibration from uniform ranks, for each unit of a site.
+    """Plot the deviation of the ranks of simulation-based calibration from uniformity, for each unit of a latent site.
 
-    A line is the empirical distribution function of a unit's ranks minus the uniform one. If the guide is calibrated,
-    all lines lie inside the grey band with a probability of at least 95%. A line above zero, like an inverted U, shows
-    that the latents lie below the guide's draws. An S shape that rises first shows that the guide is too narrow.
+    A unit is one entry of the site's value. The line of a unit is the empirical distribution function of its ranks
+    minus the uniform distribution function. If the guide is calibrated, all lines lie inside the grey band with a
+    probability of at least 95%. A line above zero, like an inverted U, shows that the latents lie below the guide's
+    draws. An S shape that rises first shows that the guide is too narrow.
 
     Args:
         result: Result of :func:`pyrovae.evaluation.simulation_based_calibration`.
@@ -82,12 +83,13 @@ def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None 
         The axes. Units that leave the band are coloured and listed in the legend.
 
     Raises:
-        ValueError: If there is no such site, or ``site`` is omitted although there are several.
+        ValueError: If the result has no ranks of the site, or if ``site`` is omitted although there are several sites.
 
     Source:
         *Graphical Test for Discrete Uniformity and its Applications in Goodness-of-Fit Evaluation and Multiple Sample
-        Comparison* (Sailynoja, Burkner and Vehtari, 2022). Here, the band has a width of c standard deviations
-        everywhere; c comes from simulations with a Bonferroni correction for the number of units.
+        Comparison* (Sailynoja, Burkner and Vehtari, 2022). Here, the half-width of the band is c standard deviations of
+        the empirical distribution function everywhere; the factor c is computed by simulation, with a Bonferroni
+        correction for the number of units.
 
     Example:
         >>> import numpy as np, pyrovae as pv, xarray as xr

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) -> Axes:
     """Plot the bound on training and validation data against the index of the epoch, for several runs.
 
-    If the KL weight grew, a dotted line marks the epoch in which it reached 1. Before that epoch, the training bound is
-    weighted.
+    If the KL weight grew during training, a dotted line marks the epoch in which the weight reached 1. Before that
+    epoch, the training bound has a smaller KL weight.
 
     Args:
         histories: Histories that :func:`pyrovae.fit` returned, by name.
@@ -66,11 +66,11 @@ def learning_curves(histories: Mapping[str, History], ax: Axes | None = None) ->
 
 
 def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
-    """Plot IWAE_k with its errors against the number of draws k, for several models.
+    """Plot the importance-weighted bound IWAE_k, with errors, against the number of draws k, for several models.
 
     Error bars are 95% Monte Carlo intervals, and bands are one standard error over the data. The value at k = 1 is the
-    ELBO, and the value at the largest k is the estimate of log p(x). If k-hat exceeds 0.7 for some data, this estimate
-    is a lower bound with an unknown error; its marker is then hollow and has no error bar.
+    ELBO, and the value at the largest k is the estimate of log p(x). If k-hat exceeds 0.7 for some data, the estimate
+    of log p(x) is a lower bound with an unknown error. Its marker is then hollow and has no error bar.
 
     Args:
         results: Results of :func:`pyrovae.evaluation.evaluate`, by name.
@@ -80,7 +80,8 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
         The axes.
 
     Raises:
-        ValueError: If a result has no bounds, or the results are for densities of different base measures.
+        ValueError: If a result has no bounds, or if the results are log-densities with respect to different base
+            measures.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -113,7 +114,7 @@ def bounds(results: Mapping[str, xr.Dataset], ax: Axes | None = None) -> Axes:
 
 
 def _check_bounds(results: Mapping[str, xr.Dataset]) -> None:
-    """Check that results have bounds that can stand in one figure.
+    """Check that results have bounds that can be compared in one figure.
 
     Raises:
         ValueError: If a result has no bounds, or the base measures differ.
@@ -133,10 +134,10 @@ def _check_bounds(results: Mapping[str, xr.Dataset]) -> None:
 
 
 def differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Plot the paired difference in log p(x) of each model from the reference, with its errors.
+    """Plot the paired difference in log p(x) between each model and the reference model, with errors.
 
     The thin bar is a 95% interval over the data, and the thick bar is a 95% Monte Carlo interval. A model is better
-    than the reference if both lie to the right of zero.
+    than the reference if both bars lie to the right of zero.
 
     Args:
         table: Table of :func:`pyrovae.evaluation.compare`, one row per model.

@@ -1,4 +1,4 @@
-"""Figures of latent codes: in the plane, with labels of any kind, and against the prior."""
+"""Figures of latent codes in two dimensions: codes coloured by labels, and aggregate posteriors against priors."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def codes(
     ax: Axes | None = None,
     axes: Any = None,
 ) -> Any:
-    """Plot codes in the plane, coloured by class or by a value.
+    """Plot latent codes in two dimensions, coloured by class or by a value.
 
     Args:
-        panels: Codes, shape ``(n, latent)``, and ``n`` labels, by name of the panel. Labels that are strings, booleans
-            or up to 20 different integers are classes, each with its own colour and marker. Other labels are values
-            with a colour bar, in which NaN is grey.
+        panels: Pairs of codes, shape ``(n, latent)``, and ``n`` labels, by name of the panel. Labels that are strings,
+            booleans or up to 20 different integers are classes, each with its own colour and marker. Other labels are
+            values with a colour bar, in which NaN is grey.
         projection: Function from ``(n, latent)`` to ``(n, 2)``, such as ``sklearn.manifold.TSNE().fit_transform``. If
-            there are more than two latent dimensions, the default is the two principal components (PC) of each panel,
-            with their fractions of the variance.
-        label: Name of the labels, with its unit, for the legend or the colour bar.
-        columns: Panels per row.
+            there are more than two latent dimensions, the default is the projection on the first two principal
+            components (PC) of each panel; axis labels state their fractions of the variance.
+        label: Title of the legend or of the colour bar: what the labels are, with the unit.
+        columns: Number of panels per row.
         ax: Axes for a single panel.
         axes: Axes for all panels, one for each; by default the axes of a new figure.
 
@@ -44,7 +44,7 @@ def codes(
         ``ax`` or ``axes`` as given; by default an array with the axes of each panel.
 
     Raises:
-        TypeError: If codes are a distribution.
+        TypeError: If codes are a distribution instead of a tensor.
         ValueError: If codes do not have shape ``(n, latent)`` with at least two dimensions, labels do not have length
             ``n``, the projection does not have shape ``(n, 2)``, or the numbers of axes and panels differ.
 
@@ -88,14 +88,16 @@ def codes(
 def aggregate_posteriors(
     draws: Mapping[str, tuple[Tensor, Tensor]], *, columns: int = 3, ax: Axes | None = None, axes: Any = None
 ) -> Any:
-    """Plot the aggregate posterior against the prior, for several models.
+    """Plot draws from the aggregate posterior and from the prior in one panel, for several models.
 
     Each panel shows the first two principal components (PC) of the aggregate posterior, which is the mean of q(z | x)
-    over the data. In regions where only the prior has mass, it draws latents that the likelihood has never seen.
+    over the data. In regions where only the prior has mass, the prior draws latents on which the likelihood was not
+    trained.
 
     Args:
-        draws: Draws from the aggregate posterior and from the prior, both of shape ``(n, latent)``, by name.
-        columns: Panels per row.
+        draws: Pairs of draws from the aggregate posterior and from the prior, both of shape ``(n, latent)``, by name of
+            the model.
+        columns: Number of panels per row.
         ax: Axes for a single panel.
         axes: Axes for all panels, one for each; by default the axes of a new figure.
 

@@ -21,12 +21,12 @@ def images(
     ax: Axes | None = None,
     axes: Any = None,
 ) -> Any:
-    """Plot panels of images, each with its name.
+    """Plot several panels of images, each with its name as title.
 
     Args:
         panels: Images by name of the panel: grey of shape ``(n, height, width)`` or ``(n, 1, height, width)``, or in
             colour of shape ``(n, 3, height, width)``. Values are bytes or lie in [0, 1]; other values are clipped.
-        columns: Images per row of a panel.
+        columns: Number of images per row of a panel.
         stacked: If true, panels are drawn below each other, for comparison column by column. If false, they are drawn
             next to each other, at most four in a row.
         ax: Axes for a single panel.
@@ -63,8 +63,8 @@ def manifold(images: Tensor, *, x: Tensor | None = None, y: Tensor | None = None
     Args:
         images: Images in [0, 1], shape ``(rows, columns, height, width)``, or in colour
             ``(rows, columns, 3, height, width)``; the first row is on top.
-        x: Values of the first dimension, shape ``(columns,)``, written below some columns.
-        y: Values of the second dimension, shape ``(rows,)``, from top to bottom, written beside some rows.
+        x: Values of the first latent dimension, shape ``(columns,)``, written below some columns.
+        y: Values of the second latent dimension, shape ``(rows,)``, from top to bottom, written beside some rows.
         ax: Axes to draw on; by default the axes of a new figure.
 
     Returns:
@@ -114,7 +114,7 @@ def strips(
     Args:
         rows: Images in [0, 1] by name of the row, shape ``(n, height, width)``, or in colour ``(n, 3, height, width)``.
             All rows have the same shape.
-        marks: Text above some columns, by their index.
+        marks: Text above columns, by index of the column.
         ax: Axes for a single row.
         axes: Axes for all rows, one for each; by default the axes of a new figure.
 
@@ -182,7 +182,7 @@ def _tiled(pixels: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
 
 
 def _show(ax: Axes, picture: np.ndarray, **options: Any) -> None:
-    """Show a picture; grey values are amounts of ink on paper, so that 1 is black."""
+    """Show a picture; a grey value is the amount of ink on paper, so 1 is black."""
     grey = picture.shape[-1] == 1
     shades: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 1} if grey else {}
     ax.imshow(picture[..., 0] if grey else picture, interpolation="nearest", **shades, **options)

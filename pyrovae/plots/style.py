@@ -32,13 +32,13 @@ def color(i: int) -> str:
 
 
 def marker(i: int) -> str:
-    """Return the marker of the i-th model or class; together with the colours, it distinguishes 56 of them."""
+    """Return the marker of the i-th model or class; colours and markers together distinguish 56 models or classes."""
     return MARKERS[i % len(MARKERS)]
 
 
 @contextmanager
 def axes_for(ax: Axes | None, size: tuple[float, float] = (4.8, 3.4)) -> Iterator[Axes]:
-    """Yield the given axes, or new axes in the size of print; given axes keep the caller's style."""
+    """Yield the given axes unchanged or, if ``ax`` is None, new axes with the size and fonts of a printed figure."""
     if ax is not None:
         yield ax
         return
@@ -58,15 +58,15 @@ def panels_for(
     size: tuple[float, float],
     extra: tuple[float, float] = (0.0, 0.0),
 ) -> Iterator[tuple[Any, list[Axes]]]:
-    """Yield the return value of a function with several panels, and its axes as a list, one for each name.
+    """Yield two values: the axes that a plotting function of several panels returns, and a list of the panels' axes.
 
     Args:
-        names: Names of the panels, in order; each becomes a title, wrapped to the panel's width.
+        names: Names of the panels, in order.
         ax: Axes for a single panel.
         axes: Axes for all panels, in an array or a sequence of any shape.
-        columns: Panels per row of a new figure.
+        columns: Number of panels per row of a new figure.
         size: Width and height of a panel of a new figure, in inches.
-        extra: Width and height of a new figure in addition to its panels, for a legend, in inches.
+        extra: Additional width and height of a new figure, for a legend, in inches.
 
     Raises:
         ValueError: If there are no panels, or the numbers of axes and panels differ.
@@ -99,7 +99,7 @@ def wrapped(ax: Axes, text: str, character: float = 0.075) -> str:
 
 
 def title(ax: Axes, name: str, *, loc: Any = "center") -> None:
-    """Write the title of a panel, broken into lines that fit its width."""
+    """Write the title of a panel, broken into lines that fit the panel's width."""
     ax.set_title(wrapped(ax, name, 0.085), loc=loc)
 
 

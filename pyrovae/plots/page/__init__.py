@@ -1,4 +1,4 @@
-"""An HTML page that runs a likelihood in the browser: the likelihood's operations as a program, and the interface."""
+"""An HTML page that runs a likelihood in the browser: recorder of the likelihood's operations, and user interface."""
 
 from pyrovae.plots.page.explorer import explorer
 

@@ -1,4 +1,4 @@
-"""The latent space as an HTML page: the reader drags through it, and the browser decodes."""
+"""An HTML page of a latent space: the reader moves through the space, and the browser decodes the latents."""
 
 import html
 import json
@@ -31,28 +31,30 @@ def explorer(
 ) -> Path:
     r"""Write an HTML page in which the reader drags through the latent space and sees the mean of :math:`p(x \mid z)`.
 
-    The page is a single file that includes the weights of the likelihood. It needs neither Python nor a network. It
-    computes in double precision with float32 weights. Images are grey or in colour with values in [0, 1]; other values
-    are clipped.
+    The page is a single file that includes the weights of the likelihood. The page needs neither Python nor a network
+    connection. It computes in double precision with float32 weights. Images are grey or in colour with values in [0,
+    1]; other values are clipped.
 
-    Any likelihood can be shown, including your own, because the operations of its mean are recorded while it runs. The
-    page has kernels for dense layers, 2-d convolutions, sums, and element-wise functions.
+    Any likelihood can be shown, including your own, because the operations that compute its mean are recorded during a
+    run. The page has kernels for dense layers, 2-d convolutions, sums, and element-wise functions.
 
     Args:
-        vae: A VAE, or another object with a ``prior`` and a ``likelihood`` of a single vector z. It is not changed.
+        vae: A VAE, or another object with a ``prior`` and a ``likelihood`` of a single vector z. The object is not
+            changed.
         path: The file to write, such as ``"explorer.html"``.
         shape: Shape of an image, if a datum is a vector: ``(28, 28)`` for 784 pixels, ``(3, 32, 32)`` for colour.
-        plane: Two dimensions of the initial plane, counted from 0; by default those that change the images most.
+        plane: Two latent dimensions, counted from 0, that the page shows first; by default the two dimensions that
+            change the images most.
         title: Heading of the page.
-        seed: Seed of the 200 draws from the prior in the page, which starts at the first draw.
+        seed: Seed of the 200 draws from the prior that the page contains. The page starts at the first draw.
 
     Returns:
-        The path.
+        Path of the page.
 
     Raises:
         TypeError: If the object lacks ``prior`` or ``likelihood``.
-        ValueError: If z is not a vector of real numbers, a datum is not an image, the page has no kernel for an
-            operation of the mean, or ``plane`` does not name two dimensions.
+        ValueError: If z is not a vector of real numbers, if a datum is not an image, if the page has no kernel for an
+            operation that computes the mean, or if ``plane`` does not name two different latent dimensions.
 
     Source:
         *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), figure 4.
@@ -142,7 +144,7 @@ def _range(values: list[float]) -> tuple[float, float]:
 def _most_visible(
     mean: Callable[[Tensor], Tensor], codes: Tensor, ranges: Sequence[tuple[float, float]]
 ) -> tuple[int, ...]:
-    """Return the two latent dimensions whose ranges change the decoded images most, starting from some codes."""
+    """Return the two latent dimensions that, varied over their ranges from given codes, change the images most."""
     changes = []
     for dimension, ends in enumerate(ranges):
         low, high = (codes.index_fill(1, torch.tensor(dimension, device=codes.device), end) for end in ends)

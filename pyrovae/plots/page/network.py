@@ -1,15 +1,15 @@
-"""A function of one tensor as a program for another machine: a list of steps that five kernels run.
+"""Recorder of a function of one tensor as a list of steps, which five kernels run in the browser.
 
 The function runs once under torch's tracer, as in :mod:`pyrovae._compilation.graphs`. Each recorded operation becomes a
-step of one of the following kinds. Shapes are fixed at that time, so the kernels work on flat arrays.
+step of one of the following kinds. The recording fixes all shapes, so the kernels work on flat arrays.
 
 - ``gather``: operations that move numbers without computing (views, transposes, slices, padding, upsampling by
-repetition). The operation is run on positions instead of numbers, which shows the source of each entry.
+  repetition). The operation is run on positions instead of numbers, which shows the source of each entry.
 - ``map``: a function of one number, or of several numbers at the same position.
 - ``reduce``: sums and maxima over the last dimension.
 - ``matmul`` and ``convolution``.
 
-Values that do not depend on the input are computed here and become constants.
+Values that do not depend on the input are computed during the recording and become constants.
 """
 
 import base64
@@ -89,12 +89,13 @@ _NOT_CORE = [
 
 @dataclass
 class Network:
-    """The steps of a function, and the numbers that they use.
+    """A recorded function: its steps, and the arrays that the steps use.
 
     Attributes:
-        steps: For each step its kernel, the places of its inputs, and the kernel's own arguments. Place 0 is the input,
-            and positive places are the results of the steps. Negative places, from -1 on, are the constants.
-        output: Place of the result.
+        steps: For each step, its kernel, the places of its inputs, and the kernel's own arguments. A place is the index
+            of a value: place 0 is the function's input, places 1, 2, ... are the results of the steps, and places -1,
+            -2, ... are the constants.
+        output: Place of the function's result.
         constants: Arrays of numbers.
         tables: Arrays of positions, to which ``gather`` steps refer by index.
     """
@@ -105,7 +106,7 @@ class Network:
     tables: list[Tensor] = field(default_factory=list)
 
     def written(self) -> dict[str, Any]:
-        """Return the content for a page; arrays are base64 of their bytes, float32 and int32, little-endian."""
+        """Return the network for a page; arrays are float32 or int32 bytes, little-endian, in base64."""
         return {
             "steps": self.steps,
             "output": self.output,
@@ -115,7 +116,7 @@ class Network:
 
 
 def write_down(function: Callable[[Tensor], Tensor], example: Tensor) -> Network:
-    """Record a function of a tensor, for inputs of the example's shape.
+    """Record a function of a tensor, and return its network for inputs of the example's shape.
 
     Raises:
         ValueError: If the function contains a random operation, or an operation without a kernel.
@@ -131,28 +132,28 @@ def write_down(function: Callable[[Tensor], Tensor], example: Tensor) -> Network
 
 @dataclass(frozen=True)
 class _Value:
-    """A value that depends on the input: its place, and its value for the example."""
+    """A value that depends on the function's input: its place in the network, and its tensor for the example input."""
 
     place: int
     example: Tensor
 
 
 class _Writer(fx.Interpreter):
-    """Interpreter that runs a graph on the example, and records operations on values that depend on the input."""
+    """Interpreter that runs a graph on the example input, and records operations on values that depend on the input."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.network, self.extra_traceback = Network(), False
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Return the input, which has place 0."""
+        """Return the function's input, which has place 0 in the network."""
         return _Value(0, super().placeholder(target, args, kwargs))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Record one operation; an operation on constants is computed."""
+        """Record an operation if it depends on the function's input; otherwise compute its result."""
         name = str(getattr(target, "overloadpacket", target)).split(".")[-1]
         if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
-            raise ValueError(f"the page cannot draw random numbers, but the mean of the likelihood does, by {name}")
+            raise ValueError(f"the page cannot draw random numbers, but the mean of the likelihood does so by {name}")
         if target is operator.getitem:
             return args[0][args[1]]
         if not any(isinstance(leaf, _Value) for leaf in tree_leaves((args, kwargs))):
@@ -176,7 +177,7 @@ class _Writer(fx.Interpreter):
         return write(value, *args, **kwargs)
 
     def place(self, value: Any, shape: Sequence[int] | None = None) -> int:
-        """Return the place of a value, a constant or a number, expanded to a shape unless it is a single number."""
+        """Return the place in the network of a value, constant or number; tensors are first expanded to ``shape``."""
         example = _example(value)
         if isinstance(example, Tensor) and shape is not None and example.numel() > 1 and example.shape != shape:
             value = self.moved(torch.broadcast_to, (value, shape), {}, example.expand(shape))
@@ -186,12 +187,12 @@ class _Writer(fx.Interpreter):
         return -len(self.network.constants)
 
     def step(self, value: Tensor, kernel: str, inputs: Sequence[int], **arguments: Any) -> _Value:
-        """Add a step with a given result."""
+        """Add a step to the network, and return the step's result."""
         self.network.steps.append({"kernel": kernel, "inputs": list(inputs), **arguments})
         return _Value(len(self.network.steps), value)
 
     def moved(self, target: Any, args: Any, kwargs: Any, value: Any) -> Any:
-        """Run an operation on positions, which count the entries of all its sources one after another."""
+        """Record an operation that only moves entries, by running it on the positions of the entries in its sources."""
         leaves, structure = tree_flatten((args, kwargs))
         sources, size = [], 0
         for i, leaf in enumerate(leaves):
@@ -207,7 +208,7 @@ class _Writer(fx.Interpreter):
         return [self.gathered(table, sources, part) for table, part in zip(tables, value, strict=True)]
 
     def gathered(self, table: Tensor, sources: Sequence[Any], value: Tensor) -> _Value | Tensor:
-        """Return the entries at some positions of the sources; no step is needed for all entries in their order."""
+        """Record the selection of entries by position; if all entries are selected in order, no step is added."""
         if not any(isinstance(source, _Value) for source in sources):
             return value
         inputs, table = [self.place(source) for source in sources], table.flatten().int()
@@ -217,12 +218,12 @@ class _Writer(fx.Interpreter):
         return self.step(value, "gather", inputs, table=len(self.network.tables) - 1)
 
     def mapped(self, name: str, operands: Sequence[Any], value: Tensor) -> _Value:
-        """Compute an element-wise function."""
+        """Record an element-wise function of one or several values."""
         inputs = [self.place(operand, value.shape) for operand in operands]
         return self.step(value, "map", inputs, function=name, size=value.numel())
 
     def reduced(self, name: str, value: Tensor, x: _Value, dims: Sequence[int] = (), *_: Any) -> _Value:
-        """Compute a sum, mean or maximum over some dimensions, which are moved to the end."""
+        """Record a sum, mean or maximum over some dimensions, after moving these dimensions to the end."""
         ndim = x.example.ndim
         last = [dim % ndim for dim in dims] or list(range(ndim))
         order = [dim for dim in range(ndim) if dim not in last] + last
@@ -256,14 +257,14 @@ class _Writer(fx.Interpreter):
         return self.mapped("div", (self.reduced("sum", value, squares, dims), count), value)
 
     def write_clamp(self, value: Tensor, x: _Value, least: Any = None, most: Any = None) -> _Value:
-        """Record lower and upper bounds, either of which may be omitted."""
+        """Record a clamp to a lower and an upper bound; each bound may be None."""
         for name, bound in (("maximum", least), ("minimum", most)):
             if bound is not None:
                 x = self.mapped(name, (x, bound), value)
         return x
 
     def write_as_strided(self, value: Tensor, x: _Value, *args: Any) -> Any:
-        """Record a view by strides of a contiguous value."""
+        """Record a strided view of a contiguous value."""
         if not x.example.is_contiguous() or x.example.storage_offset():
             raise ValueError("the page does not support strides, but the mean of the likelihood uses a view by strides")
         return self.moved(_aten.as_strided.default, (x, *args), {}, value)
@@ -275,7 +276,7 @@ class _Writer(fx.Interpreter):
         return self.gathered(table, [x, float(fill)], value)
 
     def write_convolution(self, value: Tensor, x: Any, weight: Any, bias: Any, *settings: Any) -> _Value:
-        """Record a convolution or transposed convolution; the kernel visits the positions of the smaller side."""
+        """Record a convolution; the kernel visits the positions of the output or, if it is transposed, of the input."""
         stride, padding, dilation, transposed, _, groups = settings
         if value.ndim != 4 or len(value) != 1:
             raise ValueError(f"the page convolves one image at a time, but the likelihood makes {tuple(value.shape)}")
@@ -297,7 +298,7 @@ class _Writer(fx.Interpreter):
         return result if bias is None else self.mapped("add", (result, bias.reshape(-1, 1, 1)), value)
 
     def write__to(self, value: Tensor, x: _Value, **_: Any) -> _Value:
-        """Record a conversion of the dtype, which the page ignores; truncation is not supported."""
+        """Record a dtype conversion, which changes nothing in the page; truncation to integers raises ValueError."""
         if x.example.is_floating_point() and not value.is_floating_point():
             raise ValueError("the page cannot truncate numbers, but the mean of the likelihood does")
         return _Value(x.place, value)
