@@ -23,7 +23,7 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
         if site["infer"].get("num_samples") is not None:
             raise ValueError(
                 f"latent site {site['name']!r} requests {site['infer']['num_samples']} parallel samples, which do not "
-                f"sum over all of its values. Enumerate it, infer={{'enumerate': 'parallel'}}, or sample it."
+                f"sum over all of its values. Enumerate it with infer={{'enumerate': 'parallel'}}, or sample it."
             )
     _check_points(model_sites, guide_sites)
     in_model = {site["name"] for site in model_sites if not (site["is_observed"] or is_enumerated(site))}

@@ -37,8 +37,8 @@ def explained_divergence() -> Iterator[None]:
         if not (refused and re.search(r"\b(nan|inf)\b", refused[3])):
             raise
         raise FloatingPointError(
-            f"the model has diverged: {refused[1]} of a {refused[2]} is NaN or infinite. Check the parameters of the "
-            f"module and its history, and return to earlier weights, such as those of a checkpoint."
+            f"the model has diverged: {refused[1]} of a {refused[2]} is NaN or infinite. Check the module's "
+            f"parameters and training history, and return to earlier weights, such as those of a checkpoint."
         ) from error
 
 

@@ -48,7 +48,7 @@ def with_second_draw(
 
 
 def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, int]]:
-    """Return each sampled site's value, with a dimension for every plate, and number of event dimensions, by name."""
+    """Return, by site name, the value with a dimension for every plate, and the number of event dimensions."""
     drawn = {}
     for site in sites:
         if site["is_observed"] or is_enumerated(site):
@@ -60,7 +60,7 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 
 
 def kept_sets(size: int) -> list[Tensor]:
-    """Return sets of indices of data; in a check, each set is kept, and copies of its data replace all other data.
+    """Return sets of data indices. A check keeps the data of a set, and replaces all other data by copies of them.
 
     With fewer than :data:`FEW_DATA` data, there is a set that keeps i and leaves out j for every pair of data i and j,
     so the check finds all dependences between data. With more data, three irregular sets find dependences on the data

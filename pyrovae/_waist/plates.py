@@ -143,7 +143,7 @@ def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
 
 
 def sized(plate: CondIndepStackFrame, sites: Sequence[Site]) -> CondIndepStackFrame:
-    """Return the plate with a known size.
+    """Return a plate whose size is known.
 
     If the plate was declared without a size (-1 in Pyro), its size is inferred from the shapes of its sites.
 

@@ -29,7 +29,8 @@ def score(site: Site, *, strict: bool = False) -> Tensor:
         strict: If true, an observed value outside a support that depends on latent sites raises an error too.
 
     Raises:
-        ValueError: If Pyro's validation is on, and any other value lies outside the support or has a wrong event shape.
+        ValueError: If Pyro's validation is on, and a value has a wrong event shape, or an observed value lies outside a
+            support that does not depend on latent sites.
     """
     fn, value, inside = site["fn"], site["value"], site["infer"].get("_pyrovae_inside")
     if site["is_observed"] and not strict and has_varying_support(fn):

@@ -76,7 +76,7 @@ def _sum_out(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
 
 
 class _Plates:
-    """Log-probabilities, grouped by the plates in which they lie, for Pyro's variable elimination.
+    """Log-probabilities of sites, grouped by the plates around the sites, for Pyro's variable elimination.
 
     Args:
         terms: Sites with their log-probabilities.

@@ -138,7 +138,7 @@ def _numbers(constraint: Any) -> Any:
 
 
 def coordinates(distribution: Any, value: Tensor) -> int:
-    """Return the number of real coordinates of a value; a vector on a simplex has one coordinate less than entries."""
+    """Return the number of real coordinates of a value; a point of a simplex has one coordinate fewer than entries."""
     support = support_of(distribution)
     try:
         return math.prod(biject_to(support).inverse_shape(value.shape))
@@ -147,7 +147,7 @@ def coordinates(distribution: Any, value: Tensor) -> int:
 
 
 def is_periodic(distribution: Any) -> bool:
-    """Return whether a distribution is one of angles (von Mises); torch declares real numbers as its support."""
+    """Return whether a distribution is one of angles (von Mises); its declared support is all real numbers."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return isinstance(distribution, torch.distributions.VonMises) or "vonmises" in type(distribution).__name__.lower()

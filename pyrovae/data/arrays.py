@@ -138,8 +138,8 @@ def _of_table(name: str, table: Any) -> Tensor:
     other = {str(label): str(dtype) for label, dtype in columns if getattr(dtype, "kind", "O") not in "fiub"}
     if other:
         raise TypeError(
-            f"{name} must be a table of numbers, but has columns of other dtypes: {other}. Encode them first, with "
-            f"pandas.get_dummies or with the codes of a categorical column."
+            f"{name} must be a table of numbers, but has columns of other dtypes: {other}. Encode these columns "
+            f"with pandas.get_dummies or with the codes of a categorical column."
         )
     if table.ndim == 1 and columns[0][1].kind in "iub" and not table.isna().any():  # labels are integers
         return to_tensor(table.to_numpy(dtype=getattr(table.dtype, "numpy_dtype", table.dtype)))
@@ -170,7 +170,7 @@ def _read(array: np.ndarray, rows: Any) -> np.ndarray:
 
 
 def _is_mapped(array: Any) -> bool:
-    """Return whether an array is memory-mapped; a view of a ``numpy.memmap`` need not have this type."""
+    """Return whether an array is memory-mapped; a view of a ``numpy.memmap`` may be a plain ``numpy.ndarray``."""
     while isinstance(array, np.ndarray | memoryview):
         if isinstance(array, np.memmap):
             return True

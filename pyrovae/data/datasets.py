@@ -113,8 +113,7 @@ def own_collate(loader: DataLoader[Any]) -> Any:
 
 
 class _Collate:
-    """Function that stacks data to a batch; unlike ``default_collate``, it accepts PIL images and names data in errors.
-    """
+    """Function that stacks data to a batch. It accepts PIL images, and its errors name the datum."""
 
     def __init__(self, name: str) -> None:
         self.name = name

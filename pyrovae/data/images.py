@@ -116,7 +116,7 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
         bright. The background set is split at random into 17,280 drawings for training and 2,000 for validation. The
         13,180 drawings of the evaluation set are for testing; their alphabets do not occur in training. The file of 28
         x 28 images in the literature (Burda et al., 2016) mixes the alphabets of training and test data, so results on
-        that file are not comparable.
+        that file and on this split are not comparable.
 
     Example:
         >>> import pyrovae as pv
@@ -216,8 +216,8 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
         ValueError: If the file's content differs from the published content.
 
     Source:
-        *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The splits are split 1
-        of the authors. The object is 1 and the background 0, as in most papers; the file stores the opposite values.
+        *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The data are split 1 of
+        the authors. The object is 1 and the background 0, as in most papers; the file stores the opposite values.
 
     Example:
         >>> import pyrovae as pv

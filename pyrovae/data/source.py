@@ -151,8 +151,7 @@ def _wrong_rows(batch: Batch, allow_nan: bool) -> Tensor:
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Context manager that seeds the generators of torch (CPU), NumPy and Python with 0, and restores them at its end.
-    """
+    """Context manager that seeds the generators of torch (CPU), NumPy and Python with 0, and restores them at exit."""
     saved = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed CUDA as well, which is not restored

@@ -13,7 +13,7 @@ from pyrovae.distributions.unit_interval import OpenUnitInterval
 
 
 class OutsideColumnError(ValueError):
-    """Error for a value of a table that is not missing and that the distribution of its column cannot score."""
+    """Error for an observed entry of a table that the distribution of the entry's column cannot score."""
 
 
 class Columns(TorchDistribution):

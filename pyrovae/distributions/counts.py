@@ -101,7 +101,7 @@ class NegativeBinomial(dist.NegativeBinomial):  # type: ignore[misc]
         \log p(n) = r \log \sigma(-l) + n \log \sigma(l) + \log \frac{\Gamma(r + n)}{\Gamma(r)\, n!}, \qquad
         l = \log(m / r).
 
-    where m is the mean. PyTorch computes the difference of two log-gammas. In float32, the value of this difference is
+    The mean is m. PyTorch computes the difference of two log-gammas. In float32, the value of this difference is
     wrong by several nats at r = 1e6, where the distribution is close to a Poisson distribution. At r = e^60, the
     gradient of the difference with respect to log r is n instead of 0. With N = r + n, this class computes
 

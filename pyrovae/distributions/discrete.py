@@ -38,7 +38,7 @@ class Lattice(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """Multiples u * n of the unit whose n is in the support of the base distribution."""
+        """Constraint: x = u * n, with n in the support of the base distribution."""
         return _OnLattice(self.base_dist.support, self.unit)
 
     @property
@@ -148,7 +148,8 @@ class DiscretizedLogistic(TorchDistribution):
 
 
 class _OnLattice(constraints.Constraint):
-    """Constraint of multiples u * n of a unit u whose n satisfies a base constraint; rounding errors are tolerated."""
+    """Constraint: a value is u * n for a unit u and an n that satisfies a base constraint, up to rounding errors.
+    """
 
     is_discrete = True
 

@@ -18,7 +18,11 @@ class _Scored:
         self.version, self.with_gradient = _version(value), torch.is_grad_enabled()
 
     def is_of(self, value: Tensor) -> bool:
-        """Return whether a value is this draw, unchanged, and has a log-density with a gradient if gradients are on."""
+        """Return whether the stored log-density is valid for a value.
+
+        The value must be this draw, unchanged in place. If gradients are enabled, they must have been enabled for the
+        draw.
+        """
         same = value is self.value and _version(value) == self.version
         return same and (self.with_gradient or not torch.is_grad_enabled())
 

@@ -196,7 +196,7 @@ class Beta(dist.Beta):
     At 0 and 1 the density can be zero or infinite, so the support excludes 0 and 1. With N = a + b, this class computes
 
     .. math::
-        \log p(x) = \log \frac{a b}{N x (1 - x)} + G(N) - G(a) - G(b) - D(a; N x) - D(b; N (1 - x)),
+        \log p(x) = \log \frac{a b}{N x (1 - x)} + G(N) - G(a) - G(b) - D(a; N x) - D(b; N (1 - x)).
 
     The functions G and D are defined in :mod:`pyrovae.distributions.saddle_point`. PyTorch computes a difference of
     log-gammas instead, which is wrong by several nats at a = b = 1e6 in float32.

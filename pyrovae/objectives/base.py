@@ -156,7 +156,7 @@ class Weighing:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Context manager that adds to the error for a site outside the data plate that Trace_ELBO can train it."""
+        """Context manager that adds advice to use Trace_ELBO to the error for a site outside the data plate."""
         try:
             yield
         except OutsidePlateError as error:
@@ -206,8 +206,8 @@ class Objective(Weighing, ELBO):
         **options: Keyword arguments of :class:`Options`.
 
     Raises:
-        TypeError: If an option is unknown, or a count is not an integer.
-        ValueError: If a count is less than 1.
+        TypeError: If an option is unknown, or ``num_particles`` or ``num_groups`` is not an integer.
+        ValueError: If ``num_particles`` or ``num_groups`` is less than 1.
     """
 
     def __init__(self, num_particles: int = 1, num_groups: int = 1, **options: Unpack[Options]) -> None:
@@ -255,8 +255,9 @@ class WeightObjective(Objective):
     r"""Base class of objectives that depend only on the log-weights; a subclass defines the bound of one datum.
 
     The loss is :math:`-\sum_n s_n B(\log w_n^{(1)}, \dots, \log w_n^{(K)})` with the scale :math:`s_n` of the data
-    plate. Automatic differentiation computes its gradient. The base class makes the draws, checks the program and
-    computes the log-weights. A subclass works with :func:`pyrovae.fit`, :class:`pyrovae.SVI` and ``pyro.infer.SVI``.
+    plate. The gradient of the loss is computed by automatic differentiation. The base class makes the draws, checks the
+    program and computes the log-weights. A subclass works with :func:`pyrovae.fit`, :class:`pyrovae.SVI` and
+    ``pyro.infer.SVI``.
 
     Args:
         num_particles: Number of draws per datum, K; with several groups, number of draws per datum and group.
@@ -273,7 +274,7 @@ class WeightObjective(Objective):
         needs_paths: True, the default, if the objective's gradient is biased without reparameterized draws.
 
     Raises:
-        TypeError: If an option is unknown, or a count is not an integer.
+        TypeError: If an option is unknown, or ``num_particles`` or ``num_groups`` is not an integer.
         ValueError: If ``num_particles`` or ``num_groups`` is less than 1. When called, if a latent site is not
             reparameterized, if a site outside the data plate has parameters, or if log-weights change when several
             draws are scored in one run.

@@ -18,8 +18,8 @@ remaining D - 1. The estimate of q(z) is therefore unbiased if and only if the w
 / D.
 
 * ``weights="even"`` gives the M other data equal weights, :math:`w_{im} = (D - 1) / (D M)`.
-* ``weights="stratified"`` is the minibatch stratified sampling of the paper. All but one of the M other data keep 1 /
-  M, their weight in an average over M data:
+* ``weights="stratified"`` is the minibatch stratified sampling of the paper. All but one of the M other data have
+  weight 1 / M, as in an average over M data:
 
   .. math:: \hat q(z) = \frac{1}{D} q(z \mid x_i) + \frac{1}{M} \sum_{m \ne i, i + 1} q(z \mid x_m)
       + \frac{D - M}{D M} q(z \mid x_{i + 1}),

@@ -35,7 +35,7 @@ from pyrovae._waist.weights import Weights
 
 
 class Leaves(Messenger):
-    """Pyro handler that draws all latent sites without a value, and replaces each draw by a leaf of the autograd graph.
+    """Pyro handler that draws latent sites without a value, and replaces the draws by leaves of the autograd graph.
 
     Enter the context of this handler outside all other handlers. The other handlers then act on a site first, so its
     distribution is already expanded when this handler draws.

@@ -16,9 +16,9 @@ With K = 1 the middle term, the score of the guide, is zero in expectation but n
 middle term for any K. The variance then decreases, but the gradient is biased for K > 1.
 
 *Doubly reparameterized* gradients convert the score term to a path term instead. For any function f of a
-reparameterized draw
+reparameterized draw,
 
-.. math:: E\big[f(z_k)\, \partial_\lambda \log q(z_k \mid x)\big] = E\big[\partial_z f(z_k)\, \partial_\lambda z_k\big],
+.. math:: E\big[f(z_k)\, \partial_\lambda \log q(z_k \mid x)\big] = E\big[\partial_z f(z_k)\, \partial_\lambda z_k\big].
 
 For :math:`f = \tilde w_k`, as a function of draw k,
 :math:`\partial_z f = (\tilde w_k - \tilde w_k^2)\, \partial_z \log w_k`. The result is a path term with coefficients

@@ -30,7 +30,7 @@ from pyrovae.objectives.tempering import common_temper
 
 
 class MMD(Objective):
-    r"""Objective of reconstruction, a fraction of the KL term, and the squared MMD between q(z) and p(z).
+    r"""Objective that combines reconstruction, a fraction of the KL term, and the squared MMD between q(z) and p(z).
 
     .. math::
         \sum_n s_n \big( E_q[\log p(x_n \mid z)] - (1 - \alpha)\, \mathrm{KL}_n \big)

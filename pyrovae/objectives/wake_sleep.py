@@ -1,14 +1,15 @@
 r"""Reweighted wake-sleep with weights normalized for each datum; it trains a guide without reparameterized draws.
 
-With draws :math:`z_k \sim q(z \mid x)` held fixed and :math:`\tilde w_k = w_k / \sum_j w_j`,
+The draws :math:`z_k \sim q(z \mid x)` are held fixed. With normalized weights :math:`\tilde w_k = w_k / \sum_j w_j`,
+the losses are
 
 .. math::
     \text{wake-}\theta: -\log \frac{1}{K} \sum_k w_k, \qquad
     \text{wake-}\phi: -\sum_k \tilde w_k \log q(z_k \mid x), \qquad
     \text{sleep-}\phi: -\log q(z \mid x), \;\; (x, z) \sim p.
 
-The gradient of the wake loss of :math:`\phi` estimates the gradient of KL(p(z | x) || q(z | x)). This estimate does not
-need reparameterization, so latents may be discrete.
+The gradient of the wake-phi loss estimates the gradient of KL(p(z | x) || q(z | x)). This estimate does not need
+reparameterization, so latents may be discrete.
 """
 
 import math

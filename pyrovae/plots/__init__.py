@@ -1,4 +1,4 @@
-"""Figures from results of training and evaluation; the functions that plot them do not train or evaluate.
+"""Figures from results of training and evaluation; the plotting functions neither train nor evaluate.
 
 Every function draws on ``ax=``, or on ``axes=`` if it has several panels, and returns these axes. Without given axes,
 it creates a figure in printed size, with text of 8 to 10 points, and returns the new axes: a single object, or an array

@@ -31,7 +31,7 @@ def codes(
     Args:
         panels: Pairs of codes, shape ``(n, latent)``, and ``n`` labels, by name of the panel. Labels that are strings,
             booleans or up to 20 different integers are classes, each with its own colour and marker. Other labels are
-            values with a colour bar, in which NaN is grey.
+            values, shown by colours with a colour bar; NaN is grey.
         projection: Function from ``(n, latent)`` to ``(n, 2)``, such as ``sklearn.manifold.TSNE().fit_transform``. If
             there are more than two latent dimensions, the default is the projection on the first two principal
             components (PC) of each panel; axis labels state their fractions of the variance.
@@ -66,7 +66,7 @@ def codes(
         if z.ndim != 2 or z.shape[1] < 2 or labels[name].shape != z.shape[:1]:
             shapes = [z.shape, labels[name].shape]
             raise ValueError(
-                f"Codes and labels of {name!r} must have shapes (n, latent), with latent at least 2, and (n,), got "
+                f"Codes and labels of {name!r} must have shapes (n, latent) and (n,), with latent at least 2, got "
                 f"{shapes}. Pass one label for each code."
             )
         planes[name] = _in_plane(name, z, projection)
@@ -150,7 +150,7 @@ def aggregate_posteriors(
 def _in_plane(
     name: str, z: np.ndarray, projection: Callable[[np.ndarray], np.ndarray] | None
 ) -> tuple[np.ndarray, tuple[str, str]]:
-    """Return codes in the plane, shape ``(n, 2)``, and the names of its axes."""
+    """Return codes in two dimensions, shape ``(n, 2)``, and the names of both axes."""
     if projection is not None:
         plane = np.asarray(projection(z))
         if plane.shape != (len(z), 2):

@@ -192,7 +192,8 @@ class _Writer(fx.Interpreter):
         return _Value(len(self.network.steps), value)
 
     def moved(self, target: Any, args: Any, kwargs: Any, value: Any) -> Any:
-        """Record an operation that only moves entries, by running it on the positions of the entries in its sources."""
+        """Record an operation that only moves entries of its arguments, by running it on the positions of the entries.
+        """
         leaves, structure = tree_flatten((args, kwargs))
         sources, size = [], 0
         for i, leaf in enumerate(leaves):
