@@ -47,8 +47,9 @@ def score(site: Site, *, strict: bool = False) -> Tensor:
 def masked_score(site: Site) -> Tensor:
     """Return the log-probability of a site with the site's mask applied, in the site's batch shape, nats.
 
-    A masked site that is summed out keeps its log-probability, as in :class:`pyro.infer.TraceEnum_ELBO`. The
-    probabilities of the site's values sum to one, and unmasked sites that depend on the site need these probabilities.
+    A masked site that is enumerated, and therefore summed out, keeps its log-probability, as in
+    :class:`pyro.infer.TraceEnum_ELBO`. The probabilities of the site's values sum to one, and unmasked sites that
+    depend on the site need these probabilities.
     """
     if is_enumerated(site) and "_enumerate_dim" in site["infer"]:
         return score({**site, "fn": _without_mask(site["fn"])})

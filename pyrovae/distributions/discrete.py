@@ -148,8 +148,7 @@ class DiscretizedLogistic(TorchDistribution):
 
 
 class _OnLattice(constraints.Constraint):
-    """Constraint: a value is u * n for a unit u and an n that satisfies a base constraint, up to rounding errors.
-    """
+    """Constraint: a value is u * n for a unit u and an n that satisfies a base constraint, up to rounding errors."""
 
     is_discrete = True
 

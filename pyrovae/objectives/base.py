@@ -97,8 +97,7 @@ class Weighing:
     def _check_program(self, model: Program, guide: Program, args: Any, kwargs: Any, nesting: int | None) -> int:
         """Check that each log-weight depends only on its datum and draw; return the nesting depth of the plates.
 
-        The same draws are scored three times: alone, with other data in the batch, and in one run with a second draw of
-        each datum.
+        The same draws are scored alone, with other data in the batch, and in one run with a second draw of each datum.
 
         Raises:
             ValueError: If the log-weights differ between these runs, if the model uses random numbers outside sample

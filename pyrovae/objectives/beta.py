@@ -18,7 +18,7 @@ class BetaELBO(ELBO):
     In the ELBO, the factor weights the KL term. In an importance-weighted bound, it tempers the weights,
     :math:`\log w = \log p(x \mid z) + \beta \log p(z) - \beta \log q(z \mid x)`. With :math:`\beta > 1`, the weighted
     ELBO is a lower bound on the ELBO. For a KL weight that grows during training, use ``pyrovae.fit(..., kl_warmup=)``.
-    If ``kl_warmup`` and ``BetaELBO`` are used together, their weights are multiplied.
+    If ``kl_warmup`` and ``BetaELBO`` are used together, their weights are multiplied by each other.
 
     Args:
         beta: Factor of the latent sites' log-probabilities, positive.

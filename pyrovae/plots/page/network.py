@@ -106,7 +106,7 @@ class Network:
     tables: list[Tensor] = field(default_factory=list)
 
     def written(self) -> dict[str, Any]:
-        """Return the network for a page; arrays are float32 or int32 bytes, little-endian, in base64."""
+        """Return the network in a form for JSON; arrays become base64 of their little-endian float32 or int32 bytes."""
         return {
             "steps": self.steps,
             "output": self.output,
@@ -192,8 +192,7 @@ class _Writer(fx.Interpreter):
         return _Value(len(self.network.steps), value)
 
     def moved(self, target: Any, args: Any, kwargs: Any, value: Any) -> Any:
-        """Record an operation that only moves entries of its arguments, by running it on the positions of the entries.
-        """
+        """Record an operation that only moves entries of its arguments, by a run on the positions of the entries."""
         leaves, structure = tree_flatten((args, kwargs))
         sources, size = [], 0
         for i, leaf in enumerate(leaves):
