@@ -58,7 +58,7 @@ def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
 
 
 def bounded_base(distribution: Any) -> Any | None:
-    """Return the transformed distribution inside ``Independent`` if its base has a restricted support, else None."""
+    """Return a transformed distribution, without ``Independent``, if its base does not cover all reals, else None."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     own = getattr(type(distribution), "support", None)
@@ -147,7 +147,7 @@ def coordinates(distribution: Any, value: Tensor) -> int:
 
 
 def is_periodic(distribution: Any) -> bool:
-    """Return whether a distribution is one of angles (von Mises); its declared support is all real numbers."""
+    """Return whether a distribution's values are angles (von Mises); the declared support is all real numbers."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return isinstance(distribution, torch.distributions.VonMises) or "vonmises" in type(distribution).__name__.lower()

@@ -208,7 +208,7 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
 def _sum(
     of_model: list[Term], of_guide: list[Term], draws: Draws, data: CondIndepStackFrame
 ) -> tuple[Tensor, Densities | None]:
-    """Return log-weights, shape ``(num_draws, N)``, and their three terms (None if enumerated sites are summed out)."""
+    """Return log-weights, shape ``(num_draws, N)``, and their terms, or None if enumerated sites are summed out."""
 
     def total(terms: list[Term]) -> Tensor:
         return sum_per_datum(terms, draws.draws_dim, dim_of(data)).expand(draws.num_draws, data.size)

@@ -80,7 +80,7 @@ class Leaves(Messenger):
 def with_gradient(
     value: Tensor, weights: Weights, densities: Densities, leaves: Leaves, *, model: Tensor, score: Tensor, path: Tensor
 ) -> Tensor:
-    """Return the value of a bound, with a gradient that combines model, score and path part with their coefficients.
+    """Return the value of a bound, with the sum of model, score and path part, weighted by coefficients, as gradient.
 
     Args:
         value: Bound, summed over the data, shape ``()``.

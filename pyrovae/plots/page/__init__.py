@@ -1,4 +1,4 @@
-"""An HTML page that runs a likelihood in the browser: recorder of the likelihood's operations, and user interface."""
+"""An HTML page that runs a likelihood in the browser, from a recording of the likelihood's operations."""
 
 from pyrovae.plots.page.explorer import explorer
 
