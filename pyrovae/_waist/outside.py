@@ -26,7 +26,7 @@ class OutsidePlateError(ProgramError):
 
 
 def outside_terms(sites: Iterable[Site], plate: CondIndepStackFrame) -> list[Site]:
-    """Return the observed, unmasked sites outside the data plate. Pyro masks deterministic sites."""
+    """Return the observed, unmasked sites outside the data plate, without deterministic sites, which Pyro masks."""
     outside = [site for site in sites if site["is_observed"] and plate.name not in plate_names(site)]
     return [site for site in outside if _is_counted(mask_of(site))]
 

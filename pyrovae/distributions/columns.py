@@ -128,7 +128,7 @@ class _ColumnSupport(constraints.Constraint):
 
 
 def _legal(part: Any) -> float:
-    """Return a number in the support of a distribution, to replace missing values; parameters are not read."""
+    """Return a number in a distribution's support, to replace missing values, without reading the parameters."""
     open_below = isinstance(part.support, OpenUnitInterval | constraints.greater_than)
     return 0.5 if open_below else 0.0
 

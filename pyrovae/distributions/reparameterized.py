@@ -73,7 +73,7 @@ class NormalizingFlow(TorchDistribution):
         return self.of_noise(self.base_dist.rsample(sample_shape))
 
     def of_noise(self, noise: Tensor) -> Tensor:
-        """Return the draws for given draws from the base distribution."""
+        """Return the draws that f makes of the given noise, draws from the base distribution."""
         value, log_det = self.transform.call_and_ladj(noise)
         self._last = _Scored(value, self.base_dist.log_prob(noise) - log_det)
         return value

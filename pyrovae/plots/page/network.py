@@ -177,7 +177,7 @@ class _Writer(fx.Interpreter):
         return write(value, *args, **kwargs)
 
     def place(self, value: Any, shape: Sequence[int] | None = None) -> int:
-        """Return the place in the network of a value, constant or number; tensors are first expanded to ``shape``."""
+        """Return the place (index) in the network of a value, constant or number, after expansion to ``shape``."""
         example = _example(value)
         if isinstance(example, Tensor) and shape is not None and example.numel() > 1 and example.shape != shape:
             value = self.moved(torch.broadcast_to, (value, shape), {}, example.expand(shape))
