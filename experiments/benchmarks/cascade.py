@@ -1,9 +1,9 @@
 """Cost of a reliable log p(x), compared with that of 5,000 draws from the encoder.
 
-The models are those of ``experiments.published_protocol``; a model that this experiment has trained with the same options
-is read from its folder. ``log_likelihood`` and ``evaluate`` with 5,000 draws take turns on the same test data, eagerly
-and compiled. The time of compilation is measured apart. The last column compares the time of ``log_likelihood`` with the
-time that its densities and gradients take if they are computed alone, with the same numbers of data and draws.
+The models are those of ``experiments.published_protocol``. A model that this experiment has trained with the same
+options is read from its folder. ``log_likelihood`` and ``evaluate`` with 5,000 draws take turns on the same test data,
+eagerly and compiled. The time of compilation is measured apart. The last column divides the time that the densities and
+gradients of ``log_likelihood`` take if they are computed alone, with the same numbers of data and draws, by its time.
 """
 
 import time
@@ -89,9 +89,7 @@ def measure(vae: Any, x: Tensor, binarization: str, compiled: bool, options: Opt
             elapsed, result = timed(function, x, *numbers, seed=options.seed + turn)
             seconds[name].append(elapsed)
             results += [result] if name == "log_likelihood" else []
-    per_datum = {
-        name: 1000 * (np.array(taken) - set_up[name]) / (len(x) - FEW) for name, taken in seconds.items()
-    }
+    per_datum = {name: 1000 * (np.array(taken) - set_up[name]) / (len(x) - FEW) for name, taken in seconds.items()}
     ratio = np.quantile(per_datum["log_likelihood"] / per_datum["evaluate"], (0.5, 0.25, 0.75))
     parts = parts_alone(vae, x, shared, seed=options.seed)
     return {
