@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -63,7 +63,7 @@ def main(options: Options) -> pd.DataFrame:
             print(label, rows[label], flush=True)
     table = pd.DataFrame(rows).T
     print(table.to_string())
-    training.write(options, "cascade", table, {})
+    training.write(replace(options, out=options.results), "cascade", table, {})
     return table
 
 
