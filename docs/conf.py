@@ -56,15 +56,17 @@ def shorten(*event: Any) -> tuple[str | None, ...]:
 
 
 def fit_tables(_app: Any, document: nodes.document) -> None:
-    """Let long names in tables break after a dot, a slash or an underscore, and keep numbers with their errors."""
+    """Let long names in tables break after a dot, a slash or an underscore, and keep numbers with errors and signs."""
     for text in [text for cell in document.findall(nodes.entry) for text in cell.findall(nodes.Text)]:
         if isinstance(text.parent, nodes.literal):
-            first, *others = re.split(r"(?<=[./_])(?=\w)", str(text))
+            if text.startswith("pv."):
+                continue  # short names, in columns that would become too narrow
+            first, *others = re.split(r"(?<=[./])(?=\w)(?!py\b)|(?<=[a-z]_)(?=[a-z])", str(text))
             breaks = [(nodes.raw("", "<wbr>", format="html"), nodes.Text(part)) for part in others]
             text.parent.replace(text, [nodes.Text(first), *(node for pair in breaks for node in pair)])
         else:
             whole = re.sub(
-                r" ± |(?<=\d), (?=[-\d.]+\])", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text
+                r" [±=>] |(?<=\d), (?=[-\d.]+\])", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text
             )
             text.parent.replace(text, nodes.Text(whole))
 
