@@ -146,7 +146,13 @@ def draw(gaps: Mapping[str, xr.Dataset]) -> Figure:
         for j, kind in enumerate(("approximation", "amortization")):
             gap = own[f"{kind}_gap"]
             error = float(gap.std(ddof=1)) / gap.size**0.5
-            look = {"color": style.color(j), "hatch": ("", "//")[j], "edgecolor": "white", "height": 0.6, "capsize": 3}
+            look: dict[str, Any] = {
+                "color": style.color(j),
+                "hatch": ("", "//")[j],
+                "edgecolor": "white",
+                "height": 0.6,
+                "capsize": 3,
+            }
             label = f"{kind} gap" if i == 0 else None
             ax.barh(name, float(gap.mean()), left=left, xerr=error, label=label, **look)
             left += float(gap.mean())

@@ -19,12 +19,12 @@ from pyrovae.plots import style
 @printed
 def bound(x: Tensor, path: list[HalfStep], table: pd.DataFrame, iterations: int = 5) -> Figure:
     """Draw Bishop's figures: log p(x) split into ELBO and KL at each half-step, and the bounds along two M steps."""
-    figure, (bars, curves) = plt.subplots(1, 2, figsize=(style.PAGE, 3.0), width_ratios=(5, 4), layout="constrained")
+    figure, (bars, curves) = plt.subplots(1, 2, figsize=(style.PAGE, 3.0), layout="constrained")
     first = table[table.iteration <= iterations]
     names = ["start", *(f"{row.step}$_{{{row.iteration}}}$" for row in first.itertuples() if row.iteration)]
     floor = first.ELBO.iloc[0] - 0.05 * (first["log p(x)"].iloc[-1] - first.ELBO.iloc[0])
     bars.bar(names, first.ELBO - floor, bottom=floor, color=style.color(0), label=r"ELBO$(q, \theta)$")
-    look = {"color": style.color(1), "hatch": "//", "edgecolor": "white"}
+    look: dict[str, Any] = {"color": style.color(1), "hatch": "//", "edgecolor": "white"}
     bars.bar(names, first.KL, bottom=first.ELBO, label=r"KL$(q \,\|\, p(z \mid x, \theta))$", **look)
     bars.scatter(names, first["log p(x)"], color="black", marker="_", s=100, label=r"$\log p(x \mid \theta)$")
     bars.set(ylabel="nats per datum", ylim=(floor, None), xlabel="half-step")
