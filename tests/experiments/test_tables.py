@@ -120,5 +120,5 @@ def test_rows_that_miss_their_target_are_accounted_for() -> None:
 
 
 def test_numbers_are_on_the_right_words_on_the_left_and_single_characters_in_the_middle() -> None:
-    table = pd.DataFrame({"nats": ["-1.2 ± 0.1", ""], "command": ["python -m experiments.sweep", ""], "fit": ["✓", "a"]})
+    table = pd.DataFrame({"nats": ["-1.2 ± 0.1", ""], "command": ["python -m experiments", ""], "fit": ["✓", "a"]})
     assert tables.markdown(table).splitlines()[1] == "| --- | ---: | --- | :---: |"
