@@ -1,7 +1,10 @@
 """Sphinx builds the documentation: ``uv run --group docs sphinx-build -W --keep-going docs docs/_build/html``."""
 
+import re
 from importlib import metadata
 from typing import Any
+
+from docutils import nodes
 
 project = "pyrovae"
 author = "The pyrovae developers"
@@ -52,6 +55,23 @@ def shorten(*event: Any) -> tuple[str | None, ...]:
     return tuple(text and text.replace("[[...], ", "[..., ") for text in event[-2:])  # signature, and what is returned
 
 
+def fit_tables(_app: Any, document: nodes.document) -> None:
+    """Let long names in tables break after a dot, a slash or an underscore, and keep numbers with errors and signs."""
+    for text in [text for cell in document.findall(nodes.entry) for text in cell.findall(nodes.Text)]:
+        if isinstance(text.parent, nodes.literal):
+            if text.startswith("pv."):
+                continue  # short names, in columns that would become too narrow
+            first, *others = re.split(r"(?<=[./])(?=\w)(?!py\b)|(?<=[a-z]_)(?=[a-z])", str(text))
+            breaks = [(nodes.raw("", "<wbr>", format="html"), nodes.Text(part)) for part in others]
+            text.parent.replace(text, [nodes.Text(first), *(node for pair in breaks for node in pair)])
+        else:
+            whole = re.sub(
+                r" [±=>] |(?<=\d), (?=[-\d.]+\])", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text
+            )
+            text.parent.replace(text, nodes.Text(whole))
+
+
 def setup(app: Any) -> None:
     """Connect the functions of this file."""
     app.connect("autodoc-process-signature", shorten)
+    app.connect("doctree-read", fit_tables)

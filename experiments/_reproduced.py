@@ -1,7 +1,8 @@
 """Summaries of the reproduced rows: spread over seeds, weights of other libraries, and changes of a ranking."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import hypot
@@ -104,9 +105,16 @@ def rankings(docs: Path) -> str:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Return a table in Markdown with right-aligned columns."""
-    lines = [("", *table.columns), ("---", *["---:"] * table.shape[1]), *table.itertuples()]
+    """Return a table in Markdown with numbers to the right, words to the left, and single characters in the middle."""
+    lines = [("", *table.columns), ("---", *map(_alignment, table.values.T)), *table.itertuples()]
     return "".join(f"|{'|'.join(f' {cell} '.replace('  ', ' ') for cell in line)}|\n" for line in lines)
+
+
+def _alignment(column: Sequence[Any]) -> str:
+    cells = [str(cell) for cell in column]
+    if any(re.search("[A-Za-z]{4}", cell) for cell in cells):
+        return "---"
+    return ":---:" if all(len(cell) == 1 for cell in cells) else "---:"
 
 
 def _numbers(docs: Path, paper: str) -> list[Numbers]:

@@ -14,6 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import pyrovae as pv
+from experiments._figures import printed
 from pyrovae.plots import style
 
 Model = tuple[str, str, str]  # prior, likelihood, objective
@@ -69,12 +70,11 @@ def over_seeds(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2f}{error}"
 
 
+@printed
 def draw(models: Mapping[str, Model], runs: Mapping[str, Runs]) -> Figure:
     """Draw log p(x) with its error over the seeds for each prior and objective, in one panel per likelihood."""
     priors, likelihoods, objectives = (list(dict.fromkeys(models[name][i] for name in runs)) for i in range(3))
-    figure, axes = plt.subplots(
-        1, len(likelihoods), figsize=(1 + 3.2 * len(likelihoods), 3.4), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(likelihoods), figsize=(style.PAGE, 3.0), squeeze=False, layout="constrained")
     for ax, likelihood in zip(axes[0], likelihoods, strict=True):
         for i, objective in enumerate(objectives):
             for j, prior in enumerate(priors):
@@ -87,14 +87,9 @@ def draw(models: Mapping[str, Model], runs: Mapping[str, Runs]) -> Figure:
                     capsize=4, label=objective if j == 0 else None,
                 )  # fmt: skip
         ax.set_xticks(range(len(priors)), priors, rotation=20)
-        ax.set_title(likelihood, fontsize=10)
+        style.title(ax, likelihood)
         ax.margins(x=0.15)
     axes[0, 0].set_ylabel(r"$\log p(x)$ (nats per datum)")
-    figure.legend(
-        *axes[0, -1].get_legend_handles_labels(),
-        frameon=False,
-        title="objective",
-        loc="outside right center",
-        fontsize="small",
-    )
+    legend = axes[0, -1].get_legend_handles_labels()
+    figure.legend(*legend, frameon=False, title="objective", loc="outside right center")
     return figure

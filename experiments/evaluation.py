@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from experiments import _comparison as comparison
+from experiments._figures import printed
 from pyrovae.plots import style
 
 Exact = Callable[[Tensor], Tensor]
@@ -156,18 +157,17 @@ def row(
     }
 
 
+@printed
 def draw(table: pd.DataFrame, truth: dict[str, float]) -> Figure:
     """Draw the estimates against the seconds, in one panel per model."""
     models = table.model.unique()
-    figure, axes = plt.subplots(1, len(models), figsize=(3.6 * len(models), 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(models), figsize=(style.PAGE, 3.2), layout="constrained")
     for ax, model in zip(axes, models, strict=True):
         panel(ax, table[table.model == model], truth.get(model))
-        ax.set_title(model, fontsize=10)
+        style.title(ax, model)
     axes[0].set_ylabel("log p(x) (nats per datum)")
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize="small"
-    )
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -182,14 +182,15 @@ def panel(ax: Axes, table: pd.DataFrame, truth: float | None) -> None:
                 1.96 * own.mcse,
                 color=style.color(i),
                 marker=style.marker(i),
+                linestyle=style.LINES[i],
                 markersize=4,
-                capsize=3,
+                capsize=2,
                 label=estimator,
             )
     bound = float(table.estimate[table.estimator == "ELBO"].iloc[0])
-    ax.text(0.97, 0.03, f"ELBO {bound:.1f}", transform=ax.transAxes, ha="right", fontsize="small")
+    ax.text(0.97, 0.03, f"ELBO {bound:.1f}", transform=ax.transAxes, ha="right", fontsize=8)
     if truth is not None:
-        ax.axhline(truth, color="0.3", linestyle="--", linewidth=1, label="exact")
+        ax.axhline(truth, color="black", linestyle=":", linewidth=1, label="exact")
     ax.set(xscale="log", xlabel="seconds per datum")
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments._comparison import mlp
+from experiments._figures import printed
 from pyrovae.plots import style
 
 
@@ -135,20 +136,28 @@ def row(result: xr.Dataset) -> dict[str, str]:
     return {name: comparison.cell(values, mcse) for name, (values, mcse) in columns.items()}
 
 
+@printed
 def draw(gaps: Mapping[str, xr.Dataset]) -> Figure:
     """Draw stacked gaps of each model and split in its own family: normal for mean field, flow for the flow."""
-    figure, ax = plt.subplots(figsize=(6.5, 0.6 * len(gaps) + 1.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(style.PAGE, 0.5 * len(gaps) + 1.0), layout="constrained")
     for i, (name, result) in enumerate(gaps.items()):
         own = result.sel(family="flow" if name.startswith("flow") else "normal")
         left = 0.0
         for j, kind in enumerate(("approximation", "amortization")):
             gap = own[f"{kind}_gap"]
             error = float(gap.std(ddof=1)) / gap.size**0.5
+            look: dict[str, Any] = {
+                "color": style.color(j),
+                "hatch": ("", "//")[j],
+                "edgecolor": "white",
+                "height": 0.6,
+                "capsize": 3,
+            }
             label = f"{kind} gap" if i == 0 else None
-            ax.barh(name, float(gap.mean()), left=left, xerr=error, color=style.color(j), label=label, capsize=3)
+            ax.barh(name, float(gap.mean()), left=left, xerr=error, label=label, **look)
             left += float(gap.mean())
     ax.invert_yaxis()
-    ax.set_xlabel("log p(x) - ELBO (nats per datum)")
+    ax.set_xlabel(r"$\log p(x) -$ ELBO (nats per datum)")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 

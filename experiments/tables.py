@@ -49,7 +49,7 @@ def rewritten(text: str, docs: Path) -> str:
 
 
 def markdown(table: pd.DataFrame | str) -> str:
-    """Return a table in Markdown with right-aligned columns. Markdown text is returned unchanged."""
+    """Return a table in Markdown. Markdown text is returned unchanged."""
     return table if isinstance(table, str) else as_markdown(table)
 
 

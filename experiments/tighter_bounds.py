@@ -20,11 +20,13 @@ import pyro.distributions as dist
 import torch
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import pyrovae as pv
 from experiments import _comparison as comparison
+from experiments._figures import printed
 from pyrovae.plots import style
 
 Gradient = Literal["reparameterized", "sticking_the_landing", "doubly_reparameterized"]
@@ -146,25 +148,31 @@ def noise_floor(options: Options) -> float:
     return float(np.sqrt(2 / (np.pi * options.repeats)))
 
 
+@printed
 def draw(table: pd.DataFrame, options: Options) -> Figure:
     """Draw the ratios against K, in one row of panels per model."""
     models = table.model.unique()
     figure, axes = plt.subplots(
-        len(models), 2, figsize=(7.5, 3.1 * len(models)), sharex=True, squeeze=False, layout="constrained"
+        len(models), 2, figsize=(style.PAGE, 2.4 * len(models) + 0.4), sharex=True, squeeze=False, layout="constrained"
     )
     for row, model in zip(axes, models, strict=True):
         for i, gradient in enumerate(GRADIENTS):
             own = table[(table.model == model) & (table.gradient == gradient)]
-            look = {"color": style.color(i), "marker": style.marker(i), "markersize": 4}
+            look = {"color": style.color(i), "marker": style.marker(i), "linestyle": style.LINES[i], "markersize": 4}
             row[0].loglog(own.K, own.encoder, label=gradient.replace("_", " "), **look)
             row[1].loglog(own.K, own.decoder, color="0.3", marker="o", markersize=4)  # the same for all three
-        row[0].axhline(noise_floor(options), color="0.6", linestyle=":", linewidth=1, label="noise alone")
-        row[0].set_title(f"{model}: encoder", fontsize=10)
-        row[1].set_title(f"{model}: decoder, all three estimators", fontsize=10)
-        row[0].set_ylabel("signal-to-noise ratio")
+        row[0].axhline(noise_floor(options), color="0.4", linestyle=":", linewidth=1, label="noise alone")
+        row[0].set(title=f"{model}: encoder", ylabel="signal-to-noise ratio")
+        row[1].set(title=f"{model}: decoder, all three")
+    for ax in axes.flat:
+        ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_xticks(options.particles, [str(k) for k in options.particles])
     for ax in axes[-1]:
-        ax.set_xlabel("draws $K$")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+        ax.set_xlabel("draws per datum $K$")
+    legend = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=len(legend[0]), frameon=False)
     return figure
 
 

@@ -21,6 +21,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 import pyrovae as pv
+from experiments._figures import printed
 from experiments.blurriness.divergences import DIVERGENCES, Divergence
 from experiments.blurriness.vdm import Schedule, minimize_divergence
 from pyrovae.plots import style
@@ -93,9 +94,10 @@ def compare(steps: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+@printed
 def draw(table: pd.DataFrame) -> Figure:
     """Draw the density of the data, the best normal densities and the normal densities fitted to draws."""
-    figure, ax = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(4.8, 3.4), layout="constrained")
     shown = GRID[(GRID > -4.5) & (GRID < 6.5)]
     ax.fill_between(shown, mixture().log_prob(shown).exp(), color="0.85", label="data")
     for i, (name, row) in enumerate(table.iterrows()):
@@ -103,8 +105,8 @@ def draw(table: pd.DataFrame) -> Figure:
         found = normal(row["loc, f-GAN"], row["scale, f-GAN"]).log_prob(shown).exp()
         ax.plot(shown, best, color=style.color(i), linestyle=style.LINES[i], label=name)
         ax.plot(shown, found, style.marker(i), color=style.color(i), markersize=4, markevery=(30 * i, 90))
-    ax.plot([], [], "k-", label="numerical optimum")
-    ax.plot([], [], "ko", markersize=4, label="f-GAN, from draws")
+    ax.plot([], [], "k-", label="lines: numerical optimum")
+    ax.plot([], [], "ko", markersize=4, label="markers: f-GAN, from draws")
     ax.set(xlabel="x", ylabel="density", ylim=(0, None))
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(frameon=False)
     return figure

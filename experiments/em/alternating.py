@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments._comparison import cell
+from experiments._figures import printed
 from pyrovae.plots import style
 
 
@@ -174,9 +175,10 @@ def summarize(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+@printed
 def draw(curves: Mapping[str, pd.DataFrame], options: Options) -> Figure:
     """Draw the ELBO of the validation data by schedule, and the half-steps of one schedule."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 3.2), layout="constrained")
     for i, (name, curve) in enumerate(curves.items()):
         dashes = ":" if "half" in name else "-"
         left.plot(
@@ -186,12 +188,13 @@ def draw(curves: Mapping[str, pd.DataFrame], options: Options) -> Figure:
             linestyle=dashes,
             marker=style.marker(i),
             markersize=4,
+            markevery=max(1, len(curve) // 7),
             label=name,
         )
     best = max(curve.ELBO.max() for curve in curves.values())
     middle = max(curve.ELBO[len(curve) // 4] for curve in curves.values())
     left.set(xlabel="step", ylabel="ELBO (nats per datum)", ylim=(best - 3 * (best - middle), best + 0.5))
-    left.legend(frameon=False, fontsize="small")
+    style.legend_above(left)
     by_turns = [name for name in curves if name.startswith("turns")]
     shown = curves[min(by_turns, key=lambda name: abs(int(name.split()[-1]) - options.record))] if by_turns else None
     if shown is not None:
@@ -203,8 +206,8 @@ def draw(curves: Mapping[str, pd.DataFrame], options: Options) -> Figure:
         right.plot(shown.step, shown.IWAE, color="black", marker="_", label="log $p(x)$, IWAE$_{100}$")
         right.plot(shown.step, shown.ELBO, color=style.color(0), marker=".", label="ELBO")
         right.set_ylim(shown.ELBO[len(shown) // 4 :].min() - 0.5, shown.IWAE.max() + 0.5)  # leaves out the first turns
-        right.legend(frameon=False, fontsize="small", loc="lower right")
-    right.set(xlabel=f"step, in turns of {options.record}: encoder (grey), decoder", ylabel="nats per datum")
+        style.legend_above(right)
+    right.set(xlabel=f"step, in turns of {options.record}:\nencoder (grey), decoder (white)", ylabel="nats per datum")
     return figure
 
 

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments._comparison import cell
+from experiments._figures import printed
 from experiments.em import expectation_maximization as em
 from experiments.em.expectation_maximization import Parameters
 from experiments.em.pictures import ellipse
@@ -213,26 +214,26 @@ def judge(predictions: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+@printed
 def draw(x: Tensor, point: Parameters, draws: Mapping[str, Parameters]) -> Figure:
     """Draw the posteriors of the means together with the data, and those of the weights with the estimate of EM."""
-    figure, (plane, line) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    figure, (plane, line) = plt.subplots(1, 2, figsize=(style.PAGE, 3.2), layout="constrained")
     plane.plot(*x.T, color="0.75", marker=".", markersize=5, linestyle="", label="data")
     grid = np.linspace(0, 1, 400)
-    for (name, theta), color in zip(draws.items(), (style.color(1), style.color(0)), strict=True):
+    for i, (name, theta) in enumerate(draws.items()):
+        color, dashes = style.color(i), style.LINES[i]
         for k in range(len(point.weights)):
             mean, covariance = theta.means[:, k].mean(0), theta.means[:, k].T.cov()
-            ellipse(plane, mean, covariance, color, label=name if k == 0 else None)
-            line.plot(
-                grid, gaussian_kde(theta.weights[:, k].numpy())(grid), color=color, label=name if k == 0 else None
-            )
-            line.axvline(float(point.weights[k]), color="black", linestyle="--", linewidth=1)
-    plane.plot(*point.means.T, color="black", marker="+", markersize=9, linestyle="", label="EM")
+            ellipse(plane, mean, covariance, color, linestyle=dashes)
+            density = gaussian_kde(theta.weights[:, k].numpy())(grid)
+            line.plot(grid, density, color=color, linestyle=dashes, label=name if k == 0 else None)
+            line.axvline(float(point.weights[k]), color="black", linestyle=":", linewidth=1)
+    plane.plot(*point.means.T, color="black", marker="+", markersize=9, linestyle="")
     plane.set(xlabel="first principal component", ylabel="second principal component", title="means, two deviations")
-    line.plot([], [], color="black", linestyle="--", linewidth=1, label="EM")
+    line.plot([], [], color="black", linestyle=":", linewidth=1, marker="+", markersize=9, label="EM")
     line.set(xlim=(0, 1), ylim=(0, None), xlabel="weight", ylabel="posterior density", title="weights")
-    for ax in (plane, line):
-        ax.legend(frameon=False, fontsize="small")
-        ax.title.set_fontsize(10)
+    handles, labels = (a + b for a, b in zip(*(ax.get_legend_handles_labels() for ax in (plane, line)), strict=True))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 

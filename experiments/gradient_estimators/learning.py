@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 import pyrovae as pv
 from experiments import _comparison as comparison
+from experiments._figures import printed
 from experiments.gradient_estimators.estimators import ESTIMATORS, Estimated
 from pyrovae.plots import style
 
@@ -68,9 +69,10 @@ def main(options: Options) -> pd.DataFrame:
     return table
 
 
+@printed
 def draw(histories: dict[str, pv.History]) -> Figure:
     """Draw the ELBO of the validation data against the epoch and against the time."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(style.PAGE, 3.6), sharey=True, layout="constrained")
     finals = [history.valid[-1] for history in histories.values()]
     for i, (name, history) in enumerate(histories.items()):
         dashes = ":" if "baseline" in name else "--" if "score" in name else "-"
@@ -87,8 +89,8 @@ def draw(histories: dict[str, pv.History]) -> Figure:
             )
     margin = max(finals) - min(finals)
     axes[0].set(xlabel="epoch", ylabel="validation ELBO (nats per datum)", ylim=(min(finals) - margin, max(finals) + 1))
-    axes[1].set(xlabel="seconds", xscale="log")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
+    axes[1].set(xlabel="seconds of training", xscale="log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

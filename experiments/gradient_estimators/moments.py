@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 import pyrovae as pv
 from experiments import _comparison as comparison
+from experiments._figures import printed
 from experiments.gradient_estimators.estimators import ESTIMATORS, Estimated
 from pyrovae.plots import style
 
@@ -180,11 +181,12 @@ def table_of(problem: Problem, options: Options) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@printed
 def draw(table: pd.DataFrame) -> Figure:
     """Draw the noise against the number of draws, in one panel per model."""
     models = table.model.unique()
     figure, axes = plt.subplots(
-        1, len(models), figsize=(3.6 * len(models) + 1.8, 3.6), sharey=True, squeeze=False, layout="constrained"
+        1, len(models), figsize=(style.PAGE, 2.8), sharey=True, squeeze=False, layout="constrained"
     )
     for ax, model in zip(axes[0], models, strict=True):
         for i, name in enumerate(name for name in ESTIMATORS if name in set(table.estimator)):
@@ -200,10 +202,9 @@ def draw(table: pd.DataFrame) -> Figure:
                 label=name,
             )
         ax.axhline(1.0, color="0.6", linestyle="--", linewidth=1, zorder=0)
-        ax.set_title(model, fontsize=10)
-        ax.set_xlabel("draws $L$")
-    axes[0, 0].set_ylabel("deviation of the gradient / its norm")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
+        ax.set(title=model, xlabel="draws per datum $L$")
+    axes[0, 0].set_ylabel("standard deviation of the gradient / its norm")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 

@@ -23,10 +23,9 @@ map-style ``Dataset``      Its items, stacked: a tensor, number, NumPy array or 
                            ``timeout``, ``prefetch_factor`` and ``multiprocessing_context``. The caller chooses the
                            order: ``shuffle``, ``drop_last`` and ``generator`` are not used. Batches are pinned if they
                            are copied to CUDA.
-``IterableDataset``, or a  A :class:`Stream`: batches without length and checksum, in the order of the stream.
-``DataLoader`` of one
-``DataLoader`` with a      A :class:`Stream` as well, because its order, weights and repetitions are part of the data.
-custom sampler
+``IterableDataset``        A :class:`Stream`: batches without length and checksum, in the order of the stream. A
+                           ``DataLoader`` of one is a stream as well, and so is a ``DataLoader`` with a custom sampler,
+                           because its order, weights and repetitions are part of the data.
 =========================  ============================================================================================
 
 Worker processes are seeded as in torch: each call of :meth:`Source.batches` draws one number from the generator that is

@@ -121,7 +121,7 @@ def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None 
                 style["label"] = f"{site}, unit {unit}"
                 found += 1
             ax.plot(uniform, difference, **style)
-        ax.set(xlabel="rank among the guide's draws (share)", ylabel="ECDF minus uniform")
+        ax.set(xlabel="rank among the guide's draws (fraction)", ylabel="ECDF minus uniform")
         legend_above(ax)
     return ax
 

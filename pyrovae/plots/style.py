@@ -15,7 +15,7 @@ PAGE = 6.5  # width of a page's text, inches; figures are drawn at the width at 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito (2008)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-_PRINT: Any = {
+PRINT: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
@@ -42,11 +42,11 @@ def axes_for(ax: Axes | None, size: tuple[float, float] = (4.8, 3.4)) -> Iterato
     if ax is not None:
         yield ax
         return
-    with plt.rc_context(_PRINT):
+    with plt.rc_context(PRINT):
         ax = plt.subplots(figsize=size, layout="constrained")[1]
         ax.spines[["top", "right"]].set_visible(False)
         yield ax
-        ax.tick_params(labelsize=_PRINT["xtick.labelsize"])
+        ax.tick_params(labelsize=PRINT["xtick.labelsize"])
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def panels_for(
         return
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
-    with plt.rc_context(_PRINT):
+    with plt.rc_context(PRINT):
         figure_size = (columns * size[0] + extra[0], rows * size[1] + extra[1])
         _, grid = plt.subplots(rows, columns, figsize=figure_size, squeeze=False, layout="constrained")
         for unused in grid.flat[len(names) :]:
@@ -89,7 +89,7 @@ def panels_for(
         panels = grid.flatten()[: len(names)]
         yield panels, list(panels)
         for panel in panels:
-            panel.tick_params(labelsize=_PRINT["xtick.labelsize"])
+            panel.tick_params(labelsize=PRINT["xtick.labelsize"])
 
 
 def wrapped(ax: Axes, text: str, character: float = 0.075) -> str:

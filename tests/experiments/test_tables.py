@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from experiments import tables
@@ -116,3 +117,8 @@ def test_rows_that_miss_their_target_are_accounted_for() -> None:
         for path in (ROOT / "docs" / "reproduction" / paper).glob("*.json"):
             kept = json.loads(path.read_text())
             assert kept["nll"] <= rows[kept["row"]].target + 0.3 or kept["row"] in account, path
+
+
+def test_numbers_are_on_the_right_words_on_the_left_and_single_characters_in_the_middle() -> None:
+    table = pd.DataFrame({"nats": ["-1.2 ± 0.1", ""], "command": ["python -m experiments", ""], "fit": ["✓", "a"]})
+    assert tables.markdown(table).splitlines()[1] == "| --- | ---: | --- | :---: |"
