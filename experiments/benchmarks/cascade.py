@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -72,21 +73,22 @@ def measure(vae: Any, x: Tensor, binarization: str, compiled: bool, options: Opt
     shared: Any = {"binarization": binarization, "progress": False, "compile": compiled}
     tools = pv.evaluation
 
-    def timed(function: Any, data: Tensor, *numbers: int, seed: int) -> tuple[float, Any]:
+    def timed(function: Any, data: Tensor, seed: int) -> tuple[float, Any]:
         start = time.perf_counter()
-        result = function(vae.model, vae.guide, data, *numbers, seed=seed, **shared)
+        result = function(vae.model, vae.guide, data, seed=seed, **shared)
         return time.perf_counter() - start, result
 
-    ways = {"evaluate": (tools.evaluate, options.draws_of_encoder), "log_likelihood": (tools.log_likelihood,)}
+    evaluate: Any = partial(tools.evaluate, num_samples=options.draws_of_encoder)
+    ways = {"evaluate": evaluate, "log_likelihood": tools.log_likelihood}
     set_up = {}
-    for name, (function, *numbers) in ways.items():
+    for name, function in ways.items():
         for _ in range(2):  # the first call fills the compiler's cache
-            set_up[name] = timed(function, x[:FEW], *numbers, seed=0)[0]
+            set_up[name] = timed(function, x[:FEW], 0)[0]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results = []
     for turn in range(options.rounds):
-        for name, (function, *numbers) in ways.items():
-            elapsed, result = timed(function, x, *numbers, seed=options.seed + turn)
+        for name, function in ways.items():
+            elapsed, result = timed(function, x, options.seed + turn)
             seconds[name].append(elapsed)
             results += [result] if name == "log_likelihood" else []
     per_datum = {name: 1000 * (np.array(taken) - set_up[name]) / (len(x) - FEW) for name, taken in seconds.items()}

@@ -64,7 +64,8 @@ def main(options: Options) -> pd.DataFrame:
         for quantity in options.quantities:
             rows = {}
             for value in VALUES[quantity]:
-                rows[value] = pool.apply(measure, (replace(options, **{quantity: value}), quantity == "data"))
+                grown: dict[str, Any] = {quantity: value}
+                rows[value] = pool.apply(measure, (replace(options, **grown), quantity == "data"))
                 print(quantity, value, rows[value], flush=True)
             tables.append(tabulate(quantity, pd.DataFrame(rows).T))
     table = pd.concat(tables)
