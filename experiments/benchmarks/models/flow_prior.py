@@ -12,9 +12,7 @@ data = perceptron.data
 
 def build(sizes: Sizes, x: Tensor) -> pv.VAE:
     """Return the VAE."""
-    vae = perceptron.build(sizes, x)
-    vae.prior = pv.priors.NormalizingFlow(sizes.latent)
-    return vae
+    return perceptron.build(sizes, x, pv.priors.NormalizingFlow(sizes.latent))
 
 
 class by_hand(ByHand):  # noqa: N801 - the function of this model

@@ -15,10 +15,13 @@ data = perceptron.data
 
 def build(sizes: Sizes, x: Tensor) -> pv.VAE:
     """Return the VAE."""
-    vae = perceptron.build(sizes, x)
-    encoder = network(x.shape[1], sizes.hidden, 2 * sizes.latent + CONTEXT)
-    vae.posterior = pv.posteriors.InverseAutoregressiveFlow(encoder, sizes.latent, context=CONTEXT)
-    return vae
+    pixels = x.shape[1]
+    encoder = network(pixels, sizes.hidden, 2 * sizes.latent + CONTEXT)
+    return pv.VAE(
+        pv.priors.StandardNormal(sizes.latent),
+        pv.likelihoods.Bernoulli(network(sizes.latent, sizes.hidden, pixels)),
+        pv.posteriors.InverseAutoregressiveFlow(encoder, sizes.latent, context=CONTEXT),
+    )
 
 
 class by_hand(ByHand):  # noqa: N801 - the function of this model

@@ -15,9 +15,7 @@ data = perceptron.data
 
 def build(sizes: Sizes, x: Tensor) -> pv.VAE:
     """Return the VAE."""
-    vae = perceptron.build(sizes, x)
-    vae.prior = pv.priors.GaussianMixture(sizes.latent, COMPONENTS)
-    return vae
+    return perceptron.build(sizes, x, pv.priors.GaussianMixture(sizes.latent, COMPONENTS))
 
 
 class by_hand(algebra.ByHand):  # noqa: N801 - the function of this model

@@ -16,9 +16,7 @@ data = perceptron.data
 
 def build(sizes: Sizes, x: Tensor) -> pv.VAE:
     """Return the VAE."""
-    vae = perceptron.build(sizes, x)
-    vae.prior = pv.priors.VampPrior(COMPONENTS, x.shape[1:])
-    return vae
+    return perceptron.build(sizes, x, pv.priors.VampPrior(COMPONENTS, x.shape[1:]))
 
 
 class by_hand(ByHand):  # noqa: N801 - the function of this model
