@@ -154,7 +154,7 @@ def training_models(docs: Path) -> pd.DataFrame:
         seconds = pd.DataFrame(record["races"]["all"]["seconds"])
         steps = record["options"]["num_data"] // record["options"]["batch_size"]
         medians = 1000 * seconds.median() / steps
-        ms = {f"{contender}, ms": f"{medians[contender]:.3g}" for contender in TIMED if contender in medians}
+        ms = {f"{contender}, ms": f"{medians[contender]:,.0f}" for contender in TIMED if contender in medians}
         rows[title] = ms | {
             f"{contender} / {other}": spread(*(seconds[contender] / seconds[other]).quantile([0.5, 0.25, 0.75]))
             for contender, other in RATIOS
@@ -220,15 +220,9 @@ def _letters(programs: Mapping[str, Mapping[str, Mapping[str, str]]]) -> dict[st
 
 STEP = ("ms per step", "/ Pyro", "/ PyTorch", "/ NumPyro")
 TRAINED = {
-    "convolutional": "convolutional, 28 x 28",
     "colour": "convolutional, 32 x 32 x 3",
     "vampprior": "VampPrior, 500 pseudo-inputs",
     "mixture": "mixture prior, 200 components",
-    "flow_prior": "flow prior",
-    "inverse_autoregressive": "inverse autoregressive posterior",
-    "counts": "negative binomial, 2,000 columns",
-    "two_layers": "two latent layers",
-    "markov": "deep Markov model",
 }
 TIMED = "Pyro", "PyTorch, compiled", "NumPyro", "pyrovae", "pyrovae, compiled"
 RATIOS = (
