@@ -14,6 +14,7 @@ from string import ascii_lowercase
 import pandas as pd
 
 from experiments._reproduced import as_markdown, foreign, rankings, seeds
+from experiments.benchmarks.rounds import spread
 from experiments.reproduce.papers import AGAIN, PAPER_SCHEDULE, PAPERS, PARTS
 from experiments.reproduce.rows import slug, tabulate
 
@@ -145,6 +146,22 @@ def growth(docs: Path, **units: str) -> pd.DataFrame:
     return pd.concat([table.rename(index=lambda value, unit=unit: f"{value} {unit}") for unit, table in tables.items()])
 
 
+def training_models(docs: Path) -> pd.DataFrame:
+    """Return the times of a training step of several models, in milliseconds, and ratios to other contenders."""
+    rows = {}
+    for name, title in TRAINED.items():
+        record = json.loads((docs / "benchmarks" / f"training_{name}.json").read_text())
+        seconds = pd.DataFrame(record["races"]["all"]["seconds"])
+        steps = record["options"]["num_data"] // record["options"]["batch_size"]
+        medians = 1000 * seconds.median() / steps
+        ms = {f"{contender}, ms": f"{medians[contender]:,.0f}" for contender in TIMED if contender in medians}
+        rows[title] = ms | {
+            f"{contender} / {other}": spread(*(seconds[contender] / seconds[other]).quantile([0.5, 0.25, 0.75]))
+            for contender, other in RATIOS
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
 def iwae_50_again(docs: Path) -> pd.DataFrame:
     """Return the times of a compiled step of IWAE_50 relative to a hand-written step, in four races of one day."""
     rows = {}
@@ -202,6 +219,18 @@ def _letters(programs: Mapping[str, Mapping[str, Mapping[str, str]]]) -> dict[st
 
 
 STEP = ("ms per step", "/ Pyro", "/ PyTorch", "/ NumPyro")
+TRAINED = {
+    "colour": "convolutional, 32 x 32 x 3",
+    "vampprior": "VampPrior, 500 pseudo-inputs",
+    "mixture": "mixture prior, 200 components",
+}
+TIMED = "Pyro", "PyTorch, compiled", "NumPyro", "pyrovae", "pyrovae, compiled"
+RATIOS = (
+    ("pyrovae", "Pyro"),
+    ("pyrovae, compiled", "Pyro"),
+    ("pyrovae, compiled", "pyrovae"),
+    ("pyrovae, compiled", "PyTorch, compiled"),
+)
 STEP_COMPILED = ("ms per step", "/ Pyro", "/ PyTorch, compiled", "/ NumPyro")
 IMAGE = ("ms per image", "/ pythae", "/ sum of parts", "set-up, s", "peak memory, MiB")
 CODES = {name: name for name in ("digits", "masked digits", "letters")} | {
@@ -239,6 +268,7 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame | str]] = {
     "programs": program_outcomes,
     "programs, refusals": program_refusals,
     "training": partial(results, "benchmarks/training", columns=STEP),
+    "training, models": training_models,
     "training, IWAE_50": partial(results, "benchmarks/training_iwae_50", columns=STEP),
     "training, IWAE_50, again": iwae_50_again,
     "training, CUDA": partial(results, "benchmarks/training_cuda", columns=STEP_COMPILED),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments.benchmarks.models import model
 from experiments.benchmarks.problem import Problem
 
 
@@ -23,6 +24,15 @@ def make(problem: Problem, name: str) -> nn.Sequential:
     network = perceptron(inputs, hidden, len(weights["2.weight"]))
     network.load_state_dict(weights)
     return network.to(problem.sizes.device)
+
+
+def build(problem: Problem) -> tuple[Any, nn.Module]:
+    """Return the model of pyrovae and the loss by hand, which share the initial weights, on the problem's device."""
+    made = model(problem.sizes.model)
+    programs = made.build(problem.sizes, torch.from_numpy(problem.x))
+    loss: nn.Module = made.by_hand(programs)
+    loss.load_state_dict({name: torch.from_numpy(value) for name, value in problem.weights.items()})
+    return programs.to(problem.sizes.device), loss.to(problem.sizes.device)
 
 
 def to_device(problem: Problem, array: np.ndarray) -> Tensor:

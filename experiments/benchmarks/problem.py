@@ -1,9 +1,9 @@
 r"""The problem of the training benchmark: data, network sizes, initial weights, and a batch for a check of the loss.
 
-The model is :math:`p(x \mid z) = \prod_d \mathrm{Bernoulli}(x_d; \sigma(f_d(z)))` with a standard normal prior and
-:math:`q(z \mid x) = N(\mu(x), \mathrm{diag}(\sigma(x)^2))`. One network returns :math:`\mu` and :math:`\log \sigma`
-side by side, and another network returns :math:`f`. Both have one hidden layer of softplus units. With the draws
-:math:`z_k = \mu + \sigma \epsilon_k`, the loss per datum is
+The default model, the perceptron, is :math:`p(x \mid z) = \prod_d \mathrm{Bernoulli}(x_d; \sigma(f_d(z)))` with a
+standard normal prior and :math:`q(z \mid x) = N(\mu(x), \mathrm{diag}(\sigma(x)^2))`. One network returns :math:`\mu`
+and :math:`\log \sigma` side by side, and another network returns :math:`f`. Both have one hidden layer of softplus
+units. With the draws :math:`z_k = \mu + \sigma \epsilon_k`, the loss per datum is
 
 .. math:: -\log \frac{1}{K} \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k \mid x)}.
 
@@ -23,6 +23,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.benchmarks.models import Name
+
 CHECKED = 10  # data of the checked batch, before each is repeated
 TOLERANCE = 1e-4  # rounding error in single precision, for sums over pixels in different orders
 
@@ -31,6 +33,8 @@ TOLERANCE = 1e-4  # rounding error in single precision, for sums over pixels in 
 class Sizes:
     """Sizes of the problem, and the device of the computations."""
 
+    model: Name = "perceptron"
+    """Model, one of :mod:`experiments.benchmarks.models`."""
     hidden: int = 400
     """Number of hidden units of each network."""
     latent: int = 20
@@ -53,6 +57,8 @@ class Sizes:
             raise ValueError(
                 f"batch_size={self.batch_size} must divide num_data={self.num_data}, because all batches are equal."
             )
+        if self.k > 1 and self.model != "perceptron":
+            raise ValueError(f"k={self.k} draws per datum need model='perceptron', got model={self.model!r}")
 
     @property
     def steps(self) -> int:
@@ -66,9 +72,10 @@ class Problem:
 
     Attributes:
         sizes: Sizes of the problem.
-        x: The data, zeros and ones, shape ``(num_data, pixels)``.
+        x: The data, shape ``(num_data, *event)``; of the perceptron zeros and ones, shape ``(num_data, pixels)``.
         noise: Noise of the checked batch, shape ``(k, 2 * CHECKED, latent)``.
-        weights: The initial weights: ``encoder.0.weight``, shape ``(hidden, pixels)``, to ``decoder.2.bias``.
+        weights: The initial weights by their names in the loss by hand. Those of the perceptron are
+            ``encoder.0.weight``, shape ``(hidden, pixels)``, to ``decoder.2.bias``.
     """
 
     sizes: Sizes
@@ -78,8 +85,8 @@ class Problem:
 
     @property
     def checked(self) -> np.ndarray:
-        """The checked batch, shape ``(2 * CHECKED, pixels)``."""
-        return np.tile(self.x[:CHECKED], (2, 1))
+        """The checked batch, shape ``(2 * CHECKED, *event)``."""
+        return np.concatenate([self.x[:CHECKED]] * 2)
 
     def part(self, network: str) -> dict[str, np.ndarray]:
         """Return the initial weights of the ``encoder`` or the ``decoder``, by their names within it."""

@@ -280,13 +280,15 @@ class _Contender:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Return the processor, its cores, the versions of packages, and the GPU if it is the device."""
+    """Return the processor, its cores, threads if they are limited, versions of packages, and the GPU if it is used."""
     facts: dict[str, Any] = {
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        facts["threads"] = threads
     if device == "cuda":
         import torch
 

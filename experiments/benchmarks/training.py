@@ -1,6 +1,6 @@
 """Cost of a training step, compared with stock Pyro, NumPyro, pythae and PyTorch without a library.
 
-All contenders train the same VAE by Adam, from the same weights and on the same binary digits in random order. Each
+All contenders train the same model by Adam, from the same weights and on the same data in random order. Each
 contender runs in a process of its own and trains for one epoch in a turn. The time of a step is that of an epoch
 divided by its steps, and ratios are taken within rounds. Before that, all contenders report the loss and the norm of
 its gradient for the same data and noise, and must agree. Tools that are not installed are left out; ``uv run --group
@@ -19,10 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
-from torch import nn
 
-import pyrovae as pv
-from experiments.benchmarks.networks import perceptron
+from experiments.benchmarks.models import model
 from experiments.benchmarks.problem import Problem, Sizes, check_agreement, checked_noise
 from experiments.benchmarks.rounds import Race, machine, race, spread
 
@@ -57,7 +55,7 @@ def main(options: Options) -> pd.DataFrame:
     table = summarize(result, options)
     print(f"\n{describe(options)}: median [quartiles] of {options.rounds} rounds\n")
     print(table.to_string())
-    write(options, "training", table, {"all": result})
+    write(options, "training" if options.model == "perceptron" else f"training_{options.model}", table, {"all": result})
     return table
 
 
@@ -81,18 +79,12 @@ def compete(sizes: Sizes, names: Sequence[str], rounds: int) -> Race:
 
 
 def make_problem(sizes: Sizes) -> Problem:
-    """Make the problem: binary digits, repeated if there are too few, and torch's default initial weights."""
-    x = torch.cat(list(pv.data.mnist5k("static"))).flatten(1).numpy()
-    pixels = x.shape[1]
+    """Make the problem: the model's data, repeated if there are too few, and torch's default initial weights."""
+    made = model(sizes.model)
+    x = made.data(sizes)
     torch.manual_seed(sizes.seed)
-    networks = nn.ModuleDict(
-        {
-            "encoder": perceptron(pixels, sizes.hidden, 2 * sizes.latent),
-            "decoder": perceptron(sizes.latent, sizes.hidden, pixels),
-        }
-    )
-    weights = {name: value.numpy() for name, value in networks.state_dict().items()}
-    return Problem(sizes, np.resize(x, (sizes.num_data, pixels)), checked_noise(sizes), weights)
+    weights = {name: value.numpy() for name, value in made.by_hand(made.build(sizes, x)).state_dict().items()}
+    return Problem(sizes, np.resize(x, (sizes.num_data, *x.shape[1:])), checked_noise(sizes), weights)
 
 
 def summarize(result: Race, options: Options) -> pd.DataFrame:
@@ -115,7 +107,8 @@ def describe(sizes: Sizes) -> str:
     """Return a description of the problem."""
     bound = "ELBO" if sizes.k == 1 else f"IWAE_{sizes.k}"
     return (
-        f"{bound}, {sizes.hidden} hidden units, {sizes.latent} latent, batches of {sizes.batch_size} on {sizes.device}"
+        f"{sizes.model}, {bound}, {sizes.hidden} hidden units, {sizes.latent} latent, batches of {sizes.batch_size} on "
+        f"{sizes.device}"
     )
 
 

@@ -4,20 +4,17 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-import pyro
 import pytest
 
 import pyrovae as pv
-from experiments.benchmarks import growth, profiles, rounds, training
+from experiments.benchmarks import growth, profiles, training
 from experiments.benchmarks.problem import CHECKED, Problem, Sizes, check_agreement, checked_noise
 from experiments.benchmarks.rounds import Race, race
-from experiments.benchmarks.trainers import ours, pytorch, stock_pyro
+from tests.experiments.turns import facts_of
 
 TOY = {"hidden": 8, "latent": 2, "batch_size": 20, "num_data": 40, "rounds": 1}
 RATIOS = ["/ Pyro", "/ PyTorch", "/ PyTorch, compiled", "/ NumPyro"]
@@ -115,37 +112,10 @@ def test_a_batch_that_does_not_divide_the_data_is_refused() -> None:
         Sizes(batch_size=30, num_data=100)
 
 
-class OneTurn:
-    """A channel without a parent process, which gives one turn."""
-
-    facts: ClassVar[dict[str, float]] = {}
-
-    def __init__(self, name: str, **facts: float) -> None:
-        self.turns = 1
-        OneTurn.facts = facts
-
-    def turn(self, seconds: float | None = None) -> bool:
-        self.turns -= 1
-        return self.turns >= 0
-
-    def close(self) -> None:
-        assert self.turns < 0
-
-
 @pytest.mark.parametrize("k", [1, 3])
 def test_contenders_do_the_same_work(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = training.make_problem(Sizes(hidden=8, latent=2, k=k, batch_size=20, num_data=40))
-    monkeypatch.setattr(rounds, "Channel", OneTurn)
-    monkeypatch.setattr(ours, "Channel", OneTurn)
-    facts = {}
-    with pyro.validation_enabled(True):  # contenders switch validation off
-        for name, main in {
-            "Pyro": partial(stock_pyro.main, validated=False),
-            "PyTorch": partial(pytorch.main, compiled=False),
-            "pyrovae": partial(ours.main, compiled=False),
-        }.items():
-            main(problem)
-            facts[name] = OneTurn.facts
+    facts = facts_of(problem, monkeypatch)
     check_agreement(facts)
     assert set(facts["PyTorch"]) == set(facts["pyrovae"]) == {"loss", "gradient"}
     assert set(facts["Pyro"]) == (set() if k > 1 else {"loss", "gradient"})

@@ -14,13 +14,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array, lax, random
+from jax.example_libraries import stax
 from jax.scipy.special import logsumexp
 from numpyro.handlers import seed, substitute
 from numpyro.infer.util import log_density
 
 from experiments.benchmarks.estimates import enter
 from experiments.benchmarks.problem import Problem
-from experiments.benchmarks.trainers.numpyro_ import initial, perceptron
 
 
 def main(problem: Problem, rows: int) -> None:
@@ -77,6 +77,20 @@ def main(problem: Problem, rows: int) -> None:
         return np.asarray(jax.vmap(of_one, (0, 1))(images[: noise.shape[1]], noise))
 
     enter("NumPyro", estimate, from_given_noise)
+
+
+def perceptron(hidden: int, outputs: int) -> Any:
+    """Return a network with one hidden layer of softplus units."""
+    return stax.serial(stax.Dense(hidden), stax.Softplus, stax.Dense(outputs))
+
+
+def initial(problem: Problem) -> dict[str, Any]:
+    """Return the initial weights in the order of stax, with the names of NumPyro."""
+    weights = {}
+    for name in ("encoder", "decoder"):
+        part = {key: jnp.asarray(value.T) for key, value in problem.part(name).items()}
+        weights[f"{name}$params"] = [(part["0.weight"], part["0.bias"]), (), (part["2.weight"], part["2.bias"])]
+    return weights
 
 
 if __name__ == "__main__":

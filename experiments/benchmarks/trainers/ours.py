@@ -14,7 +14,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import pyrovae as pv
-from experiments.benchmarks.networks import finish, make, state, to_device
+from experiments.benchmarks.networks import build, finish, state, to_device
 from experiments.benchmarks.problem import Problem
 from experiments.benchmarks.rounds import Channel
 
@@ -40,11 +40,7 @@ class Gate:
 def main(problem: Problem, compiled: bool) -> None:
     """Train for one epoch in a turn."""
     sizes = problem.sizes
-    vae = pv.VAE(
-        pv.priors.StandardNormal(sizes.latent),
-        pv.likelihoods.Bernoulli(make(problem, "decoder")),
-        pv.posteriors.DiagonalNormal(make(problem, "encoder")),
-    ).to(sizes.device)
+    vae, _ = build(problem)
     objective = Trace_ELBO() if sizes.k == 1 else pv.objectives.IWAE(sizes.k)
     facts = state(
         problem,

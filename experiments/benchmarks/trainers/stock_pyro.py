@@ -1,5 +1,7 @@
 """Unmodified Pyro: ``pyro.module``, ``SVI`` and ``pyro.optim.Adam``. ``--unvalidated`` turns validation off.
 
+The distributions are those of pyrovae's components. Models other than a VAE train by their own programs.
+
 For several draws per datum Pyro offers ``RenyiELBO`` with alpha = 0. This objective takes the logarithm of the mean
 weight of whole batches, so its loss has another value than those of the other contenders, at the same cost. The loss is
 therefore not reported.
@@ -10,38 +12,36 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from experiments.benchmarks.networks import finish, make, state, to_device
+import pyrovae as pv
+from experiments.benchmarks.networks import build, finish, state, to_device
 from experiments.benchmarks.problem import Problem
 from experiments.benchmarks.rounds import serve
 
 
-class VAE(nn.Module):
-    """A VAE as a model and a guide."""
+class Programs(nn.Module):
+    """The distributions of a VAE as a plain model and guide, without the checks of pyrovae's programs."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent: int) -> None:
+    def __init__(self, vae: pv.VAE) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.latent = encoder, decoder, latent
+        self.vae = vae
 
     def model(self, x: Tensor) -> None:
         """Run the joint distribution p(x, z)."""
-        pyro.module("decoder", self.decoder)
+        pyro.module("model", self.vae.model)
         with pyro.plate("data", len(x)):
-            loc = x.new_zeros(len(x), self.latent)
-            z = pyro.sample("z", dist.Normal(loc, torch.ones_like(loc)).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+            z = pyro.sample("z", self.vae.prior())
+            pyro.sample("x", self.vae.likelihood(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """Run the posterior q(z | x)."""
-        pyro.module("encoder", self.encoder)
+        pyro.module("guide", self.vae.guide)
         with pyro.plate("data", len(x)):
-            loc, log_scale = self.encoder(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+            pyro.sample("z", self.vae.posterior(x))
 
 
 def main(problem: Problem, validated: bool) -> None:
@@ -49,7 +49,8 @@ def main(problem: Problem, validated: bool) -> None:
     pyro.enable_validation(validated)
     sizes = problem.sizes
     x = to_device(problem, problem.x)
-    vae = VAE(make(problem, "encoder"), make(problem, "decoder"), sizes.latent)
+    built, _ = build(problem)
+    vae = Programs(built) if isinstance(built, pv.VAE) else built
     objective: Any = RenyiELBO(alpha=0, num_particles=sizes.k, vectorize_particles=True, max_plate_nesting=1)
     facts = {}
     if sizes.k == 1:
