@@ -11,7 +11,7 @@ import torch
 
 import pyrovae as pv
 from experiments import _comparison as comparison
-from experiments.benchmarks import cascade, scaling
+from experiments.benchmarks import cascade, scaling, streaming
 from tests.conftest import small_vae
 
 
@@ -66,3 +66,10 @@ def test_a_measurement_has_times_and_memory() -> None:
     found = scaling.measure(scaling.Options(**sizes), False)
     assert all(value > 0 for value in found.values())
     assert found["memory, MiB"] > 100
+
+
+def test_sources_train_on_the_same_images(tmp_path: Path) -> None:
+    table = streaming.main(streaming.Options(num_data=200, hidden=4, rounds=1, compile=(False,), out=tmp_path))
+    assert list(table.index) == ["28 x 28, eager", "32 x 32 x 3, eager"]
+    assert list(table.columns) == ["memory, ms per step", "mapped file / memory", "Dataset / memory"]
+    assert (tmp_path / "streaming.json").exists()
