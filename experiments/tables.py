@@ -238,7 +238,7 @@ CODES = {name: name for name in ("digits", "masked digits", "letters")} | {
     "matched": "decoded random codes: precision / recall",
 }
 BITS = {"bits/dim": "bits per dimension", "difference": "difference"}
-MODELS = ("ELBO", "IWAE_1000", "difference", "ESS", "k-hat > 0.7", "active units", "seconds")
+COMPONENTS = {"5,000 draws": "NLL, 5,000 encoder draws", "log p(x)": "NLL by log_likelihood", "reliable": "reliable"}
 
 TABLES: dict[str, Callable[[Path], pd.DataFrame | str]] = {
     **{paper: partial(reproduction, paper) for paper in PAPERS},
@@ -258,8 +258,12 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame | str]] = {
     "first rows": first_rows,
     "speed": speed,
     "elbo_vs_iwae": partial(results, "results/elbo_vs_iwae"),
-    "priors": partial(results, "results/priors", columns=MODELS),
-    "posteriors": partial(results, "results/posteriors", columns=MODELS),
+    "published_protocol": partial(results, "results/published_protocol"),
+    "published_protocol, rankings": partial(results, "results/published_protocol_rankings"),
+    "components": partial(results, "results/published_protocol", columns=COMPONENTS),
+    "cascade": partial(results, "benchmarks/cascade"),
+    "scaling": partial(results, "benchmarks/scaling"),
+    "streaming": partial(results, "benchmarks/streaming"),
     "likelihoods": partial(results, "results/likelihoods", columns=BITS),
     "autoencoders": partial(results, "results/autoencoders", columns=CODES),
     "sweep": partial(results, "results/sweep", columns=("ELBO", "IWAE_200", "difference", "error over data")),
