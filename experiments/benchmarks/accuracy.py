@@ -143,8 +143,8 @@ def ways(vae: Any, binarization: str, options: Options) -> dict[str, tuple[Estim
     def annealed(x: Tensor, number: float, seed: int) -> xr.Dataset:
         return tools.ais(vae.model, vae.guide, x, 32, num_temperatures=int(number), seed=seed, **shared)
 
-    def cascade(x: Tensor, precision: float, seed: int) -> xr.Dataset:
-        return tools.log_likelihood(vae.model, vae.guide, x, precision=precision, seed=seed, **shared)
+    def cascade(x: Tensor, precision: float, seed: int, **others: Any) -> xr.Dataset:
+        return tools.log_likelihood(vae.model, vae.guide, x, precision=precision, seed=seed, **shared, **others)
 
     return {
         ENCODER: (partial(evaluate, vae.guide), options.draws),
@@ -153,6 +153,7 @@ def ways(vae: Any, binarization: str, options: Options) -> dict[str, tuple[Estim
         "refined mixture": (refined, options.refined_draws),
         "annealing": (annealed, options.temperatures),
         "log_likelihood": (cascade, options.precisions),
+        "log_likelihood, compiled": (partial(cascade, compile=True), options.precisions),
     }
 
 
