@@ -88,11 +88,15 @@ class Isolation:
 
     @contextmanager
     def adopting(self, *, keep: bool = True) -> Iterator[None]:
-        """Context manager: put every module that runs into evaluation mode, also modules in closures and imports.
+        """Context manager: set each module to evaluation mode when it is called.
+
+        This includes modules that a program reaches through a closure or an import. :meth:`restore` returns to the
+        earlier modes.
 
         Args:
-            keep: If true, :meth:`adopt` also stores the state of the modules, which stay in memory until the end. Use
-                false if a program may create new modules in each run, so that they do not fill the memory.
+            keep: If true, the buffers and plates of these modules are stored too, and this object keeps the modules in
+                memory. If false, only the modes are stored, by weak references. Use false if a program may create new
+                modules in each run.
         """
         thread = threading.get_ident()
 
@@ -148,7 +152,7 @@ def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool =
 
 
 def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
-    """Return the buffers that belong to modules themselves, not to submodules, with copies of their values."""
+    """Return each buffer of the modules, without their submodules: module, name, buffer and a copy of its value."""
     return [
         (module, name, buffer, buffer.detach().clone())
         for module in modules
@@ -200,7 +204,10 @@ def _named_modules(function: Any) -> Iterator[nn.Module]:
 
 
 def _named_values(function: Any) -> Iterator[tuple[str, Any]]:
-    """Yield names and values of the closure, defaults and globals of a function, and of functions among the values."""
+    """Yield the names and values of a function's closure variables, defaults and globals.
+
+    If a value is a function of the same Python module, its variables are yielded too.
+    """
     seen: set[int] = set()
     pending = [function]
     while pending:

@@ -3,10 +3,11 @@ r"""A guide fitted to the posterior of each datum.
 An amortized guide is a poor proposal for importance sampling if its encoder or its family cannot match a posterior. For
 each datum, :class:`Refined` fits a normal density with full covariance to the posterior, in unconstrained coordinates,
 by stochastic linear regression ( :mod:`pyrovae._refinement.regression`). If pilot draws show that the posterior is far
-from normal, short Hamiltonian chains improve the density ( :mod:`pyrovae._refinement.chains`), and two further
-densities split the posterior ( :mod:`pyrovae._refinement.split`). The proposal is a mixture of the guide with wider
-copies of these densities ( :mod:`pyrovae._refinement.mixture`). The mixture is fixed before the draws of the estimate
-are made. Therefore the estimate of p(x) is unbiased, and its logarithm is a lower bound on log p(x) in expectation.
+from normal, short Hamiltonian chains improve the density ( :mod:`pyrovae._refinement.chains`), and two further normal
+densities are fitted, one to each half of the posterior ( :mod:`pyrovae._refinement.split`). The proposal is a mixture
+of the guide with wider copies of these densities ( :mod:`pyrovae._refinement.mixture`). The mixture is fixed before
+the draws of the estimate are made. Therefore the estimate of p(x) is unbiased, and its logarithm is a lower bound on
+log p(x) in expectation.
 
 Source: *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
 2013), for the fit; *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson and
@@ -61,8 +62,8 @@ class Refined:
             autoregressive flows.
 
     Raises:
-        ValueError: When used, if a latent site is discrete, masked, an angle or a point, or if its support depends on
-            other latents.
+        ValueError: When used, if a latent site is discrete or masked, has angles as values (``VonMises``), is a
+            ``Delta`` in the guide, or has a support that depends on other latents.
 
     Source:
         *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
@@ -101,11 +102,11 @@ class Refined:
     # --- the protocol of a proposal -----------------------------------------------------------------------------------
 
     def open(self, problem: Problem) -> None:
-        """Create the map to real vectors for an opened problem, before its first batch."""
+        """Create the map from the latents of a problem to real vectors. Call this method before the first batch."""
         self._spaces, self._fitted = {id(problem): Space(problem)}, None
 
     def width(self, problem: Problem) -> int:
-        """Return the number of data to which densities are fitted together."""
+        """Return the number of data in a batch; densities are fitted to all data of a batch together."""
         return self._spaces[id(problem)].width
 
     def draw(self, problem: Problem, batch: Batch, num_draws: int, noise: Tensor | None = None) -> Drawn:
@@ -129,14 +130,14 @@ class Refined:
         return mixture.log_density(u, target.log_guide(u)) - target.space.values(u)[1]
 
     def mixture(self, problem: Problem, batch: Batch, *, score_guide: bool | None = None) -> tuple[Target, Mixture]:
-        """Return the posteriors of a batch and their mixtures. The first call for a batch fits the densities."""
+        """Return the posterior and the mixture of each datum of a batch. The first call fits the densities."""
         target, fitted = self.fit(problem, batch)
         if score_guide is None:
             score_guide = self._scores_guide(target)
         return target, fitted.mixture(target, self.members, score_guide=score_guide)
 
     def fit(self, problem: Problem, batch: Batch) -> tuple[Target, Refinement]:
-        """Return the posteriors of a batch and the densities fitted to them. The first call for a batch fits them."""
+        """Return the posterior and the fitted densities of each datum of a batch. The first call fits the densities."""
         if self._fitted is None or self._fitted[0] is not batch:
             target = target_of(self._spaces[id(problem)], batch)
             options: Any = {"score_guide": self._scores_guide(target), "batch_size": problem.affordable}
