@@ -97,7 +97,7 @@ class Weighing:
     def _check_program(self, model: Program, guide: Program, args: Any, kwargs: Any, nesting: int | None) -> int:
         """Check that each log-weight depends only on its datum and draw; return the nesting depth of the plates.
 
-        The same draws are scored alone, with other data in the batch, and in one run with a second draw of each datum.
+        The same draws are scored in the given batch, in batches with other data, and in a run with two draws per datum.
 
         Raises:
             ValueError: If the log-weights differ between these runs, if the model uses random numbers outside sample
@@ -155,12 +155,14 @@ class Weighing:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Context manager that adds advice to use Trace_ELBO to the error for a site outside the data plate."""
+        """Context manager: raise a ValueError that mentions Trace_ELBO if a site lies outside the data plate."""
         try:
             yield
         except OutsidePlateError as error:
             name = type(self).__name__
-            raise ValueError(f"{error} {name} is a bound per datum; Trace_ELBO counts such a site once.") from error
+            raise ValueError(
+                f"{error} {name} is a bound per datum. Trace_ELBO counts a site outside the data plate once."
+            ) from error
 
     def _weights(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Weights:
         nesting = self._nesting(model, guide, args, kwargs)

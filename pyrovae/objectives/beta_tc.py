@@ -163,7 +163,8 @@ class BetaTC(Objective):
         if not 2 <= n <= self.data_size:
             raise ValueError(
                 f"BetaTC: a batch has {n} data, but needs at least 2 and at most data_size={self.data_size}. Set "
-                f"data_size to the number of training data, and choose a batch size that leaves no single datum."
+                f"data_size to the number of training data, and choose a batch size for which the last batch has at "
+                f"least 2 data."
             )
         of_pairs = q_fn.log_prob(q["value"].unsqueeze(1)).reshape(n, n, -1)  # draw i, posterior of datum m, dimension j
         log_weight = log_batch_weights(of_pairs, self.data_size, self.weights)

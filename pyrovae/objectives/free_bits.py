@@ -27,10 +27,10 @@ class FreeBits(Objective):
     The maximum compares :math:`\lambda` with the mean of the KL divergence over the batch. If the mean is below
     :math:`\lambda` for a dimension, this dimension gets no gradient from its KL term, so its collapse does not improve
     the objective. The sum over j runs over the dimensions of all latent sites. A site whose prior or posterior does not
-    factorize over its dimensions counts as one dimension. KL divergences are exact if torch has their closed form and,
-    in a hierarchy, the prior of the site depends only on sites that the guide draws before it. Otherwise they are
-    estimated by :math:`\log q(z_j) - \log p(z_j)`. Annealing (``kl_warmup``) multiplies the sum over j, after the
-    maximum is taken. The limit :math:`\lambda` is therefore compared with the divergence before annealing.
+    factorize over its dimensions counts as one dimension. The KL divergence of a site is exact if torch has its closed
+    form. In a hierarchy, the guide must also draw this site after all sites on which its prior depends. Otherwise the
+    divergence is estimated by :math:`\log q(z_j) - \log p(z_j)`. Annealing (``kl_warmup``) multiplies the sum over j,
+    after the maximum is taken. The limit :math:`\lambda` is therefore compared with the divergence before annealing.
 
     Args:
         nats: Lower limit :math:`\lambda`, at least 0. With ``nats=0`` and exact divergences, the objective is the ELBO.

@@ -35,10 +35,10 @@ from pyrovae._waist.weights import Weights
 
 
 class Leaves(Messenger):
-    """Pyro handler that draws latent sites without a value, and replaces the draws by leaves of the autograd graph.
+    """Pyro handler that draws each latent site and replaces the draw by a leaf of the autograd graph.
 
-    Enter the context of this handler outside all other handlers. The other handlers then act on a site first, so its
-    distribution is already expanded when this handler draws.
+    A site that already has a value is not drawn. This handler must be the outermost one: the other handlers then act on
+    a site first, and its distribution is already expanded when this handler draws.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Leaves(Messenger):
 def with_gradient(
     value: Tensor, weights: Weights, densities: Densities, leaves: Leaves, *, model: Tensor, score: Tensor, path: Tensor
 ) -> Tensor:
-    """Return the value of a bound, with the sum of model, score and path part, weighted by coefficients, as gradient.
+    """Return the value of a bound, with another gradient: the weighted sum of the model, score and path parts.
 
     Args:
         value: Bound, summed over the data, shape ``()``.

@@ -125,8 +125,8 @@ class PIWAE(Objective):
         + \frac{\tilde v_{m, k}}{M} \Big( \partial_z \log w_{m, k} \, \partial_\lambda z_{m, k}
         - \partial_\lambda \log q(z_{m, k} \mid x) \Big).
 
-    A parameter that model and guide share, such as the encoder's parameters with a VampPrior, gets both terms: its
-    effect on log p at fixed draws belongs to the model. The loss has the value of ``IWAE(M * K)``.
+    The formula also holds for parameters that model and guide share, such as the encoder's parameters with a
+    VampPrior. The loss has the value of ``IWAE(M * K)``.
 
     Args:
         num_particles: Number of draws in a group, K.

@@ -118,7 +118,7 @@ class MMD(Objective):
         if weights.plate.size < 2:
             raise ValueError(
                 "MMD compares the latents of at least 2 data, got a batch with a single datum. Choose a batch size "
-                "that leaves no single datum."
+                "for which the last batch has at least 2 data."
             )
         discrepancy = mmd_squared(
             _per_datum(posterior, list(posterior), weights.plate.dim),

@@ -28,7 +28,7 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     r"""Pyro's reweighted wake-sleep with weights that are normalized for each datum.
 
     :class:`pyro.infer.ReweightedWakeSleep` adds up the log-weights of the batch before it normalizes them over
-    particles. One particle then takes almost all the weight: for 100 data, only a single draw of the batch determines
+    particles. In a batch of 100 data, a single particle then has almost all the weight, and only its draws determine
     the gradient. Here, the weights are normalized for each datum. The losses of model and guide are
 
     .. math::
@@ -111,7 +111,7 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return the model's wake loss, nats summed over the data, shape ``()``, with the gradients of both losses."""
+        """Return the model's loss, nats summed over the data, shape ``()``, with the gradient of both losses' sum."""
         model_loss, guide_loss = self._loss(model, guide, args, kwargs)
         return model_loss + (guide_loss - guide_loss.detach())
 
