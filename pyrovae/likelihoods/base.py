@@ -39,8 +39,8 @@ class Likelihood(Described):
         name = f"likelihoods.{type(self).__name__}"
         if self.num_parameters > 1 and own < -self.dim:
             raise ValueError(
-                f"{name}: dim={self.dim}, but without batch dimensions, the network's output of shape "
-                f"{tuple(output.shape)} has only {own} dimensions. Use a dim from {-own} to -1, or a network that "
+                f"{name}: dim={self.dim}, but the network's output, shape {tuple(output.shape)}, has only {own} event "
+                f"dimensions. Use a dim from {-own} to -1, or a network that "
                 f"returns images."
             )
         parameters = split(output, self.num_parameters, name, self.dim)

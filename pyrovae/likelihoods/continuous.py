@@ -14,7 +14,10 @@ from pyrovae.likelihoods.base import Likelihood
 
 
 class _LocationScale(Likelihood):
-    """Base of likelihoods with a location from the network and a scale: fixed, learned, or from the network too."""
+    """Base of likelihoods with a location and a scale.
+
+    The network returns the location. The scale is fixed, learned, or returned by the network too.
+    """
 
     log_scale: Tensor
 

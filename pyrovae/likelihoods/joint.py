@@ -65,7 +65,8 @@ class Joint(Described):
         self.column_names = [name for group in self.groups for name in group]
         if not self.column_names or len(set(self.column_names)) < len(self.column_names):
             raise ValueError(
-                f"likelihoods.Joint: columns={self.column_names} must hold at least one column, and each name only once"
+                f"likelihoods.Joint: columns={self.column_names} must hold at least one column and must not repeat a "
+                f"name"
             )
         self.parts = nn.ModuleList(
             [part if isinstance(part, nn.Module) else _Called(part) for part in columns.values()]
@@ -74,7 +75,7 @@ class Joint(Described):
 
     @property
     def columns(self) -> dict[tuple[str, ...], Any]:
-        """The likelihoods, each under the tuple of the names of its columns."""
+        """Dictionary of the likelihoods. Each key is the tuple of the names of the likelihood's columns."""
         return dict(zip(self.groups, self.parts, strict=True))
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:

@@ -61,7 +61,7 @@ def gated_mlp(*shapes: Shape) -> nn.Sequential:
 
 
 def _through(shapes: Sequence[Shape], layer: Callable[[int, int], list[nn.Module]]) -> nn.Sequential:
-    """Return a network with these input, hidden and output shapes, and a linear last layer for real outputs."""
+    """Return a network with the given input, hidden and output shapes. Its last layer is linear."""
     if len(shapes) < 2:
         raise ValueError(f"networks: shapes={tuple(shapes)} must hold an input and an output shape")
     events = [_event(shape) for shape in shapes]
@@ -80,5 +80,5 @@ def _event(shape: Shape) -> tuple[int, ...]:
     for width in event:
         check_whole(width=width)
     if not event or min(event) < 1:
-        raise ValueError(f"an event shape or a width must be positive, got {shape}")
+        raise ValueError(f"a width, and each entry of an event shape, must be at least 1, got {shape}")
     return tuple(map(int, event))  # torch does not accept NumPy integers everywhere

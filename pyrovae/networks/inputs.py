@@ -75,7 +75,7 @@ class Joint(nn.Module):
         if len(inputs) != len(self.event_dims):
             raise ValueError(
                 f"networks.Joint: got {len(inputs)} inputs, of shapes {[tuple(part.shape) for part in inputs]}, but "
-                f"event_dims={self.event_dims} names {len(self.event_dims)} inputs. Give the event dimensions of each."
+                f"event_dims={self.event_dims} has {len(self.event_dims)} entries. Pass one entry for each input."
             )
         flat = [
             part.reshape(*part.shape[: part.ndim - event_dim], -1)
@@ -132,7 +132,7 @@ class _Log1p(nn.Module):
 
 
 class ZeroFilled(nn.Module):
-    """Adapter that passes zero-filled data and the mask of observed entries to a network, if entries are missing.
+    """Adapter for data with missing entries: the network gets the zero-filled data and the mask of observed entries.
 
     Entries are missing where the mask is 0, and where the data are NaN. Without a mask, only NaN means missing.
 

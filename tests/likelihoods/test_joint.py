@@ -111,7 +111,7 @@ def test_values_outside_their_column_are_refused_by_name(column: int, value: flo
 
 
 def test_bad_columns_are_refused() -> None:
-    with pytest.raises(ValueError, match="each name only once"):
+    with pytest.raises(ValueError, match="must not repeat a name"):
         likelihoods.Joint({"a": likelihoods.Bernoulli(mlp(2, 1)), ("a", "b"): likelihoods.Normal(mlp(2, 2))})
     with pytest.raises(ValueError, match="at least one column"):
         likelihoods.Joint({})

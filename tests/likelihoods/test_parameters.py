@@ -64,7 +64,7 @@ def test_dimensions_are_counted_from_the_right(dim: int) -> None:
 
 
 def test_unknown_dimensions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"dim=-3.*has only 1 dimensions.*dim from -1 to -1"):
+    with pytest.raises(ValueError, match=r"dim=-3.*has only 1 event dimensions.*dim from -1 to -1"):
         likelihoods.Beta(networks.mlp(2, 4), dim=-3)(torch.zeros(6, 5, 2))
     with pytest.raises(ValueError, match=r"divisible by 2 in dimension -3"):
         likelihoods.Beta(networks.mlp(2, (3, 4, 4)), dim=-3)(torch.zeros(5, 2))

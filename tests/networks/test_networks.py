@@ -64,8 +64,8 @@ def test_zero_filled_does_not_see_what_is_missing() -> None:
     ("make", "message"),
     [
         (lambda: networks.mlp(3), "input and an output shape"),
-        (lambda: networks.mlp(3, 0, 2), "must be positive"),
-        (lambda: networks.mlp((), 2), "must be positive"),
+        (lambda: networks.mlp(3, 0, 2), "must be at least 1"),
+        (lambda: networks.mlp((), 2), "must be at least 1"),
         (lambda: networks.conv_encoder((28, 28), 4, 4, 4, out_shape=2), "28 x 28 cannot be halved 3 times"),
         (lambda: networks.conv_encoder((28,), 4, out_shape=2), "height, width"),
         (lambda: networks.conv_decoder(2, out_shape=(28, 28)), "at least one layer"),
