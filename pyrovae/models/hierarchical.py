@@ -183,7 +183,7 @@ class _Layered(Program):
     layers: range
 
     def components(self) -> dict[str, Component]:
-        """Return all components by name. The name ``posterior``, for a VampPrior, is the posterior of the top layer."""
+        """Return all components by name, and the top layer's posterior as ``posterior``, which a VampPrior needs."""
         components = super().components()
         return components | {"posterior": components[f"posterior{len(self.layers)}"]}
 

@@ -128,7 +128,7 @@ def run_component(
     if p.batch_shape != batch_shape:
         raise ValueError(
             f"the {role} returned a distribution of batch shape {tuple(p.batch_shape)} and event shape "
-            f"{tuple(p.event_shape)}, expected batch shape {tuple(batch_shape)}, the batch shape of its input. "
+            f"{tuple(p.event_shape)}. The required batch shape is {tuple(batch_shape)}, as in the input. "
             f"Declare event dimensions with .to_event(n), and keep every leading dimension of the input."
         )
     if event_shape is not None and p.event_shape != event_shape:
@@ -167,8 +167,8 @@ def _explain_invalid(
     else:
         remedy = "Rescale the data: subtract their mean and divide by their standard deviation"
     return ValueError(
-        f"the {role} returned a {family} with invalid {parameter} (zero, NaN or infinite), shape {shape}, for inputs "
-        f"of up to {largest:.4g}. {remedy}."
+        f"the {role} returned a {family} with invalid {parameter} (zero, NaN or infinite) of shape {shape}. "
+        f"The largest absolute value of the input is {largest:.4g}. {remedy}."
     )
 
 
@@ -185,7 +185,7 @@ def draw_latent(role: str, site: str, p: Any) -> Tensor:
         raise ValueError(
             f"site {site!r} comes from the posterior with event shape {tuple(event_shape)}, but the {role} has event "
             f"shape {tuple(p.event_shape)}. Give both the same number of latent dimensions; the network of a "
-            f"DiagonalNormal has two outputs for each of them."
+            f"DiagonalNormal has two outputs for each latent dimension."
         )
     return value
 

@@ -196,7 +196,7 @@ def test_bad_components_are_named(images: Tensor) -> None:
     with pytest.raises(ValueError, match="got 1 priors for 2 latent layers"):
         vae.priors = (vae.priors[0],)
     vae.priors = (lambda z2: dist.Normal(z2, 1.0), vae.priors[1])
-    with pytest.raises(ValueError, match=r"prior of z1 .*batch shape \(12, 3\).*expected batch shape \(12,\)"):
+    with pytest.raises(ValueError, match=r"prior of z1 .*batch shape \(12, 3\).*required batch shape is \(12,\)"):
         pv.fit(vae, images, epochs=1)
     with pytest.raises(ValueError, match="n=-1"):
         network("bottom-up").generate(-1)
