@@ -127,7 +127,10 @@ def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None 
 
 
 def _band(size: int, uniform: np.ndarray, units: int) -> np.ndarray:
-    """Return the half-width of a simultaneous band of the ECDF of ``size`` uniform ranks, for all units together."""
+    """Return the half-width of a band around the uniform distribution function, an array like ``uniform``.
+
+    If the ``size`` ranks of each unit are uniform, the ECDFs of all units lie in the band with probability 95% or more.
+    """
     random = np.random.RandomState(0)
     counts = random.multinomial(size, np.full(len(uniform), 1 / len(uniform)), _SIMULATIONS)
     deviation = np.sqrt(uniform * (1 - uniform) / size)

@@ -123,7 +123,7 @@ def _check_bounds(results: Mapping[str, xr.Dataset]) -> None:
         if "k" not in result.dims:
             raise ValueError(
                 f"plots.bounds draws IWAE_k against k, but the result {name!r} has no bounds. Pass results of "
-                f"pyrovae.evaluation.evaluate. plots.differences draws estimates of log p(x)."
+                f"pyrovae.evaluation.evaluate. To draw estimates of log p(x), use plots.differences."
             )
     measures = {name: result.attrs.get("base_measure") for name, result in results.items()}
     if len(set(measures.values())) > 1:
