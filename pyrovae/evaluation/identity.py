@@ -71,7 +71,10 @@ def contents(
 
 
 def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of ``after`` that are new or as in ``before``; both are results of :func:`contents`."""
+    """Return ``after`` without the entries that have another text in ``before``.
+
+    Entries that are only in ``after`` are kept. Both arguments are results of :func:`contents`.
+    """
     return {path: text for path, text in after.items() if before.get(path, text) == text}
 
 
@@ -139,7 +142,10 @@ def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, An
 
 
 def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield closure, default values and globals of a function; of a global module, yield only attributes in use."""
+    """Yield the variables of a function's closure, its default values and its globals, each with its name.
+
+    A global that is a module is replaced by those of its attributes that the code names.
+    """
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
@@ -182,7 +188,10 @@ def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
-    """Return the name of each global that the code loads, paired with all attribute names that the code loads."""
+    """Return the names of the globals that the code loads, each paired with a list of attribute names.
+
+    The list is the same for all globals. It holds every attribute that the code loads from any object.
+    """
     names: dict[str, None] = {}
     attributes: dict[str, None] = {}
     pending = [code]

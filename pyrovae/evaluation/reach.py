@@ -86,7 +86,7 @@ class _Search:
 
     Args:
         problem: An opened problem.
-        narrow: Latent sites of the model, by name, whose support may be larger than the support of the guide's site.
+        narrow: Latent sites of the model, by name, that may have a larger support in the model than in the guide.
     """
 
     def __init__(self, problem: "Problem", narrow: Mapping[str, Site]) -> None:
@@ -176,7 +176,11 @@ def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _other_value(fn: Any, value: Tensor) -> Tensor:
-    """Return random values of a discrete distribution: from its support if this is listed, else near ``value``."""
+    """Return random values of a discrete distribution.
+
+    If the values in the support can be listed, the new values are drawn from this list. Otherwise they differ from
+    ``value`` by 1 to 3.
+    """
     try:
         known = fn.enumerate_support(expand=False).flatten()
     except (NotImplementedError, AttributeError):

@@ -152,7 +152,10 @@ def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint
 
 
 def _batches(problem: Problem, width: int, num_rows: int) -> Iterator[Batch]:
-    """Yield the batches of repeated passes over the data until there are enough rows."""
+    """Yield batches that provide a datum for each of ``num_rows`` rows.
+
+    If there are more rows than data, the data are used repeatedly.
+    """
     for done in range(0, num_rows, problem.size):
         for batch in problem.batches(width):
             start = done + batch.start

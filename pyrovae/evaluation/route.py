@@ -21,14 +21,14 @@ from pyrovae.evaluation.probe.facts import Probe
 
 @dataclass(frozen=True)
 class Drawn:
-    """Draws of a guide for the data of a batch, along a dimension to the left of the program's own plates.
+    """Draws of a guide for the data of a batch, along a dimension to the left of the program's plates.
 
     Attributes:
         values: Values of the latent sites by name, and the indices of subsampling plates.
         log_q: Log-density of the guide, shape ``(num_draws, n)``, nats.
         dims: For each latent site, the dimension of its value that runs over draws, counted from the right.
-        masks: For each run of the guide, masks of its masked latent sites by name. ``None`` for a guide that is fitted
-            to each datum, whose sites cannot be masked.
+        masks: For each run of the guide, the masks of its masked latent sites by name. ``None`` if the guide is fitted
+            to each datum, because such a guide has no masked sites.
         log_joint: log p(x, z) at the draws, shape ``(num_draws, n)``, nats, or ``None`` if it was not computed.
     """
 
@@ -103,7 +103,11 @@ class Route:
             yield self._run_guide(batch, count, given)
 
     def run_once(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> Draws:
-        """Run the guide once at given values of its latents, for many draws or one draw without a draws dimension."""
+        """Run the guide once at given values of its latents.
+
+        If the program can have a dimension of draws, the values hold ``num_draws`` draws along this dimension.
+        Otherwise they hold a single draw and have no such dimension.
+        """
         return self._run_guide(batch, num_draws, values)
 
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:

@@ -71,10 +71,14 @@ class Sampler:
         return torch.cat(parts)
 
     def _plan(self, of_guide: int, of_model: int) -> None:
-        """Choose the numbers of data and draws in a run, given how many log-weights a run of each program can compute.
+        """Choose the number of data in a batch, and the numbers of draws in runs of the guide and of the model.
 
-        A run on few data with many draws is faster than a run on many data with few draws: its matrix products are as
-        large, and it reads fewer data from memory.
+        A run on few data with many draws is faster than a run on many data with few draws. Both have matrix products of
+        the same size, but the first run reads fewer data from memory.
+
+        Args:
+            of_guide: Largest number of log-weights for which a run of the guide fits into memory.
+            of_model: Largest number of log-weights for which a run of the model fits into memory.
         """
         few = max(8, of_model // self.num_draws)
         most = max(1, min(self.problem.size, of_guide // self.num_draws, of_model))
@@ -119,7 +123,11 @@ def check_draws(num_samples: int) -> None:
 
 
 def _even(total: int, most: int) -> int:
-    """Return a chunk size of at most ``most`` that divides ``total`` evenly, unless this would halve the chunks."""
+    """Return a chunk size of at most ``most`` for ``total`` draws.
+
+    All chunks have the same size if this takes less than twice the smallest possible number of chunks. Otherwise the
+    last chunk is smaller than the others.
+    """
     fewest = math.ceil(total / most)
     number = next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)
     return math.ceil(total / number)

@@ -71,8 +71,8 @@ class Redrawn(Given):
     """Handler that samples the observed sites inside a program's plates instead of observing them.
 
     A latent site gets its value from ``values``, or is sampled if it has no value there. Observed sites outside all
-    plates, ``pyro.factor`` and ``pyro.deterministic`` keep their values. If an
-    observed site is sampled, its observed value is stored as ``site["infer"]["obs"]``.
+    plates, ``pyro.factor`` and ``pyro.deterministic`` keep their values. If an observed site is sampled, its observed
+    value is stored as ``site["infer"]["obs"]``.
 
     Args:
         values: Values of latent sites by name, in the shapes that the program draws.
@@ -126,7 +126,7 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
         what = f"equals the arguments {found}" if found else "equals none of the arguments"
         raise ValueError(
             f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model, "
-            f"which have shapes {[tuple(arg.shape) for arg in args]}, so it is not clear which argument simulated data "
+            f"which have shapes {[tuple(arg.shape) for arg in args]}. It is not clear which argument simulated data "
             f"should replace. Observe an argument unchanged, obs=x. If the site depends on no latent site, you can "
             f"leave the site out instead: pyro.poutine.block(model, hide=[{name!r}])."
         )
@@ -134,7 +134,7 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
 
 
 def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
-    """Return the flat indices of an argument's entries that a view of the argument, such as ``x[:, t]``, contains.
+    """Return, for each entry of a view of an argument, such as ``x[:, t]``, its index in the flattened argument.
 
     Returns:
         Indices in the shape of ``observed``, or ``None`` if ``observed`` is not a view of the argument or contains an

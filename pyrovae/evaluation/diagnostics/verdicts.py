@@ -298,9 +298,10 @@ def _rounding(results: "xr.Dataset") -> "xr.DataArray":
 
 
 def _excess(results: "xr.Dataset", precision: float) -> "xr.DataArray":
-    """Return the ratio of ``mcse`` to the precision, after the squared rounding error is subtracted from both squares.
+    """Return the ratio of ``mcse`` to the wanted precision.
 
-    The ratio is NaN if the rounding error is not smaller than the precision.
+    The square of the rounding error is first subtracted from the square of ``mcse`` and from the square of the
+    precision. The ratio is NaN if the rounding error is not smaller than the precision.
     """
     rounding = _rounding(results)
     left = (precision**2 - rounding**2).where(rounding < precision)
@@ -335,7 +336,11 @@ def _count(results: "xr.Dataset") -> int:
 
 
 def _num_samples(results: "xr.Dataset") -> int:
-    """Return the number of weights per datum of a result, which must hold k-hat from more than 20 weights."""
+    """Return the number of weights per datum of a result.
+
+    Raises:
+        ValueError: If the result holds no k-hat, or has 20 weights per datum or fewer.
+    """
     if "pareto_k" not in results:
         raise ValueError(
             f"these results of {results.attrs.get('estimator', 'unknown origin')} hold no 'pareto_k', so the number of "

@@ -239,7 +239,7 @@ def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
 
 
 def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Return the latents of a batch, with a dimension of draws, from a single draw of the latents of all data."""
+    """Select the latents of a batch from one draw for all data, and add a dimension of draws, of size one."""
     selected = {}
     for name, site in space.sites.items():
         ndim = space.problem.nesting + 1 + site["fn"].event_dim

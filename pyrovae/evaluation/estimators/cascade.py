@@ -8,10 +8,11 @@ A datum passes through up to three stages:
 3. *annealed*: annealed importance sampling from the fitted densities and the guide. The number of temperatures is
    doubled until the estimate is reliable or the budget is spent.
 
-Each stage makes new draws from a proposal that is fixed before these draws. Separate pilot draws decide whether a datum
-gets the first stage, so the draws of this stage rarely decide whether its estimate is kept. In the second stage,
-however, an estimate is kept if the k-hat and the Monte Carlo error of its own draws are small enough. This rule favours
-draws without a large weight. It therefore lowers the mean of the estimates, by a fraction of their reported error.
+Each stage makes new draws from a proposal that is fixed before these draws. Separate pilot draws decide whether the
+first stage runs for a datum. The estimate of the first stage is therefore rarely rejected because of the draws from
+which it was computed. In the second stage, however, an estimate is kept if the k-hat and the Monte Carlo error of its
+own draws are small enough. This rule favours draws without a large weight. It therefore lowers the mean of the
+estimates, by a fraction of their reported error.
 
 An estimate is reliable if three conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
 its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No other
@@ -162,7 +163,7 @@ class Cascade:
         self.space: Space | None = None
 
     def open(self) -> int:
-        """Determine whether densities can be fitted to the latent sites, and return the number of data in a batch."""
+        """Determine whether densities can be fitted to the posteriors, and return the number of data in a batch."""
         self.problem.check_reach()
         try:
             self.space = Space(self.problem)
@@ -240,7 +241,10 @@ class Cascade:
 
 
 def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
-    """Add the variables ``estimator`` and ``reliable``; the k-hat values of all data are judged together."""
+    """Return the result with the variables ``estimator`` and ``reliable`` and the fraction of reliable data.
+
+    The k-hat values of all data with the same number of draws are judged together.
+    """
     computed = ~np.isnan(result.stage.values.astype(float))  # rows of data that raised an error are NaN
     reliable = computed & (result.mcse <= precision).values & ~(result.disagrees.values == 1)
     for draws in np.unique(result.draws.values[computed]):

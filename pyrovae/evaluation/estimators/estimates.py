@@ -34,7 +34,7 @@ class Estimates:
         self.evaluations = torch.zeros(size, dtype=torch.float64)
 
     def put(self, indices: Tensor, found: dict[str, Tensor], *, stage: int, draws: int, evaluations: float) -> None:
-        """Store new estimates of the data at ``indices``; a value that is not finite replaces only NaN."""
+        """Store new estimates of the data at ``indices``; an estimate that is not finite replaces only NaN."""
         indices = indices.cpu()
         values = {name: column.detach().double().cpu() for name, column in found.items()}
         better = values["log_likelihood"].isfinite() | self.log_likelihood[indices].isnan()
@@ -51,7 +51,7 @@ class Estimates:
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 
     def disagrees(self) -> Tensor:
-        """Return true for each datum with another estimate that exceeds the current one by more than errors allow."""
+        """Return true for each datum whose current estimate is several standard errors below an earlier one."""
         found = torch.zeros(len(self.stage), dtype=torch.bool)
         others = ((self.highest, self.highest_mcse), (self.pilot, self.pilot_mcse))
         for value, error in others:
@@ -73,7 +73,7 @@ class Estimates:
         }
 
     def _remember(self, indices: Tensor) -> None:
-        """Record the current estimate of each datum at ``indices``, with its error, if it is the highest so far."""
+        """Update the highest estimates so far, and their errors, from the current estimates at ``indices``."""
         before, error = self.log_likelihood[indices], self.mcse[indices]
         higher = before.isfinite() & ~(before <= self.highest[indices])
         self.highest[indices[higher]], self.highest_mcse[indices[higher]] = before[higher], error[higher]

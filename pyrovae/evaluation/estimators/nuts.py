@@ -1,16 +1,17 @@
 r"""A reference for a few data: draws from the posterior by NUTS, and log p(x) from these draws by bridge sampling.
 
-Let :math:`u_i` be :math:`n_1` draws from the posterior. Let :math:`\tilde u_j` be :math:`n_2` draws from a normal
-density g, which is fitted to other draws from the posterior. With :math:`l(u) = p(x, u) / g(u)` and
-:math:`s_m = n_m / (n_1 + n_2)`, the optimal bridge estimate is the fixed point of
+Let :math:`u_i` be correlated draws from the posterior with the effective sample size :math:`n_1`. Let
+:math:`\tilde u_j` be :math:`n_2` independent draws from a normal density g, which is fitted to other draws from the
+posterior. With :math:`l(u) = p(x, u) / g(u)` and :math:`s_m = n_m / (n_1 + n_2)`, the optimal bridge estimate is the
+fixed point of
 
 .. math::
-    \hat p = \frac{\frac1{n_2} \sum_j l(\tilde u_j) / (s_1 l(\tilde u_j) + s_2 \hat p)}
-                  {\frac1{n_1} \sum_i 1 / (s_1 l(u_i) + s_2 \hat p)},
+    \hat p = \frac{\mathrm{mean}_j\; l(\tilde u_j) / (s_1 l(\tilde u_j) + s_2 \hat p)}
+                  {\mathrm{mean}_i\; 1 / (s_1 l(u_i) + s_2 \hat p)}.
 
-where :math:`n_1` is the effective sample size of the correlated draws. The relative error is the square root of
+The relative error is the square root of
 :math:`\mathrm{Var}(f_1) / (n_1 \bar f_1^2) + \mathrm{Var}(f_2) / (n_2 \bar f_2^2)`, where :math:`f_1` are the terms of
-the sum over i and :math:`f_2` those of the sum over j.
+the mean over i and :math:`f_2` are the terms of the mean over j.
 """
 
 import math

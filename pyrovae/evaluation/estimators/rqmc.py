@@ -153,7 +153,7 @@ def _log_weights(problem: Problem, batch: Batch, num_samples: int, num_replicate
 
 
 def _refined_log_weights(problem: Problem, batch: Batch, num_samples: int, num_replicates: int) -> Tensor:
-    """Return log-weights of a batch for a refined guide, whose normal components are drawn from Sobol points."""
+    """Return log-weights of a batch for a refined guide that computes its normal draws from Sobol points."""
     assert problem.proposal is not None
     mean = problem.proposal.normal(problem, batch).mean
     runs = []
@@ -176,7 +176,7 @@ def _points(num_points: int, num_data: int, dim: int) -> Tensor:
 
 
 def _own(shape: Sequence[int], fn: Any, nesting: int) -> Sequence[int]:
-    """Return the shape of a site's value without the dimensions of enumerated sites to the left of all plates."""
+    """Return the shape of a site's value without the leading dimensions that belong to enumerated sites."""
     return shape[max(0, len(shape) - nesting - fn.event_dim) :]
 
 

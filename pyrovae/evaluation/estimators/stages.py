@@ -20,7 +20,7 @@ LEAST_ACCEPTANCE = 0.3  # chains with a lower acceptance hardly move, and their 
 
 
 class Stages:
-    """The stages *refined* and *annealed*, for the data of a batch that draws from the guide do not estimate reliably.
+    """The stages *refined* and *annealed*, for the data without a reliable estimate from the stage *guide*.
 
     Args:
         problem: A model, a guide and data.
@@ -64,7 +64,10 @@ class Stages:
         self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=num_samples)
 
     def improve(self, indices: Tensor) -> None:
-        """Refit the densities of the data at ``indices`` by chains that start at draws from their mixtures."""
+        """Improve the densities that were fitted to the data at ``indices``.
+
+        The new densities are fitted to the states of short chains, which start at draws from the current mixtures.
+        """
         inside = torch.isin(self.pending, indices).nonzero().flatten()
         if not len(inside):
             return
@@ -105,7 +108,10 @@ def cost(temperatures: int) -> int:
 
 
 def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return estimates and errors that account for stratification; NaN for data without a finite estimate."""
+    """Return the estimates of log p(x) from stratified draws, and their standard errors, nats.
+
+    Both are NaN for a datum whose estimate in ``found`` is not finite.
+    """
     estimate, mcse = drawn.double().log_likelihood()
     rounding = bounds.rounding_error(drawn.log_weights)
     known = found["log_likelihood"].isfinite()

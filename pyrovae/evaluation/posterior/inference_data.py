@@ -181,8 +181,8 @@ class _Groups:
     def _add_given(self, parts: dict[str, list[Tensor]], site: Site, *, first: bool) -> None:
         """Add the columns of a site from a run of the model at posterior draws.
 
-        The columns of a latent site hold its values. The columns of an observed site hold its log-probabilities, if
-        they are requested, and in the ``first`` run also the observed values.
+        For a latent site, its values are added. For an observed site, its log-probabilities are added if they were
+        requested, and its observed values are added if ``first`` is true.
         """
         if not site["is_observed"]:
             self._add_value(parts, "posterior", site, site["value"])

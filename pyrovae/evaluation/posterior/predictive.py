@@ -156,7 +156,7 @@ class PosteriorDraws:
         return torch.multinomial(self.smoothed.exp().T, num_draws, replacement=True).T.to(self.log_weights.device)
 
     def take(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the sites' values at chosen draws; ``chosen`` holds the indices of each datum, ``(num_draws, n)``."""
+        """Return the sites' values at the draws with the indices ``chosen``, shape ``(num_draws, n)``."""
         taken = {}
         for name, value in self.values.items():
             shape = [1] * value.ndim
@@ -261,7 +261,7 @@ class Posterior:
             yield part, {**given, **batch.subsample}
 
     def _first(self, value: Tensor, name: str) -> Tensor:
-        """Remove the dimensions of a value, all of size one, that lie to the left of the dimension of draws."""
+        """Return a value without the dimensions to the left of the dimension of draws, which have size one."""
         return value.reshape(value.shape[self.problem.probe.draws_dim(name) :])
 
 

@@ -37,7 +37,7 @@ class GuideDraws(Messenger):
 
 
 class _InModel(Messenger):
-    """Handler of the model that turns off enumeration of the guide's sites, and records sites that stay enumerated."""
+    """Handler for the model. It turns off enumeration of the guide's sites, and records the other enumerated sites."""
 
     def __init__(self, guide: GuideDraws) -> None:
         super().__init__()
@@ -84,9 +84,10 @@ def draw_summed_out(
         model: Pyro program of p(x, y, z) that enumerates y.
         args: Arguments of the model.
         values: Values of the other latent sites z, and indices of subsampling plates, by name.
-        num_draws: Number of draws in the values.
+        num_draws: Number of draws that ``values`` hold for each site.
         plate: Name of the data plate.
-        nesting: Nesting depth of the program's own plates; ``None`` for values without a dimension of draws.
+        nesting: Nesting depth of the program's plates, without the plate of draws. ``None`` if ``values`` have no
+            dimension of draws.
         kwargs: Keyword arguments of the model.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A check that data which the first run did not score lie in the support of the likelihood."""
+"""A check that all data lie in the support of the likelihood, including data that the first run did not score."""
 
 from typing import Any
 

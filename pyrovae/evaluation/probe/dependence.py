@@ -81,7 +81,7 @@ class Dependence:
         return Outcome(True, False, reason)
 
     def all_data(self, one: Reference) -> Outcome:
-        """Determine whether a program that must score all data at once can have a dimension of draws.
+        """Determine, for a program that must score all data at once, whether it can have a dimension of draws.
 
         Raises:
             ValueError: If the model draws random numbers outside sample sites.
@@ -97,12 +97,15 @@ class Dependence:
         return Outcome(False, agrees, reason)
 
     def _check_few_data(self, one: Reference) -> None:
-        """Call ``check_other_data`` if the first run has so few data that the second run could miss a dependence."""
+        """Call ``check_other_data`` if the first run has fewer than ``FEW_DATA`` data.
+
+        With so few data, the second run may miss that a log-weight depends on another datum.
+        """
         if one.size < FEW_DATA:
             self.check_other_data(one, with_guide=self.repeats)
 
     def check_other_data(self, one: Reference, *, with_guide: bool = False) -> None:
-        """Replace some data by copies of the kept data, and check that the log-weights of the kept data do not change.
+        """Check that the log-weights of some data do not change if copies of these data replace all other data.
 
         Args:
             one: The first run.
@@ -128,14 +131,14 @@ class Dependence:
     def _agrees(self, one: Reference, few: int | None, *, draws: int | None) -> tuple[bool, str]:
         """Score the draws of the first run in a second run, with other draws or fewer data, and compare the runs.
 
-        If the second run has fewer data, it leaves out each datum that a program may use as a reference: the first, the
-        last, the middle, the largest and the smallest.
+        If the second run has fewer data, it leaves out the data that a program may use as references, see
+        :meth:`_start`.
 
         Args:
             one: The first run.
             few: Number of data in the second run; ``None`` for all data.
-            draws: Number of draws in the second run; ``None`` for the draw of the first run without a dimension of
-                draws.
+            draws: Number of draws in the second run. If ``None``, the second run scores only the draw of the first run,
+                without a dimension of draws.
 
         Returns:
             True and an empty text if the log-weights agree; otherwise false and the reason.
@@ -167,7 +170,11 @@ class Dependence:
         return True, ""
 
     def _start(self, one: Reference, few: int) -> int:
-        """Return the start of ``few`` data that exclude the first, middle, last, largest and smallest; 1 if none do."""
+        """Return the first index of ``few`` consecutive data that a program is unlikely to use as references.
+
+        The range excludes the first, the middle and the last datum, and the data with the largest and the smallest
+        mean. If no range excludes all of these, 1 is returned.
+        """
         references = {0, one.size - 1, one.size // 2}
         x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)
         if x is not None and len(x) == one.size:
@@ -177,7 +184,10 @@ class Dependence:
         return next((start for start in starts if not references & set(range(start, start + few))), 1)
 
     def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
-        """Return the largest difference between the terms of the log-weights of two runs, nats; 0 up to rounding."""
+        """Return the largest difference between the log-weights of two runs, or between their terms, nats.
+
+        The terms are the log-densities of likelihood, prior and guide. A difference within rounding errors counts as 0.
+        """
         data = slice(None) if some is None else slice(some.start, some.stop)
         if one.densities is None or two.densities is None:  # the guide's density is not known separately
             return largest_difference(two.log_weights[:1], one.log_weights[:, data]) if self.repeats else 0.0

@@ -32,7 +32,7 @@ class Probe:
 
     Attributes:
         plate: The data plate of a run.
-        nesting: Nesting depth of the program's own plates.
+        nesting: Nesting depth of the program's plates, without the plate of draws.
         cuttable: True if the program runs on any number of data.
         vectorize: True if many draws are made in one run.
         enumerates: True if sites of the guide are enumerated, so that guide and model run together.

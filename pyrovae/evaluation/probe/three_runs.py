@@ -2,9 +2,9 @@
 
 1. Guide and model run with validation for one draw of some data. The run finds the plates. It checks that model and
    guide have the same latent sites, and that the data lie in the support of the likelihood.
-2. Guide and model run for two draws of three of these data. One of the draws is that of the first run. The
-   log-weights of this draw must not change, because a log-weight may depend neither on other draws nor on other data.
-3. Guide and model run for eleven draws of three data. The bytes of all tensors that they create determine the size of
+2. Guide and model run on only three of these data, with two draws. The first draw is that of the first run. Its
+   log-weights must not change, because a log-weight may depend neither on other draws nor on other data.
+3. Guide and model run on three data with eleven draws. The bytes of all tensors that they create determine the size of
    batches.
 
 In the second and third run, the density of the model must not depend on random numbers drawn outside sample sites.
@@ -86,8 +86,8 @@ def _check_plate(one: Reference, size: int) -> None:
     plate = one.weights.plate
     if size not in (plate.size, plate.full_size):
         raise ValueError(
-            f"the data plate {plate.name!r} has size {plate.size} but x has {size} data. Make the size of the plate "
-            f"the number of data, or name another plate with plate=."
+            f"the data plate {plate.name!r} has size {plate.size} but x has {size} data. Set the size of the plate "
+            f"to the number of data, or name another plate with plate=."
         )
 
 

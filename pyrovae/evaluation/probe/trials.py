@@ -31,7 +31,7 @@ class Reference:
 
     @property
     def nesting(self) -> int:
-        """Nesting depth of the program's own plates."""
+        """Nesting depth of the program's plates, without the plate of draws."""
         return self.weights.nesting
 
     @property
@@ -56,7 +56,7 @@ class Reference:
 
     @property
     def depth(self) -> int | None:
-        """Nesting depth of the program's own plates if the guide enumerates sites, otherwise ``None``."""
+        """The same as ``nesting`` if the guide enumerates sites, otherwise ``None``."""
         return self.nesting if self.enumerates else None
 
     @property
@@ -100,7 +100,7 @@ class Trials:
         return len(self.data)
 
     def few(self, count: int, *, cuttable: bool) -> int:
-        """Return ``count``, or the number of all data if there are fewer or the program must score all of them."""
+        """Return the smaller of ``count`` and the number of data; if ``cuttable`` is false, the number of data."""
         return min(count, self.size) if cuttable else self.size
 
     def args(self, size: int, start: int = 0) -> tuple[Any, ...]:
@@ -132,8 +132,8 @@ class Trials:
             size: Number of data.
             values: Values of latent sites, which replace draws, and indices of subsampling plates, by name.
             draws: Number of draws.
-            nesting: Nesting depth of the program's own plates, for a run with a dimension of draws.
-            depth: Nesting depth of the program's own plates, for a run without a dimension of draws whose values have
+            nesting: Nesting depth of the program's plates, if the run has a dimension of draws to their left.
+            depth: Nesting depth of the program's plates, if the run has no dimension of draws and ``values`` have
                 dimensions of enumerated sites.
             start: Index of the first datum.
             validate: If true, Pyro validates the run.
@@ -174,8 +174,8 @@ class Trials:
         """Exclude from later runs the data for which the program raises an error.
 
         Args:
-            passing: Indices of the data that the program has scored without an error. Data after the last of these data
-                are kept.
+            passing: Indices of the data that the program has scored without an error. Data with a larger index than all
+                of these are kept.
         """
         self.finite = torch.cat([passing, self.finite[self.finite > passing.max()]])
 

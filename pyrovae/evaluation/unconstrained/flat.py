@@ -1,4 +1,4 @@
-"""Densities of any number of data and draws by compiled graphs of one constant size.
+"""Densities for any number of data and draws, computed by compiled graphs of one fixed size.
 
 A compiled graph has fixed shapes, and its compilation takes seconds. The stages of the cascade work on the data that
 earlier stages have not estimated reliably. The number of these data differs between batches. Therefore each pair of a
@@ -19,15 +19,15 @@ ROWS = 640  # pairs in a graph; matrix products of this size are as fast per row
 
 
 class FlatTarget(Target):
-    """A target whose log p(x, u) and gradient are computed by graphs of pairs of a datum and a vector u.
+    """A target that computes log p(x, u) and its gradient by compiled graphs with a fixed number of rows.
 
-    The guide and the intermediate densities of annealing are not compiled. Pairs that do not fill half a graph are not
-    compiled either.
+    Each row is a pair of a datum and a vector u. Pairs that fill less than half of a graph are scored without
+    compilation. The guide and the intermediate densities of annealing are not compiled either.
 
     Args:
         space: The map to real vectors.
         batch: A batch of data.
-        is_checked: If true, the supports of the latents are known to be those of the space.
+        is_checked: True if the latent sites of the batch have already been checked against ``space``.
     """
 
     def __init__(self, space: Space, batch: Batch, *, is_checked: bool = False) -> None:
@@ -59,11 +59,16 @@ class FlatTarget(Target):
         return torch.cat(values).reshape(u.shape[:2]), torch.cat(gradients).reshape(u.shape)
 
     def _are_few(self, u: Tensor) -> bool:
-        """Return whether the pairs fill less than half a graph."""
+        """Return true if the pairs of a datum and a vector u fill less than half of a graph."""
         return 2 * len(u) * self.size < self.rows
 
     def _in_parts(self, u: Tensor, *, with_gradient: bool) -> list[list[Tensor]]:
-        """Return log p(x, u), and its gradient if asked, in parts; the pairs of a part are in one dimension."""
+        """Return log p(x, u) of all pairs of a datum and a vector u, and its gradient if requested.
+
+        Returns:
+            A list for each chunk of n pairs: log p(x, u), shape ``(n,)``, nats, and, if requested, its gradient, shape
+            ``(n, D)``.
+        """
         pairs, found = u.flatten(0, 1), list[list[Tensor]]()
         datum = torch.arange(len(pairs), device=u.device) % self.size
         for start in range(0, len(pairs), self.rows):
@@ -91,7 +96,7 @@ class FlatTarget(Target):
         return self._densities(part, u, with_gradient) if graph is None else list(graph(*inputs))
 
     def _densities(self, part: Batch, u: Tensor, with_gradient: bool) -> list[Tensor]:
-        """Return log p(x, u) of the pairs of data and vectors u, shape ``(n,)``, and its gradient if asked."""
+        """Return log p(x, u) of pairs of a datum and a vector u, shape ``(n,)``, and its gradient if requested."""
         target = Target(self.space, part, amortized=True, is_checked=True, compiles=False)
         if with_gradient:
             value, gradient = target.value_and_gradient(u[None])
@@ -100,7 +105,11 @@ class FlatTarget(Target):
 
 
 def target_of(space: Space, batch: Batch) -> Target:
-    """Return the target of a batch for estimators that work on changing numbers of its data."""
+    """Return the target of a batch.
+
+    With the option ``compile``, the target is a :class:`FlatTarget` if the program supports this. The targets of
+    subsets of the batch then use the same compiled graph.
+    """
     problem = space.problem
     if problem.options["compile"] and problem.vectorize and problem.probe.cuttable:
         return FlatTarget(space, batch)

@@ -35,8 +35,8 @@ class Space:
 
     Attributes:
         sites: Latent sites of model and guide, by name.
-        noise: Auxiliary sites of the guide by name. Their values are the real coordinates u of latent sites that the
-            guide computes from them.
+        noise: Auxiliary sites of the guide, by name. Their values are real coordinates u, from which the guide computes
+            the values of latent sites.
         dim: Length of a vector u, D.
 
     Raises:
@@ -85,7 +85,7 @@ class Space:
 
     @property
     def width(self) -> int:
-        """Number of data to which densities are fitted together, so that a run stays within the memory bound."""
+        """Number of data in a batch when a density is fitted to the posterior of each datum."""
         return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
 
     @property
@@ -124,7 +124,10 @@ class Space:
         )
 
     def _check_noise(self, values: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> None:
-        """Check that auxiliary sites hold the real coordinates of the latent sites computed from them, in order."""
+        """Check that the auxiliary sites hold the real coordinates of the latent sites, in the order of these sites.
+
+        The check includes only latent sites that the guide computes from auxiliary sites.
+        """
         if not self.noise:
             return
         noise = [self._flat(values[name]) for name in self.noise]
@@ -173,7 +176,7 @@ class Space:
         return values, log_det
 
     def given_to_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the values at u of the sites that the guide draws, including auxiliary sites, by name."""
+        """Return, by name, the values at u for every site that the guide draws, including auxiliary sites."""
         if not self.noise:
             return values
         real = self._split(u, self.shapes)

@@ -118,11 +118,11 @@ class Target:
 class _Part(Target):
     """Target of some data of a batch, for a program that must score all data of the batch together.
 
-    In each run, the other data of the batch keep the values of one draw from the guide.
+    The latents of all other data in the batch have fixed values, which are one draw from the guide.
 
     Args:
         whole: Target of the batch.
-        indices: Indices of the chosen data in the batch, shape ``(n,)``.
+        indices: Indices, in the batch, of the data in the subset, shape ``(n,)``.
     """
 
     def __init__(self, whole: Target, indices: Tensor) -> None:
@@ -131,28 +131,28 @@ class _Part(Target):
         self.others = whole.draw(1)[0]
 
     def subset(self, indices: Tensor) -> Target:
-        """Return the target of some of the chosen data."""
+        """Return the target of some data of the subset, given by indices in the subset."""
         return _Part(self.whole, self.indices[indices])
 
     def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
-        """Draw u from the guide for the chosen data, and return it with log q(u | x)."""
+        """Draw u from the guide for the data in the subset, and return it with log q(u | x)."""
         u, log_q = self.whole.draw(num_draws)
         return u[:, self.indices], log_q[:, self.indices]
 
     def log_joint(self, u: Tensor) -> Tensor:
-        """Return log p(x, u) of the chosen data."""
+        """Return log p(x, u) of the data in the subset, shape ``(num_draws, n)``, nats."""
         return self.whole.log_joint(self._filled(u))[:, self.indices]
 
     def log_guide(self, u: Tensor) -> Tensor:
-        """Return log q(u | x) of the chosen data."""
+        """Return log q(u | x) of the data in the subset, shape ``(num_draws, n)``, nats."""
         return self.whole.log_guide(self._filled(u))[:, self.indices]
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x, u) and log q(u | x) of the chosen data."""
+        """Return log p(x, u) and log q(u | x) of the data in the subset, each of shape ``(num_draws, n)``, nats."""
         return self.log_joint(u), self.log_guide(u)
 
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return an intermediate log-density of annealing for the chosen data, and its gradient."""
+        """Return an intermediate log-density of annealing for the data in the subset, and its gradient."""
         value, gradient = self.whole.value_and_gradient(self._filled(u), beta)
         return value[:, self.indices], gradient[:, self.indices]
 
