@@ -171,8 +171,8 @@ def _load(path: Path, payload: BinaryIO, device: str) -> Any:
         if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise ArchiveError(
                 f"{str(path)!r} holds a tensor of shape {tuple(tensor.shape)} in only "
-                f"{tensor.untyped_storage().nbytes()} bytes, too few for its entries. pyrovae does not write such files. "
-                f"Get the file from a source that you trust."
+                f"{tensor.untyped_storage().nbytes()} bytes, too few for its entries. pyrovae does not write such "
+                f"files. Get the file from a source that you trust."
             )
     return content
 
