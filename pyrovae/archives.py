@@ -114,7 +114,7 @@ def read(path: Path, check: Callable[[Any], None] | None = None) -> Any:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder."""
+    """Remove the temporary files of killed processes from a folder."""
     for path in folder.glob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
 
@@ -170,16 +170,17 @@ def _load(path: Path, payload: BinaryIO, device: str) -> Any:
     for tensor in tree_leaves(content):
         if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise ArchiveError(
-                f"{str(path)!r} holds a tensor of shape {tuple(tensor.shape)} in {tensor.untyped_storage().nbytes()} "
-                f"bytes. pyrovae does not write such files. Get the file from a source that you trust."
+                f"{str(path)!r} holds a tensor of shape {tuple(tensor.shape)} in only "
+                f"{tensor.untyped_storage().nbytes()} bytes, too few for its entries. pyrovae does not write such "
+                f"files. Get the file from a source that you trust."
             )
     return content
 
 
 def _not_plain(path: Path) -> ArchiveError:
     return ArchiveError(
-        f"{str(path)!r} holds objects other than tensors and plain values, and was not read because that could run "
-        f"code. Get the file from a source that you trust."
+        f"{str(path)!r} holds objects other than tensors and plain values. It was not read, because reading it could "
+        f"run code. Get the file from a source that you trust."
     )
 
 

@@ -1,4 +1,7 @@
-"""Repr of components, which shows their arguments, and description of components, which lists their constants."""
+"""Repr of a component, which shows its constructor arguments, and :func:`describe`, which returns its constants.
+
+Constants are the public attributes and buffers that are not in the state dict.
+"""
 
 import inspect
 from dataclasses import fields, is_dataclass
@@ -124,7 +127,10 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
 
 
 def _initialization(public: dict[str, Any]) -> dict[str, Any]:
-    """Return the initialization function of an autoguide without the initial values, which Pyro trains in place."""
+    """Return the ``init_loc_fn`` of an autoguide, by name, without the argument ``values``; empty for other modules.
+
+    The initial values are not constants, because Pyro changes these tensors in training.
+    """
     match public.get("init_loc_fn"):
         case partial(func=function, args=args, keywords={"values": _, **others}):
             return {"init_loc_fn": partial(function, *args, **others)}
@@ -160,7 +166,7 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_tensor(tensor: Tensor) -> Any:
-    """Return the entries of a small tensor, and the shape and a fingerprint of a large one."""
+    """Return the entries of a small tensor, or the shape and the fingerprint of a large one."""
     if tensor.is_meta:
         return list(tensor.shape)
     return tensor.tolist() if tensor.numel() <= 8 else f"{tuple(tensor.shape)} {fingerprint((tensor,))}"

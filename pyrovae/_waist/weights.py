@@ -8,17 +8,17 @@ with one value per draw and datum. The computation has three steps:
 
 1. :func:`pyrovae._waist.draws.run_guide` draws z;
 2. :func:`pyrovae._waist.draws.run_model` runs the model at these draws;
-3. :func:`weigh` sums the log-probabilities of the sites of both runs, and takes the difference of model and guide.
+3. :func:`weigh` sums the log-probabilities of the sites of each run, and subtracts the guide's sum from the model's.
 
 The draws are a plate outside all plates of the program. In :func:`pyrovae._waist.summation.sum_per_datum`, the
-log-probability of every site is summed over all dimensions except the draws and the data. Masks are applied. A discrete
-site :math:`y` that model or guide enumerate is summed out exactly by Pyro's variable elimination,
+log-probability of every site is summed over all dimensions except the draws and the data. Masked entries count as 0. A
+discrete site :math:`y` that model or guide enumerate is summed out exactly by Pyro's variable elimination,
 
 .. math:: \log w_n^{(k)} = \log \sum_y p(x_n, y, z_{n, y}^{(k)}) / q(z_{n, y}^{(k)} \mid x_n, y),
 
-whether or not the guide has a posterior of y, because :math:`q(y \mid x)` does not affect the sum. A masked site that
-is summed out keeps its probabilities, as in :class:`pyro.infer.TraceEnum_ELBO`. The probabilities sum to one, and sites
-without a mask may depend on the value of the masked site. A draw outside the model's support has weight zero.
+whether or not the guide has a posterior of y, because :math:`q(y \mid x)` does not affect the sum. The mask of a site
+that is summed out is ignored, as in :class:`pyro.infer.TraceEnum_ELBO`. Unmasked sites may depend on this site; if no
+site does, the site's probabilities sum to one. A draw outside the model's support has weight zero.
 
 Only the model's sites and the guide's latent sites belong to log p(x). A :func:`pyro.factor` or an observed site in the
 guide is part of a training loss. By default, log-weights are not multiplied by scales. The scale of a subsampling plate
@@ -56,7 +56,7 @@ class Weights(NamedTuple):
         nesting: Nesting depth of the program's own plates.
         outside: Names of the observed sites outside the data plate. Their log-probabilities are not part of a weight.
         unreparameterized: Names of the guide's latent sites that are not enumerated and have no reparameterized draws.
-        densities: The terms of the log-weights; ``None`` if enumerated sites are summed out.
+        densities: Likelihood, prior and guide terms of the log-weights; ``None`` if enumerated sites are summed out.
         model_sites: Sample sites of the model's run.
         guide_sites: Sample sites of the guide's run.
         chosen: Indices that subsampling plates chose, by name of the plate.
@@ -75,7 +75,7 @@ class Weights(NamedTuple):
 
     @property
     def of_model(self) -> Sequence[Tensor]:
-        """The model's terms of the log-weights, or the log-weights themselves if enumerated sites are summed out."""
+        """The likelihood and prior terms of the log-weights, or the log-weights if enumerated sites are summed out."""
         return (self.log_weights,) if self.densities is None else self.densities[:2]
 
 
@@ -100,15 +100,15 @@ def importance_weights(
         args: Arguments of model and guide, which include the data.
         num_draws: Number of draws of z per datum.
         kwargs: Keyword arguments of model and guide.
-        nesting: Nesting depth of the program's own plates. All draws are then made in one run, along the next dimension
-            to the left. By default the program runs once for every draw.
+        nesting: Nesting depth of the program's own plates. If the depth is given, one run makes all draws, in the next
+            dimension to the left of these plates. By default, the program runs once for every draw.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
-        for_loss: If true, the weights are part of a training loss. Then the scales of single sites (annealing) multiply
-            their log-probabilities, and the weights include factors and observed sites of the guide. The scale of the
-            data plate, and a scale that all sites share, do not multiply the log-probabilities; they are returned as
-            ``scale``.
-        values: Values that replace draws, by name of the site: for a latent site a value with a dimension of draws, for
-            a subsampling plate the indices of its data. A plate without a value chooses its data once for all draws.
+        for_loss: If true, the weights are part of a training loss. They then include factors and observed sites of the
+            guide, and the log-probability of a site is multiplied by the site's scale (annealing). The scale of the
+            data plate, or a scale that all sites share, is returned as ``scale`` instead.
+        values: Values that replace draws, by name. The value of a latent site has a dimension of draws; the value of a
+            subsampling plate holds the indices of its data. A plate without a value chooses its data once for all
+            draws.
         depth: Nesting depth of the program's own plates, for a run without a dimension of draws (``nesting`` is
             ``None``). The depth is required if ``values`` have dimensions of enumerated sites.
 
@@ -146,7 +146,7 @@ def importance_weights(
 
 
 def weigh(model_sites: list[Site], draws: Draws, *, plate: str | None = None, for_loss: bool = False) -> Weights:
-    """Return the log-weights of a run of the guide and a run of the model at its draws.
+    """Return the log-weights of the guide's draws, from a run of the guide and a run of the model at these draws.
 
     Args:
         model_sites: Sites of the model's run at the draws, the result of :func:`pyrovae._waist.draws.run_model`.
@@ -208,7 +208,10 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
 def _sum(
     of_model: list[Term], of_guide: list[Term], draws: Draws, data: CondIndepStackFrame
 ) -> tuple[Tensor, Densities | None]:
-    """Return log-weights, shape ``(num_draws, N)``, and their terms, or None if enumerated sites are summed out."""
+    """Return log-weights and their likelihood, prior and guide terms, shape ``(num_draws, N)``, nats.
+
+    The terms are None if enumerated sites are summed out.
+    """
 
     def total(terms: list[Term]) -> Tensor:
         return sum_per_datum(terms, draws.draws_dim, dim_of(data)).expand(draws.num_draws, data.size)

@@ -146,7 +146,9 @@ class Autoencoder(Described):
                 f"Rescale or binarize them, or use error='squared'."
             )
         if x.ndim < 2:
-            raise ValueError(f"data must have shape (N, *event), got {tuple(x.shape)}. Pass numbers with shape (N, 1).")
+            raise ValueError(
+                f"data must have shape (N, *event), got {tuple(x.shape)}. If each datum is a number, pass shape (N, 1)."
+            )
         output = _run("decoder", self.decoder, code)
         if output.shape != x.shape:
             raise ValueError(
@@ -169,11 +171,12 @@ class SparseAutoencoder(Autoencoder):
     r"""Autoencoder with codes near zero (L1), or with units that are rarely active (KL).
 
     Args:
-        encoder: See :class:`Autoencoder`. For ``"kl"``, its codes must lie between 0 and 1, as after a sigmoid.
+        encoder: See :class:`Autoencoder`. With ``sparsity="kl"``, the codes must lie between 0 and 1, as after a
+            sigmoid.
         decoder: See :class:`Autoencoder`.
         weight: Weight of the penalty, :math:`\lambda`.
         sparsity: ``"l1"`` for :class:`L1`, or ``"kl"`` for :class:`KLSparsity`.
-        target: Target for the mean activity of each unit of the code, used only with ``"kl"``.
+        target: Target for the mean activity of each unit of the code, used only with ``sparsity="kl"``.
         error: See :class:`Autoencoder`.
 
     Raises:
@@ -246,7 +249,8 @@ class ContractiveAutoencoder(Autoencoder):
     """Autoencoder whose code changes little if x changes.
 
     Args:
-        encoder: See :class:`Autoencoder`. It must not mix the data, as batch normalization does.
+        encoder: See :class:`Autoencoder`. The code of a datum must not depend on other data, so batch normalization
+            must not use batch statistics.
         decoder: See :class:`Autoencoder`.
         weight: Weight of the :class:`Contraction` penalty.
         error: See :class:`Autoencoder`.

@@ -63,8 +63,8 @@ class KLSparsity(_Weighted):
     .. math:: \lambda \sum_j \rho \log \frac{\rho}{\hat\rho_j} + (1 - \rho) \log \frac{1 - \rho}{1 - \hat\rho_j},
         \qquad \hat\rho_j = \frac{1}{N} \sum_n h_{nj}
 
-    for codes between 0 and 1. The mean is over the batch. A unit can meet the target by activity for few data, or by
-    weak activity for all data.
+    for codes between 0 and 1. The mean is over the batch. A unit can meet the target by strong activity for few
+    data, or by weak activity for all data.
 
     Args:
         weight: Weight of the penalty, :math:`\lambda`.
@@ -92,7 +92,7 @@ class KLSparsity(_Weighted):
             raise ValueError(f"autoencoders.KLSparsity: target={self.target} must lie strictly between 0 and 1")
 
     def __call__(self, _encoder: Any, _x: Any, code: Tensor) -> Tensor:
-        """Return the penalty of a batch of codes, shape ``(N, code)``, repeated for each datum, shape ``(N,)``."""
+        """Return the penalty of a batch of codes, shape ``(N, code)``, as a tensor of N equal entries."""
         if is_validation_enabled() and not ((code >= 0) & (code <= 1)).all():
             raise ValueError(
                 f"autoencoders.KLSparsity: codes must lie between 0 and 1, got {code.min():.4g} to {code.max():.4g}. "

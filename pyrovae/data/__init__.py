@@ -5,8 +5,8 @@ The following data sets need no download, because they ship inside a dependency 
 sets are read from a folder, and downloaded if they are missing: :func:`mnist`, :func:`fashion_mnist`, :func:`omniglot`,
 :func:`static_mnist`, :func:`freyfaces`, :func:`caltech101_silhouettes`, and the colour images :func:`cifar10` and
 :func:`svhn`. The folder is the argument ``root``, else the environment variable ``PYROVAE_DATA``, else
-``~/.cache/pyrovae``. A file in the folder is used, gzipped or not, if its content has the known checksum. A damaged
-file is downloaded again.
+``~/.cache/pyrovae``. A file in the folder may be gzipped. The checksum of the content is verified, and a damaged file
+is downloaded again.
 
 Training and evaluation also accept your own data: :mod:`pyrovae.data.sources` lists the kinds of data.
 """

@@ -77,7 +77,7 @@ class Arrays(Source):
 
 
 def column(name: str, values: Any) -> Tensor | np.ndarray:
-    """Return one argument of a program: a dense tensor, or a memory-mapped array without copying.
+    """Convert one argument of a program to a dense tensor; a memory-mapped array is returned unchanged.
 
     Raises:
         TypeError: If the values are not an array of numbers, or are a sparse tensor.

@@ -96,7 +96,7 @@ def svhn(*, root: Root = None) -> Splits:
 
 
 def _split(name: str, pixels: list[np.ndarray], labels: list[np.ndarray]) -> Splits:
-    """Use the last tenth of the training data for validation, and scale bytes to [0, 1]."""
+    """Return splits with pixels scaled to [0, 1]; the last tenth of the training images is used for validation."""
     cut = len(pixels[0]) * 9 // 10
     train, test = (np.divide(part, 255, dtype=np.float32) for part in pixels)
     images = (train[:cut], train[cut:], test)

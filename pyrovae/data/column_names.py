@@ -19,15 +19,15 @@ class Tables(Protocol):
 
 
 def check_column_names(data: Tables, modules: Iterable[nn.Module], *others: Tables) -> None:
-    """Check that tables have their columns in the order that the programs and the training data state.
+    """Check that the columns of tables are in the order that the programs and the training data require.
 
     Data without names, such as tensors, are not checked.
 
     Args:
         data: Data that may hold tables of pandas.
         modules: Modules of the programs. A module with the attribute ``column_names``, such as
-            :class:`pyrovae.likelihoods.Joint`, states an order of the columns.
-        *others: Data on which the programs were trained; tables among these data state an order of the columns, too.
+            :class:`pyrovae.likelihoods.Joint`, fixes the order of the columns.
+        *others: Data on which the programs were trained; tables among these data also fix the order of the columns.
 
     Raises:
         ValueError: If a table has the same columns in another order.

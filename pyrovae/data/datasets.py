@@ -48,7 +48,7 @@ class Items(Source):
         generator: torch.Generator | None = None,
         pin_memory: bool = False,
     ) -> Iterator[Batch]:
-        """Read data in mini-batches, in the worker processes of the ``DataLoader`` or, without any, in this process."""
+        """Read data in mini-batches, by the ``DataLoader``'s worker processes if it has any, else in this process."""
         if self.loader is None or not self.loader.num_workers:
             yield from super().batches(size, order, generator=generator, pin_memory=pin_memory)
             return
@@ -113,7 +113,7 @@ def own_collate(loader: DataLoader[Any]) -> Any:
 
 
 class _Collate:
-    """Function that stacks data to a batch. It accepts PIL images, and its errors name the datum."""
+    """Function that stacks data into a batch. It accepts PIL images, and its errors name the datum."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -150,7 +150,7 @@ class _Reader(Dataset[Batch]):
 
 
 def _part(place: str, part: Any) -> Tensor:
-    """Return one entry of a datum or of a batch, which becomes one argument of a program, as a tensor."""
+    """Convert one entry of a datum or of a batch to a tensor. Each entry becomes one argument of a program."""
     if isinstance(part, Tensor):
         return part
     if isinstance(part, bool | int):

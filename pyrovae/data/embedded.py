@@ -76,7 +76,7 @@ def _split(
 
 
 def ship(module: str, package: str) -> Any:
-    """Import and return the module of another package that contains a data set.
+    """Import a data set's module from another package, and return the module.
 
     Raises:
         ModuleNotFoundError: If the package is not installed.

@@ -143,7 +143,7 @@ class Source(ABC):
 
 
 def _wrong_rows(batch: Batch, allow_nan: bool) -> Tensor:
-    """Return a mask of the data with infinite values or, unless ``allow_nan`` is true, with NaN, shape ``(B,)``."""
+    """Return a mask, shape ``(B,)``, of the data with infinite values, or with NaN unless ``allow_nan`` is true."""
     floating = [tensor.detach().reshape(len(tensor), -1) for tensor in batch if tensor.is_floating_point()]
     wrong = [(tensor.isinf() if allow_nan else ~tensor.isfinite()).any(1).cpu() for tensor in floating]
     return torch.stack(wrong).any(0)

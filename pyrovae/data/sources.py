@@ -14,7 +14,7 @@ NumPy memmap, or a view    The same, one batch at a time. The file is never copi
 pandas DataFrame           One tensor of shape ``(rows, columns)`` in torch's default dtype; a missing value is NaN.
 pandas Series              One tensor of shape ``(rows,)``; integers and booleans stay integers and booleans.
 tuple of these             One argument for each element; all elements have the same first dimension.
-``TensorDataset``          Its tensors, as a tuple. A ``Subset`` of it, as by ``random_split``, gives the chosen rows.
+``TensorDataset``          Its tensors, as a tuple. A ``Subset``, as ``random_split`` returns it, gives its own rows.
 map-style ``Dataset``      Its items, stacked: a tensor, number, NumPy array or PIL image is one argument. A tuple gives
                            one argument per entry. A PIL image becomes ``uint8``, shape ``(channels, height, width)``.
                            A Python float gets torch's default dtype. No base class is needed: ``__getitem__`` and

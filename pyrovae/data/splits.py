@@ -150,7 +150,9 @@ def make_splits(
     seed: int,
     labels: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Splits:
-    """Return splits of images with grey values in [0, 1], as tensors with the given binarization.
+    """Return the given training, validation and test images as :class:`Splits`.
+
+    The images have grey values in [0, 1]. :class:`Splits` describes the three kinds of binarization.
 
     Raises:
         ValueError: If the binarization has an unknown name.

@@ -17,15 +17,15 @@ class OutsideColumnError(ValueError):
 
 
 class Columns(TorchDistribution):
-    """Distribution of the entries of table rows: distributions of columns, concatenated; NaN marks a missing entry.
+    """Distribution of the entries of a table's rows, with a distribution for each column; NaN marks a missing entry.
 
     The columns are the last batch dimension. A missing entry has log-probability 0, so ``Columns(...).to_event(1)``
     scores a row by the density of its observed entries.
 
     Args:
         names: Names of all columns, for error messages.
-        parts: Distributions of one or several consecutive columns each, with event shape ``()`` and batch shape
-            ``(*batch, width)`` for ``width`` columns.
+        parts: Distributions in the order of the columns. A distribution of ``width`` consecutive columns has event
+            shape ``()`` and batch shape ``(*batch, width)``.
 
     Raises:
         ValueError: In ``log_prob``, if a value that is not missing lies outside the support of its column; the message
@@ -128,13 +128,13 @@ class _ColumnSupport(constraints.Constraint):
 
 
 def _legal(part: Any) -> float:
-    """Return a number in a distribution's support, to replace missing values, without reading the parameters."""
+    """Return a number in the support of a distribution, as a replacement of missing values."""
     open_below = isinstance(part.support, OpenUnitInterval | constraints.greater_than)
     return 0.5 if open_below else 0.0
 
 
 def entrywise(distribution: Any, owner: str) -> Any:
-    """Return the distribution of single entries inside a distribution of independent entries.
+    """Return the distributions of the single entries, given a distribution that was made by ``.to_event(n)``.
 
     Raises:
         TypeError: If the entries are not independent.

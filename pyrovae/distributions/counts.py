@@ -17,7 +17,7 @@ from pyrovae.distributions.saddle_point import (
 
 
 class Poisson(dist.Poisson):
-    r"""Poisson distribution of the log-rate :math:`\eta`.
+    r"""Poisson distribution with log-rate :math:`\eta`.
 
     .. math:: \log p(n) = n \eta - e^\eta - \log n! = -G(n) - D(n; e^\eta).
 
@@ -114,7 +114,7 @@ class NegativeBinomial(dist.NegativeBinomial):  # type: ignore[misc]
     Args:
         total_count: Dispersion r, positive.
         probs: Probability :math:`\sigma(l)`, between 0 and 1. Pass either ``probs`` or ``logits``.
-        logits: Logit l, the logarithm of the mean divided by the dispersion.
+        logits: Logit :math:`l = \log(m / r)`.
 
     Source:
         *Fast and Accurate Computation of Binomial Probabilities* (Loader, 2000), for G and D.

@@ -18,17 +18,17 @@ class _Scored:
         self.version, self.with_gradient = _version(value), torch.is_grad_enabled()
 
     def is_of(self, value: Tensor) -> bool:
-        """Return whether the stored log-density is valid for a value.
+        """Return whether a value is this draw, so that the stored log-density is valid.
 
-        The value must be this draw, unchanged in place. If gradients are enabled, they must have been enabled for the
-        draw.
+        The result is false if the draw has been changed in place since, or if gradients are enabled now but were
+        disabled when the draw was made.
         """
         same = value is self.value and _version(value) == self.version
         return same and (self.with_gradient or not torch.is_grad_enabled())
 
 
 def _version(value: Tensor) -> int | None:
-    """Return how often a tensor was changed in place, or None for tensors of ``torch.inference_mode``."""
+    """Return how often a tensor was changed in place, or None if it was made in ``torch.inference_mode``."""
     return None if value.is_inference() else value._version
 
 
@@ -37,10 +37,10 @@ class NormalizingFlow(TorchDistribution):
 
     .. math:: \log p(z) = \log p_0(f^{-1}(z)) + \log \left| \det \frac{\partial f^{-1}(z)}{\partial z} \right|.
 
-    Pyro's ``TransformedDistribution`` with a conditional transform does not have the batch shape of the context. Pyro's
-    flows also cache their last value in the transform, which breaks deep copies and tracing. In this class, the batch
-    shape is that of the base, and the distribution caches the log-density of its last draw. An inverse autoregressive
-    flow thus scores its own draws without an inversion.
+    A conditional transform depends on a context, such as the output of an encoder. Pyro's ``TransformedDistribution``
+    does not have the batch shape of this context. Pyro's flows also cache their last value in the transform, which
+    breaks deep copies and tracing. In this class, the batch shape is that of the base, and the distribution caches the
+    log-density of its last draw. An inverse autoregressive flow thus scores its own draws without an inversion.
 
     Args:
         base: Distribution of the noise, event shape ``(latent,)``. If the transform has a context, the base must have
@@ -73,7 +73,7 @@ class NormalizingFlow(TorchDistribution):
         return self.of_noise(self.base_dist.rsample(sample_shape))
 
     def of_noise(self, noise: Tensor) -> Tensor:
-        """Return the draws that f makes of the given noise, draws from the base distribution."""
+        """Return the draws z = f(noise), where the noise was drawn from the base distribution."""
         value, log_det = self.transform.call_and_ladj(noise)
         self._last = _Scored(value, self.base_dist.log_prob(noise) - log_det)
         return value

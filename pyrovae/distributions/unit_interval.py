@@ -119,7 +119,10 @@ def _polynomial(x: Tensor, coefficients: tuple[Any, ...]) -> Tensor:
 
 
 def _split_at_zero(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s for use near zero and abs(s) for use away from zero, each with harmless numbers elsewhere."""
+    """Return s for the power series near zero, and abs(s) for the closed forms.
+
+    If s is far from zero, the first number is 0. If s is near zero, the second number is a small constant.
+    """
     small = s.abs() < _SMALL
     return torch.where(small, s, 0.0), torch.where(s.abs() < _TINY, _TINY, s.abs())
 
@@ -136,19 +139,22 @@ def _log_mass(t: Tensor) -> Tensor:
 
 
 def _mean_distance(t: Tensor) -> Tensor:
-    """Return the mean distance from the end of the interval at which the density is largest, for t > 0."""
+    """Return the mean distance of x from 0 or 1, whichever has the higher density, for t = abs(s) > 0."""
     return 1 / t + torch.exp(-t) / torch.expm1(-t)
 
 
 def _log_complement(p: Tensor, rest: Tensor, t: Tensor) -> Tensor:
-    """Return log(1 - p (1 - exp(-t))) for rest = 1 - p, also if p is 1 and t is large."""
+    """Return log(1 - p (1 - exp(-t))), accurate even if p is 1 and t is large; ``rest`` is 1 - p."""
     removed = p * torch.expm1(-t)
     far = torch.logaddexp(rest.log(), p.clamp(min=0.5).log() - t)
     return torch.where(removed > -0.5, torch.log1p(removed.clamp(min=-0.5)), far)
 
 
 def _cumulants(p: Tensor) -> tuple[Tensor, ...]:
-    """Return coefficients of the power series in s of the quantile at p: Bernoulli cumulants over factorials."""
+    """Return the coefficients of the power series in s of the quantile at p.
+
+    The coefficient of s^(k - 1) is the k-th cumulant of a Bernoulli distribution with probability p, divided by k!.
+    """
     v = p * (1 - p)
     skew = 1 - 2 * p
     return (
@@ -164,7 +170,10 @@ def _cumulants(p: Tensor) -> tuple[Tensor, ...]:
 
 
 def _bernoulli_polynomials(x: Tensor) -> tuple[Tensor, ...]:
-    """Return (B_k(x) - B_k) / k!, k = 1, ..., 8, the coefficients of the power series in s of the cdf at x."""
+    """Return the coefficients of the power series in s of the distribution function at x.
+
+    The coefficient of s^(k - 1) is (B_k(x) - B_k) / k!, with the Bernoulli polynomial B_k(x) and its value B_k at 0.
+    """
     v = x * (1 - x)
     skew = 1 - 2 * x
     return (
@@ -202,8 +211,8 @@ class Beta(dist.Beta):
     log-gammas instead, which is wrong by several nats at a = b = 1e6 in float32.
 
     Args:
-        concentration1: Concentration a, the exponent of x plus 1, positive.
-        concentration0: Concentration b, the exponent of 1 - x plus 1, positive.
+        concentration1: Concentration a, positive; x has the exponent a - 1 in the density.
+        concentration0: Concentration b, positive; 1 - x has the exponent b - 1 in the density.
 
     Source:
         *Fast and Accurate Computation of Binomial Probabilities* (Loader, 2000), for G and D.

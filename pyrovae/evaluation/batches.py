@@ -18,8 +18,8 @@ class Batch:
     Attributes:
         args: Arguments of the programs.
         start: Index of the first datum in the data set.
-        kept: Number of data, counted from the first datum of the batch, whose results are used. If the data plate has a
-            fixed size, data that were already scored fill up the last batch.
+        kept: Number of data whose results are used, starting with the first datum of the batch. If the data plate has a
+            fixed size, the last batch is filled up with data that were already scored.
         size: Number of data in the batch.
         subsample: Indices that each subsampling plate must choose, by name of the plate.
     """

@@ -30,7 +30,7 @@ _CHANGEABLE = {"progress", "checkpoint", "seed"}  # options that may differ betw
 def seed_in(folder: str | Path) -> int:
     """Return the seed that a checkpoint folder stores for calls without a seed; a new folder gets a new seed.
 
-    The data that bidirectional Monte Carlo simulates and the draws of global latents depend on the seed. The seed must
+    The simulated data of bidirectional Monte Carlo and the draws of global latents depend on the seed. The seed must
     therefore be known before the rows are read.
 
     Raises:
@@ -54,7 +54,7 @@ class Checkpoint:
     Args:
         problem: The opened problem, which holds model, guide and data.
         estimator: Name of the estimator.
-        settings: Options of the estimator on which the rows depend.
+        settings: Options of the estimator that affect the rows.
 
     Attributes:
         seconds: Duration of all earlier calls of the evaluation, in seconds.

@@ -39,8 +39,8 @@ def compare(
 
     A difference is significant if it is large compared with its standard error and with its Monte Carlo error, and if
     the estimates of nearly all data are reliable. If k-hat exceeds 0.7 for more than 1% of the data, the mean estimate
-    is a lower bound with an unknown Monte Carlo error, and its ``mcse`` is NaN. ``mcse`` is also NaN for a result with
-    k-hat from 100 weights per datum or fewer, because so few weights do not determine k-hat. In both cases, estimate
+    is a lower bound with an unknown Monte Carlo error, and its ``mcse`` is NaN. ``mcse`` is also NaN if k-hat was
+    computed from at most 100 weights per datum, because so few weights do not determine k-hat. In both cases, estimate
     log p(x) by :func:`log_likelihood`.
 
     The Monte Carlo errors of the models are assumed to be independent. The models may be evaluated by different
@@ -63,8 +63,8 @@ def compare(
         * ``difference``, ``difference_error``, ``difference_mcse``: mean paired difference from the reference, its
           standard error over the data, and its Monte Carlo standard error; all three are 0 for the reference itself;
         * ``bias``: estimated bias of ``log_likelihood``, about -mcse^2 / 2 for each datum. The logarithm of a mean
-          weight has this bias, and averaging over data does not remove it. ``bias`` cannot be estimated, and is NaN, if
-          any k-hat exceeds 0.7, for 100 weights or fewer, and for estimators without k-hat;
+          weight has this bias, and averaging over data does not remove it. ``bias`` is NaN if any k-hat exceeds 0.7, if
+          there are at most 100 weights per datum, or if the estimator has no k-hat;
         * ``reliable``: fraction of the data whose estimate :func:`diagnose` calls reliable, NaN if the result does not
           hold the number of draws;
         * ``high_pareto_k``: fraction of the data with k-hat above 0.7, NaN if there is no ``pareto_k``;
@@ -180,7 +180,7 @@ def _mean(name: str, prefix: str, values: np.ndarray, variances: np.ndarray) -> 
 
 
 def _check_result(name: str, result: "xr.Dataset") -> None:
-    """Raise ValueError if a result lacks ``log_likelihood`` over ``datum``, or an attribute that results must share."""
+    """Raise ValueError if a result lacks ``log_likelihood`` over ``datum`` or an attribute that is compared."""
     if "log_likelihood" not in result:
         raise ValueError(
             f"the results of {name!r} hold {list(result)} but no 'log_likelihood'. Pass the result of an estimator of "

@@ -158,8 +158,8 @@ def _elbos(problem: Problem, batch: Batch, target: Target, local: Any, num_sampl
 def _check_reference(reference: "xr.Dataset", attrs: dict[str, Any], size: int) -> None:
     if reference.sizes["datum"] != size or (reference.datum.values != np.arange(size)).any():
         raise ValueError(
-            f"the data of the reference ({reference.sizes['datum']} data) and x ({size} data) differ in number or "
-            f"order. Pass the whole result for x as the reference."
+            f"the reference (for {reference.sizes['datum']} data) and x ({size} data) differ in number or order of the "
+            f"data. Pass the result of an estimator for x as the reference, without a selection of data."
         )
     kinds = {
         "data_sha1": "other data than x",

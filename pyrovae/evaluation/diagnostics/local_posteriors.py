@@ -22,7 +22,10 @@ Family = Literal["normal", "flow"]
 
 
 class _Local(nn.Module):
-    """Base class with a location and a scale for each datum and dimension, relative to those of the guide's draws."""
+    """Base class of local posteriors, with a shift and a scale for each datum and dimension.
+
+    Shift and scale are relative to the mean and the standard deviation of the guide's draws.
+    """
 
     def __init__(self, target: Target) -> None:
         super().__init__()

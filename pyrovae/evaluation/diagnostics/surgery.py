@@ -214,7 +214,7 @@ def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]
 
 
 def _terms(problem: Problem, weights: Weights) -> dict[str, Tensor]:
-    """Return the terms of the ELBO at the draws of a run, shape ``(num_draws, N)``, nats."""
+    """Return the variables of :func:`elbo_surgery`, by name, at each draw of a run, shape ``(num_draws, N)``, nats."""
     assert weights.densities is not None
     of_guide, of_model = _latents(weights.guide_sites), _latents(weights.model_sites)
     draws = {}
@@ -279,17 +279,18 @@ def _has_units(latents: dict[str, Site]) -> bool:
 
 
 def _by_datum(problem: Problem, site: Site, values: Tensor, *, flat: bool = True) -> Tensor:
-    """Return a site's values with draws and data as the first two dimensions; if ``flat``, a third holds the rest."""
+    """Move draws and data to the first two dimensions of a site's values; if ``flat``, flatten all other dimensions."""
     missing = problem.nesting + 1 - len(site["fn"].batch_shape)
     moved = values.reshape((1,) * missing + values.shape).movedim(problem.data_dim, 1)
     return moved.reshape(*moved.shape[:2], -1) if flat else moved
 
 
 def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> tuple[Tensor, Tensor]:
-    """Return log-densities of the aggregate posterior at points, shape ``(points,)``.
+    """Return log-densities of the aggregate posterior at points, and those of its marginals, nats.
 
-    The second tensor, shape ``(points, units)``, holds the log-densities of each latent dimension (unit). If ``units``
-    is false, this tensor repeats the first one with one unit.
+    The first tensor has shape ``(points,)``. The second tensor, shape ``(points, units)``, holds the marginal
+    log-density of each latent dimension (unit). If ``units`` is false, it is the first tensor with shape
+    ``(points, 1)``.
     """
     total, blocks = len(next(iter(points.values()))), []
     width = problem.width(64)
@@ -315,7 +316,8 @@ def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> t
 def _mixture(problem: Problem, in_all: list[Tensor], in_units: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Average the guide's densities over the data, and return the logarithms of the averages.
 
-    Each list holds log-densities in the order of the batches and, within a batch, of the guide's runs.
+    ``in_all`` holds one tensor of log-densities for each run of the guide; the runs of a batch are consecutive.
+    ``in_units`` holds the same for each latent dimension (unit), or is empty.
     """
     per_batch = len(in_all) // sum(1 for _ in problem.batches(64))
 

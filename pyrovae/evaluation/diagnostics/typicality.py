@@ -61,7 +61,8 @@ def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
             )
         if "log_likelihood" not in result or result.log_likelihood.dims != ("datum",):
             raise ValueError(
-                f"{name} holds {dict(result.sizes)} but no log_likelihood over 'datum'. Pass an estimator's result."
+                f"{name}, with dimensions {dict(result.sizes)}, has no log_likelihood over 'datum'. Pass an "
+                f"estimator's result."
             )
     for attribute in _SAME:
         one, other = results.attrs.get(attribute), reference.attrs.get(attribute)

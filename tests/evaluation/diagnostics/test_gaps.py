@@ -164,7 +164,7 @@ def test_a_reference_of_other_data_is_refused(vae: pv.VAE, x: Tensor) -> None:
         pv.evaluation.inference_gaps(vae.model, vae.guide, x, reference)
     reference = pv.evaluation.evaluate(vae.model, vae.guide, x, 50).assign_attrs(model="script")
     for changed in (reference.isel(datum=slice(5)), reference.sortby("elbo")):
-        with pytest.raises(ValueError, match="differ in number or order"):
+        with pytest.raises(ValueError, match="differ in number or order of the data"):
             pv.evaluation.inference_gaps(vae.model, vae.guide, x, changed)
     with pytest.raises(ValueError, match="a result for another model"):
         pv.evaluation.inference_gaps(vae.model, vae.guide, x, reference)

@@ -55,7 +55,7 @@ def test_results_of_different_things_are_refused(attribute: str) -> None:
 
 
 def test_a_result_without_log_likelihoods_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"reference holds .* but no log_likelihood over 'datum'"):
+    with pytest.raises(ValueError, match=r"reference, .* has no log_likelihood over 'datum'"):
         typicality(result_of([0.0]), xr.Dataset())
 
 
