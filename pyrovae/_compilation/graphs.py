@@ -51,8 +51,8 @@ class Graph:
     Attributes:
         module: Graph module that takes the values of ``fixed``, ``varying`` and ``found``, and returns a list.
         found: Further tensors that the function read.
-        text: The operations with the numbers that Python code gave them, as text. A function whose Python values have
-            not changed since has the same text when it is recorded again.
+        text: The operations, and the numbers that Python code computed, as text. If the function is recorded again, a
+            different text shows that such a number or a branch has changed.
 
     Raises:
         UntraceableError: If the function makes a decision that depends on the value of a tensor, changes a state other
@@ -74,7 +74,7 @@ class Graph:
                 self.module = trace([*self.fixed, *self.varying])
         except (RuntimeError, ValueError) as error:  # components convert RuntimeErrors to ValueErrors
             if "get value out of a tracing tensor" in str(error):
-                raise UntraceableError("a decision is made by the value of a tensor") from error
+                raise UntraceableError("a decision in Python depends on the value of a tensor") from error
             if "argument of type: <class 'torch._C.Generator'>" in str(error):  # torch 2.11
                 raise UntraceableError("the programs hold a Generator, which is not a tensor") from error
             raise
@@ -108,7 +108,7 @@ class Graph:
             try:
                 compiled = compile_graph(self.module, [*fixed, *varying, *found], {"fallback_random": True})
             except DynamicOutputShapeException as error:
-                raise UntraceableError(f"the shape of a result depends on values, in {error}") from error
+                raise UntraceableError(f"the shape of the result of {error} depends on values") from error
 
         def run(*tensors: Tensor) -> Sequence[Tensor]:
             with torch.no_grad():
@@ -117,12 +117,12 @@ class Graph:
         return replayed(run, varying, self.modules) if varying[0].is_cuda else run
 
     def fold(self) -> None:
-        """Replace matrix products that depend only on parameters by constants, their current values.
+        """Compute each matrix product that depends only on parameters once, for all calls.
 
         For example, the pseudo-inputs of a VampPrior are then not encoded at every call. Operations on the products
         stay in the graph, because they are cheap and may expand the products to the shape of all draws. Buffers and
-        further tensors that the function read may change between calls, for example by a guide outside the graph, and
-        are read at every call.
+        further tensors that the function read are read at every call, because they may change between calls. For
+        example, a guide outside the graph may change them.
         """
         graph, settled = self.module.graph, fx.Graph()
         if any(_writes(node) for node in graph.nodes):
@@ -174,10 +174,10 @@ def compiled_or_none(
         fixed: See :class:`Graph`.
         varying: See :class:`Graph`.
         modules: See :class:`Graph`.
-        caller: Name of the caller, for the message with the reason.
+        caller: Name of the caller, with which the message begins.
         frozen: If true, parameters must not change, because matrix products that depend only on parameters are computed
             once.
-        tell: Function that is called with the message; by default a warning.
+        tell: Function that gets the message if the function cannot be compiled; by default :func:`warn`.
     """
     try:
         graph = Graph(function, fixed, varying, modules)
@@ -203,7 +203,7 @@ class Compiled:
     text: str
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Return the results for tensors in place of the varying tensors."""
+        """Run the function with ``tensors`` in place of ``varying`` (see :class:`Graph`), and return the results."""
         return self.run(*tensors)
 
 
@@ -229,7 +229,7 @@ def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Turn the tensors that the graph of a function holds as constants into inputs, and return them."""
+    """Replace the constant tensors of a graph by inputs, and return the tensors."""
     graph, found = module.graph, []
     graph.set_codegen(CodeGen())  # inputs and outputs are separate values instead of lists
     *_, last = (node for node in graph.nodes if node.op == "placeholder")

@@ -1,8 +1,8 @@
 """Inductor's choice of the processor's vector instructions, without test programs.
 
 Inductor compiles, links and loads a test program for each set of vector instructions that the processor has. This takes
-a third of the time of a first compilation. The processor's list is trusted here instead. The test programs are compiled
-only if the C++ compiler refuses the instructions, for example because it is older than the processor.
+a third of the time of a first compilation. This module lets inductor assume that every set works. The test programs are
+compiled only if the C++ compiler rejects the code, for example because the compiler is older than the processor.
 """
 
 from collections.abc import Callable, Sequence

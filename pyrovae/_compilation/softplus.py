@@ -35,7 +35,10 @@ def _(x: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Any:
-    """Replace ``aten.softplus`` for float32 on a CPU and the default parameters, else return NotImplemented."""
+    """Replace ``aten.softplus`` with default parameters for float32 on a CPU.
+
+    In all other cases, return NotImplemented.
+    """
     if not _by_log1p(x) or beta != 1 or threshold < 20:  # in float32, log(1 + e^x) equals x from 20 on
         return NotImplemented
     return x.clamp(min=0) + log1p_exp(-x.abs())

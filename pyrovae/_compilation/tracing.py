@@ -89,9 +89,9 @@ _LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class _Zeros(TorchFunctionMode):
-    """Context manager that sets terms of probability zero to zero where Pyro would remove them from a sum.
+    """Context manager: if Pyro would remove the terms of probability zero from a sum, replace these terms by 0.
 
-    The number of removed terms is not known while a graph is traced.
+    The number of these terms is not known while a graph is traced.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

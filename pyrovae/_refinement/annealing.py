@@ -127,7 +127,7 @@ class Annealing:
         return transition(state, self._state, lambda at: (at.value(beta), at.slope(beta)), step, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Return, for each temperature, the step sizes of the data, shape ``(N,)``, tuned by pilot chains."""
+        """Return one step size per datum, shape ``(N,)``, for each temperature; pilot chains tune the step sizes."""
         state = self._start(PILOT_CHAINS)
         step, steps = state.log_p.new_full((self.posterior.size,), self.posterior.dim**-0.25), []
         for t in (*[1] * WARM_UP, *range(1, len(self.betas) - 1)):

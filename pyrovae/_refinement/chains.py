@@ -99,7 +99,7 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
 
     Args:
         posterior: Posteriors of N data.
-        density: Normal densities that are standard in the coordinates in which the chains move.
+        density: Normal densities of N data. The chains move in coordinates in which these densities are standard.
         start: First positions u, shape ``(num_chains, N, D)``.
         batch_size: Largest number of gradients, over chains and data, that are computed together; by default all.
 
@@ -153,7 +153,10 @@ def fit_to_chains(visited: Visited) -> Normal:
 
 
 def second_moment(vectors: Tensor, others: Tensor | None = None) -> Tensor:
-    """Return the mean outer products over S of ``vectors`` and ``others`` (by default ``vectors``), ``(N, D, D)``."""
+    """Return the mean over S of the outer products of ``vectors`` and ``others``, shape ``(N, D, D)``.
+
+    Both arguments have shape ``(N, S, D)``. By default, ``others`` is equal to ``vectors``.
+    """
     return vectors.mT @ (vectors if others is None else others) / vectors.shape[1]
 
 

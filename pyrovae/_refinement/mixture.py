@@ -97,7 +97,7 @@ class Draws:
         return type(self)(self.u[..., :0], self.log_joint, self.log_q, self.member)
 
     def double(self) -> Self:
-        """Return the draws with log-densities in float64."""
+        """Return the draws, with log-densities converted to float64."""
         return type(self)(self.u, self.log_joint.double(), self.log_q.double(), self.member)
 
     @property
@@ -247,10 +247,9 @@ class Mixture:
 
 
 def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Append the weights of the two densities that split a posterior, for data with true ``chosen``.
+    """Append the weights of the two densities of :class:`Split` to the weights of the copies.
 
-    For these data, the two densities get most of the weight of the normal components. For other data, they get weight
-    0.
+    If ``chosen`` is true for a datum, the two densities get most of the weight of the normal components, else weight 0.
     """
     total = weights.sum(-1, keepdim=True)
     halves = torch.where(chosen[:, None], (total - total * KEPT) / 2, 0.0)
@@ -263,6 +262,6 @@ def _check(members: tuple[Member, ...]) -> None:
             raise ValueError(f"a mixture component needs a positive weight and a reach of at least 0, got {member}")
     if (total := sum(member.weight for member in members)) >= 1:
         raise ValueError(
-            f"the weights of the members must sum to less than 1, because the guide gets the remaining weight, got "
-            f"{total:g}. Lower the weights."
+            f"the weights of the members sum to {total:g}, but must sum to less than 1: the guide gets the rest. Lower "
+            f"the weights."
         )

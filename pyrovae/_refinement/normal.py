@@ -90,7 +90,7 @@ class Normal:
             shift: Shift b of the mean along the columns, shape ``(N, D)``.
 
         Returns:
-            The densities with mean m + A V b and root A V diag(s).
+            The densities with mean m + A V b and covariance root A V diag(s), for densities with mean m and root A.
         """
         rotated = self.root @ vectors
         return type(self)(

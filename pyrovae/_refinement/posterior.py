@@ -1,4 +1,4 @@
-"""Protocol of the posteriors to which densities are fitted, as functions of unconstrained real vectors."""
+"""Protocol of the posteriors to which densities are fitted. A posterior is a function of real vectors."""
 
 from typing import Protocol, Self
 

@@ -102,8 +102,9 @@ def refine_by_chains(
 ) -> Refinement:
     """Return densities refitted to the draws of Hamiltonian chains, which start at draws from the mixture.
 
-    Each datum gets a new normal density and two further densities that split its posterior. A datum keeps its former
-    densities if a new density is not finite, or if the effective sample size of pilot draws falls by a half or more.
+    Each datum gets a new normal density, and two further densities that are fitted to two halves of the draws. A datum
+    keeps its former densities if a new density is not finite, or if the effective sample size of pilot draws falls by a
+    half or more.
     """
     count = num_chains(posterior.dim)
     start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some draws are from the guide

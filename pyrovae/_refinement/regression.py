@@ -183,7 +183,7 @@ class _Round:
     curvature: Tensor
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the rounds of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
+        """Return the densities and estimates of ``self`` where ``condition`` is true, else those of ``other``."""
         return type(self)(
             self.density.where(condition, other.density),
             torch.where(condition, self.elbo, other.elbo),

@@ -41,7 +41,7 @@ class Split:
 
     @classmethod
     def none(cls, density: Normal) -> Self:
-        """Return a value in which no datum's posterior is split in two; both densities are copies of ``density``."""
+        """Return two copies of ``density`` for each datum, with ``chosen`` false for all data."""
         everything = torch.arange(len(density.mean), device=density.mean.device)
         halves = density.select(everything), density.select(everything)
         return cls(halves, torch.zeros_like(everything, dtype=torch.bool))

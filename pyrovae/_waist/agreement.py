@@ -107,9 +107,9 @@ def check_measures(model_sites: list[Site], guide_sites: list[Site]) -> None:
         words = {"counting": "discrete", "Lebesgue": "a density on real numbers", "angle": "a density of angles"}
         drawn, scored = (words.get(kind or "", f"a density on the {kind}") for kind in kinds)
         raise ValueError(
-            f"latent site {name!r} is {drawn} in the guide, {type(site['fn']).__name__}, but {scored} in the model, "
-            f"{type(other).__name__}, so the ratio of the densities is not an importance weight. Give both the same "
-            f"support."
+            f"latent site {name!r} is {drawn} in the guide ({type(site['fn']).__name__}), but {scored} in the model "
+            f"({type(other).__name__}), so the ratio of the two densities is not an importance weight. Give the site "
+            f"the same support in guide and model."
         )
 
 
@@ -137,9 +137,9 @@ def check_masks(model_sites: list[Site], masks: Mapping[str, Any]) -> None:
         if site["is_observed"] or is_enumerated(site) or _is_same(entry_mask(site), masks.get(site["name"], True)):
             continue
         raise ProgramError(
-            f"latent site {site['name']!r} has different masks in guide and model. If only one of them is masked, "
-            f"the density of the other has no counterpart in the log-weight. Use the same mask in both, "
-            f"pyro.poutine.mask(mask=...)."
+            f"latent site {site['name']!r} has different masks in guide and model. If only one program masks an entry, "
+            f"the density of the other program has no counterpart in the log-weight. Use the same mask in guide and "
+            f"model, pyro.poutine.mask(mask=...)."
         )
 
 

@@ -28,9 +28,9 @@ def with_second_draw(
 ) -> dict[str, Tensor]:
     """Return the values of two draws per datum, made from a run with one draw.
 
-    The first draw of a datum is its draw in the run. The second is the run's draw of the next datum, because a value
-    can be scored for any datum. If a value depends on enumerated sites, their dimensions stay to the left of the
-    dimension of draws.
+    The first draw of a datum is its own draw in the run. The second draw of a datum is the draw of the next datum: a
+    draw need not come from the guide of the datum for which it is scored. Dimensions of enumerated sites stay to the
+    left of the dimension of draws.
 
     Args:
         sites: The guide's sites in a run without a dimension of draws.
@@ -48,7 +48,7 @@ def with_second_draw(
 
 
 def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, int]]:
-    """Return, by site name, the value with a dimension for every plate, and the number of event dimensions."""
+    """Return, by name, each drawn value with a batch dimension for every plate, and its number of event dimensions."""
     drawn = {}
     for site in sites:
         if site["is_observed"] or is_enumerated(site):
@@ -60,7 +60,7 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 
 
 def kept_sets(size: int) -> list[Tensor]:
-    """Return sets of data indices. A check keeps the data of a set, and replaces all other data by copies of them.
+    """Return sets of data indices. For each set, a check keeps these data, and copies of these data replace the others.
 
     With fewer than :data:`FEW_DATA` data, there is a set that keeps i and leaves out j for every pair of data i and j,
     so the check finds all dependences between data. With more data, three irregular sets find dependences on the data

@@ -97,7 +97,8 @@ def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor
     """Return whether the densities of a program depend on numbers that it draws outside sites.
 
     Args:
-        noise: Handler around the program, which has recorded in an earlier run which generators change outside sites.
+        noise: Handler around the program. In an earlier run, the handler has recorded which generators change outside
+            sites.
         run: Function that runs the program, at fixed values or with new draws of its sites, and returns its densities.
     """
     if noise.sources - {"torch"}:
@@ -190,7 +191,7 @@ def _filled(value: Tensor, fill: float) -> Tensor:
 
 
 def _redrawn(value: Tensor, seed: int) -> Tensor:
-    """Return the numbers in another order; a single number is replaced by 0 or 1, the parity of the seed."""
+    """Return the numbers in a random order that ``seed`` determines. A single number is replaced by ``seed % 2``."""
     generator = torch.Generator().manual_seed(seed)
     if value.numel() < 2:
         return torch.full_like(value, seed % 2)

@@ -26,7 +26,7 @@ class OutsidePlateError(ProgramError):
 
 
 def outside_terms(sites: Iterable[Site], plate: CondIndepStackFrame) -> list[Site]:
-    """Return the observed, unmasked sites outside the data plate, without deterministic sites, which Pyro masks."""
+    """Return the observed sites outside the data plate that are not masked. Pyro masks deterministic sites."""
     outside = [site for site in sites if site["is_observed"] and plate.name not in plate_names(site)]
     return [site for site in outside if _is_counted(mask_of(site))]
 
@@ -58,8 +58,8 @@ def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
             )
         raise OutsidePlateError(
             f"observed site {name!r} lies outside the data plate {plate.name!r}, so its log-probability belongs to no "
-            f"datum and to no log-weight. To score it, {remedy}. If p(x) is meant to be conditional on its value, "
-            f"sample it without obs= and pass pyro.condition(model, data={{{name!r}: value}})."
+            f"datum and to no log-weight. To score it, {remedy}. If p(x) is meant to be conditional on this site, "
+            f"sample the site without obs= and pass pyro.condition(model, data={{{name!r}: value}})."
         )
 
 
@@ -69,7 +69,7 @@ def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[
     Programs without a conditioned site outside the plate are not run again.
 
     Args:
-        one: Weights of a run with one draw, from which the sites and the plate are taken.
+        one: Weights of a run with one draw. They contain the sites and the data plate of the run.
         score: Function that runs the programs on given arguments, with new draws, and returns the weights.
         args: Arguments of the programs in the run of ``one``.
 
@@ -92,8 +92,9 @@ def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[
             if difference := largest_difference(term, known[name]):
                 raise OutsidePlateError(
                     f"site {name!r} is given a value and lies outside the data plate {one.plate.name!r}, but its "
-                    f"log-probability depends on the data or on latent sites of the plate, by {difference:.3g} nats. "
-                    f"It is therefore a part of log p(x). Move it into the plate."
+                    f"log-probability depends on the data or on latent sites of the plate, and changes by "
+                    f"{difference:.3g} nats. Move the site into the plate, because its log-probability is a part of "
+                    f"log p(x)."
                 )
 
 

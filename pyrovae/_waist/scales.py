@@ -40,7 +40,7 @@ def scale_of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:
         return scale.reshape(())
     if scale.ndim < -data_dim or scale.numel() != scale.shape[data_dim]:
         raise ValueError(
-            f"a scale of shape {tuple(scale.shape)} that all sites share varies along dimensions other than the data "
+            f"the common scale of all sites has shape {tuple(scale.shape)}, but may vary only along the data "
             f"dimension, {data_dim}. Scale by a number, or by one number per datum."
         )
     return scale.reshape(-1)

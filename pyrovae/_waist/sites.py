@@ -37,7 +37,7 @@ def is_factor(site: Site) -> bool:
 
 
 def factors(distribution: Any) -> Any | None:
-    """Return a distribution with its event dimensions moved to the batch shape, or ``None`` if they are dependent."""
+    """Return a distribution with event dimensions moved to the batch shape; None if its entries are dependent."""
     if distribution.event_shape == ():
         return distribution
     independent = isinstance(distribution, torch.distributions.Independent)

@@ -58,7 +58,10 @@ def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
 
 
 def bounded_base(distribution: Any) -> Any | None:
-    """Return a transformed distribution, without ``Independent``, if its base does not cover all reals, else None."""
+    """Return the distribution inside ``Independent`` if it transforms a base distribution, else None.
+
+    The result is also None if the support of the base is unknown or all reals.
+    """
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     own = getattr(type(distribution), "support", None)
@@ -83,7 +86,7 @@ def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | Non
 
     Args:
         distribution: Distribution of a site.
-        value: Value of the site, in the shape of batch and event.
+        value: Value of the site, shape ``batch_shape + event_shape``.
 
     Returns:
         The value, and a mask in the batch shape that is true for values inside the support. The mask is ``None`` if the
@@ -147,14 +150,14 @@ def coordinates(distribution: Any, value: Tensor) -> int:
 
 
 def is_periodic(distribution: Any) -> bool:
-    """Return whether a distribution's values are angles (von Mises); the declared support is all real numbers."""
+    """Return whether a distribution is a von Mises. Its values are angles, but torch declares a real support."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return isinstance(distribution, torch.distributions.VonMises) or "vonmises" in type(distribution).__name__.lower()
 
 
 def common_support(support: Any) -> Any | None:
-    """Return a support whose bounds are numbers instead of tensors, or ``None`` if a bound depends on the datum."""
+    """Return a copy of a support in which each bound is a scalar, or ``None`` if a bound has several values."""
 
     def collapsed(constraint: Any) -> Any:
         if not isinstance(constraint, constraints.Constraint):

@@ -136,4 +136,4 @@ def test_a_long_run_that_cannot_be_compiled_does_not_warn(
     with warnings.catch_warnings(), caplog.at_level("INFO", logger="pyrovae"):
         warnings.simplefilter("error")
         pv.fit(Branching(), torch.zeros(8, 6), epochs=2, progress=False)
-    assert "fit continues without compilation: a decision is made by the value of a tensor" in caplog.text
+    assert "fit continues without compilation: a decision in Python depends on the value of a tensor" in caplog.text
