@@ -93,10 +93,10 @@ def rankings(docs: Path) -> str:
     table = pd.DataFrame(lines).T
     sums = table.sum()
     summary = (
-        f"Pairs of rows in these tables: {sums['pairs']}. Pairs whose order differs between 5,000 encoder draws and "
-        f"log p(x): {sums.iloc[3]}. Pairs whose order differs between the published numbers and log p(x): "
-        f"{sums.iloc[4]}. A pair is too close to call if its values of log p(x) differ by less than twice their Monte "
-        f"Carlo error. Such a pair does not count.\n"
+        f"Number of pairs of rows in these tables: {sums['pairs']}. Number of pairs whose order differs between 5,000 "
+        f"encoder draws and log p(x): {sums.iloc[3]}. Number of pairs whose order differs between the published "
+        f"numbers and log p(x): {sums.iloc[4]}. A pair is too close to call if its values of log p(x) differ by less "
+        f"than twice their Monte Carlo error. Such a pair does not count.\n"
     )
     unreliable = [numbers.row for each in tables.values() for numbers in each if numbers.reliable < RELIABLE]
     note = f"\nLess than 95% of the data are reliable in these rows: {'; '.join(unreliable)}.\n" if unreliable else ""

@@ -49,7 +49,8 @@ def test_rankings_that_agree(tmp_path: Path) -> None:
     keep(tmp_path, VAMP, 85.0, 84.0)
     summary, _, *table = tables.rankings(tmp_path).splitlines()
     assert summary.startswith(
-        "Pairs of rows in these tables: 1. Pairs whose order differs between 5,000 encoder draws and log p(x): 0. Pairs"
+        "Number of pairs of rows in these tables: 1. Number of pairs whose order differs between 5,000 encoder draws "
+        "and log p(x): 0. Number of pairs"
     )
     assert table[2:] == ["| vampprior | 2 | 1 | 0 | 0 | 0 |"]
 
@@ -60,11 +61,11 @@ def test_a_ranking_that_the_protocol_changes_is_named(tmp_path: Path) -> None:
     keep(tmp_path, HVAE, 86.6, 86.41)
     text = tables.rankings(tmp_path)
     assert text.startswith(
-        "Pairs of rows in these tables: 3. Pairs whose order differs between 5,000 encoder draws and"
+        "Number of pairs of rows in these tables: 3. Number of pairs whose order differs between 5,000 encoder draws"
     )
     assert (
-        "encoder draws and log p(x): 2. Pairs whose order differs between the published numbers and log p(x): 2. A"
-        in text
+        "encoder draws and log p(x): 2. Number of pairs whose order differs between the published numbers and "
+        "log p(x): 2. A pair" in text
     )
     assert "| vampprior | 3 | 3 | 1 | 2 | 2 |" in text
     assert f"reliable in these rows: {STANDARD}." in text
