@@ -160,7 +160,10 @@ class Weighing:
             yield
         except OutsidePlateError as error:
             name = type(self).__name__
-            raise ValueError(f"{error} {name} is a bound per datum; Trace_ELBO counts such a site once.") from error
+            raise ValueError(
+                f"{error} {name} is a bound per datum, so it cannot count a site outside the data plate. To count the "
+                f"site once for all data, train with Trace_ELBO."
+            ) from error
 
     def _weights(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Weights:
         nesting = self._nesting(model, guide, args, kwargs)
