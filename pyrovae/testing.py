@@ -1,4 +1,4 @@
-"""Checks of the contract that priors, likelihoods and posteriors fulfil, for those of this package and your own.
+"""Checks of the contract of priors, likelihoods and posteriors, for the components of this package and your own.
 
 A test of a new prior, likelihood or posterior is one line, ``pv.testing.check_prior(MyPrior(5), latent=5)``. Any
 callable that returns a distribution can be checked. Parameters, copies, dtypes and devices are checked only if the
@@ -174,8 +174,8 @@ def _check_device(component: nn.Module, context: tuple[Any, ...], event: torch.S
             log_prob = p.log_prob(torch.empty(*p.batch_shape, *event, device="meta"))
         except NotImplementedError as error:  # an operation such as torch.nonzero needs values
             warnings.warn(
-                f"the devices of all tensors of {type(component).__name__} could not be checked, because an operation "
-                f"needs values ({str(error).splitlines()[0][:80]}). Run the check on a CUDA device once.",
+                f"it could not be checked that all tensors of {type(component).__name__} move with the module, because "
+                f"an operation needs values ({str(error).splitlines()[0][:80]}). Run the check on a CUDA device once.",
                 stacklevel=find_stack_level(),
             )
             return

@@ -29,14 +29,16 @@ ACCEPTANCE = 0.65  # target of the tuning; near the optimum of HMC in many dimen
 
 
 class State(NamedTuple):
-    """States of the chains, with the values and gradients of log p(x, v) and of the mixture's log-density.
+    """States of the chains, with the values and gradients of log p(x, v) and log q(v), the ends of the annealing.
+
+    Here v are whitened coordinates, and q is the mixture from which the chains of a datum start.
 
     Attributes:
         v: Positions of the chains, shape ``(num_chains, N, D)``.
         log_p: log p(x, v), shape ``(num_chains, N)``, nats.
-        log_q: Log-density of the mixture, shape ``(num_chains, N)``, nats.
+        log_q: log q(v), shape ``(num_chains, N)``, nats.
         slope_p: Gradient of log p(x, v), shape ``(num_chains, N, D)``.
-        slope_q: Gradient of the mixture's log-density, shape ``(num_chains, N, D)``.
+        slope_q: Gradient of log q(v), shape ``(num_chains, N, D)``.
     """
 
     v: Tensor

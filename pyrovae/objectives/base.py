@@ -161,7 +161,8 @@ class Weighing:
         except OutsidePlateError as error:
             name = type(self).__name__
             raise ValueError(
-                f"{error} {name} is a bound per datum. Trace_ELBO counts a site outside the data plate once."
+                f"{error} {name} is a bound per datum, so it cannot count a site outside the data plate. To count the "
+                f"site once for all data, train with Trace_ELBO."
             ) from error
 
     def _weights(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Weights:

@@ -98,8 +98,8 @@ class VampPrior(Described):
             )
         elif len(data) < components:
             raise ValueError(
-                f"priors.VampPrior chooses components={components} pseudo-inputs from the data, but got {len(data)} "
-                f"data"
+                f"priors.VampPrior chooses components={components} pseudo-inputs from the data, but there are only "
+                f"{len(data)} data. Pass more data, or fewer components."
             )
         else:
             start = data[torch.randperm(len(data))[:components].to(data.device)].clone()

@@ -79,7 +79,7 @@ class Fixed(Described):
         self.distribution = distribution
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return p(z). With a context, as for a conditional prior, p(z) gets the batch shape of the context."""
+        """Return p(z). If arguments are given, as to a conditional prior, p(z) is expanded to their batch shape."""
         if not context:
             return self.distribution
         return self.distribution.expand(torch.broadcast_shapes(*(part.shape[:-1] for part in context)))

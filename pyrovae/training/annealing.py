@@ -8,7 +8,7 @@ KLWarmup = float | Callable[[float], float]
 
 
 def kl_weight(warmup: KLWarmup, epoch: float) -> float:
-    """Return the weight of the latent sites after ``epoch`` epochs, a number that may be fractional.
+    """Return the weight of the latent sites after ``epoch`` epochs; ``epoch`` may be fractional.
 
     Raises:
         ValueError: If a function returns a weight that is negative or not finite.

@@ -45,7 +45,7 @@ class Batches:
         return self._transformed(self.source.batches(self.size))
 
     def in_steps(self, order: Tensor, start: int) -> Iterator[list[Batch]]:
-        """Yield a list of the batches for each step of an epoch, starting with the step of index ``start``."""
+        """For each step of an epoch, yield the list of its batches, starting with the step of index ``start``."""
         batches = self._transformed(self.source.batches(self.size, order, start * self.accumulate))
         while step := list(islice(batches, self.accumulate)):
             yield step
@@ -69,7 +69,8 @@ class Batches:
             return
         raise TypeError(
             f"{self.source.name} must be floating-point, but the program got {dtype} ({str(error).splitlines()[0]}). "
-            f"Convert training data on the device, transform=lambda x: x.float(), and pass validation data as floats."
+            f"Convert training data with transform=lambda x: x.float(). Pass validation data as floats, because they "
+            f"are not transformed."
         ) from error
 
     def _transformed(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -108,25 +108,25 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
         if declared > most * (1 + SMALL):
             raise ValueError(
                 f"site {name!r} lies outside the data plate {facts.plate!r}, which declares {declared:g} data, but "
-                f"there are {most} training data, so its posterior would be that of {declared:g} data. Declare the "
-                f"number of the training data, pyro.plate({facts.plate!r}, {most}, subsample=torch.arange(len(x))), or "
-                f"pass all {declared:g} data."
+                f"there are {most} training data. The posterior of the site would be that of {declared:g} data. "
+                f"Declare the number of training data, pyro.plate({facts.plate!r}, {most}, "
+                f"subsample=torch.arange(len(x))), or pass all {declared:g} data."
             )
     if batch >= total:
         return
     if facts.local is not None and _has_local_parameters(guide) and facts.data_count < total * (1 - SMALL):
         raise ValueError(
-            f"{type(guide).__name__} has parameters for each datum of site {facts.local!r}, but a mini-batch holds "
+            f"{type(guide).__name__} has parameters of site {facts.local!r} for each datum, but a mini-batch holds "
             f"{batch} of {total} data. Train on one batch of all data (batch_size={total}), or write a guide that "
             f"computes the parameters from the data."
         )
     for name, scale in facts.outside.items():
         if scale and facts.data_count / scale < total * (1 - SMALL):
             raise ValueError(
-                f"site {name!r} lies outside the data plate {facts.plate!r}, which scales a mini-batch of {batch} to "
-                f"{facts.data_count / scale:g} of {total} data, so its posterior would be that of a mini-batch. "
-                f"Declare the full size of the plate, pyro.plate({facts.plate!r}, {total}, "
-                f"subsample=torch.arange(len(x))), or train on one batch of all data, batch_size={total}."
+                f"site {name!r} lies outside the data plate {facts.plate!r}, and the loss of a mini-batch of {batch} "
+                f"data is scaled to {facts.data_count / scale:g} data, not to all {total}. The posterior of the site "
+                f"would be that of a mini-batch. Declare the full size of the plate, pyro.plate({facts.plate!r}, "
+                f"{total}, subsample=torch.arange(len(x))), or train on one batch of all data, batch_size={total}."
             )
 
 

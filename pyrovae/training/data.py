@@ -25,7 +25,7 @@ class TrainingData(Protocol):
         device: Device of the batches.
         datum: The first datum, one tensor of shape ``(1, *event)`` for each argument of the programs.
         batch_size: Batch size of a ``DataLoader``, or None.
-        column_names: For each argument of the programs, the names of its columns; empty unless it is a table.
+        column_names: For each argument of the programs, the names of its columns; empty if the argument is not a table.
     """
 
     name: str
@@ -108,7 +108,7 @@ class _IndexedData(ABC):
         self.source.check()
 
     def describe(self) -> dict[str, Any]:
-        """Return the shapes and a checksum of the data, which do not depend on their kind (tensor, array, data set)."""
+        """Return the shapes and a checksum of the data, which are the same for a tensor, an array and a data set."""
         shapes = [[len(self), *tensor.shape[1:]] for tensor in self.datum]
         return {"shapes": shapes, "SHA-1": self.source.fingerprint()}
 
@@ -191,7 +191,7 @@ class StreamedData:
         return self.total
 
     def count(self, size: int) -> int:
-        """Return the number of batches of the given size that hold the data of the first pass."""
+        """Return the number of batches if the data of the first pass are divided into batches of the given size."""
         return self.passed if size == self.batch_size else math.ceil(self.total / size)
 
     def order(self, size: int) -> Tensor:

@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def of_module(module: nn.Module) -> Description:
-    """Return the type and the constants of each submodule of a module, and name, dtype and shape of each tensor."""
+    """Return a description of a module: its structure, the types of its layers, and dtype and shape of each tensor."""
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {name: of_tensor(tensor) for name, tensor in named.items()}
     layers = sorted({type(part).__name__ for part in module.modules()})
@@ -75,7 +75,7 @@ def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) ->
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
-    """Return the optimizer's type and options, and the options of each parameter group that differ from these."""
+    """Return the optimizer's type and options, and for each parameter group the options that differ from them."""
     described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
     for index, group in enumerate(optimizer.param_groups):
         own = plain({name: value for name, value in group.items() if name not in ("params", "initial_lr")})
@@ -115,7 +115,7 @@ def as_number(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Convert a value to plain values that can be stored; other objects are replaced by their name or type."""
+    """Convert a value to numbers, strings, lists and dictionaries; any other object becomes its name or type."""
     match value:
         case np.generic():  # precedes the numbers, because some NumPy scalars are floats
             return value.item()
@@ -150,10 +150,10 @@ def differences(now: Mapping[Any, Any], then: Mapping[Any, Any], within: str = "
 
 
 def differences_of_modules(now: Description, then: Description, file_format: int) -> list[str]:
-    """Return a sentence for each difference between two descriptions by :func:`of_module`, the second from a file.
+    """Return a sentence for each difference between the description of a module and a description from a file.
 
-    For a file of format 1, only the tensors and the types of torch's layers are compared, because this format describes
-    modules by another text.
+    A file of format 1 describes the structure of a module in another way. For such a file, only the tensors and the
+    types of torch's layers are compared.
     """
     if file_format > 1:
         return differences(now, then)

@@ -130,8 +130,8 @@ def fit(
         transform: Function that is applied to the tensors of every training batch on the device, such as
             :func:`pyrovae.data.binarize`, or ``lambda x: x.float() / 255`` for images stored as bytes. Validation data
             are not transformed.
-        accumulate: Number of batches whose gradients are added for one step of the optimizer. The step equals that of a
-            single batch of all their data.
+        accumulate: Number of batches whose gradients are added for one step of the optimizer. The step equals the step
+            for a single batch that holds the data of all these batches.
         patience: Number of epochs without a better bound on the validation data after which training stops.
         compile: If true, the gradient is compiled by torch's inductor. The programs run once and are recorded as a
             graph that includes the backward pass. This takes 5 to 40 seconds for each batch shape and pays off after
@@ -140,8 +140,8 @@ def fit(
             programs compute in Python keep their values from the recorded run. At the beginning of an epoch, the
             compiled loss is compared with that of the programs. If a number in Python has changed, training continues
             without compilation after a warning. A program that cannot be compiled is also trained without
-            compilation; a warning names the cause if ``compile`` is true, and the log if it is None. On CUDA the graph
-            is captured, and so is the step of a fused Adam or AdamW, and of torch's optimizers with
+            compilation. The cause is named in a warning if ``compile`` is true, and in the log by default. On
+            CUDA the graph is captured, and so is the step of a fused Adam or AdamW, and of torch's optimizers with
             ``capturable=True``.
         precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
             Parameters and all other operations keep their precision. By default torch's own setting.
@@ -160,8 +160,8 @@ def fit(
         seed: Seed of torch's generators. With a seed, a run on a CPU that draws only from torch's generators is
             reproducible bit for bit, and the global generators are restored at the end. Without a seed, noise and order
             come from the global generators.
-        device: ``"auto"`` uses a CUDA device if there is one, else the CPU. Programs that are functions stay on their
-            device; with ``"auto"`` so do their data.
+        device: ``"auto"`` uses a CUDA device if there is one, else the CPU. Programs that are functions are
+            not moved. With ``"auto"``, their data are not moved either.
         progress: If true, a progress bar is shown, provided that the output is a terminal.
         tensorboard: Folder for TensorBoard ( ``pip install 'pyrovae[tensorboard]'``), which must belong to this run
             alone, or a ``torch.utils.tensorboard.SummaryWriter``. TensorBoard shows the history and the norm of the

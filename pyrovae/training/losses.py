@@ -273,5 +273,5 @@ class OwnLoss:
 
 
 def _first(loss: Any) -> Any:
-    """Return a loss unchanged; of several losses (reweighted wake-sleep), return the first, that of the model."""
+    """Return a loss unchanged, or the first of several losses (the loss of the model in reweighted wake-sleep)."""
     return loss[0] if isinstance(loss, tuple) else loss

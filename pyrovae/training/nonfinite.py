@@ -51,7 +51,7 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor with NaN or infinite entries, and their number; None if all are finite."""
+    """Return the name of the first tensor that is not finite, with its numbers of NaN and infinite entries, or None."""
     for name, tensor in tensors.items():
         if not are_finite([tensor]):
             return f"{name!r} ({what_is_wrong(tensor)})"

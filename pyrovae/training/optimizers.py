@@ -85,7 +85,7 @@ class TorchOptimizer:
         return {"names": list(self.names.values()), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore a state that :meth:`state_dict` returned; missing parameters are added in the order of that state."""
+        """Restore a state that :meth:`state_dict` returned. New parameters are added in the order of the state."""
         if not state:
             return
         new = {name: parameters[name] for name in state["names"] if id(parameters[name]) not in self.names}
@@ -157,7 +157,7 @@ class PyroOptimizer:
 
 @contextmanager
 def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Context manager: give Pyro names of parameters outside its store, because it finds options and states by name."""
+    """Context manager: give a name to each parameter outside Pyro's store. Pyro finds options and states by name."""
     names = pyro.get_param_store()._param_to_name
     added = {tensor: name for name, tensor in parameters.items() if tensor not in names}
     names.update(added)

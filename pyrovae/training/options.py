@@ -1,4 +1,4 @@
-"""Checks of the options of ``fit``, of each option and of combinations."""
+"""Checks of the options of ``fit``, one by one and in combination."""
 
 import math
 import warnings
@@ -62,7 +62,8 @@ def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) 
     """Check that a schedule fits the length of the run.
 
     Raises:
-        ValueError: If the schedule ends before the end of the run, or needs a bound after every batch.
+        ValueError: With ``scheduler_step="batch"``, if the schedule has fewer steps than the run, or is a
+            ``ReduceLROnPlateau``, which needs the bound of an epoch.
 
     Warns:
         UserWarning: If a schedule is stepped once per epoch and is longer than the run.
@@ -78,8 +79,8 @@ def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) 
             )
     elif total is not None and total > epochs:
         warnings.warn(
-            f"{type(schedule).__name__} has total_steps={total}, but one step per epoch makes {epochs}, so the "
-            f"schedule does not end. Set scheduler_step='batch' and total_steps={epochs * steps}, or "
+            f"{type(schedule).__name__} has total_steps={total}, but one step per epoch makes {epochs} steps, so the "
+            f"schedule does not reach its end. Set scheduler_step='batch' and total_steps={epochs * steps}, or only "
             f"total_steps={epochs}",
             stacklevel=find_stack_level(),
         )

@@ -200,7 +200,7 @@ class Run:
         return [size / sum(sizes) for size in sizes]
 
     def _close_epoch(self) -> None:
-        """Append the bounds of an epoch to the history after its last step, and prepare the next epoch."""
+        """After the last step of an epoch, append its bounds to the history, and prepare the next epoch."""
         state, now = self.state, self.state.progress
         if now.seen == 0:
             raise NotFiniteError(

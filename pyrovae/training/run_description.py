@@ -1,4 +1,4 @@
-"""The description of a run, which shows whether a checkpoint belongs to the same run."""
+"""The description of a run, by which a run recognizes its own checkpoints."""
 
 from typing import Any
 

@@ -68,8 +68,8 @@ def load(path: str | Path, into: Module) -> Module:
     parameters of ``pyro.param`` in the file are put into Pyro's store. From a checkpoint, the module
     gets the best weights so far if the run had validation data, and otherwise the last weights.
 
-    The description is compared before the tensors are read. The tensors occupy at most as much memory as the file has
-    bytes.
+    The description of the module in the file is compared with ``into`` before the tensors are read. The tensors occupy
+    at most as much memory as the file has bytes.
 
     Args:
         path: Path of the file; ``~`` is expanded.

@@ -166,7 +166,10 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Restore states of :func:`generator_states`; on CUDA, only if the number of devices is that of the states."""
+    """Restore states that :func:`generator_states` returned.
+
+    The CUDA states are restored only if there is one for each device.
+    """
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

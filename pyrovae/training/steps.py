@@ -54,8 +54,8 @@ class Step:
         slopes = {name: tensor.grad for name, tensor in parameters.items() if tensor.grad is not None}
         if not slopes:
             raise ValueError(
-                f"no parameter of {self.names[0]} gets a gradient from {self.names[1]}. Use its parameters in model, "
-                f"guide or loss, and register them with pyro.module if the objective is not differentiable by itself."
+                f"no parameter of {self.names[0]} gets a gradient from {self.names[1]}. Use the parameters in model, "
+                f"guide or loss. Some objectives find only parameters that the programs register with pyro.module."
             )
         if before is not None and self.guard is not None and not self.guard.accepts(losses, slopes):
             self.guard.undo(before, self.optimizer, batches, kl_weight, losses, slopes)

@@ -130,10 +130,11 @@ class SVI:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state of :meth:`state_dict`, for programs and an optimizer of the same structure.
+        """Restore a state that :meth:`state_dict` returned.
 
-        The state may come from another process. Parameters that the programs make with ``pyro.param`` get their values
-        at the next call of :meth:`step` or :meth:`evaluate_loss`.
+        Programs and optimizer must have the same structure as in the saved run. The state may come from another
+        process. Parameters that the programs make with ``pyro.param`` get their values at the next call of :meth:`step`
+        or :meth:`evaluate_loss`.
 
         Args:
             state: State that :meth:`state_dict` returned.
@@ -153,7 +154,8 @@ class SVI:
         for name, value in self._pending["tensors"].items():
             if name not in known:
                 raise ValueError(
-                    f"the state holds {name!r}, which model and guide do not have. Pass the programs of the state."
+                    f"the state holds {name!r}, but model and guide have no parameter or buffer of this name. Use the "
+                    f"model and guide with which the state was saved."
                 )
             _copy(known[name], value)
         self._optimizer.load_state_dict(self._pending["optimizer"], self._eager.seen)
@@ -183,7 +185,7 @@ def _copy(tensor: Tensor, value: Tensor) -> None:
     if tensor.shape != value.shape:
         raise ValueError(
             f"the state holds a tensor of shape {tuple(value.shape)} for a parameter of shape {tuple(tensor.shape)}. "
-            f"Build the programs as they were built for the state."
+            f"Build the programs as they were built when the state was saved."
         )
     tensor.copy_(value)
 

@@ -70,15 +70,15 @@ def mean_bound(gradients: Gradients, loss: Loss, batches: Batches) -> float:
 
 
 def _check_scale(error: FloatingPointError, module: nn.Module, batch: tuple[object, ...]) -> None:
-    """Raise ValueError in place of an error about a NaN or infinite value, if the values of the data are its cause.
+    """Raise ValueError in place of ``error``, if the values of the data are the cause of this error.
 
     Args:
-        error: Error that a program raised on the batch before the first step.
+        error: Error about a NaN or infinite value, which a program raised on the batch before the first step.
         module: The module that is trained.
         batch: The batch.
 
     Raises:
-        ValueError: If all parameters and buffers are finite, so that the values of the data are the cause.
+        ValueError: If all parameters and buffers are finite, because the values of the data are then the cause.
     """
     if not are_finite([*module.parameters(), *module.buffers()]):
         return

@@ -142,7 +142,7 @@ def test_a_second_stage_prior_is_fitted_to_the_aggregate_posterior() -> None:
         (
             lambda: pv.priors.VampPrior(5, data=torch.zeros(3, 2)),
             ValueError,
-            "components=5 pseudo-inputs .* got 3",
+            "components=5 pseudo-inputs .* only 3 data",
         ),
         (lambda: pv.priors.VampPrior(5, (2,))(), ValueError, "Use the prior in a pyrovae.VAE"),
         (lambda: pv.priors.VampPrior(2, data=torch.ones(3, 2).long()), TypeError, "floating-point, .* got torch.int64"),

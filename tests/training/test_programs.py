@@ -150,7 +150,7 @@ def test_a_flow_is_not_begun_alike_under_all_seeds() -> None:
 
 @pytest.mark.parametrize("make", [AutoNormal, AutoDelta, AutoMultivariateNormal], ids=lambda make: make.__name__)
 def test_autoguides_of_latents_per_datum_are_refused_on_mini_batches(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"has parameters for each datum of site 'z'.*batch_size=30"):
+    with pytest.raises(ValueError, match=r"has parameters of site 'z' for each datum.*batch_size=30"):
         fit((model, make(model)), torch.randn(30), batch_size=10)
 
 

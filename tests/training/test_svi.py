@@ -141,7 +141,10 @@ def test_a_state_of_other_programs_is_refused() -> None:
     state = svi.state_dict()
     other = made(pv.SVI, "a VAE")
     other.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"the state holds '.*', which model and guide do not have\. Pass the"):
+    with pytest.raises(
+        ValueError,
+        match=r"the state holds '.*', but model and guide have no parameter or buffer of this name\. Use the",
+    ):
         other.step(*args, **kwargs)
 
 

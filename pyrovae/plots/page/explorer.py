@@ -144,7 +144,7 @@ def _range(values: list[float]) -> tuple[float, float]:
 def _most_visible(
     mean: Callable[[Tensor], Tensor], codes: Tensor, ranges: Sequence[tuple[float, float]]
 ) -> tuple[int, ...]:
-    """Return the two latent dimensions that, varied over their ranges from given codes, change the images most."""
+    """Return the two latent dimensions that change the images most when each is varied over its range."""
     changes = []
     for dimension, ends in enumerate(ranges):
         low, high = (codes.index_fill(1, torch.tensor(dimension, device=codes.device), end) for end in ends)

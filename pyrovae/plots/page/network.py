@@ -116,7 +116,7 @@ class Network:
 
 
 def write_down(function: Callable[[Tensor], Tensor], example: Tensor) -> Network:
-    """Record a function of a tensor, and return its network for inputs of the example's shape.
+    """Record a function of a tensor, and return the network. Its input has the shape of ``example``.
 
     Raises:
         ValueError: If the function contains a random operation, or an operation without a kernel.
@@ -177,7 +177,10 @@ class _Writer(fx.Interpreter):
         return write(value, *args, **kwargs)
 
     def place(self, value: Any, shape: Sequence[int] | None = None) -> int:
-        """Return the place (index) in the network of a value, constant or number, after expansion to ``shape``."""
+        """Return the place of a value in the network. A tensor or number is first added to the constants.
+
+        If ``shape`` is given, a value with several entries is expanded to this shape.
+        """
         example = _example(value)
         if isinstance(example, Tensor) and shape is not None and example.numel() > 1 and example.shape != shape:
             value = self.moved(torch.broadcast_to, (value, shape), {}, example.expand(shape))
@@ -192,7 +195,11 @@ class _Writer(fx.Interpreter):
         return _Value(len(self.network.steps), value)
 
     def moved(self, target: Any, args: Any, kwargs: Any, value: Any) -> Any:
-        """Record an operation that only moves entries of its arguments, by a run on the positions of the entries."""
+        """Record an operation that only moves entries of its arguments.
+
+        The operation is run on tensors that hold the index of each entry. Its result shows where each entry comes from,
+        and becomes the table of a ``gather`` step.
+        """
         leaves, structure = tree_flatten((args, kwargs))
         sources, size = [], 0
         for i, leaf in enumerate(leaves):
@@ -276,10 +283,13 @@ class _Writer(fx.Interpreter):
         return self.gathered(table, [x, float(fill)], value)
 
     def write_convolution(self, value: Tensor, x: Any, weight: Any, bias: Any, *settings: Any) -> _Value:
-        """Record a convolution; the kernel visits the positions of the output or, if it is transposed, of the input."""
+        """Record a 2-d convolution of one image, which may be a transposed convolution."""
         stride, padding, dilation, transposed, _, groups = settings
         if value.ndim != 4 or len(value) != 1:
-            raise ValueError(f"the page convolves one image at a time, but the likelihood makes {tuple(value.shape)}")
+            raise ValueError(
+                f"the page has a kernel for 2-d convolutions of one image, but the likelihood has a convolution with "
+                f"an output of shape {tuple(value.shape)}"
+            )
         shapes = [list(part.shape[1:]) for part in (_example(x), value)]
         small, large = shapes if transposed else reversed(shapes)
         result = self.step(
@@ -298,9 +308,16 @@ class _Writer(fx.Interpreter):
         return result if bias is None else self.mapped("add", (result, bias.reshape(-1, 1, 1)), value)
 
     def write__to(self, value: Tensor, x: _Value, **_: Any) -> _Value:
-        """Record a dtype conversion, which changes nothing in the page; truncation to integers raises ValueError."""
+        """Record a conversion between dtypes, which does nothing in the page.
+
+        Raises:
+            ValueError: If floating-point numbers are converted to integers or to bool.
+        """
         if x.example.is_floating_point() and not value.is_floating_point():
-            raise ValueError("the page cannot truncate numbers, but the mean of the likelihood does")
+            raise ValueError(
+                "the page cannot convert floating-point numbers to integers or bool, but the mean of the likelihood "
+                "contains such a conversion"
+            )
         return _Value(x.place, value)
 
 

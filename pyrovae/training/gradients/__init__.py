@@ -23,7 +23,7 @@ class Gradients(Protocol):
         """Return the loss of a batch and store its gradient in ``.grad`` of the parameters; ``.grad`` must be None."""
 
     def value(self, batch: Any) -> float:
-        """Return the loss of a batch without a gradient."""
+        """Return the loss of a batch without computing a gradient."""
 
     def update(self, step: Callable[[], None]) -> None:
         """Make the optimizer's step from the stored gradients."""

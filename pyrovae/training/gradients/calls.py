@@ -42,14 +42,14 @@ class CallGradients:
         self.seen: dict[str, Tensor] = {}
 
     def __call__(self, batch: Call, _kl_weight: float = 1.0) -> Any:
-        """Return the loss of a call (several for reweighted wake-sleep) and store its gradient."""
+        """Return the loss of a call (several losses for reweighted wake-sleep), and store the gradient."""
         with poutine.trace(param_only=True) as capture, self.products():
             loss = self._loss_and_grads(batch)
         self._find(capture.trace)
         return loss
 
     def value(self, batch: Call) -> Any:
-        """Return the loss of a call without a gradient."""
+        """Return the loss of a call without computing a gradient."""
         function = getattr(self.loss, "loss", self.loss)
         with torch.no_grad(), self.products():
             return function(self.module.model, self.module.guide, *batch.args, **batch.kwargs)
@@ -82,7 +82,7 @@ class CallGradients:
         return loss
 
     def _find(self, trace: Any) -> None:
-        """Store the parameters of a call by their names in the module, or by Pyro's names if they are not in it."""
+        """Store the parameters of a call by name. A parameter outside the module has the name that Pyro gives it."""
         names = {id(tensor): name for name, tensor in self.module.named_parameters()}
         found: dict[str, Tensor] = {}
         known = set()
@@ -99,7 +99,7 @@ class CallGradients:
 
 @contextmanager
 def modules_that_run() -> Iterator[dict[int, nn.Module]]:
-    """Context manager: yield a dictionary, by ``id``, of the modules whose forward method is called in the context."""
+    """Context manager: yield a dictionary, to which a module is added by its ``id`` when its forward method runs."""
     ran: dict[int, nn.Module] = {}
 
     def note(module: nn.Module, _: Any) -> None:

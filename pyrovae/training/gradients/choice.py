@@ -38,7 +38,8 @@ def choose_gradients(
         tensors: Tensors of the module.
         parameters: Trained parameters by name.
         batches: Batches of the training data.
-        is_compiled: Whether gradients are compiled; None compiles those of runs with at least ``WORTH_STEPS`` steps.
+        is_compiled: If true, gradients are compiled. ``None`` compiles them on a CPU or a CUDA device if the run has at
+            least ``WORTH_STEPS`` steps.
         steps: Number of steps of the run.
         weighted: If true, the weight of the latent sites changes during the run.
         optimizer: The optimizer, if a compiled gradient may capture its step.

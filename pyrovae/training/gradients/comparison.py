@@ -32,7 +32,7 @@ class Comparison:
         self.is_due, self.calls, self.tolerance = True, 0, 0.0
 
     def request(self) -> None:
-        """Compare the next call, unless fewer than 20 calls have passed since the last comparison."""
+        """Request a comparison in the next call, unless fewer than 20 calls have passed since the last comparison."""
         self.is_due = self.is_due or self.calls >= LEAST_CALLS
 
     def state(self) -> tuple[dict[str, Any], Any]:

@@ -97,7 +97,7 @@ class CompiledGradients:
         self.comparison.request()
 
     def value(self, batch: Batch) -> float:
-        """Return the loss of a batch without a gradient, eagerly."""
+        """Return the loss of a batch, computed eagerly and without a gradient."""
         return self.loss.value(batch)
 
     def update(self, step: Callable[[], None]) -> None:
@@ -132,7 +132,7 @@ class CompiledGradients:
         return self._eager(batch, kl_weight)
 
     def _text(self, batch: Batch, inputs: Sequence[Tensor]) -> str | None:
-        """Return the text of the graph of the programs as they are now, or None if they cannot be recorded."""
+        """Record the programs again, and return the text of the graph, or None if they cannot be recorded."""
         gradients = [parameter.grad for parameter in self.parameters.values()]
         self._forget_gradients()
         try:
@@ -146,7 +146,7 @@ class CompiledGradients:
                 parameter.grad = gradient
 
     def _outputs(self, batch: Batch, inputs: Sequence[Tensor], receivers: list[Tensor]) -> list[Tensor]:
-        """Return the loss and the gradients, and list the parameters that receive them."""
+        """Return the loss and the gradients, and fill ``receivers`` with the parameters that have a gradient."""
         loss = self.loss(batch, inputs[-1] if self.weighted else 1.0)
         receivers[:] = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
         return [torch.as_tensor(loss), *(p.grad for p in receivers if p.grad is not None)]

@@ -74,7 +74,7 @@ class CompiledCallGradients:
         return loss
 
     def value(self, batch: Call) -> Any:
-        """Return the loss of a call without a gradient, eagerly."""
+        """Return the loss of a call, computed eagerly and without a gradient."""
         return self.eager.value(batch)
 
     def update(self, step: Callable[[], None]) -> None:
@@ -93,15 +93,15 @@ class CompiledCallGradients:
         return loss
 
     def _first(self, key: Any, arguments: "Arguments", batch: Call, kl_weight: float) -> Any:
-        """Run the first call of a kind eagerly, and prepare the compilation by the second call of the kind."""
+        """Run the first call of a kind eagerly, and prepare the graph that the second call will compile."""
         with modules_that_run() as ran:
             loss = self._run_eagerly(batch, kl_weight)
         if isinstance(loss, tuple):
             self._warn("the objective returns several losses")
         elif len(self.kinds) == MAX_GRAPHS:
             self._warn(
-                f"there are already {MAX_GRAPHS} graphs, for other shapes or other values of arguments that are not "
-                f"tensors. Pass changing numbers as tensors, and batches of only a few shapes."
+                f"there are already {MAX_GRAPHS} graphs, for calls that differ in the shapes of tensors or in the "
+                f"values of other arguments. Pass changing numbers as tensors, and batches of only a few shapes."
             )
         else:
             modules = {**{id(module): module for module in self.eager.module.modules()}, **ran}
@@ -146,14 +146,14 @@ class Arguments:
             return loss.detach()
 
     def value(self, batch: Batch) -> float:
-        """Return the loss without a gradient."""
+        """Return the loss without computing a gradient."""
         tensors = iter(batch)
         leaves = [next(tensors) if each is _Varying else each for each in self.constants]
         return float(self.eager.value(Call(*tree_unflatten(leaves, self.structure))))
 
 
 class Kind:
-    """The graph for calls whose arguments have the same structure, shapes and constants.
+    """The graph for calls of one kind, which the docstring of this module defines.
 
     Args:
         arguments: The objective as a function of the tensors.

@@ -78,7 +78,7 @@ class DistributedGradients:
         return total
 
     def value(self, batch: Batch) -> float:
-        """Return the loss of a batch without a gradient."""
+        """Return the loss of a batch without computing a gradient."""
         piece, mine, weight = self._mine(batch)
         with self.noise.of(piece):
             total = torch.tensor(weight * self.loss.value(mine), dtype=torch.float64)
@@ -169,14 +169,15 @@ def _check(loss: Loss, tensors: Tensors) -> None:
     for name, part in tensors.module.named_modules():
         if isinstance(part, _BatchNorm) and part.training and not isinstance(part, SyncBatchNorm):
             raise ValueError(
-                f"{name!r} is a {type(part).__name__}, which would normalize by each process's slice of a batch. Use "
-                f"torch.nn.LayerNorm or GroupNorm, on CUDA torch.nn.SyncBatchNorm, or train in one process."
+                f"{name!r} is a {type(part).__name__}, which would normalize each process's slice of a batch "
+                f"separately. Use torch.nn.LayerNorm or torch.nn.GroupNorm, use torch.nn.SyncBatchNorm on CUDA, or "
+                f"train in one process."
             )
     if not _is_sum(loss):
         raise ValueError(
-            f"the loss of {loss.name} is not known to be a sum over the data, so it could differ in several processes. "
-            f"Train in one process, or with Trace_ELBO or IWAE. If your own objective is such a sum, set its attribute "
-            f"is_of_batch = False."
+            f"the loss of {loss.name} is not known to be a sum over the data, so it could depend on the number of "
+            f"processes. Train in one process, or with Trace_ELBO or IWAE. If your own objective is a sum over the "
+            f"data, set its attribute is_of_batch = False."
         )
 
 

@@ -27,7 +27,7 @@ class EagerGradients:
         return self.loss(batch, kl_weight)
 
     def value(self, batch: Batch) -> float:
-        """Return the loss of a batch without a gradient."""
+        """Return the loss of a batch without computing a gradient."""
         return self.loss.value(batch)
 
     def update(self, step: Callable[[], None]) -> None:

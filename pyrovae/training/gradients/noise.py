@@ -84,7 +84,10 @@ class Noise:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Context manager for a backward pass: draw for the same slice in its Python code (activation checkpoints)."""
+        """Context manager for a backward pass: make the draws for the same slice as in the forward pass.
+
+        Activation checkpoints run Python code, which may draw, again in the backward pass.
+        """
         with _Python(self):
             yield
 
@@ -123,12 +126,12 @@ class Noise:
 
 
 class SiteLocator(Messenger):
-    """Handler that tells :class:`Noise` which dimension of a site's draws is that of the data.
+    """Handler that tells :class:`Noise` the dimension of the data in the draws of a site.
 
     It must be the innermost handler.
 
     Args:
-        noise: Object that is told the dimension.
+        noise: Object that gets the dimension.
         plate: Name of the data plate.
     """
 

@@ -51,7 +51,7 @@ class BestWeights(Observer):
         self.tensors.restore(self.copies)
 
     def state(self) -> dict[str, Any]:
-        """Return the best epoch, its bound and the copies, as tensors and plain values."""
+        """Return the index of the best epoch, its bound, and the copies of the tensors from this epoch."""
         return {"epoch": self.epoch, "bound": self.bound, "copies": self.copies}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ OTHER_NOISE = {  # gamma draws, a component's draws where no site is, permutatio
 SHARED = {"global latent", "AutoNormal", "AutoMultivariateNormal"}  # one process trains them on all data at once
 WHOLE = {"batch_size": 99}
 REFUSED = {
-    "batch norm": "'guide.posterior.network.1' is a BatchNorm1d, which would normalize by each process's slice",
+    "batch norm": "'guide.posterior.network.1' is a BatchNorm1d, which would normalize each process's slice",
     "parameters in the store": "'pyro.param weight' does not belong to Stored. Make it a torch.nn.Parameter of the",
     "global latent": "site 'loc' lies outside the data plate 'data', so each process would count it",
     "AutoNormal": "site 'loc' lies outside the data plate 'data'",
@@ -35,7 +35,7 @@ REFUSED = {
             "scores, TraceGraph", "TraceGraph_ELBO", "RenyiELBO", "RenyiELBO, vectorized", "FreeBits",
             "Pyro's ReweightedWakeSleep", "BetaTC", "MMD",
         ],
-        "is not known to be a sum over the data, so it could differ in several processes",
+        "is not known to be a sum over the data, so it could depend on the number of processes",
     ),
 }  # fmt: skip
 
