@@ -108,7 +108,8 @@ class Graph:
             try:
                 compiled = compile_graph(self.module, [*fixed, *varying, *found], {"fallback_random": True})
             except DynamicOutputShapeException as error:
-                raise UntraceableError(f"the shape of the result of {error} depends on values") from error
+                operation = str(error).split("\n")[0]
+                raise UntraceableError(f"the shape of the result of {operation} depends on values") from error
 
         def run(*tensors: Tensor) -> Sequence[Tensor]:
             with torch.no_grad():

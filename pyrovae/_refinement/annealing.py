@@ -1,4 +1,4 @@
-r"""Annealed importance sampling from a fitted mixture, in coordinates in which the fitted normal density is standard.
+r"""Annealed importance sampling from a fitted mixture, in coordinates in which the fit is a standard normal density.
 
 With :math:`u = m + A v` for the fitted density :math:`N(m, A A^\top)`, the posterior of v is close to a standard normal
 density, so one step size suits all dimensions. The intermediate densities between the mixture :math:`q(v)` and the

@@ -65,7 +65,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Visited:
-    """Draws of chains and the scores at these draws, in coordinates in which a given normal density is standard.
+    """Draws of chains and the scores at these draws, in coordinates in which a given density is standard normal.
 
     Attributes:
         density: Normal densities of N data, which define the coordinates.
@@ -83,7 +83,7 @@ class Visited:
         return self.density.place(self.v[:, -num_chains(self.v.shape[-1]) :].movedim(0, 1))
 
     def seen_from(self, density: Normal) -> Self:
-        """Return the same draws and scores in coordinates in which ``density`` is standard."""
+        """Return the draws and scores, converted to coordinates in which ``density`` is a standard normal density."""
         u = self.density.mean[:, None] + self.v @ self.density.root.mT
         v = (u - density.mean[:, None]) @ density.inverse_root.mT
         return type(self)(density, v, self.score @ self.density.inverse_root @ density.root)
@@ -99,7 +99,8 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
 
     Args:
         posterior: Posteriors of N data.
-        density: Normal densities of N data. The chains move in coordinates in which these densities are standard.
+        density: Normal densities of N data. The chains move in coordinates in which these densities
+            are standard normal.
         start: First positions u, shape ``(num_chains, N, D)``.
         batch_size: Largest number of gradients, over chains and data, that are computed together; by default all.
 

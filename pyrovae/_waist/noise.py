@@ -191,7 +191,10 @@ def _filled(value: Tensor, fill: float) -> Tensor:
 
 
 def _redrawn(value: Tensor, seed: int) -> Tensor:
-    """Return the numbers in a random order that ``seed`` determines. A single number is replaced by ``seed % 2``."""
+    """Return the entries of ``value`` in a random order that ``seed`` determines.
+
+    If ``value`` has a single entry, whose order cannot change, the result is ``seed % 2``.
+    """
     generator = torch.Generator().manual_seed(seed)
     if value.numel() < 2:
         return torch.full_like(value, seed % 2)

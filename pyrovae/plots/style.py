@@ -58,7 +58,10 @@ def panels_for(
     size: tuple[float, float],
     extra: tuple[float, float] = (0.0, 0.0),
 ) -> Iterator[tuple[Any, list[Axes]]]:
-    """Yield two values: the axes that a plotting function of several panels returns, and a list of the panels' axes.
+    """Make or check the axes of a figure with several panels, and yield them in two forms.
+
+    The first form is ``ax`` or ``axes`` as given or, if both are None, an array of new axes. A plotting function
+    returns it to the user. The second form is a list with one axes for each panel.
 
     Args:
         names: Names of the panels, in order.

@@ -53,7 +53,7 @@ def nuts(
     r"""Draw from the posteriors of a few data with Pyro's NUTS, and estimate log p(x) of each by bridge sampling.
 
     The chains start at draws from the guide. If the guide is a :class:`pyrovae.guides.Refined`, the chains move in
-    coordinates in which the fitted normal density is standard, so the fit serves as the mass matrix. All data move as a
+    coordinates in which the fitted density is standard normal, so the fit serves as the mass matrix. All data move as a
     single state. Use the function for at most about ten data at a time. The estimate misses a mode that no chain
     visits. ``r_hat`` reveals only chains that stay in different modes.
 

@@ -59,7 +59,7 @@ class FlatTarget(Target):
         return torch.cat(values).reshape(u.shape[:2]), torch.cat(gradients).reshape(u.shape)
 
     def _are_few(self, u: Tensor) -> bool:
-        """Return true if the pairs of a datum and a vector u fill less than half of a graph."""
+        """Return true if there are fewer pairs of a datum and a vector u than half of the rows of a graph."""
         return 2 * len(u) * self.size < self.rows
 
     def _in_parts(self, u: Tensor, *, with_gradient: bool) -> list[list[Tensor]]:
@@ -96,7 +96,7 @@ class FlatTarget(Target):
         return self._densities(part, u, with_gradient) if graph is None else list(graph(*inputs))
 
     def _densities(self, part: Batch, u: Tensor, with_gradient: bool) -> list[Tensor]:
-        """Return log p(x, u) of pairs of a datum and a vector u, shape ``(n,)``, and its gradient if requested."""
+        """Return log p(x, u), shape ``(n,)``, for n pairs of a datum and a vector u, and its gradient if requested."""
         target = Target(self.space, part, amortized=True, is_checked=True, compiles=False)
         if with_gradient:
             value, gradient = target.value_and_gradient(u[None])
