@@ -21,6 +21,7 @@ import tyro
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
@@ -238,10 +239,10 @@ def draw_bias(results: Mapping[str, dict[str, xr.Dataset]]) -> Figure:
             excess = [float((found[QUOTED].log_likelihood - found[key].log_likelihood).mean()) for key in keys]
             counts = [int(found[key].attrs["num_samples"]) for key in keys]
             ax.plot(counts, excess, color=style.color(i), marker=style.marker(i), markersize=4, label=name)
-        ax.axhline(0.0, color="0.6", linewidth=0.8, zorder=0)
-        ax.set_xscale("log")
-        ax.set_yscale("symlog", linthresh=0.1)
-        ax.set(xlabel="draws from the encoder", ylabel="NLL overstated by (nats)")
+        ax.set(xscale="log", yscale="log", xlabel="draws from the encoder", ylabel="NLL overstated by (nats)")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
         _legend(ax)
         return figure_of(ax)
 

@@ -43,7 +43,7 @@ def as_module(programs: Any) -> Any:
 
 
 def name_of(module: Any) -> str:
-    """Return the name of a trained module or pair, for messages."""
+    """Return the name of a module, or the names of the model and guide of a :class:`Pair`, for messages."""
     if not isinstance(module, Pair):
         return type(module).__name__
     names = [getattr(program, "__name__", type(program).__name__) for program in (module.model, module.guide)]

@@ -70,7 +70,7 @@ class RunState:
         }
 
     def load(self, state: dict[str, Any], compile_seconds: float, device: torch.device) -> None:
-        """Restore a state of the run and of the random generators, which :meth:`as_dict` returned."""
+        """Restore the run and the random generators from a state that :meth:`as_dict` returned."""
         self.tensors.restore(state["tensors"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:

@@ -171,11 +171,13 @@ class Trials:
         self._noise_is_idle = True
 
     def leave_out_failing(self, passing: Tensor) -> None:
-        """Exclude from later runs the data for which the program raises an error.
+        """Exclude from later runs data for which the program raised an error.
+
+        Up to the largest index in ``passing``, only the data in ``passing`` remain. All data after this index remain,
+        because the program has tried only the first data.
 
         Args:
-            passing: Indices of the data that the program has scored without an error. Data with a larger index than all
-                of these are kept.
+            passing: Indices, in ascending order, of the data that the program has scored without an error.
         """
         self.finite = torch.cat([passing, self.finite[self.finite > passing.max()]])
 
