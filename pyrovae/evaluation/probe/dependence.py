@@ -129,16 +129,17 @@ class Dependence:
                 raise ValueError(depends_on_other_data(f"by {difference:.3g} nats for a datum", weights))
 
     def _agrees(self, one: Reference, few: int | None, *, draws: int | None) -> tuple[bool, str]:
-        """Score the draws of the first run in a second run, with other draws or fewer data, and compare the runs.
+        """Score the draws of the first run again in a second run, and compare the log-weights of the two runs.
 
-        If the second run has fewer data, it leaves out the data that a program may use as references, see
-        :meth:`_start`.
+        The first run has one draw for each datum. The second run has a second draw for each datum, fewer data, or both.
+        If it has fewer data, they exclude, where possible, the data to which a program is most likely to refer, such as
+        the first and the last datum; see :meth:`_start`.
 
         Args:
             one: The first run.
             few: Number of data in the second run; ``None`` for all data.
-            draws: Number of draws in the second run. If ``None``, the second run scores only the draw of the first run,
-                without a dimension of draws.
+            draws: Number of draws for each datum in the second run, along a dimension of draws. If ``None``, each datum
+                has only its draw of the first run, and there is no dimension of draws.
 
         Returns:
             True and an empty text if the log-weights agree; otherwise false and the reason.

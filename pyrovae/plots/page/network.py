@@ -1,13 +1,15 @@
-"""Recorder of a function of one tensor as a list of steps, which five kernels run in the browser.
+"""Record a function of one tensor as a list of steps that the browser can run.
 
-The function runs once under torch's tracer, as in :mod:`pyrovae._compilation.graphs`. Each recorded operation becomes a
-step of one of the following kinds. The recording fixes all shapes, so the kernels work on flat arrays.
+The function runs once under torch's tracer, as in :mod:`pyrovae._compilation.graphs`. Each recorded operation becomes
+one or more steps, or none if it leaves the flat array unchanged. The recording fixes all shapes, so the steps work on
+flat arrays. Each step is run by one of five kernels in JavaScript:
 
 - ``gather``: operations that move numbers without computing (views, transposes, slices, padding, upsampling by
   repetition). The operation is run on positions instead of numbers, which shows the source of each entry.
 - ``map``: a function of one number, or of several numbers at the same position.
 - ``reduce``: sums and maxima over the last dimension.
-- ``matmul`` and ``convolution``.
+- ``matmul``: products of matrices.
+- ``convolution``: 2-d convolutions of one image, also transposed.
 
 Values that do not depend on the input are computed during the recording and become constants.
 """
