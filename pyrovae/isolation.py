@@ -152,7 +152,7 @@ def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool =
 
 
 def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
-    """Return each buffer of the modules, without their submodules: module, name, buffer and a copy of its value."""
+    """Return module, name, buffer and a copy of the value for each buffer of the modules. Submodules are ignored."""
     return [
         (module, name, buffer, buffer.detach().clone())
         for module in modules

@@ -56,5 +56,8 @@ def transition(
 
 
 def adapted(step: Tensor, acceptance: Tensor, target: float) -> Tensor:
-    """Return step sizes changed so that the mean acceptance probability moves towards ``target``, shape ``(N,)``."""
+    """Return adapted step sizes, shape ``(N,)``.
+
+    The step size of a datum grows if its mean acceptance probability exceeds ``target``, and shrinks otherwise.
+    """
     return step * (acceptance.mean(0) - target).mul(0.5).exp()

@@ -68,8 +68,8 @@ def split(visited: Visited) -> tuple[Normal, Normal]:
     """Return two normal densities for each datum, fitted to two halves of the draws from its posterior.
 
     Args:
-        visited: Draws of chains and their scores, in coordinates in which a normal density fitted to the draws is
-            standard.
+        visited: Draws of chains and the scores at these draws. In their coordinates, a normal density that was fitted
+            to the draws is the standard normal density.
     """
     v, score = visited.v.double(), visited.score.double()
     along = _along(v, _direction(v, score))

@@ -1,7 +1,7 @@
-"""Observed sites outside the data plate: values on which a program is conditioned, and terms that have no datum.
+"""Checks of observed sites outside the data plate, whose log-probabilities belong to no single datum.
 
-A weight belongs to one datum, so it cannot contain the log-probability of a site outside the data plate. Such a site
-may be left out if p(x) is conditional on its value. This is the case for a latent site whose value is given by
+A log-weight belongs to one datum, so it cannot contain the log-probability of a site outside the data plate. Such a
+site may be left out if p(x) is conditional on its value. This is the case for a latent site whose value is given by
 :func:`pyro.condition`, if its log-probability depends neither on the data nor on the latent sites of the plate. Any
 other observed site outside the plate raises an error.
 """
@@ -26,7 +26,10 @@ class OutsidePlateError(ProgramError):
 
 
 def outside_terms(sites: Iterable[Site], plate: CondIndepStackFrame) -> list[Site]:
-    """Return the observed sites outside the data plate that are not masked. Pyro masks deterministic sites."""
+    """Return the observed sites outside the data plate, except sites whose entries are all masked.
+
+    Pyro masks deterministic sites, so these are not returned either.
+    """
     outside = [site for site in sites if site["is_observed"] and plate.name not in plate_names(site)]
     return [site for site in outside if _is_counted(mask_of(site))]
 

@@ -216,8 +216,9 @@ def caltech101_silhouettes(*, root: Root = None) -> Splits:
         ValueError: If the file's content differs from the published content.
 
     Source:
-        *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The data are split 1 of
-        the authors. The object is 1 and the background 0, as in most papers; the file stores the opposite values.
+        *Inductive Principles for Restricted Boltzmann Machine Learning* (Marlin et al., 2010). The training,
+        validation and test data are those of the authors' "split 1". The object is 1 and the background 0, as in most
+        papers; the file stores the opposite values.
 
     Example:
         >>> import pyrovae as pv

@@ -140,7 +140,7 @@ def run_component(
 
 
 def _outputs(component: Component) -> str:
-    """Return a sentence on the number of network outputs for each entry, or an empty string if the number is 1."""
+    """Return a sentence that says how many network outputs an entry of a datum needs, or an empty string for one."""
     number = getattr(component, "num_parameters", 1)
     return f" {type(component).__name__} needs {number} outputs for each entry of a datum." if number > 1 else ""
 

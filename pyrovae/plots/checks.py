@@ -127,9 +127,14 @@ def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None 
 
 
 def _band(size: int, uniform: np.ndarray, units: int) -> np.ndarray:
-    """Return the half-width of a band around the uniform distribution function, an array like ``uniform``.
+    """Return the half-width of a band around the uniform distribution function, at each of its values ``uniform``.
 
-    If the ``size`` ranks of each unit are uniform, the ECDFs of all units lie in the band with probability 95% or more.
+    If the ranks of all units are uniform, all ECDFs lie in the band with a probability of at least 95%.
+
+    Args:
+        size: Number of ranks of each unit.
+        uniform: Values of the uniform distribution function.
+        units: Number of units.
     """
     random = np.random.RandomState(0)
     counts = random.multinomial(size, np.full(len(uniform), 1 / len(uniform)), _SIMULATIONS)

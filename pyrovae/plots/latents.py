@@ -88,11 +88,11 @@ def codes(
 def aggregate_posteriors(
     draws: Mapping[str, tuple[Tensor, Tensor]], *, columns: int = 3, ax: Axes | None = None, axes: Any = None
 ) -> Any:
-    """Plot draws from the aggregate posterior and from the prior in one panel, for several models.
+    """Plot draws from the aggregate posterior together with draws from the prior, in one panel for each model.
 
-    Each panel shows the first two principal components (PC) of the aggregate posterior, which is the mean of q(z | x)
-    over the data. In regions where only the prior has mass, the prior draws latents on which the likelihood was not
-    trained.
+    The aggregate posterior is the mean of q(z | x) over the data. A panel shows its first two principal components
+    (PC). The likelihood was not trained in regions where only the prior has mass, so data generated from latents in
+    these regions may be poor.
 
     Args:
         draws: Pairs of draws from the aggregate posterior and from the prior, both of shape ``(n, latent)``, by name of

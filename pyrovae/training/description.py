@@ -55,8 +55,9 @@ def of_object(thing: Any) -> Description:
 def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> Description:
     """Return name, dtype and shape of each parameter of an optimizer, in the order of the optimizer.
 
-    The state of an optimizer refers to parameters by position. In a run that trains other parameters, a state would be
-    assigned to the wrong parameter, and a fused optimizer would write beyond the memory of a smaller parameter.
+    An optimizer's state refers to parameters by position, so it can be restored only in a run that trains the same
+    parameters. Checkpoints hold this description to check this. Otherwise, a state could be assigned to the wrong
+    parameter, and a fused optimizer could write beyond the memory of a smaller parameter.
 
     Args:
         optimizer: Optimizer of the parameters.
@@ -85,7 +86,7 @@ def of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
 
 
 def misfits(state: Mapping[str, Any], trained: Mapping[str, Any], optimizer: str) -> list[str]:
-    """Return a sentence for each state of an optimizer that does not fit the trained parameters.
+    """Compare an optimizer's state dict with the trained parameters, and return a sentence for each mismatch.
 
     Args:
         state: The state dict of the optimizer.

@@ -141,8 +141,8 @@ def fit(
             compiled loss is compared with that of the programs. If a number in Python has changed, training continues
             without compilation after a warning. A program that cannot be compiled is also trained without
             compilation. The cause is named in a warning if ``compile`` is true, and in the log by default. On
-            CUDA the graph is captured, and so is the step of a fused Adam or AdamW, and of torch's optimizers with
-            ``capturable=True``.
+            CUDA, the compiled gradient is captured as a CUDA graph. The optimizer's step is captured too, for a fused
+            Adam or AdamW, and for torch's optimizers with ``capturable=True``.
         precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
             Parameters and all other operations keep their precision. By default torch's own setting.
         clip_norm: Largest norm of the gradient over all parameters; larger gradients are scaled down to it.

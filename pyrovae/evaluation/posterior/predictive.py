@@ -50,9 +50,9 @@ def posterior_predictive_check(
     A p-value near 0 or 1 shows that the model rarely generates data with such a statistic. The posterior is conditional
     on the datum, so the p-values of a true model are not uniform but concentrated around 1/2.
 
-    Replicates are conditional on arguments that the model does not observe, and keep the masked entries of the data. If
-    the distribution of a later site depends directly on an observed argument, instead of on the value of the site that
-    observes the argument, replicates are also conditional on this argument.
+    Replicates keep the masked entries of the data. They are conditional on arguments that the model does not observe.
+    They are also conditional on an observed argument ``y`` if the distribution of a later site is computed from ``y``
+    itself. It should be computed from the value that ``pyro.sample("y", ..., obs=y)`` returns.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -196,7 +196,7 @@ class Posterior:
         self.num_samples, self.num_draws = num_samples, num_draws
 
     def width(self) -> int:
-        """Return the number of data in a batch for which all draws fit into memory; the problem must be open."""
+        """Return the number of data for which all draws fit into memory. Call it inside the context of the problem."""
         return self.problem.width(max(self.num_samples, self.num_draws))
 
     def draw(self, batch: Batch) -> PosteriorDraws:
@@ -225,8 +225,8 @@ class Posterior:
     ) -> Iterator[tuple[slice, list[Site]]]:
         """Run the model at chunks of draws under a handler, and yield the sites of each run.
 
-        The handler gives latents their ``values``. Latents without a value are drawn from the model. Sites outside the
-        data plate are left out.
+        The handler sets the latent sites to the given ``values``. Latent sites without a given value are drawn from the
+        model. Sites outside the data plate are not returned.
         """
         problem = self.problem
         for part, given in self._parts(batch, num_draws, values or {}):
@@ -261,7 +261,7 @@ class Posterior:
             yield part, {**given, **batch.subsample}
 
     def _first(self, value: Tensor, name: str) -> Tensor:
-        """Return a value without the dimensions to the left of the dimension of draws, which have size one."""
+        """Remove the dimensions to the left of the dimension of draws. Each of these dimensions has size one."""
         return value.reshape(value.shape[self.problem.probe.draws_dim(name) :])
 
 

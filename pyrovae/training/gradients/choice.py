@@ -42,7 +42,8 @@ def choose_gradients(
             least ``WORTH_STEPS`` steps.
         steps: Number of steps of the run.
         weighted: If true, the weight of the latent sites changes during the run.
-        optimizer: The optimizer, if a compiled gradient may capture its step.
+        optimizer: Optimizer whose steps may be captured as a CUDA graph if gradients are compiled; ``None`` captures no
+            steps.
 
     Warns:
         UserWarning: If compilation is requested in several processes, where it is not supported.
