@@ -44,7 +44,8 @@ def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
 def without_values() -> Iterator[None]:
     """Context manager: run Pyro's objectives on tensors without values; raise an error if a value is needed.
 
-    Inside the context, Pyro's checks find no NaN and no infinite value, and no enumerated value counts as impossible.
+    Inside the context, Pyro's checks for NaN and infinite values always pass. Pyro cannot remove the terms of
+    enumerated values with probability zero from a sum, so 0 replaces these terms.
     """
     expectation = Dice.compute_expectation
 
@@ -89,9 +90,9 @@ _LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class _Zeros(TorchFunctionMode):
-    """Context manager: if Pyro would remove the terms of probability zero from a sum, replace these terms by 0.
+    """Context manager: replace the terms of probability zero in a sum by 0, where Pyro would remove these terms.
 
-    The number of these terms is not known while a graph is traced.
+    Removing terms would change the shapes of tensors, and the shapes of a graph must not depend on values.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

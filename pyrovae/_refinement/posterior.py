@@ -1,4 +1,4 @@
-"""Protocol of the posteriors to which densities are fitted. A posterior is a function of real vectors."""
+"""Protocol of unnormalized posteriors on real vectors, which fitted densities approximate."""
 
 from typing import Protocol, Self
 

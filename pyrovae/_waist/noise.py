@@ -169,7 +169,7 @@ def _generators() -> dict[str, Any]:
 
 
 def _restoring() -> Callable[[], None]:
-    """Return a function that resets torch's generators to the states that they have now."""
+    """Save the states of torch's generators, and return a function that restores these states."""
     state = torch.get_rng_state()
     on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
 

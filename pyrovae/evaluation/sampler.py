@@ -73,8 +73,9 @@ class Sampler:
     def _plan(self, of_guide: int, of_model: int) -> None:
         """Choose the number of data in a batch, and the numbers of draws in runs of the guide and of the model.
 
-        A run on few data with many draws is faster than a run on many data with few draws. Both have matrix products of
-        the same size, but the first run reads fewer data from memory.
+        A run on few data with many draws is faster than a run on many data with few draws. If both runs
+        have the same number of log-weights, their matrix products have the same size, but the run on few data reads
+        less from memory.
 
         Args:
             of_guide: Largest number of log-weights for which a run of the guide fits into memory.

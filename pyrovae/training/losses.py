@@ -53,9 +53,11 @@ class Loss(LossAndGradient, Protocol):
     programs: tuple[Any, ...]
 
     def check(self, batch: Batch, total: int) -> bool:
-        """Run the loss once on a batch from ``total`` data, and return whether the loss is finite.
+        """Run the loss once, and return whether it is finite. Raise an error if the loss cannot be trained.
 
-        Raise an error if the loss cannot be trained.
+        Args:
+            batch: A batch of the data.
+            total: Number of all data from which the batch is taken.
         """
 
     def context(self, kl_weight: float | Tensor, /) -> AbstractContextManager[None]:
@@ -260,7 +262,7 @@ class OwnLoss:
             return float(self.module.loss(*batch))
 
     def data_count(self, _batch: Batch) -> float:
-        """Return 1, because the loss is a mean."""
+        """Return 1: the loss is a mean, so it has the scale of a single datum."""
         return 1.0
 
     def is_sum(self, _batch: Batch) -> bool:

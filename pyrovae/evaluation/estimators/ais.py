@@ -5,8 +5,8 @@ The intermediate densities between the guide and the posterior are
 .. math:: f_t(z) = q(z \mid x)^{1 - \beta_t}\, p(x, z)^{\beta_t}, \qquad 0 = \beta_0 < \dots < \beta_T = 1.
 
 A chain starts at :math:`z_0 \sim q(z \mid x)`. At each t it makes a transition :math:`z_{t-1} \to z_t` that leaves
-:math:`f_t` invariant. The mean weight w of C chains is an unbiased estimate of p(x), however slowly the transitions
-mix:
+:math:`f_t` invariant. Each chain has a weight w. The mean of the weights of C chains is an unbiased estimate of p(x),
+however slowly the transitions mix:
 
 .. math::
     \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1}) \log \frac{p(x, z_{t-1})}{q(z_{t-1} \mid x)}, \qquad
@@ -16,8 +16,8 @@ The reversed chain from an exact draw :math:`z_T \sim p(z \mid x)` has :math:`\m
 :math:`\mathrm{E}[-\log \frac1C \sum_c 1 / w_c] \ge \log p(x)` is an upper bound. An exact draw is known for data that
 were simulated from the model, :math:`z \sim p(z), x \sim p(x \mid z)`.
 
-Pilot chains tune the step sizes for every t and datum and are then discarded. The transitions of all later chains are
-therefore fixed. Otherwise their weights would be biased.
+The weights are unbiased only if the transitions do not depend on the chains themselves. Separate pilot chains therefore
+tune the step sizes for every t and datum, and are then discarded. All later chains use these fixed step sizes.
 """
 
 from typing import TYPE_CHECKING, Any, Unpack

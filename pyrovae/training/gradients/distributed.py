@@ -120,7 +120,10 @@ class DistributedGradients:
                 torch.autograd.backward(loss)
 
     def _mine(self, batch: Batch) -> tuple[Slice, Batch, float]:
-        """Return this process's slice of a batch, the data of the slice, and the weight of its loss in the sum."""
+        """Return the slice of a batch that this process takes, the data in the slice, and the weight of their loss.
+
+        The sum of the weighted losses over the processes is the loss of the batch.
+        """
         size, rank = len(batch[0]), parallel.rank()
         if rank >= size:
             piece = Slice(0, 1, size)
@@ -192,10 +195,11 @@ def _is_sum(loss: Loss) -> bool:
 
 
 def _check_outside(loss: Bound, batch: Batch) -> None:
-    """Raise ValueError if a site lies outside the data plate, because each process would count it.
+    """Raise ValueError if a site lies outside the data plate, unless all processes together count the site once.
 
-    If the loss of a slice is scaled to the same number of data as the loss of the batch, only an enumerated site raises
-    the error.
+    They count it once if the loss of a slice and the loss of a batch are scaled to the same number of data. An
+    enumerated site outside the plate always raises the error, because the logarithm of a sum over its values cannot be
+    split into slices.
     """
     part = _part(batch, _slices(len(batch[0]))[0])
     is_scaled = len(part[0]) != loss.data_count(part) == loss.data_count(batch)
