@@ -120,10 +120,10 @@ class Graph:
     def fold(self) -> None:
         """Compute each matrix product that depends only on parameters once, for all calls.
 
-        For example, the pseudo-inputs of a VampPrior are then not encoded at every call. Operations on the products
-        stay in the graph, because they are cheap and may expand the products to the shape of all draws. Buffers and
-        further tensors that the function read are read at every call, because they may change between calls. For
-        example, a guide outside the graph may change them.
+        For example, the pseudo-inputs of a VampPrior are then encoded once, and not at every call. Cheap operations on
+        the products stay in the graph, because they may expand the products to the shape of all draws. Products that
+        depend on buffers, or on the tensors in ``found``, are computed at every call, because these tensors may change
+        between calls. For example, a guide outside the graph may change them.
         """
         graph, settled = self.module.graph, fx.Graph()
         if any(_writes(node) for node in graph.nodes):

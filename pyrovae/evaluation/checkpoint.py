@@ -28,10 +28,11 @@ _CHANGEABLE = {"progress", "checkpoint", "seed"}  # options that may differ betw
 
 
 def seed_in(folder: str | Path) -> int:
-    """Return the seed that a checkpoint folder stores for calls without a seed; a new folder gets a new seed.
+    """Return the seed of an evaluation that is called with a checkpoint folder, but without a seed.
 
-    The simulated data of bidirectional Monte Carlo and the draws of global latents depend on the seed. The seed must
-    therefore be known before the rows are read.
+    The seed is read from the folder; a new folder gets a new seed. The seed has a file of its own, because it must be
+    known before the finished rows are read: the simulated data of bidirectional Monte Carlo and the draws of global
+    latents depend on it.
 
     Raises:
         ValueError: If the path is empty, or the file that holds the seed is damaged.

@@ -126,7 +126,11 @@ class _Search:
         return torch.stack(totals).softmax(0)[1].nan_to_num(0.0).cpu()
 
     def _from_prior(self, batch: Batch, draws: int) -> Tensor:
-        """Return log p(x | z) at draws from the prior, -inf for draws inside the guide's support, ``(draws, n)``."""
+        """Return log-weights of draws from the prior for the posterior mass outside the guide's support.
+
+        A draw z outside the guide's support has the log-weight log p(x | z). A draw inside has the log-weight -inf, so
+        that it does not count. The result has shape ``(draws, n)``.
+        """
         problem, plate = self.problem, self.problem.plate
         options: Any = {"kwargs": problem.options["kwargs"], "nesting": problem.route.nesting}
         sites = run_model(problem.model, batch.args, dict(batch.subsample), draws, **options)
@@ -176,10 +180,10 @@ def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _other_value(fn: Any, value: Tensor) -> Tensor:
-    """Return random values of a discrete distribution.
+    """Return random values, of the shape of ``value``, for a discrete site with distribution ``fn``.
 
-    If the values in the support can be listed, the new values are drawn from this list. Otherwise they differ from
-    ``value`` by 1 to 3.
+    If the support of ``fn`` can be enumerated, the result is drawn uniformly from the support. Otherwise, a random
+    integer from 1 to 3 is added to each entry of ``value`` or subtracted from it.
     """
     try:
         known = fn.enumerate_support(expand=False).flatten()

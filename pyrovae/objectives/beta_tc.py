@@ -71,6 +71,8 @@ class BetaTC(Objective):
         \sum_n s_n \big( E_q[\log p(x_n \mid z)] - \alpha\, \mathrm{MI}_n - \beta\, \mathrm{TC}_n
             - \gamma\, \mathrm{DW}_n \big).
 
+    The factor :math:`s_n` is the scale of the data plate (subsampling).
+
     If :math:`\alpha = \beta = \gamma = 1`, the objective is the ELBO. The draw of each datum is compared with the
     posteriors of all data in the batch, so time and memory grow with the square of the batch size. The logarithm of an
     unbiased density estimate is biased, so batches should be large.

@@ -18,19 +18,22 @@ from pyrovae.objectives.tempering import temper
 
 
 class FreeBits(Objective):
-    r"""The ELBO with a KL term of at least :math:`\lambda` nats for every latent dimension, whether it is used or not.
+    r"""The ELBO in which the KL term of each latent dimension counts as at least :math:`\lambda` nats.
 
     .. math::
         \sum_n s_n E_q[\log p(x_n \mid z)] - S \sum_j \max\Big(\lambda, \frac{1}{S} \sum_n s_n \mathrm{KL}_{n, j}\Big),
         \qquad S = \sum_n s_n.
 
-    The maximum compares :math:`\lambda` with the mean of the KL divergence over the batch. If the mean is below
-    :math:`\lambda` for a dimension, this dimension gets no gradient from its KL term, so its collapse does not improve
-    the objective. The sum over j runs over the dimensions of all latent sites. A site whose prior or posterior does not
-    factorize over its dimensions counts as one dimension. The KL divergence of a site is exact if torch has its closed
-    form. In a hierarchy, the guide must also draw this site after all sites on which its prior depends. Otherwise the
-    divergence is estimated by :math:`\log q(z_j) - \log p(z_j)`. Annealing (``kl_warmup``) multiplies the sum over j,
-    after the maximum is taken. The limit :math:`\lambda` is therefore compared with the divergence before annealing.
+    The factor :math:`s_n` is the scale of the data plate (subsampling). The maximum compares :math:`\lambda` with the
+    mean of the KL divergence over the batch. If the mean is below :math:`\lambda` for a dimension, this dimension gets
+    no gradient from its KL term, so its collapse does not improve the objective. The sum over j runs over the
+    dimensions of all latent sites. A site whose prior or posterior does not factorize over its dimensions counts as one
+    dimension.
+
+    The KL divergence of a site is exact if torch has its closed form and, in a hierarchy, the guide draws the site
+    after all sites on which the prior of the site depends. Otherwise, the divergence is estimated by
+    :math:`\log q(z_j) - \log p(z_j)`. Annealing (``kl_warmup``) multiplies the sum over j, after the maximum is taken.
+    The limit :math:`\lambda` is therefore compared with the divergence before annealing.
 
     Args:
         nats: Lower limit :math:`\lambda`, at least 0. With ``nats=0`` and exact divergences, the objective is the ELBO.

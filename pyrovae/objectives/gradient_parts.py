@@ -37,8 +37,9 @@ from pyrovae._waist.weights import Weights
 class Leaves(Messenger):
     """Pyro handler that draws each latent site and replaces the draw by a leaf of the autograd graph.
 
-    A site that already has a value is not drawn. This handler must be the outermost one: the other handlers then act on
-    a site first, and its distribution is already expanded when this handler draws.
+    A site that already has a value is not drawn. This handler must be the outermost one. All other handlers then
+    process a site before this handler, so plates have already expanded the distribution of the site when this handler
+    draws.
     """
 
     def __init__(self) -> None:

@@ -36,6 +36,8 @@ class MMD(Objective):
         \sum_n s_n \big( E_q[\log p(x_n \mid z)] - (1 - \alpha)\, \mathrm{KL}_n \big)
             - \lambda\, S\, \widehat{\mathrm{MMD}}^2, \qquad S = \sum_n s_n.
 
+    The factor :math:`s_n` is the scale of the data plate (subsampling).
+
     With :math:`\alpha = 1`, this is the objective of the MMD-VAE, and of the Wasserstein autoencoder with an MMD
     penalty. With :math:`\alpha < 1`, it is the objective of the InfoVAE for
     :math:`\lambda = \alpha + \lambda_\text{InfoVAE} - 1`. The estimate of the squared maximum mean discrepancy (MMD) is

@@ -29,7 +29,8 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
 
     :class:`pyro.infer.ReweightedWakeSleep` adds up the log-weights of the batch before it normalizes them over
     particles. In a batch of 100 data, a single particle then has almost all the weight, and only its draws determine
-    the gradient. Here, the weights are normalized for each datum. The losses of model and guide are
+    the gradient. Here, the weights are normalized for each datum. With the scale :math:`s_n` of the data plate
+    (subsampling), the losses of model and guide are
 
     .. math::
         \mathcal{L}_\theta = -\sum_n s_n \log \frac{1}{K} \sum_k w_n^{(k)}, \qquad
@@ -111,7 +112,7 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return the model's loss, nats summed over the data, shape ``()``, with the gradient of both losses' sum."""
+        """Return the model's loss, nats summed over data, shape ``()``, with the gradient of the sum of both losses."""
         model_loss, guide_loss = self._loss(model, guide, args, kwargs)
         return model_loss + (guide_loss - guide_loss.detach())
 

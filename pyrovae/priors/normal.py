@@ -79,7 +79,11 @@ class Fixed(Described):
         self.distribution = distribution
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return p(z). If arguments are given, as to a conditional prior, p(z) is expanded to their batch shape."""
+        """Return p(z).
+
+        Args:
+            *context: Arguments that a conditional prior would use. Here, p(z) is only expanded to their batch shape.
+        """
         if not context:
             return self.distribution
         return self.distribution.expand(torch.broadcast_shapes(*(part.shape[:-1] for part in context)))
@@ -91,7 +95,7 @@ class Fixed(Described):
 
 
 def _map_tensors(part: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """Return a copy of a distribution in which ``fn`` is applied to all tensors, also in inner distributions."""
+    """Return a copy of a distribution, with ``fn`` applied to all its tensors and to those of inner distributions."""
     if isinstance(part, Tensor):
         return fn(part)
     if isinstance(part, list | tuple):

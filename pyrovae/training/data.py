@@ -108,7 +108,10 @@ class _IndexedData(ABC):
         self.source.check()
 
     def describe(self) -> dict[str, Any]:
-        """Return the shapes and a checksum of the data, which are the same for a tensor, an array and a data set."""
+        """Return the shapes and a checksum of the data.
+
+        The same data give the same result, whether they are passed as a tensor, an array or a data set.
+        """
         shapes = [[len(self), *tensor.shape[1:]] for tensor in self.datum]
         return {"shapes": shapes, "SHA-1": self.source.fingerprint()}
 
@@ -200,7 +203,9 @@ class StreamedData:
         return torch.empty(0, dtype=torch.long)
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the remaining batches of an epoch after ``start`` batches, read from the beginning of the stream.
+        """Yield the batches of an epoch without the first ``start`` batches, which the run has used already.
+
+        A stream cannot return to an earlier position, so the remaining batches start at the beginning of the stream.
 
         Raises:
             ValueError: If a later pass over the stream is empty.

@@ -1,4 +1,4 @@
-"""Parameters that programs make with ``pyro.param``: their selection for a file, and the storage of constraints."""
+"""Conversion of parameters made with ``pyro.param``, and of their constraints, to and from the content of a file."""
 
 import inspect
 from collections.abc import Iterable
@@ -51,7 +51,7 @@ def constraint_of(name: str) -> Any:
 
 
 def constraints_of(names: Iterable[str]) -> dict[str, Any]:
-    """Return the constraints, by name, of parameters in Pyro's store; leave out those that a file cannot hold."""
+    """Return the constraints of parameters in Pyro's store, by name, without constraints that a file cannot hold."""
     found = {}
     for name in names:
         if name in pyro.get_param_store():

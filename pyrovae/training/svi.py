@@ -145,7 +145,10 @@ class SVI:
             _copy(known[name], state["tensors"][name])
 
     def _restore(self, call: Call) -> None:
-        """Finish :meth:`load_state_dict` once the arguments of the programs are known."""
+        """Finish :meth:`load_state_dict` in the next call of the programs.
+
+        The programs must run once to create the parameters of ``pyro.param``, and a run needs the arguments of a call.
+        """
         if self._pending is None:
             return
         with isolated(self.model, self.guide, seed=0):

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 class Observer:
     """An observer that does nothing; subclasses override the methods that they need.
 
-    A run has a list of observers. It notifies them of steps and epochs in the order of the list, and of its beginning
-    in reverse order, so that the last observer, which reads checkpoints, begins first.
+    A run has a list of observers. After a step or an epoch, the run calls the observers in the order of the list. At
+    its beginning, the run calls them in reverse order, because the last observer reads the checkpoint from which the
+    run continues.
 
     Attributes:
         sees_replays: True if the observer is notified of epochs that are repeated to find a number that is not finite.
