@@ -8,8 +8,9 @@ of p(x), and no diagnostic of these draws reveals the error.
 
 **Guides whose density is expensive.** An inverse autoregressive flow scores its own draws in one pass, but any other
 value in D passes. For such guides, this module uses multiple importance sampling, which needs the guide's density only
-at the guide's own draws. Let two functions with :math:`w_N(u) + w_G(u) = 1` divide the space between the normal
-components, with density :math:`q_N = \sum_j \alpha_j N_j / (1 - \alpha_G)`, and the guide :math:`q_G`. Then
+at the guide's own draws. Let two functions with :math:`w_N(u) + w_G(u) = 1` divide the integrand :math:`p(x, u)`
+between the normal components, with density :math:`q_N = \sum_j \alpha_j N_j / (1 - \alpha_G)`, and the guide
+:math:`q_G`. Then
 
 .. math::
     p(x) = \mathrm{E}_{q_N}\Big[w_N \frac{p(x, u)}{q_N(u)}\Big] + \mathrm{E}_{q_G}\Big[w_G \frac{p(x, u)}{q_G(u)}\Big]
@@ -22,7 +23,8 @@ Extend the space by an index k, which is N for a draw from a normal component an
 of a draw is then :math:`\log(\alpha_k q_k(u)) - \log w_k(u)`, with :math:`\alpha_N = 1 - \alpha_G`. This is the
 log-density of (u, k) under the mixture minus the log-probability that the division assigns to k at u. As for any
 proposal, E[exp(log p - log q)] is p(x), and E[log p - log q] is a lower bound on log p(x). The method has a drawback:
-where the t density describes the guide badly, draws from the guide keep some of their large weights.
+if the t density is a poor fit to the guide, some draws from the guide have larger weights than under the balance
+heuristic.
 
 Source:
     *Optimally Combining Sampling Techniques for Monte Carlo Rendering* (Veach and Guibas, 1995), section 3.

@@ -24,9 +24,9 @@ class Given(Messenger):
     A subsampling plate without a given value chooses its data in the first run, and later runs keep this choice.
 
     If a given value lies outside the support of its site, the program gets a valid value instead. The option
-    ``_pyrovae_inside`` in the site's ``infer`` is a mask that is false for replaced values, whose probability is zero.
-    The option ``_pyrovae_conditioned`` marks observed sites whose value comes from a handler such as
-    ``pyro.condition``.
+    ``_pyrovae_inside`` in the site's ``infer`` is a mask that is false where a given value was replaced. The given
+    value has probability zero there. The option ``_pyrovae_conditioned`` marks observed sites whose value comes from a
+    handler such as ``pyro.condition``.
 
     Args:
         values: Values of sites, by name.

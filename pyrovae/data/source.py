@@ -23,7 +23,7 @@ _SPOOLED = 2**26  # bytes of further arguments that a checksum keeps in memory b
 
 
 class Source(ABC):
-    """Base class of data of known length that are read by index; a batch holds the arguments of a program.
+    """Base class of data that have a known length and are read by index, in batches of arguments for a program.
 
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.
@@ -41,7 +41,14 @@ class Source(ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor) -> Batch:
-        """Read the data with given indices, shape ``(B,)``: a tensor ``(B, *event)`` for each argument of a program."""
+        """Read the data with given indices.
+
+        Args:
+            indices: Indices of the data, shape ``(B,)``.
+
+        Returns:
+            One tensor, shape ``(B, *event)``, for each argument of a program.
+        """
 
     def slice(self, start: int, stop: int) -> Batch:
         """Read the data from ``start`` up to, but excluding, ``stop``."""

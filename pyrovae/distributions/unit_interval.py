@@ -119,9 +119,10 @@ def _polynomial(x: Tensor, coefficients: tuple[Any, ...]) -> Tensor:
 
 
 def _split_at_zero(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s for the power series near zero, and abs(s) for the closed forms.
+    """Return an argument for the power series near s = 0, and an argument for the closed forms.
 
-    If s is far from zero, the first number is 0. If s is near zero, the second number is a small constant.
+    The first result is s if s is near zero, otherwise 0. The second result is abs(s), but at least a small positive
+    constant.
     """
     small = s.abs() < _SMALL
     return torch.where(small, s, 0.0), torch.where(s.abs() < _TINY, _TINY, s.abs())
@@ -139,7 +140,7 @@ def _log_mass(t: Tensor) -> Tensor:
 
 
 def _mean_distance(t: Tensor) -> Tensor:
-    """Return the mean distance of x from 0 or 1, whichever has the higher density, for t = abs(s) > 0."""
+    """Return the mean distance of x from the end of [0, 1] with the higher density, for t = abs(s) > 0."""
     return 1 / t + torch.exp(-t) / torch.expm1(-t)
 
 

@@ -39,10 +39,10 @@ class Options(SharedOptions, total=False):
         precision: Precision of the matrix products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on
             CUDA. The default is torch's own setting. Monte Carlo errors do not include the error of reduced precision.
         progress: If true, a progress bar is shown, provided that the output is a terminal.
-        checkpoint: Folder that keeps the finished rows; ``~`` is expanded. If a call is interrupted, the same call
-            continues from the folder and returns the result of an uninterrupted call. A folder that holds other data,
-            options or programs raises an error that names the difference. Changes of the environment, and of files that
-            the programs read, are not detected.
+        checkpoint: Folder that keeps the finished rows of the result; ``~`` is expanded. If a call is interrupted, the
+            same call continues from the folder and returns the result of an uninterrupted call. A folder that holds
+            other data, options or programs raises an error that names the difference. Changes of the environment, and
+            of files that the programs read, are not detected.
         kwargs: Keyword arguments of model and guide.
 
     Example:

@@ -68,8 +68,8 @@ class Problem:
         size: Number of data, N.
         device: Device of the computation.
         seed: Seed of the draws.
-        contents: Code and constants of the programs that determine the densities together with the parameters. The keys
-            are paths such as ``model.network.scale``. Available once the problem is open.
+        contents: Code and constants of the programs, which determine the densities for given parameters. The keys are
+            paths such as ``model.network.scale``. Available once the problem is open.
 
     Raises:
         TypeError: If an option is unknown, or if ``memory`` or ``seed`` is not an integer.
@@ -266,8 +266,8 @@ class Problem:
     def draw(self, batch: Batch, num_draws: int, *, amortized: bool = False) -> Drawn:
         """Return draws of the guide, without a run of the model.
 
-        If the guide is a proposal that is fitted to each datum, the draws come from the proposal. If ``amortized`` is
-        true, they come from the guide from which the fit starts.
+        If the guide is a proposal that is fitted to each datum, the draws come from this proposal by default. If
+        ``amortized`` is true, they come instead from the guide from which the fit starts.
         """
         if self.proposal is not None and not amortized:
             return self.proposal.draw(self, batch, num_draws)

@@ -2,8 +2,8 @@ r"""A VAE with a posterior over the weights of the likelihood's network.
 
 .. math:: p(W)\, \prod_n p(z_n)\, p(x_n \mid z_n, W), \qquad q(W)\, \prod_n q(z_n \mid x_n).
 
-For a mini-batch, the data plate has the size of the whole data set: the terms of the data are scaled up to the data
-set, and the KL term of the weights is not scaled.
+For a mini-batch, the data plate declares the size of the whole data set. Pyro therefore scales the terms of the
+mini-batch up to the whole data set, but does not scale the KL term of the weights.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ def random_weights(network: nn.Module, prior: Callable[[Tensor], dist.TorchDistr
 
 
 class BayesianVAE(VAE):
-    """VAE with random weights in the network of its likelihood, under a mean-field normal posterior.
+    """VAE with random weights in the network of its likelihood, and a mean-field normal posterior of these weights.
 
     The weights are global latent sites, outside the data plate. Train the VAE with ``Trace_ELBO``, and evaluate it with
     :func:`pyrovae.evaluation.evaluate_globals`, which averages over draws of the weights.

@@ -1,10 +1,10 @@
 """Facts about a program that training needs before the first step, found by one run of guide and model.
 
-The loss of a batch is a sum over its data, scaled to a number of data. This number is the size of the batch, or
-another number if the data plate is subsampled or inside a ``poutine.scale``. The history of a run divides losses by
-this number, so its bounds are in nats per datum. A site outside the data plate counts once in the loss. If there is
-such a site, the loss of a mini-batch must therefore be scaled to all training data. Otherwise the posterior of the site
-would be that of a single mini-batch.
+The loss of a batch is the sum of the losses of its data, multiplied by a scale. The size of the batch times this scale
+is the number of data to which the loss is scaled. The scale is 1 unless the data plate is subsampled or inside a
+``poutine.scale``. The history of a run divides losses by this number of data, so its bounds are in nats per datum. A
+site outside the data plate counts once in the loss. If there is such a site, the loss of a mini-batch must therefore be
+scaled to all training data. Otherwise the posterior of the site would be that of a single mini-batch.
 """
 
 import math
@@ -145,13 +145,13 @@ def _is_inside(site: Site, plate: str) -> bool:
 
 
 def _own_scale(site: Site, within: str = "") -> float | None:
-    """Return the scale of :func:`_without_plates` as a number, or None if the scale differs between data."""
+    """Return the result of :func:`_without_plates` as a number, or None if the scale differs between data."""
     scale = _without_plates(site, within)
     return scale.item() if scale.numel() == 1 else None
 
 
 def _without_plates(site: Site, within: str) -> Tensor:
-    """Return a site's scale, divided by the subsampling factors of all plates of the site except ``within``."""
+    """Return the scale of a site, without the subsampling factors of its plates other than ``within``."""
     inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
     given = site["scale"]
     scale = given.detach().double() if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
@@ -166,7 +166,10 @@ def _scaled_alike(inside: Sequence[Site], plate: str) -> bool:
 
 
 def _data_scale(observed: Sequence[Site], plate: Any) -> float:
-    """Return the weight of a datum in the loss: the scale that observed sites share, or else the scale of the plate."""
+    """Return the weight of a datum in the loss.
+
+    This weight is the scale of the observed sites if all of them have the same scale, otherwise the scale of the plate.
+    """
     scale = _own_scale(observed[0], plate.name) if observed and _scaled_alike(observed, plate.name) else None
     return scale or float(plate.full_size / plate.size)
 

@@ -37,11 +37,11 @@ class Step:
         Args:
             batches: The batches, each of which gives a gradient.
             kl_weight: Weight of the latent sites.
-            weights: Weight of each batch's gradient in their sum.
+            weights: Weight of each batch's gradient in the sum of the gradients.
 
         Raises:
-            NotFiniteError: If the guard finds a number that is not finite. The state is unchanged, unless the number is
-                in a parameter after the update.
+            NotFiniteError: If the guard finds a number that is not finite. If the number is in a parameter after the
+                update, the update is kept; otherwise the state is unchanged.
             ValueError: If no parameter gets a gradient.
         """
         self.optimizer.zero_grad()

@@ -8,11 +8,11 @@ A datum passes through up to three stages:
 3. *annealed*: annealed importance sampling from the fitted densities and the guide. The number of temperatures is
    doubled until the estimate is reliable or the budget is spent.
 
-Each stage makes new draws from a proposal that is fixed before these draws. Separate pilot draws decide whether the
-first stage runs for a datum. The estimate of the first stage is therefore rarely rejected because of the draws from
-which it was computed. In the second stage, however, an estimate is kept if the k-hat and the Monte Carlo error of its
-own draws are small enough. This rule favours draws without a large weight. It therefore lowers the mean of the
-estimates, by a fraction of their reported error.
+Each stage makes new draws from a proposal that is fixed before these draws. A stage keeps its estimate if the k-hat
+and the Monte Carlo error of its own draws are small enough. This rule favours draws without a large weight, so it
+lowers the mean of the estimates that are kept. In the first stage this effect is small, because separate pilot draws
+select the data for which the guide is a good proposal, and few of their estimates are then rejected. In the second
+stage, the mean is lowered by a fraction of the reported errors.
 
 An estimate is reliable if three conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
 its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No other
@@ -86,8 +86,8 @@ def log_likelihood(
         **options: Keyword arguments of :class:`Options`.
 
     Returns:
-        Dataset with dimension ``datum`` and the attributes of :func:`evaluate`, including the fraction of reliable
-        data:
+        Dataset with dimension ``datum``, the attributes of :func:`evaluate`, an attribute ``reliable_share`` (the
+        fraction of data with reliable estimates), and these variables:
 
         * ``log_likelihood``, ``mcse``: estimate of log p(x) and its Monte Carlo standard error, nats;
         * ``pareto_k``, ``ess``: k-hat of the weights, and their effective sample size;

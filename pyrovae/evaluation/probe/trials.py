@@ -100,7 +100,12 @@ class Trials:
         return len(self.data)
 
     def few(self, count: int, *, cuttable: bool) -> int:
-        """Return the smaller of ``count`` and the number of data; if ``cuttable`` is false, the number of data."""
+        """Return ``count``, or the number of data if there are fewer or if the program must score all data at once.
+
+        Args:
+            count: Wanted number of data.
+            cuttable: True if the program runs on any number of data.
+        """
         return min(count, self.size) if cuttable else self.size
 
     def args(self, size: int, start: int = 0) -> tuple[Any, ...]:
@@ -132,9 +137,10 @@ class Trials:
             size: Number of data.
             values: Values of latent sites, which replace draws, and indices of subsampling plates, by name.
             draws: Number of draws.
-            nesting: Nesting depth of the program's plates, if the run has a dimension of draws to their left.
-            depth: Nesting depth of the program's plates, if the run has no dimension of draws and ``values`` have
-                dimensions of enumerated sites.
+            nesting: Nesting depth of the program's plates. The run then has a dimension of draws to the left of these
+                plates. If ``None``, the run has no dimension of draws.
+            depth: Nesting depth of the program's plates. This argument is needed only if ``nesting`` is ``None`` and
+                ``values`` have dimensions of enumerated sites.
             start: Index of the first datum.
             validate: If true, Pyro validates the run.
         """
@@ -173,8 +179,8 @@ class Trials:
     def leave_out_failing(self, passing: Tensor) -> None:
         """Exclude from later runs data for which the program raised an error.
 
-        Up to the largest index in ``passing``, only the data in ``passing`` remain. All data after this index remain,
-        because the program has tried only the first data.
+        Data after the largest index in ``passing`` are kept, because they may not have been tried. Of all other data,
+        only those in ``passing`` are kept.
 
         Args:
             passing: Indices, in ascending order, of the data that the program has scored without an error.

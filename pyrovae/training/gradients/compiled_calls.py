@@ -82,7 +82,7 @@ class CompiledCallGradients:
         step()
 
     def compare(self) -> None:
-        """Do nothing, because one in a hundred calls is compared with an eager run anyway."""
+        """Do nothing, because :meth:`__call__` compares every hundredth call with an eager run."""
 
     def sync_buffers(self) -> None:
         """Do nothing, because there is only one process."""
@@ -153,7 +153,7 @@ class Arguments:
 
 
 class Kind:
-    """The graph for calls of one kind, which the docstring of this module defines.
+    """The graph for all calls of one kind. The docstring of this module defines the kind of a call.
 
     Args:
         arguments: The objective as a function of the tensors.
