@@ -1,4 +1,4 @@
-"""The progress bar of the environment: a widget in notebooks that support widgets, otherwise text."""
+"""The progress bar of tqdm: a widget in notebooks that support widgets, otherwise text."""
 
 from importlib.util import find_spec
 

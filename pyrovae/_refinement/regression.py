@@ -227,7 +227,12 @@ def _run_round(posterior: Posterior, density: Normal, num_points: int, batch_siz
 
 
 def _improve(current: _Round, rate: Tensor) -> Normal:
-    """Return the densities after an update at the given rates, shape ``(N,)``; see the docstring of this module."""
+    """Return the densities after an update; see the docstring of this module.
+
+    Args:
+        current: Densities of N data, with the estimates of their last round.
+        rate: Rate of the update for each datum, shape ``(N,)``.
+    """
     density, dim = current.density, current.slope.shape[-1]
     values, vectors = torch.linalg.eigh(current.curvature)
     values = values.abs().clamp(*_EIGENVALUES) ** rate[:, None]

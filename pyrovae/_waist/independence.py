@@ -26,11 +26,11 @@ FEW_DATA = 12  # with fewer data, each datum is scored without each of the other
 def with_second_draw(
     sites: list[Site], nesting: int, plate: CondIndepStackFrame, data: range | None = None
 ) -> dict[str, Tensor]:
-    """Return the values of two draws per datum, made from a run with one draw.
+    """Return the values of two draws for each datum, taken from a run with one draw for each datum.
 
-    The first draw of a datum is its own draw in the run. The second draw of a datum is the draw of the next datum: a
-    draw need not come from the guide of the datum for which it is scored. Dimensions of enumerated sites stay to the
-    left of the dimension of draws.
+    The first draw of a datum is its own draw in the run. Its second draw is the draw of the next datum. The second draw
+    need not come from the guide for its own datum, because any value of the latents can be scored for any datum.
+    Dimensions of enumerated sites stay to the left of the dimension of draws.
 
     Args:
         sites: The guide's sites in a run without a dimension of draws.
@@ -62,10 +62,10 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 def kept_sets(size: int) -> list[Tensor]:
     """Return sets of data indices. For each set, a check keeps these data, and copies of these data replace the others.
 
-    With fewer than :data:`FEW_DATA` data, there is a set that keeps i and leaves out j for every pair of data i and j,
-    so the check finds all dependences between data. With more data, three irregular sets find dependences on the data
-    to which programs usually refer: the first or the last datum, the middle datum, a neighbour, the data in reverse
-    order.
+    With fewer than :data:`FEW_DATA` data, for any two data i and j, at least one set contains i but not j. The check
+    therefore finds every dependence of one datum on another. With more data, there are three irregular sets. They find
+    dependences on the data to which programs usually refer: the first or the last datum, the middle datum, a neighbour,
+    the data in reverse order.
     """
     index = torch.arange(size)
     if size >= FEW_DATA:

@@ -164,7 +164,7 @@ def _of_loader(name: str, loader: DataLoader[Any]) -> Source | Stream:
 
 
 def _takes_all(loader: DataLoader[Any]) -> bool:
-    """Return whether an epoch of a loader contains every datum once, so that only the order can differ."""
+    """Return true if each epoch of a loader contains every datum exactly once, in any order."""
     sampler = loader.sampler
     if type(loader.batch_sampler) is not BatchSampler:  # a custom batch sampler, or items that are batches
         return False

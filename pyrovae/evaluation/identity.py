@@ -71,7 +71,7 @@ def contents(
 
 
 def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """Return ``after`` without the entries that have another text in ``before``.
+    """Return the entries of ``after``, except entries whose text differs in ``before``.
 
     Entries that are only in ``after`` are kept. Both arguments are results of :func:`contents`.
     """

@@ -1,4 +1,4 @@
-"""Protocol of a proposal: a guide that is fitted to the posterior of each datum and starts from a given guide."""
+"""Protocol of a proposal, which improves a given guide by a fit to the posterior of each datum."""
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 

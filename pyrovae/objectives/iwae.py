@@ -69,11 +69,12 @@ class IWAE(WeightObjective):
             * ``"reparameterized"``: gradient of the bound by automatic differentiation.
             * ``"sticking_the_landing"``: gradient without the guide's score. For K = 1 it is unbiased, and it vanishes
               at the exact posterior. For K > 1 the guide's gradient is biased.
-            * ``"doubly_reparameterized"``: gradient with the guide's score converted to a path. It is unbiased for any
-              K, and its variance decreases with K. For K = 1 it equals sticking the landing.
+            * ``"doubly_reparameterized"``: gradient in which the guide's score is rewritten as a gradient through the
+              draws. It is unbiased for any K, and its variance decreases with K. For K = 1 it equals sticking the
+              landing.
 
-            The last two estimators evaluate the guide's density at copies of the draws without their path. For this, an
-            inverse autoregressive flow must be inverted, one latent dimension after another.
+            The last two estimators evaluate the guide's density at detached copies of the draws. For this, an inverse
+            autoregressive flow must be inverted, one latent dimension after another.
         **options: Options of :class:`WeightObjective`: ``max_plate_nesting``, ``vectorize_particles``, ``plate``,
             ``retain_graph``.
 

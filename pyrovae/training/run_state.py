@@ -17,10 +17,10 @@ Schedule = torch.optim.lr_scheduler.LRScheduler
 
 @dataclass
 class Clock:
-    """Seconds of a run, without the time between a checkpoint and the run that continues from it.
+    """Clock of a run, which stands still between a checkpoint and the moment at which a run continues from it.
 
     Attributes:
-        started: Time at which the run would have started without interruptions.
+        started: Value of ``time.perf_counter()`` at which the run would have started without interruptions, seconds.
         compiled_before: Seconds of compilation in earlier processes.
     """
 
@@ -90,7 +90,7 @@ class Memory:
         self.made = 0
 
     def keep(self, state: dict[str, Any], made: int) -> None:
-        """Copy the state of a run that has made ``made`` steps."""
+        """Store a copy of ``state``, which the run reached after a number of steps, ``made``."""
         best = state.pop("best")  # its tensors are copies already
         self.copy = {**tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), state), "best": best}
         self.made = made

@@ -1,4 +1,4 @@
-"""Current estimates of log p(x) for a batch, which each stage of the cascade may replace."""
+"""Current estimates of log p(x) for a batch; each stage of the estimator ``log_likelihood`` may replace them."""
 
 import math
 
@@ -34,7 +34,10 @@ class Estimates:
         self.evaluations = torch.zeros(size, dtype=torch.float64)
 
     def put(self, indices: Tensor, found: dict[str, Tensor], *, stage: int, draws: int, evaluations: float) -> None:
-        """Store new estimates of the data at ``indices``; an estimate that is not finite replaces only NaN."""
+        """Store new estimates of the data at ``indices``.
+
+        A new estimate that is not finite is stored only if the current estimate of its datum is NaN.
+        """
         indices = indices.cpu()
         values = {name: column.detach().double().cpu() for name, column in found.items()}
         better = values["log_likelihood"].isfinite() | self.log_likelihood[indices].isnan()
@@ -46,7 +49,7 @@ class Estimates:
         self.evaluations[indices] += evaluations
 
     def passes(self, indices: Tensor, precision: float) -> Tensor:
-        """Return true for each datum at ``indices`` that needs no further stage, in the shape of ``indices``."""
+        """Return a mask over ``indices`` that is true for the data that need no further stage."""
         limit = torch.where(self.stage[indices] == 2, CHAINS_K, LIGHT_K)
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 

@@ -1,4 +1,4 @@
-"""The third run, which counts the bytes of all tensors that guide and model create, to choose the size of batches."""
+"""The third run of guide and model: it counts the bytes of all tensors they create, to choose the batch size."""
 
 from typing import Any
 

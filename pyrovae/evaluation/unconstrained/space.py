@@ -85,7 +85,7 @@ class Space:
 
     @property
     def width(self) -> int:
-        """Number of data in a batch when a density is fitted to the posterior of each datum."""
+        """Number of data in a batch, if a density is fitted to the posterior of each datum in the batch."""
         return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
 
     @property

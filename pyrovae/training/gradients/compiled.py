@@ -32,9 +32,10 @@ def products_in(precision: Precision, device: torch.device) -> Products:
 class CompiledGradients:
     """The gradient of a loss by compiled graphs, one for each batch shape.
 
-    The loss must have checked a batch before the first gradient. A program that cannot be compiled runs eagerly after a
-    message that names the cause. The programs also run eagerly if a comparison shows that a graph no longer computes
-    their loss, because a number or a branch in Python has changed.
+    Before the first gradient, the programs must have run once with Pyro's validation, because a graph cannot validate.
+    A program that cannot be compiled runs eagerly after a message that names the cause. The programs also run eagerly
+    if a comparison shows that a graph no longer computes their loss, because a number or a branch in Python has
+    changed.
 
     Args:
         loss: Loss to differentiate.

@@ -3,8 +3,9 @@
 Each process computes the loss of a slice (contiguous data) of the batch. It draws the noise of the whole batch and
 keeps the noise of its slice. The data thus get the same noise as in a single process, and the generators of all
 processes stay synchronized. This requires two things of a random operation. It must make one draw for each entry of its
-result, as normal, uniform, exponential and Bernoulli distributions do. Its result must have a dimension of the data: at
-a sample site the dimension of the data plate, elsewhere (dropout) the first dimension whose size is that of the slice.
+result, as normal, uniform, exponential and Bernoulli distributions do. Its result must also have a data dimension,
+along which the data lie. At a sample site, this is the dimension of the data plate. Elsewhere, for example in dropout,
+it is the first dimension whose size is the number of data in the slice.
 
 Sites outside the data plate get the same draws in all processes. All other draws (gamma and Dirichlet draws, which use
 rejection; categorical draws; permutations) are made by each process separately, with a seed that is derived from the
@@ -66,7 +67,8 @@ class Noise:
 
     Attributes:
         slice: The slice for which draws are made.
-        site: Dimension of the data in the draws of the current site, counted from the right; None outside a site.
+        site: Index of the data dimension in the draws of the current site, negative. None if there is no current site,
+            or if the site lies outside the data plate.
         is_common: True if the current site lies outside the data plate.
     """
 
@@ -86,7 +88,8 @@ class Noise:
     def again(self) -> Iterator[None]:
         """Context manager for a backward pass: make the draws for the same slice as in the forward pass.
 
-        Activation checkpoints run Python code, which may draw, again in the backward pass.
+        Activation checkpointing runs Python code a second time in the backward pass, and this code may draw random
+        numbers.
         """
         with _Python(self):
             yield
@@ -105,7 +108,7 @@ class Noise:
         return args[0].copy_(drawn) if func._schema.is_mutable else drawn
 
     def _axis(self, shape: Any) -> int | None:
-        """Return the dimension of the data in a shape, or None if the shape has no such dimension."""
+        """Return the index of the data dimension in a shape, or None if the shape has no data dimension."""
         kept = self.slice.kept
         if self.site is not None:
             axis = len(shape) + self.site
@@ -126,12 +129,12 @@ class Noise:
 
 
 class SiteLocator(Messenger):
-    """Handler that tells :class:`Noise` the dimension of the data in the draws of a site.
+    """Handler that tells :class:`Noise` along which dimension of a site's draws the data lie.
 
     It must be the innermost handler.
 
     Args:
-        noise: Object that gets the dimension.
+        noise: Object whose attributes ``site`` and ``is_common`` are set.
         plate: Name of the data plate.
     """
 
@@ -164,7 +167,10 @@ class _Drawing(TorchDispatchMode):
 
 
 class _Python(TorchFunctionMode):
-    """Context manager that uses :class:`_Drawing` for calls from Python code, not for operations of autograd itself."""
+    """Context manager that activates :class:`_Drawing` for each call of a torch function by Python code.
+
+    Operations that autograd itself runs in a backward pass are not affected.
+    """
 
     def __init__(self, noise: Noise) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An observer that writes for TensorBoard. It does not affect the numbers of a run.
+"""An observer that writes event files for TensorBoard. It does not change the results of a run.
 
 After every epoch it writes the columns of the history and the norm of the last gradient. Every few epochs it writes
 histograms of parameters and gradients, and images. TensorBoard's step is the index of the epoch, as in the
@@ -76,7 +76,7 @@ class TensorBoard(Observer):
         self.place: Any = place
 
     def begin(self, run: Run) -> None:
-        """Open the folder. Points in the folder for epochs that this run has not yet completed are hidden.
+        """Open the folder, and let TensorBoard hide earlier points for epochs that this run has not yet completed.
 
         Raises:
             OSError: If the folder cannot be written to.
@@ -135,7 +135,7 @@ class TensorBoard(Observer):
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """Wait until no event file is named after the current second, so that the name of a new file sorts last."""
+    """Wait until no event file has the current second in its name, so that the name of a new file sorts last."""
     while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
 
