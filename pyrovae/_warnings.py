@@ -1,4 +1,4 @@
-"""The stack level with which a warning of pyrovae names the line of the user's code."""
+"""The stack level for a warning, chosen so that the warning points to a line of the user's code."""
 
 import sys
 from types import FrameType
@@ -7,7 +7,7 @@ _INTERNAL = {"pyrovae", "pyro", "torch", "tqdm", "contextlib", "functools"}
 
 
 def find_stack_level() -> int:
-    """Return the ``stacklevel`` for ``warnings.warn`` that names the first frame outside the libraries.
+    """Return the ``stacklevel`` with which ``warnings.warn`` points to the innermost frame outside the libraries.
 
     Frames of pyrovae, Pyro, torch, tqdm, contextlib and functools are skipped. If there is no other frame, as in a
     thread that the libraries started, the level is that of the outermost frame.

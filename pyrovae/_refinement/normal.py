@@ -47,7 +47,10 @@ class Normal:
         return self.mean + (standard.movedim(0, 1) @ self.root.mT).movedim(0, 1)
 
     def pull(self, gradient: Tensor) -> Tensor:
-        """Turn gradients with respect to u = m + A v, ``(S, N, D)``, into those with respect to v, ``(N, S, D)``."""
+        """Convert gradients with respect to u = m + A v to gradients with respect to v.
+
+        The gradients have shape ``(S, N, D)``. The result has the data first, shape ``(N, S, D)``.
+        """
         return gradient.movedim(0, 1) @ self.root
 
     def squared_distance(self, u: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ class Normal:
         return self.whiten(u).square().sum(-1)
 
     def log_prob(self, u: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
-        """Return the log-density at u of a widened copy, which is normal or Student's t.
+        """Return the log-densities at u of normal or Student's t densities with the same means, but scaled widths.
 
         Args:
             u: Values, shape ``(S, N, D)``.
@@ -68,7 +71,7 @@ class Normal:
         return self.log_prob_at(self.squared_distance(u), width, df)
 
     def log_prob_at(self, squared_distance: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
-        """Return the log-density of a widened copy at given squared Mahalanobis distances, shape ``(S, N)``."""
+        """Return the result of :meth:`log_prob`, given the squared Mahalanobis distances of u, shape ``(S, N)``."""
         dim, square = self.mean.shape[-1], squared_distance / width**2
         if math.isinf(df):
             standard = -0.5 * (square + dim * LOG_2PI)

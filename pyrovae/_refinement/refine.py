@@ -70,9 +70,9 @@ def refine(
 ) -> Refinement:
     """Fit normal densities to the posterior of each datum, for a mixture with the guide.
 
-    The first density is fitted by regression. Pilot draws from the mixture of this density and the guide test the fit.
-    If their effective sample size is a small fraction of their number, :func:`refine_by_chains` improves the fit. The
-    pilot draws are discarded.
+    For each datum, a normal density is fitted by regression, and pilot draws from the mixture of this density and the
+    guide test the fit. If the effective sample size of the pilot draws is a small fraction of their number,
+    :func:`refine_by_chains` improves the fit. The pilot draws are discarded.
 
     Args:
         posterior: Posteriors of N data, with the guide.

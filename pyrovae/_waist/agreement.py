@@ -43,7 +43,10 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
 
 
 def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    """Raise ValueError if a site has a density in the model but is a point in a guide without auxiliary sites."""
+    """Raise ValueError if the guide puts all mass of a site on a point, but the model does not.
+
+    Points are allowed if the guide has auxiliary sites; see :func:`check_auxiliary`.
+    """
     if any(site["infer"].get("is_auxiliary") for site in guide_sites):
         return  # an autoguide computes such points from its auxiliary site
     of_model = {site["name"]: site["fn"] for site in model_sites if not site["is_observed"]}

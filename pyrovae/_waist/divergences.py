@@ -13,8 +13,8 @@ from pyrovae._waist.sites import Site, factors
 def is_mean_field(name: str, model_order: Sequence[str], guide_order: Sequence[str]) -> bool:
     """Return whether the prior of a site depends only on sites that the guide draws before it.
 
-    This condition does not hold in a bottom-up guide: there, the prior of a site depends on draws that depend on the
-    site's own draw. The mean of log q - log p is then not the KL divergence of posterior and prior.
+    A bottom-up guide violates this condition: it draws z1 and then z2 given z1, but the prior of z1 depends on z2. The
+    mean of log q - log p of z1 is then not the KL divergence of posterior and prior.
     """
     later = guide_order[guide_order.index(name) + 1 :]
     return not set(later) & set(model_order[: model_order.index(name)])

@@ -21,8 +21,9 @@ from pyrovae._waist.support import has_varying_support, inside_support, moved_in
 def score(site: Site, *, strict: bool = False) -> Tensor:
     """Return the unscaled log-probability of a site, in its batch shape, nats.
 
-    A given value of a latent site outside the support has probability zero: -inf. The same holds for an observed value
-    outside a support that depends on latent sites, such as that of a binomial distribution with a latent count.
+    The log-probability is -inf if a latent site is given a value outside its support. It is also -inf if an observed
+    value lies outside a support that depends on latent sites, such as the support of a binomial distribution with a
+    latent count.
 
     Args:
         site: A site of a run.
@@ -103,7 +104,10 @@ def is_outside(site: Site, data_dim: int, nesting: int) -> Tensor:
 
 
 def _counted_value(site: Site) -> Tensor:
-    """Return the value of an observed site in the shape of its distribution; draws replace masked entries."""
+    """Return the value of an observed site with its masked entries replaced by draws, which lie in the support.
+
+    The value is expanded to the shape of the site's distribution.
+    """
     fn, value, mask = site["fn"], site["value"], entry_mask(site)
     value = value.expand(torch.broadcast_shapes(value.shape, fn.shape()))
     return value if mask is True else torch.where(torch.as_tensor(mask, device=value.device), value, fn.sample())

@@ -104,7 +104,10 @@ class _Plates:
             self._tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), self.symbols | enumerated))
 
     def enumerated(self, site: Site) -> dict[int, str]:
-        """Return the symbols, in Pyro's contraction, of the enumerated sites on which a site depends, by dimension."""
+        """Return the enumerated sites on which a site depends, each by its dimension in the site's log-probability.
+
+        An enumerated site is represented by its symbol in Pyro's tensor contraction.
+        """
         ids = site["infer"].get("_dim_to_id", {})  # missing in a run without enumeration
         return {dim: get_symbol(len(self.symbols) + ids[dim]) for dim in ids}
 

@@ -58,9 +58,9 @@ def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
 
 
 def bounded_base(distribution: Any) -> Any | None:
-    """Return the distribution inside ``Independent`` if it transforms a base distribution, else None.
+    """Return a distribution without ``Independent`` if it is a transformed distribution with a bounded base, else None.
 
-    The result is also None if the support of the base is unknown or all reals.
+    A base distribution counts as bounded if its support is known and is not all reals.
     """
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
@@ -105,8 +105,8 @@ def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | Non
 def measure(distribution: Any) -> str | None:
     """Return the name of the measure to which a density refers, or ``None`` if the support is not known.
 
-    Two densities have a meaningful ratio if they refer to the same measure: the counting measure, length or volume, or
-    the measure of a surface such as the simplex.
+    Two densities have a meaningful ratio if they refer to the same measure. Examples of measures are the
+    counting measure, the Lebesgue measure, and the measure of a surface such as the simplex.
     """
     support = support_of(distribution)
     while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):

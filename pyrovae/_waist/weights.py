@@ -18,8 +18,8 @@ discrete site :math:`y` that model or guide enumerate is summed out exactly by P
 
 whether or not the guide has a posterior of y, because :math:`q(y \mid x)` does not affect the sum. The mask of a site
 that is summed out is ignored, as in :class:`pyro.infer.TraceEnum_ELBO`, because unmasked sites that depend on this site
-need its probabilities. If no site depends on it, its probabilities sum to one. A draw outside the model's support has
-weight zero.
+need its probabilities. If no site depends on it, its probabilities sum to one, so it does not change the log-weight. A
+draw outside the model's support has weight zero.
 
 Only the model's sites and the guide's latent sites belong to log p(x). A :func:`pyro.factor` or an observed site in the
 guide is part of a training loss. By default, log-weights are not multiplied by scales. The scale of a subsampling plate

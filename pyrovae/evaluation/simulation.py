@@ -134,7 +134,7 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
 
 
 def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
-    """Return, for each entry of a view of an argument, such as ``x[:, t]``, its index in the flattened argument.
+    """Return the indices, in the flattened argument, of the entries of a view of the argument, such as ``x[:, t]``.
 
     Returns:
         Indices in the shape of ``observed``, or ``None`` if ``observed`` is not a view of the argument or contains an

@@ -79,7 +79,7 @@ class TorchOptimizer:
         self.optimizer.step()
 
     def state_dict(self, _parameters: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the optimizer's state dict and the names of its parameters, in their order."""
+        """Return the optimizer's state dict, and the names of the parameters in the order of this state dict."""
         if not self.names:
             return {}
         return {"names": list(self.names.values()), "optimizer": self.optimizer.state_dict()}
@@ -157,7 +157,10 @@ class PyroOptimizer:
 
 @contextmanager
 def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Context manager: give a name to each parameter outside Pyro's store. Pyro finds options and states by name."""
+    """Context manager: give Pyro a name for each parameter that is not in Pyro's parameter store.
+
+    Pyro needs these names because it looks up the options and states of its optimizers by parameter name.
+    """
     names = pyro.get_param_store()._param_to_name
     added = {tensor: name for name, tensor in parameters.items() if tensor not in names}
     names.update(added)

@@ -289,8 +289,8 @@ def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> t
     """Return log-densities of the aggregate posterior at points, and those of its marginals, nats.
 
     The first tensor has shape ``(points,)``. The second tensor, shape ``(points, units)``, holds the marginal
-    log-density of each latent dimension (unit). If ``units`` is false, it is the first tensor with shape
-    ``(points, 1)``.
+    log-density of each latent dimension (unit). If ``units`` is false, no marginals are computed, and the second tensor
+    is the first tensor reshaped to ``(points, 1)``.
     """
     total, blocks = len(next(iter(points.values()))), []
     width = problem.width(64)

@@ -26,7 +26,7 @@ class Stages:
         problem: A model, a guide and data.
         estimates: Current estimates of all data of the batch.
         precision: Largest acceptable Monte Carlo standard error, nats.
-        pending: Indices, in the batch, of the data to whose posteriors densities were fitted, shape ``(n,)``.
+        pending: Indices, in the batch, of the data that the stage *guide* did not estimate reliably, shape ``(n,)``.
         target: Posteriors of these data.
         fitted: Densities that were fitted to these posteriors.
     """

@@ -52,8 +52,8 @@ def to_inference_data(
 
     Sites that the guide enumerates are sampled instead of summed out. Sites that only the model enumerates are summed
     out of the weights, and then sampled given the data and the other latents. Predictions are conditional on arguments
-    that the model does not observe. If the distribution of a later site depends directly on an observed argument,
-    instead of on the value of the site that observes the argument, predictions are also conditional on this argument.
+    that the model does not observe. They are also conditional on an observed argument if the distribution of another
+    site uses this argument itself, instead of the value of the site that observes it.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.

@@ -1,9 +1,9 @@
 """The second run: a check that the log-weight of a draw and a datum depends on no other draws and no other data.
 
-The second run scores the draw of the first run again, together with another draw and for only three of the data. If
-this run fails or its log-weights differ from those of the first run, further runs find the cause. If the program cannot
-have a dimension of draws, the evaluation runs it once for each draw. If the data plate has a fixed size, the program
-gets all data of the plate at once. Any other cause raises an error.
+The first run has one draw for each datum. The second run scores the draws of three of the data again, together with a
+second draw for each of them. If this run fails or its log-weights differ from those of the first run, further runs find
+the cause. If the program cannot have a dimension of draws, the evaluation runs it once for each draw. If the data plate
+has a fixed size, the program gets all data of the plate at once. Any other cause raises an error.
 """
 
 from typing import NamedTuple
@@ -171,10 +171,10 @@ class Dependence:
         return True, ""
 
     def _start(self, one: Reference, few: int) -> int:
-        """Return the first index of ``few`` consecutive data that a program is unlikely to use as references.
+        """Choose ``few`` consecutive data to which a program is unlikely to refer, and return the index of the first.
 
-        The range excludes the first, the middle and the last datum, and the data with the largest and the smallest
-        mean. If no range excludes all of these, 1 is returned.
+        The chosen data exclude the first, the middle and the last datum, and the data with the largest and the smallest
+        mean. If this is impossible, 1 is returned.
         """
         references = {0, one.size - 1, one.size // 2}
         x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)

@@ -1,8 +1,9 @@
 """Densities for any number of data and draws, computed by compiled graphs of one fixed size.
 
-A compiled graph has fixed shapes, and its compilation takes seconds. The stages of the cascade work on the data that
-earlier stages have not estimated reliably. The number of these data differs between batches. Therefore each pair of a
-datum and a vector u is scored as a datum with a single draw, and :data:`ROWS` pairs make a batch for the graph.
+A compiled graph has fixed shapes, and its compilation takes seconds. The number of data to score differs between
+batches, because each stage of an evaluation gets only the data that earlier stages have not estimated reliably. All
+pairs of a datum and a vector u of its latents are therefore put into one list, of which a graph scores at most
+:data:`ROWS` pairs at a time.
 """
 
 from typing import Any
@@ -21,8 +22,8 @@ ROWS = 640  # pairs in a graph; matrix products of this size are as fast per row
 class FlatTarget(Target):
     """A target that computes log p(x, u) and its gradient by compiled graphs with a fixed number of rows.
 
-    Each row is a pair of a datum and a vector u. Pairs that fill less than half of a graph are scored without
-    compilation. The guide and the intermediate densities of annealing are not compiled either.
+    Each row is a pair of a datum and a vector u. Fewer pairs than half of the rows are scored without compilation. The
+    guide and the intermediate densities of annealing are not compiled either.
 
     Args:
         space: The map to real vectors.
@@ -59,7 +60,7 @@ class FlatTarget(Target):
         return torch.cat(values).reshape(u.shape[:2]), torch.cat(gradients).reshape(u.shape)
 
     def _are_few(self, u: Tensor) -> bool:
-        """Return true if there are fewer pairs of a datum and a vector u than half of the rows of a graph."""
+        """Return true if there are fewer pairs of a datum and a vector u than half of a compiled graph's rows."""
         return 2 * len(u) * self.size < self.rows
 
     def _in_parts(self, u: Tensor, *, with_gradient: bool) -> list[list[Tensor]]:

@@ -19,14 +19,14 @@ _COLUMNS, _NUMBER = 8, 32
 
 
 class Pictures:
-    """Images that a module makes, each time from the same data and with the same noise.
+    """Reconstructions and samples of a module, which every call computes from the same data and with the same seed.
 
     Args:
-        module: Module with ``reconstruct(x, *given)`` or ``generate(n, *given)``, or both. Methods with an argument
-            ``mean`` are asked for means.
-        first: Function that returns a given number of first data. Data are images if a datum has shape
+        module: Module with ``reconstruct(x, *given)`` or ``generate(n, *given)``, or both. If a method has an argument
+            ``mean``, it is called with ``mean=True``.
+        first: Function that returns the first n data of a data set, for a given n. Data are images if a datum has shape
             ``(height, width)`` or ``(1 or 3, height, width)``.
-        is_held_out: True if the first data are validation data. Training data are not reconstructed.
+        is_held_out: True if ``first`` returns validation data. Training data are not reconstructed.
     """
 
     def __init__(self, module: nn.Module, first: Callable[[int], Batch], is_held_out: bool) -> None:
