@@ -9,8 +9,8 @@ The terms after s^12 are less than 2e-8 of the sum, a quarter of the resolution 
 products take a fraction of the time of the vectorized log1p that inductor calls on a CPU. On a GPU, memory bandwidth
 limits the speed of both methods.
 
-In the graph, log(1 + e) is a single operation, for which inductor gets the code of the series. If the series were
-several operations, it would use e twice, and inductor on a CPU stores an exponential in memory if it is used twice.
+In the graph, the exponential and the series are one operation, whose code :func:`teach_inductor` gives to inductor. The
+series uses e twice. If the exponential were an operation of its own, inductor on a CPU would store it in memory.
 """
 
 from collections.abc import Callable

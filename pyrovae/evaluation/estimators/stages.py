@@ -1,4 +1,4 @@
-"""The stages *refined* and *annealed* of the cascade, which use densities fitted to the posterior of each datum."""
+"""Two stages of the estimate of log p(x), *refined* and *annealed*, by densities fitted to each datum's posterior."""
 
 import math
 from typing import Any

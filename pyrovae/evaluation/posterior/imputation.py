@@ -145,7 +145,7 @@ def impute(
 
 
 class _Moments:
-    """Weighted moments of an observed site's predictions, and imputed data, accumulated over chunks of latent draws.
+    """Two results that are accumulated over chunks of latent draws: imputed data, and weighted moments of predictions.
 
     Args:
         site: Name of the observed site.

@@ -59,7 +59,7 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
 
 
 def _without_failing(trials: Trials, first: Tensor) -> Tensor:
-    """Return the indices in ``first`` of the data that the program scores without an error."""
+    """Return the indices, a part of ``first``, whose data the program scores without an error."""
     runs = 0
 
     def passing(indices: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ class Gradients(Protocol):
     """Protocol of an object that computes the loss of a batch and its gradient.
 
     Attributes:
-        parameters: Trained parameters of the last gradient, by name.
+        parameters: Trained parameters, by name. If runs of the programs reveal them, those of the last run.
         is_compiled: Whether the gradient is computed by compiled graphs.
         compile_seconds: Seconds that compilation has taken so far.
     """

@@ -185,7 +185,11 @@ def _check(loss: Loss, tensors: Tensors) -> None:
 
 
 def _is_sum(loss: Loss) -> bool:
-    """Return whether a loss is known to be a sum over the data, by its type or by attributes ``is_of_batch``."""
+    """Return whether a loss is known to be a sum over the data.
+
+    The loss of an objective is known to be a sum if the objective has a type in ``_SUMS``, or ``is_of_batch = False``.
+    Any other loss is a sum unless a part of its module has ``is_of_batch = True``.
+    """
     if not isinstance(loss, Bound):
         (module,) = loss.programs
         return not any(getattr(part, "is_of_batch", False) for part in vars(module).values())
