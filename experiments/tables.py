@@ -246,7 +246,13 @@ CODES = {name: name for name in ("digits", "masked digits", "letters")} | {
     "probe": "linear probe",
     "matched": "decoded random codes: precision / recall",
 }
-BITS = {"bits/dim": "bits per dimension", "difference": "difference"}
+BITS = {
+    "bits/dim": "bits per dimension",
+    "difference": "difference",
+    "IWAE_1000": "1,000 encoder draws, nats",
+    "log p(x)": "log p(x), nats",
+    "reliable": "reliable",
+}
 GROWING = "step, ms", "evaluate, s", "log_likelihood, s", "memory, MiB"
 COMPONENTS = {"5,000 draws": "NLL, 5,000 encoder draws", "log p(x)": "NLL by log_likelihood", "reliable": "reliable"}
 
