@@ -187,11 +187,11 @@ def compiled_or_none(
         return Compiled(graph.compile(), graph.text)
     except Exception as error:  # an error of the function itself is raised again when the function runs
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
-        (tell or warn)(f"{caller} continues without compilation: {reason}")
+        (tell or warn_caller)(f"{caller} continues without compilation: {reason}")
         return None
 
 
-def warn(message: str) -> None:
+def warn_caller(message: str) -> None:
     """Issue a warning that names the line of the user's code that called pyrovae."""
     warnings.warn(message, stacklevel=find_stack_level())
 

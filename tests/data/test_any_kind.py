@@ -242,7 +242,7 @@ def test_bytes_are_transformed_on_the_device(make: Callable[[Tensor], Any]) -> N
     module = vae()
     with pytest.raises(TypeError, match=r"train must be floating-point.*got torch.uint8.*transform=lambda x: x.float"):
         pv.fit(module, make(images), **OPTIONS)
-    with pytest.raises(TypeError, match=r"valid must be floating-point.*pass validation data as floats"):
+    with pytest.raises(TypeError, match=r"valid must be floating-point.*Pass validation data as floats"):
         pv.fit(module, make(images), make(images), transform=grey, **OPTIONS)
     with pytest.raises(ValueError, match=r"x holds integers, torch.uint8, which an evaluation does not convert"):
         evaluate(module.model, module.guide, make(images), 5)

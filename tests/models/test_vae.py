@@ -249,7 +249,7 @@ def test_generate_draws_from_the_oracle() -> None:
         ("prior", dist.Normal(torch.zeros(2), 1.0), ValueError, r"prior .*batch shape \(2,\).*to_event"),
         ("posterior", nn.Linear(6, 4).forward, TypeError, "the posterior is the method Linear.forward of a module"),
         ("prior", lambda: dist.Normal(torch.zeros(2), 1.0), ValueError, r"prior .*batch shape \(2,\).*to_event"),
-        ("likelihood", lambda z: dist.Normal(z, 1.0), ValueError, r"likelihood .*\(12, 2\) .*expected .*\(12,\)"),
+        ("likelihood", lambda z: dist.Normal(z, 1.0), ValueError, r"likelihood .*\(12, 2\) .*required .*\(12,\)"),
         ("likelihood", lambda z: dist.Normal(z, 1.0).to_event(1), ValueError, r"event shape \(2,\).*\(6,\)"),
         ("posterior", lambda x: dist.Normal(x.sum() + torch.zeros(2), 1.0).to_event(1), ValueError, "the posterior"),
         (

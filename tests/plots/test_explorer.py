@@ -314,7 +314,7 @@ def test_a_model_of_several_latents_is_refused(tmp_path: Path) -> None:
 
 def test_a_likelihood_of_something_beside_z_is_refused(tmp_path: Path) -> None:
     joint = pv.networks.Joint(mlp(5, (4, 4)), event_dims=(1, 1))
-    with pytest.raises(ValueError, match=r"got 1 inputs.* names 2"):
+    with pytest.raises(ValueError, match=r"got 1 inputs.* has 2 entries"):
         pv.plots.explorer(with_likelihood(pv.likelihoods.Bernoulli(joint)), tmp_path / "explorer.html")
     masked = pv.likelihoods.Masked(pv.likelihoods.Bernoulli(mlp(LATENT, (4, 4))))
     with pytest.raises(TypeError, match="does not take the 1 inputs"):

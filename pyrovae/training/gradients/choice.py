@@ -60,7 +60,7 @@ def choose_gradients(
     is_worth_it = steps >= WORTH_STEPS and batches.source.device.type in ("cpu", "cuda")
     if not (is_worth_it if is_compiled is None else is_compiled):
         return EagerGradients(loss, parameters)
-    from pyrovae._compilation.graphs import warn
+    from pyrovae._compilation.graphs import warn_caller
     from pyrovae.training.gradients.compiled import CompiledGradients
 
     return CompiledGradients(
@@ -70,5 +70,5 @@ def choose_gradients(
         module.modules(),
         weighted=weighted,
         optimizer=optimizer,
-        tell=logger.info if is_compiled is None else warn,  # a choice of the package needs no warning
+        tell=logger.info if is_compiled is None else warn_caller,  # a choice of the package needs no warning
     )

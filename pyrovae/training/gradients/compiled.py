@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae._compilation.graphs import Graph, compiled_or_none, warn
+from pyrovae._compilation.graphs import Graph, compiled_or_none, warn_caller
 from pyrovae._compilation.precision import Precision, check_precision, products
 from pyrovae.training.batches import Batch
 from pyrovae.training.captured_step import CapturedUpdates, can_be_captured
@@ -60,7 +60,7 @@ class CompiledGradients:
         weighted: bool,
         optimizer: torch.optim.Optimizer | None = None,
         caller: str = "fit",
-        tell: Callable[[str], None] = warn,
+        tell: Callable[[str], None] = warn_caller,
     ) -> None:
         self.loss, self.parameters, self.weighted, self.caller, self.tell = loss, parameters, weighted, caller, tell
         self.modules = list(modules)
@@ -123,7 +123,7 @@ class CompiledGradients:
             self.comparison.accept(float(loss), expected)
             return loss
         self.has_failed = True
-        warn(
+        warn_caller(
             f"{self.caller} continues without compilation: a number or a branch that the programs compute in Python "
             f"has changed since they were recorded. The recorded loss is {float(loss):.6g}, and the programs now "
             f"give {expected:.6g}. Up to {past} steps before this one may have used the old value. Keep a number that "
