@@ -133,8 +133,10 @@ def write(path: Path, result: xr.Dataset) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        result.to_netcdf(partial, engine="h5netcdf")
-        with partial.open("rb+") as file:
+        content = result.to_netcdf(engine="h5netcdf")  # in memory, because HDF5 can crash when it closes on a full disk
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
