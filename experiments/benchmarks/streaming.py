@@ -37,7 +37,7 @@ class Options:
     rounds: int = 5
     """Number of rounds, after one warm-up round."""
     compile: tuple[bool, ...] = (False, True)
-    """Whether steps are compiled."""
+    """Ways to compute a step: eagerly if false, compiled if true."""
     device: str = "auto"
     """Device."""
     out: Path = Path("results/benchmarks")

@@ -28,8 +28,8 @@ def with_second_draw(
 ) -> dict[str, Tensor]:
     """Return the values of two draws for each datum, taken from a run with one draw for each datum.
 
-    The first draw of a datum is its own draw in the run. Its second draw is the draw of the next datum. The second draw
-    need not come from the guide for its own datum, because any value of the latents can be scored for any datum.
+    The first draw of datum n is the draw of datum n in the run, and its second draw is the draw of datum n + 1. Any
+    value of the latents can be scored for any datum, so the second draw need not come from the guide for datum n.
     Dimensions of enumerated sites stay to the left of the dimension of draws.
 
     Args:

@@ -66,7 +66,10 @@ def main(problem: Problem) -> None:
     """Train for one epoch in a turn."""
     sizes = problem.sizes
     if sizes.model != "perceptron":
-        raise NotImplementedError(f"only the perceptron is written for pythae, got model={sizes.model!r}")
+        raise ValueError(
+            f"pythae has no model like {sizes.model!r}, so only its perceptron can be compared. Leave pythae out of "
+            f"--contenders."
+        )
     common = {"input_dim": (problem.x.shape[1],), "latent_dim": sizes.latent, "reconstruction_loss": "bce"}
     networks = Encoder(make(problem, "encoder")), Decoder(make(problem, "decoder"))
     if sizes.k == 1:
