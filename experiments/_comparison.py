@@ -120,7 +120,7 @@ def run(options: Options, splits: pv.data.Splits, models: Mapping[str, Callable[
     table.insert(4, "difference", differences(quoted))
     report(splits, table)
     figures = draw(vaes, histories, results) | {"aggregate_posteriors": figure_of(pv.plots.aggregate_posteriors(draws))}
-    write(options, table, figures, histories, with_quoted(results, quoted))
+    write(options, table, figures, histories, {name: with_quoted(results[name], quoted[name]) for name in results})
     return table
 
 
@@ -174,7 +174,7 @@ def evaluate(vae: Any, splits: pv.data.Splits, options: Options, **others: Any) 
     return result.assign_attrs(active_units=int(sum(active[site].sum() for site in active.attrs["sites"])))
 
 
-def log_likelihood(vae: Any, splits: pv.data.Splits, options: Options) -> xr.Dataset:
+def log_likelihood(vae: Any, splits: pv.data.Splits, options: Options, **others: Any) -> xr.Dataset:
     """Return the estimates of ``pyrovae.evaluation.log_likelihood`` for the test data."""
     return pv.evaluation.log_likelihood(
         vae.model,
@@ -182,17 +182,13 @@ def log_likelihood(vae: Any, splits: pv.data.Splits, options: Options) -> xr.Dat
         splits.test.to(next(vae.parameters()).device),
         seed=options.seed,
         binarization=splits.binarization,
+        **others,
     )
 
 
-def with_quoted(results: Mapping[str, xr.Dataset], quoted: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Return the results of the encoder with ``log_likelihood`` as ``quoted``, ``quoted_mcse`` and ``reliable``."""
-    return {
-        name: result.assign(
-            quoted=quoted[name].log_likelihood, quoted_mcse=quoted[name].mcse, reliable=quoted[name].reliable
-        )
-        for name, result in results.items()
-    }
+def with_quoted(result: xr.Dataset, quoted: xr.Dataset) -> xr.Dataset:
+    """Return the result of the encoder with ``log_likelihood`` as ``quoted``, ``quoted_mcse`` and ``reliable``."""
+    return result.assign(quoted=quoted.log_likelihood, quoted_mcse=quoted.mcse, reliable=quoted.reliable)
 
 
 def has_error(result: xr.Dataset) -> bool:

@@ -98,7 +98,8 @@ def main(options: Options) -> pd.DataFrame:
         "samples": figure_of(pv.plots.images({name: comparison.samples(vae) for name, vae in vaes.items()}, columns=8)),
         "aggregate_posteriors": figure_of(pv.plots.aggregate_posteriors(draws, columns=4)),
     }
-    comparison.write(options, table, figures, histories, comparison.with_quoted(results, quoted))
+    both = {name: comparison.with_quoted(result, quoted[name]) for name, result in results.items()}
+    comparison.write(options, table, figures, histories, both)
     return table
 
 

@@ -60,8 +60,6 @@ class Options(comparison.Options):
     """Passes over the training data."""
     kl_warmup: int = 10
     """Epochs over which the weight of the latent sites grows to 1."""
-    num_samples: int = 200
-    """Draws per test datum in the evaluation."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that computes a cell."""
     threads: int = 1
@@ -126,7 +124,7 @@ def main(options: Options) -> pd.DataFrame:
     if not runs:
         raise SystemExit("All cells failed. The messages above state the reasons.")
     table = summarize(models, runs)
-    print(f"\n{options.data}, {options.num_samples} draws, nats per datum: mean ± standard error over the seeds")
+    print(f"\n{options.data}, nats per datum: mean ± standard error over the seeds")
     print("differences are from the first row of the same likelihood; seconds are those of training\n")
     print(table.to_string())
     comparison.write(options, table, {"sweep": draw(models, runs)})
@@ -207,7 +205,8 @@ def compute(cell: Settings, data: Mapping[str, pv.data.Splits]) -> xr.Dataset:
         objective = OBJECTIVES[cell["objective"]](options)
         history = comparison.train(vae, splits, options, objective=objective, progress=False)
         result = comparison.evaluate(vae, splits, options, progress=False)
-    return result.assign_attrs(history=json.dumps(asdict(history)))
+        quoted = comparison.log_likelihood(vae, splits, options, progress=False)
+    return comparison.with_quoted(result, quoted).assign_attrs(history=json.dumps(asdict(history)))
 
 
 def decoder(options: Options, train: torch.Tensor, parameters: int) -> nn.Module:

@@ -254,6 +254,14 @@ BITS = {
     "reliable": "reliable",
 }
 GROWING = "step, ms", "evaluate, s", "log_likelihood, s", "memory, MiB"
+GRID = {
+    "ELBO": "ELBO",
+    "IWAE_5000": "5,000 encoder draws",
+    "log p(x)": "log p(x)",
+    "reliable": "reliable",
+    "difference": "difference",
+    "error over data": "error over data",
+}
 COMPONENTS = {"5,000 draws": "NLL, 5,000 encoder draws", "log p(x)": "NLL by log_likelihood", "reliable": "reliable"}
 
 TABLES: dict[str, Callable[[Path], pd.DataFrame | str]] = {
@@ -282,7 +290,7 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame | str]] = {
     "streaming": partial(results, "benchmarks/streaming"),
     "likelihoods": partial(results, "results/likelihoods", columns=BITS),
     "autoencoders": partial(results, "results/autoencoders", columns=CODES),
-    "sweep": partial(results, "results/sweep", columns=("ELBO", "IWAE_200", "difference", "error over data")),
+    "sweep": partial(results, "results/sweep", columns=GRID),
     "colour": partial(results, "results/colour"),
     "gaps": gaps,
     "programs": program_outcomes,

@@ -65,7 +65,8 @@ def main(options: Options) -> pd.DataFrame:
     table = comparison.summarize(results, histories, likelihoods=quoted)
     table.insert(4, "difference", comparison.differences(quoted))
     comparison.report(splits, table)
-    comparison.write(options, table, {"learning": draw(histories)}, histories, comparison.with_quoted(results, quoted))
+    both = {name: comparison.with_quoted(result, quoted[name]) for name, result in results.items()}
+    comparison.write(options, table, {"learning": draw(histories)}, histories, both)
     return table
 
 

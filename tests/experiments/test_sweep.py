@@ -238,9 +238,10 @@ def test_differences_are_paired_over_seeds_and_data(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     data, seeds = generator.normal(0, 10, 40), generator.normal(0, 5, 3)
 
-    def run(seed: int, gain: float) -> xr.Dataset:
+    def run(seed: int, gain: float, reliable: int = 40) -> xr.Dataset:
         values = data + seeds[seed] + gain * (1 + 0.1 * np.arange(40) + 0.5 * seed)
-        columns = {"log_likelihood": values, "mcse": np.full(40, 0.3)}
+        columns = {"log_likelihood": 0 * values, "quoted": values, "quoted_mcse": np.full(40, 0.3)}
+        columns["reliable"] = np.arange(40) < reliable
         return xr.Dataset(
             {name: ("datum", column) for name, column in columns.items()},
             coords={"datum": np.arange(40)},
@@ -253,6 +254,8 @@ def test_differences_are_paired_over_seeds_and_data(tmp_path: Path) -> None:
     assert row["difference"] == f"{gained.mean():.2f} ± {pd.Series(gained.mean(1)).sem():.2f}"
     error, mcse = pd.Series(gained.mean(0)).sem(), 0.3 * 2**0.5 / (40 * 3) ** 0.5
     assert row["error over data"] == f"{error:.2f} ({mcse:.2f})"
+    doubtful = {seed: run(seed, 1.0, reliable=30) for seed in range(3)}
+    assert seeds_module.gain(doubtful, reference, is_reference=False)["error over data"] == f"{error:.2f}"
 
 
 def test_a_sweep_with_a_failed_cell_writes_the_others_and_fails(
