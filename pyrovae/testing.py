@@ -175,7 +175,8 @@ def _check_device(component: nn.Module, context: tuple[Any, ...], event: torch.S
         except NotImplementedError as error:  # an operation such as torch.nonzero needs values
             warnings.warn(
                 f"it could not be checked that all tensors of {type(component).__name__} move with the module, because "
-                f"an operation needs values ({str(error).splitlines()[0][:80]}). Run the check on a CUDA device once.",
+                f"an operation fails on the meta device, where tensors have no values "
+                f"({str(error).splitlines()[0][:80]}). Run the check once on a CUDA device.",
                 stacklevel=find_stack_level(),
             )
             return

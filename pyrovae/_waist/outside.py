@@ -28,7 +28,7 @@ class OutsidePlateError(ProgramError):
 def outside_terms(sites: Iterable[Site], plate: CondIndepStackFrame) -> list[Site]:
     """Return the observed sites outside the data plate, except sites whose entries are all masked.
 
-    Pyro masks deterministic sites, so these are not returned either.
+    Deterministic sites are not returned either, because Pyro masks them.
     """
     outside = [site for site in sites if site["is_observed"] and plate.name not in plate_names(site)]
     return [site for site in outside if _is_counted(mask_of(site))]
@@ -39,12 +39,12 @@ def _is_counted(mask: Any) -> bool:
 
 
 def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
-    """Check that every observed site outside the data plate has its value from a handler like :func:`pyro.condition`.
+    """Check that values of observed sites outside the data plate come from a handler like :func:`pyro.condition`.
 
     Masked sites are not checked.
 
     Raises:
-        OutsidePlateError: If an observed site outside the data plate has its value from ``obs=``, or is a factor.
+        OutsidePlateError: If an observed site outside the data plate is a factor, or its value comes from ``obs=``.
     """
     for site in outside_terms(sites, plate):
         if site["infer"].get(CONDITIONED):

@@ -69,7 +69,7 @@ def _without_mask(fn: Any) -> Any:
 
 
 def mask_of(site: Site) -> Any:
-    """Return the combined mask of a site's handlers and distribution, in its batch shape; True without a mask.
+    """Return the combined mask of a site's handlers and distribution, in the site's batch shape; True without a mask.
 
     A mask that a distribution applies within an event is not included, because it does not mask a whole event.
     """

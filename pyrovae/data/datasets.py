@@ -15,7 +15,7 @@ from pyrovae.data.source import Batch, Source
 
 
 class Items(Source):
-    """A map-style data set, which is read with the options of its ``DataLoader`` if it has one."""
+    """A map-style data set. If a ``DataLoader`` is given, its ``collate_fn`` and its worker processes are used."""
 
     def __init__(self, name: str, dataset: Any, loader: DataLoader[Any] | None = None) -> None:
         """Store the data set and its ``DataLoader``.
@@ -100,7 +100,7 @@ class Stream:
             yield tensors
 
     def read(self) -> Arrays:
-        """Read one pass over the stream into memory, and return its arrays."""
+        """Read the stream once into memory, and return the data as arrays."""
         batches = list(self.batches(100))
         if not batches:
             raise ValueError(f"{self.name} is empty: its stream ended at once. Pass at least one datum.")

@@ -55,7 +55,7 @@ class Splits:
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor] | None:
-        """The ``transform`` of :func:`pyrovae.fit`, which is :func:`binarize` for dynamic binarization, else None."""
+        """Argument ``transform`` of :func:`pyrovae.fit`: :func:`binarize` for dynamic binarization, else None."""
         return binarize if self.binarization == "dynamic" else None
 
 

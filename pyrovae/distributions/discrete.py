@@ -148,7 +148,7 @@ class DiscretizedLogistic(TorchDistribution):
 
 
 class _OnLattice(constraints.Constraint):
-    """Constraint: a value is u * n for a unit u and an n that satisfies a base constraint, up to rounding errors."""
+    """Constraint: a value is a multiple u * n of the unit u, up to rounding, and n satisfies a base constraint."""
 
     is_discrete = True
 

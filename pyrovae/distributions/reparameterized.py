@@ -18,7 +18,7 @@ class _Scored:
         self.version, self.with_gradient = _version(value), torch.is_grad_enabled()
 
     def is_of(self, value: Tensor) -> bool:
-        """Return whether a value is this draw, so that the stored log-density is valid.
+        """Return true if a value is this draw, and the stored log-density can therefore be used for the value.
 
         The result is false if the draw has been changed in place since, or if gradients are enabled now but were
         disabled when the draw was made.

@@ -198,7 +198,7 @@ class Problem:
 
     @property
     def data_dim(self) -> int:
-        """Index, from the left, of the data dimension in a tensor of draws, whose dimension 0 counts the draws."""
+        """Index of the data dimension in a tensor of draws, counted from the left; dimension 0 counts the draws."""
         return self.nesting + 1 + dim_of(self.plate)
 
     def parameters(self) -> list[Tensor]:
@@ -259,7 +259,7 @@ class Problem:
         if self.proposal is not None and not amortized:
             raise ValueError(
                 f"{self.proposal!r} is a single density of all latent sites, but this function needs a density for "
-                f"each site. Pass the guide that it refines, refined.guide."
+                f"each site. Pass the guide that the proposal refines, refined.guide."
             )
         return self.route.run(batch, num_draws, values)
 
@@ -267,7 +267,7 @@ class Problem:
         """Return draws of the guide, without a run of the model.
 
         If the guide is a proposal that is fitted to each datum, the draws come from this proposal by default. If
-        ``amortized`` is true, they come instead from the guide from which the fit starts.
+        ``amortized`` is true, the draws come from the amortized guide that the proposal refines.
         """
         if self.proposal is not None and not amortized:
             return self.proposal.draw(self, batch, num_draws)

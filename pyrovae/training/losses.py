@@ -67,13 +67,13 @@ class Loss(LossAndGradient, Protocol):
         """Return the differentiable loss, shape ``()``."""
 
     def data_count(self, batch: Batch) -> float:
-        """Return the number of data to which the loss of a batch is scaled."""
+        """Return n if the loss of a batch is scaled to a sum over n data, and 1 if the loss is a mean over the data."""
 
     def is_sum(self, batch: Batch) -> bool:
-        """Return true if the loss of several batches together is the sum of their losses, false if it is the mean."""
+        """Return true if the loss of two joined batches is the sum of their losses, and false if it is a mean."""
 
     def wrapped(self, handler: Messenger) -> "Loss":
-        """Return the same loss with a handler around its Pyro programs, if the loss runs Pyro programs."""
+        """Return the same loss with a handler around its Pyro programs. A loss without Pyro programs is unchanged."""
 
 
 class Bound:
@@ -117,9 +117,8 @@ class Bound:
             self.has_warned = True
             warnings.warn(
                 f"the sites of the data plate {facts.plate!r} have different scales, {facts.scales}, so the history "
-                f"holds the weighted objective divided by the scale of the observed sites, which is not a bound on "
-                f"log p(x). For a bound, evaluate the model after training; pyrovae.evaluation.evaluate leaves out "
-                f"scales.",
+                f"is not a bound on log p(x). It holds the weighted objective divided by the scale of the observed "
+                f"sites. For a bound, evaluate the model after training; pyrovae.evaluation.evaluate ignores scales.",
                 stacklevel=find_stack_level(),
             )
         self.num_train = self.num_train or total
@@ -175,14 +174,14 @@ class Bound:
             return float(_first(self.objective.loss(self.model, self.guide, *batch)))
 
     def data_count(self, batch: Batch) -> float:
-        """Return the number of data to which the loss is scaled. For a new batch size, the programs run once."""
+        """Return n if the loss is scaled to a sum over n data. The programs run once for each new batch size."""
         if len(batch[0]) not in self.counts:
             with isolated(*self.programs, seed=0):
                 self._inspect(batch)
         return self.counts[len(batch[0])]
 
     def is_sum(self, batch: Batch) -> bool:
-        """Return whether the loss is scaled to the size of its batch; losses of several batches are then added."""
+        """Return true if the loss is a sum over only the data of its batch, so the losses of batches can be added."""
         return self.data_count(batch) == len(batch[0])
 
     def wrapped(self, handler: Messenger) -> "Bound":
@@ -240,7 +239,7 @@ class OwnLoss:
         return bool(loss.isfinite())
 
     def __call__(self, batch: Batch, _kl_weight: float | Tensor) -> Tensor:
-        """Return the loss and store its gradient; the weight is not used, because there are no latent sites."""
+        """Return the loss and store its gradient. The KL weight is ignored, because it applies only to latent sites."""
         with self.context(1.0):
             loss = self.differentiable(batch)
             if loss.requires_grad:

@@ -83,12 +83,12 @@ class Step:
 
 
 class Guard:
-    """Checks of a step for NaN and infinite values. If one is found, the step is skipped, or an error names its place.
+    """Checks of an optimizer step for NaN and infinite values. A failed step is skipped, or an error names the cause.
 
     Args:
         loss: The loss, which runs again to find the affected site.
         module: Module whose buffers are restored after a step that fails.
-        skip: If true, a step is skipped if its loss or gradient is not finite. If false, numbers are checked only while
+        skip: If true, a step whose loss or gradient is not finite is skipped. If false, numbers are checked only while
             steps are replayed.
 
     Attributes:

@@ -69,7 +69,8 @@ def ais(
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_chains: Chains per datum, C.
-        num_temperatures: Number of temperatures, T, after the guide; the last one belongs to the posterior.
+        num_temperatures: Number of temperatures, T, without that of the guide. The last temperature is that of the
+            posterior.
         num_leapfrog: Leapfrog steps per transition.
         **options: Keyword arguments of :class:`Options`.
 
@@ -152,7 +153,8 @@ def bdmc(
         x: Template of the data: the simulated data have the same number and shape. Tensors of a tuple that the model
             does not observe, such as labels or masks, are passed on unchanged.
         num_chains: Chains per datum and direction, C.
-        num_temperatures: Number of temperatures, T, after the guide; the last one belongs to the posterior.
+        num_temperatures: Number of temperatures, T, without that of the guide. The last temperature is that of the
+            posterior.
         num_leapfrog: Leapfrog steps per transition.
         **options: Keyword arguments of :class:`Options`.
 
@@ -233,13 +235,16 @@ def bdmc(
 
 
 def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
-    """Create the map to real vectors for an opened problem, and return the number of data in a batch."""
+    """Append the map to real vectors to ``spaces``, and return the number of data in a batch."""
     spaces.append(Space(problem))
     return problem.width(max(num_chains, PILOT_CHAINS))
 
 
 def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Select the latents of a batch from one draw for all data, and add a dimension of draws, of size one."""
+    """Select the latents of a batch from one draw of the latents of all data.
+
+    The result has a dimension of draws, of size one.
+    """
     selected = {}
     for name, site in space.sites.items():
         ndim = space.problem.nesting + 1 + site["fn"].event_dim
@@ -249,7 +254,7 @@ def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[st
 
 
 class Path:
-    """The intermediate densities of annealing for some data, and tuned transitions under which they are invariant."""
+    """The intermediate densities of annealing for some data, and tuned transitions that leave them invariant."""
 
     def __init__(self, target: Target, num_temperatures: int, num_leapfrog: int) -> None:
         self.target, self.num_leapfrog = target, num_leapfrog
@@ -294,7 +299,7 @@ class Path:
         return hmc.transition(value_and_gradient, u, step.unsqueeze(-1) * self.scale, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Return, for each temperature, the step sizes of the data, shape ``(N,)``, tuned by pilot chains."""
+        """Tune step sizes by pilot chains, and return for each temperature one step size per datum, shape ``(N,)``."""
         u, _ = self.target.draw(PILOT_CHAINS)
         step, steps = u.new_full((self.target.size,), self.target.dim**-0.25), []
         for t in (*[1] * 10, *range(1, len(self.betas) - 1)):  # ten more moves find the first step size

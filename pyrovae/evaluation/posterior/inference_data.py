@@ -1,7 +1,8 @@
 r"""Conversion of prior draws, posterior draws and predictions of a program to the data format of ArviZ.
 
-The posterior draws are draws of the guide with Pareto-smoothed importance weights. The draws are either resampled with
-their weights as probabilities, which gives S draws, or all K draws are kept with their normalized weights:
+The posterior draws are draws of the guide with Pareto-smoothed importance weights. By default, S draws are
+resampled from the K draws of the guide, with the weights as probabilities. With raw weights, all K draws are kept, and
+their weights are normalized:
 
 .. math:: \mathrm{E}[f(z) \mid x_n] \approx \frac{1}{S} \sum_s f(z_n^{(s)}) \quad \text{or} \quad
     \sum_k \bar w_n^{(k)} f(z_n^{(k)}).
@@ -52,8 +53,9 @@ def to_inference_data(
 
     Sites that the guide enumerates are sampled instead of summed out. Sites that only the model enumerates are summed
     out of the weights, and then sampled given the data and the other latents. Predictions are conditional on arguments
-    that the model does not observe. They are also conditional on an observed argument if the distribution of another
-    site uses this argument itself, instead of the value of the site that observes it.
+    that the model does not observe. They are also conditional on an observed argument ``y`` if the distribution of
+    another site is computed from ``y`` itself. To avoid this, compute the distribution from the value that
+    ``pyro.sample("y", ..., obs=y)`` returns.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -138,7 +140,7 @@ def to_inference_data(
 
 
 class _Groups:
-    """Groups of an ``InferenceData`` object, as columns of one table with names such as ``posterior/z``."""
+    """The groups of an ``InferenceData`` object in one table, whose columns have names such as ``posterior/z``."""
 
     def __init__(self, posterior: Posterior, *, raw: bool, num_prior_draws: int, log_likelihood: bool) -> None:
         self.posterior, self.raw, self.num_prior_draws = posterior, raw, num_prior_draws
@@ -207,7 +209,10 @@ class _Groups:
     def datasets(
         self, table: "xr.Dataset", coords: Mapping[str, Sequence[Hashable]], dims: Mapping[str, Sequence[str]]
     ) -> "dict[str, xr.Dataset]":
-        """Convert the table to one dataset for each group, with names and coordinates of dimensions, and attributes."""
+        """Convert the table to one dataset for each group.
+
+        The dimensions of a dataset get names and coordinates. Each dataset gets the attributes of the table.
+        """
         import xarray as xr
 
         of_sites = _names_of_dims(table)

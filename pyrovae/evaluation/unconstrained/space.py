@@ -85,7 +85,7 @@ class Space:
 
     @property
     def width(self) -> int:
-        """Number of data in a batch, if a density is fitted to the posterior of each datum in the batch."""
+        """Number of data in a batch of an estimator that fits a density to the posterior of each datum."""
         return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
 
     @property
@@ -241,7 +241,7 @@ def _check_unmasked(name: str, site: Site) -> None:
 
 
 def _holds(first: Any, second: Any, real: Tensor) -> bool:
-    """Return true if the given real coordinates, mapped into the second support, lie in the first support."""
+    """Map real coordinates into the support ``second``, and return true if all results lie in ``first``."""
     return bool(first.check(biject_to(second)(real)).all())
 
 

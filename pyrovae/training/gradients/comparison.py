@@ -12,10 +12,10 @@ LEAST_CALLS = 20  # between two comparisons, because a comparison takes as long 
 
 
 class Comparison:
-    """The comparison of a compiled loss with that of an eager run on the same batch with the same noise.
+    """The comparison of a compiled loss with the loss of an eager run on the same batch with the same noise.
 
-    A graph keeps the numbers and branches that Python code chose when the programs were recorded. If one of them
-    changes later, the graph no longer computes the loss of the programs.
+    A compiled graph keeps the numbers that Python code computed, and the branches that it took, when the programs were
+    recorded. If such a number or branch changes later, the graph no longer computes the loss of the programs.
 
     Args:
         parameters: Parameters that receive gradients.
@@ -24,7 +24,7 @@ class Comparison:
     Attributes:
         is_due: Whether the next call is to be compared.
         calls: Number of calls since the last comparison.
-        tolerance: Relative difference of the losses up to which rounding is taken as the cause.
+        tolerance: Largest relative difference of the losses that is attributed to rounding.
     """
 
     def __init__(self, parameters: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
@@ -59,7 +59,7 @@ class Comparison:
         return _difference(loss, expected) > max(self.tolerance, 100 * eps)
 
     def accept(self, loss: float, expected: float) -> None:
-        """Take rounding as the cause of a difference, and set the tolerance to four times the relative difference."""
+        """Attribute a difference of two losses to rounding; set the tolerance to four times the relative difference."""
         self.tolerance = 4 * _difference(loss, expected)
 
 

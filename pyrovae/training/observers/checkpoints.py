@@ -39,7 +39,7 @@ class CheckpointObserver(Observer):
             self.pause(run)
 
     def pause(self, run: Run) -> None:
-        """Write a checkpoint unless the last checkpoint is of the same step."""
+        """Write a checkpoint, unless the newest checkpoint already holds the run at this step."""
         if self.saved != run.place:
             parallel.in_first(partial(self.checkpoints.save, run.as_dict()))
             self.saved = run.place

@@ -23,7 +23,7 @@ class Patience(Observer):
         self.epochs = epochs
 
     def reason_to_stop(self, run: Run) -> str | None:
-        """Return a reason if enough epochs with a KL weight of at least 1 have passed since the best epoch."""
+        """Return a reason if enough epochs with a KL weight of at least 1 followed the best epoch, else None."""
         weights = run.state.history.kl_weight[run.state.best.epoch + 1 :]
         if sum(weight >= 1 for weight in weights) < self.epochs:
             return None

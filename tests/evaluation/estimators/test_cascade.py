@@ -194,5 +194,5 @@ def test_a_refined_guide_is_a_guide() -> None:
     assert (check.ess > 100).all()
     loss = pyro.infer.Trace_ELBO(num_particles=20).loss(oracle.vae.model, refined, x)
     assert -loss < float(exact.sum())
-    with pytest.raises(ValueError, match=r"Pass the guide that it refines, refined\.guide"):
+    with pytest.raises(ValueError, match=r"Pass the guide that the proposal refines, refined\.guide"):
         pv.evaluation.kl_per_dimension(oracle.vae.model, refined, x)
