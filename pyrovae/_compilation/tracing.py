@@ -44,8 +44,9 @@ def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
 def without_values() -> Iterator[None]:
     """Context manager: run Pyro's objectives on tensors without values; raise an error if a value is needed.
 
-    Inside the context, Pyro's checks for NaN and infinite values always pass. Pyro cannot remove the terms of
-    enumerated values with probability zero from a sum, so 0 replaces these terms.
+    Inside the context, Pyro's checks for NaN and infinite values always pass. In a sum over enumerated values, Pyro
+    usually removes the terms whose probability is zero. Inside the context, these terms are set to 0 instead, because
+    removing them needs the values of the probabilities.
     """
     expectation = Dice.compute_expectation
 
@@ -90,9 +91,10 @@ _LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class _Zeros(TorchFunctionMode):
-    """Context manager: replace the terms of probability zero in a sum by 0, where Pyro would remove these terms.
+    """Context manager for a sum of Pyro over enumerated values: a term whose probability is zero is set to 0.
 
-    Removing terms would change the shapes of tensors, and the shapes of a graph must not depend on values.
+    Outside the context, Pyro removes such terms, so the shapes of tensors depend on values. The shapes of a graph must
+    not depend on values.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

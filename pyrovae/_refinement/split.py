@@ -41,7 +41,7 @@ class Split:
 
     @classmethod
     def none(cls, density: Normal) -> Self:
-        """Return two copies of ``density`` for each datum, with ``chosen`` false for all data."""
+        """Return a split that is chosen for no datum. Its two densities are copies of ``density``, as placeholders."""
         everything = torch.arange(len(density.mean), device=density.mean.device)
         halves = density.select(everything), density.select(everything)
         return cls(halves, torch.zeros_like(everything, dtype=torch.bool))
@@ -65,11 +65,11 @@ class Split:
 
 
 def split(visited: Visited) -> tuple[Normal, Normal]:
-    """Return two normal densities for each datum, fitted to two halves of the draws from its posterior.
+    """Divide the draws from the posterior of each datum into two halves, and fit a normal density to each half.
 
     Args:
-        visited: Draws of chains and the scores at these draws. In their coordinates, a normal density that was fitted
-            to the draws is the standard normal density.
+        visited: Draws of chains and the scores at these draws. The coordinates must be those in which a normal density
+            that was fitted to all draws is standard normal.
     """
     v, score = visited.v.double(), visited.score.double()
     along = _along(v, _direction(v, score))
@@ -106,7 +106,10 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _local(visited: Visited, v: Tensor, score: Tensor, weights: Tensor) -> Normal:
-    """Return, for each datum, the normal density whose score is the weighted linear regression of scores on draws."""
+    """Fit a normal density to the weighted draws of each datum.
+
+    A weighted linear regression of the scores on the draws gives the score of this density.
+    """
     weights = (weights / weights.mean(1, keepdim=True))[..., None]
     mean, mean_score = (weights * v).mean(1), (weights * score).mean(1)
     centered, slopes = v - mean[:, None], score - mean_score[:, None]

@@ -15,7 +15,7 @@ class OutsideSupportError(ValueError):
 
 
 class ProgramError(ValueError):
-    """Error for a program that has no log-weights, whatever the values of the data are."""
+    """Error for a program without valid log-weights. The cause is the program, so other data would not help."""
 
 
 @contextmanager

@@ -296,7 +296,7 @@ def _small(drawing: bytes) -> np.ndarray:
 
 
 def _as_text(pixels: np.ndarray) -> bytes:
-    """Return binary images in the published format: a row of digits and spaces for each image."""
+    """Return binary images as text in the published format: one line for each image, with spaces between pixels."""
     text = np.full((len(pixels), 2 * pixels.shape[1]), ord(" "), np.uint8)
     text[:, ::2] = pixels + ord("0")
     text[:, -1] = ord("\n")

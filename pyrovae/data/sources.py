@@ -10,7 +10,7 @@ tensor                     The tensor itself. ``tensors()`` returns it, so that 
 NumPy array                A tensor that shares its memory, if the dtype allows it. Floating-point values get torch's
                            default dtype, as a network expects; integers and booleans keep their dtype, but ``uint16``
                            becomes ``int32``, and ``uint32`` and ``uint64`` become ``int64``.
-NumPy memmap, or a view    The same, one batch at a time. The file is never copied as a whole.
+NumPy memmap, or a view    The same as for a NumPy array, but one batch at a time. The file is never copied as a whole.
 pandas DataFrame           One tensor of shape ``(rows, columns)`` in torch's default dtype; a missing value is NaN.
 pandas Series              One tensor of shape ``(rows,)``; integers and booleans stay integers and booleans.
 tuple of these             One argument for each element; all elements have the same first dimension.
@@ -20,12 +20,13 @@ map-style ``Dataset``      Its items, stacked: a tensor, number, NumPy array or 
                            A Python float gets torch's default dtype. No base class is needed: ``__getitem__`` and
                            ``__len__`` are enough.
 ``DataLoader``             Its data set, with its ``batch_size``, ``collate_fn``, ``num_workers``, ``worker_init_fn``,
-                           ``timeout``, ``prefetch_factor`` and ``multiprocessing_context``. The caller chooses the
-                           order: ``shuffle``, ``drop_last`` and ``generator`` are not used. Batches are pinned if they
-                           are copied to CUDA.
-``IterableDataset``        A :class:`Stream`: batches without length and checksum, in the order of the stream. A
-                           ``DataLoader`` of one is a stream as well, and so is a ``DataLoader`` with a custom sampler,
-                           because its order, weights and repetitions are part of the data.
+                           ``timeout``, ``prefetch_factor`` and ``multiprocessing_context``. Its ``shuffle``,
+                           ``drop_last`` and ``generator`` are not used, because training and evaluation choose the
+                           order of the data. Batches are pinned if they are copied to CUDA.
+``IterableDataset``        A :class:`Stream`: batches in the order of the stream, without a length or a checksum. A
+                           ``DataLoader`` of an ``IterableDataset`` is a stream too. A ``DataLoader`` with a custom
+                           sampler is also a stream, because the sampler's order, weights and repetitions are part of
+                           the data.
 =========================  ============================================================================================
 
 Worker processes are seeded as in torch: each call of :meth:`Source.batches` draws one number from the generator that is

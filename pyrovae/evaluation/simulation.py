@@ -38,8 +38,8 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
         args: Arguments of the program, including templates of the data.
 
     Returns:
-        Pair of the values of the latent sites by name, in the shapes that the program draws, and the arguments with
-        simulated data.
+        A dictionary of the latents by name of their site, in the shapes that the program draws, and a tuple of the
+        arguments, in which simulated data replace the observed data.
 
     Raises:
         ValueError: If the model observes nothing inside a plate, or has a ``pyro.factor``; if an observed value equals
@@ -125,20 +125,20 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
     if len(found) != 1:
         what = f"equals the arguments {found}" if found else "equals none of the arguments"
         raise ValueError(
-            f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model, "
-            f"which have shapes {[tuple(arg.shape) for arg in args]}. It is not clear which argument simulated data "
-            f"should replace. Observe an argument unchanged, obs=x. If the site depends on no latent site, you can "
-            f"leave the site out instead: pyro.poutine.block(model, hide=[{name!r}])."
+            f"the model observes a value at site {name!r}, shape {tuple(observed.shape)}, that {what} of the model. "
+            f"The arguments have shapes {[tuple(arg.shape) for arg in args]}. It is not clear which argument simulated "
+            f"data should replace. Observe an argument unchanged, obs=x. If the site depends on no latent site, you "
+            f"can leave the site out instead: pyro.poutine.block(model, hide=[{name!r}])."
         )
     return found[0]
 
 
 def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
-    """Return the indices, in the flattened argument, of the entries of a view of the argument, such as ``x[:, t]``.
+    """Locate the entries of a view, such as ``x[:, t]``, in the argument that is viewed.
 
     Returns:
-        Indices in the shape of ``observed``, or ``None`` if ``observed`` is not a view of the argument or contains an
-        entry more than once.
+        Index of each entry of ``observed`` in the flattened argument, in the shape of ``observed``. ``None`` if
+        ``observed`` is not a view of the argument, or contains an entry of the argument more than once.
     """
     is_view = observed.dtype == arg.dtype and observed.untyped_storage().data_ptr() == arg.untyped_storage().data_ptr()
     if not is_view or 0 in arg.stride():  # entries of an expanded argument share their memory
@@ -151,10 +151,10 @@ def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
 
 
 def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kept: Collection[str]) -> Site | None:
-    """Run the model with its data sampled, and return the first site of data that is not in ``kept``, or ``None``.
+    """Run the model, and return the first data site that is not in ``kept``; ``None`` if there is no such site.
 
-    A site of data is an observed site inside a plate. The values of the latent sites that precede the returned site are
-    added to ``latents``.
+    A data site is a site for which :func:`is_data` is true. In this run, a data site that is not in ``kept`` is sampled
+    instead of observed. The values of all latent sites before the returned site are added to ``latents``.
     """
     sites: list[Site] = list(poutine.trace(Redrawn(latents, kept)(model)).get_trace(*args).nodes.values())
     check_generative(sites, "Hide the site, pyro.poutine.block(model, hide=[name])")
@@ -182,7 +182,7 @@ def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> i
 
 
 def _as_argument(site: Site, arg: Tensor) -> Tensor:
-    """Return the observed argument with a site's draw in the place of all entries that are not masked."""
+    """Return the argument that a site observes. The site's draw replaces all entries that the program does not mask."""
     value: Tensor = site["value"]
     if value.numel() != arg.numel():
         raise ValueError(
@@ -194,7 +194,7 @@ def _as_argument(site: Site, arg: Tensor) -> Tensor:
 
 
 def scored_entries(site: Site) -> Tensor:
-    """Return a mask that is true for entries of an observed site's value that the program does not mask."""
+    """Return a mask in the shape of a site's value. It is true for each entry that the program does not mask."""
     value, distribution = site["value"], site["fn"]
     scored = torch.ones(value.shape, dtype=torch.bool, device=value.device)
     masks = [(site["mask"], distribution)]

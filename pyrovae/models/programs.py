@@ -60,7 +60,11 @@ class Program(nn.Module):
         self.names = tuple(dict.fromkeys((*self.names, name)))
 
     def get(self, name: str) -> Component:
-        """Return a component, after passing all components to every component that needs them, such as a VampPrior."""
+        """Return a component.
+
+        Some components need the other components; a VampPrior, for example, needs the posterior. This method first
+        passes all components to every component of this kind.
+        """
         components: dict[str, Any] = self.components()
         for component in components.values():
             parts: Any = component.modules() if isinstance(component, nn.Module) else ()
@@ -140,7 +144,7 @@ def run_component(
 
 
 def _outputs(component: Component) -> str:
-    """Return a sentence that says how many network outputs an entry of a datum needs, or an empty string for one."""
+    """Return a sentence with the number of outputs for each entry of a datum; an empty string if the number is 1."""
     number = getattr(component, "num_parameters", 1)
     return f" {type(component).__name__} needs {number} outputs for each entry of a datum." if number > 1 else ""
 

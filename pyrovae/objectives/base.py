@@ -63,7 +63,7 @@ class Options(TypedDict, total=False):
 
 
 class Weighing:
-    """Base class that computes the log-weights of an objective and checks that they give a valid loss.
+    """Base class that computes the log-weights of an objective, and checks that the programs allow a valid loss.
 
     Attributes:
         needs_paths: True if the objective's gradient is biased for draws that are not reparameterized.
@@ -80,7 +80,7 @@ class Weighing:
     plate: str | None
 
     def _nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int | None:
-        """Return the nesting depth of the program's plates, or None if each run makes a single draw.
+        """Return the nesting depth of the program's plates, or None if ``vectorize_particles`` is false.
 
         The first call checks the program.
         """

@@ -81,7 +81,10 @@ class Leaves(Messenger):
 def with_gradient(
     value: Tensor, weights: Weights, densities: Densities, leaves: Leaves, *, model: Tensor, score: Tensor, path: Tensor
 ) -> Tensor:
-    """Return the value of a bound, with another gradient: the weighted sum of the model, score and path parts.
+    """Return the value of a bound as a tensor whose gradient is not that of the bound.
+
+    The gradient is the sum of the model part, the score part and the path part with the given coefficients. See the
+    module's docstring for the three parts.
 
     Args:
         value: Bound, summed over the data, shape ``()``.

@@ -109,7 +109,7 @@ def strips(
     ax: Axes | None = None,
     axes: Any = None,
 ) -> Any:
-    """Plot rows of images, each with its name to the left: interpolations, traversals, steps of any kind.
+    """Plot rows of images, such as interpolations or traversals. The name of a row stands to the left of its images.
 
     Args:
         rows: Images in [0, 1] by name of the row, shape ``(n, height, width)``, or in colour ``(n, 3, height, width)``.
@@ -182,7 +182,7 @@ def _tiled(pixels: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
 
 
 def _show(ax: Axes, picture: np.ndarray, **options: Any) -> None:
-    """Show a picture; a grey value is the amount of ink on paper, so 1 is black."""
+    """Show a picture. In a grey picture, a value is the amount of ink on paper: 0 is white and 1 is black."""
     grey = picture.shape[-1] == 1
     shades: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 1} if grey else {}
     ax.imshow(picture[..., 0] if grey else picture, interpolation="nearest", **shades, **options)

@@ -45,7 +45,7 @@ class Batches:
         return self._transformed(self.source.batches(self.size))
 
     def in_steps(self, order: Tensor, start: int) -> Iterator[list[Batch]]:
-        """For each step of an epoch, yield the list of its batches, starting with the step of index ``start``."""
+        """Yield one list of batches for each step of an epoch. The first list is for the step with index ``start``."""
         batches = self._transformed(self.source.batches(self.size, order, start * self.accumulate))
         while step := list(islice(batches, self.accumulate)):
             yield step
@@ -57,7 +57,10 @@ class Batches:
             return next(self._transformed(iter([tuple(tensor[:count] for tensor in first)])))
 
     def check(self, error: Exception | None = None) -> None:
-        """Raise an error that names the data, if the data are the cause of an error or of a density that is not finite.
+        """Raise an error that names the data if they are the cause of another error or of a density that is not finite.
+
+        Args:
+            error: Error of the program, if it raised one.
 
         Raises:
             TypeError: If the program raised an error and the data are not floating-point.

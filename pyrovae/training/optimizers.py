@@ -1,4 +1,4 @@
-"""Optimizers of torch and of Pyro behind one protocol: clear the gradients, and make a step for some parameters."""
+"""Optimizers of torch and of Pyro behind one protocol, with methods that clear gradients and update parameters."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ class Optimizer(Protocol):
     """Interface of an optimizer for a training step.
 
     Attributes:
-        name: Name of its class.
+        name: Name of the optimizer's class.
     """
 
     @property
@@ -38,7 +38,7 @@ class Optimizer(Protocol):
 
 
 class TorchOptimizer:
-    """An optimizer of torch, to which parameters are added when they first occur.
+    """An optimizer of torch. The first step that receives a new parameter adds this parameter to the optimizer.
 
     Args:
         make: Function that is called with the first parameters and returns the optimizer.

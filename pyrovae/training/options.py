@@ -62,8 +62,8 @@ def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) 
     """Check that a schedule fits the length of the run.
 
     Raises:
-        ValueError: With ``scheduler_step="batch"``, if the schedule has fewer steps than the run, or is a
-            ``ReduceLROnPlateau``, which needs the bound of an epoch.
+        ValueError: With ``scheduler_step="batch"``, if the schedule has fewer steps than the run. Also if the schedule
+            is a ``ReduceLROnPlateau``, because each step of this schedule needs the bound of a whole epoch.
 
     Warns:
         UserWarning: If a schedule is stepped once per epoch and is longer than the run.

@@ -17,10 +17,11 @@ Schedule = torch.optim.lr_scheduler.LRScheduler
 
 @dataclass
 class Clock:
-    """Clock of a run, which stands still between a checkpoint and the moment at which a run continues from it.
+    """Clock of a run. It does not count the time from a checkpoint until the run continues from this checkpoint.
 
     Attributes:
-        started: Value of ``time.perf_counter()`` at which the run would have started without interruptions, seconds.
+        started: Start of the run, a value of ``time.perf_counter()``, seconds. A continued run sets this value as if
+            the run had not been interrupted.
         compiled_before: Seconds of compilation in earlier processes.
     """
 
@@ -90,7 +91,7 @@ class Memory:
         self.made = 0
 
     def keep(self, state: dict[str, Any], made: int) -> None:
-        """Store a copy of ``state``, which the run reached after a number of steps, ``made``."""
+        """Store a copy of ``state``, the state of the run after ``made`` steps."""
         best = state.pop("best")  # its tensors are copies already
         self.copy = {**tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), state), "best": best}
         self.made = made

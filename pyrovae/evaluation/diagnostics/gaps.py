@@ -5,8 +5,8 @@ r"""The inference gap, log p(x) minus the ELBO, split into the approximation gap
     = \underbrace{\log p(x) - \mathcal{L}[q^*]}_{\text{approximation gap}}
     + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortization gap}},
 
-where :math:`q` is the amortized posterior of the guide, and :math:`q^*` is the member of a family of densities with the
-highest ELBO for the datum.
+where :math:`q` is the amortized posterior of the guide. Among all members of a given family of densities, :math:`q^*`
+has the highest ELBO for the datum.
 """
 
 from typing import TYPE_CHECKING, Any, Unpack
@@ -172,7 +172,7 @@ def _check_reference(reference: "xr.Dataset", attrs: dict[str, Any], size: int) 
             continue  # results of earlier versions lack the attribute
         if reference.attrs.get(attribute) != attrs[attribute]:
             raise ValueError(
-                f"the reference is a result for {what}: {reference.attrs.get(attribute)} instead of "
-                f"{attrs[attribute]}. Compute a reference for these arguments, reference=pyrovae.evaluation.ais(model, "
-                f"guide, x)."
+                f"the reference is a result for {what}: it records {reference.attrs.get(attribute)}, but these "
+                f"arguments have {attrs[attribute]}. Compute a reference from the same model, guide and x: "
+                f"reference=pyrovae.evaluation.ais(model, guide, x)."
             )

@@ -1,4 +1,4 @@
-"""Runs of a model and its guide on a few data, and the reference run with which later runs are compared."""
+"""Runs of a model and its guide on a few data. One of them is the reference for the comparison with later runs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +56,7 @@ class Reference:
 
     @property
     def depth(self) -> int | None:
-        """The same as ``nesting`` if the guide enumerates sites, otherwise ``None``."""
+        """Argument ``depth`` of later runs: ``nesting`` if the guide enumerates sites, otherwise ``None``."""
         return self.nesting if self.enumerates else None
 
     @property
@@ -100,7 +100,9 @@ class Trials:
         return len(self.data)
 
     def few(self, count: int, *, cuttable: bool) -> int:
-        """Return ``count``, or the number of data if there are fewer or if the program must score all data at once.
+        """Return ``count``, or the number of all data if that number is smaller.
+
+        If the program must score all data at once, the result is always the number of all data.
 
         Args:
             count: Wanted number of data.
@@ -135,7 +137,8 @@ class Trials:
 
         Args:
             size: Number of data.
-            values: Values of latent sites, which replace draws, and indices of subsampling plates, by name.
+            values: Values by name. The value of a latent site replaces its draw. The value of a subsampling plate
+                holds the indices of its data.
             draws: Number of draws.
             nesting: Nesting depth of the program's plates. The run then has a dimension of draws to the left of these
                 plates. If ``None``, the run has no dimension of draws.
@@ -147,7 +150,7 @@ class Trials:
         return self._weights(self.args(size, start), values, draws, nesting, depth, validate=validate)
 
     def reference(self, size: int) -> Reference:
-        """Run guide and model with Pyro's validation, for one draw of ``size`` data."""
+        """Return a run on ``size`` data with one draw for each datum. Pyro validates this run."""
         return Reference(self.run(size, validate=True), size)
 
     def score(

@@ -10,7 +10,8 @@ class Gradients(Protocol):
     """Protocol of an object that computes the loss of a batch and its gradient.
 
     Attributes:
-        parameters: Trained parameters, by name. If runs of the programs reveal them, those of the last run.
+        parameters: Trained parameters, by name. If only a run of the programs can find the parameters, this attribute
+            holds the parameters of the last run.
         is_compiled: Whether the gradient is computed by compiled graphs.
         compile_seconds: Seconds that compilation has taken so far.
     """

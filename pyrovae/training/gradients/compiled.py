@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def products_in(precision: Precision, device: torch.device) -> Products:
-    """Return a function that returns a context manager for the precision of matrix products.
+    """Return a function without arguments. It returns a context manager that sets the precision of matrix products.
 
     Raises:
         ValueError: If the precision is unknown or the device does not support it.
@@ -102,7 +102,10 @@ class CompiledGradients:
         return self.loss.value(batch)
 
     def update(self, step: Callable[[], None]) -> None:
-        """Make the optimizer's step, as a CUDA graph if the gradients are outputs of a CUDA graph."""
+        """Make the optimizer's step.
+
+        If a CUDA graph computed the gradients and the optimizer can be captured, another CUDA graph makes the step.
+        """
         if self.captured is not None and self.is_in_place:
             self.captured(step, [p.grad for p in self.parameters.values() if p.grad is not None])
         else:
@@ -112,7 +115,11 @@ class CompiledGradients:
         """Do nothing, because there is only one process."""
 
     def _compared(self, key: Any, batch: Batch, kl_weight: float, inputs: Sequence[Tensor]) -> Tensor | float:
-        """Return the loss of a batch by the graph, or by the programs if the graph no longer computes their loss."""
+        """Run a batch by the graph and by the programs, compare the two losses, and return the loss of the graph.
+
+        If the losses differ because the programs have changed since they were recorded, warn, and return the loss of
+        the programs instead.
+        """
         before, past = self.comparison.state(), self.comparison.calls
         expected = float(torch.as_tensor(self._eager(batch, kl_weight)).detach())
         self.comparison.restore(before)
@@ -133,7 +140,7 @@ class CompiledGradients:
         return self._eager(batch, kl_weight)
 
     def _text(self, batch: Batch, inputs: Sequence[Tensor]) -> str | None:
-        """Record the programs again, and return the text of the graph, or None if they cannot be recorded."""
+        """Record the programs again, and return the new graph as text. Return None if the recording fails."""
         gradients = [parameter.grad for parameter in self.parameters.values()]
         self._forget_gradients()
         try:
@@ -147,7 +154,10 @@ class CompiledGradients:
                 parameter.grad = gradient
 
     def _outputs(self, batch: Batch, inputs: Sequence[Tensor], receivers: list[Tensor]) -> list[Tensor]:
-        """Return the loss and the gradients, and fill ``receivers`` with the parameters that have a gradient."""
+        """Return a list of the loss and the gradients.
+
+        The parameters that have a gradient replace the content of ``receivers``, in the order of the gradients.
+        """
         loss = self.loss(batch, inputs[-1] if self.weighted else 1.0)
         receivers[:] = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
         return [torch.as_tensor(loss), *(p.grad for p in receivers if p.grad is not None)]

@@ -29,5 +29,5 @@ class CallbackObserver(Observer):
         self.stopped = self.function(run.state.history) is True
 
     def reason_to_stop(self, run: Run) -> str | None:  # noqa: ARG002
-        """Return a reason once the function has returned True."""
+        """Return a reason to stop if the last call of the function returned True, else None."""
         return "by the callback" if self.stopped else None
