@@ -148,7 +148,10 @@ def _check_header(path: Path, header: bytes) -> None:
 
 
 def _check_size(path: Path, payload: BinaryIO, size: int) -> None:
-    """Raise ArchiveError if zip records are compressed or overlap, and so need more memory than the file has bytes."""
+    """Raise ArchiveError if the zip records would need more memory than the file has bytes.
+
+    Records that are compressed or overlap could need more.
+    """
     try:
         with zipfile.ZipFile(payload) as records:
             found = sum(record.file_size for record in records.infolist())

@@ -23,7 +23,7 @@ _LAYERS = {
 
 
 def check_precision(precision: Precision | None, device: torch.device) -> None:
-    """Raise ValueError if the precision is unknown or the device does not support it.
+    """Check that a precision is known and that the device supports it.
 
     Raises:
         ValueError: If the precision is unknown, or the device does not support it.
@@ -46,8 +46,8 @@ def products(precision: Precision | None) -> Iterator[None]:
     """Context manager: compute the matrix products of linear and convolutional layers in the given precision.
 
     ``"bfloat16"`` rounds the arguments and results of these products to 8 significant bits, and returns the results in
-    float32. Unlike under ``torch.autocast``, all densities are computed in float32. ``"tf32"`` rounds the arguments of
-    all products of float32 matrices on a CUDA device to 11 bits.
+    float32. Unlike under ``torch.autocast``, all densities are computed in float32. On a CUDA device, ``"tf32"`` rounds
+    the arguments of all float32 matrix products to 11 significant bits.
     """
     if precision == "tf32":
         before = torch.get_float32_matmul_precision()

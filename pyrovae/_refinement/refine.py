@@ -1,4 +1,4 @@
-"""Fit of a proposal to each datum by regression and, for posteriors that are far from normal, Hamiltonian chains."""
+"""Fit of a proposal to each datum by regression, and by Hamiltonian chains if the regression fits poorly."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -20,15 +20,15 @@ _GRADIENT_COST = 3
 
 @dataclass(frozen=True)
 class Refinement:
-    """Densities fitted to N posteriors.
+    """Normal densities fitted to the posteriors of N data.
 
     Attributes:
         density: A normal density for each datum.
         split: Two further normal densities for each datum whose posterior is far from normal.
-        share: Effective sample size of pilot draws from the mixture, divided by the number of these draws, shape
-            ``(N,)``.
+        share: Effective sample size of pilot draws, divided by their number, shape ``(N,)``. The pilot draws come from
+            the mixture of the guide with the fitted densities.
         evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts as 3.
-        failed: True for data whose regression failed, shape ``(N,)``.
+        failed: True if the regression that fits ``density`` failed for a datum, shape ``(N,)``.
     """
 
     density: Normal
@@ -43,7 +43,7 @@ class Refinement:
         return type(self)(self.density.select(indices), self.split.select(indices), *rest)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the fits of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
+        """Return, for each datum, the densities of ``self`` if ``condition`` is true, else those of ``other``."""
         pairs = ((self.share, other.share), (self.evaluations, other.evaluations), (self.failed, other.failed))
         rest = (torch.where(condition, mine, theirs) for mine, theirs in pairs)
         density, halves = self.density.where(condition, other.density), self.split.where(condition, other.split)
@@ -68,7 +68,7 @@ def refine(
     score_guide: bool = True,
     batch_size: int | None = None,
 ) -> Refinement:
-    """Fit normal densities to the posterior of each datum, for a mixture with the guide.
+    """Fit normal densities to the posterior of each datum, to be mixed with the guide.
 
     For each datum, a normal density is fitted by regression, and pilot draws from the mixture of this density and the
     guide test the fit. If the effective sample size of the pilot draws is a small fraction of their number,
@@ -76,7 +76,7 @@ def refine(
 
     Args:
         posterior: Posteriors of N data, with the guide.
-        members: Weights and widths of the copies of the normal density in the mixture.
+        members: Weight and width of each copy of the normal density in the mixture.
         score_guide: If true, the guide's density is computed at all draws; see :class:`Mixture`.
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
     """
@@ -100,11 +100,12 @@ def refine_by_chains(
     score_guide: bool = True,
     batch_size: int | None = None,
 ) -> Refinement:
-    """Return densities refitted to the draws of Hamiltonian chains, which start at draws from the mixture.
+    """Fit the densities again, to draws of Hamiltonian chains.
 
-    Each datum gets a new normal density, and two further densities that are fitted to two halves of the draws. A datum
-    keeps its former densities if a new density is not finite, or if the effective sample size of pilot draws falls by a
-    half or more.
+    The chains start at draws from the mixture of the guide with the former densities. Each datum gets a new normal
+    density, and two further densities, each fitted to one half of the draws. A datum keeps its former densities if a
+    new density is not finite, or if pilot draws from the new mixture have at most half of the former effective sample
+    size.
     """
     count = num_chains(posterior.dim)
     start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some draws are from the guide

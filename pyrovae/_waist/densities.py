@@ -82,5 +82,5 @@ def log_guide(draws: Draws, plate: CondIndepStackFrame) -> Tensor:
 
 
 def joint_density(likelihood: Tensor, prior: Tensor) -> Tensor:
-    """Return log p(x | z) + log p(z), nats; where log p(z) is -inf, the sum is -inf for any likelihood, even NaN."""
+    """Return log p(x | z) + log p(z), nats. If log p(z) is -inf, the sum is -inf too, even if log p(x | z) is NaN."""
     return torch.where(prior == -math.inf, prior, likelihood + prior)

@@ -48,7 +48,10 @@ def with_second_draw(
 
 
 def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, int]]:
-    """Return, by name, each drawn value with a batch dimension for every plate, and its number of event dimensions."""
+    """Return the value of each latent site and its number of event dimensions, by name of the site.
+
+    The values have a batch dimension for every plate. Enumerated sites are left out.
+    """
     drawn = {}
     for site in sites:
         if site["is_observed"] or is_enumerated(site):
@@ -64,8 +67,8 @@ def kept_sets(size: int) -> list[Tensor]:
 
     With fewer than :data:`FEW_DATA` data, for any two data i and j, at least one set contains i but not j. The check
     therefore finds every dependence of one datum on another. With more data, there are three irregular sets. They find
-    dependences on the data to which programs usually refer: the first or the last datum, the middle datum, a neighbour,
-    the data in reverse order.
+    dependences on the data to which programs usually refer: the first, middle or last datum, a neighbour, or the datum
+    at the same place in reverse order.
     """
     index = torch.arange(size)
     if size >= FEW_DATA:

@@ -110,7 +110,7 @@ def _unpacked(folder: Path, md5: dict[str, str]) -> dict[str, bytes] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        logger.warning("%s The archive is used instead.", error)
+        logger.warning("A file of the unpacked archive cannot be used. %s The packed archive is read instead.", error)
         return None
 
 
@@ -127,7 +127,7 @@ def _packed(path: Path, base: str, md5: dict[str, str]) -> dict[str, bytes]:
             return {name: check(contents[name], expected, path, "MD5") for name, expected in md5.items()}
     except (tarfile.TarError, KeyError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged, or is not an archive of {sorted(md5)} ({reason}).") from error
+        raise ValueError(f"{path} is damaged, or is not an archive with the files {sorted(md5)} ({reason}).") from error
 
 
 class _Arrays(pickle.Unpickler):

@@ -1,7 +1,7 @@
 """Code and constants that, together with the parameters, determine the densities of programs.
 
-A walk from each program finds the code and the constants. It visits functions that the code names, closures, default
-values, bound objects, classes, attributes and containers. The walk leaves out
+A walk from each program finds the code and the constants. The walk visits attributes, containers, classes, closures,
+default values, the objects of bound methods, and functions that the code names. It leaves out
 
 * code of the standard library and of installed packages, because their versions identify this code;
 * values that change when the programs run, such as counters, because a program whose density depends on them is
@@ -79,7 +79,7 @@ def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, 
 
 
 def digest(found: Mapping[str, str]) -> str:
-    """Return the SHA-1 of a result of :func:`contents`, the code and constants of programs."""
+    """Return the SHA-1 checksum of the code and the constants that :func:`contents` returned."""
     return _digest(repr(sorted(found.items())).encode())
 
 
@@ -188,9 +188,9 @@ def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
-    """Return the names of the globals that the code loads, each paired with a list of attribute names.
+    """Return pairs of the name of a global that the code loads, and a list of names of attributes.
 
-    The list is the same for all globals. It holds every attribute that the code loads from any object.
+    Every pair has the same list: the names of all attributes that the code loads, whatever the object.
     """
     names: dict[str, None] = {}
     attributes: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""The rows of a result: columns of the finished data, and warnings about missing data."""
+"""Columns of a result with one row for each datum, and warnings about rows that are NaN or -inf."""
 
 import warnings
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Rows:
         self.columns: dict[str, np.ndarray] = {}
 
     def add(self, found: Mapping[str, np.ndarray], dims: Dims) -> None:
-        """Write the columns of the next finished data, and record the dimensions of the columns."""
+        """Append rows for data that are finished, and record the dimensions of the columns."""
         self.dims.update(dims)
         count = 0
         for name, values in found.items():

@@ -112,7 +112,10 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return the model's loss, nats summed over data, shape ``()``, with the gradient of the sum of both losses."""
+        """Return a loss with a gradient, nats summed over data, shape ``()``.
+
+        The value is the loss of the model. The gradient is the gradient of the sum of both losses, of model and guide.
+        """
         model_loss, guide_loss = self._loss(model, guide, args, kwargs)
         return model_loss + (guide_loss - guide_loss.detach())
 

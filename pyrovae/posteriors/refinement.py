@@ -82,8 +82,8 @@ class SemiAmortized(Described):
         """Return the refined q(z | x) for ``x``, shape ``(*batch, *event)``."""
         if not self._model:
             raise ValueError(
-                "posteriors.SemiAmortized: the prior and the likelihood are not known. Use it as the posterior of a "
-                "pyrovae.VAE; it cannot refine several latent layers."
+                "posteriors.SemiAmortized: the prior and the likelihood are not known. Use SemiAmortized as the "
+                "posterior of a pyrovae.VAE. SemiAmortized cannot refine several latent layers."
             )
         q = self.amortized(x, *given)
         start = _local_parameters(q)

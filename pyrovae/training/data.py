@@ -1,4 +1,4 @@
-"""The data of a run on its device: tensors in memory, data that are read batch by batch, and streams."""
+"""Training data: tensors in memory, data that are read batch by batch, and streams. Batches lie on the run's device."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class TrainingData(Protocol):
         """
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from index ``start``; without ``order``, the data keep their stored order."""
+        """Yield the batches of an epoch, beginning with the batch of index ``start``.
+
+        Without ``order``, the data keep their stored order.
+        """
 
     def check_finite(self) -> None:
         """Raise ValueError if a datum is NaN or infinite. The check runs only if a program fails on the data."""
@@ -149,7 +152,7 @@ class DataOnRequest(_IndexedData):
         return torch.randperm(len(self)) if size < len(self) else torch.arange(len(self))
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch. Each batch is read when it is needed; worker processes read ahead."""
+        """Yield the batches of an epoch. Each batch is read on request, or ahead of time by a worker process."""
         # A copy of the global generator seeds the workers. An interrupted run starts them once more often than an
         # uninterrupted run, which must not change the noise of the run.
         generator = torch.Generator()
@@ -203,9 +206,10 @@ class StreamedData:
         return torch.empty(0, dtype=torch.long)
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch without the first ``start`` batches, which the run has used already.
+        """Yield as many batches as remain in an epoch after its first ``start`` batches.
 
-        A stream cannot return to an earlier position, so the remaining batches start at the beginning of the stream.
+        A stream cannot return to an earlier position. The batches therefore come from a new pass, which begins with the
+        first batch of the stream.
 
         Raises:
             ValueError: If a later pass over the stream is empty.
@@ -219,8 +223,8 @@ class StreamedData:
                 made += 1
             if not made:
                 raise ValueError(
-                    f"{self.name} had {self.total} data in its first pass but a later pass is empty. Return a new "
-                    f"iterator from its __iter__, because each epoch makes a pass."
+                    f"{self.name} had {self.total} data in its first pass but a later pass is empty. Each epoch "
+                    f"makes a pass, so the __iter__ of the stream must return a new iterator."
                 )
             left -= made
 

@@ -1,4 +1,4 @@
-"""Descriptions of a run as plain values to store and compare: module, data, objective, options, versions."""
+"""Descriptions of a run's module, data, objective, options and versions, as plain values to store and compare."""
 
 import platform
 import re
@@ -24,7 +24,7 @@ _ELEMENTWISE = frozenset(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect the numbers."""
+    """Return the versions of Python and of the packages that affect the results of a run."""
     packages = ("pyrovae", "torch", "pyro-ppl", "numpy")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
@@ -56,8 +56,9 @@ def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) ->
     """Return name, dtype and shape of each parameter of an optimizer, in the order of the optimizer.
 
     An optimizer's state refers to parameters by position, so it can be restored only in a run that trains the same
-    parameters. Checkpoints hold this description to check this. Otherwise, a state could be assigned to the wrong
-    parameter, and a fused optimizer could write beyond the memory of a smaller parameter.
+    parameters. A checkpoint therefore holds this description, and a run compares the description with its own. Without
+    the comparison, a state could be assigned to the wrong parameter, and a fused optimizer could write beyond the
+    memory of a smaller parameter.
 
     Args:
         optimizer: Optimizer of the parameters.
@@ -76,7 +77,7 @@ def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) ->
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
-    """Return the optimizer's type and options, and for each parameter group the options that differ from them."""
+    """Return an optimizer's type and default options, and the options of parameter groups that differ from these."""
     described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
     for index, group in enumerate(optimizer.param_groups):
         own = plain({name: value for name, value in group.items() if name not in ("params", "initial_lr")})
@@ -91,8 +92,8 @@ def misfits(state: Mapping[str, Any], trained: Mapping[str, Any], optimizer: str
     Args:
         state: The state dict of the optimizer.
         trained: The parameters, as described by :func:`of_trained`.
-        optimizer: Name of the optimizer's type. The states of element-wise optimizers of torch have the shapes of their
-            parameters. For other optimizers only the number of parameters is checked.
+        optimizer: Name of the optimizer's type. For an element-wise optimizer of torch, each state must have the shape
+            of its parameter. For any other optimizer, only the number of parameters is checked.
     """
     count = sum(len(group["params"]) for group in state["param_groups"])
     if count != len(trained):

@@ -8,9 +8,10 @@ difference is the mean posterior variance divided by S. The estimate subtracts t
 
 .. math:: \hat A_u = \mathrm{Var}_n(\bar z_{nu}) - \frac1S \, \mathrm{mean}_n(s_{nu}^2),
 
-and is unbiased for any guide. The standard error of :math:`\hat A_u` is computed from the spread over the data of the
-terms :math:`(\bar z_{nu} - \bar z_u)^2 - s_{nu}^2 / S`. For an inactive unit with posterior variance 1, the standard
-error is about :math:`\sqrt{2 / N} / S`. Choose S so that this value lies well below the threshold.
+and is unbiased for any guide. Each datum contributes a term :math:`(\bar z_{nu} - \bar z_u)^2 - s_{nu}^2 / S`, and the
+spread of these terms over the data gives the standard error of :math:`\hat A_u`. For an inactive unit with posterior
+variance 1, the standard error is about :math:`\sqrt{2 / N} / S`. Choose S so that this value lies well below the
+threshold.
 """
 
 from typing import TYPE_CHECKING, Any

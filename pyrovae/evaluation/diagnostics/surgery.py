@@ -201,7 +201,7 @@ def elbo_surgery(
 
 
 def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]:
-    """Yield runs of guide and model: one run for all draws if the problem is vectorized, else one for each draw."""
+    """Yield runs of guide and model: a single run if the draws are vectorized, else one run for each draw."""
     counts = [num_samples] if problem.vectorize else [1] * num_samples
     for count in counts:
         weights = problem.run(batch, count)
@@ -250,8 +250,8 @@ def _latents(sites: list[Site]) -> dict[str, Site]:
 def _check_unmasked(name: str, *sites: Site) -> None:
     if any(site["mask"] is not None for site in sites):
         raise ValueError(
-            f"latent site {name!r} is masked, so the posteriors of some data cannot be aggregated. Remove the mask, "
-            f"and the data for which the latent site is masked."
+            f"latent site {name!r} is masked, so the posteriors of some data cannot be aggregated. Remove the "
+            f"data for which the mask is false, and remove the mask from model and guide."
         )
 
 
@@ -279,7 +279,7 @@ def _has_units(latents: dict[str, Site]) -> bool:
 
 
 def _by_datum(problem: Problem, site: Site, values: Tensor, *, flat: bool = True) -> Tensor:
-    """Move draws and data to the first two dimensions of a site's values; if ``flat``, flatten all other dimensions."""
+    """Return a site's values in shape ``(num_draws, N, ...)``; if ``flat``, all further dimensions become one."""
     missing = problem.nesting + 1 - len(site["fn"].batch_shape)
     moved = values.reshape((1,) * missing + values.shape).movedim(problem.data_dim, 1)
     return moved.reshape(*moved.shape[:2], -1) if flat else moved

@@ -76,14 +76,14 @@ class Estimates:
         }
 
     def _remember(self, indices: Tensor) -> None:
-        """Update the highest estimates so far, and their errors, from the current estimates at ``indices``."""
+        """Store the current estimates and errors of data at ``indices`` whose estimate is the highest so far."""
         before, error = self.log_likelihood[indices], self.mcse[indices]
         higher = before.isfinite() & ~(before <= self.highest[indices])
         self.highest[indices[higher]], self.highest_mcse[indices[higher]] = before[higher], error[higher]
 
 
 def summary(log_weights: Tensor) -> dict[str, Tensor]:
-    """Return estimate, error and diagnostics of log-weights, shape ``(num_draws, n)``, by name."""
+    """Return estimates of log p(x), errors and diagnostics, by name. Log-weights have shape ``(num_draws, n)``."""
     exact = log_weights.double()
     estimate, mcse = bounds.log_likelihood(exact)
     return {

@@ -92,7 +92,14 @@ def _check_plate(one: Reference, size: int) -> None:
 
 
 def _choose_vectorize(wanted: bool | None, takes: Outcome) -> bool:
-    """Return true if many draws are made in one run, given what the program supports and what the user has chosen."""
+    """Return true if many draws are made in one run: the program supports this, and ``wanted`` is not false.
+
+    Raises:
+        ValueError: If ``wanted`` is true and the program does not support many draws in one run.
+
+    Warns:
+        UserWarning: If ``wanted`` is None and the program does not support many draws in one run.
+    """
     if wanted is False or takes.many_draws:
         return wanted is not False
     if wanted:

@@ -22,8 +22,8 @@ ROWS = 640  # pairs in a graph; matrix products of this size are as fast per row
 class FlatTarget(Target):
     """A target that computes log p(x, u) and its gradient by compiled graphs with a fixed number of rows.
 
-    Each row is a pair of a datum and a vector u. Fewer pairs than half of the rows are scored without compilation. The
-    guide and the intermediate densities of annealing are not compiled either.
+    Each row is a pair of a datum and a vector u. A call with fewer pairs than half of the rows runs without
+    compilation. The guide and the intermediate densities of annealing are never compiled.
 
     Args:
         space: The map to real vectors.
@@ -67,8 +67,8 @@ class FlatTarget(Target):
         """Return log p(x, u) of all pairs of a datum and a vector u, and its gradient if requested.
 
         Returns:
-            A list for each chunk of n pairs: log p(x, u), shape ``(n,)``, nats, and, if requested, its gradient, shape
-            ``(n, D)``.
+            The results of the chunks, in order. The result of a chunk of n pairs is a list. It holds log p(x, u), shape
+            ``(n,)``, nats, and, if requested, the gradient, shape ``(n, D)``.
         """
         pairs, found = u.flatten(0, 1), list[list[Tensor]]()
         datum = torch.arange(len(pairs), device=u.device) % self.size
@@ -108,8 +108,8 @@ class FlatTarget(Target):
 def target_of(space: Space, batch: Batch) -> Target:
     """Return the target of a batch.
 
-    With the option ``compile``, the target is a :class:`FlatTarget` if the program supports this. The targets of
-    subsets of the batch then use the same compiled graph.
+    With the option ``compile``, the target is a :class:`FlatTarget` if the program can run on any number of data and
+    with many draws at once. All subsets of the batch then use the same compiled graphs.
     """
     problem = space.problem
     if problem.options["compile"] and problem.vectorize and problem.probe.cuttable:

@@ -25,13 +25,13 @@ _PLAIN = bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 
 
 class CompiledCallGradients:
-    """The gradient of an objective by compiled graphs; calls that cannot be compiled run eagerly after a warning.
+    """Gradient of an objective, computed by compiled graphs, or eagerly and with a warning if compilation fails.
 
     Args:
         eager: Uncompiled gradient, which the graphs replace.
 
     Attributes:
-        parameters: Parameters of the last call, by name.
+        parameters: Parameters that the last call trained, by name.
     """
 
     is_compiled = True
@@ -124,7 +124,7 @@ class Arguments:
     Args:
         eager: Uncompiled gradient of the objective.
         structure: Structure of the arguments.
-        constants: Values of the arguments that are not tensors, at their positions.
+        constants: The arguments as a flat list, in which :class:`_Varying` replaces each tensor.
     """
 
     def __init__(self, eager: CallGradients, structure: Any, constants: list[Any]) -> None:

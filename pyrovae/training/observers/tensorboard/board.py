@@ -57,7 +57,7 @@ class TensorBoard(Observer):
     """Observer that writes a run for TensorBoard.
 
     Args:
-        place: Folder of the event files, or a user's writer. A user's writer is neither purged nor closed.
+        place: Folder of the event files, or a user's writer. A user's writer keeps earlier points, and is not closed.
         every: Number of epochs between two sets of histograms and images.
 
     Raises:
@@ -76,7 +76,10 @@ class TensorBoard(Observer):
         self.place: Any = place
 
     def begin(self, run: Run) -> None:
-        """Open the folder, and let TensorBoard hide earlier points for epochs that this run has not yet completed.
+        """Prepare the writer.
+
+        A writer for a folder tells TensorBoard to hide points that an earlier run wrote for epochs that this run has
+        yet to make.
 
         Raises:
             OSError: If the folder cannot be written to.
