@@ -1,6 +1,6 @@
 """Repr of a component, which shows its constructor arguments, and :func:`describe`, which returns its constants.
 
-Constants are the public attributes and buffers that are not in the state dict.
+Constants are the public attributes of a module, and those of its buffers that are not in the state dict.
 """
 
 import inspect
@@ -78,7 +78,7 @@ def _size(value: Any) -> int:
 
 
 def _short(value: Any) -> str:
-    """Return an argument as one line: the number of parameters of a network, or the repr of a distribution."""
+    """Return one line that describes an argument, such as the number of parameters of a network."""
     if isinstance(value, Described):
         return repr(value)
     if isinstance(value, nn.Module):
@@ -120,16 +120,17 @@ _SHAPES = ("_batch_shape", "_event_shape", "_validate_args", "_event_dim", "_mut
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:
-    """Return the public attributes of a module and its buffers that are not in the state dict, as plain values."""
+    """Return the constants of a module by name, as plain values; see :func:`describe`."""
     constants = {name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)}
     public = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
     return _plain_items({**public, **_initialization(public), **constants})
 
 
 def _initialization(public: dict[str, Any]) -> dict[str, Any]:
-    """Return the ``init_loc_fn`` of an autoguide, by name, without the argument ``values``; empty for other modules.
+    """Return the ``init_loc_fn`` of an autoguide without its argument ``values``, as a dictionary with one entry.
 
-    The initial values are not constants, because Pyro changes these tensors in training.
+    The argument holds tensors that Pyro changes in training, so they are not constants. The dictionary is empty if
+    there is no such argument.
     """
     match public.get("init_loc_fn"):
         case partial(func=function, args=args, keywords={"values": _, **others}):

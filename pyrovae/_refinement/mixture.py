@@ -1,4 +1,4 @@
-r"""A fixed mixture for each datum, of the guide and of widened copies of a fitted normal density.
+r"""Mixtures of a guide with widened copies of a fitted normal density, one fixed mixture for each datum.
 
 The mixture is fixed before the draws of the estimate are made, so :math:`p(x, u) / q(u)` is an unbiased estimate of
 p(x). The guide must stay in the mixture. If all other components sit at one of two equal modes, their draws miss half
@@ -249,9 +249,10 @@ class Mixture:
 
 
 def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Append the weights of the two densities of :class:`Split` to the weights of the copies.
+    """Return the weights of the copies, followed by the weights of the two densities of :class:`Split`.
 
-    If ``chosen`` is true for a datum, the two densities get most of the weight of the normal components, else weight 0.
+    For data with true ``chosen``, the two densities take most of the weight from the copies. For other data, the two
+    densities have weight 0.
     """
     total = weights.sum(-1, keepdim=True)
     halves = torch.where(chosen[:, None], (total - total * KEPT) / 2, 0.0)

@@ -79,8 +79,8 @@ class Draws:
         num_draws: Number of draws.
         nesting: Nesting depth of the program's own plates. The draws lie along the next dimension to the left. ``None``
             if there is a single draw without a dimension of draws.
-        depth: Number of dimensions of plates and draws; enumerated values lie to the left of these dimensions. ``None``
-            if the guide enumerates no site.
+        depth: Number of dimensions of the plates and the draws together. Dimensions of enumerated values lie to the
+            left of these dimensions. ``None`` if the guide enumerates no site.
         infer: ``infer`` options of the sites, by name; empty if the guide enumerates no site.
     """
 
@@ -185,7 +185,7 @@ def run_model(
         num_draws: Number of draws in the values.
         kwargs: Keyword arguments of the model.
         nesting: Nesting depth of the program's own plates; ``None`` for values without a dimension of draws.
-        drawn_with: Draws from the guide's run that made the values, if the guide enumerated sites.
+        drawn_with: Result of the call of :func:`run_guide` that drew the values; needed if the guide enumerated sites.
     """
     given = Given(values, drawn_with.infer if drawn_with else None)
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Proposal(Protocol):
-    """A guide that is fitted to the posterior of each datum, such as :class:`pyrovae.guides.Refined`.
+    """A guide made from another guide by a fit to the posterior of each datum, such as :class:`pyrovae.guides.Refined`.
 
     Attributes:
-        guide: The guide from which the fit starts.
+        guide: The other guide, from which the fit starts.
     """
 
     guide: Program

@@ -102,7 +102,9 @@ def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None 
     if site is None and len(sites) == 1:
         site = sites[0]
     if site not in sites:
-        raise ValueError(f"The result has ranks of the sites {sites}, but site={site!r}. Pass one of them as site=.")
+        raise ValueError(
+            f"The result has ranks of the sites {sites}, but site={site!r}. Pass one of these sites as site=."
+        )
     ranks = result[site].transpose("simulation", ...).values.reshape(result.sizes["simulation"], -1)
     num_draws = int(result.attrs.get("num_draws", ranks.max()))
     levels = np.arange(num_draws + 1)
@@ -127,7 +129,7 @@ def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None 
 
 
 def _band(size: int, uniform: np.ndarray, units: int) -> np.ndarray:
-    """Return the half-width of a band around the uniform distribution function, at each of its values ``uniform``.
+    """Return the half-width of a band around the uniform distribution function, for each entry of ``uniform``.
 
     If the ranks of all units are uniform, all ECDFs lie in the band with a probability of at least 95%.
 

@@ -17,10 +17,11 @@ Addresses = tuple[int, ...]
 
 
 class CapturedUpdates:
-    """Updates of parameters by CUDA graphs. A graph is captured once for each set of tensors that an update uses.
+    """Updates of parameters by CUDA graphs.
 
-    A graph keeps the numbers with which it was captured, such as the learning rate, and the addresses of gradients,
-    parameters and the optimizer's state. If a number or an address changes, a new graph is captured.
+    A graph keeps the options with which it was captured, such as the learning rate, and the addresses of gradients,
+    parameters and the optimizer's state. For each new set of addresses, a new graph is captured. If an option changes,
+    all graphs are captured again.
 
     Args:
         optimizer: Optimizer whose steps are captured; see :func:`can_be_captured`.

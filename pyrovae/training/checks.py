@@ -99,9 +99,9 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
         most: Number of training data.
 
     Raises:
-        ValueError: If a site lies outside the data plate, and either the plate declares more data than the training
-            set has, or the loss of a mini-batch is scaled to fewer data than ``total``. If an autoguide has parameters
-            for each datum, and the loss of a mini-batch is scaled to fewer data than ``total``.
+        ValueError: If a site lies outside the data plate, and the plate declares more data than the training set has.
+            Also if the loss of a mini-batch is scaled to fewer data than ``total``, and either a site lies outside the
+            data plate or an autoguide has parameters for each datum.
     """
     for name, scale in facts.outside.items():
         declared = facts.data_count / scale if scale and batch < total else float(facts.full_size)
@@ -145,13 +145,13 @@ def _is_inside(site: Site, plate: str) -> bool:
 
 
 def _own_scale(site: Site, within: str = "") -> float | None:
-    """Return the result of :func:`_without_plates` as a number, or None if the scale differs between data."""
+    """Return the scale of :func:`_without_plates` as a number, or None if this scale differs between data."""
     scale = _without_plates(site, within)
     return scale.item() if scale.numel() == 1 else None
 
 
 def _without_plates(site: Site, within: str) -> Tensor:
-    """Return the scale of a site, without the subsampling factors of its plates other than ``within``."""
+    """Return the scale of a site, divided by the subsampling factors of all its plates except the plate ``within``."""
     inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
     given = site["scale"]
     scale = given.detach().double() if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
@@ -168,7 +168,8 @@ def _scaled_alike(inside: Sequence[Site], plate: str) -> bool:
 def _data_scale(observed: Sequence[Site], plate: Any) -> float:
     """Return the weight of a datum in the loss.
 
-    This weight is the scale of the observed sites if all of them have the same scale, otherwise the scale of the plate.
+    This weight is the scale of the observed sites. If this scale differs between sites or data, the weight is the full
+    size of the plate divided by the size of its subsample.
     """
     scale = _own_scale(observed[0], plate.name) if observed and _scaled_alike(observed, plate.name) else None
     return scale or float(plate.full_size / plate.size)

@@ -185,7 +185,8 @@ def fit(
             ``progress``, ``tensorboard``, ``tensorboard_every`` and ``callback``, but not the module, data, objective
             or other options.
         DivergenceError: A FloatingPointError, if the loss, its gradient, a parameter or the bound on the validation
-            data is not finite. The error names the first place and has the attribute ``history``.
+            data is not finite. The message names the epoch and, where known, the step and the first site or parameter
+            that is not finite. The error has the attribute ``history``.
         ModuleNotFoundError: If ``tensorboard`` is a folder and TensorBoard is not installed.
         OSError: If TensorBoard's folder cannot be written to at the beginning; later failures cause a warning.
         CheckpointError: An OSError, if a checkpoint cannot be written, or if another run uses the folder. The module

@@ -1,9 +1,9 @@
 """Losses and gradients that are NaN or infinite, and the search for the first site or parameter that is not finite.
 
 A run checks the sum of an epoch's losses once, at the end of the epoch. If the sum or a parameter is not finite, the
-run returns to a state that it has kept in memory and repeats the steps with the same noise, checking each of them. The
-error thus names the first step that failed. The module has its state before that step (after it, if only a parameter is
-not finite), or its best weights if there are validation data.
+run returns to a state that it has kept in memory, repeats the steps with the same noise, and checks each step. The
+error thus names the first step that failed. If there are validation data, the module then has its best weights.
+Otherwise, it has its state before that step or, if only a parameter is not finite, after that step.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,8 @@ class DivergenceError(FloatingPointError):
     Attributes:
         history: History of the run up to the error.
         epoch: Index of the epoch of the error, equal to the length of the history.
-        step: Index of the step in that epoch; None for a bound on the validation data, and if the step is unknown.
+        step: Index of the step in that epoch. None if the bound on the validation data is not finite, or if the step
+            is unknown.
         checkpoint: Path of the last checkpoint before the error; None without checkpoints.
     """
 
@@ -40,11 +41,14 @@ class DivergenceError(FloatingPointError):
 
 
 class NotFiniteError(Exception):
-    """A number is not finite. The message names the number, or is empty if the cause is not known yet."""
+    """A number is not finite. The message says which number, or is empty if the cause has not been found."""
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether all tensors are finite. If their sums are finite, the host waits for the device only once."""
+    """Return whether all tensors are finite.
+
+    The sums of all tensors are checked first, so the host usually waits for the device only once.
+    """
     tensors = list(tensors)
     sums = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors])
     return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow
@@ -76,7 +80,7 @@ class NonFiniteFinder(Messenger):
             self.found = _wrong_in(msg)
 
     def explain(self, name: str, bound: float) -> str:
-        """Return a text with the value of a bound and, if one was found, the first site that is not finite."""
+        """Return a text for an error message: the value of a bound and, if found, the site that is not finite."""
         return f"the {name} objective became {bound}" + (f": {self.found}" if self.found else "")
 
 

@@ -25,10 +25,10 @@ Module = TypeVar("Module", bound=nn.Module)
 def save(module: nn.Module, path: str | Path) -> None:
     """Write the parameters and buffers of a module to a file. An error leaves no incomplete file.
 
-    The file also holds a description of the module, which :func:`load` compares, but no code. If the module has a
-    ``model`` or a ``guide``, the parameters that programs made with ``pyro.param`` are saved with their constraints.
-    Pyro's store is global, so these are all parameters in the store that belong to no module. Call
-    ``pyro.clear_param_store()`` before you train another program.
+    The file holds no code, but it holds a description of the module, with which :func:`load` compares its argument
+    ``into``. If the module has a ``model`` or a ``guide``, the parameters of ``pyro.param`` are saved too, with their
+    constraints. Pyro's store is global and may hold parameters of several programs: ``save`` writes all parameters in
+    the store that belong to no module. Call ``pyro.clear_param_store()`` before you train another program.
 
     Args:
         module: Any module, such as a :class:`pyrovae.VAE`.
@@ -127,7 +127,7 @@ def _check(path: Path, content: Any, into: nn.Module) -> None:
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], into: nn.Module) -> None:
-    """Raise ValueError if the tensors of a damaged file do not fit a module, although the description does."""
+    """Raise ValueError if a file is damaged: its description fits a module, but its tensors do not."""
     parameters = {name: of_tensor(tensor) for name, tensor in into.named_parameters()}
     buffers = dict(into.named_buffers())  # training may change their shapes
     found = {
@@ -152,7 +152,7 @@ def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _stored(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of ``pyro.param`` in a file.
+    """Return, by name, the parameters of ``pyro.param`` that a file holds.
 
     Raises:
         ValueError: If the file is a checkpoint of version 0.1.0, which does not hold constraints of parameters.

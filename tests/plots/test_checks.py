@@ -49,5 +49,5 @@ def test_calibration_of_several_sites() -> None:
     ranks = np.random.default_rng(0).integers(0, 100, (200, 1))
     result = ranks_of(ranks, w=ranks)
     assert plots.calibration(result, site="w").get_ylabel()
-    with pytest.raises(ValueError, match=r"sites \['z', 'w'\], but site=None. Pass one of them as site="):
+    with pytest.raises(ValueError, match=r"sites \['z', 'w'\], but site=None. Pass one of these sites as site="):
         plots.calibration(result)

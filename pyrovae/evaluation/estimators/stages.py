@@ -1,4 +1,7 @@
-"""Two stages of the estimate of log p(x), *refined* and *annealed*, by densities fitted to each datum's posterior."""
+"""Two stages of the estimation of log p(x): *refined* and *annealed*.
+
+Both stages use densities that are fitted to the posterior of each datum.
+"""
 
 import math
 from typing import Any
@@ -108,9 +111,9 @@ def cost(temperatures: int) -> int:
 
 
 def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the estimates of log p(x) from stratified draws, and their standard errors, nats.
+    """Return estimates of log p(x) that account for the stratification of the draws, and their standard errors, nats.
 
-    Both are NaN for a datum whose estimate in ``found`` is not finite.
+    Estimate and error are NaN for data without a finite estimate in ``found``, which ignores the stratification.
     """
     estimate, mcse = drawn.double().log_likelihood()
     rounding = bounds.rounding_error(drawn.log_weights)

@@ -50,9 +50,9 @@ def posterior_predictive_check(
     A p-value near 0 or 1 shows that the model rarely generates data with such a statistic. The posterior is conditional
     on the datum, so the p-values of a true model are not uniform but concentrated around 1/2.
 
-    Replicates keep the masked entries of the data. They are conditional on arguments that the model does not observe.
-    They are also conditional on an observed argument ``y`` if the distribution of a later site is computed from ``y``
-    itself. It should be computed from the value that ``pyro.sample("y", ..., obs=y)`` returns.
+    In a replicate, masked entries and arguments that the model does not observe keep their values from the data.
+    If the model observes an argument ``y``, compute the distributions of later sites from the value that
+    ``pyro.sample("y", ..., obs=y)`` returns. If they are computed from ``y`` itself, replicates are conditional on it.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -156,7 +156,11 @@ class PosteriorDraws:
         return torch.multinomial(self.smoothed.exp().T, num_draws, replacement=True).T.to(self.log_weights.device)
 
     def take(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the sites' values at the draws with the indices ``chosen``, shape ``(num_draws, n)``."""
+        """Return the values of the latent sites at some of the draws, by name.
+
+        Args:
+            chosen: Indices of these draws, shape ``(num_draws, n)``.
+        """
         taken = {}
         for name, value in self.values.items():
             shape = [1] * value.ndim
@@ -319,7 +323,7 @@ def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: P
 
 
 def _replicate(site: Site) -> Tensor:
-    """Return the replicate that was drawn at an observed site; its masked entries are those of the data."""
+    """Return the replicate drawn at an observed site, with its masked entries replaced by those of the data."""
     value: Tensor = site["value"]
     return torch.where(scored_entries(site), value, site["infer"]["obs"].to(value))
 

@@ -44,7 +44,10 @@ def check_data_support(trials: Trials, one: Reference, *, cuttable: bool) -> Non
 
 
 def _check_draws(trials: Trials, one: Reference, name: str, *, cuttable: bool) -> None:
-    """Check that each datum lies in the support for at least one draw of the latents that determine the support."""
+    """Check the data of the site ``name``, whose support depends on the latents.
+
+    Each datum must lie in the support for at least one of ``MOST_DRAWS`` draws of the latents.
+    """
     weights, known = one.weights, set(trials.finite.tolist())
     for batch in batches(trials.data, trials.device, weights.plate, WIDTH, cuttable=cuttable):
         left = torch.tensor([(batch.start + i) % trials.size in known for i in range(batch.size)])

@@ -38,12 +38,12 @@ def choose_gradients(
         tensors: Tensors of the module.
         parameters: Trained parameters by name.
         batches: Batches of the training data.
-        is_compiled: If true, gradients are compiled. ``None`` compiles them on a CPU or a CUDA device if the run has at
-            least ``WORTH_STEPS`` steps.
+        is_compiled: If true, gradients are compiled. If ``None``, gradients are compiled if the run has at least
+            ``WORTH_STEPS`` steps and its device is a CPU or a CUDA device.
         steps: Number of steps of the run.
         weighted: If true, the weight of the latent sites changes during the run.
-        optimizer: Optimizer whose steps may be captured as a CUDA graph if gradients are compiled; ``None`` captures no
-            steps.
+        optimizer: Optimizer whose steps may be captured as a CUDA graph if gradients are compiled. If ``None``, no
+            steps are captured.
 
     Warns:
         UserWarning: If compilation is requested in several processes, where it is not supported.
@@ -53,7 +53,10 @@ def choose_gradients(
         from pyrovae.training.gradients.distributed import DistributedGradients
 
         if is_compiled and parallel.is_first():
-            warnings.warn("several processes train without compilation", stacklevel=find_stack_level())
+            warnings.warn(
+                "compile=True has no effect, because several processes always train without compilation",
+                stacklevel=find_stack_level(),
+            )
         with isolated(*loss.programs, seed=0):
             batch = next(iter(batches))
         return DistributedGradients(loss, tensors, parameters, batch)
