@@ -135,7 +135,7 @@ def fit(
 
 
 def fit_to_draws(posterior: Posterior) -> Normal:
-    """Return normal densities with the mean and covariance of guide draws, with correlations shrunk by a tenth."""
+    """Return normal densities with means and variances of guide draws. The correlations are shrunk by a tenth."""
     draws, _ = posterior.draw(max(256, 4 * posterior.dim))
     mean = draws.mean(0)
     spread = (draws - mean).movedim(0, 1)
@@ -145,9 +145,9 @@ def fit_to_draws(posterior: Posterior) -> Normal:
 
 
 def ascend(posterior: Posterior, density: Normal, num_steps: int) -> Normal:
-    """Return the densities with means moved by gradient ascent on log p(x, u), preconditioned by the covariances.
+    """Return the densities after moving their means by gradient ascent on log p(x, u).
 
-    The step size adapts to each datum separately.
+    The gradients are preconditioned by the covariances. The step size adapts to each datum separately.
     """
     if num_steps == 0:
         return density

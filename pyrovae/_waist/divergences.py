@@ -13,20 +13,23 @@ from pyrovae._waist.sites import Site, factors
 def is_mean_field(name: str, model_order: Sequence[str], guide_order: Sequence[str]) -> bool:
     """Return whether the prior of a site depends only on sites that the guide draws before it.
 
-    A bottom-up guide violates this condition: it draws z1 and then z2 given z1, but the prior of z1 depends on z2. The
-    mean of log q - log p of z1 is then not the KL divergence of posterior and prior.
+    A bottom-up guide violates this condition: it draws z1 and then z2 given z1, but the prior of z1 depends on z2. For
+    z1, the mean of log q - log p over the draws then differs from the KL divergence of the posterior from the prior.
     """
     later = guide_order[guide_order.index(name) + 1 :]
     return not set(later) & set(model_order[: model_order.index(name)])
 
 
 def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
-    """Return KL(q || p) in closed form if ``exact`` is true and torch has the form, else log q - log p at the draw.
+    """Return the KL divergence of a latent site's posterior from its prior, or log q - log p at the draw.
+
+    The difference log q - log p is returned if ``exact`` is false, or if torch has no closed form of the divergence.
 
     Args:
-        q: The guide's site.
-        p: The model's site.
-        exact: True if the closed form equals the expectation of log q - log p, the site's term in the ELBO.
+        q: Latent site of the guide.
+        p: The same site of the model.
+        exact: True if the divergence equals the mean of log q - log p over the guide's draws, the term of the site in
+            the ELBO; see :func:`is_mean_field`.
 
     Returns:
         Divergences in nats, in the site's batch shape. If q and p have independent latent dimensions, an additional

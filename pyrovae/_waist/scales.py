@@ -40,7 +40,7 @@ def scale_of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:
         return scale.reshape(())
     if scale.ndim < -data_dim or scale.numel() != scale.shape[data_dim]:
         raise ValueError(
-            f"the common scale of all sites has shape {tuple(scale.shape)}, but may vary only along the data "
-            f"dimension, {data_dim}. Scale by a number, or by one number per datum."
+            f"all sites share a scale of shape {tuple(scale.shape)}, but such a scale may vary only along dimension "
+            f"{data_dim}, the dimension of the data. Scale by a number, or by one number per datum."
         )
     return scale.reshape(-1)

@@ -104,15 +104,19 @@ class _Plates:
             self._tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), self.symbols | enumerated))
 
     def enumerated(self, site: Site) -> dict[int, str]:
-        """Return the enumerated sites on which a site depends, each by its dimension in the site's log-probability.
+        """Return, by dimension, the symbols of the enumerated sites on which the log-probability of a site depends.
 
-        An enumerated site is represented by its symbol in Pyro's tensor contraction.
+        A symbol represents an enumerated site in Pyro's tensor contraction. The dimension is the one along which the
+        log-probability holds the values of the enumerated site.
         """
         ids = site["infer"].get("_dim_to_id", {})  # missing in a run without enumeration
         return {dim: get_symbol(len(self.symbols) + ids[dim]) for dim in ids}
 
     def contract(self, kept: list[str], value: str | None = None) -> Any:
-        """Sum log-probabilities over all plates except ``kept``, and sum out all enumerated sites except ``value``."""
+        """Sum log-probabilities over all plates except ``kept``, and sum out all enumerated sites except ``value``.
+
+        Both arguments are symbols of Pyro's tensor contraction.
+        """
         sizes = {symbol: self.sizes[dim] for dim, symbol in self.symbols.items() if symbol in kept}
         return contract_to_tensor(
             self._tree,

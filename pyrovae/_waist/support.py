@@ -22,7 +22,7 @@ def support_of(distribution: Any) -> Any | None:
 
 
 def is_real(distribution: Any) -> bool:
-    """Return whether the support is all real numbers or all real vectors, or is not declared."""
+    """Return true if the support is all real numbers or all real vectors, or if no support is declared."""
     if bounded_base(distribution) is not None:
         return False
     support = support_of(distribution)
@@ -58,9 +58,10 @@ def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
 
 
 def bounded_base(distribution: Any) -> Any | None:
-    """Return a distribution without ``Independent`` if it is a transformed distribution with a bounded base, else None.
+    """Return a transformed distribution whose base distribution is bounded. For other distributions, return None.
 
-    A base distribution counts as bounded if its support is known and is not all reals.
+    ``Independent`` around the transformed distribution is removed. A base distribution counts as bounded if its support
+    is known and is not all reals.
     """
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
@@ -129,7 +130,7 @@ def is_same_support(first: Any, second: Any) -> bool:
 
 
 def _numbers(constraint: Any) -> Any:
-    """Return a description of a constraint: its type and its numbers, such as bounds."""
+    """Return the type and the numbers of a constraint, such as bounds, as plain values that can be compared."""
     if isinstance(constraint, Tensor):
         distinct = constraint.detach().double().unique()
         return distinct.tolist()

@@ -101,8 +101,9 @@ def importance_weights(
         args: Arguments of model and guide, which include the data.
         num_draws: Number of draws of z per datum.
         kwargs: Keyword arguments of model and guide.
-        nesting: Nesting depth of the program's own plates. If the depth is given, one run makes all draws, in the next
-            dimension to the left of these plates. By default, the program runs once for every draw.
+        nesting: Nesting depth of the program's own plates. If ``nesting`` is given, one run makes all draws, along the
+            next dimension to the left of these plates. By default, the program runs once for every draw, without a
+            dimension of draws.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
         for_loss: If true, the weights are part of a training loss. They then include factors and observed sites of the
             guide, and the log-probability of a site is multiplied by the site's scale (annealing). The scale of the
@@ -110,8 +111,8 @@ def importance_weights(
         values: Values that replace draws, by name. The value of a latent site has a dimension of draws; the value of a
             subsampling plate holds the indices of its data. A plate without a value chooses its data once for all
             draws.
-        depth: Nesting depth of the program's own plates, for a run without a dimension of draws (``nesting`` is
-            ``None``). The depth is required if ``values`` have dimensions of enumerated sites.
+        depth: The same depth as ``nesting``, for runs without a dimension of draws, where ``nesting`` is ``None``. It
+            is required if ``values`` have dimensions of enumerated sites.
 
     Raises:
         ValueError: If ``num_draws`` is less than 1; if model and guide disagree about their latent sites; if there is

@@ -1,4 +1,7 @@
-r"""Penalties on the code :math:`h = f(x)`: ``penalty(encoder, x, code)`` returns R, shape ``(N,)``.
+r"""Penalties on the code :math:`h = f(x)` of an encoder f.
+
+``penalty(encoder, x, code)`` returns the penalty of each datum, shape ``(N,)``. The penalties :class:`L1`,
+:class:`KLSparsity` and :class:`Contraction` are, in this order,
 
 .. math::
     \lambda \lVert h \rVert_1, \qquad \lambda \sum_j \mathrm{KL}(\rho \,\|\, \hat\rho_j), \qquad
@@ -52,7 +55,7 @@ class L1(_Weighted):
     """
 
     def __call__(self, _encoder: Any, _x: Any, code: Tensor) -> Tensor:
-        """Return the penalty of each code, shape ``(N, code)`` to ``(N,)``."""
+        """Return the penalty of each datum, shape ``(N,)``, for codes of shape ``(N, code)``."""
         return self.weight * code.abs().sum(1)
 
 
@@ -129,7 +132,7 @@ class Contraction(_Weighted):
     """
 
     def __call__(self, encoder: Encoder, x: Tensor, _code: Any) -> Tensor:
-        """Return the penalty at each x, shape ``(N, *event)`` to ``(N,)``."""
+        """Return the penalty of each datum, shape ``(N,)``, for data of shape ``(N, *event)``."""
         return self.weight * squared_jacobian_norm(encoder, x)
 
 

@@ -73,9 +73,8 @@ class Sampler:
     def _plan(self, of_guide: int, of_model: int) -> None:
         """Choose the number of data in a batch, and the numbers of draws in runs of the guide and of the model.
 
-        A run on few data with many draws is faster than a run on many data with few draws. If both runs
-        have the same number of log-weights, their matrix products have the same size, but the run on few data reads
-        less from memory.
+        A run on few data with many draws is faster than a run on many data with few draws. If both runs have the same
+        number of log-weights, their matrix products have the same size, but the run on few data reads less from memory.
 
         Args:
             of_guide: Largest number of log-weights for which a run of the guide fits into memory.
@@ -126,8 +125,8 @@ def check_draws(num_samples: int) -> None:
 def _even(total: int, most: int) -> int:
     """Return a chunk size of at most ``most`` for ``total`` draws.
 
-    All chunks have the same size if this takes less than twice the smallest possible number of chunks. Otherwise the
-    last chunk is smaller than the others.
+    All chunks have the same size if the draws can be divided evenly into fewer than twice as many chunks as necessary.
+    Otherwise the number of chunks is the smallest possible, and the last chunk is smaller than the others.
     """
     fewest = math.ceil(total / most)
     number = next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)

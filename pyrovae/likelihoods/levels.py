@@ -89,7 +89,7 @@ class DiscretizedLogistic(Discrete):
 
 
 class DiscretizedLogisticMixture(Discrete):
-    r"""Likelihood of ordered levels from a mixture of C discretized logistic distributions for each entry.
+    r"""Likelihood of ordered levels: for each entry, a mixture of C discretized logistic distributions.
 
     Args:
         network: ``(*batch, latent) -> (*batch, *event)`` with an output that is ``3 * components`` times as large as

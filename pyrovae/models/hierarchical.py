@@ -46,8 +46,8 @@ class HierarchicalVAE(DescribedModel):
     network.
 
     Args:
-        priors: ``(p(z1 | z2), ..., p(zL))``: each prior is called with the latent of the layer above, and the last
-            prior without arguments.
+        priors: ``(p(z1 | z2), ..., p(zL))``: each prior is called with the latent of the layer above, except
+            the last prior, which is called without arguments.
         likelihood: ``p(x | z1)``, called as ``likelihood(z1)``. If ``skip`` is true, it is called with all latents.
         posteriors: ``(q(z1 | ...), ..., q(zL | ...))``. For bottom-up inference, the first posterior is called as
             ``q(x)``, and each other posterior with the latent of the layer below. For top-down inference, the last

@@ -93,7 +93,7 @@ class VampPrior(Described):
             start = 0.5 + 0.05 * torch.randn(components, *(event_shape or ()))
         elif not data.is_floating_point():
             raise TypeError(
-                f"priors.VampPrior: data must be floating-point, because pseudo-inputs are learned, got {data.dtype}. "
+                f"priors.VampPrior: the pseudo-inputs are learned, so data must be floating-point, got {data.dtype}. "
                 f"Call data.float()."
             )
         elif len(data) < components:

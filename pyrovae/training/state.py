@@ -85,7 +85,7 @@ class Tensors:
         """Copy the values in ``copies`` into the tensors of the same names.
 
         Raises:
-            ValueError: If a parameter has another shape than its value. All tensors are then unchanged.
+            ValueError: If the shapes of a parameter and of its new value differ. In this case, no tensor is changed.
         """
         named, parameters = self.named(), {*dict(self.module.named_parameters()), *self.stored}
         for name in parameters & copies.keys():
@@ -107,7 +107,7 @@ class Tensors:
 
 
 def require(path: Path, entries: Any, *names: str) -> None:
-    """Raise ValueError if a part of a file lacks an entry of a given name.
+    """Raise ValueError if ``entries``, a part of a file, lacks one of the names.
 
     Raises:
         ValueError: If an entry is missing.
@@ -120,7 +120,7 @@ def require(path: Path, entries: Any, *names: str) -> None:
 
 
 def file_format(path: Path, content: Mapping[str, Any]) -> int:
-    """Return the format of a file's description; files of version 0.1.0 state no format and have format 1.
+    """Return the number of a file's format. A file that states no number is of version 0.1.0 and has format 1.
 
     Raises:
         ValueError: If a later version wrote the file in a format that this version does not know.
@@ -151,7 +151,7 @@ def check_state(path: Path, content: Mapping[str, Any]) -> None:
         if unknown := sorted(state[part].keys() - {field.name for field in fields(kind)}):
             raise ValueError(
                 f"{str(path)!r} has the {part} entry {unknown[0]!r}, which this version of pyrovae does not know. Use "
-                f"pyrovae {content['versions'].get('pyrovae')}, which wrote it, or a later version."
+                f"pyrovae {content['versions'].get('pyrovae')}, the version that wrote the file, or a later version."
             )
 
 

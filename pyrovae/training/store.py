@@ -51,7 +51,7 @@ def constraint_of(name: str) -> Any:
 
 
 def constraints_of(names: Iterable[str]) -> dict[str, Any]:
-    """Return the constraints of parameters in Pyro's store, by name, without constraints that a file cannot hold."""
+    """Return the constraints of parameters in Pyro's store, by name, except those that a file cannot hold."""
     found = {}
     for name in names:
         if name in pyro.get_param_store():

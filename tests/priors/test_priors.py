@@ -145,7 +145,7 @@ def test_a_second_stage_prior_is_fitted_to_the_aggregate_posterior() -> None:
             "components=5 pseudo-inputs .* only 3 data",
         ),
         (lambda: pv.priors.VampPrior(5, (2,))(), ValueError, "Use the prior in a pyrovae.VAE"),
-        (lambda: pv.priors.VampPrior(2, data=torch.ones(3, 2).long()), TypeError, "floating-point, .* got torch.int64"),
+        (lambda: pv.priors.VampPrior(2, data=torch.ones(3, 2).long()), TypeError, "floating-point, got torch.int64"),
         (lambda: pv.priors.NormalizingFlow(0), ValueError, "latent=0"),
         (lambda: pv.priors.Fixed(3), TypeError, "takes a distribution, got a int"),
     ],

@@ -239,9 +239,10 @@ def verdicts(results: "xr.Dataset", *, precision: float = 0.1, worst: int = 10) 
         the verdict. The columns are
 
         * ``data``, ``share``: number of data with the verdict, and their fraction of all data;
-        * ``draws_needed``: the largest number of draws that one of these data needs, NaN if there are no such data;
-        * ``worst``: labels along ``datum`` of the worst data, in decreasing order of the number of draws that they need
-          and, for equal numbers, of k-hat (or of ``mcse``, if there is no k-hat);
+        * ``draws_needed``: the largest number of draws that a datum with the verdict needs, or NaN if no datum has the
+          verdict;
+        * ``worst``: labels along ``datum`` of the worst data. Data that need more draws come first. Data that need the
+          same number of draws are sorted by k-hat, or by ``mcse`` if there is no k-hat, with the largest value first;
         * ``what_to_do``: the remedy.
 
     Raises:
@@ -326,7 +327,7 @@ def check_wanted_precision(precision: float | str) -> None:
 
 
 def _count(results: "xr.Dataset") -> int:
-    """Return the number of weights per datum of a result: its number of draws or chains."""
+    """Return the number of weights of each datum: one for each draw or, in results of chains, one for each chain."""
     for name in ("num_samples", "num_chains"):
         if name in results.attrs:
             return int(results.attrs[name])

@@ -1,4 +1,4 @@
-"""The facts about a program on which an evaluation relies."""
+"""Data classes for the properties of a program, and for the memory that its runs use."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,11 +13,14 @@ BaseMeasure = Literal["counting", "Lebesgue", "unknown"]
 class MemoryUse:
     """Bytes of the tensors that a run creates.
 
+    The number of log-weights is the number of draws times the number of data.
+
     Attributes:
-        per_weight: Bytes that guide and model together create per draw and datum.
-        guide_per_datum: Bytes per datum of the guide's tensors that do not grow with the number of draws.
-        guide_per_draw: Bytes per draw and datum of the guide's tensors that grow with the number of draws.
-        model_per_draw: Bytes that the model creates per draw and datum.
+        per_weight: Bytes of guide and model together, divided by the number of log-weights.
+        guide_per_datum: Bytes of the guide's tensors that do not grow with the number of draws, divided by the number
+            of data.
+        guide_per_draw: Bytes of the guide's other tensors, divided by the number of log-weights.
+        model_per_draw: Bytes of the model, divided by the number of log-weights.
     """
 
     per_weight: int
@@ -62,5 +65,5 @@ class Probe:
     makes_modules: bool
 
     def draws_dim(self, name: str) -> int:
-        """Return the index, counted from the right, of the dimension of draws in the value of a latent site."""
+        """Return the dimension of draws in values of the latent site ``name``, as a negative index."""
         return -self.nesting - 1 - self.event_dims[name]

@@ -59,7 +59,11 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
 
 
 def _without_failing(trials: Trials, first: Tensor) -> Tensor:
-    """Return the indices, a part of ``first``, whose data the program scores without an error."""
+    """Return indices of data that the program scores without an error, chosen from the indices ``first``.
+
+    No index is returned if the program fails for the first, the middle and the last of these data. Data that are
+    untested after ``MOST_TRIALS`` runs are left out.
+    """
     runs = 0
 
     def passing(indices: Tensor) -> list[Tensor]:

@@ -118,7 +118,7 @@ class Network:
 
 
 def write_down(function: Callable[[Tensor], Tensor], example: Tensor) -> Network:
-    """Record a function of a tensor, and return the network. Its input has the shape of ``example``.
+    """Record a function of a tensor as a network. The input of the network has the shape of ``example``.
 
     Raises:
         ValueError: If the function contains a random operation, or an operation without a kernel.
@@ -155,7 +155,9 @@ class _Writer(fx.Interpreter):
         """Record an operation if it depends on the function's input; otherwise compute its result."""
         name = str(getattr(target, "overloadpacket", target)).split(".")[-1]
         if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
-            raise ValueError(f"the page cannot draw random numbers, but the mean of the likelihood does so by {name}")
+            raise ValueError(
+                f"the page cannot draw random numbers, but the mean of the likelihood does, in the operation {name}"
+            )
         if target is operator.getitem:
             return args[0][args[1]]
         if not any(isinstance(leaf, _Value) for leaf in tree_leaves((args, kwargs))):
@@ -289,8 +291,8 @@ class _Writer(fx.Interpreter):
         stride, padding, dilation, transposed, _, groups = settings
         if value.ndim != 4 or len(value) != 1:
             raise ValueError(
-                f"the page has a kernel for 2-d convolutions of one image, but the likelihood has a convolution with "
-                f"an output of shape {tuple(value.shape)}"
+                f"the page supports only 2-d convolutions of one image, but a convolution of the likelihood has an "
+                f"output of shape {tuple(value.shape)}"
             )
         shapes = [list(part.shape[1:]) for part in (_example(x), value)]
         small, large = shapes if transposed else reversed(shapes)

@@ -39,7 +39,7 @@ class DistributedGradients:
     Each process computes the loss and gradient of its slice. All processes receive the sums over the slices.
 
     Args:
-        loss: Loss to differentiate; its ``check`` has run on the data.
+        loss: Loss to differentiate. Its method ``check`` must have been called before.
         tensors: Tensors of the module and its programs.
         parameters: Trained parameters by name.
         batch: A batch of the data.
@@ -142,7 +142,7 @@ class DistributedLoss(nn.Module):
         self.module, self.loss = module, loss
 
     def forward(self, part: Batch, weight: float) -> Tensor:
-        """Return the weighted loss of some data, shape ``()``."""
+        """Return ``weight`` times the loss of the data ``part``, shape ``()``."""
         return weight * self.loss.differentiable(part)
 
 
@@ -157,7 +157,7 @@ def _part(batch: Batch, piece: Slice) -> Batch:
 
 
 def _check(loss: Loss, tensors: Tensors) -> None:
-    """Raise ValueError if several processes would train on another loss than a single process.
+    """Raise ValueError if the loss in several processes could differ from the loss in a single process.
 
     Raises:
         ValueError: If a parameter does not belong to the module, if the module uses batch normalization, or if the loss
@@ -187,8 +187,9 @@ def _check(loss: Loss, tensors: Tensors) -> None:
 def _is_sum(loss: Loss) -> bool:
     """Return whether a loss is known to be a sum over the data.
 
-    The loss of an objective is known to be a sum if the objective has a type in ``_SUMS``, or ``is_of_batch = False``.
-    Any other loss is a sum unless a part of its module has ``is_of_batch = True``.
+    The loss of an objective is known to be a sum if the type of the objective is in ``_SUMS``, or if the objective has
+    the attribute ``is_of_batch = False``. Any other loss counts as a sum unless an attribute of its module has
+    ``is_of_batch = True``.
     """
     if not isinstance(loss, Bound):
         (module,) = loss.programs
@@ -201,9 +202,9 @@ def _is_sum(loss: Loss) -> bool:
 def _check_outside(loss: Bound, batch: Batch) -> None:
     """Raise ValueError if a site lies outside the data plate, unless all processes together count the site once.
 
-    They count it once if the loss of a slice and the loss of a batch are scaled to the same number of data. An
-    enumerated site outside the plate always raises the error, because the logarithm of a sum over its values cannot be
-    split into slices.
+    The processes count the site once if the loss of a slice and the loss of the whole batch are scaled to the same
+    number of data, because the weights of the slices then sum to one. An enumerated site outside the plate always
+    raises the error, because the logarithm of a sum over the site's values cannot be split into slices.
     """
     part = _part(batch, _slices(len(batch[0]))[0])
     is_scaled = len(part[0]) != loss.data_count(part) == loss.data_count(batch)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class BestWeights(Observer):
     """Observer that copies the tensors of the epoch with the best bound on the validation data.
 
-    Epochs that end with a KL weight below 1 do not count. While no epoch counts, the latest epoch is the best. Without
-    validation data, no copies are made, and the module keeps its last weights.
+    Epochs that end with a KL weight below 1 do not count. Before the first epoch that counts, the latest
+    epoch is taken as the best. Without validation data, no copies are made, and the module keeps its last weights.
 
     Args:
         tensors: Parameters and buffers of the run.

@@ -30,7 +30,7 @@ class ProgressBar(Observer):
         self.bar: Any = None
 
     def begin(self, run: Run) -> None:
-        """Show the bar. If a run continues from a checkpoint, earlier steps are left out of the steps per second."""
+        """Show the bar. If a run continues from a checkpoint, only its new steps count for the steps per second."""
         self.bar = tqdm(total=run.plan.epochs * run.plan.steps, unit="step", desc=self.name, disable=self.hidden)
         self.bar.n = self.bar.initial = self.bar.last_print_n = run.steps_made
         if run.step.gradients.is_compiled:
