@@ -88,10 +88,10 @@ class Isolation:
 
     @contextmanager
     def adopting(self, *, keep: bool = True) -> Iterator[None]:
-        """Context manager: set each module to evaluation mode when it is called.
+        """Context manager: put each module that is called into evaluation mode.
 
-        This includes modules that a program reaches through a closure or an import. :meth:`restore` returns to the
-        earlier modes.
+        Modules that a program reaches through a closure or an import are included. :meth:`restore` returns the modules
+        to their earlier modes.
 
         Args:
             keep: If true, the buffers and plates of these modules are stored too, and this object keeps the modules in
@@ -116,7 +116,7 @@ class Isolation:
             hook.remove()
 
     def restore(self) -> None:
-        """Restore the modules, and with ``forget_parameters`` remove new parameters from Pyro's store."""
+        """Restore modes, buffers and plates; if ``forget_parameters``, remove new parameters from Pyro's store."""
         for module, mode in (*self.training.items(), *self.passing.items()):
             module.training = mode
         restore_buffers(self.buffers)
@@ -152,7 +152,10 @@ def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool =
 
 
 def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
-    """Return module, name, buffer and a copy of the value for each buffer of the modules. Submodules are ignored."""
+    """Return a tuple for each buffer of the modules: the module, the name, the buffer, and a copy of the buffer.
+
+    Buffers of submodules are ignored.
+    """
     return [
         (module, name, buffer, buffer.detach().clone())
         for module in modules

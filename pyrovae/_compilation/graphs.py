@@ -83,7 +83,8 @@ class Graph:
         operations = len(self.module.graph.nodes)
         if operations > MAX_OPERATIONS:
             raise UntraceableError(
-                f"there are {operations} operations, from an unrolled loop, but the limit is {MAX_OPERATIONS}"
+                f"the graph has {operations} operations, for example of an unrolled loop, but the limit is "
+                f"{MAX_OPERATIONS}"
             )
 
     def compile(self) -> Callable[..., Sequence[Tensor]]:
@@ -118,7 +119,7 @@ class Graph:
         return replayed(run, varying, self.modules) if varying[0].is_cuda else run
 
     def fold(self) -> None:
-        """Compute each matrix product that depends only on parameters once, for all calls.
+        """Compute each matrix product that depends only on parameters once, and use the result in all calls.
 
         For example, the pseudo-inputs of a VampPrior are then encoded once, and not at every call. Cheap operations on
         the products stay in the graph, because they may expand the products to the shape of all draws. Products that
@@ -204,12 +205,12 @@ class Compiled:
     text: str
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Run the function with ``tensors`` in place of ``varying`` (see :class:`Graph`), and return the results."""
+        """Return the results of the function, with ``tensors`` as the varying tensors of :class:`Graph`."""
         return self.run(*tensors)
 
 
 def _text(module: fx.GraphModule) -> str:
-    """Return the code of a graph and the values of the literals in it."""
+    """Return the code of a graph, followed by the values of its literals, such as ``torch.tensor(0.5)``."""
     literals = [getattr(module, str(node.target)) for node in module.graph.find_nodes(op="get_attr")]
     return f"{module.code}{[each.tolist() for each in literals]}"
 
@@ -225,7 +226,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
-    """Make Bernoulli draws with torch's operation; inductor's decomposition makes other draws for the same seed."""
+    """Make Bernoulli draws as torch does. Inductor's own code would make other draws for the same seed."""
     return torch.empty_like(p).bernoulli_(p, generator=generator)
 
 

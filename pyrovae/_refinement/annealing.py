@@ -29,9 +29,9 @@ ACCEPTANCE = 0.65  # target of the tuning; near the optimum of HMC in many dimen
 
 
 class State(NamedTuple):
-    """States of the chains, with the values and gradients of log p(x, v) and log q(v), the ends of the annealing.
+    """Positions of the chains, with the values and gradients of log p(x, v) and log q(v) at these positions.
 
-    Here v are whitened coordinates, and q is the mixture from which the chains of a datum start.
+    The positions v are in whitened coordinates. The annealing starts at q, the mixture, and ends at p.
 
     Attributes:
         v: Positions of the chains, shape ``(num_chains, N, D)``.
@@ -129,7 +129,7 @@ class Annealing:
         return transition(state, self._state, lambda at: (at.value(beta), at.slope(beta)), step, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Return one step size per datum, shape ``(N,)``, for each temperature; pilot chains tune the step sizes."""
+        """Tune the step sizes with pilot chains, and return those of all data, shape ``(N,)``, for each temperature."""
         state = self._start(PILOT_CHAINS)
         step, steps = state.log_p.new_full((self.posterior.size,), self.posterior.dim**-0.25), []
         for t in (*[1] * WARM_UP, *range(1, len(self.betas) - 1)):

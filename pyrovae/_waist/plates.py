@@ -84,9 +84,9 @@ def data_plate(sites: list[Site], name: str | None) -> CondIndepStackFrame:
 
 
 def check_packing(latents: Sequence[Site], plate: str) -> None:
-    """Raise ValueError if a guide draws latents of all data as one vector, as AutoDiagonalNormal does.
+    """Check that the guide does not draw the latents of all data as one vector, as AutoDiagonalNormal does.
 
-    A vector of latents that all data share is not an error.
+    A vector of global latents, which all data share, is not an error.
 
     Args:
         latents: Latent sites of model and guide.
@@ -131,7 +131,7 @@ def _check_same_plate(data: CondIndepStackFrame, sites: list[Site]) -> None:
 
 
 def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
-    """Raise ValueError if a plate inside the data plate is subsampled: each datum is then scored only in part."""
+    """Raise ValueError if a plate inside the data plate is subsampled, because a datum is then scored only in part."""
     for site in sites:
         for frame in site_plates(site):
             if frame.name != data.name and frame.size != frame.full_size:

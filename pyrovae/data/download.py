@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def data_root(root: str | os.PathLike[str] | None) -> Path:
-    """Return the given folder, else ``PYROVAE_DATA``, else ``~/.cache/pyrovae``."""
+    """Return ``root`` if given, else the environment variable ``PYROVAE_DATA`` if set, else ``~/.cache/pyrovae``."""
     return Path(root or os.environ.get("PYROVAE_DATA") or "~/.cache/pyrovae").expanduser()
 
 

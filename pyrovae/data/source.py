@@ -97,7 +97,7 @@ class Source(ABC):
         return digest.hexdigest()
 
     def check(self, *, allow_nan: bool = False) -> None:
-        """Check that all data are finite, in one pass over the data; data that are all integers are not read.
+        """Check that all data are finite, in one pass. If all tensors hold integers, the data are not read.
 
         Args:
             allow_nan: If true, NaN is allowed, for example for missing values. Infinite values always raise an error.
@@ -150,7 +150,7 @@ class Source(ABC):
 
 
 def _wrong_rows(batch: Batch, allow_nan: bool) -> Tensor:
-    """Return a mask, shape ``(B,)``, of the data with infinite values, or with NaN unless ``allow_nan`` is true."""
+    """Return a mask, shape ``(B,)``, of the data with values that are infinite or, unless ``allow_nan``, NaN."""
     floating = [tensor.detach().reshape(len(tensor), -1) for tensor in batch if tensor.is_floating_point()]
     wrong = [(tensor.isinf() if allow_nan else ~tensor.isfinite()).any(1).cpu() for tensor in floating]
     return torch.stack(wrong).any(0)

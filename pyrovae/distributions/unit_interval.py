@@ -83,7 +83,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Py
         return torch.where(s.abs() < _TINY, _polynomial(near.expand_as(far), _cumulants(value)), far)
 
     def entropy(self) -> Tensor:
-        """Return the differential entropy, nats, computed from the mean because the log-density is linear in x."""
+        """Return the differential entropy, nats. The log-density is linear in x, so the mean of x determines it."""
         near, t = _split_at_zero(self.logits)
         small = _log_sinh_ratio(near) - near * near * _polynomial(near * near, _MEAN)
         return torch.where(self.logits.abs() < _SMALL, small, t * _mean_distance(t) + _log_mass(t))
@@ -119,10 +119,9 @@ def _polynomial(x: Tensor, coefficients: tuple[Any, ...]) -> Tensor:
 
 
 def _split_at_zero(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return an argument for the power series near s = 0, and an argument for the closed forms.
+    """Return two arguments: one for power series near s = 0, and one for closed forms, which divide by it.
 
-    The first result is s if s is near zero, otherwise 0. The second result is abs(s), but at least a small positive
-    constant.
+    The first argument is s if s is near zero, and 0 otherwise. The second argument is abs(s), but at least ``_TINY``.
     """
     small = s.abs() < _SMALL
     return torch.where(small, s, 0.0), torch.where(s.abs() < _TINY, _TINY, s.abs())
@@ -152,7 +151,7 @@ def _log_complement(p: Tensor, rest: Tensor, t: Tensor) -> Tensor:
 
 
 def _cumulants(p: Tensor) -> tuple[Tensor, ...]:
-    """Return the coefficients of the power series in s of the quantile at p.
+    """Return the coefficients of the power series in s that gives the quantile at p.
 
     The coefficient of s^(k - 1) is the k-th cumulant of a Bernoulli distribution with probability p, divided by k!.
     """
@@ -171,7 +170,7 @@ def _cumulants(p: Tensor) -> tuple[Tensor, ...]:
 
 
 def _bernoulli_polynomials(x: Tensor) -> tuple[Tensor, ...]:
-    """Return the coefficients of the power series in s of the distribution function at x.
+    """Return the coefficients of the power series in s that gives the distribution function at x.
 
     The coefficient of s^(k - 1) is (B_k(x) - B_k) / k!, with the Bernoulli polynomial B_k(x) and its value B_k at 0.
     """

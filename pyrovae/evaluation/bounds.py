@@ -47,8 +47,9 @@ def elbo(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 def iwae(log_weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the bound IWAE_k of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats.
 
-    The error is computed from the spread over the cyclic windows of k draws, which count as K / k independent values.
-    If K / k is less than ten, the error of :func:`log_likelihood` is returned, which is the error for k = K.
+    The error is computed from the standard deviation over the cyclic windows of k draws. These windows overlap, so they
+    count as K / k independent values. If K / k is less than ten, the returned error is that of IWAE_K, computed by
+    :func:`log_likelihood`.
 
     Raises:
         ValueError: If ``k`` is not between 1 and the number of draws.

@@ -52,7 +52,7 @@ class Bernoulli(Likelihood):
 
 
 class Discrete(Likelihood):
-    """Likelihood of counts or levels, stored in the data as multiples of ``unit``.
+    """Base of likelihoods of counts or levels. A count n is stored in the data as n times ``unit``.
 
     Subclasses implement the distribution of the counts.
     """
@@ -110,7 +110,10 @@ class Binomial(Discrete):
 
 
 class _Inflatable(Discrete):
-    """Base of likelihoods of counts. With ``zero_inflated=True``, the last parameter is the logit of an excess zero."""
+    """Base of likelihoods of counts that may have excess zeros.
+
+    With ``zero_inflated=True``, the last parameter from the network is the logit of the probability of an excess zero.
+    """
 
     _of_rates: Callable[..., Any]
 

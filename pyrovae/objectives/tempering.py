@@ -1,4 +1,4 @@
-"""Annealing factor of a latent site: the KL weight that multiplies the site's log-probabilities."""
+"""The KL weight: the factor by which annealing multiplies the log-probabilities of latent sites."""
 
 from torch import Tensor
 
@@ -39,7 +39,7 @@ def common_temper(sites: list[Site], weights: Weights) -> float | Tensor:
 
 
 def _relative(site: Site, weights: Weights) -> float | Tensor:
-    """Return the scale of a site divided by the scale of the data plate, or 1 if all sites have the same scale."""
+    """Return the scale of a site divided by that of the data plate, or 1 if one tensor is the scale of all sites."""
     if isinstance(weights.scale, Tensor):  # all sites share the scale, and annealing is off
         return 1.0
     relative: float | Tensor = site["scale"] / weights.scale

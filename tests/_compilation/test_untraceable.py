@@ -137,7 +137,7 @@ def test_an_untraceable_program_names_the_reason_and_trains_uncompiled(
 def test_a_loop_unrolled_is_not_compiled(gradient: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MAX_OPERATIONS", 300)
     objective = pv.objectives.IWAE(2, gradient=gradient)
-    reason = r"there are [3-9]\d\d operations, from an unrolled loop, but the limit is 300"
+    reason = r"the graph has [3-9]\d\d operations, for example of an unrolled loop, but the limit is 300"
     assert_falls_back(inverted_flow, objective, reason, x)
 
 

@@ -149,7 +149,7 @@ def log_likelihood(
 
 
 class Cascade:
-    """The stages of :func:`log_likelihood`, applied to the batches of a problem.
+    """The three estimators of :func:`log_likelihood`, applied to one batch of data after another.
 
     Args:
         problem: A model, a guide and data.
@@ -163,7 +163,7 @@ class Cascade:
         self.space: Space | None = None
 
     def open(self) -> int:
-        """Determine whether densities can be fitted to the posteriors, and return the number of data in a batch."""
+        """Check whether densities can be fitted to the posteriors, and return the number of data in a batch."""
         self.problem.check_reach()
         try:
             self.space = Space(self.problem)
@@ -241,7 +241,7 @@ class Cascade:
 
 
 def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
-    """Return the result with the variables ``estimator`` and ``reliable`` and the fraction of reliable data.
+    """Return the result with variables ``estimator`` and ``reliable``, and with an attribute ``reliable_share``.
 
     The k-hat values of all data with the same number of draws are judged together.
     """

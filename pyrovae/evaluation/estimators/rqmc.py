@@ -121,7 +121,11 @@ def rqmc(
 
 
 def _summary(log_weights: Tensor) -> dict[str, Tensor]:
-    """Return bounds, errors and diagnostics of log-weights, ``(num_replicates, num_samples / num_replicates, N)``."""
+    """Return the bounds, errors and diagnostics of each datum by name, shapes ``(N,)``.
+
+    Args:
+        log_weights: Log-weights, shape ``(num_replicates, num_samples / num_replicates, N)``.
+    """
     rounding = bounds.rounding_error(log_weights.flatten(0, 1))
     log_weights = log_weights.double()
     together = log_weights.flatten(0, 1)
@@ -176,14 +180,18 @@ def _points(num_points: int, num_data: int, dim: int) -> Tensor:
 
 
 def _own(shape: Sequence[int], fn: Any, nesting: int) -> Sequence[int]:
-    """Return the shape of a site's value without the leading dimensions that belong to enumerated sites."""
+    """Return the event dimensions of ``shape``, and the ``nesting`` batch dimensions to their left.
+
+    Dimensions further to the left belong to enumerated sites, and are left out.
+    """
     return shape[max(0, len(shape) - nesting - fn.event_dim) :]
 
 
 class _Quasi(Messenger):
-    """Pyro handler that computes the guide's draws from uniform points, shape ``(num_samples, N, D)``, site by site.
+    """Pyro handler that computes the guide's draws from uniform points, shape ``(num_samples, N, D)``.
 
-    A latent site that depends on an enumerated site uses the same points for all values of the enumerated site.
+    Each latent site uses the next unused dimensions of the points. A latent site that depends on an enumerated site
+    uses the same points for all values of the enumerated site.
     """
 
     def __init__(self, uniform: Tensor, data_dim: int, nesting: int) -> None:
@@ -204,7 +212,7 @@ class _Quasi(Messenger):
 
 
 def _quantile(name: str, fn: Any, uniform: Tensor) -> Tensor:
-    """Return the draws of ``fn`` that correspond to points in the unit cube; both have the same shape."""
+    """Map uniform points in the unit cube to draws of the distribution ``fn``, which have the same shape."""
     match fn:
         case dist.ExpandedDistribution() | torch.distributions.Independent():
             return _quantile(name, fn.base_dist, uniform)

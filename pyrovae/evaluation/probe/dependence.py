@@ -1,9 +1,10 @@
-"""The second run: a check that the log-weight of a draw and a datum depends on no other draws and no other data.
+"""The second run of a program, which checks that a log-weight depends only on its own draw and its own datum.
 
-The first run has one draw for each datum. The second run scores the draws of three of the data again, together with a
-second draw for each of them. If this run fails or its log-weights differ from those of the first run, further runs find
-the cause. If the program cannot have a dimension of draws, the evaluation runs it once for each draw. If the data plate
-has a fixed size, the program gets all data of the plate at once. Any other cause raises an error.
+The first run has one draw for each datum. The second run takes three of the data. It scores their draws of the first
+run again, together with a second draw for each datum. If this run fails or its log-weights differ from those of the
+first run, further runs find the cause. An evaluation can adapt to two causes. If the program cannot have a dimension of
+draws, the evaluation runs the program once for each draw. If the data plate has a fixed size, every run gets all data
+of the plate. Any other cause raises an error.
 """
 
 from typing import NamedTuple
@@ -42,14 +43,14 @@ class Outcome(NamedTuple):
 
 
 class Dependence:
-    """Comparisons of the first run with runs that score the same draws together with other draws or other data.
+    """Comparison of the first run with further runs, which score its draws together with other draws or data.
 
     Args:
-        trials: Runs of the programs.
+        trials: Object that runs the programs.
         alone: Inputs of the batch-normalization layers in the first run.
 
     Attributes:
-        repeats: True if the guide had the same density in all runs that were compared.
+        repeats: False if two runs of the guide have given different densities for the same draws.
     """
 
     def __init__(self, trials: Trials, alone: BatchNormInputs) -> None:
@@ -57,7 +58,7 @@ class Dependence:
         self.vectorize = trials.options["vectorize"] is not False
 
     def second_run(self, one: Reference) -> Outcome:
-        """Determine how many data and draws the program can score in one run, by scoring the first run's draws again.
+        """Score the first run's draws again, to determine how many data and draws the program can score in one run.
 
         Raises:
             ValueError: If log-weights depend on other data, or the model draws random numbers outside sample sites.
@@ -81,7 +82,7 @@ class Dependence:
         return Outcome(True, False, reason)
 
     def all_data(self, one: Reference) -> Outcome:
-        """Determine, for a program that must score all data at once, whether it can have a dimension of draws.
+        """Determine whether a program that must score all data in one run can have a dimension of draws.
 
         Raises:
             ValueError: If the model draws random numbers outside sample sites.
@@ -97,15 +98,15 @@ class Dependence:
         return Outcome(False, agrees, reason)
 
     def _check_few_data(self, one: Reference) -> None:
-        """Call ``check_other_data`` if the first run has fewer than ``FEW_DATA`` data.
+        """Call :meth:`check_other_data` if the first run has fewer than ``FEW_DATA`` data.
 
-        With so few data, the second run may miss that a log-weight depends on another datum.
+        With so few data, the second run alone may not detect that a log-weight depends on another datum.
         """
         if one.size < FEW_DATA:
             self.check_other_data(one, with_guide=self.repeats)
 
     def check_other_data(self, one: Reference, *, with_guide: bool = False) -> None:
-        """Check that the log-weights of some data do not change if copies of these data replace all other data.
+        """Check that the log-weights of data do not change if copies of these data replace the rest of the data.
 
         Args:
             one: The first run.
@@ -185,9 +186,10 @@ class Dependence:
         return next((start for start in starts if not references & set(range(start, start + few))), 1)
 
     def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
-        """Return the largest difference between the log-weights of two runs, or between their terms, nats.
+        """Return the largest difference between the log-densities of likelihood, prior and guide in two runs, nats.
 
-        The terms are the log-densities of likelihood, prior and guide. A difference within rounding errors counts as 0.
+        If a run does not have these log-densities separately, the log-weights are compared instead. A difference within
+        rounding errors counts as 0. If :attr:`repeats` is false, the density of the guide is not compared.
         """
         data = slice(None) if some is None else slice(some.start, some.stop)
         if one.densities is None or two.densities is None:  # the guide's density is not known separately
@@ -230,7 +232,7 @@ class Dependence:
         return not largest_difference(again.densities.guide, first.densities.guide)
 
     def _check_state(self, one: Reference) -> None:
-        """Check that programs with enumerated sites have the same density in two runs with the same seed.
+        """Check that two runs with the same seed give the same density, for a program with enumerated sites.
 
         Raises:
             ValueError: If the densities of the two runs differ.

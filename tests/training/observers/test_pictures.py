@@ -71,7 +71,7 @@ def test_images_that_cannot_be_drawn_are_left_out_and_logged(tmp_path: Path, cap
     x = images(4, 5)
     fit(Broken(), x, x, epochs=4, tensorboard=tmp_path, tensorboard_every=1)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
-        "there are no pictures of prior draws: KeyError: 'no draws today'"
+        "the images of prior draws are left out from now on, because drawing them raised KeyError: 'no draws today'"
     ]
     assert set(events(tmp_path).Tags()["images"]) == {"reconstructions"}
 

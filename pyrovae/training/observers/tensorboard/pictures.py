@@ -24,8 +24,8 @@ class Pictures:
     Args:
         module: Module with ``reconstruct(x, *given)`` or ``generate(n, *given)``, or both. If a method has an argument
             ``mean``, it is called with ``mean=True``.
-        first: Function that returns the first n data of a data set, for a given n. Data are images if a datum has shape
-            ``(height, width)`` or ``(1 or 3, height, width)``.
+        first: Function of n that returns the first n data of a data set. Nothing is drawn unless a datum is an image,
+            shape ``(height, width)`` or ``(1 or 3, height, width)``.
         is_held_out: True if ``first`` returns validation data. Training data are not reconstructed.
     """
 
@@ -52,13 +52,18 @@ class Pictures:
                     pictures[name] = draw()
             except Exception as error:  # any error of the module's methods
                 del self.drawers[name]
-                logger.warning("there are no pictures of %s: %s: %s", name, type(error).__name__, error)
+                logger.warning(
+                    "the images of %s are left out from now on, because drawing them raised %s: %s",
+                    name,
+                    type(error).__name__,
+                    error,
+                )
             finally:
                 restore_generators(states)
         return pictures
 
     def _reconstructions(self) -> Tensor:
-        """Return one image: rows of data, each above the row of its reconstructions."""
+        """Return one image, in which a row of reconstructions follows each row of data."""
         number = len(self.data[0])
         number -= number % _COLUMNS if number > _COLUMNS else 0
         x, *given = (tensor[:number] for tensor in self.data)
