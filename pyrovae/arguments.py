@@ -99,7 +99,7 @@ def as_tensors(name: str, data: Data) -> tuple[Tensor, ...]:
             bad = (~finite).nonzero().flatten().tolist()
             raise ValueError(
                 f"{len(bad)} of {len(tensor)} data in {name} hold NaN or infinite values, the first at index {bad[0]}. "
-                f"Remove them, or replace the values by zeros and pass a mask (pyrovae.likelihoods.Masked)."
+                f"Remove these data, or replace the values by zeros and pass a mask (pyrovae.likelihoods.Masked)."
             )
     return tensors
 

@@ -102,7 +102,7 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
         density: Normal densities of N data. The chains move in coordinates in which these densities
             are standard normal.
         start: First positions u, shape ``(num_chains, N, D)``.
-        batch_size: Largest number of gradients, over chains and data, that are computed together; by default all.
+        batch_size: Largest number of gradients, chains times data, that are computed together; by default all.
 
     Returns:
         The draws after the burn-in, with their scores.
@@ -125,7 +125,7 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
 
 
 def _density(state: State) -> tuple[Tensor, Tensor]:
-    """Return the log-density and its gradient, with zero in place of each entry of the gradient that is not finite."""
+    """Return the log-density and its gradient. Entries of the gradient that are NaN or infinite are set to zero."""
     return state.log_p, state.slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -140,7 +140,10 @@ def gradients_of_chains(dim: int) -> int:
 
 
 def fit_to_chains(visited: Visited) -> Normal:
-    """Return the normal density with the least Fisher divergence for each datum; see the docstring of this module."""
+    """Fit a normal density to the draws and scores of each datum by minimizing the Fisher divergence.
+
+    The docstring of this module has the formulas.
+    """
     v, score = visited.v.double(), visited.score.double()
     mean, mean_score = v.mean(1), score.mean(1)
     covariance = ridged(second_moment(v - mean[:, None]))
@@ -162,10 +165,10 @@ def second_moment(vectors: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def ridged(moment: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Return a second moment in whitened coordinates, shrunk towards the identity matrix.
+    """Shrink a second moment in whitened coordinates towards the identity matrix.
 
-    The second moments of draws and of scores equal the identity matrix if the posterior is standard normal in these
-    coordinates.
+    If the posterior is standard normal in these coordinates, the second moments of draws and of scores are the identity
+    matrix.
     """
     return (1 - ridge) * moment + ridge * torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
 
@@ -176,7 +179,7 @@ def symmetric(matrix: Tensor) -> Tensor:
 
 
 def _powers(matrix: Tensor, *exponents: float) -> list[Tensor]:
-    """Return the powers of symmetric positive definite matrices, one for each exponent."""
+    """Raise symmetric positive definite matrices, ``(N, D, D)``, to each exponent; return one tensor per exponent."""
     values, vectors = torch.linalg.eigh(symmetric(matrix))
     values = values.clamp_min(1e-8)
     return [(vectors * values[:, None, :] ** exponent) @ vectors.mT for exponent in exponents]

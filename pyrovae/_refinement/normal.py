@@ -1,4 +1,4 @@
-"""Full-covariance normal densities of many data, each stored as a linear map of standard normal vectors."""
+"""Normal densities with full covariance, one for each datum, stored as linear maps of standard normal vectors."""
 
 import math
 from dataclasses import dataclass
@@ -58,12 +58,12 @@ class Normal:
         return self.whiten(u).square().sum(-1)
 
     def log_prob(self, u: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
-        """Return the log-densities at u of normal or Student's t densities with the same means, but scaled widths.
+        """Return log-densities at u of normal or Student's t densities with the means and the scaled roots of ``self``.
 
         Args:
             u: Values, shape ``(S, N, D)``.
             width: Factor on all standard deviations.
-            df: Degrees of freedom of Student's t; infinity is the normal density.
+            df: Degrees of freedom of the Student's t densities; infinity, the default, gives normal densities.
 
         Returns:
             Log-densities, shape ``(S, N)``, nats.
@@ -71,7 +71,7 @@ class Normal:
         return self.log_prob_at(self.squared_distance(u), width, df)
 
     def log_prob_at(self, squared_distance: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
-        """Return the result of :meth:`log_prob`, given the squared Mahalanobis distances of u, shape ``(S, N)``."""
+        """Return the result of :meth:`log_prob` from squared Mahalanobis distances, ``(S, N)``, instead of u."""
         dim, square = self.mean.shape[-1], squared_distance / width**2
         if math.isinf(df):
             standard = -0.5 * (square + dim * LOG_2PI)
@@ -93,7 +93,7 @@ class Normal:
             shift: Shift b of the mean along the columns, shape ``(N, D)``.
 
         Returns:
-            The densities with mean m + A V b and covariance root A V diag(s), for densities with mean m and root A.
+            If ``self`` has mean m and root A: the densities with mean m + A V b and root A V diag(s).
         """
         rotated = self.root @ vectors
         return type(self)(

@@ -1,4 +1,4 @@
-"""Protocol of unnormalized posteriors on real vectors, which fitted densities approximate."""
+"""Protocol of the posteriors to which normal densities are fitted: unnormalized densities of real vectors."""
 
 from typing import Protocol, Self
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Posterior(Protocol):
-    """Unnormalized posteriors of N data, on real vectors u of length D, with a guide for each datum.
+    """Unnormalized posteriors p(x, u) of N data and guides q(u | x), for real vectors u of length D.
 
     Attributes:
         size: Number of data, N.
@@ -36,7 +36,7 @@ def value_and_gradient(posterior: Posterior, u: Tensor, batch_size: int | None =
     Args:
         posterior: Posteriors of N data.
         u: Values, shape ``(num_samples, N, D)``.
-        batch_size: Largest number of log-densities, over draws and data, that are computed together; by default all.
+        batch_size: Largest number of log-densities, draws times data, that are computed together; by default all.
 
     Returns:
         log p(x, u), shape ``(num_samples, N)``, and the gradient, shape ``(num_samples, N, D)``.

@@ -1,4 +1,4 @@
-"""Checks that a model and its guide have latent sites of the same names, base measures and masks."""
+"""Checks that the latent sites of a model and its guide agree in their names, base measures and masks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,9 +43,9 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
 
 
 def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    """Raise ValueError if the guide puts all mass of a site on a point, but the model does not.
+    """Raise ValueError if all mass of a site is on one point in the guide, but not in the model.
 
-    Points are allowed if the guide has auxiliary sites; see :func:`check_auxiliary`.
+    If the guide has auxiliary sites, the other sites may be points; see :func:`check_auxiliary`.
     """
     if any(site["infer"].get("is_auxiliary") for site in guide_sites):
         return  # an autoguide computes such points from its auxiliary site

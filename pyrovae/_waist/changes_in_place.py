@@ -1,8 +1,8 @@
 """Check for programs that change a tensor of a site in place after the site.
 
-Pyro and pyrovae compute log-probabilities after a program has finished. If the program has changed the mask, the value
-or a parameter of a site in place by then, for example by ``mask |= seen``, the log-probability is computed from the
-changed tensor.
+Pyro and pyrovae compute log-probabilities after a program has finished. If the program changes a site's mask, value or
+parameter in place after the site, for example by ``mask |= seen``, the log-probability is computed from the changed
+tensor.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,10 @@ from pyrovae._waist.sites import is_deterministic
 
 
 class ChangesInPlace(Messenger):
-    """Pyro handler that checks at the end of a run that the tensors of all sites are unchanged, if validation is on."""
+    """Pyro handler that raises an error at the end of a run if a tensor of a site was changed in place after the site.
+
+    Nothing is checked if Pyro's validation is off.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,9 +53,9 @@ class ChangesInPlace(Messenger):
         for name, what, tensor, version in self._seen:
             if tensor._version != version:
                 raise ProgramError(
-                    f"the program changes {what} of site {name!r} in place after the site, so the log-probability, "
-                    f"which is computed at the end of the run, would be that of the changed tensor. Make a new tensor: "
-                    f"mask = mask | other instead of mask |= other, or x = x.clone() before the change."
+                    f"the program changes {what} of site {name!r} in place after the site. The log-probability is "
+                    f"computed at the end of the run, so it would use the changed tensor. Make a new tensor: mask = "
+                    f"mask | other instead of mask |= other, or x = x.clone() before the change."
                 )
 
 

@@ -1,10 +1,10 @@
 """Random numbers that a program draws outside its sample sites.
 
 At given values of all sites, a program should draw no random numbers, so that its density is the same in every run.
-Dropout or ``torch.randn_like`` in a program violates this assumption. The states of the random number generators are
-therefore compared between sites. A program may also draw numbers that do not affect its density, as in
+Dropout or ``torch.randn_like`` in a program violates this assumption. To detect such draws, the states of the random
+number generators are compared between sites. Some draws do not affect the density, as in
 ``pyro.param("w", torch.randn(3))``. If torch's generator has changed, the program therefore runs again with other
-numbers in place of the drawn ones. Its density depends on the noise only if the density differs between these runs.
+numbers in place of the drawn ones. If the density is the same in all of these runs, it does not depend on the noise.
 """
 
 import random
@@ -129,7 +129,7 @@ def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor
 
 
 def differs_again(run: Callable[[], Sequence[Tensor]]) -> bool:
-    """Return whether a program's densities differ between two runs from equal states of torch's generators."""
+    """Return whether densities differ between two runs that start with torch's generators in equal states."""
     restore = _restoring()
     first = run()
     restore()

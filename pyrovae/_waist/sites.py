@@ -20,7 +20,7 @@ def sample_sites(trace: poutine.Trace) -> list[Site]:
 
 
 def is_enumerated(site: Site) -> bool:
-    """Return whether a site requests enumeration, that is, to be summed out over all of its values."""
+    """Return whether a site is latent and has ``infer={"enumerate": "parallel"}``, so that it is summed out."""
     return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
 
 
@@ -37,7 +37,10 @@ def is_factor(site: Site) -> bool:
 
 
 def factors(distribution: Any) -> Any | None:
-    """Return a distribution with event dimensions moved to the batch shape; None if its entries are dependent."""
+    """Return the distribution of the single entries of an event: event dimensions become batch dimensions.
+
+    The result is None if the entries of an event are not known to be independent.
+    """
     if distribution.event_shape == ():
         return distribution
     independent = isinstance(distribution, torch.distributions.Independent)

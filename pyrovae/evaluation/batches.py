@@ -19,7 +19,8 @@ class Batch:
         args: Arguments of the programs.
         start: Index of the first datum in the data set.
         kept: Number of data whose results are used, starting with the first datum of the batch. If the data plate has a
-            fixed size, the last batch is filled up with data that were already scored.
+            fixed size, the last batch is filled up with the first data of the data set, whose results are not used a
+            second time.
         size: Number of data in the batch.
         subsample: Indices that each subsampling plate must choose, by name of the plate.
     """

@@ -1,4 +1,4 @@
-"""The checkpoint folder of a long evaluation, from which an interrupted evaluation continues."""
+"""Checkpoint folders of evaluations. An evaluation that was interrupted continues from the rows in its folder."""
 
 import time
 import warnings
@@ -92,9 +92,10 @@ class Checkpoint:
             self.num_written = rows.done
 
     def save(self, rows: Rows, *, now: bool = False) -> None:
-        """Write the finished rows to the folder, unless the last write was a few seconds ago and ``now`` is false.
+        """Write the finished rows to the folder, at most once every few seconds.
 
-        If writing fails, the evaluation warns once and continues with the rows in memory.
+        With ``now=True``, new rows are written without this limit. If writing fails, the evaluation warns once and
+        continues with the rows in memory.
         """
         if self.folder is None or not parallel.is_first() or rows.done == self.num_written:
             return
@@ -179,7 +180,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return everything that determines the rows of an evaluation, by name, as numbers, strings and containers."""
+    """Return a dictionary with everything that determines the rows of an evaluation, in the form of :func:`_plain`."""
     found = attributes(problem)
     names = "model", "guide", "data_sha1", "parameters_sha1", "binarization", "seed", "autocast"
     versions = "pyrovae_version", "torch_version", "pyro-ppl_version"
@@ -207,7 +208,7 @@ def _proposal(problem: "Problem") -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as numbers, strings and containers of these; a tensor or array is replaced by its checksum."""
+    """Convert a value to numbers, strings, lists and dictionaries. A tensor or array becomes its checksum."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):

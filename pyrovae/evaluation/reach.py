@@ -5,8 +5,8 @@ shows this. Two searches with a few draws for each datum find such parts:
 
 1. *Moves from the guide's draws.* The guide's draws, resampled by their weights, follow the posterior inside the
    guide's support. One coordinate of each resampled draw is moved by about a standard deviation, or gets a random value
-   if it is discrete. The Metropolis algorithm would accept some of these moves. The flow of posterior mass out of the
-   guide's support is the fraction of moves that would be accepted and that lead to values outside this support.
+   if it is discrete. The Metropolis algorithm would accept some of these moves. The search measures the fraction
+   of moves that would be accepted and that lead to values outside the guide's support.
 2. *Draws from the prior*, weighted by the likelihood, find posterior mass that is far from the guide's draws.
 """
 
@@ -67,10 +67,9 @@ def check_reach(problem: "Problem") -> None:
             first = int(found.nonzero()[0])
             share = f"about {missed[first]:.0%}" if missed[first] > MISSED else "a part"
             raise ProgramError(
-                f"the guide has no density for {share} of the posterior of datum {batch.start + first}, because it "
-                f"cannot draw all values of its latent sites {list(narrow)} that have positive probability in the "
-                f"model. Estimates of log p(x) would be too low. Give these sites the support that they have in the "
-                f"model."
+                f"the guide has no density for {share} of the posterior of datum {batch.start + first}: some "
+                f"values of the latent sites {list(narrow)} are possible in the model, but not in the guide. Estimates "
+                f"of log p(x) would be too low. Give these sites the same support in guide and model."
             )
 
 
@@ -115,7 +114,10 @@ class _Search:
         return flow
 
     def far_part(self, batch: Batch) -> Tensor:
-        """Return each posterior's fraction outside the guide's support, estimated by draws from the prior, ``(n,)``."""
+        """Return the fraction of each posterior that lies outside the guide's support, shape ``(n,)``.
+
+        The fraction is estimated with draws from the prior. It is 0 if the model cannot be evaluated at these draws.
+        """
         try:
             draws = NUM_DRAWS if self.problem.vectorize else 1
             runs = [self._from_prior(batch, draws) for _ in range(1 if self.problem.vectorize else NUM_DRAWS // 4)]
@@ -126,10 +128,10 @@ class _Search:
         return torch.stack(totals).softmax(0)[1].nan_to_num(0.0).cpu()
 
     def _from_prior(self, batch: Batch, draws: int) -> Tensor:
-        """Return log-weights of draws from the prior for the posterior mass outside the guide's support.
+        """Return the log-weights of draws from the prior, shape ``(draws, n)``.
 
-        A draw z outside the guide's support has the log-weight log p(x | z). A draw inside has the log-weight -inf, so
-        that it does not count. The result has shape ``(draws, n)``.
+        A draw z outside the guide's support has the log-weight log p(x | z). A draw inside this support has the
+        log-weight -inf. The mean weight thus estimates p(x) times the posterior mass outside the guide's support.
         """
         problem, plate = self.problem, self.problem.plate
         options: Any = {"kwargs": problem.options["kwargs"], "nesting": problem.route.nesting}
@@ -161,8 +163,9 @@ def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
     Args:
         site: The site in the model.
         value: Values of the site at draws that follow the posterior, shape ``(draws, n, *rest)``.
-        drawn: Values of the site at draws of the guide, shape ``(draws, n, *rest)``. A tenth of their standard
-            deviation is a lower bound on the scale of the moves.
+        drawn: Values of the site at draws of the guide, shape ``(draws, n, *rest)``. Continuous moves scale with
+            the standard deviation of ``value``, or with a tenth of the standard deviation of ``drawn`` if this is
+            larger.
     """
     fn = site["fn"]
     if is_discrete(fn) and fn.event_dim:  # one of several classes

@@ -111,7 +111,7 @@ def report(
     if interrupted:
         attrs["interrupted"] = f"after {rows.done} of {rows.size} data"
         warnings.warn(
-            f"the evaluation was interrupted, and the result holds the {rows.done} data that were finished",
+            f"the evaluation was interrupted, and the result holds only the first {rows.done} data",
             stacklevel=find_stack_level(),
         )
     found = {name: (rows.dims[name], values) for name, values in rows.arrays(rows.done).items()}
@@ -164,7 +164,10 @@ def _batches(problem: Problem, width: int, num_rows: int) -> Iterator[Batch]:
 
 
 def _computed(problem: Problem, columns: Columns, rows: Rows, batch: Batch, seed: int) -> dict[str, np.ndarray]:
-    """Return the columns of a batch; if the batch raises an error, compute its data one by one."""
+    """Return the columns of a batch.
+
+    If the batch raises an error, its data are computed one by one. Rows of data that raise an error again are NaN.
+    """
     try:
         return _arrays(columns(batch))
     except (torch.OutOfMemoryError, MemoryError, ProgramError):

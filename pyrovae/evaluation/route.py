@@ -21,7 +21,7 @@ from pyrovae.evaluation.probe.facts import Probe
 
 @dataclass(frozen=True)
 class Drawn:
-    """Draws of a guide for the data of a batch, along a dimension to the left of the program's plates.
+    """Draws of a guide for the data of a batch. The dimension of draws is to the left of the program's plates.
 
     Attributes:
         values: Values of the latent sites by name, and the indices of subsampling plates.
@@ -72,7 +72,7 @@ class Route:
         self.nesting = probe.nesting if probe.vectorize else None
 
     def plate_of(self, batch: Batch) -> CondIndepStackFrame:
-        """Return the data plate with the number of data in a batch as its size."""
+        """Return the data plate, with its size set to the number of data in the batch."""
         return self.probe.plate._replace(size=batch.size)
 
     def run(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor] | None = None) -> Weights:
@@ -165,7 +165,10 @@ class Route:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Context manager that adds a note about runs with many draws to a RuntimeError or an error about shapes."""
+    """Context manager that explains, in a note, errors that the dimension of draws may cause.
+
+    The note is added to every RuntimeError, and to other errors whose message contains "shape".
+    """
     try:
         yield
     except Exception as error:

@@ -183,7 +183,10 @@ class _Residual(nn.Module):
 
 
 def _sizes(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, list[tuple[int, int]]]:
-    """Return the number of channels of an image, and its sizes before and after each halving, rounded up."""
+    """Return the number of channels of an image, and a list of sizes ``(height, width)``.
+
+    The list begins with the size of the image. Each layer adds half of the previous size, rounded up.
+    """
     depth, height, width = _channels(shape, channels, features)
     sizes = [(height, width)]
     for _ in channels:
@@ -206,7 +209,7 @@ def _channels(shape: Sequence[int], channels: Sequence[int], features: int) -> t
 
 
 def _image(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, int, int]:
-    """Return the number of channels of an image, and its height and width after one halving for each layer."""
+    """Return the number of channels of an image, and the height and width after each layer has halved them."""
     depth, height, width = _channels(shape, channels, features)
     halvings = len(channels)
     if height % 2**halvings or width % 2**halvings:

@@ -75,7 +75,7 @@ class FreeBits(Objective):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return minus the bound, nats summed over the data, shape ``()``, differentiable."""
+        """Return minus the bound as a differentiable tensor, summed over the data, shape ``()``, nats."""
         self._nesting(model, guide, args, kwargs)  # outside the recording of latents, which must not see the check
         of_model, of_guide = Latents(), Latents()
         weights = self._weights(of_model(model), of_guide(guide), args, kwargs)
@@ -104,7 +104,10 @@ class FreeBits(Objective):
 
 
 def _groups(divergence: Tensor, q: Site, data_dim: Any, vectorized: bool) -> Tensor:
-    """Return divergences averaged over draws, shape ``(groups, N)``; a group is a latent dimension or a whole site."""
+    """Return the divergence of each group and datum, averaged over draws, shape ``(groups, N)``.
+
+    A group is a dimension of the site, or the whole site if its prior or posterior does not factorize over dimensions.
+    """
     units = divergence.ndim - len(q["fn"].batch_shape)
     moved = divergence.movedim(data_dim - units, -1)
     return (moved.mean(0) if vectorized else moved).reshape(-1, moved.shape[-1])

@@ -1,7 +1,7 @@
-r"""MIWAE, CIWAE and PIWAE: bounds that reduce the noise in the guide's gradient of an importance-weighted bound.
+r"""MIWAE, CIWAE and PIWAE: variants of the importance-weighted bound with a less noisy gradient for the guide.
 
 More draws make the importance-weighted bound a better objective for the model, but they make the guide's gradient
-noisier. With M groups of K draws, and :math:`\mathcal{L}_K^{(m)}` the importance-weighted bound of group m,
+noisier. For M groups of K draws, let :math:`\mathcal{L}_K^{(m)}` be the importance-weighted bound of group m. Then
 
 .. math::
     \text{MIWAE} = \frac{1}{M} \sum_m \mathcal{L}_K^{(m)}, \qquad
@@ -163,7 +163,7 @@ class PIWAE(Objective):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return minus the IWAE bound, nats summed over the data, shape ``()``, with the gradient of PIWAE."""
+        """Return minus the IWAE bound, summed over the data, shape ``()``, nats. Its gradient is that of PIWAE."""
         if not torch.is_grad_enabled():
             weights = self._weights(model, guide, args, kwargs)
             return -(weights.scale * log_mean_exp(weights.log_weights)).sum()

@@ -1,4 +1,4 @@
-"""A folder with the last two checkpoints of a run, and the choice of the checkpoint from which a run continues."""
+"""Store the last two checkpoints of a run in a folder, and find the checkpoint from which the run continues."""
 
 import logging
 import pickle
@@ -42,9 +42,10 @@ class CheckpointError(OSError):
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder, files ``checkpoint-<epochs>-<steps of the next epoch>.pt``.
+    """The checkpoints of one run, stored in a folder.
 
-    As a context manager, the object locks the folder for the run.
+    The files are named ``checkpoint-<epochs>-<steps of the next epoch>.pt``. As a context manager, the object locks the
+    folder for the run.
 
     Args:
         folder: The folder, which is created if it does not exist; ``~`` is expanded.
@@ -94,7 +95,9 @@ class Checkpoints:
             ) from error
 
     def latest(self) -> dict[str, Any] | None:
-        """Return the state in the newest usable checkpoint, or None without checkpoints; rename newer, unusable files.
+        """Return the state in the newest checkpoint that can be used, or None if the folder has no checkpoints.
+
+        Newer checkpoints that cannot be used are renamed, and a warning gives the reason.
 
         Raises:
             ValueError: If the folder has checkpoints, but none can be used.
@@ -179,7 +182,7 @@ class Checkpoints:
         return state
 
     def _check(self, path: Path, content: Any) -> None:
-        """Raise ValueError if a file is of another run or incomplete; the values of its tensors are not read."""
+        """Raise ValueError if a file is incomplete or belongs to another run. The values of tensors are not read."""
         if not (isinstance(content, Mapping) and content.get("kind") == "checkpoint"):
             raise ValueError(f"{str(path)!r} is not a checkpoint of a run. Use a folder that holds only checkpoints.")
         require(path, content, "description", "versions", "state")

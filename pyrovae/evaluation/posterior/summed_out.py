@@ -28,7 +28,7 @@ class GuideDraws(Messenger):
         self.summed_out: set[str] = set()
 
     def around(self, model: Program, guide: Program) -> tuple[Program, Program]:
-        """Return the model and the guide with enumeration of the guide's sites turned off."""
+        """Return the model and the guide, both without enumeration of the guide's sites."""
         return _InModel(self)(model), self(guide)
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -37,7 +37,10 @@ class GuideDraws(Messenger):
 
 
 class _InModel(Messenger):
-    """Handler for the model. It turns off enumeration of the guide's sites, and records the other enumerated sites."""
+    """Handler for the model that turns off the enumeration of all sites that the guide has.
+
+    The names of the other enumerated sites are added to ``guide.summed_out``.
+    """
 
     def __init__(self, guide: GuideDraws) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""The gradient of an objective for any arguments of the programs; parameters are found when the programs run."""
+"""The gradient of an objective for any arguments of model and guide.
+
+The trained parameters need not be known in advance. They are recorded while model and guide run.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +32,8 @@ class CallGradients:
         products: Function that returns a context manager for the precision of matrix products.
 
     Attributes:
-        parameters: Parameters of the last call, by name.
-        seen: Parameters of all calls, by name.
+        parameters: Parameters found in the last run of model and guide, by name.
+        seen: Parameters found in all runs so far, by name.
     """
 
     is_compiled = False
@@ -65,7 +68,7 @@ class CallGradients:
         """Do nothing, because there is only one process."""
 
     def discover(self, batch: Call) -> None:
-        """Run the programs without a gradient, which reveals all of their parameters."""
+        """Run model and guide to find their parameters, without computing a gradient."""
         with poutine.trace(param_only=True) as capture, torch.no_grad(), pyro.validation_enabled(False):
             self.module.guide(*batch.args, **batch.kwargs)
             self.module.model(*batch.args, **batch.kwargs)
@@ -82,7 +85,10 @@ class CallGradients:
         return loss
 
     def _find(self, trace: Any) -> None:
-        """Store the parameters of a call by name. A parameter outside the module has the name that Pyro gives it."""
+        """Store, by name, the parameters found in a run of model and guide.
+
+        A parameter outside the module has the name that Pyro gives it.
+        """
         names = {id(tensor): name for name, tensor in self.module.named_parameters()}
         found: dict[str, Tensor] = {}
         known = set()
@@ -99,7 +105,7 @@ class CallGradients:
 
 @contextmanager
 def modules_that_run() -> Iterator[dict[int, nn.Module]]:
-    """Context manager: yield a dictionary, to which a module is added by its ``id`` when its forward method runs."""
+    """Context manager that records modules whose forward method runs, in a dictionary with their ``id`` as keys."""
     ran: dict[int, nn.Module] = {}
 
     def note(module: nn.Module, _: Any) -> None:

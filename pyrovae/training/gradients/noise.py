@@ -49,11 +49,11 @@ _ELEMENTWISE = {
 
 @dataclass(frozen=True)
 class Slice:
-    """The contiguous part of a batch whose loss one process computes.
+    """Contiguous data of a batch, for which one process computes the loss.
 
     Attributes:
-        start: Index of the first datum of the part.
-        kept: Number of data in the part.
+        start: Index of the first datum of the slice.
+        kept: Number of data in the slice.
         whole: Number of data in the batch.
     """
 
@@ -63,12 +63,12 @@ class Slice:
 
 
 class Noise:
-    """The random draws for one process's slice of a batch; see the docstring of the module.
+    """Random draws for those data of a batch that one process handles; see the docstring of the module.
 
     Attributes:
-        slice: The slice for which draws are made.
-        site: Index of the data dimension in the draws of the current site, negative. None if there is no current site,
-            or if the site lies outside the data plate.
+        slice: The contiguous data of the batch for which draws are made.
+        site: Negative index of the data dimension in the draws of the current site. None if there is no current site,
+            or if the current site lies outside the data plate.
         is_common: True if the current site lies outside the data plate.
     """
 
@@ -79,14 +79,14 @@ class Noise:
 
     @contextmanager
     def of(self, piece: Slice) -> Iterator[None]:
-        """Context manager: while it is active, make torch's random draws for a slice of the batch."""
+        """Context manager: make all random draws of torch for ``piece``, a slice of the batch."""
         self.slice = piece
         with _Drawing(self):
             yield
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Context manager for a backward pass: make the draws for the same slice as in the forward pass.
+        """Context manager for a backward pass: make random draws for the same data as in the forward pass.
 
         Activation checkpointing runs Python code a second time in the backward pass, and this code may draw random
         numbers.
@@ -95,7 +95,7 @@ class Noise:
             yield
 
     def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make the random draws of an operation of torch for the slice."""
+        """Run a random operation of torch, and return its draws for the data of this process."""
         if self.is_common or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         shape = next((getattr(arg, "shape", arg) for arg in args if isinstance(arg, Tensor | list | tuple)), ())
@@ -116,7 +116,7 @@ class Noise:
         return next((axis for axis, length in enumerate(shape) if length == kept), None)
 
     def _widened(self, arg: Any, axis: int, ndim: int) -> Any:
-        """Extend an argument of a random operation (a shape or a parameter) from the slice to the whole batch."""
+        """Extend a shape or a parameter of a random operation from the data of this process to the whole batch."""
         if isinstance(arg, list | tuple):
             return [*arg[:axis], self.slice.whole, *arg[axis + 1 :]]
         if not (isinstance(arg, Tensor) and arg.ndim == ndim and arg.shape[axis] == self.slice.kept):
