@@ -62,26 +62,28 @@ def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) 
     """Check that a schedule fits the length of the run.
 
     Raises:
-        ValueError: With ``scheduler_step="batch"``, if the schedule has fewer steps than the run. Also if the schedule
-            is a ``ReduceLROnPlateau``, because each step of this schedule needs the bound of a whole epoch.
+        ValueError: If the schedule has fewer steps than the run, or is a ``ReduceLROnPlateau``, which needs the bound of
+            an epoch, with ``scheduler_step="batch"``.
 
     Warns:
         UserWarning: If a schedule is stepped once per epoch and is longer than the run.
     """
+    is_plateau = isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    if scheduler_step == "batch" and is_plateau:
+        raise ValueError("ReduceLROnPlateau needs the bound of an epoch. Pass scheduler_step='epoch'.")
     total = getattr(schedule, "total_steps", None)
-    if scheduler_step == "batch":
-        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ValueError("ReduceLROnPlateau needs the bound of an epoch. Pass scheduler_step='epoch'.")
-        if total is not None and total < epochs * steps:
-            raise ValueError(
-                f"{type(schedule).__name__} has total_steps={total}, fewer than the {epochs * steps} steps of the run. "
-                f"Set total_steps={epochs * steps}"
-            )
-    elif total is not None and total > epochs:
+    if total is None:
+        return
+    name, needed = type(schedule).__name__, epochs * steps if scheduler_step == "batch" else epochs
+    if total < needed:
+        raise ValueError(
+            f"{name} has total_steps={total}, but scheduler_step={scheduler_step!r} makes {needed} steps in this run. "
+            f"Set total_steps={needed}"
+        )
+    if scheduler_step == "epoch" and total > needed:
         warnings.warn(
-            f"{type(schedule).__name__} has total_steps={total}, but one step per epoch makes {epochs} steps, so the "
-            f"schedule does not reach its end. Set scheduler_step='batch' and total_steps={epochs * steps}, or only "
-            f"total_steps={epochs}",
+            f"{name} has total_steps={total}, but one step per epoch makes {epochs} steps, so the schedule does not "
+            f"reach its end. Set scheduler_step='batch' and total_steps={epochs * steps}, or only total_steps={epochs}",
             stacklevel=find_stack_level(),
         )
 

@@ -256,6 +256,16 @@ class Noisy(nn.Module):
         return dist.Normal((z + torch.randn_like(z)).unsqueeze(-1), 1.0).to_event(2)
 
 
+class Converted(nn.Module):
+    def forward(self, z: Tensor) -> Any:
+        return dist.Normal((2 * z.double()).float().unsqueeze(-1), 1.0).to_event(2)
+
+
+class Rounded(nn.Module):
+    def forward(self, z: Tensor) -> Any:
+        return dist.Normal(z.long().float().unsqueeze(-1), 1.0).to_event(2)
+
+
 class NoMean(nn.Module):
     def forward(self, z: Tensor) -> Any:
         return dist.TransformedDistribution(dist.Normal(z.unsqueeze(-1), 1.0), []).to_event(2)
@@ -283,6 +293,7 @@ class NoMean(nn.Module):
             {},
             "the page cannot draw random numbers, but the mean of the likelihood does",
         ),
+        (with_likelihood(Rounded()), {}, "the page cannot convert floating-point numbers to integers or bool"),
         (with_likelihood(NoMean()), {}, "a Independent has none. Add the property mean"),
     ],
 )
@@ -290,6 +301,10 @@ def test_models_that_cannot_be_shown_are_refused(tmp_path: Path, vae: pv.VAE, op
     with pytest.raises(ValueError, match=message):
         pv.plots.explorer(vae, tmp_path / "explorer.html", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mean_may_convert_between_floating_point_dtypes(tmp_path: Path) -> None:
+    assert pv.plots.explorer(with_likelihood(Converted()), tmp_path / "explorer.html").exists()
 
 
 def test_a_prior_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -87,7 +87,12 @@ def test_a_warm_up_that_does_not_end_is_a_warning(x: Tensor, warmup: Any, reache
         (
             {"scheduler_step": "batch", "scheduler": partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=5)},
             ValueError,
-            r"OneCycleLR has total_steps=5, fewer than the 6 steps of the run\. Set total_steps=6",
+            r"OneCycleLR has total_steps=5, but scheduler_step='batch' makes 6 steps in this run\. Set total_steps=6",
+        ),
+        (
+            {"scheduler": partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=1)},
+            ValueError,
+            r"OneCycleLR has total_steps=1, but scheduler_step='epoch' makes 2 steps in this run\. Set total_steps=2",
         ),
     ],
 )

@@ -92,7 +92,8 @@ def impute(
     x, mask = data
     if not (isinstance(x, Tensor) and isinstance(mask, Tensor)) or not x.is_floating_point():
         raise TypeError(
-            f"impute takes a floating-point tensor and its mask, got {[type(part).__name__ for part in data]}"
+            f"impute takes a floating-point tensor and its mask, got {' and '.join(map(_kind, data))}. Pass "
+            f"(torch.as_tensor(x).float(), torch.as_tensor(mask))."
         )
     if x.shape != mask.shape:
         raise ValueError(
@@ -191,6 +192,10 @@ class _Moments:
             "mean": torch.where(self.observed, self.x, self.mean),
             "std": torch.where(self.observed, torch.zeros_like(self.x), deviation),
         }
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor of dtype {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _observed(sites: list[Any], name: str) -> Any:

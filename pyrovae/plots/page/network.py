@@ -311,7 +311,7 @@ class _Writer(fx.Interpreter):
         )
         return result if bias is None else self.mapped("add", (result, bias.reshape(-1, 1, 1)), value)
 
-    def write__to(self, value: Tensor, x: _Value, **_: Any) -> _Value:
+    def write__to_copy(self, value: Tensor, x: _Value, **_: Any) -> _Value:
         """Record a conversion between dtypes, which does nothing in the page.
 
         Raises:

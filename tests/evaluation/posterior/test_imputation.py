@@ -41,6 +41,14 @@ def test_a_second_tensor_that_is_not_a_mask() -> None:
         pv.evaluation.impute(*programs(cut=True), (X, torch.where(OBSERVED, X, -1.0)), 10, seed=0)
 
 
+def test_data_that_are_not_floating_point_numbers() -> None:
+    message = r"got a tensor of dtype torch\.int64 and a tensor of dtype torch\.bool\. Pass \(torch\.as_tensor\(x\)"
+    with pytest.raises(TypeError, match=message):
+        pv.evaluation.impute(*programs(cut=False), (X.long(), OBSERVED), 10, seed=0)
+    with pytest.raises(TypeError, match=r"got a ndarray and a ndarray\. Pass "):
+        pv.evaluation.impute(*programs(cut=False), (X.numpy(), OBSERVED.numpy()), 10, seed=0)
+
+
 @pytest.mark.parametrize("mask", [OBSERVED, OBSERVED.float(), OBSERVED.long()])
 def test_masks_of_several_types(mask: Tensor) -> None:
     found = pv.evaluation.impute(*programs(cut=False), (X, mask), 2000, seed=0)
