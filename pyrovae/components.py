@@ -127,10 +127,11 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
 
 
 def _initialization(public: dict[str, Any]) -> dict[str, Any]:
-    """Return the ``init_loc_fn`` of an autoguide without its argument ``values``, as a dictionary with one entry.
+    """Return an entry ``init_loc_fn`` that replaces the one in ``public``, or an empty dictionary if none is needed.
 
-    The argument holds tensors that Pyro changes in training, so they are not constants. The dictionary is empty if
-    there is no such argument.
+    An autoguide with ``init_loc_fn=init_to_value(values=...)`` stores a partial function that holds the initial values.
+    Pyro may train these tensors in place, so they are not constants. The new entry is the same partial function without
+    ``values``.
     """
     match public.get("init_loc_fn"):
         case partial(func=function, args=args, keywords={"values": _, **others}):

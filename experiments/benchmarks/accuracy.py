@@ -37,6 +37,7 @@ from torch import Tensor
 import pyrovae as pv
 from experiments._figures import figure_of
 from experiments.benchmarks import training
+from experiments.benchmarks.rounds import set_up_seconds
 from experiments.reproduce import weights
 from experiments.reproduce.papers import paper_of
 from pyrovae.plots import style
@@ -186,7 +187,10 @@ def measure(
         f"{float(reference.mcse.max()):.3f} and k-hat > 0.7 for {float((reference.pareto_k > 0.7).mean()):.0%}"
     )
     found: dict[tuple[str, float], list[tuple[float, xr.Dataset]]] = {}
-    set_up = {name: _set_up(estimate, budgets[0], x) for name, (estimate, budgets) in estimators.items()}
+    set_up = {
+        name: set_up_seconds(partial(estimate, x[:FEW], budgets[0], 0))
+        for name, (estimate, budgets) in estimators.items()
+    }
     for turn in range(options.rounds):
         for name, (estimate, budgets) in estimators.items():
             for budget in budgets:
@@ -195,16 +199,6 @@ def measure(
                 found.setdefault((name, budget), []).append((time.perf_counter() - start, result))
     rows = [_row(name, budget, set_up[name], results, reference) for (name, budget), results in found.items()]
     return told, pd.DataFrame(rows)
-
-
-def _set_up(estimate: Estimate, budget: float, x: Tensor) -> float:
-    """Return the seconds of a call on few digits, the second such call, since the first fills the compiler's cache."""
-    seconds = 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        estimate(x[:FEW], budget, 0)
-        seconds = time.perf_counter() - start
-    return seconds
 
 
 def _row(

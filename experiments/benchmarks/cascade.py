@@ -28,7 +28,7 @@ import pyrovae as pv
 from experiments import _comparison as comparison
 from experiments import published_protocol
 from experiments.benchmarks import training
-from experiments.benchmarks.rounds import spread
+from experiments.benchmarks.rounds import set_up_seconds, spread
 from pyrovae.evaluation.unconstrained.flat import FlatTarget, target_of
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.evaluation.unconstrained.target import Target
@@ -81,10 +81,7 @@ def measure(vae: Any, x: Tensor, binarization: str, compiled: bool, options: Opt
 
     evaluate: Any = partial(tools.evaluate, num_samples=options.draws_of_encoder)
     ways = {"evaluate": evaluate, "log_likelihood": tools.log_likelihood}
-    set_up = {}
-    for name, function in ways.items():
-        for _ in range(2):  # the first call fills the compiler's cache
-            set_up[name] = timed(function, x[:FEW], 0)[0]
+    set_up = {name: set_up_seconds(partial(timed, function, x[:FEW], 0)) for name, function in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results = []
     for turn in range(options.rounds):

@@ -62,8 +62,8 @@ def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) 
     """Check that a schedule fits the length of the run.
 
     Raises:
-        ValueError: If the schedule has fewer steps than the run, or is a ``ReduceLROnPlateau``, which needs the bound of
-            an epoch, with ``scheduler_step="batch"``.
+        ValueError: If the schedule has fewer steps than the run, or if a ``ReduceLROnPlateau``, which needs the bound
+            of an epoch, is stepped once per batch.
 
     Warns:
         UserWarning: If a schedule is stepped once per epoch and is longer than the run.

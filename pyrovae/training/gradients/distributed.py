@@ -200,10 +200,11 @@ def _is_sum(loss: Loss) -> bool:
 
 
 def _check_outside(loss: Bound, batch: Batch) -> None:
-    """Raise ValueError if a site lies outside the data plate, unless all processes together count the site once.
+    """Raise ValueError if a site lies outside the data plate, unless the loss of the batch contains the site once.
 
-    The processes count the site once if the loss of a slice and the loss of the whole batch are scaled to the same
-    number of data, because the weights of the slices then sum to one. An enumerated site outside the plate always
+    The loss of each slice contains the site, and the loss of the batch is a weighted sum of the losses of the slices.
+    It contains the site once if the weights sum to one. They do if the loss of a slice and the loss of the batch are
+    scaled to the same number of data, such as the size of the data set. An enumerated site outside the plate always
     raises the error, because the logarithm of a sum over the site's values cannot be split into slices.
     """
     part = _part(batch, _slices(len(batch[0]))[0])
