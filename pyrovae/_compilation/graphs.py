@@ -122,9 +122,9 @@ class Graph:
         """Compute each matrix product that depends only on parameters once, and use the result in all calls.
 
         For example, the pseudo-inputs of a VampPrior are then encoded once, and not at every call. Cheap operations on
-        the products stay in the graph, because they may expand the products to the shape of all draws. Products that
-        depend on buffers, or on the tensors in ``found``, are computed at every call, because these tensors may change
-        between calls. For example, a guide outside the graph may change them.
+        the products stay in the graph, because they may expand the products to the shape of all draws. A product that
+        depends on another tensor, such as a buffer, is computed at every call, because the values of the tensor may
+        change between calls.
         """
         graph, settled = self.module.graph, fx.Graph()
         if any(_writes(node) for node in graph.nodes):

@@ -188,9 +188,9 @@ def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
-    """Return pairs of the name of a global that the code loads, and a list of names of attributes.
+    """Return a pair ``(name, attributes)`` for each global that the code loads.
 
-    Every pair has the same list: the names of all attributes that the code loads, whatever the object.
+    ``attributes`` is the same list in every pair: the names of all attributes that the code loads, of any object.
     """
     names: dict[str, None] = {}
     attributes: dict[str, None] = {}

@@ -209,7 +209,10 @@ def _channels(shape: Sequence[int], channels: Sequence[int], features: int) -> t
 
 
 def _image(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, int, int]:
-    """Return the number of channels of an image, and the height and width after each layer has halved them."""
+    """Return three integers: the number of channels of an image, and its height and width after the last layer.
+
+    Each layer halves the height and the width.
+    """
     depth, height, width = _channels(shape, channels, features)
     halvings = len(channels)
     if height % 2**halvings or width % 2**halvings:

@@ -11,26 +11,16 @@ where the second term is the smallest number of draws that Pareto-smoothed impor
 :math:`k \ge 1`, every number of draws is too small. If the posterior is normal, and the proposal is a normal with c < 1
 times the standard deviation of the posterior, then :math:`k = 1 - c^2` in any number of dimensions.
 
-The true k of a datum is estimated by k-hat. With M weights in the tail, the standard error of k-hat is about
-:math:`s = (1 + k) / \sqrt M`, which is 0.15 for k = 0.5 and 1,000 draws (M = 95). ArviZ shrinks k-hat towards 1/2, and
-the verdicts undo this shrinkage: :math:`\tilde k = (\hat k (M + 10) - 5) / M`. The values of k for different data are
-similar, because all data share a guide. Let :math:`\mu` and :math:`\tau^2` be the mean and the variance of k over the
-data. Given :math:`\tilde k`, the k of a datum then has a normal posterior with
-
-.. math:: \text{mean } \frac{\tilde k / s^2 + \mu / \tau^2}{1 / s^2 + 1 / \tau^2}, \qquad
-    \text{variance } \frac{1}{1 / s^2 + 1 / \tau^2}.
-
-An estimate is called reliable only if this mean plus half of the posterior standard deviation is at most 0.65 and at
-most :math:`1 - 1 / \log_{10} K`. With normal proposals, the 95% intervals of reliable estimates cover log p(x) in 80%
-to 95% of cases. A threshold of 0.7 would lower the coverage to 70%, because k-hat approaches k from below. With fewer
-than 20 data, the mean of k over the data is unknown, so :math:`\tilde k` and :math:`s` replace the posterior mean and
-standard deviation of k.
+An estimate is called reliable only if its Monte Carlo error is at most the wanted precision, and the tail of its
+weights is light. The module :mod:`pyrovae.evaluation.diagnostics.tails` derives the rule for tails.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+from pyrovae.evaluation.diagnostics.tails import is_tail_light
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,8 +34,6 @@ REMEDIES = {
     ROUNDED: "evaluate in float64: module.double(), x.double(), and float64 tensors in the programs",
     FAILED: "inspect these data: their log-weights are NaN, or the programs raised an error",
 }
-THRESHOLD = 0.65  # largest k plus half its standard deviation of a reliable estimate; see the module's docstring
-FEW_DATA = 20  # with fewer data, k-hat is not shrunk towards its mean over the data
 FEW_WEIGHTS = 100  # with this number of weights or fewer, k-hat and thus the Monte Carlo error are unknown
 COARSE = 0.5  # fraction of the precision; a larger rounding error explains an mcse above the precision
 LEAST_ACCEPTANCE = 0.3  # annealed chains with a lower acceptance hardly move
@@ -106,39 +94,6 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
     at_least = 10 ** (1 / (1 - pareto_k.clip(min=0)))
     needed: xr.DataArray = np.ceil(np.maximum(by_error, at_least)).fillna(np.inf).rename("draws_needed")
     return needed
-
-
-def tail_shape(pareto_k: Any, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the posterior mean and standard deviation of each datum's tail shape k, given k-hat of all data.
-
-    Args:
-        pareto_k: k-hat of the data, of any shape. The values ``-inf`` (equal weights) and ``inf`` (too few draws) are
-            kept.
-        num_samples: Draws per datum.
-    """
-    k_hat = np.asarray(pareto_k, dtype=float)
-    tail = np.ceil(min(num_samples / 5, 3 * np.sqrt(num_samples)))
-    k = np.where(np.isfinite(k_hat), (k_hat * (tail + 10) - 5) / tail, k_hat)
-    finite = np.isfinite(k)
-    error = np.where(finite, (1 + np.maximum(np.where(finite, k, 0.0), 0.0)) / np.sqrt(tail), 0.0)
-    if finite.sum() < FEW_DATA:
-        return k, error
-    variance = error[finite].mean() ** 2
-    between = max(k[finite].var(ddof=1) - variance, 0.0)
-    share = between / (between + error**2)
-    mean = k[finite].mean()
-    return np.where(finite, mean + share * (np.where(finite, k, 0.0) - mean), k), np.sqrt(share) * error
-
-
-def is_tail_light(pareto_k: Any, num_samples: int) -> np.ndarray:
-    """Return for each datum whether the tail of its weights is light enough for ``mcse`` to be a valid error.
-
-    Args:
-        pareto_k: k-hat of the data.
-        num_samples: Draws per datum.
-    """
-    mean, deviation = tail_shape(pareto_k, num_samples)
-    return mean + deviation / 2 <= min(THRESHOLD, 1 - 1 / np.log10(num_samples))
 
 
 def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":

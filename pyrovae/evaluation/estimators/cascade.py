@@ -32,7 +32,8 @@ from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.batches import Batch
-from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, check_wanted_precision, is_tail_light
+from pyrovae.evaluation.diagnostics.tails import is_tail_light
+from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, check_wanted_precision
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
 from pyrovae.evaluation.estimators.stages import Stages, cost, scores_guide
 from pyrovae.evaluation.options import Options, SharedOptions

@@ -16,7 +16,7 @@ from pyrovae._waist.sites import Program
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
-from pyrovae.evaluation.posterior.predictive import Posterior, arranged
+from pyrovae.evaluation.posterior.draws import Posterior, arranged
 from pyrovae.evaluation.report import report
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from pyrovae._waist.summation import sum_per_datum
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
-from pyrovae.evaluation.posterior.predictive import Posterior, PosteriorDraws, arranged
+from pyrovae.evaluation.posterior.draws import Posterior, PosteriorDraws, arranged
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, check_generative, is_data
 

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from pyrovae.evaluation import diagnose, draws_needed, evaluate, log_likelihood, verdicts
-from pyrovae.evaluation.diagnostics.verdicts import tail_shape
+from pyrovae.evaluation.diagnostics.tails import tail_shape
 from tests.oracle import Oracle
 
 NAMES = ["reliable", "more draws", "proposal too narrow"]

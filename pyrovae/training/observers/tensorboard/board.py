@@ -57,7 +57,9 @@ class TensorBoard(Observer):
     """Observer that writes a run for TensorBoard.
 
     Args:
-        place: Folder of the event files, or a user's writer. A user's writer keeps earlier points, and is not closed.
+        place: Folder of the event files, or a user's writer. In a folder, points of an earlier run are hidden if they
+            belong to epochs that this run has yet to make. With a user's writer, no points are hidden, and the writer
+            is not closed.
         every: Number of epochs between two sets of histograms and images.
 
     Raises:
