@@ -30,9 +30,9 @@ Its mean then takes a few steps of gradient ascent on log p(x, u), preconditione
 
 **Safeguards.** A round draws from the updated density of each datum, and estimates the ELBO of this density from the
 same draws as :math:`\bar h` and B. A datum returns to its previous density if the ELBO is lower than before by more
-than noise can explain, or if a value or gradient is not finite. The next round then tries an update of the previous density
-at a smaller rate. If an update is kept but raises the ELBO of a datum by less than a threshold, the datum is settled:
-later rounds leave it out. A datum is reported as failed if no round had finite values and gradients.
+than noise can explain, or if a value or gradient is not finite. The next round then tries an update of the previous
+density at a smaller rate. If an update is kept but raises the ELBO of a datum by less than a threshold, the datum is
+settled: later rounds leave it out. A datum is reported as failed if no round had finite values and gradients.
 
 Source:
     *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles, 2013).
