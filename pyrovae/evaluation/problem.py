@@ -25,12 +25,12 @@ from pyrovae._waist.errors import OutsideSupportError
 from pyrovae._waist.plates import dim_of
 from pyrovae._waist.sites import Program
 from pyrovae._waist.weights import Weights
-from pyrovae.arguments import as_digest, check_whole
+from pyrovae.arguments import as_digest
 from pyrovae.data.column_names import check_column_names
 from pyrovae.evaluation.batches import Batch, batches, consecutive
 from pyrovae.evaluation.checkpoint import seed_in
 from pyrovae.evaluation.identity import LARGE, contents, unchanged
-from pyrovae.evaluation.options import DEFAULTS, Options
+from pyrovae.evaluation.options import DEFAULTS, Options, memory_of
 from pyrovae.evaluation.probe.facts import Probe
 from pyrovae.evaluation.probe.three_runs import probe
 from pyrovae.evaluation.probe.trials import Trials
@@ -40,10 +40,6 @@ from pyrovae.evaluation.reach import check_reach
 from pyrovae.evaluation.route import Drawn, Route
 from pyrovae.evaluation.sampler import Sampler
 from pyrovae.isolation import Isolation, fresh_seed, isolated, modules_of, program_device, seeded
-
-# On a CPU, larger tensors are returned to the operating system after every run, and allocating their pages again takes
-# a third of the time. On a GPU, 2**25 bytes are too few: an evaluation on an H200 took more than four times as long.
-MEMORY = {"cpu": 2**25, "cuda": 2**31}
 
 
 class Problem:
@@ -105,11 +101,7 @@ class Problem:
         self.data = ProgramData("x", x)
         check_column_names(self.data.source, modules_of(self.model, self.guide))
         self.device = program_device(model, self.guide, default=self.data.device)
-        memory = self.options["memory"]
-        self.memory = MEMORY.get(self.device.type, MEMORY["cpu"]) if memory is None else memory
-        check_whole(memory=self.memory)
-        if self.memory < 1:
-            raise ValueError(f"memory must be a positive number of bytes, got {self.memory}")
+        self.memory = memory_of(self.options, self.device)
         check_precision(self.options["precision"], self.device)
         seed = self.options["seed"]
         self.seed: int = parallel.in_first(self._new_seed) if seed is None else seed

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import pyrovae as pv
 from experiments.reproduce import foreign
-from experiments.reproduce.foreign import NAMES, Options, Trained, as_vae, leaves
+from experiments.reproduce.foreign import NAMES, Options, as_vae
+from experiments.reproduce.foreign_training import Trained, leaves
 
 LATENT, HIDDEN, EVENT = 3, 7, (8, 8)
 DIGITS = pv.data.digits("static")
