@@ -197,7 +197,7 @@ def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
 def test_torchrun_restarts_an_experiment_one_of_whose_processes_is_killed(tmp_path: Path) -> None:
     """The results are those of one uninterrupted process, and only the first process prints."""
     options: dict[str, Any] = {
-        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 8, "num_samples": 60, "test_size": 15
+        "data": "digits", "hidden": (16,), "latent": 2, "epochs": 8, "kl_warmup": 2, "num_samples": 60, "test_size": 15
     }  # fmt: skip
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if name != "hidden"]
