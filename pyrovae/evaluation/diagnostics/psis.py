@@ -1,4 +1,8 @@
-"""Pareto-smoothed importance sampling, computed by ArviZ 0.23 or ArviZ 1.x, which have different functions for it."""
+"""Pareto-smoothed importance sampling, computed for many data at once on the device of the weights.
+
+ArviZ computes the rare data that the batched fit does not cover. ArviZ 0.23 and ArviZ 1.x have different functions for
+it. The two computations agree up to rounding.
+"""
 
 import math
 import warnings
@@ -6,6 +10,8 @@ import warnings
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyrovae.evaluation.diagnostics.generalized_pareto import smooth
 
 with warnings.catch_warnings():
     # ArviZ 0.23 announces 1.0 at every import. This module supports both versions, so the warning does not apply.
@@ -39,7 +45,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         FloatingPointError: If a log-weight is NaN or +inf. A log-weight of -inf, a weight of zero, is allowed.
 
     Source:
-        *Pareto Smoothed Importance Sampling* (Vehtari, Simpson, Gelman, Yao and Gabry, 2024), implemented by ArviZ.
+        *Pareto Smoothed Importance Sampling* (Vehtari, Simpson, Gelman, Yao and Gabry, 2024).
 
     Example:
         >>> import torch, pyrovae as pv
@@ -62,28 +68,36 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
             f"log-weights of {len(bad)} data are NaN or +inf, the first at index {bad[0]}. The model has diverged: "
             f"check its parameters and the scales that its networks return."
         )
-    rows = np.array(log_weights.detach().cpu().double().numpy().T, order="C")
+    rows = log_weights.detach().double().T.contiguous()
     num_samples = rows.shape[1]
-    nothing = np.isneginf(rows).all(1)  # all weights of the datum are zero
+    zero = rows.isneginf()
+    nothing = zero.all(1)  # all weights of the datum are zero
+    lowest = rows.masked_fill(zero, math.inf).amin(1, keepdim=True)
+    rows = torch.where(zero, torch.minimum(lowest, rows.amax(1, keepdim=True) - 800.0) - 1.0, rows)
     rows[nothing] = 0.0
-    lowest = np.where(np.isneginf(rows), np.inf, rows).min(1, keepdims=True)
-    zero = np.isneginf(rows)
-    rows = np.where(zero, np.minimum(lowest, rows.max(1, keepdims=True) - 800.0) - 1.0, rows)
-    tail = math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))  # number of draws to which ArviZ fits the tail
-    below = max(0, num_samples - tail - 1)
-    largest = np.partition(rows, below, axis=1)[:, below:]
+    tail = math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))  # number of weights that the fit uses
+    largest = rows.topk(min(num_samples, tail + 1), dim=1).values
     # Weights that differ by a factor of e are unequal, even if the dtype is coarse at their magnitude.
-    rounding = np.minimum(64 * torch.finfo(log_weights.dtype).eps * np.abs(rows).max(1), 1.0)
-    flat = np.ptp(largest, axis=1) <= rounding
+    rounding = (64 * torch.finfo(log_weights.dtype).eps * rows.abs().amax(1)).clamp(max=1.0)
+    flat = largest[:, 0] - largest[:, -1] <= rounding
 
-    pareto_k = np.where(flat, -np.inf, np.inf)
+    pareto_k = torch.full_like(rows[:, 0], math.inf).masked_fill(flat, -math.inf)
     fitted = ~flat & (tail >= 5)
     if fitted.any():
-        rows[fitted], pareto_k[fitted] = _psislw(rows[fitted])  # normalized
-    rows[~fitted] -= np.logaddexp.reduce(rows[~fitted], axis=1, keepdims=True)
-    rows[zero] = -np.inf
-    pareto_k[nothing] = np.inf
-    return torch.from_numpy(rows.T), torch.from_numpy(pareto_k)
+        rows[fitted], pareto_k[fitted] = _smoothed(rows[fitted], tail)  # normalized
+    rows[~fitted] = rows[~fitted].log_softmax(1)
+    rows[zero] = -math.inf
+    pareto_k[nothing] = math.inf
+    return rows.T.cpu(), pareto_k.cpu()
+
+
+def _smoothed(rows: Tensor, tail: int) -> tuple[Tensor, Tensor]:
+    """Return smoothed log-weights and k-hat of rows of log-weights. ArviZ smooths rows with ties at the cutoff."""
+    smoothed, pareto_k, applies = smooth(rows, tail)
+    if not applies.all():
+        others = _psislw(rows[~applies].cpu().numpy())
+        smoothed[~applies], pareto_k[~applies] = (torch.from_numpy(part).to(rows) for part in others)
+    return smoothed, pareto_k
 
 
 def _psislw(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
