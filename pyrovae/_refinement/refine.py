@@ -76,7 +76,7 @@ def refine(
 
     Args:
         posterior: Posteriors of N data, with the guide.
-        members: Weight and width of each copy of the normal density in the mixture.
+        members: Weights and widths of the copies of the normal density that the mixture contains.
         score_guide: If true, the guide's density is computed at all draws; see :class:`Mixture`.
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
     """
@@ -102,10 +102,10 @@ def refine_by_chains(
 ) -> Refinement:
     """Fit the densities again, to draws of Hamiltonian chains.
 
-    The chains start at draws from the mixture of the guide with the former densities. Each datum gets a new normal
-    density, and two further densities, each fitted to one half of the draws. A datum keeps its former densities if a
-    new density is not finite, or if pilot draws from the new mixture have at most half of the former effective sample
-    size.
+    The chains start at draws from the mixture of the guide with the densities in ``found``. Each datum gets a new
+    normal density, and two further densities, each fitted to one half of the draws. A datum keeps its densities in
+    ``found`` if a new density is not finite. It also keeps them if the effective sample size of pilot draws from the
+    new mixture, divided by the number of pilot draws, is at most half of ``found.share``.
     """
     count = num_chains(posterior.dim)
     start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some draws are from the guide

@@ -23,7 +23,8 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
         if site["infer"].get("num_samples") is not None:
             raise ValueError(
                 f"latent site {site['name']!r} requests {site['infer']['num_samples']} parallel samples, which do not "
-                f"sum over all of its values. Enumerate it with infer={{'enumerate': 'parallel'}}, or sample it."
+                f"sum out the site. Use infer={{'enumerate': 'parallel'}} without num_samples, or omit both options to "
+                f"sample the site."
             )
     _check_points(model_sites, guide_sites)
     in_model = {site["name"] for site in model_sites if not (site["is_observed"] or is_enumerated(site))}
@@ -63,9 +64,10 @@ def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
 def check_auxiliary(model_sites: list[Site], guide_sites: list[Site]) -> None:
     """Check that auxiliary sites of the guide are the noise from which the guide computes its other sites.
 
-    An autoguide samples one auxiliary vector and computes every latent site from it, as a point. If the latent sites
-    are random given the vector, the vector has its own density in log q without a counterpart in the model. The mean
-    weight is then not p(x), and can be infinite.
+    An autoguide samples one auxiliary vector and computes all latent sites from this vector, as points. If a guide
+    instead samples latent sites at random given an auxiliary vector, log q contains the density of the vector in
+    addition to the densities of these sites. The model has no counterpart of the vector's density, so the mean weight
+    is not p(x), and can be infinite.
 
     Raises:
         ValueError: If the auxiliary sites and the points that are computed from them have different numbers of
@@ -126,8 +128,8 @@ def latent_masks(sites: list[Site]) -> dict[str, Any]:
 def check_masks(model_sites: list[Site], masks: Mapping[str, Any]) -> None:
     """Check that the latent sites of a model are masked as in the guide.
 
-    An entry that is masked in model and guide is left out of the weight. If an entry is masked in only one of them, its
-    density in the other has no counterpart.
+    An entry that is masked in model and guide is left out of the weight. If only one of the two programs masks an
+    entry, the density of this entry in the other program has no counterpart in the weight.
 
     Args:
         model_sites: Sites of a run of the model.

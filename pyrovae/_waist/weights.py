@@ -111,8 +111,8 @@ def importance_weights(
         values: Values that replace draws, by name. The value of a latent site has a dimension of draws; the value of a
             subsampling plate holds the indices of its data. A plate without a value chooses its data once for all
             draws.
-        depth: The same depth as ``nesting``, for runs without a dimension of draws, where ``nesting`` is ``None``. It
-            is required if ``values`` have dimensions of enumerated sites.
+        depth: Nesting depth of the program's own plates. This argument is used only if ``nesting`` is ``None``, and is
+            required only if ``values`` also have dimensions of enumerated sites.
 
     Raises:
         ValueError: If ``num_draws`` is less than 1; if model and guide disagree about their latent sites; if there is

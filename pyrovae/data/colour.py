@@ -63,7 +63,7 @@ def svhn(*, root: Root = None) -> Splits:
     Values, and the computation of bits per dimension, are as for :func:`cifar10`.
 
     Args:
-        root: Folder with ``train_32x32.mat`` and ``test_32x32.mat``, directly or in ``svhn``.
+        root: Folder with ``train_32x32.mat`` and ``test_32x32.mat``, or with a subfolder ``svhn`` that holds them.
 
     Returns:
         Splits of shape ``(N, 3, 32, 32)``, with labels 0 to 9.
@@ -141,7 +141,10 @@ class _Arrays(pickle.Unpickler):
         """
         if (module.replace("._core", ".core"), name) in _ALLOWED:
             return super().find_class(module, name)
-        raise ValueError(f"A file of CIFAR-10 requests {module}.{name}, which is not an array. Delete the file.")
+        raise ValueError(
+            f"A file of CIFAR-10 requests the Python object {module}.{name}, which the data of CIFAR-10 do not need. "
+            f"Delete the file."
+        )
 
 
 _ALLOWED = {

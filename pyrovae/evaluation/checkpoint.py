@@ -48,7 +48,7 @@ def seed_in(folder: str | Path) -> int:
 
 
 class Checkpoint:
-    """The finished rows of an evaluation, stored in a folder from which a repeated call continues.
+    """The finished rows of an evaluation, stored in a folder. A repeated call continues after these rows.
 
     This context manager locks the folder for one evaluation.
 

@@ -26,7 +26,7 @@ class Drawn:
     Attributes:
         values: Values of the latent sites by name, and the indices of subsampling plates.
         log_q: Log-density of the guide, shape ``(num_draws, n)``, nats.
-        dims: For each latent site, the dimension of its value that runs over draws, counted from the right.
+        dims: Dimension of the draws in the value of each latent site, counted from the right, by name of the site.
         masks: For each run of the guide, the masks of its masked latent sites by name. ``None`` if the guide is fitted
             to each datum, because such a guide has no masked sites.
         log_joint: log p(x, z) at the draws, shape ``(num_draws, n)``, nats, or ``None`` if it was not computed.

@@ -125,8 +125,9 @@ def check_draws(num_samples: int) -> None:
 def _even(total: int, most: int) -> int:
     """Return a chunk size of at most ``most`` for ``total`` draws.
 
-    All chunks have the same size if the draws can be divided evenly into fewer than twice as many chunks as necessary.
-    Otherwise the number of chunks is the smallest possible, and the last chunk is smaller than the others.
+    Let n be the smallest possible number of chunks. If one of the numbers n, ..., 2 n - 1 divides ``total``, the
+    smallest of these divisors is the number of chunks, and all chunks have the same size. Otherwise there are n chunks,
+    and the last chunk is smaller than the others.
     """
     fewest = math.ceil(total / most)
     number = next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)

@@ -21,7 +21,8 @@ class SemiSupervisedVAE(DescribedModel):
 
     Train it with ``objective=TraceEnum_ELBO(max_plate_nesting=1)``, which averages over an unknown label under q(y |
     x). Evaluations sum the label out exactly: they estimate log p(x) of a datum without a label, and log p(x, y) of a
-    datum with a label. The ``elbo`` of an evaluation is therefore at least the bound that TraceEnum_ELBO trains.
+    datum with a label. The ``elbo`` of an evaluation is therefore at least as high as the bound that TraceEnum_ELBO
+    maximizes.
 
     The sites are ``"y"``, the unknown label, which guide and model enumerate for every datum; ``"label"``, the known
     label; ``"z"``; and ``"x"``. If the label is known, ``"y"`` is the first class with probability 1 and has no effect.

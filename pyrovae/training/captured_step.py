@@ -89,7 +89,7 @@ def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 @contextmanager
 def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Context manager: mark an optimizer as capturable, because otherwise a fused optimizer refuses to be captured."""
+    """Context manager: mark an optimizer as capturable, because otherwise torch raises an error during the capture."""
     before = [group["capturable"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["capturable"] = True

@@ -1,4 +1,7 @@
-"""``save`` and ``load``, which write the tensors of a module to a file, and read them into a similar module."""
+"""The functions ``save`` and ``load`` for the tensors of a module.
+
+``save`` writes the tensors to a file, and ``load`` reads them into a module that is built in the same way.
+"""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,9 +67,9 @@ def save(module: nn.Module, path: str | Path) -> None:
 def load(path: str | Path, into: Module) -> Module:
     """Copy parameters and buffers into a module from a file of :func:`save` or from a checkpoint of a run.
 
-    The file holds no code, so build the module with your own code as it was built when the file was written. The
-    parameters of ``pyro.param`` in the file are put into Pyro's store. From a checkpoint, the module
-    gets the best weights so far if the run had validation data, and otherwise the last weights.
+    The file holds no code. Build ``into`` with your own code, in the same way as the module in the file was built. The
+    parameters of ``pyro.param`` in the file are put into Pyro's store. From a checkpoint, the module gets the best
+    weights so far if the run had validation data, and otherwise the last weights.
 
     The description of the module in the file is compared with ``into`` before the tensors are read. The tensors occupy
     at most as much memory as the file has bytes.
@@ -81,8 +84,8 @@ def load(path: str | Path, into: Module) -> Module:
     Raises:
         OSError: If the file does not exist or cannot be read.
         ValueError: If the file is of another kind, damaged or incomplete, or holds objects other than tensors and plain
-            values; if the module is built in another way; or if Pyro's store has a parameter of the same name with
-            another shape or constraint. The module and the store are then unchanged.
+            values; if ``into`` is built in another way than the module in the file; or if Pyro's store has a parameter
+            of the same name with another shape or constraint. The module and the store are then unchanged.
 
     Example:
         >>> import tempfile, pathlib, torch, pyrovae as pv
@@ -127,7 +130,10 @@ def _check(path: Path, content: Any, into: nn.Module) -> None:
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], into: nn.Module) -> None:
-    """Raise ValueError if a file is damaged: its description fits a module, but its tensors do not."""
+    """Raise ValueError if the tensors in a file do not fit a module, although the description in the file fits it.
+
+    Such a file is damaged.
+    """
     parameters = {name: of_tensor(tensor) for name, tensor in into.named_parameters()}
     buffers = dict(into.named_buffers())  # training may change their shapes
     found = {
@@ -141,7 +147,8 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], into: nn.Module) -> N
         )
     if wrong := differences(parameters | dict.fromkeys(buffers, "a buffer"), found):
         raise ValueError(
-            f"{str(path)!r} does not fit its description: {first_of(wrong)}. Use another copy of the file."
+            f"the tensors in {str(path)!r} do not match the description of the module in this file: {first_of(wrong)}. "
+            f"Use another copy of the file."
         )
 
 
@@ -164,8 +171,8 @@ def _stored(content: dict[str, Any]) -> dict[str, Any]:
     constraints = content.get("constraints", {})
     if missing := [name for name in names if name.removeprefix(STORED) not in constraints]:
         raise ValueError(
-            f"the checkpoint holds {missing[0]!r} without its constraint, so it cannot be loaded. Continue the "
-            f"run with fit(..., checkpoint=) instead."
+            f"the checkpoint holds the parameter {missing[0]!r} without its constraint, so load cannot use this "
+            f"checkpoint. Continue the run with fit(..., checkpoint=) instead."
         )
     return {
         (key := name.removeprefix(STORED)): {"value": tensors[name], "constraint": constraints[key]} for name in names

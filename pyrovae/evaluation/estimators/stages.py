@@ -111,9 +111,14 @@ def cost(temperatures: int) -> int:
 
 
 def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return estimates of log p(x) that account for the stratification of the draws, and their standard errors, nats.
+    """Return estimates of log p(x) and their standard errors, nats.
 
-    Estimate and error are NaN for data without a finite estimate in ``found``, which ignores the stratification.
+    The errors account for the stratification of the draws.
+
+    Args:
+        drawn: Draws from the mixtures.
+        found: Statistics of the same draws, computed as if the draws were not stratified. If the estimate of log p(x)
+            in ``found`` is not finite for a datum, the returned estimate and error of this datum are NaN.
     """
     estimate, mcse = drawn.double().log_likelihood()
     rounding = bounds.rounding_error(drawn.log_weights)

@@ -1,11 +1,13 @@
 """Facts about a program, found by three runs on a few data before an evaluation begins.
 
-1. Guide and model run with validation for one draw of some data. The run finds the plates. It checks that model and
-   guide have the same latent sites, and that the data lie in the support of the likelihood.
-2. Guide and model run on only three of these data, with two draws. The first draw is that of the first run. Its
-   log-weights must not change, because a log-weight may depend neither on other draws nor on other data.
-3. Guide and model run on three data with eleven draws. The bytes of all tensors that they create determine the size of
-   batches.
+1. Guide and model run on some of the data, with one draw for each datum and with Pyro's validation. The run finds the
+   plates. It checks that model and guide have the same latent sites, and that the data lie in the support of the
+   likelihood.
+2. Guide and model run on only three of these data, with two draws for each datum. The first of the two draws is the
+   datum's draw in the first run. The log-weight of this draw must not change, because a log-weight may depend neither
+   on other draws nor on other data.
+3. Guide and model run on three data, with eleven draws for each datum. The bytes of all tensors that they create
+   determine the size of batches.
 
 In the second and third run, the density of the model must not depend on random numbers drawn outside sample sites.
 

@@ -14,8 +14,8 @@ LEAST_CALLS = 20  # between two comparisons, because a comparison takes as long 
 class Comparison:
     """The comparison of a compiled loss with the loss of an eager run on the same batch with the same noise.
 
-    A compiled graph keeps the numbers that Python code computed, and the branches that it took, when the programs were
-    recorded. If such a number or branch changes later, the graph no longer computes the loss of the programs.
+    While the programs are recorded as a graph, their Python code computes numbers and takes branches. The graph keeps
+    these numbers and branches. If one of them changes later, the graph no longer computes the loss of the programs.
 
     Args:
         parameters: Parameters that receive gradients.
