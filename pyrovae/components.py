@@ -1,6 +1,6 @@
 """Repr of a component, which shows its constructor arguments, and :func:`describe`, which returns its constants.
 
-Constants are the public attributes of a module, and those of its buffers that are not in the state dict.
+The constants of a module are its public attributes, and its buffers that are not in the state dict.
 """
 
 import inspect

@@ -48,9 +48,9 @@ def score(site: Site, *, strict: bool = False) -> Tensor:
 def masked_score(site: Site) -> Tensor:
     """Return the log-probability of a site with the site's mask applied, in the site's batch shape, nats.
 
-    A masked site that is enumerated, and therefore summed out, keeps its log-probability, as in
-    :class:`pyro.infer.TraceEnum_ELBO`. The probabilities of the site's values sum to one, and unmasked sites that
-    depend on the site need these probabilities.
+    The mask of an enumerated site, which is summed out, is ignored, as in :class:`pyro.infer.TraceEnum_ELBO`. Unmasked
+    sites that depend on the enumerated site need the probabilities of its values. If no other site depends on it, the
+    enumerated site contributes nothing, because its probabilities sum to one.
     """
     if is_enumerated(site) and "_enumerate_dim" in site["infer"]:
         return score({**site, "fn": _without_mask(site["fn"])})

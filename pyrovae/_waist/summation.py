@@ -104,10 +104,10 @@ class _Plates:
             self._tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), self.symbols | enumerated))
 
     def enumerated(self, site: Site) -> dict[int, str]:
-        """Return, by dimension, the symbols of the enumerated sites on which the log-probability of a site depends.
+        """Return a symbol for each enumerated site on which the log-probability of ``site`` depends, by dimension.
 
-        A symbol represents an enumerated site in Pyro's tensor contraction. The dimension is the one along which the
-        log-probability holds the values of the enumerated site.
+        The symbol represents the enumerated site in Pyro's tensor contraction. Its key is the dimension of the
+        log-probability that runs over the values of the enumerated site.
         """
         ids = site["infer"].get("_dim_to_id", {})  # missing in a run without enumeration
         return {dim: get_symbol(len(self.symbols) + ids[dim]) for dim in ids}

@@ -144,7 +144,8 @@ def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, An
 def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield the variables of a function's closure, its default values and its globals, each with its name.
 
-    A global that is a module is replaced by those of its attributes that the code names.
+    If a global is a module, the attributes of the module that the code names are yielded in its place. Modules of
+    pyrovae, the standard library and installed packages are left out.
     """
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:

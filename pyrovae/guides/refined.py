@@ -172,7 +172,11 @@ class Refined:
 
 
 class _Scored(dist.TorchDistribution):
-    """A distribution that holds the log-density of draws that were made elsewhere; its own draws are zeros."""
+    """Distribution with a given log-density, whose samples are zeros.
+
+    The guide draws the latents from the mixture before it samples its sites, so its latent sites are points. The site
+    ``_refined`` has this distribution, which adds the log-density of the latents to the run.
+    """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch's distributions declare it in the same way
     support = dist.constraints.real

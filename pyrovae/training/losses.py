@@ -133,10 +133,10 @@ class Bound:
         return facts.is_finite
 
     def _check_summed_out(self, facts: Facts) -> None:
-        """Raise ValueError if the model enumerates a site that the guide lacks, but the objective does not sum it out.
+        """Check that the objective sums out a site that the model enumerates and the guide does not have.
 
         Raises:
-            ValueError: If the objective would draw a site that only the model has and enumerates.
+            ValueError: If the objective would draw such a site.
         """
         inner = getattr(self.objective, "objective", self.objective)  # BetaELBO holds another objective
         if facts.summed_out is not None and isinstance(inner, OF_DRAWS):
@@ -174,7 +174,7 @@ class Bound:
             return float(_first(self.objective.loss(self.model, self.guide, *batch)))
 
     def data_count(self, batch: Batch) -> float:
-        """Return n if the loss is scaled to a sum over n data. The programs run once for each new batch size."""
+        """Return the number of data to which the loss is scaled. The programs run once for each new batch size."""
         if len(batch[0]) not in self.counts:
             with isolated(*self.programs, seed=0):
                 self._inspect(batch)

@@ -172,7 +172,7 @@ def _check_reference(reference: "xr.Dataset", attrs: dict[str, Any], size: int) 
             continue  # results of earlier versions lack the attribute
         if reference.attrs.get(attribute) != attrs[attribute]:
             raise ValueError(
-                f"the reference is a result for {what}: it records {reference.attrs.get(attribute)}, but these "
-                f"arguments have {attrs[attribute]}. Compute a reference from the same model, guide and x: "
-                f"reference=pyrovae.evaluation.ais(model, guide, x)."
+                f"the reference is a result for {what}: the reference records {reference.attrs.get(attribute)}, but "
+                f"model, guide and x of this call give {attrs[attribute]}. Compute a reference from the same model, "
+                f"guide and x: reference=pyrovae.evaluation.ais(model, guide, x)."
             )

@@ -101,8 +101,8 @@ def kl_per_dimension(
 def collapsed_units(divergences: "xr.Dataset", *, epsilon: float = 0.01, delta: float = 0.01) -> "xr.Dataset":
     r"""Find collapsed latent units, whose KL divergence is close to zero for nearly all data.
 
-    A unit is collapsed if the KL divergence of its posterior from its prior satisfies
-    :math:`P_x[\mathrm{KL} < \epsilon] \ge 1 - \delta`, where :math:`P_x` is a fraction of the data.
+    A unit is collapsed if the KL divergence of its posterior from its prior is below :math:`\epsilon` for a fraction of
+    at least :math:`1 - \delta` of the data.
 
     Args:
         divergences: Result of :func:`kl_per_dimension`, nats.
@@ -286,7 +286,7 @@ def _by_datum(problem: Problem, site: Site, values: Tensor, *, flat: bool = True
 
 
 def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> tuple[Tensor, Tensor]:
-    """Return log-densities of the aggregate posterior at points, and those of its marginals, nats.
+    """Return the log-densities of the aggregate posterior, and of its marginals, at given points, nats.
 
     The first tensor has shape ``(points,)``. The second tensor, shape ``(points, units)``, holds the marginal
     log-density of each latent dimension (unit). If ``units`` is false, no marginals are computed, and the second tensor
@@ -316,8 +316,9 @@ def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> t
 def _mixture(problem: Problem, in_all: list[Tensor], in_units: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Average the guide's densities over the data, and return the logarithms of the averages.
 
-    ``in_all`` holds one tensor of log-densities for each run of the guide; the runs of a batch are consecutive.
-    ``in_units`` holds the same for each latent dimension (unit), or is empty.
+    ``in_all`` holds one tensor of log-densities for each run of the guide, shape ``(num_draws, n)``. If the guide runs
+    several times on a batch, the tensors of these runs follow each other. ``in_units`` holds the log-densities of each
+    latent dimension (unit), shape ``(num_draws, n, units)``, or is empty.
     """
     per_batch = len(in_all) // sum(1 for _ in problem.batches(64))
 

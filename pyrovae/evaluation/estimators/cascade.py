@@ -15,9 +15,9 @@ select the data for which the guide is a good proposal, and few of their estimat
 stage, the mean is lowered by a fraction of the reported errors.
 
 An estimate is reliable if three conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
-its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No other
-estimate of the same datum is higher by more than the errors of both allow. All estimates are lower bounds in
-expectation, so a larger estimate from another proposal indicates a missed mode.
+its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No
+earlier estimate of the same datum is higher by several standard errors of the difference. All estimates are lower
+bounds in expectation, so a larger estimate from another proposal indicates a missed mode.
 """
 
 from typing import TYPE_CHECKING, Any, Unpack

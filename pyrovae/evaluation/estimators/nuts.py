@@ -82,8 +82,8 @@ def nuts(
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
         ValueError: For the reasons listed at :func:`evaluate`; if there are too few draws to fit a normal density, or
-            chains do not move; or if a latent site is discrete, masked or an angle, or its posterior is otherwise not a
-            density of real vectors.
+            chains do not move; or if the posterior is not a density of real vectors, for example because a latent site
+            is discrete, masked or an angle.
         FloatingPointError: If a log-density is NaN or infinite.
 
     Source:
@@ -206,8 +206,8 @@ def _bridge(target: Target, draws: Tensor, affordable: int) -> tuple[Tensor, Ten
     tril, failed = torch.linalg.cholesky_ex(covariance)
     if failed.any():
         raise ValueError(
-            f"the chains of {int((failed > 0).sum())} of {target.size} data did not move in all dimensions, so a "
-            f"normal density cannot be fitted to their draws. Raise warmup_steps and num_samples."
+            f"the chains of {int((failed > 0).sum())} of {target.size} data did not move, or moved in too few "
+            f"directions for the fit of a normal density. Increase warmup_steps and num_samples."
         )
     normal = MultivariateNormal(sample.mean(0), scale_tril=tril)
     width = max(1, affordable // target.size)

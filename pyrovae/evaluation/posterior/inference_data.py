@@ -73,8 +73,8 @@ def to_inference_data(
         log_likelihood: If true, the group ``log_likelihood`` holds log p(x_n | z) at the draws, nats. Do not pass this
             group to ``arviz.loo`` or ``arviz.compare``: each datum has its own latents, which were drawn given the
             datum, so these functions rank models incorrectly. Compare models by :func:`compare`.
-        **options: Keyword arguments of :class:`Options`. The option ``memory`` does not bound the result, which holds
-            as many replicates of all data as there are posterior draws per datum.
+        **options: Keyword arguments of :class:`Options`. The result holds a replicate of every datum for each
+            of its posterior draws, and the option ``memory`` does not limit the size of the result.
 
     Returns:
         An ``arviz.InferenceData`` (ArviZ 0.23) or an ``xarray.DataTree`` (ArviZ 1.x) with one chain and the groups
@@ -220,8 +220,8 @@ class _Groups:
         for site, given in dims.items():
             if len(given) != len(of_sites.get(site, ())):
                 raise ValueError(
-                    f"dims names {list(given)} for site {site!r}, but the dimensions of the "
-                    f"sites after chain, draw and datum are {of_sites}. Give one name for each dimension."
+                    f"dims holds the names {list(given)} for site {site!r}, but the sites have these dimensions in "
+                    f"addition to chain, draw and datum: {of_sites}. Give one name for each dimension of the site."
                 )
         variables: dict[str, dict[str, Any]] = {}
         for key, column in table.items():

@@ -37,9 +37,9 @@ class GuideDraws(Messenger):
 
 
 class _InModel(Messenger):
-    """Handler for the model that turns off the enumeration of all sites that the guide has.
+    """Handler for the model that turns off the enumeration of the sites that the guide also has.
 
-    The names of the other enumerated sites are added to ``guide.summed_out``.
+    The names of the other enumerated sites are added to the attribute ``summed_out`` of the guide's handler.
     """
 
     def __init__(self, guide: GuideDraws) -> None:

@@ -20,10 +20,11 @@ ROWS = 640  # pairs in a graph; matrix products of this size are as fast per row
 
 
 class FlatTarget(Target):
-    """A target that computes log p(x, u) and its gradient by compiled graphs with a fixed number of rows.
+    """A target that computes log p(x, u) and its gradient by compiled graphs.
 
-    Each row is a pair of a datum and a vector u. A call with fewer pairs than half of the rows runs without
-    compilation. The guide and the intermediate densities of annealing are never compiled.
+    A graph computes a fixed number of rows, and each row is a pair of a datum and a vector u. A call with fewer pairs
+    than half of this number runs without compilation. The guide and the intermediate densities of annealing are never
+    compiled.
 
     Args:
         space: The map to real vectors.
@@ -64,11 +65,11 @@ class FlatTarget(Target):
         return 2 * len(u) * self.size < self.rows
 
     def _in_parts(self, u: Tensor, *, with_gradient: bool) -> list[list[Tensor]]:
-        """Return log p(x, u) of all pairs of a datum and a vector u, and its gradient if requested.
+        """Compute log p(x, u) of all pairs of a datum and a vector u in chunks, with its gradient if requested.
 
         Returns:
-            The results of the chunks, in order. The result of a chunk of n pairs is a list. It holds log p(x, u), shape
-            ``(n,)``, nats, and, if requested, the gradient, shape ``(n, D)``.
+            One list for each chunk, in order. The list of a chunk of n pairs holds log p(x, u), shape ``(n,)``, nats,
+            and, if requested, its gradient, shape ``(n, D)``.
         """
         pairs, found = u.flatten(0, 1), list[list[Tensor]]()
         datum = torch.arange(len(pairs), device=u.device) % self.size

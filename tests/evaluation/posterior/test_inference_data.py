@@ -202,9 +202,9 @@ def test_the_seed_decides_and_nothing_changes(vae: pv.VAE, x: Tensor) -> None:
         ({"num_samples": 0}, "must be at least 1, got num_samples=0 and num_draws=5"),
         (
             {"dims": {"z": ["a", "b"]}},
-            r"dims names \['a', 'b'\] for site 'z', but .*'z': \['z_dim_0'\].*one name for each",
+            r"dims holds the names \['a', 'b'\] for site 'z', but .*'z': \['z_dim_0'\].*one name for each",
         ),
-        ({"dims": {"latent": ["a"]}}, r"dims names \['a'\] for site 'latent'"),
+        ({"dims": {"latent": ["a"]}}, r"dims holds the names \['a'\] for site 'latent'"),
     ],
 )
 def test_bad_arguments(vae: pv.VAE, x: Tensor, options: dict[str, object], message: str) -> None:
