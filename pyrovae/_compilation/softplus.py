@@ -47,9 +47,9 @@ def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Any:
 def cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None, reduction: int = 1
 ) -> Any:
-    """Replace ``aten.binary_cross_entropy_with_logits`` for float32 on a CPU without weights or reduction.
+    """Replace ``aten.binary_cross_entropy_with_logits`` for float32 logits on a CPU.
 
-    In all other cases, return NotImplemented.
+    Return NotImplemented in all other cases, and if weights or a reduction of the losses are requested.
     """
     if not _by_log1p(logits) or weight is not None or pos_weight is not None or reduction != 0:
         return NotImplemented

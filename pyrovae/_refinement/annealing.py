@@ -129,7 +129,11 @@ class Annealing:
         return transition(state, self._state, lambda at: (at.value(beta), at.slope(beta)), step, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Tune the step sizes with pilot chains, and return those of all data, shape ``(N,)``, for each temperature."""
+        """Tune the step sizes with pilot chains.
+
+        Returns:
+            A tensor for each transition: the step size of each datum, shape ``(N,)``.
+        """
         state = self._start(PILOT_CHAINS)
         step, steps = state.log_p.new_full((self.posterior.size,), self.posterior.dim**-0.25), []
         for t in (*[1] * WARM_UP, *range(1, len(self.betas) - 1)):

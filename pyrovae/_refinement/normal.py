@@ -58,7 +58,10 @@ class Normal:
         return self.whiten(u).square().sum(-1)
 
     def log_prob(self, u: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
-        """Return log-densities at u of normal or Student's t densities with the means and the scaled roots of ``self``.
+        """Return the log-density of each datum at u.
+
+        The densities are normal or Student's t densities with the means of ``self``, and with the roots of ``self``
+        multiplied by ``width``.
 
         Args:
             u: Values, shape ``(S, N, D)``.
@@ -71,7 +74,7 @@ class Normal:
         return self.log_prob_at(self.squared_distance(u), width, df)
 
     def log_prob_at(self, squared_distance: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
-        """Return the result of :meth:`log_prob` from squared Mahalanobis distances, ``(S, N)``, instead of u."""
+        """Return the result of :meth:`log_prob` for given squared Mahalanobis distances of u, shape ``(S, N)``."""
         dim, square = self.mean.shape[-1], squared_distance / width**2
         if math.isinf(df):
             standard = -0.5 * (square + dim * LOG_2PI)
@@ -118,7 +121,7 @@ class Normal:
         return ((u - self.mean).movedim(0, 1) @ self.inverse_root.mT).movedim(1, 0)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the densities of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
+        """Return the densities of ``self`` where ``condition``, shape ``(N,)``, is true, else those of ``other``."""
         matrix = condition[:, None, None]
         return type(self)(
             torch.where(condition[:, None], self.mean, other.mean),

@@ -19,9 +19,10 @@ def scores_slowly(distribution: Any) -> bool:
 
 
 def _names(transform: Any) -> list[str]:
-    """Return the class names of a transform and its parts.
+    """Return the class name of a transform and, if it consists of several transforms, also their class names.
 
-    The parts of an inverse transform are left out, because the inverse of a slow transform scores given values fast.
+    For the inverse of a transform, the class name of the inverted transform is left out: if a transform scores given
+    values slowly, its inverse scores them fast.
     """
     parts = getattr(transform, "transforms", None) or getattr(transform, "parts", None)
     return [type(transform).__name__] + [name for part in parts or () for name in _names(part)]

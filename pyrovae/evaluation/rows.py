@@ -68,8 +68,8 @@ class Rows:
         zero = np.flatnonzero(np.isneginf(values).all(1))
         if len(zero):
             warnings.warn(
-                f"all draws of data {_listed(zero)} have weight zero, {len(zero)} of {self.done} data, so their log "
-                f"p(x) is estimated as -inf. Make more draws, or use a guide that covers the posterior of these data.",
+                f"all draws of data {_listed(zero)} ({len(zero)} of {self.done}) have weight zero, so their log p(x) "
+                f"is estimated as -inf. Make more draws, or use a guide that covers the posterior of these data.",
                 stacklevel=find_stack_level(),
             )
 

@@ -193,8 +193,8 @@ class Weighing:
         """
         if weights.densities is None:
             raise ValueError(
-                f"{type(self).__name__} needs the densities of model and guide separately, but enumerated sites are "
-                f"summed out of their ratio. Train with IWAE, or with TraceEnum_ELBO."
+                f"{type(self).__name__} needs the densities p(x | z), p(z) and q(z | x) separately, but a sum over the "
+                f"values of an enumerated site gives only the log-weight. Train with IWAE, or with TraceEnum_ELBO."
             )
         return weights.densities
 

@@ -43,7 +43,7 @@ class MMD(Objective):
     :math:`\lambda = \alpha + \lambda_\text{InfoVAE} - 1`. The estimate of the squared maximum mean discrepancy (MMD) is
     unbiased for independently drawn data, and can be negative. All latent sites of a datum form a single vector, so a
     hierarchy is compared as a whole. The draws from the prior come from a run of the model. Annealing (``kl_warmup``)
-    multiplies the KL term and the MMD.
+    multiplies the KL term and the MMD by the same factor.
 
     Args:
         weight: Weight of the discrepancy, :math:`\lambda`, at least 0.

@@ -145,7 +145,7 @@ def _is_inside(site: Site, plate: str) -> bool:
 
 
 def _own_scale(site: Site, within: str = "") -> float | None:
-    """Return the scale of :func:`_without_plates` as a number, or None if this scale differs between data."""
+    """Return the scale that :func:`_without_plates` computes as a number, or None if it has more than one entry."""
     scale = _without_plates(site, within)
     return scale.item() if scale.numel() == 1 else None
 

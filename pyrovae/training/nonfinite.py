@@ -2,8 +2,11 @@
 
 A run checks the sum of an epoch's losses once, at the end of the epoch. If the sum or a parameter is not finite, the
 run returns to a state that it has kept in memory, repeats the steps with the same noise, and checks each step. The
-error thus names the first step that failed. If there are validation data, the module then has its best weights.
-Otherwise, it has its state before that step or, if only a parameter is not finite, after that step.
+error therefore names the first step that failed.
+
+With validation data, the module has its best weights after the error. Without validation data, the module has the
+state from before the failed step, or from after this step if the loss and the gradients are finite and only an updated
+parameter is not.
 """
 
 from collections.abc import Iterable, Mapping

@@ -168,7 +168,7 @@ def generator_states() -> dict[str, Any]:
 def restore_generators(states: dict[str, Any]) -> None:
     """Restore states that :func:`generator_states` returned.
 
-    The CUDA states are restored only if there is one for each device.
+    The states of the CUDA generators are restored only if their number equals the number of CUDA devices.
     """
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count():

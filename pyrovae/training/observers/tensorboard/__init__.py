@@ -1,4 +1,4 @@
-"""Output for TensorBoard. This folder can be deleted together with its import in ``fit``."""
+"""Observer that writes event files for TensorBoard. In pyrovae, only ``fit`` uses it."""
 
 from pyrovae.training.observers.tensorboard.board import TensorBoard, Writer
 
