@@ -176,10 +176,10 @@ def compiled_or_none(
         fixed: See :class:`Graph`.
         varying: See :class:`Graph`.
         modules: See :class:`Graph`.
-        caller: Name of the caller, with which the message begins.
-        frozen: If true, parameters must not change, because matrix products that depend only on parameters are computed
-            once.
-        tell: Function that gets the message if the function cannot be compiled; by default :func:`warn`.
+        caller: First word of the message, such as ``"evaluation"``, if ``function`` cannot be compiled.
+        frozen: If true, matrix products that depend only on parameters are computed once, so the parameters must not
+            change afterwards.
+        tell: Function that is called with this message; by default :func:`warn_caller`.
     """
     try:
         graph = Graph(function, fixed, varying, modules)

@@ -113,7 +113,11 @@ def _window_sums(log_weights: Tensor, k: int) -> Tensor:
 
 
 def _by_doubling(add: Callable[[Tensor, Tensor], Tensor], rows: Tensor, k: int) -> Tensor:
-    """Return the sums over all cyclic windows of k neighbours, composed of the sums over 1, 2, 4, ... neighbours."""
+    """Return the sums over all cyclic windows of k neighbours.
+
+    Sums over 1, 2, 4, ... neighbours are computed by doubling. The sums that correspond to ones in the binary form of k
+    are added.
+    """
     power, covered, sums = rows, 0, None
     for bit in range(k.bit_length()):
         if bit > 0:

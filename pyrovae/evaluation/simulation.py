@@ -125,7 +125,7 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
     if len(found) != 1:
         what = f"equals the arguments {found}" if found else "equals none of the arguments"
         raise ValueError(
-            f"the model observes a value at site {name!r}, shape {tuple(observed.shape)}, that {what} of the model. "
+            f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model. "
             f"The arguments have shapes {[tuple(arg.shape) for arg in args]}. It is not clear which argument simulated "
             f"data should replace. Observe an argument unchanged, obs=x. If the site depends on no latent site, you "
             f"can leave the site out instead: pyro.poutine.block(model, hide=[{name!r}])."
@@ -137,7 +137,7 @@ def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
     """Locate the entries of a view, such as ``x[:, t]``, in the argument that is viewed.
 
     Returns:
-        Index of each entry of ``observed`` in the flattened argument, in the shape of ``observed``. ``None`` if
+        Tensor in the shape of ``observed``: for each entry, its index in the flattened argument. ``None`` if
         ``observed`` is not a view of the argument, or contains an entry of the argument more than once.
     """
     is_view = observed.dtype == arg.dtype and observed.untyped_storage().data_ptr() == arg.untyped_storage().data_ptr()
@@ -182,7 +182,7 @@ def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> i
 
 
 def _as_argument(site: Site, arg: Tensor) -> Tensor:
-    """Return the argument that a site observes. The site's draw replaces all entries that the program does not mask."""
+    """Return the argument that a site observes, with the site's draw in all entries that the program does not mask."""
     value: Tensor = site["value"]
     if value.numel() != arg.numel():
         raise ValueError(

@@ -45,7 +45,7 @@ class Batches:
         return self._transformed(self.source.batches(self.size))
 
     def in_steps(self, order: Tensor, start: int) -> Iterator[list[Batch]]:
-        """Yield one list of batches for each step of an epoch. The first list is for the step with index ``start``."""
+        """Yield the batches of each step of an epoch as a list, beginning with the step of index ``start``."""
         batches = self._transformed(self.source.batches(self.size, order, start * self.accumulate))
         while step := list(islice(batches, self.accumulate)):
             yield step

@@ -206,7 +206,7 @@ class StreamedData:
         return torch.empty(0, dtype=torch.long)
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield as many batches as remain in an epoch after its first ``start`` batches.
+        """Yield ``count(size) - start`` batches, the number that an epoch still needs after ``start`` batches.
 
         A stream cannot return to an earlier position. The batches therefore come from a new pass, which begins with the
         first batch of the stream.

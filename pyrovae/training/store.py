@@ -18,8 +18,8 @@ _OF_MODULES = ("$$$", "@")  # marks in the names that pyro.module and pyrovae's 
 def stored_parameters(module: nn.Module) -> dict[str, Stored]:
     """Return the parameters of Pyro's store that belong to no module, with their constraints, by name.
 
-    The store is global and does not know which program made a parameter. If the module has a ``model`` or a ``guide``,
-    all parameters of the store that belong to no module are returned, otherwise none.
+    The store is global and does not know which program made a parameter. All parameters of the store that belong to no
+    module are therefore returned if ``module`` has a ``model`` or a ``guide``. Otherwise the dictionary is empty.
 
     Raises:
         TypeError: If the constraint of a parameter cannot be stored.

@@ -73,7 +73,7 @@ def _check_scale(error: FloatingPointError, module: nn.Module, batch: tuple[obje
     """Raise ValueError in place of ``error``, if the values of the data are the cause of this error.
 
     Args:
-        error: Error about a NaN or infinite value, which a program raised on the batch before the first step.
+        error: Error that a program raised on the batch before the first step, because a value is NaN or infinite.
         module: The module that is trained.
         batch: The batch.
 

@@ -282,7 +282,7 @@ class NoMean(nn.Module):
         (
             small_vae(16),
             {"shape": (5, 4)},
-            r"a datum of shape \(16,\) is not an image of shape=\(5, 4\), because their sizes",
+            r"a datum of shape \(16,\) is not an image of shape=\(5, 4\), because the numbers of",
         ),
         (small_vae((2, 4, 4)), {}, r"\(1, height, width\) or \(3, height, width\), but a datum has shape \(2, 4, 4\)$"),
         (small_vae((4, 4)), {"plane": (0, 2)}, r"2 latent dimensions, counted from 0, got \(0, 2\)"),

@@ -51,7 +51,7 @@ def active_units(
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
 
     Returns:
-        Dataset that holds for each latent site, say ``z``, over dimension ``z_unit``:
+        Dataset with four variables for each latent site. For a site ``z``, they have the dimension ``z_unit``:
 
         * ``z``: true if the unit is active;
         * ``z_variance``: estimated variance of the posterior mean over the data, in squared units of the latent;

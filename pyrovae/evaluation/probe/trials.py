@@ -142,7 +142,7 @@ class Trials:
             draws: Number of draws.
             nesting: Nesting depth of the program's plates. The run then has a dimension of draws to the left of these
                 plates. If ``None``, the run has no dimension of draws.
-            depth: Nesting depth of the program's plates. This argument is needed only if ``nesting`` is ``None`` and
+            depth: Nesting depth of the program's plates, for a run without a dimension of draws. It is needed only if
                 ``values`` have dimensions of enumerated sites.
             start: Index of the first datum.
             validate: If true, Pyro validates the run.
@@ -180,7 +180,7 @@ class Trials:
         self._noise_is_idle = True
 
     def leave_out_failing(self, passing: Tensor) -> None:
-        """Exclude from later runs data for which the program raised an error.
+        """Leave data out of later runs if the program raised an error for them.
 
         Data after the largest index in ``passing`` are kept, because they may not have been tried. Of all other data,
         only those in ``passing`` are kept.

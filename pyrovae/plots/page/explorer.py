@@ -123,7 +123,8 @@ def _image_shape(event: Sequence[int], shape: Sequence[int] | None) -> tuple[int
     image = (1, *found) if len(found) == 2 else found
     if torch.Size(found).numel() != torch.Size(event).numel():
         raise ValueError(
-            f"a datum of shape {tuple(event)} is not an image of shape={found}, because their sizes differ"
+            f"a datum of shape {tuple(event)} is not an image of shape={found}, because the numbers of entries differ. "
+            f"Pass a shape with as many entries as a datum."
         )
     if len(image) != 3 or image[0] not in (1, 3):
         hint = ". If the datum is a flattened image, pass shape=(height, width)" if len(found) == 1 else ""

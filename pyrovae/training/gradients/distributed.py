@@ -185,11 +185,11 @@ def _check(loss: Loss, tensors: Tensors) -> None:
 
 
 def _is_sum(loss: Loss) -> bool:
-    """Return whether a loss is known to be a sum over the data.
+    """Return whether a loss is known to be a sum or a mean over the data.
 
     The loss of an objective is known to be a sum if the type of the objective is in ``_SUMS``, or if the objective has
-    the attribute ``is_of_batch = False``. Any other loss counts as a sum unless an attribute of its module has
-    ``is_of_batch = True``.
+    the attribute ``is_of_batch = False``. A loss that a module computes by its own method ``loss`` counts as a mean,
+    unless an attribute of the module has ``is_of_batch = True``.
     """
     if not isinstance(loss, Bound):
         (module,) = loss.programs

@@ -68,7 +68,7 @@ def test_a_conditioned_latent_is_given_to_the_simulation() -> None:
     [
         (
             lambda x, y: pyro.sample("x", dist.Normal(0.0, 1.0), obs=2 * x),
-            r"at site 'x', shape \(4,\), that equals none of the arg",
+            r"at site 'x', shape \(4,\), equals none of the arg",
         ),
         (lambda x, y: pyro.sample("x", dist.Normal(0.0, 1.0), obs=x.clone()), r"equals the arguments \[0, 1\]"),
         (lambda x, y: [pyro.sample(n, dist.Normal(0.0, 1.0), obs=x) for n in "ab"], "'a' and 'b' observe the same"),
