@@ -166,7 +166,10 @@ def _check_dtype(component: nn.Module, context: tuple[Any, ...]) -> None:
 
 
 def _check_device(component: nn.Module, context: tuple[Any, ...], event: torch.Size) -> None:
-    """Move a copy to the meta device, which every machine has, to find tensors that do not move with the module."""
+    """Check that the tensors that a module uses move with the module to another device.
+
+    A copy of the module is moved to the meta device, because torch has this device on every machine.
+    """
     clone = copy.deepcopy(component).to("meta")
     with pyro.validation_enabled(False):  # tensors on the meta device have no values to validate
         try:

@@ -136,11 +136,12 @@ def run_guide(
         args: Arguments of the guide.
         num_draws: Number of draws per datum; must be 1 if ``nesting`` is ``None``.
         kwargs: Keyword arguments of the guide.
-        nesting: Nesting depth of the program's own plates. The draws lie along the next dimension to the left.
+        nesting: Nesting depth of the program's own plates, for a run with a dimension of draws. The draws lie along the
+            dimension to the left of these plates. With ``None``, the run has no dimension of draws.
         values: Values of latent sites, which replace draws, and indices of subsampling plates, by name. In a value,
             dimensions of enumerated sites lie to the left of the plates and of the draws.
-        depth: Nesting depth of the program's own plates, or ``None`` if the depth is not known. The argument is used
-            only if ``nesting`` is ``None``, that is, for a run without a dimension of draws.
+        depth: The same nesting depth for a run without a dimension of draws, or ``None`` if the depth is not known. The
+            argument is ignored if ``nesting`` is given.
     """
     given = Given(values or {})
     program = with_draws(given(guide), num_draws, nesting)

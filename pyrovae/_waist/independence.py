@@ -83,7 +83,9 @@ def kept_sets(size: int) -> list[Tensor]:
 def with_other_data(
     args: Sequence[Any], sites: list[Site], nesting: int, plate: CondIndepStackFrame
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Tensor], Tensor]]:
-    """Yield batches in which some data and their draws are kept, and copies of the kept data replace all other data.
+    """Yield batches in which some data are kept, and copies of the kept data replace all other data.
+
+    The draws are kept and replaced in the same way. The function :func:`kept_sets` chooses the kept data.
 
     Args:
         args: Arguments of the program. Tensors whose first dimension has the size of the plate are taken as data.
@@ -183,7 +185,10 @@ class BatchNormInputs:
             self.ndims[module] = inputs[0].ndim
 
     def differing(self, other: "BatchNormInputs") -> nn.Module | None:
-        """Return a layer whose input had a different number of dimensions in the run recorded by ``other``, or None."""
+        """Return the first layer whose input has another number of dimensions than in the record ``other``, or None.
+
+        A layer that is not in the record ``other`` is skipped.
+        """
         known: Mapping[nn.Module, int] = other.ndims
         return next((layer for layer, ndim in self.ndims.items() if known.get(layer, ndim) != ndim), None)
 

@@ -62,8 +62,8 @@ class Program(nn.Module):
     def get(self, name: str) -> Component:
         """Return a component.
 
-        Some components need the other components; a VampPrior, for example, needs the posterior. This method first
-        passes all components to every component of this kind.
+        A module that needs other components has a method ``bind_components``. For example, a VampPrior needs the
+        posterior. Before a component is returned, all components are passed to each of these methods.
         """
         components: dict[str, Any] = self.components()
         for component in components.values():
@@ -84,7 +84,7 @@ class Program(nn.Module):
         return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device), dim=-1)
 
     def components(self) -> dict[str, Component]:
-        """Return, by name, the components of this program and of the programs in ``peers``."""
+        """Return the components of this program and of the other programs in ``peers``, as a dictionary by name."""
         return {name: getattr(program, name) for program in (self, *self.peers) for name in program.names}
 
 
@@ -215,9 +215,9 @@ def draw(p: dist.TorchDistribution, mean: bool) -> Tensor:
 def emit_parameters(program: nn.Module) -> None:
     """Send a ``param`` message to Pyro's handlers for each trainable parameter, without using the parameter store.
 
-    SVI calls the method ``unconstrained()`` of the message's value, and expects the parameter itself as the result. The
-    value is an alias of the parameter, and only the alias has this method, because an attribute of the parameter would
-    break pickling.
+    The value of the message is not the parameter but a second tensor with the same memory. SVI calls the method
+    ``unconstrained()`` of the value, which returns the parameter. The parameter itself cannot have this method, because
+    an additional attribute would break pickling.
     """
     if not am_i_wrapped():
         return

@@ -25,8 +25,9 @@ class Renyi(WeightObjective):
     :math:`\alpha = 1` it is the ELBO, the limit of the formula. With :math:`\alpha > 1` the guide is mode-seeking. With
     :math:`\alpha < 0` the value is not a lower bound on log p(x), even for many draws.
 
-    The scale of the data plate multiplies the logarithm. In :class:`pyro.infer.RenyiELBO`, by contrast, the scale
-    multiplies the log-weights inside the logarithm.
+    The weight :math:`w_n^{(k)}` is :math:`p(x_n, z) / q(z \mid x_n)` at draw k. The factor :math:`s_n`, the scale of
+    the data plate, multiplies the logarithm. In :class:`pyro.infer.RenyiELBO`, by contrast, the scale multiplies the
+    log-weights inside the logarithm.
 
     Args:
         alpha: Order of the bound, any real number.

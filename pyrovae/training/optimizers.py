@@ -128,7 +128,8 @@ class PyroOptimizer:
         """Update parameters along their gradients.
 
         After a step, Pyro's SVI sets gradients to zero, not to None. The momentum of the optimizer therefore moves a
-        parameter that once had a gradient, even if the current loss does not depend on it. This method does the same.
+        parameter that once had a gradient, even if the current loss does not depend on it. To get the same updates,
+        this method gives such a parameter a gradient of zeros.
         """
         for parameter in parameters.values():
             if parameter.grad is not None:

@@ -41,8 +41,8 @@ def typicality(results: "xr.Dataset", reference: "xr.Dataset") -> "xr.Dataset":
 
     Source:
         *Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality* (Nalisnick, Matsukawa, Teh and
-        Lakshminarayanan, 2019), for single data; the p-value is that of *Conformal Anomaly Detection* (Laxhammar,
-        2014).
+        Lakshminarayanan, 2019), for the score, with batches of one datum; *Conformal Anomaly Detection* (Laxhammar,
+        2014), for the p-value.
 
     Example:
         >>> import numpy as np, pyrovae as pv, xarray as xr

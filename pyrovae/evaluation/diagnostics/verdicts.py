@@ -99,11 +99,11 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
 def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     """Judge whether the estimate of log p(x) of each datum is reliable, and name the reason if it is not.
 
-    * ``"proposal too narrow"``: the tail of the weights is too heavy. The tail shape that is estimated from k-hat, plus
-      half of its standard deviation, exceeds 0.65 or, for K draws, ``1 - 1 / log10(K)``. The posterior then has mass
-      where the proposal has almost none. Estimates are too low on average, and a single estimate may be off by more
-      than ``mcse``. This verdict also covers a proposal in the wrong place, chains that have not mixed (R-hat above
-      1.05), and chains that hardly move (acceptance below 0.3).
+    * ``"proposal too narrow"``: the tail of the weights is too heavy. The tail shape is estimated from k-hat. This
+      estimate plus half of its standard deviation exceeds 0.65 or, for K draws, ``1 - 1 / log10(K)``. The
+      posterior then has mass where the proposal has almost none. Estimates are too low on average, and a single
+      estimate may be off by more than ``mcse``. This verdict also covers a proposal in the wrong place, chains that
+      have not mixed (R-hat above 1.05), and chains that hardly move (acceptance below 0.3).
     * ``"more draws"``: ``mcse`` exceeds the precision, or there are fewer draws than :func:`draws_needed` returns.
       Results with k-hat from 100 weights or fewer, such as weights of a few chains of :func:`ais`, get this verdict as
       well. So few weights do not show the tail, and their ``mcse`` is often far too small.

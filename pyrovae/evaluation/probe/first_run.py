@@ -21,7 +21,8 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
         memory: Bytes that the tensors of one run may occupy.
 
     Returns:
-        The run, and a boolean that is true if there is more than one datum, so that a run on fewer data can be tried.
+        The run, and a boolean. The boolean is true if there is more than one datum, because a later run can then leave
+        out data.
 
     Raises:
         ValueError: If the program cannot score the data.
@@ -59,10 +60,10 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
 
 
 def _without_failing(trials: Trials, first: Tensor) -> Tensor:
-    """Return indices of data that the program scores without an error, chosen from the indices ``first``.
+    """Return those of the indices ``first`` whose data the program scores without an error.
 
-    No index is returned if the program fails for the first, the middle and the last of these data. Data that are
-    untested after ``MOST_TRIALS`` runs are left out.
+    If the program fails for the data at the start, in the middle and at the end of ``first``, no index is returned. The
+    search ends after ``MOST_TRIALS`` runs, and leaves out data that have not been tested by then.
     """
     runs = 0
 

@@ -131,7 +131,7 @@ class _Part(Target):
         self.others = whole.draw(1)[0]
 
     def subset(self, indices: Tensor) -> Target:
-        """Return the target of some data of the subset, given by indices in the subset."""
+        """Return the target of a smaller subset of the data; ``indices`` are positions in the present subset."""
         return _Part(self.whole, self.indices[indices])
 
     def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:

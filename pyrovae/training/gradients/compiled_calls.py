@@ -123,8 +123,8 @@ class Arguments:
 
     Args:
         eager: Uncompiled gradient of the objective.
-        structure: Structure of the arguments.
-        constants: The arguments as a flat list, in which :class:`_Varying` replaces each tensor.
+        structure: Nesting of the arguments in tuples, lists and dictionaries, as torch's ``tree_flatten`` returns it.
+        constants: Flat list of the arguments. It holds each constant, and :class:`_Varying` in place of each tensor.
     """
 
     def __init__(self, eager: CallGradients, structure: Any, constants: list[Any]) -> None:
@@ -153,10 +153,10 @@ class Arguments:
 
 
 class Kind:
-    """The graph for all calls of one kind. The docstring of this module defines the kind of a call.
+    """The graph for all calls of one kind. The arguments of these calls differ only in the values of tensors.
 
     Args:
-        arguments: The objective as a function of the tensors.
+        arguments: The objective as a function of the tensors among the arguments of a call.
         parameters: Parameters that the call trains, by name.
         modules: Modules that the programs run.
     """

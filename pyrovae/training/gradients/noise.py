@@ -116,7 +116,12 @@ class Noise:
         return next((axis for axis, length in enumerate(shape) if length == kept), None)
 
     def _widened(self, arg: Any, axis: int, ndim: int) -> Any:
-        """Extend a shape or a parameter of a random operation from the data of this process to the whole batch."""
+        """Extend an argument of a random operation from the data of this process to the whole batch.
+
+        In a shape, the size of the batch replaces the size of the slice. In a tensor of parameters, such as
+        probabilities, all data outside the slice get the parameters of the nearest datum of the slice. Their draws are
+        not used. Other arguments are returned unchanged.
+        """
         if isinstance(arg, list | tuple):
             return [*arg[:axis], self.slice.whole, *arg[axis + 1 :]]
         if not (isinstance(arg, Tensor) and arg.ndim == ndim and arg.shape[axis] == self.slice.kept):
