@@ -8,9 +8,9 @@ of p(x), and no diagnostic of these draws reveals the error.
 
 **Guides whose density is expensive.** An inverse autoregressive flow scores its own draws in one pass, but any other
 value in D passes. For such guides, this module uses multiple importance sampling, which needs the guide's density only
-at the guide's own draws. Let two functions with :math:`w_N(u) + w_G(u) = 1` divide the integrand :math:`p(x, u)`
-between the normal components, with density :math:`q_N = \sum_j \alpha_j N_j / (1 - \alpha_G)`, and the guide
-:math:`q_G`. Then
+at the guide's own draws. Let :math:`q_N = \sum_j \alpha_j N_j / (1 - \alpha_G)` be the density of the normal
+components, and :math:`q_G` the density of the guide. Two functions with :math:`w_N(u) + w_G(u) = 1` divide the
+integrand :math:`p(x, u)` between the normal components and the guide. Then
 
 .. math::
     p(x) = \mathrm{E}_{q_N}\Big[w_N \frac{p(x, u)}{q_N(u)}\Big] + \mathrm{E}_{q_G}\Big[w_G \frac{p(x, u)}{q_G(u)}\Big]
@@ -178,8 +178,8 @@ class Mixture:
         Args:
             num_samples: Number of draws, S.
             noise: Standard normal vectors for the draws from the normal components, shape ``(S, N, D)``, such as
-                vectors of a quasi-random sequence; by default from torch's generator. The draws from the guide do not
-                use these vectors.
+                vectors of a quasi-random sequence. By default, torch's generator draws the vectors. The draws from the
+                guide do not use them.
         """
         index = self._choose(num_samples)
         from_guide = index == len(self._normals)
@@ -251,8 +251,8 @@ class Mixture:
 def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
     """Return the weights of the copies, followed by the weights of the two densities of :class:`Split`.
 
-    For data with true ``chosen``, the two densities take most of the weight from the copies. For other data, the two
-    densities have weight 0.
+    For data where ``chosen`` is true, most of the weight of the copies is moved to the two densities, in equal parts.
+    For other data, the two densities have weight 0.
     """
     total = weights.sum(-1, keepdim=True)
     halves = torch.where(chosen[:, None], (total - total * KEPT) / 2, 0.0)
@@ -265,6 +265,6 @@ def _check(members: tuple[Member, ...]) -> None:
             raise ValueError(f"a mixture component needs a positive weight and a reach of at least 0, got {member}")
     if (total := sum(member.weight for member in members)) >= 1:
         raise ValueError(
-            f"the weights of the members sum to {total:g}, but must sum to less than 1: the guide gets the rest. Lower "
-            f"the weights."
+            f"the weights of the normal components sum to {total:g}, but must sum to less than 1, because the guide "
+            f"gets the remaining weight. Lower the weights."
         )

@@ -13,8 +13,9 @@ from pyrovae._waist.sites import Site, factors
 def is_mean_field(name: str, model_order: Sequence[str], guide_order: Sequence[str]) -> bool:
     """Return whether the prior of a site depends only on sites that the guide draws before it.
 
-    A bottom-up guide violates this condition: it draws z1 and then z2 given z1, but the prior of z1 depends on z2. For
-    z1, the mean of log q - log p over the draws then differs from the KL divergence of the posterior from the prior.
+    A bottom-up guide violates this condition: it draws z1 and then z2 given z1, but the prior of z1 is p(z1 | z2).
+    Because the draw of z2 depends on the draw of z1, the mean of log q(z1 | x) - log p(z1 | z2) over the draws then
+    differs from the mean of the KL divergence of q(z1 | x) from p(z1 | z2).
     """
     later = guide_order[guide_order.index(name) + 1 :]
     return not set(later) & set(model_order[: model_order.index(name)])
@@ -28,8 +29,8 @@ def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
     Args:
         q: Latent site of the guide.
         p: The same site of the model.
-        exact: True if the divergence equals the mean of log q - log p over the guide's draws, the term of the site in
-            the ELBO; see :func:`is_mean_field`.
+        exact: True if the KL divergence equals the mean of log q - log p over the guide's draws, which is the mean that
+            the ELBO subtracts; see :func:`is_mean_field`.
 
     Returns:
         Divergences in nats, in the site's batch shape. If q and p have independent latent dimensions, an additional

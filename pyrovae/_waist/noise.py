@@ -75,7 +75,8 @@ class ChangedNoise(TorchDispatchMode):
     """Context manager that replaces the random numbers that torch draws outside sites.
 
     Args:
-        noise: Handler that records whether a site is being processed, and holds the function that replaces numbers.
+        noise: Handler around the program. Numbers that torch draws while the handler processes a site are kept. The
+            function ``noise.change`` replaces all others.
     """
 
     def __init__(self, noise: NoiseOutsideSites) -> None:
@@ -97,9 +98,10 @@ def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor
     """Return whether the densities of a program depend on numbers that it draws outside sites.
 
     Args:
-        noise: Handler around the program. In an earlier run, the handler has recorded which generators change outside
-            sites.
-        run: Function that runs the program, at fixed values or with new draws of its sites, and returns its densities.
+        noise: Handler around the program. In an earlier run, it has recorded which packages have generators that change
+            outside sites.
+        run: Function that runs the program and returns its densities. If the program draws values of sites, the draws
+            are the same at each call, because the states of torch's generators are restored before the call.
     """
     if noise.sources - {"torch"}:
         return True

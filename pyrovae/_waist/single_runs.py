@@ -29,7 +29,8 @@ def trace(model: Program, guide: Program, args: Sequence[Any], kwargs: Any = Non
 def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIndepStackFrame:
     """Run guide and model once with validation, and return the outermost plate of the observed sites.
 
-    Latent sites may lie outside this plate, and the model may enumerate sites, because such programs can be trained.
+    Latent sites outside this plate, and sites that the model enumerates, raise no error, because such programs can be
+    trained.
 
     Raises:
         ValueError: If model and guide disagree about their latent sites, if no plate holds the observed sites, or if a

@@ -38,10 +38,11 @@ class Table(Splits):
 def auto_mpg(*, seed: int = 0) -> Table:
     """Load Auto MPG: 392 cars, with real, categorical and count columns, from mlxtend.
 
-    The real columns are ``mpg``, ``displacement`` (cubic inches), ``horsepower``, ``weight`` (pounds) and
-    ``acceleration`` (seconds to 60 mph). ``year`` (after 1970) is a count. ``cylinders`` (3, 4, 5, 6, 8) and ``origin``
-    (America, Europe, Japan) are categorical. Real columns are not standardized; standardize them by their means and
-    standard deviations in the training data.
+    The real columns are ``mpg`` (miles per gallon), ``displacement`` (cubic inches), ``horsepower``, ``weight``
+    (pounds) and ``acceleration`` (seconds to 60 mph). ``year`` is a count, the number of years since 1970.
+    ``cylinders`` (3, 4, 5, 6, 8) and ``origin`` (America, Europe, Japan) are categorical, with the codes 0, 1, ... in
+    this order. Real columns are not standardized; standardize them by their means and standard deviations in the
+    training data.
 
     Args:
         seed: Seed of the split.

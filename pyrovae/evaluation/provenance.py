@@ -19,7 +19,7 @@ def attributes(problem: "Problem", *, units: str = "nats per datum, higher is be
     """Return the attributes that describe how a result was computed.
 
     Args:
-        problem: The opened problem, which holds model, guide and data.
+        problem: Model, guide and data, inside the context ``with problem:``.
         units: Units of the result.
         **others: Attributes of the estimator, such as its name and its number of draws.
     """

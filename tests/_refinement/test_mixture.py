@@ -179,7 +179,10 @@ def test_draws_joined_are_those_of_their_parts() -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ((Member(0.6, 1.0), Member(0.4, 1.2)), "weights of the members sum to 1, but must sum to less than 1"),
+        (
+            (Member(0.6, 1.0), Member(0.4, 1.2)),
+            "weights of the normal components sum to 1, but must sum to less than 1",
+        ),
         ((Member(0.5, -0.1),), "needs a positive weight"),
         ((Member(-0.5, 1.0),), "needs a positive weight"),
     ],

@@ -123,7 +123,11 @@ def simulation_based_calibration(
 
 
 def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
-    """Simulate data in the shape of a batch, and return the ranks of the true latents by site name, ``(n, units)``."""
+    """Simulate data in the shape of a batch, and rank the true latents of these data among the guide's draws.
+
+    Returns:
+        Ranks of each latent site, shape ``(n, units)``, by name of the site.
+    """
     latents, args = simulate(problem.model, batch.args)
     simulated = replace(batch, args=args)
     below: dict[str, Tensor] = {}

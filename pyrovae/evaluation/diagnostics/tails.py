@@ -1,20 +1,19 @@
 r"""The tail of the weights of each datum: whether it is light enough for a Monte Carlo error to be valid.
 
 The true shape k of a datum's tail is estimated by k-hat. With M weights in the tail, k-hat has a standard error of
-about
-:math:`s = (1 + k) / \sqrt M`, which is 0.15 for k = 0.5 and 1,000 draws (M = 95). ArviZ shrinks k-hat towards 1/2, and
-the verdicts undo this shrinkage: :math:`\tilde k = (\hat k (M + 10) - 5) / M`. The values of k for different data are
-similar, because all data share a guide. Let :math:`\mu` and :math:`\tau^2` be the mean and the variance of k over the
-data. Given :math:`\tilde k`, the k of a datum then has a normal posterior with
+about :math:`s = (1 + k) / \sqrt M`, which is 0.15 for k = 0.5 and 1,000 draws (M = 95). A prior shrinks k-hat towards
+1/2. This module undoes the shrinkage: :math:`\tilde k = (\hat k (M + 10) - 5) / M`. The values of k for different data
+are similar, because all data share a guide. Let :math:`\mu` and :math:`\tau^2` be the mean and the variance of k over
+the data. Given :math:`\tilde k`, the k of a datum then has a normal posterior with
 
 .. math:: \text{mean } \frac{\tilde k / s^2 + \mu / \tau^2}{1 / s^2 + 1 / \tau^2}, \qquad
     \text{variance } \frac{1}{1 / s^2 + 1 / \tau^2}.
 
 The tail is called light only if this mean plus half of the posterior standard deviation is at most 0.65 and at
-most :math:`1 - 1 / \log_{10} K`. With normal proposals, the 95% intervals of reliable estimates cover log p(x) in 80%
-to 95% of cases. A threshold of 0.7 would lower the coverage to 70%, because k-hat approaches k from below. With fewer
-than 20 data, the mean of k over the data is unknown, so :math:`\tilde k` and :math:`s` replace the posterior mean and
-standard deviation of k.
+most :math:`1 - 1 / \log_{10} K`, where K is the number of draws per datum. With normal proposals, the 95% intervals of
+reliable estimates cover log p(x) in 80% to 95% of cases. A threshold of 0.7 would lower the coverage to 70%, because
+k-hat approaches k from below. With fewer than 20 data, the mean of k over the data is unknown, so :math:`\tilde k` and
+:math:`s` replace the posterior mean and standard deviation of k.
 """
 
 from typing import Any
@@ -26,12 +25,15 @@ FEW_DATA = 20  # with fewer data, k-hat is not shrunk towards its mean over the 
 
 
 def tail_shape(pareto_k: Any, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the posterior mean and standard deviation of each datum's tail shape k, given k-hat of all data.
+    """Estimate the tail shape k of each datum from k-hat of all data, as the module's docstring describes.
 
     Args:
         pareto_k: k-hat of the data, of any shape. The values ``-inf`` (equal weights) and ``inf`` (too few draws) are
             kept.
         num_samples: Draws per datum.
+
+    Returns:
+        Two arrays in the shape of ``pareto_k``: the mean of the posterior of k, and its standard deviation.
     """
     k_hat = np.asarray(pareto_k, dtype=float)
     tail = np.ceil(min(num_samples / 5, 3 * np.sqrt(num_samples)))

@@ -49,7 +49,7 @@ class Estimates:
         self.evaluations[indices] += evaluations
 
     def passes(self, indices: Tensor, precision: float) -> Tensor:
-        """Return a mask over ``indices`` that is true for the data that need no further stage."""
+        """Return for each datum at ``indices`` whether its estimate is so good that no further stage is needed."""
         limit = torch.where(self.stage[indices] == 2, CHAINS_K, LIGHT_K)
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 
@@ -76,7 +76,7 @@ class Estimates:
         }
 
     def _remember(self, indices: Tensor) -> None:
-        """Store the current estimates and errors of data at ``indices`` whose estimate is the highest so far."""
+        """Update the highest estimates so far, and their errors, from the current estimates at ``indices``."""
         before, error = self.log_likelihood[indices], self.mcse[indices]
         higher = before.isfinite() & ~(before <= self.highest[indices])
         self.highest[indices[higher]], self.highest_mcse[indices[higher]] = before[higher], error[higher]

@@ -180,9 +180,9 @@ def _points(num_points: int, num_data: int, dim: int) -> Tensor:
 
 
 def _own(shape: Sequence[int], fn: Any, nesting: int) -> Sequence[int]:
-    """Return the event dimensions of ``shape``, and the ``nesting`` batch dimensions to their left.
+    """Return the sizes of the event dimensions of ``shape``, and of ``nesting`` batch dimensions to their left.
 
-    Dimensions further to the left belong to enumerated sites, and are left out.
+    Dimensions further to the left belong to enumerated sites, and their sizes are left out.
     """
     return shape[max(0, len(shape) - nesting - fn.event_dim) :]
 

@@ -47,7 +47,7 @@ class Dependence:
 
     Args:
         trials: Object that runs the programs.
-        alone: Inputs of the batch-normalization layers in the first run.
+        alone: Record of the number of dimensions that the input of each batch-normalization layer had in the first run.
 
     Attributes:
         repeats: False if two runs of the guide have given different densities for the same draws.
@@ -82,7 +82,7 @@ class Dependence:
         return Outcome(True, False, reason)
 
     def all_data(self, one: Reference) -> Outcome:
-        """Determine whether a program that must score all data in one run can have a dimension of draws.
+        """Return the outcome for a program whose runs need all data: whether one run may have many draws.
 
         Raises:
             ValueError: If the model draws random numbers outside sample sites.
@@ -106,7 +106,10 @@ class Dependence:
             self.check_other_data(one, with_guide=self.repeats)
 
     def check_other_data(self, one: Reference, *, with_guide: bool = False) -> None:
-        """Check that the log-weights of data do not change if copies of these data replace the rest of the data.
+        """Check that the log-weight of a datum does not change if other data in the batch are replaced.
+
+        Each further run keeps some data with their draws, and replaces all other data and draws by copies of those that
+        are kept. The log-weights of the data that are kept must be the same as in the first run.
 
         Args:
             one: The first run.
@@ -172,10 +175,10 @@ class Dependence:
         return True, ""
 
     def _start(self, one: Reference, few: int) -> int:
-        """Choose ``few`` consecutive data to which a program is unlikely to refer, and return the index of the first.
+        """Choose ``few`` consecutive data for the second run, and return the index of the first of them.
 
-        The chosen data exclude the first, the middle and the last datum, and the data with the largest and the smallest
-        mean. If this is impossible, 1 is returned.
+        Some programs refer to a certain datum, such as the first, the middle or the last one, or the one with the
+        largest or the smallest mean. The chosen data exclude all of these. If this is impossible, 1 is returned.
         """
         references = {0, one.size - 1, one.size // 2}
         x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)
@@ -186,10 +189,11 @@ class Dependence:
         return next((start for start in starts if not references & set(range(start, start + few))), 1)
 
     def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
-        """Return the largest difference between the log-densities of likelihood, prior and guide in two runs, nats.
+        """Compare the log-densities of likelihood, prior and guide in two runs; return the largest difference, nats.
 
         If a run does not have these log-densities separately, the log-weights are compared instead. A difference within
-        rounding errors counts as 0. If :attr:`repeats` is false, the density of the guide is not compared.
+        rounding errors counts as 0. If :attr:`repeats` is false, the guide's density changes from run to run, so
+        neither this density nor the log-weights are compared.
         """
         data = slice(None) if some is None else slice(some.start, some.stop)
         if one.densities is None or two.densities is None:  # the guide's density is not known separately
@@ -199,10 +203,12 @@ class Dependence:
         return max(largest_difference(second, first) for second, first in pairs)
 
     def _takes_fewer(self, one: Reference, few: int) -> bool:
-        """Return true if the program runs on ``few`` data with unchanged log-weights.
+        """Run the program on ``few`` of the data; return true if their log-weights are the same as in the first run.
+
+        If the program cannot run on so few data, false is returned.
 
         Raises:
-            ValueError: If the log-weights of these data differ from those in the first run.
+            ValueError: If the program runs, but the log-weights differ from those in the first run.
         """
         agrees, reason = self._agrees(one, few, draws=None)
         if agrees or not reason.startswith("by "):

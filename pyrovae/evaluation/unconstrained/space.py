@@ -30,7 +30,7 @@ class Space:
     """The map between the latent sites of a program and real vectors u; it is the same for all batches.
 
     Args:
-        problem: An opened problem.
+        problem: Model, guide and data, inside the context ``with problem:``.
         with_guide: True if the guide's density is evaluated; false if the guide is only used to draw.
 
     Attributes:
