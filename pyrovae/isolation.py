@@ -31,8 +31,9 @@ LOCK = threading.RLock()
 def seeded(seed: int | None) -> Iterator[None]:
     """Context manager: seed torch's generators with ``seed``. Without a seed, leave all generators as they are.
 
-    With a seed, the global generators of torch, NumPy and Python are restored at the end. Those of NumPy and Python are
-    not seeded. Calls from several threads wait for each other, even without a seed, because Pyro's handlers are global.
+    With a seed, the global generators of torch, NumPy and Python are restored at the end, although only torch's
+    generators are seeded. Calls from several threads wait for each other, even without a seed, because Pyro's handlers
+    are global.
 
     Raises:
         TypeError: If the seed is not an integer.
@@ -116,7 +117,7 @@ class Isolation:
             hook.remove()
 
     def restore(self) -> None:
-        """Restore modes, buffers and plates; if ``forget_parameters``, remove new parameters from Pyro's store."""
+        """Restore modes, buffers and plates. With ``forget_parameters``, remove new parameters from Pyro's store."""
         for module, mode in (*self.training.items(), *self.passing.items()):
             module.training = mode
         restore_buffers(self.buffers)
@@ -154,7 +155,7 @@ def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool =
 def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
     """Return a tuple for each buffer of the modules: the module, the name, the buffer, and a copy of the buffer.
 
-    Buffers of submodules are ignored.
+    Buffers of a submodule are included only if the submodule itself is among ``modules``.
     """
     return [
         (module, name, buffer, buffer.detach().clone())

@@ -32,8 +32,8 @@ class Split:
     """Two normal densities per datum, which describe posteriors that a single normal density describes badly.
 
     Attributes:
-        densities: The two densities of each of N data; arbitrary for data with false ``chosen``.
-        chosen: True for data whose posterior is described by the two densities, shape ``(N,)``.
+        densities: The two densities of each of N data. They have no meaning for a datum for which ``chosen`` is false.
+        chosen: True for each datum whose posterior is described by the two densities, shape ``(N,)``.
     """
 
     densities: tuple[Normal, ...]
@@ -68,8 +68,8 @@ def split(visited: Visited) -> tuple[Normal, Normal]:
     """Divide the draws from the posterior of each datum into two halves, and fit a normal density to each half.
 
     Args:
-        visited: Draws of chains and the scores at these draws. The coordinates must be those in which a normal density
-            that was fitted to all draws is standard normal.
+        visited: Draws of chains and the scores at these draws, in coordinates in which a normal density that was fitted
+            to all draws is standard normal.
     """
     v, score = visited.v.double(), visited.score.double()
     along = _along(v, _direction(v, score))

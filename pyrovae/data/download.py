@@ -39,7 +39,7 @@ def find(root: Path, folders: Sequence[str], name: str) -> Iterator[Path]:
 
 
 def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], parse: Callable[[Path], T]) -> T:
-    """Return the parsed content of a file from the first folder with an undamaged copy, or else download the file.
+    """Return the parsed content of the first undamaged copy of a file, or download the file if there is none.
 
     A download goes into ``folders[0]``, and has a temporary name until it is parsed. An interrupted download therefore
     leaves no damaged file, and several processes may download at the same time.
@@ -78,8 +78,8 @@ def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], pa
             f"{damage} A new download failed ({reasons}). Delete the file, or replace it by the right file."
         )
     raise FileNotFoundError(
-        f"{name} is not in {root} and could not be downloaded ({reasons}). Put it, gzipped or not, into "
-        f"{root / folders[0]}, or name the folder that holds your data with root= or PYROVAE_DATA."
+        f"{name} is not in {root} and could not be downloaded ({reasons}). Put the file, gzipped or not, into "
+        f"{root / folders[0]}. If another folder holds your data, set root= or PYROVAE_DATA to its path."
     )
 
 
@@ -135,7 +135,8 @@ def array_of_npz(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read an array of bytes from an ``.npz`` file, after a check of the dtype and shape in the array's header.
 
     Raises:
-        ValueError: If the file is damaged or not an ``.npz`` file, or has no array of bytes of that name and shape.
+        ValueError: If the file is damaged or not an ``.npz`` file, or has no array of bytes with the given name and
+            shape.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive, archive.open(f"{name}.npy") as stream:
@@ -151,7 +152,7 @@ def array_of_mat(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read an array of bytes from a MATLAB file, after a check of the dtype and shape in the array's header.
 
     Raises:
-        ValueError: If the file is damaged or not a MATLAB file, or has no array of bytes of that name and shape.
+        ValueError: If the file is damaged or not a MATLAB file, or has no array of bytes with the given name and shape.
     """
     import scipy.io
 

@@ -83,7 +83,10 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Py
         return torch.where(s.abs() < _TINY, _polynomial(near.expand_as(far), _cumulants(value)), far)
 
     def entropy(self) -> Tensor:
-        """Return the differential entropy, nats. The log-density is linear in x, so the mean of x determines it."""
+        """Return the differential entropy, nats.
+
+        The log-density is linear in x, so the mean of x determines the entropy.
+        """
         near, t = _split_at_zero(self.logits)
         small = _log_sinh_ratio(near) - near * near * _polynomial(near * near, _MEAN)
         return torch.where(self.logits.abs() < _SMALL, small, t * _mean_distance(t) + _log_mass(t))
@@ -119,9 +122,9 @@ def _polynomial(x: Tensor, coefficients: tuple[Any, ...]) -> Tensor:
 
 
 def _split_at_zero(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two arguments: one for power series near s = 0, and one for closed forms, which divide by it.
+    """Return the argument s of a power series near s = 0, and the argument abs(s) of closed forms that divide by it.
 
-    The first argument is s if s is near zero, and 0 otherwise. The second argument is abs(s), but at least ``_TINY``.
+    The first argument is replaced by 0 if s is not near zero. The second argument is at least ``_TINY``.
     """
     small = s.abs() < _SMALL
     return torch.where(small, s, 0.0), torch.where(s.abs() < _TINY, _TINY, s.abs())

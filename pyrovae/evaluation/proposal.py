@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Proposal(Protocol):
-    """A guide made from another guide by a fit to the posterior of each datum, such as :class:`pyrovae.guides.Refined`.
+    """A guide that is fitted to the posterior of each datum, such as :class:`pyrovae.guides.Refined`.
 
     Attributes:
-        guide: The other guide, from which the fit starts.
+        guide: The guide from which the fit starts.
     """
 
     guide: Program
 
     def open(self, problem: "Problem") -> None:
-        """Prepare the proposal for the batches of an opened problem."""
+        """Prepare the proposal for a problem. Entering ``with problem:`` calls this method, before the first batch."""
 
     def width(self, problem: "Problem") -> int:
         """Return the number of data in a batch."""

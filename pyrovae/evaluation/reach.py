@@ -43,7 +43,7 @@ def check_reach(problem: "Problem") -> None:
     the sites do not show that the guide covers the posterior, draws are used to search for parts that are not covered.
 
     Args:
-        problem: An opened problem.
+        problem: Model, guide, data and options, inside the context ``with problem:``.
 
     Raises:
         ProgramError: If a part of the posterior of a datum lies outside the support of the guide.
@@ -84,7 +84,7 @@ class _Search:
     """Two searches for posterior mass outside the support of a guide.
 
     Args:
-        problem: An opened problem.
+        problem: Model, guide, data and options, inside the context ``with problem:``.
         narrow: Latent sites of the model, by name, that may have a larger support in the model than in the guide.
     """
 
@@ -158,14 +158,14 @@ class _Search:
 
 
 def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
-    """Return values of a site with one coordinate moved at random in each draw of each datum.
+    """Move one coordinate of a site at random, for each draw of each datum, and return the new values.
 
     Args:
         site: The site in the model.
         value: Values of the site at draws that follow the posterior, shape ``(draws, n, *rest)``.
-        drawn: Values of the site at draws of the guide, shape ``(draws, n, *rest)``. Continuous moves scale with
-            the standard deviation of ``value``, or with a tenth of the standard deviation of ``drawn`` if this is
-            larger.
+        drawn: Values of the site at draws of the guide, shape ``(draws, n, *rest)``. The length of a continuous
+            move is proportional to the standard deviation of ``value``, or to a tenth of the standard deviation of
+            ``drawn`` if this is larger.
     """
     fn = site["fn"]
     if is_discrete(fn) and fn.event_dim:  # one of several classes

@@ -119,7 +119,7 @@ class IWAE(WeightObjective):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return minus the bound, nats summed over the data, shape ``()``, differentiable."""
+        """Return minus the bound, summed over the data, shape ``()``, nats. The result is differentiable."""
         if self.gradient == "reparameterized" or not torch.is_grad_enabled():
             return super().differentiable_loss(model, guide, *args, **kwargs)
         with Leaves() as leaves:

@@ -112,7 +112,7 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return a loss with a gradient, nats summed over data, shape ``()``.
+        """Return a loss with a gradient, summed over the data, shape ``()``, nats.
 
         The value is the loss of the model. The gradient is the gradient of the sum of both losses, of model and guide.
         """

@@ -60,8 +60,8 @@ def panels_for(
 ) -> Iterator[tuple[Any, list[Axes]]]:
     """Make or check the axes of a figure with several panels, and yield them in two forms.
 
-    The first form is ``ax`` or ``axes`` as given or, if both are None, an array of new axes. A plotting function
-    returns it to the user. The second form is a list with one axes for each panel.
+    The first form is the return value of a plotting function: the argument ``ax`` or ``axes``, unchanged, or an array
+    of new axes if both are None. The second form is a list with one axes for each panel.
 
     Args:
         names: Names of the panels, in order.

@@ -69,7 +69,7 @@ def ais(
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_chains: Chains per datum, C.
-        num_temperatures: Number of temperatures, T, without that of the guide. The last temperature is that of the
+        num_temperatures: Number of temperatures after that of the guide, T. The last temperature is that of the
             posterior.
         num_leapfrog: Leapfrog steps per transition.
         **options: Keyword arguments of :class:`Options`.
@@ -153,7 +153,7 @@ def bdmc(
         x: Template of the data: the simulated data have the same number and shape. Tensors of a tuple that the model
             does not observe, such as labels or masks, are passed on unchanged.
         num_chains: Chains per datum and direction, C.
-        num_temperatures: Number of temperatures, T, without that of the guide. The last temperature is that of the
+        num_temperatures: Number of temperatures after that of the guide, T. The last temperature is that of the
             posterior.
         num_leapfrog: Leapfrog steps per transition.
         **options: Keyword arguments of :class:`Options`.
@@ -235,7 +235,7 @@ def bdmc(
 
 
 def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
-    """Append the map to real vectors to ``spaces``, and return the number of data in a batch."""
+    """Make the map between latents and real vectors, append it to ``spaces``, and return the batch size."""
     spaces.append(Space(problem))
     return problem.width(max(num_chains, PILOT_CHAINS))
 

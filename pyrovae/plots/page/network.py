@@ -156,7 +156,8 @@ class _Writer(fx.Interpreter):
         name = str(getattr(target, "overloadpacket", target)).split(".")[-1]
         if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
             raise ValueError(
-                f"the page cannot draw random numbers, but the mean of the likelihood does, in the operation {name}"
+                f"explorer: the page cannot draw random numbers, but the mean of the likelihood does, in the operation "
+                f"{name}"
             )
         if target is operator.getitem:
             return args[0][args[1]]
@@ -175,15 +176,16 @@ class _Writer(fx.Interpreter):
         write = getattr(self, f"write_{name}", None)
         if write is None:
             raise ValueError(
-                f"the page has no kernel for {target}, an operation of the likelihood's mean. It has kernels for dense "
-                f"layers, 2-d convolutions, sums, and element-wise functions."
+                f"explorer: the page has no kernel for {target}, an operation of the likelihood's mean. It has kernels "
+                f"for dense layers, 2-d convolutions, sums, and element-wise functions."
             )
         return write(value, *args, **kwargs)
 
     def place(self, value: Any, shape: Sequence[int] | None = None) -> int:
-        """Return the place of a value in the network. A tensor or number is first added to the constants.
+        """Return the index by which steps refer to a value, its place (see :class:`Network`).
 
-        If ``shape`` is given, a value with several entries is expanded to this shape.
+        A tensor or number that does not depend on the function's input is first added to the constants. If ``shape`` is
+        given, a value with several entries is expanded to this shape.
         """
         example = _example(value)
         if isinstance(example, Tensor) and shape is not None and example.numel() > 1 and example.shape != shape:
@@ -219,7 +221,11 @@ class _Writer(fx.Interpreter):
         return [self.gathered(table, sources, part) for table, part in zip(tables, value, strict=True)]
 
     def gathered(self, table: Tensor, sources: Sequence[Any], value: Tensor) -> _Value | Tensor:
-        """Record the selection of entries by position; if all entries are selected in order, no step is added."""
+        """Record a ``gather`` step, which selects entries of ``sources`` by their positions in ``table``.
+
+        No step is added if no source depends on the function's input, or if the result has all entries of a single
+        source in their order.
+        """
         if not any(isinstance(source, _Value) for source in sources):
             return value
         inputs, table = [self.place(source) for source in sources], table.flatten().int()
@@ -277,7 +283,9 @@ class _Writer(fx.Interpreter):
     def write_as_strided(self, value: Tensor, x: _Value, *args: Any) -> Any:
         """Record a strided view of a contiguous value."""
         if not x.example.is_contiguous() or x.example.storage_offset():
-            raise ValueError("the page does not support strides, but the mean of the likelihood uses a view by strides")
+            raise ValueError(
+                "explorer: the page does not support strides, but the mean of the likelihood uses a view by strides"
+            )
         return self.moved(_aten.as_strided.default, (x, *args), {}, value)
 
     def write_constant_pad_nd(self, value: Tensor, x: _Value, pad: Sequence[int], fill: float = 0.0) -> _Value | Tensor:
@@ -291,8 +299,8 @@ class _Writer(fx.Interpreter):
         stride, padding, dilation, transposed, _, groups = settings
         if value.ndim != 4 or len(value) != 1:
             raise ValueError(
-                f"the page supports only 2-d convolutions of one image, but a convolution of the likelihood has an "
-                f"output of shape {tuple(value.shape)}"
+                f"explorer: the page supports only 2-d convolutions of one image, but a convolution of the likelihood "
+                f"has an output of shape {tuple(value.shape)}"
             )
         shapes = [list(part.shape[1:]) for part in (_example(x), value)]
         small, large = shapes if transposed else reversed(shapes)
@@ -312,15 +320,15 @@ class _Writer(fx.Interpreter):
         return result if bias is None else self.mapped("add", (result, bias.reshape(-1, 1, 1)), value)
 
     def write__to_copy(self, value: Tensor, x: _Value, **_: Any) -> _Value:
-        """Record a conversion between dtypes, which does nothing in the page.
+        """Return a value after a conversion between dtypes. The conversion adds no step to the network.
 
         Raises:
             ValueError: If floating-point numbers are converted to integers or to bool.
         """
         if x.example.is_floating_point() and not value.is_floating_point():
             raise ValueError(
-                "the page cannot convert floating-point numbers to integers or bool, but the mean of the likelihood "
-                "contains such a conversion"
+                "explorer: the page cannot convert floating-point numbers to integers or bool, but the mean of the "
+                "likelihood contains such a conversion"
             )
         return _Value(x.place, value)
 

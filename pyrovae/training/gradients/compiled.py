@@ -156,7 +156,7 @@ class CompiledGradients:
     def _outputs(self, batch: Batch, inputs: Sequence[Tensor], receivers: list[Tensor]) -> list[Tensor]:
         """Return a list of the loss and the gradients.
 
-        The parameters that have a gradient replace the content of ``receivers``, in the order of the gradients.
+        The list ``receivers`` is overwritten with the parameters that have a gradient, in the order of the gradients.
         """
         loss = self.loss(batch, inputs[-1] if self.weighted else 1.0)
         receivers[:] = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
