@@ -129,8 +129,6 @@ def run_guide(
 ) -> Draws:
     """Run a guide and return its draws.
 
-    A guide that enumerates sites runs twice, unless the nesting depth of its plates is known.
-
     Args:
         guide: Pyro program of q(z | x).
         args: Arguments of the guide.
@@ -140,8 +138,8 @@ def run_guide(
             dimension to the left of these plates. With ``None``, the run has no dimension of draws.
         values: Values of latent sites, which replace draws, and indices of subsampling plates, by name. In a value,
             dimensions of enumerated sites lie to the left of the plates and of the draws.
-        depth: The same nesting depth for a run without a dimension of draws, or ``None`` if the depth is not known. The
-            argument is ignored if ``nesting`` is given.
+        depth: Nesting depth of the program's own plates, for a run without a dimension of draws; ignored if ``nesting``
+            is given. With ``None``, a guide that enumerates sites runs twice, because its first run finds the depth.
     """
     given = Given(values or {})
     program = with_draws(given(guide), num_draws, nesting)

@@ -114,10 +114,13 @@ def check_generative(sites: Iterable[Site], remedy: str) -> None:
 
 
 def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> int:
-    """Return the index of the argument that a site observes: the observed tensor, or a tensor with equal entries.
+    """Return the index of the argument that a site observes.
+
+    This is the argument that is the observed tensor itself. If there is none, it is the argument with the same entries
+    in the same order; its shape may differ.
 
     Raises:
-        ValueError: If the observed value equals none of the arguments, or several of them.
+        ValueError: If no argument, or more than one, is found in this way.
     """
     found = [i for i, arg in enumerate(args) if arg is observed] or [
         i for i, arg in enumerate(args) if torch.equal(arg.flatten(), torch.as_tensor(observed).to(arg).flatten())

@@ -174,8 +174,9 @@ class Refined:
 class _Scored(dist.TorchDistribution):
     """Distribution with a given log-density, whose samples are zeros.
 
-    The guide draws the latents from the mixture before it samples its sites, so its latent sites are points. The site
-    ``_refined`` has this distribution, which adds the log-density of the latents to the run.
+    A refined guide draws the latents from the mixture outside Pyro's sites. Each latent site is then a ``Delta`` at the
+    drawn value, with log-density 0. The auxiliary site ``_refined`` has this distribution, which adds the log-density
+    of the draw to the run.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch's distributions declare it in the same way

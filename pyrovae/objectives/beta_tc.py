@@ -89,9 +89,10 @@ class BetaTC(Objective):
 
     Raises:
         ValueError: If ``alpha``, ``beta`` or ``gamma`` is negative, ``data_size`` is less than 2, or ``weights`` is
-            unknown. When called, if the batch has one datum or more than ``data_size``; if the program does not have
-            exactly one latent site in one plate; if the posterior or prior of this site does not factorize over
-            dimensions; if the draws of this site are not reparameterized; or if a site lies outside the data plate.
+            unknown. When called, if the batch has fewer than 2 data or more than ``data_size`` data; if the program
+            does not have exactly one latent site, in one plate and without a mask; if the posterior or prior of this
+            site does not factorize over dimensions; if the draws of this site are not reparameterized; or if a site
+            lies outside the data plate.
 
     Source:
         *Isolating Sources of Disentanglement in Variational Autoencoders* (Chen, Li, Grosse and Duvenaud, 2018).

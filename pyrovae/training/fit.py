@@ -150,10 +150,10 @@ def fit(
             state before that step, or its best weights if there are validation data. ``"skip"`` skips such steps and
             counts them in the history. It checks every step, so on CUDA the host waits for each step.
         checkpoint: Folder for the last two checkpoints. The folder must belong to this run alone. A checkpoint holds
-            parameters (including those of ``pyro.param``), optimizer, schedule, generators (torch, NumPy, Python),
-            history, best weights, and a description of module, data and options, with checksums. It does not hold
-            attributes of Python objects other than tensors, or your own generators. If the last checkpoint is damaged,
-            it is renamed with a warning, and the previous one is used.
+            parameters (including those of ``pyro.param``), buffers, optimizer, schedule, generators (torch, NumPy,
+            Python), history, best weights, and a description of module, data and options, with checksums. It does not
+            hold counters and plain tensors of a module, your own generators, or the internal state of a transform or an
+            objective. If the last checkpoint is damaged, it is renamed with a warning, and the previous one is used.
         checkpoint_every: Number of epochs between two checkpoints. A checkpoint is always written at the end.
         checkpoint_wait: Seconds to wait for another run that uses the folder before an error is raised. ``math.inf``
             waits until the other run ends.
