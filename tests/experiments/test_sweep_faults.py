@@ -134,6 +134,8 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, record_property: Record) 
 
     def filling(settings: Any, shared: Any) -> xr.Dataset:
         if settings["x"] == NUM_CELLS // 2:
+            while not list(small_disk.glob("cells/*.nc")):  # the driver may be slower than its workers
+                time.sleep(0.01)
             with ballast.open("wb", buffering=0) as file, suppress(OSError):
                 while True:
                     file.write(bytes(4096))
