@@ -70,13 +70,15 @@ def refine(
 ) -> Refinement:
     """Fit normal densities to the posterior of each datum, to be mixed with the guide.
 
-    For each datum, a normal density is fitted by regression, and pilot draws from the mixture of this density and the
-    guide test the fit. If the effective sample size of the pilot draws is a small fraction of their number,
-    :func:`refine_by_chains` improves the fit. The pilot draws are discarded.
+    For each datum, a normal density is fitted by regression. Its mixture with the guide is then tested with pilot
+    draws, which are discarded. If the effective sample size of these draws is a small fraction of their number,
+    :func:`refine_by_chains` fits the density again and adds two further densities. It is not called for data whose
+    regression failed.
 
     Args:
         posterior: Posteriors of N data, with the guide.
-        members: Weights and widths of the copies of the normal density that the mixture contains.
+        members: Weights and widths of the components that the normal density gets in the mixture. Each component is a
+            widened copy of the density.
         score_guide: If true, the guide's density is computed at all draws; see :class:`Mixture`.
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
     """

@@ -2,16 +2,16 @@ r"""A guide fitted to the posterior of each datum.
 
 An amortized guide is a poor proposal for importance sampling if its encoder or its family cannot match a posterior. For
 each datum, :class:`Refined` fits a normal density with full covariance to the posterior, in unconstrained coordinates,
-by stochastic linear regression ( :mod:`pyrovae._refinement.regression`). If pilot draws show that the posterior is far
-from normal, short Hamiltonian chains improve the density ( :mod:`pyrovae._refinement.chains`), and two further normal
-densities are fitted, one to each half of the posterior ( :mod:`pyrovae._refinement.split`). The proposal is a mixture
-of the guide with wider copies of these densities ( :mod:`pyrovae._refinement.mixture`). The mixture is fixed before
-the draws of the estimate are made. Therefore the estimate of p(x) is unbiased, and its logarithm is a lower bound on
-log p(x) in expectation.
+by stochastic linear regression (:mod:`pyrovae._refinement.regression`). If pilot draws show that the posterior is far
+from normal, the density is fitted again, to draws and gradients of short Hamiltonian chains
+(:mod:`pyrovae._refinement.chains`). Two further normal densities are then fitted, one to each half of the posterior
+(:mod:`pyrovae._refinement.split`). The proposal is a mixture of the guide with wider copies of these densities
+(:mod:`pyrovae._refinement.mixture`). The mixture is fixed before the draws of the estimate are made. Therefore the
+estimate of p(x) is unbiased, and its logarithm is a lower bound on log p(x) in expectation.
 
 Source: *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
-2013), for the fit; *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson and
-Carpenter, 2026), for the density of the chains; *Safe and Effective Importance Sampling* (Owen and Zhou, 2000), for
+2013), for the first fit; *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson
+and Carpenter, 2026), for the fit to the chains; *Safe and Effective Importance Sampling* (Owen and Zhou, 2000), for
 mixtures with a safe component.
 """
 
@@ -172,11 +172,11 @@ class Refined:
 
 
 class _Scored(dist.TorchDistribution):
-    """Distribution with a given log-density, whose samples are zeros.
+    """Distribution that has a given log-density at every value; its samples are zeros, as placeholders.
 
-    A refined guide draws the latents from the mixture outside Pyro's sites. Each latent site is then a ``Delta`` at the
-    drawn value, with log-density 0. The auxiliary site ``_refined`` has this distribution, which adds the log-density
-    of the draw to the run.
+    A refined guide draws all latents together from the mixture, outside Pyro's sites. Each latent site is then a
+    ``Delta`` at the drawn value, with log-density 0. The auxiliary site ``_refined`` has this distribution, with the
+    log-density of all latents together. The log-densities of the guide's sites therefore sum to log q(z | x).
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch's distributions declare it in the same way

@@ -92,7 +92,7 @@ def fit(
     and a run that is extended to 10,000 steps or more is compiled from then on unless ``compile`` is given. On Ctrl-C
     and SIGTERM, the current step is finished and saved before the run stops. A SIGTERM then ends the process as usual.
 
-    If several processes have joined ( :mod:`pyrovae.parallel`), each takes a slice of every batch, and all end with the
+    If several processes have joined (:mod:`pyrovae.parallel`), each takes a slice of every batch, and all end with the
     same parameters. The following raise an error, because the result would differ from a single-process run: objectives
     that are not sums over the data, batch normalization, sites outside the data plate, and parameters of
     ``pyro.param``.

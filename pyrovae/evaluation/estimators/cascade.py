@@ -181,7 +181,14 @@ class Cascade:
         return {name: column[: batch.kept] for name, column in estimates.columns().items()}
 
     def _by_guide(self, batch: Batch, estimates: Estimates) -> Tensor:
-        """Run the stage *guide* on data with good pilot draws; return the indices of data that need another stage."""
+        """Select the data for which the guide is a good proposal, by pilot draws, and estimate log p(x) from the guide.
+
+        If no densities can be fitted to the posteriors, all data are selected.
+
+        Returns:
+            Indices of the data that need another estimator: data that were not selected, and selected data whose
+            estimate is not good enough.
+        """
         pilot = self._weights(batch, PILOT)
         found = bounds.of_valid(pilot, summary)
         estimates.evaluations += PILOT

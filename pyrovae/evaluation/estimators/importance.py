@@ -107,7 +107,7 @@ def log_weights(model: Program, guide: Program, x: Any, num_samples: int, **opti
     subsamples, the evaluation chooses the subsamples so that every datum is scored.
 
     An evaluation changes neither the global random generators nor parameters, buffers or training modes. If several
-    processes have joined ( :mod:`pyrovae.parallel`), each process computes some of the batches, and all processes
+    processes have joined (:mod:`pyrovae.parallel`), each process computes some of the batches, and all processes
     return the result that a single process would return.
 
     Args:
