@@ -1,8 +1,9 @@
 """Inductor's choice of the processor's vector instructions, without test programs.
 
-Inductor compiles, links and loads a test program for each set of vector instructions that the processor has. This takes
-a third of the time of a first compilation. This module lets inductor assume that every set works. The test programs are
-compiled only if the C++ compiler rejects the code, for example because the compiler is older than the processor.
+Inductor compiles, links and loads a test program for each set of vector instructions that the processor has. The test
+programs take a third of a first compilation's time. This module lets inductor assume that every set works. Inductor
+needs the test programs only if the C++ compiler rejects the code that inductor writes under this assumption, for
+example because the compiler is older than the processor.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ def _forget_instructions() -> None:
 
 
 def _is_of_the_compiler(error: Exception) -> bool:
-    """Return whether the C++ compiler refused the code that inductor wrote."""
+    """Return whether an error of inductor says that the C++ compiler rejected inductor's code."""
     from torch._inductor.exc import CppCompileError
 
     return isinstance(getattr(error, "inner_exception", error), CppCompileError)

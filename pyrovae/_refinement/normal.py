@@ -88,7 +88,7 @@ class Normal:
         return self.log_det + 0.5 * self.mean.shape[-1] * (1 + LOG_2PI)
 
     def transform(self, vectors: Tensor, scales: Tensor, shift: Tensor) -> Self:
-        """Return the densities shifted and scaled along given directions in whitened coordinates.
+        """Shift and scale the densities along given directions in whitened coordinates, and return the new densities.
 
         Args:
             vectors: Orthonormal columns V, shape ``(N, D, D)``.
@@ -96,7 +96,7 @@ class Normal:
             shift: Shift b of the mean along the columns, shape ``(N, D)``.
 
         Returns:
-            If ``self`` has mean m and root A: the densities with mean m + A V b and root A V diag(s).
+            The densities with mean m + A V b and root A V diag(s), where ``self`` has mean m and root A.
         """
         rotated = self.root @ vectors
         return type(self)(
@@ -121,7 +121,10 @@ class Normal:
         return ((u - self.mean).movedim(0, 1) @ self.inverse_root.mT).movedim(1, 0)
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the densities of ``self`` where ``condition``, shape ``(N,)``, is true, else those of ``other``."""
+        """Return, for each datum, the density of ``self`` if ``condition`` is true, else the density of ``other``.
+
+        The shape of ``condition`` is ``(N,)``.
+        """
         matrix = condition[:, None, None]
         return type(self)(
             torch.where(condition[:, None], self.mean, other.mean),

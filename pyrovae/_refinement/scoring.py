@@ -9,7 +9,7 @@ from pyrovae.distributions import NormalizingFlow
 
 
 def scores_slowly(distribution: Any) -> bool:
-    """Return true if the log-density at given values takes one pass of a network for each latent dimension."""
+    """Return true if the log-density of given values needs one pass of a network for each latent dimension."""
     while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
         distribution = distribution.base_dist
     transforms: list[Any] = list(getattr(distribution, "transforms", ()))
@@ -19,7 +19,7 @@ def scores_slowly(distribution: Any) -> bool:
 
 
 def _names(transform: Any) -> list[str]:
-    """Return the class name of a transform and, if it consists of several transforms, also their class names.
+    """Return the class name of a transform, and the class names of the transforms of which it consists.
 
     For the inverse of a transform, the class name of the inverted transform is left out: if a transform scores given
     values slowly, its inverse scores them fast.

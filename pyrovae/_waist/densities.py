@@ -48,7 +48,7 @@ def log_joint(
     Args:
         model: Pyro program of p(x, z).
         args: Arguments of the model, which include the data.
-        values: Values of the latent sites and indices of subsampling plates, by name.
+        values: By name, the values of the latent sites and the indices of the subsampling plates.
         num_draws: Number of draws in the values.
         plate: The data plate, with the number of data in the arguments as its size.
         nesting: Nesting depth of the program's own plates, or ``None`` for values without a dimension of draws.

@@ -29,8 +29,8 @@ class NoiseOutsideSites(Messenger):
 
     Attributes:
         sources: Names of the packages whose global generators changed outside sites.
-        change: Function that replaces numbers that torch draws outside sites; with ``None`` the numbers are not
-            replaced.
+        change: Function from a tensor of numbers that torch draws outside sites to the numbers that replace them.
+            ``None`` keeps the numbers.
     """
 
     def __init__(self) -> None:
@@ -75,8 +75,8 @@ class ChangedNoise(TorchDispatchMode):
     """Context manager that replaces the random numbers that torch draws outside sites.
 
     Args:
-        noise: Handler around the program. Numbers that torch draws while the handler processes a site are kept. The
-            function ``noise.change`` replaces all others.
+        noise: Handler around the program. If torch draws numbers while the handler processes a site, these numbers are
+            kept. The function ``noise.change`` replaces all numbers that torch draws at other times.
     """
 
     def __init__(self, noise: NoiseOutsideSites) -> None:
@@ -98,8 +98,8 @@ def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor
     """Return whether the densities of a program depend on numbers that it draws outside sites.
 
     Args:
-        noise: Handler around the program. In an earlier run, it has recorded which packages have generators that change
-            outside sites.
+        noise: Handler around the program. In an earlier run of the program, it has recorded the packages whose
+            generators change outside sites.
         run: Function that runs the program and returns its densities. If the program draws values of sites, the draws
             are the same at each call, because the states of torch's generators are restored before the call.
     """

@@ -61,7 +61,7 @@ class L1(_Weighted):
 
 @dataclass(frozen=True)
 class KLSparsity(_Weighted):
-    r"""Kullback-Leibler divergence of the mean activity of each unit from a target.
+    r"""Kullback-Leibler divergence between a target activity and a unit's mean activity, summed over the units.
 
     .. math:: \lambda \sum_j \rho \log \frac{\rho}{\hat\rho_j} + (1 - \rho) \log \frac{1 - \rho}{1 - \hat\rho_j},
         \qquad \hat\rho_j = \frac{1}{N} \sum_n h_{nj}

@@ -7,18 +7,19 @@ bytes until a ``transform`` converts them on the device.
 data                       what a program gets
 =========================  ============================================================================================
 tensor                     The tensor itself. ``tensors()`` returns it, so that a training loop indexes it directly.
-NumPy array                A tensor that shares its memory, if the dtype allows it. Floating-point values get torch's
-                           default dtype, as a network expects; integers and booleans keep their dtype, but ``uint16``
-                           becomes ``int32``, and ``uint32`` and ``uint64`` become ``int64``.
+NumPy array                A tensor that shares the array's memory, if the dtype allows it. Floating-point values get
+                           torch's default dtype, as a network expects. Integers and booleans keep their dtype, but
+                           ``uint16`` becomes ``int32``, and ``uint32`` and ``uint64`` become ``int64``.
 NumPy memmap, or a view    The same as for a NumPy array, but one batch at a time. The file is never copied as a whole.
 pandas DataFrame           One tensor of shape ``(rows, columns)`` in torch's default dtype; a missing value is NaN.
 pandas Series              One tensor of shape ``(rows,)``; integers and booleans stay integers and booleans.
 tuple of these             One argument for each element; all elements have the same first dimension.
-``TensorDataset``          Its tensors, as a tuple. A ``Subset``, as ``random_split`` returns it, gives its own rows.
-map-style ``Dataset``      Its items, stacked: a tensor, number, NumPy array or PIL image is one argument. A tuple gives
-                           one argument per entry. A PIL image becomes ``uint8``, shape ``(channels, height, width)``.
-                           A Python float gets torch's default dtype. No base class is needed: ``__getitem__`` and
-                           ``__len__`` are enough.
+``TensorDataset``          Its tensors, as a tuple. A ``Subset``, as ``random_split`` returns it, gives only the rows of
+                           the subset.
+map-style ``Dataset``      Its items, stacked. An item that is a tensor, number, NumPy array or PIL image gives one
+                           argument; a tuple gives one argument per entry. A PIL image becomes ``uint8``, shape
+                           ``(channels, height, width)``. A Python float gets torch's default dtype. No base class is
+                           needed: ``__getitem__`` and ``__len__`` are enough.
 ``DataLoader``             Its data set, with its ``batch_size``, ``collate_fn``, ``num_workers``, ``worker_init_fn``,
                            ``timeout``, ``prefetch_factor`` and ``multiprocessing_context``. Its ``shuffle``,
                            ``drop_last`` and ``generator`` are not used, because training and evaluation choose the
@@ -29,9 +30,9 @@ map-style ``Dataset``      Its items, stacked: a tensor, number, NumPy array or 
                            the data.
 =========================  ============================================================================================
 
-Worker processes are seeded as in torch: each call of :meth:`Source.batches` draws one number from the generator that is
-passed, or from torch's global generator, and worker ``i`` is seeded with this number plus ``i``. New workers start for
-each pass over the data.
+Worker processes are seeded as in torch. Each call of :meth:`Source.batches` draws one number from its argument
+``generator``, by default torch's global generator. Worker ``i`` is seeded with this number plus ``i``. New workers
+start for each pass over the data.
 
 Example:
     >>> import numpy as np, torch

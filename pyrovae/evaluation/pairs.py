@@ -1,4 +1,4 @@
-"""Functions of a model and a guide that also accept a module that has both: ``evaluate(vae, x)``."""
+"""A decorator for functions of a model and a guide. They then also accept a module with both: ``evaluate(vae, x)``."""
 
 from collections.abc import Callable
 from functools import update_wrapper

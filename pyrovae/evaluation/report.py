@@ -1,6 +1,6 @@
 """The loop over batches that all estimators and diagnostics share, and the result that it builds.
 
-An estimator is a function from a batch to columns, which are named arrays with one value or more per datum.
+An estimator is a function from a batch to columns, which are named arrays with at least one value per datum.
 :func:`report` iterates over all batches, in one process or several, shows a progress bar, writes a checkpoint folder,
 and returns a dataset. If the programs raise an error for a datum, the row of this datum is NaN.
 """
@@ -54,13 +54,13 @@ def report(
     Args:
         problem: A model, a guide and data.
         columns: Function that is called with every :class:`Batch` inside ``with problem:``. It returns a mapping from
-            names to values per datum, of shape ``(n,)`` or with the dimensions given by ``dims``.
+            the name of a column to its values. A column has shape ``(n,)``, or the dimensions that ``dims`` names.
         estimator: Name of the estimator, stored as an attribute of the result.
         width: Number of data in a batch, or a function that returns this number and is called inside ``with problem:``.
             By default, a batch has as many data as fit into memory with ``num_samples`` draws each, or with one draw
             each if ``num_samples`` is not given.
-        dims: Names of the dimensions of each column, by name of the column; ``("datum",)`` by default. The function
-            ``columns`` may add entries to this dictionary.
+        dims: Dictionary from the name of a column to the names of its dimensions. A column without an entry has the
+            dimensions ``("datum",)``. The function ``columns`` may add entries.
         coords: Coordinates of further dimensions.
         num_rows: Number of rows; by default one row for each datum. If there are more rows than data, the data are used
             repeatedly.
@@ -166,7 +166,7 @@ def _batches(problem: Problem, width: int, num_rows: int) -> Iterator[Batch]:
 def _computed(problem: Problem, columns: Columns, rows: Rows, batch: Batch, seed: int) -> dict[str, np.ndarray]:
     """Return the columns of a batch.
 
-    If the batch raises an error, its data are computed one by one. Rows of data that raise an error again are NaN.
+    If the batch raises an error, its data are computed one by one. If a datum raises an error again, its row is NaN.
     """
     try:
         return _arrays(columns(batch))

@@ -11,9 +11,10 @@ Dims = dict[str, tuple[str, ...]]  # dimensions by name of the column
 
 
 class Rows:
-    """Columns of a result: arrays with room for all data, filled for the finished data.
+    """Columns of a result: arrays with a row for every datum, of which only the rows of finished data have values.
 
-    Results are written in place, because small arrays that are kept between large tensors would fragment the heap.
+    The results of each batch are copied into these arrays. If they were kept as small arrays instead, these would lie
+    between large tensors and fragment the heap.
     """
 
     def __init__(self, size: int, dims: Dims) -> None:
@@ -37,7 +38,7 @@ class Rows:
         self.done += count
 
     def arrays(self, stop: int) -> dict[str, np.ndarray]:
-        """Return the columns of the data with indices below ``stop``, by name."""
+        """Return the first ``stop`` rows of each column, by name of the column."""
         return {
             name: values[(slice(None),) * self.axis(name) + (slice(stop),)] for name, values in self.columns.items()
         }
@@ -56,8 +57,8 @@ class Rows:
         missing = np.flatnonzero(np.isnan(values).all(1))
         if len(missing) == self.done:
             raise FloatingPointError(
-                f"log-weights of all {self.done} data are NaN or infinite. The model has diverged, or the data are too "
-                f"large. Check the parameters of the model and the scales that its networks return."
+                f"log-weights of all {self.done} data are NaN or infinite. The model has diverged, or values in the "
+                f"data are too large. Check the parameters of the model and the scales that its networks return."
             )
         if len(missing):
             warnings.warn(

@@ -120,7 +120,7 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
     in the same order; its shape may differ.
 
     Raises:
-        ValueError: If no argument, or more than one, is found in this way.
+        ValueError: If this description fits no argument, or more than one.
     """
     found = [i for i, arg in enumerate(args) if arg is observed] or [
         i for i, arg in enumerate(args) if torch.equal(arg.flatten(), torch.as_tensor(observed).to(arg).flatten())
@@ -129,15 +129,15 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
         what = f"equals the arguments {found}" if found else "equals none of the arguments"
         raise ValueError(
             f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model. "
-            f"The arguments have shapes {[tuple(arg.shape) for arg in args]}. It is not clear which argument simulated "
-            f"data should replace. Observe an argument unchanged, obs=x. If the site depends on no latent site, you "
-            f"can leave the site out instead: pyro.poutine.block(model, hide=[{name!r}])."
+            f"The arguments have shapes {[tuple(arg.shape) for arg in args]}. Simulated data must replace one "
+            f"argument, but it is not clear which one. Observe an argument unchanged, obs=x. If the site depends on no "
+            f"latent site, you can leave the site out instead: pyro.poutine.block(model, hide=[{name!r}])."
         )
     return found[0]
 
 
 def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
-    """Locate the entries of a view, such as ``x[:, t]``, in the argument that is viewed.
+    """Locate the entries of a view of an argument, such as ``x[:, t]``, in this argument.
 
     Returns:
         Tensor in the shape of ``observed``: for each entry, its index in the flattened argument. ``None`` if

@@ -218,8 +218,8 @@ class ContinuousBernoulli(Likelihood):
 class Beta(Likelihood):
     r"""Beta likelihood of values strictly between 0 and 1, :math:`\prod_d \mathrm{Beta}(x_d; \alpha_d(z), \beta_d(z))`.
 
-    At 0 and 1, the density is zero or infinite, so data with these values raise an error. To move levels inside the
-    interval, see :func:`pyrovae.data.dequantize`.
+    At 0 and 1, the density is zero or infinite, so data with these values raise an error.
+    :func:`pyrovae.data.dequantize` maps grey values in [0, 1] to values strictly between 0 and 1.
 
     Args:
         network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large as the data in dimension

@@ -29,16 +29,17 @@ class VAE(DescribedModel):
     """Variational autoencoder made of three callables that return distributions.
 
     ``model(x)`` and ``guide(x)`` are ordinary Pyro programs for ``x``, shape ``(N, *event)``, with one plate ``"data"``
-    over the first dimension, the latent site ``"z"`` and the observed site ``"x"``. They are modules as well. Hence
-    :class:`pyro.infer.SVI`, ``Trace_ELBO()(vae.model, vae.guide)`` with a torch optimizer, and :func:`pyrovae.fit`
-    train every parameter. A component can be exchanged at any time: ``vae.prior = my_prior``.
+    over the first dimension, the latent site ``"z"`` and the observed site ``"x"``. They are modules as well. You
+    can therefore train all their parameters with :class:`pyro.infer.SVI`, with ``Trace_ELBO()(vae.model, vae.guide)``
+    and a torch optimizer, or with :func:`pyrovae.fit`. A component can be exchanged at any time:
+    ``vae.prior = my_prior``.
 
     Data may consist of x and further tensors, such as labels or a mask of observed entries: ``model(x, *given)``. The
     likelihood is then called as ``likelihood(z, *given)``, and the posterior as ``posterior(x, *given)``.
 
-    The parameters belong to this module and have no names in Pyro's parameter store. Tools of Pyro that look up
-    parameters by name cannot be used: ``JitTrace_ELBO``, per-parameter options and saved states of :mod:`pyro.optim`,
-    and ``poutine.lift``. Use torch's optimizers and ``state_dict`` instead.
+    The parameters belong to this module and have no names in Pyro's parameter store. Some tools of Pyro look up
+    parameters by name and cannot be used: ``JitTrace_ELBO``, per-parameter options and saved states of
+    :mod:`pyro.optim`, and ``poutine.lift``. Use torch's optimizers and ``state_dict`` instead.
 
     Args:
         prior: ``prior()`` returns p(z), event shape ``(latent,)``. A distribution works too.

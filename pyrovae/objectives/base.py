@@ -155,7 +155,7 @@ class Weighing:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Context manager: raise a ValueError that mentions Trace_ELBO if a site lies outside the data plate."""
+        """Context manager: if a site lies outside the data plate, raise a ValueError that recommends Trace_ELBO."""
         try:
             yield
         except OutsidePlateError as error:
@@ -175,8 +175,8 @@ class Weighing:
             if score(site).requires_grad:  # a conditioned latent site
                 raise ValueError(
                     f"site {site['name']!r} lies outside the data plate {weights.plate.name!r} and depends on "
-                    f"parameters, but {name} is a bound per datum. Move the site into the plate, or train with "
-                    f"Trace_ELBO."
+                    f"parameters, but {name} is a bound per datum, and the site belongs to no datum. Move the site "
+                    f"into the plate, or train with Trace_ELBO."
                 )
         if weights.unreparameterized and self.needs_paths:
             raise ValueError(
@@ -273,7 +273,7 @@ class WeightObjective(Objective):
     Attributes:
         is_of_batch: True if the loss depends on the batch as a whole, False by default. An objective with
             ``is_of_batch = True`` cannot be trained in several processes.
-        needs_paths: True, the default, if the objective's gradient is biased without reparameterized draws.
+        needs_paths: True if the objective's gradient is biased without reparameterized draws, True by default.
 
     Raises:
         TypeError: If an option is unknown, or ``num_particles`` or ``num_groups`` is not an integer.

@@ -96,7 +96,10 @@ def panels_for(
 
 
 def wrapped(ax: Axes, text: str, character: float = 0.075) -> str:
-    """Return text, broken into lines that fit the width of the axes; ``character`` is a character's width in inches."""
+    """Return the text with line breaks, so that its lines fit the width of the axes.
+
+    The argument ``character`` is the width of a character in inches.
+    """
     width = ax.get_window_extent().width / ax.figure.dpi
     return textwrap.fill(text, max(8, int(width / character)))
 
@@ -116,7 +119,10 @@ def legend_above(ax: Axes) -> None:
 
 
 def legend_beside(axes: Sequence[Axes], handles: Mapping[str, Any], name: str | None = None) -> None:
-    """Put a legend to the right of the first row of axes, where it covers no data, in as many columns as it needs."""
+    """Put a legend to the right of the first row of axes, where it covers no data.
+
+    The entries of the legend are in as many columns as the height of the axes requires.
+    """
     tops = [ax.get_position().y1 for ax in axes]
     row = [ax for ax, top in zip(axes, tops, strict=True) if top > max(tops) - 1e-3]
     last = max(row, key=lambda ax: ax.get_position().x1)

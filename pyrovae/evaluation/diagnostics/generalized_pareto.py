@@ -1,8 +1,8 @@
 r"""Pareto smoothing of the largest weights of many data at once.
 
 Let :math:`e_1 \le \dots \le e_M` be the M largest weights of a datum, minus the next largest weight. They are modelled
-by a generalized Pareto distribution with the survival function :math:`(1 + k e / \sigma)^{-1/k}`. With
-:math:`b = -k / \sigma`, the profile log-likelihood of b and the shape that maximizes the likelihood given b are
+by a generalized Pareto distribution with the survival function :math:`(1 + k e / \sigma)^{-1/k}`. Let
+:math:`b = -k / \sigma`. The profile log-likelihood of b, and the shape that maximizes the likelihood for given b, are
 
 .. math:: \ell(b) = M \big(\log(-b / \kappa(b)) - \kappa(b) - 1\big), \qquad
     \kappa(b) = \frac1M \sum_i \log(1 - b e_i).
@@ -34,9 +34,9 @@ def smooth(log_weights: Tensor, tail: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         Smoothed log-weights of the same shape, normalized so that the weights of a datum sum to one; k-hat, shape
-        ``(N,)``; and whether the fit applies to a datum, shape ``(N,)``. The fit does not apply if the smallest of the
-        largest weights equals the next weight, or if a number underflows or overflows. The other results of such a
-        datum have no meaning.
+        ``(N,)``; and whether the fit applies to a datum, shape ``(N,)``. The fit does not apply if the smallest of
+        the smoothed weights equals the largest of all other weights, or if a number underflows or overflows. The other
+        results of such a datum have no meaning.
     """
     largest, places = log_weights.topk(tail + 1, dim=1)
     top, cutoff = largest[:, :1], largest[:, -1:] - largest[:, :1]
@@ -51,7 +51,7 @@ def smooth(log_weights: Tensor, tail: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fit(exceedances: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the shape k and the scale of a generalized Pareto distribution for each row of exceedances.
+    """Fit a generalized Pareto distribution to each row, and return the shapes k and the scales, each ``(N,)``.
 
     Args:
         exceedances: Positive numbers in increasing order, shape ``(N, M)``.

@@ -36,14 +36,15 @@ def posterior_predictive_check(
     num_draws: int = 500,
     **options: Unpack[Options],
 ) -> "xr.Dataset":
-    r"""Compare a statistic of each datum with the same statistic of data replicated from the posterior of the datum.
+    r"""Compare a statistic of each datum with the statistic of replicates from its posterior predictive distribution.
 
     A p-value near 0 or 1 shows that the model rarely generates data with such a statistic. The posterior is conditional
     on the datum, so the p-values of a true model are not uniform but concentrated around 1/2.
 
-    In a replicate, masked entries and arguments that the model does not observe keep their values from the data.
-    If the model observes an argument ``y``, compute the distributions of later sites from the value that
-    ``pyro.sample("y", ..., obs=y)`` returns. If they are computed from ``y`` itself, replicates are conditional on it.
+    A replicate keeps the masked entries of the data, and the arguments that the model does not observe. If the model
+    observes an argument ``y``, compute the distributions of later sites from the value that
+    ``pyro.sample("y", ..., obs=y)`` returns. If the distributions are computed from ``y`` itself, the replicates are
+    conditional on the observed ``y``.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -139,7 +140,7 @@ def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: P
 
 
 def _replicate(site: Site) -> Tensor:
-    """Return the replicate drawn at an observed site, with its masked entries replaced by those of the data."""
+    """Return the draw at an observed site, with the values of the data in all masked entries."""
     value: Tensor = site["value"]
     return torch.where(scored_entries(site), value, site["infer"]["obs"].to(value))
 

@@ -1,4 +1,4 @@
-"""The weights that a run restores at its end: those of the best epoch on the validation data."""
+"""The weights that a run restores at its end: those of the epoch with the best bound on the validation data."""
 
 from __future__ import annotations
 
