@@ -1,1 +1,1 @@
-"""Algorithms that fit normal densities to the posterior of each datum and estimate log p(x) with draws from them."""
+"""Fits of normal densities to the posterior of each datum, and estimates of log p(x) by draws from the densities."""

@@ -1,4 +1,4 @@
-"""Fit of a proposal to each datum by regression, and by Hamiltonian chains if the regression fits poorly."""
+"""Fit of a proposal to the posterior of each datum by regression, or by Hamiltonian chains if this fit is poor."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -102,12 +102,12 @@ def refine_by_chains(
     score_guide: bool = True,
     batch_size: int | None = None,
 ) -> Refinement:
-    """Fit the densities again, to draws of Hamiltonian chains.
+    """Fit new densities, to draws and gradients of Hamiltonian chains that start from the fit ``found``.
 
     The chains start at draws from the mixture of the guide with the densities in ``found``. Each datum gets a new
-    normal density, and two further densities, each fitted to one half of the draws. A datum keeps its densities in
-    ``found`` if a new density is not finite. It also keeps them if the effective sample size of pilot draws from the
-    new mixture, divided by the number of pilot draws, is at most half of ``found.share``.
+    normal density. It also gets two further densities, one fitted to each half of the draws. A datum keeps its
+    densities in ``found`` if a new density is not finite. It also keeps these densities if the new ``share`` is at
+    most half of ``found.share``; see :class:`Refinement`.
     """
     count = num_chains(posterior.dim)
     start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some draws are from the guide

@@ -22,7 +22,7 @@ coefficient of h on :math:`\epsilon`, and S may be as small as 2 D. Independent 
 **The update.** Let :math:`(B + B^\top) / 2 = V \Lambda V^\top`. Eigenvalues are replaced by their absolute values and
 bounded. An update at the rate :math:`\rho \in (0, 1]` multiplies the whitened precision along the columns of V by
 :math:`\Lambda^\rho`. The new density has mean :math:`m + A V \Lambda^{-\rho} V^\top \bar h` and root
-:math:`A V \Lambda^{-\rho / 2}`. The length of the step of the mean is bounded. Decreasing rates average the regressions
+:math:`A V \Lambda^{-\rho / 2}`. The step of the mean has a bounded length. Decreasing rates average the regressions
 of successive rounds, like the running means of Salimans and Knowles.
 
 **Start.** The first density has the mean and the covariance of draws from the guide, with slightly shrunk correlations.

@@ -26,10 +26,11 @@ FEW_DATA = 12  # with fewer data, each datum is scored without each of the other
 def with_second_draw(
     sites: list[Site], nesting: int, plate: CondIndepStackFrame, data: range | None = None
 ) -> dict[str, Tensor]:
-    """Return the values of two draws for each datum, taken from a run with one draw for each datum.
+    """Return the value of each latent site with two draws for each datum, by name of the site.
 
-    The first draw of datum n is the draw of datum n in the run, and its second draw is the draw of datum n + 1. Any
-    value of the latents can be scored for any datum, so the second draw need not come from the guide for datum n.
+    Both draws come from a run with one draw for each datum. The first draw of datum n is the draw of datum n in the
+    run, and its second draw is the draw of datum n + 1. Any value of the latents can be scored for any datum, so the
+    second draw need not come from the guide for datum n.
     Dimensions of enumerated sites stay to the left of the dimension of draws.
 
     Args:
@@ -63,10 +64,10 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 
 
 def kept_sets(size: int) -> list[Tensor]:
-    """Return sets of data indices. For each set, a check keeps these data, and copies of these data replace the others.
+    """Return sets of data indices. A check keeps the data of one set, and copies of the kept data replace all others.
 
-    With fewer than :data:`FEW_DATA` data, for any two data i and j, at least one set contains i but not j. The check
-    therefore finds every dependence of one datum on another. With more data, there are three irregular sets. They find
+    If there are fewer than :data:`FEW_DATA` data, at least one set contains i but not j, for any two data i and j. The
+    check therefore finds every dependence of one datum on another. With more data, there are three sets, which find
     dependences on the data to which programs usually refer: the first, middle or last datum, a neighbour, or the datum
     at the same place in reverse order.
     """

@@ -1,4 +1,4 @@
-"""The distribution of a row of a table whose columns have different kinds of distributions."""
+"""Distribution of the rows of a table. The columns may have distributions of different kinds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from pyrovae.distributions.unit_interval import OpenUnitInterval
 
 
 class OutsideColumnError(ValueError):
-    """Error for an observed entry of a table that the distribution of the entry's column cannot score."""
+    """Error for an observed entry of a table that lies outside the support of its column's distribution."""
 
 
 class Columns(TorchDistribution):
@@ -134,7 +134,7 @@ def _legal(part: Any) -> float:
 
 
 def entrywise(distribution: Any, owner: str) -> Any:
-    """Return the distributions of the single entries, given a distribution that was made by ``.to_event(n)``.
+    """Return ``distribution`` without its ``.to_event(n)``, so that each entry has a log-probability of its own.
 
     Raises:
         TypeError: If the entries are not independent.

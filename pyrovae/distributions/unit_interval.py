@@ -19,9 +19,9 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[misc]  # Py
     .. math:: \log p(x) = s x - \log \frac{e^s - 1}{s}.
 
     PyTorch computes the normalizing constant and the draws from a probability that is clamped away from 0 and 1. In
-    float32, constant and draws are therefore those of a logit with :math:`|s| \le 16`. At s = -100, for a pixel that is
-    always black, PyTorch's draws have mean 0.06 instead of 0.01, and the integral of its density is 0.16 instead of 1.
-    Near s = 0, this class uses power series in s, so values and gradients are exact there as well.
+    float32, the constant and the draws are therefore those of a logit with :math:`|s| \le 16`. At s = -100, for a pixel
+    that is always black, PyTorch's draws have mean 0.06 instead of 0.01, and the integral of its density is 0.16
+    instead of 1. Near s = 0, this class uses power series in s, so values and gradients are exact there as well.
 
     Args:
         probs: Probability :math:`\sigma(s)`, strictly between 0 and 1. Pass either ``probs`` or ``logits``.
@@ -122,9 +122,9 @@ def _polynomial(x: Tensor, coefficients: tuple[Any, ...]) -> Tensor:
 
 
 def _split_at_zero(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the argument s of a power series near s = 0, and the argument abs(s) of closed forms that divide by it.
+    """Return s for a power series near s = 0, and abs(s) for closed forms that divide by abs(s).
 
-    The first argument is replaced by 0 if s is not near zero. The second argument is at least ``_TINY``.
+    The first result is replaced by 0 if s is not near zero. The second result is at least ``_TINY``.
     """
     small = s.abs() < _SMALL
     return torch.where(small, s, 0.0), torch.where(s.abs() < _TINY, _TINY, s.abs())

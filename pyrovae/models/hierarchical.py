@@ -183,7 +183,10 @@ class _Layered(Program):
     layers: range
 
     def components(self) -> dict[str, Component]:
-        """Return all components by name, and the top layer's posterior as ``posterior``, which a VampPrior needs."""
+        """Return a dictionary of all components by name.
+
+        The top layer's posterior also has the name ``posterior``, because a VampPrior needs a component of this name.
+        """
         components = super().components()
         return components | {"posterior": components[f"posterior{len(self.layers)}"]}
 

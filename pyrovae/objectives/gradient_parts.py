@@ -15,13 +15,14 @@ leaves have only the gradients of the model part and of the score part. :math:`\
 model and guide share it or not.
 
 If a guide draws several sites, the draw :math:`z_l = T_l(\epsilon_l; z_{<l}, \lambda)` of site l is computed from the
-leaves of the earlier sites. Let :math:`g_l` be the derivative of the weighted :math:`\log w` with respect to leaf l.
-The path part is then :math:`\sum_l A_l \, \partial_\lambda T_l` with all leaves fixed, where A is computed from the
-last site to the first,
+leaves of the earlier sites. Let :math:`g_l` be the derivative of :math:`\log w` with respect to leaf l, times the
+coefficient of the path part. The path part is then :math:`\sum_l A_l \, \partial_\lambda T_l` with all leaves fixed,
+where A is computed from the last site to the first,
 
 .. math:: A_l = g_l + \sum_{m > l} A_m \, \partial_{z_l} T_m.
 
-The guide thus runs only once, so its dropout masks are the same for the draws and for the densities.
+All three parts come from a single run of the guide, so its dropout masks are the same for the draws and for the
+densities.
 """
 
 import torch
@@ -101,7 +102,7 @@ def with_gradient(
 
 
 def _slopes(outputs: Tensor, inputs: list[Tensor], coefficients: Tensor) -> list[Tensor]:
-    """Return the derivatives of a weighted sum of outputs, with zeros for inputs that do not affect the sum."""
+    """Return the derivative of a weighted sum of outputs by each input; zeros if the input does not affect the sum."""
     if not inputs:
         return []
     return list(torch.autograd.grad(outputs, inputs, coefficients, retain_graph=True, materialize_grads=True))

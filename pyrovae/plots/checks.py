@@ -67,7 +67,7 @@ def posterior_predictive(check: xr.Dataset, *, statistic: str = "statistic", ax:
 
 
 def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None = None) -> Axes:
-    """Plot the deviation of the ranks of simulation-based calibration from uniformity, for each unit of a latent site.
+    """Plot how far the ranks of simulation-based calibration are from uniform, for each unit of a latent site.
 
     A unit is one entry of the site's value. The line of a unit is the empirical distribution function of its ranks
     minus the uniform distribution function. If the guide is calibrated, all lines lie inside the grey band with a

@@ -24,8 +24,9 @@ def images(
     """Plot several panels of images, each with its name as title.
 
     Args:
-        panels: Images by name of the panel: grey of shape ``(n, height, width)`` or ``(n, 1, height, width)``, or in
-            colour of shape ``(n, 3, height, width)``. Values are bytes or lie in [0, 1]; other values are clipped.
+        panels: Images by name of the panel. Grey images have shape ``(n, height, width)`` or
+            ``(n, 1, height, width)``, and colour images have shape ``(n, 3, height, width)``. Values are bytes or lie
+            in [0, 1]; other values are clipped.
         columns: Number of images per row of a panel.
         stacked: If true, panels are drawn below each other, for comparison column by column. If false, they are drawn
             next to each other, at most four in a row.
@@ -58,11 +59,11 @@ def images(
 
 
 def manifold(images: Tensor, *, x: Tensor | None = None, y: Tensor | None = None, ax: Axes | None = None) -> Axes:
-    """Plot the images of a grid of codes without gaps: the data manifold of two latent dimensions.
+    """Plot the data manifold of two latent dimensions: images of a grid of codes, without gaps between the images.
 
     Args:
-        images: Images in [0, 1], shape ``(rows, columns, height, width)``, or in colour
-            ``(rows, columns, 3, height, width)``; the first row is on top.
+        images: Images in [0, 1]; the first row is on top. Grey images have shape ``(rows, columns, height, width)``,
+            and colour images have shape ``(rows, columns, 3, height, width)``.
         x: Values of the first latent dimension, shape ``(columns,)``, written below some columns.
         y: Values of the second latent dimension, shape ``(rows,)``, from top to bottom, written beside some rows.
         ax: Axes to draw on; by default the axes of a new figure.
@@ -112,8 +113,8 @@ def strips(
     """Plot rows of images, such as interpolations or traversals. The name of a row stands to the left of its images.
 
     Args:
-        rows: Images in [0, 1] by name of the row, shape ``(n, height, width)``, or in colour ``(n, 3, height, width)``.
-            All rows have the same shape.
+        rows: Images in [0, 1] by name of the row. Grey images have shape ``(n, height, width)``, and colour images
+            have shape ``(n, 3, height, width)``. All rows have the same shape.
         marks: Text above columns, by index of the column.
         ax: Axes for a single row.
         axes: Axes for all rows, one for each; by default the axes of a new figure.
@@ -170,7 +171,7 @@ def _pixels(name: str, batch: Tensor) -> np.ndarray:
 
 
 def _tiled(pixels: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Return images next to each other, ``columns`` in a row, with grey lines of ``gap`` pixels around each image."""
+    """Return a picture of all images, ``columns`` in each row, with grey lines of ``gap`` pixels around each image."""
     n, height, width, channels = pixels.shape
     columns = min(columns, n)
     rows = -(-n // columns)

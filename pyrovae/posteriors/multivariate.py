@@ -19,16 +19,18 @@ class MultivariateNormal(Described):
     * ``MultivariateNormal(network, rank=r)``: :math:`N(z; \mu, S (I + W W^\top) S)` with r columns in W. The output has
       ``latent * (r + 2)`` features: means, log-scales, and W row by row.
 
-    The correlations depend on L or W only, because S multiplies from both sides. A small scale therefore does not push
-    the correlations towards 1 or -1. The network's output for L is divided by the square root of ``latent``. Without
-    this division, outputs of order one, as at initialization, would make the dimensions strongly correlated.
+    The correlations depend on L or W only, because S is diagonal and multiplies from both sides. A small scale
+    therefore does not push the correlations towards 1 or -1. The network's output for L is divided by the square root
+    of ``latent``. Without this division, outputs of order one, as at initialization, would make the dimensions strongly
+    correlated.
 
     Args:
         network: ``(*batch, *event) -> (*batch, width)``.
         rank: Number of columns of W; ``None`` for the full covariance.
 
     Raises:
-        ValueError: If ``rank`` is not positive; when called, if the width fits no number of latent dimensions.
+        ValueError: If ``rank`` is not positive; when called, if the width of the network's output fits no number
+            of latent dimensions.
 
     Source:
         *Stochastic Backpropagation and Approximate Inference in Deep Generative Models* (Rezende et al., 2014),

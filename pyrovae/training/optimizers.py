@@ -41,8 +41,8 @@ class TorchOptimizer:
     """An optimizer of torch. The first step that receives a new parameter adds this parameter to the optimizer.
 
     Args:
-        make: Function that is called with the first parameters and returns the optimizer.
-        parameters: The first parameters, if they are known.
+        make: Function that takes parameters and returns the optimizer. It is called once, when parameters are known.
+        parameters: Parameters that are known before the first step, if any.
         clip_norm: Largest norm of the gradient over all parameters.
 
     Attributes:
@@ -145,7 +145,10 @@ class PyroOptimizer:
             return dict(self.optimizer.get_state())
 
     def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore states that :meth:`state_dict` returned. Parameters that are not known yet get their states later."""
+        """Restore states that :meth:`state_dict` returned.
+
+        A parameter that the optimizer has not updated yet gets its state at its first update.
+        """
         with _named(parameters):
             store = pyro.get_param_store()
             known = {

@@ -226,7 +226,7 @@ class Run:
                 observer.after_epoch(self)
 
     def _remember(self) -> None:
-        """Copy the state in memory, if enough steps were made since the last copy."""
+        """Keep a copy of the state in memory, if enough steps were made since the last copy."""
         due = self.memory.copy is None or self.steps_made >= self.memory.made + MEMORY_STEPS
         if due and not self.guard.replaying:
             self.memory.keep(self.as_dict(), self.steps_made)

@@ -37,7 +37,7 @@ class Progress:
         step: Number of steps that the current epoch has made.
         order: Order in which the current epoch takes the data, shape ``(N,)``; ``None`` before its first step.
         total: Loss of the current epoch, summed over its data so far.
-        seen: Number of data in that sum.
+        seen: Number of data whose loss is part of ``total``.
         skipped: Number of steps of the current epoch that were skipped because their loss or gradient was not finite.
     """
 
@@ -107,7 +107,7 @@ class Tensors:
 
 
 def require(path: Path, entries: Any, *names: str) -> None:
-    """Raise ValueError if ``entries``, a part of a file, lacks one of the names.
+    """Raise ValueError if ``entries``, which were read from the file at ``path``, do not contain all ``names``.
 
     Raises:
         ValueError: If an entry is missing.
@@ -120,7 +120,7 @@ def require(path: Path, entries: Any, *names: str) -> None:
 
 
 def file_format(path: Path, content: Mapping[str, Any]) -> int:
-    """Return the number of a file's format. A file that states no number is of version 0.1.0 and has format 1.
+    """Return the number of a file's format, which is 1 if the file has no such number, as in files of pyrovae 0.1.0.
 
     Raises:
         ValueError: If a later version wrote the file in a format that this version does not know.

@@ -1,4 +1,4 @@
-"""Runs on data without a gradient: a check of all data before the first step, and the bound on validation data."""
+"""The loss without its gradient: a check of all data before the first step, and the bound on validation data."""
 
 import math
 from typing import Any
@@ -24,8 +24,8 @@ def check_data(loss: Loss, batches: Batches, tensors: Tensors) -> None:
     """Run the loss once on all data with Pyro's validation, and find the parameters that programs keep in Pyro's store.
 
     Raises:
-        ValueError: If the log-density of the data cannot be computed, because the data are NaN, too large, or outside
-            the support of a distribution.
+        ValueError: If the log-density of the data cannot be computed, because values in the data are NaN, too large, or
+            outside the support of a distribution.
         FloatingPointError: If a parameter is NaN or infinite.
     """
     with isolated(*loss.programs, seed=0), poutine.trace(param_only=True) as capture:
@@ -52,7 +52,7 @@ def check_data(loss: Loss, batches: Batches, tensors: Tensors) -> None:
 
 
 def mean_bound(gradients: Gradients, loss: Loss, batches: Batches) -> float:
-    """Return the bound on data, nats per datum, with the same noise in every call.
+    """Return the mean bound of the data, nats per datum; every call uses the same noise.
 
     Raises:
         NotFiniteError: If the bound is not finite.

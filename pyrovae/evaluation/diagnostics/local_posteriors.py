@@ -2,10 +2,10 @@ r"""Local posteriors: for each datum, a density with its own parameters, fitted 
 
 .. math:: \lambda_n^* = \arg\max_\lambda \mathrm{E}_{q_\lambda(u)} [\log p(x_n, u) - \log q_\lambda(u)].
 
-Here u are the latents in unconstrained coordinates. The normal density starts with the mean and the standard deviations
-of the guide's draws. The flow transforms the guide's draws, :math:`u = f_n(u_0)` with :math:`u_0 \sim q(u \mid x_n)`,
-and starts near the identity. The ELBO of the flow therefore starts near the ELBO of the guide and rises from there,
-whatever the family of the guide.
+Here u are the latents in unconstrained coordinates. The density is a :class:`LocalNormal` or a :class:`LocalFlow`. A
+``LocalNormal`` starts with the mean and the standard deviations of the guide's draws. A ``LocalFlow`` transforms the
+guide's draws, :math:`u = f_n(u_0)` with :math:`u_0 \sim q(u \mid x_n)`, and starts near the identity. Its ELBO
+therefore starts near the ELBO of the guide and rises from there, whatever the family of the guide.
 """
 
 import math
@@ -97,7 +97,7 @@ def optimize(
     num_particles: int,
     learning_rate: float,
 ) -> nn.Module:
-    """Fit a local posterior to each datum of a batch by Adam, and return the module that holds all of them."""
+    """Fit a local posterior to each datum of a batch by Adam, and return a module that holds all local posteriors."""
     local = LocalNormal(target) if family == "normal" else LocalFlow(target)
     optimizer = torch.optim.Adam(local.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)

@@ -46,10 +46,11 @@ def evaluate_globals(
         **options: Keyword arguments of :class:`Options`. The checkpoint folder gets a subfolder for each draw of W.
 
     Returns:
-        Result of :func:`evaluate` with an additional dimension ``draw``, and a variable ``log_predictive`` over
-        ``datum``: the logarithm of the estimates of p(x) averaged over the draws, nats. After Ctrl-C, the result holds
-        the draws of the global latents that are finished. If the first draw is not finished, the result holds its
-        finished rows; without any finished row, ``KeyboardInterrupt`` is raised.
+        Result of :func:`evaluate` with an additional dimension ``draw``, and with an additional variable
+        ``log_predictive``, dimension ``datum``. For this variable, the estimates of p(x) are averaged over the draws of
+        W, and the logarithm of the average is taken, nats. After Ctrl-C, the result holds the draws of the global
+        latents that are finished. If the first draw is not finished, the result holds its finished rows; without any
+        finished row, ``KeyboardInterrupt`` is raised.
 
     Raises:
         ValueError: For the reasons listed at :func:`evaluate`; if ``num_draws`` is not positive; or if the guide has no
@@ -109,8 +110,8 @@ def evaluate_globals(
     if len(results) < num_draws and "interrupted" not in together.attrs:
         attrs["interrupted"] = f"after {len(results)} of {num_draws} draws of the global latents"
         warnings.warn(
-            f"the evaluation was interrupted, and the result averages the {len(results)} draws of the global latents "
-            f"that were finished",
+            f"the evaluation was interrupted, and the result holds only the {len(results)} draws of the global latents "
+            f"that were finished. log_predictive is an average over these draws.",
             stacklevel=find_stack_level(),
         )
     return together.assign(log_predictive=("datum", log_predictive)).assign_attrs(attrs)

@@ -240,5 +240,5 @@ def _log_mean(log_values: Tensor) -> Tensor:
 
 
 def _relative_variance(log_values: Tensor) -> Tensor:
-    """Return the variance divided by the squared mean of positive values, which are given by their logarithms."""
+    """Return the variance of positive values divided by their squared mean, given the logarithms of the values."""
     return (log_values - log_values.amax(0)).exp().var(0) / (log_values - log_values.amax(0)).exp().mean(0).square()

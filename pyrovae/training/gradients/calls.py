@@ -45,7 +45,10 @@ class CallGradients:
         self.seen: dict[str, Tensor] = {}
 
     def __call__(self, batch: Call, _kl_weight: float = 1.0) -> Any:
-        """Return the loss of a call (several losses for reweighted wake-sleep), and store the gradient."""
+        """Return the loss of a call, or several losses for reweighted wake-sleep.
+
+        The gradient is added to the ``grad`` of each parameter.
+        """
         with poutine.trace(param_only=True) as capture, self.products():
             loss = self._loss_and_grads(batch)
         self._find(capture.trace)
@@ -62,7 +65,7 @@ class CallGradients:
         step()
 
     def compare(self) -> None:
-        """Do nothing, because the gradient is not compiled."""
+        """Do nothing, because only a compiled gradient is compared with an eager run."""
 
     def sync_buffers(self) -> None:
         """Do nothing, because there is only one process."""
