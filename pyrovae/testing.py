@@ -1,4 +1,4 @@
-"""Checks of the contract of priors, likelihoods and posteriors, for the components of this package and your own.
+"""Checks that priors, likelihoods and posteriors fulfil their contract, for components of this package and your own.
 
 A test of a new prior, likelihood or posterior is one line, ``pv.testing.check_prior(MyPrior(5), latent=5)``. Any
 callable that returns a distribution can be checked. Parameters, copies, dtypes and devices are checked only if the
@@ -166,7 +166,7 @@ def _check_dtype(component: nn.Module, context: tuple[Any, ...]) -> None:
 
 
 def _check_device(component: nn.Module, context: tuple[Any, ...], event: torch.Size) -> None:
-    """Check that the tensors that a module uses move with the module to another device.
+    """Check that moving a module to another device also moves all tensors that the module uses.
 
     A copy of the module is moved to the meta device, because torch has this device on every machine.
     """

@@ -20,7 +20,8 @@ def replayed(
     Args:
         run: Function to record.
         examples: Example tensors for the arguments of the function.
-        modules: Modules that the function runs. Three warm-up runs precede the recording and leave buffers unchanged.
+        modules: Modules that the function runs. Three warm-up runs precede the recording. The buffers of these modules
+            are restored after the warm-up.
     """
     given, device = [example.clone() for example in examples], examples[0].device
     with torch.cuda.device(device):
@@ -46,8 +47,8 @@ def capture(function: Callable[[], Result], device: torch.device) -> tuple[Calla
     """Record the kernels that a function launches on a CUDA device, without running the kernels.
 
     Returns:
-        A function that launches all kernels at once, and the result of ``function``. Each launch fills the
-        tensors of this result.
+        A pair of a function without arguments, which launches all kernels at once, and the result of ``function``.
+        Each launch fills the tensors of this result.
     """
     graph = torch.cuda.CUDAGraph()
     # By default torch captures on a stream of the device that was current at the first capture of the process.

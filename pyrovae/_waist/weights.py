@@ -11,15 +11,15 @@ with one value per draw and datum. The computation has three steps:
 3. :func:`weigh` sums the log-probabilities of the sites of each run, and subtracts the guide's sum from the model's.
 
 The draws are a plate outside all plates of the program. In :func:`pyrovae._waist.summation.sum_per_datum`, the
-log-probability of every site is summed over all dimensions except the draws and the data. Masked entries count as 0. A
-discrete site :math:`y` that model or guide enumerate is summed out exactly by Pyro's variable elimination,
+log-probability of every site is summed over all dimensions except the draws and the data. Masked entries count as 0. If
+model or guide enumerate a discrete site :math:`y`, Pyro's variable elimination sums it out exactly:
 
-.. math:: \log w_n^{(k)} = \log \sum_y p(x_n, y, z_{n, y}^{(k)}) / q(z_{n, y}^{(k)} \mid x_n, y),
+.. math:: \log w_n^{(k)} = \log \sum_y p(x_n, y, z_{n, y}^{(k)}) / q(z_{n, y}^{(k)} \mid x_n, y).
 
-whether or not the guide has a posterior of y, because :math:`q(y \mid x)` does not affect the sum. The mask of a site
-that is summed out is ignored, as in :class:`pyro.infer.TraceEnum_ELBO`, because unmasked sites that depend on this site
-need its probabilities. If no site depends on it, its probabilities sum to one, so it does not change the log-weight. A
-draw outside the model's support has weight zero.
+The sum is the same whether or not the guide has a posterior of y, because :math:`q(y \mid x)` does not affect it. The
+mask of a site that is summed out is ignored, as in :class:`pyro.infer.TraceEnum_ELBO`, because unmasked sites that
+depend on this site need its probabilities. If no site depends on the summed-out site, its probabilities sum to one, so
+it does not change the log-weight. A draw outside the model's support has weight zero.
 
 Only the model's sites and the guide's latent sites belong to log p(x). A :func:`pyro.factor` or an observed site in the
 guide is part of a training loss. By default, log-weights are not multiplied by scales. The scale of a subsampling plate
@@ -76,7 +76,10 @@ class Weights(NamedTuple):
 
     @property
     def of_model(self) -> Sequence[Tensor]:
-        """The likelihood and prior terms of the log-weights, or the log-weights if enumerated sites are summed out."""
+        """Likelihood and prior terms of the log-weights, as two tensors.
+
+        If enumerated sites are summed out, the result has a single tensor, the log-weights.
+        """
         return (self.log_weights,) if self.densities is None else self.densities[:2]
 
 
@@ -210,9 +213,9 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
 def _sum(
     of_model: list[Term], of_guide: list[Term], draws: Draws, data: CondIndepStackFrame
 ) -> tuple[Tensor, Densities | None]:
-    """Return log-weights and their likelihood, prior and guide terms, shape ``(num_draws, N)``, nats.
+    """Return the log-weights, shape ``(num_draws, N)``, nats, and their likelihood, prior and guide terms.
 
-    The terms are None if enumerated sites are summed out.
+    The second result, the terms, is None if enumerated sites are summed out.
     """
 
     def total(terms: list[Term]) -> Tensor:

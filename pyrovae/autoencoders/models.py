@@ -41,9 +41,9 @@ class Autoencoder(Described):
         encoder: f, ``(N, *event)`` to ``(N, code)``.
         decoder: g, ``(N, code)`` to ``(N, *event)``: logits for binary data, values for real data.
         error: Reconstruction error: ``"cross_entropy"``, in nats, for data in [0, 1], or ``"squared"`` for real data.
-        corruption: Maps x to :math:`\tilde x`: :class:`Masking`, :class:`GaussianNoise`, or any callable.
-        penalty: Function that returns R, shape ``(N,)``, called as ``penalty(encoder, x, code)`` with the corrupted x:
-            :class:`L1`, :class:`KLSparsity`, :class:`Contraction`, or any callable.
+        corruption: :class:`Masking`, :class:`GaussianNoise`, or any callable that maps x to :math:`\tilde x`.
+        penalty: :class:`L1`, :class:`KLSparsity`, :class:`Contraction`, or any callable. The call
+            ``penalty(encoder, x, code)``, with the corrupted x, returns R, shape ``(N,)``.
 
     Raises:
         ValueError: If ``error`` is unknown; when run, if data for the cross-entropy are outside [0, 1], or if shapes do

@@ -70,8 +70,8 @@ _OF_WORKERS = ("num_workers", "timeout", "worker_init_fn", "multiprocessing_cont
 class Stream:
     """A stream of mini-batches with an unknown number of data, for training only.
 
-    A pass over the stream is an epoch. Nothing is read ahead, and the stream determines order and repetitions. An
-    interrupted run continues with its parameters and optimizer, but with a new pass over the stream.
+    A pass over the stream is an epoch. Nothing is read ahead. The stream determines the order of the data, and whether
+    data repeat. An interrupted run continues with its parameters and optimizer, but with a new pass over the stream.
 
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.

@@ -114,9 +114,9 @@ def omniglot(binarization: Binarization = "none", *, root: Root = None, seed: in
     Source:
         *Human-level concept learning through probabilistic program induction* (Lake et al., 2015). The strokes are
         bright. The background set is split at random into 17,280 drawings for training and 2,000 for validation. The
-        13,180 drawings of the evaluation set are for testing; their alphabets do not occur in training. The file of 28
-        x 28 images in the literature (Burda et al., 2016) mixes the alphabets of training and test data, so results on
-        that file and on this split are not comparable.
+        13,180 drawings of the evaluation set are for testing; their alphabets do not occur in training. The literature
+        also has a file of 28 x 28 images (Burda et al., 2016), which mixes the alphabets of training and test data.
+        Results on that file and on this split are not comparable.
 
     Example:
         >>> import pyrovae as pv
@@ -185,7 +185,8 @@ def freyfaces(binarization: Binarization = "none", *, root: Root = None, seed: i
 
     Source:
         Video frames of Brendan Frey, distributed by Sam Roweis. The sizes of the splits are those of *VAE with a
-        VampPrior* (Tomczak and Welling, 2018). The splits are drawn at random, as in that paper, but are not the same.
+        VampPrior* (Tomczak and Welling, 2018). The splits are drawn at random, as in that paper, but
+        they are not the splits of that paper.
 
     Example:
         >>> import pyrovae as pv

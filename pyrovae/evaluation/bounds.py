@@ -48,7 +48,7 @@ def iwae(log_weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the bound IWAE_k of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats.
 
     The error is computed from the standard deviation over the cyclic windows of k draws. These windows overlap, so they
-    count as K / k independent values. If K / k is less than ten, the returned error is that of IWAE_K, computed by
+    count as K / k independent values. If K / k is less than ten, the error of IWAE_K is returned instead, computed by
     :func:`log_likelihood`.
 
     Raises:
@@ -78,7 +78,7 @@ def log_likelihood(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding_error(log_weights: Tensor) -> Tensor:
-    """Return the error of log p(x) that is caused by the rounding of log-weights, shape ``(N,)``, nats.
+    """Return the error that rounded log-weights cause in the estimate of log p(x), shape ``(N,)``, nats.
 
     A log-weight is a sum of many terms, each of which is rounded. The error is taken as the largest absolute log-weight
     times the machine epsilon of the dtype.
@@ -115,8 +115,8 @@ def _window_sums(log_weights: Tensor, k: int) -> Tensor:
 def _by_doubling(add: Callable[[Tensor, Tensor], Tensor], rows: Tensor, k: int) -> Tensor:
     """Return the sums over all cyclic windows of k neighbours.
 
-    Sums over 1, 2, 4, ... neighbours are computed by doubling. The sums that correspond to ones in the binary form of k
-    are added.
+    Sums over windows of 1, 2, 4, ... neighbours are computed by doubling. A window of k neighbours consists of such
+    windows, one for each power of two in k. For k = 5, these are a window of 1 and a window of 4 neighbours.
     """
     power, covered, sums = rows, 0, None
     for bit in range(k.bit_length()):

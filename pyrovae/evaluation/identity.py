@@ -48,7 +48,7 @@ _DESCRIBED = (
 def contents(
     programs: Mapping[str, Any], known: Mapping[nn.Module, Any], *, most_bytes: float = torch.inf
 ) -> dict[str, str]:
-    """Return the code and the constants of programs as text, by path, such as ``model.network.scale``.
+    """Return a dictionary from paths, such as ``model.network.scale``, to the code and constants of programs as text.
 
     Args:
         programs: The programs by name.
@@ -144,8 +144,8 @@ def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, An
 def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield the variables of a function's closure, its default values and its globals, each with its name.
 
-    If a global is a module, the attributes of the module that the code names are yielded in its place. Modules of
-    pyrovae, the standard library and installed packages are left out.
+    A global that is a module is not yielded itself. Instead, its attributes are yielded if the code names them.
+    Modules of pyrovae, the standard library and installed packages are left out.
     """
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
@@ -208,7 +208,7 @@ def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
 
 
 def _of_code(code: CodeType, documentation: str | None = None) -> bytes:
-    """Return the instructions, names and constants of code as bytes, without line numbers and the docstring."""
+    """Return the instructions, names and constants of code as bytes, without line numbers and without the docstring."""
     constants = [
         _of_code(constant) if isinstance(constant, CodeType) else _of_constant(constant)
         for constant in code.co_consts

@@ -26,10 +26,10 @@ remaining D - 1. The estimate of q(z) is therefore unbiased if and only if the w
 
   where i + 1 is taken modulo B. The weights of the M other data add up to (M - 1) / M + (D - M) / (D M) = (D - 1) / D.
 
-The stratified weights, averaged over the choice of the datum with the weight (D - M) / (D M), are the even weights. The
-estimate with even weights therefore has at most the variance of the stratified estimate. If the batch is the whole data
-set, the estimate with even weights is exact, and the stratified estimate is not. The minibatch-weighted sampling of the
-paper is biased: its weights, 1 / (D B) each, add up to 1 / D instead of 1.
+If the datum with the weight (D - M) / (D M) is chosen at random, the mean of the stratified weights over this choice
+gives the even weights. The estimate with even weights therefore has at most the variance of the stratified estimate. If
+the batch is the whole data set, the estimate with even weights is exact, and the stratified estimate is not. The
+minibatch-weighted sampling of the paper is biased: its weights, 1 / (D B) each, add up to 1 / D instead of 1.
 """
 
 import math

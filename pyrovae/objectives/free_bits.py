@@ -30,10 +30,10 @@ class FreeBits(Objective):
     dimensions of all latent sites. A site whose prior or posterior does not factorize over its dimensions counts as one
     dimension.
 
-    The KL divergence of a site is exact if torch has its closed form and, in a hierarchy, the guide draws the site
-    after all sites on which the prior of the site depends. Otherwise, the divergence is estimated by
-    :math:`\log q(z_j) - \log p(z_j)`. Annealing (``kl_warmup``) multiplies the sum over j, after the maximum is taken.
-    The limit :math:`\lambda` is therefore compared with the divergence before annealing.
+    The KL divergence of a site is exact if torch has a closed form for it. In a hierarchy, the guide must also draw the
+    site after all sites on which its prior depends. If one of these conditions does not hold, the divergence is
+    estimated by :math:`\log q(z_j) - \log p(z_j)`. Annealing (``kl_warmup``) multiplies the sum over j, after the
+    maximum is taken. The limit :math:`\lambda` is therefore compared with the divergence before annealing.
 
     Args:
         nats: Lower limit :math:`\lambda`, at least 0. With ``nats=0`` and exact divergences, the objective is the ELBO.

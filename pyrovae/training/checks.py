@@ -1,4 +1,4 @@
-"""Facts about a program that training needs before the first step, found by one run of guide and model.
+"""Facts about a program, found by one run of guide and model before the first training step.
 
 The loss of a batch is the sum of the losses of its data, multiplied by a scale. The size of the batch times this scale
 is the number of data to which the loss is scaled. The scale is 1 unless the data plate is subsampled or inside a
@@ -33,10 +33,11 @@ class Facts(NamedTuple):
         plate: Name of the data plate.
         data_count: Number of data to which the loss of the batch is scaled.
         full_size: Number of data that the plate declares, -1 if it declares none.
-        outside: Scales, by site name, of the sites outside the data plate that are latent or depend on a parameter.
+        outside: Scales, by site name, of two kinds of sites outside the data plate: latent sites, and observed sites
+            whose log-probability depends on a parameter.
         local: Name of a latent site that the guide has inside the data plate; ``None`` if there is none.
         is_finite: True if all log-probabilities are finite.
-        scales: Scale of each site in the data plate as text, by site name; empty if all scales are equal.
+        scales: For each site in the data plate, by name, its scale as text; empty if all scales are equal.
         summed_out: Name of a site that the model enumerates and the guide does not have; ``None`` if there is none.
     """
 
@@ -145,7 +146,7 @@ def _is_inside(site: Site, plate: str) -> bool:
 
 
 def _own_scale(site: Site, within: str = "") -> float | None:
-    """Return the scale that :func:`_without_plates` computes as a number, or None if it has more than one entry."""
+    """Return the result of :func:`_without_plates` as a number, or None if the result has more than one entry."""
     scale = _without_plates(site, within)
     return scale.item() if scale.numel() == 1 else None
 

@@ -41,7 +41,7 @@ class TrainingData(Protocol):
         """Return the number of batches per epoch if batches have the given size."""
 
     def order(self, size: int) -> Tensor:
-        """Return a random order of the data for an epoch.
+        """Return the indices of the data in a random order, for one epoch.
 
         A single batch of all data keeps the stored order, because a guide may have parameters for each datum.
         """
@@ -63,7 +63,7 @@ class TrainingData(Protocol):
 
 
 def as_training_data(name: str, data: Any, device: torch.device | None, *, held_out: bool = False) -> TrainingData:
-    """Return data of any kind as the data of a run.
+    """Return data of any kind as an object from which a run takes its batches.
 
     Args:
         name: Name of the data in error messages.

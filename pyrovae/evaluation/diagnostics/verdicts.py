@@ -1,8 +1,8 @@
 r"""Verdicts on estimates of log p(x): for each datum, whether its estimate is reliable, and what would improve it.
 
 Let the largest weights of a datum have a generalized Pareto tail of shape :math:`k < 1`. By the generalized central
-limit theorem, the error of the mean of K weights then falls like :math:`K^{-(1 - \max(k, 1/2))}`. An error
-:math:`\mathrm{mcse}` with K draws thus predicts the number of draws for an error :math:`\epsilon`:
+limit theorem, the error of the mean of K weights then falls like :math:`K^{-(1 - \max(k, 1/2))}`. The error
+:math:`\mathrm{mcse}` of K draws thus predicts the number of draws for an error of :math:`\epsilon`:
 
 .. math:: K_\epsilon = \max\Big\{ K \Big(\frac{\mathrm{mcse}}{\epsilon}\Big)^{1 / (1 - \max(k, 1/2))},\;
     10^{1 / (1 - \max(k, 0))} \Big\},
@@ -45,7 +45,7 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
 
     The prediction is for the ``mcse`` that :func:`evaluate` reports. For k-hat below 0.5, ``mcse`` agrees with the true
     error to within 20%. For k-hat between 0.5 and 0.7, the variance of the weights is infinite, and 68% of the absolute
-    errors are below 1.3 to 1.4 times ``mcse``.
+    errors lie below a bound that is 1.3 to 1.4 times ``mcse``.
 
     With the predicted number of draws, the estimate is still too low by about ``precision ** 2 / 2`` nats on average.
     Averaging over data does not remove this bias, because the bias has the same sign for all data.
@@ -100,13 +100,13 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     """Judge whether the estimate of log p(x) of each datum is reliable, and name the reason if it is not.
 
     * ``"proposal too narrow"``: the tail of the weights is too heavy. The tail shape is estimated from k-hat. This
-      estimate plus half of its standard deviation exceeds 0.65 or, for K draws, ``1 - 1 / log10(K)``. The
-      posterior then has mass where the proposal has almost none. Estimates are too low on average, and a single
-      estimate may be off by more than ``mcse``. This verdict also covers a proposal in the wrong place, chains that
-      have not mixed (R-hat above 1.05), and chains that hardly move (acceptance below 0.3).
+      estimate plus half of its standard deviation exceeds the smaller of 0.65 and ``1 - 1 / log10(K)``, where K is the
+      number of draws. The posterior then has mass where the proposal has almost none. Estimates are too low on average,
+      and a single estimate may be off by more than ``mcse``. This verdict also covers a proposal in the wrong place,
+      chains that have not mixed (R-hat above 1.05), and chains that hardly move (acceptance below 0.3).
     * ``"more draws"``: ``mcse`` exceeds the precision, or there are fewer draws than :func:`draws_needed` returns.
-      Results with k-hat from 100 weights or fewer, such as weights of a few chains of :func:`ais`, get this verdict as
-      well. So few weights do not show the tail, and their ``mcse`` is often far too small.
+      Results with k-hat also get this verdict if a datum has at most 100 weights, as with a few chains of :func:`ais`.
+      So few weights do not show the tail, and their ``mcse`` is often far too small.
     * ``"rounding"``: ``mcse`` exceeds the precision, and the rounding error of the log-weights is more than half of the
       precision. This happens if log-weights are large for their dtype, usually float32. More draws do not help.
     * ``"no estimate"``: the estimate or its ``mcse`` is NaN, or the estimate is -inf because all weights are zero.

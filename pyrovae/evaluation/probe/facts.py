@@ -40,7 +40,7 @@ class Probe:
         vectorize: True if many draws are made in one run.
         enumerates: True if sites of the guide are enumerated, so that guide and model run together.
         masked: True if a latent site of the first run is masked.
-        event_dims: Number of event dimensions of each latent site of the guide.
+        event_dims: For each latent site of the guide, the number of its event dimensions.
         base_measures: Base measure of each observed site.
         parameters: Values of the parameters that the programs register in Pyro's parameter store.
         finite: Indices of the data without NaN or infinite values. The programs are expected to score these data.

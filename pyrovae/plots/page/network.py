@@ -9,7 +9,7 @@ flat arrays. Each step is run by one of five kernels in JavaScript:
 - ``map``: a function of one number, or of several numbers at the same position.
 - ``reduce``: sums and maxima over the last dimension.
 - ``matmul``: products of matrices.
-- ``convolution``: 2-d convolutions of one image, also transposed.
+- ``convolution``: 2-d convolutions of one image, including transposed convolutions.
 
 Values that do not depend on the input are computed during the recording and become constants.
 """
@@ -182,7 +182,7 @@ class _Writer(fx.Interpreter):
         return write(value, *args, **kwargs)
 
     def place(self, value: Any, shape: Sequence[int] | None = None) -> int:
-        """Return the index by which steps refer to a value, its place (see :class:`Network`).
+        """Return the place of a value, the index by which steps refer to it (see :class:`Network`).
 
         A tensor or number that does not depend on the function's input is first added to the constants. If ``shape`` is
         given, a value with several entries is expanded to this shape.
@@ -223,8 +223,8 @@ class _Writer(fx.Interpreter):
     def gathered(self, table: Tensor, sources: Sequence[Any], value: Tensor) -> _Value | Tensor:
         """Record a ``gather`` step, which selects entries of ``sources`` by their positions in ``table``.
 
-        No step is added if no source depends on the function's input, or if the result has all entries of a single
-        source in their order.
+        No step is added if no source depends on the function's input. No step is added either if there is a single
+        source and the result has all of its entries in their order.
         """
         if not any(isinstance(source, _Value) for source in sources):
             return value

@@ -22,8 +22,8 @@ class Comparison:
         modules: Modules whose buffers a run may change.
 
     Attributes:
-        is_due: Whether the next call is to be compared.
-        calls: Number of calls since the last comparison.
+        is_due: True if the next call of the compiled loss is to be compared.
+        calls: Number of calls of the compiled loss since the last comparison.
         tolerance: Largest relative difference of the losses that is attributed to rounding.
     """
 
@@ -32,7 +32,7 @@ class Comparison:
         self.is_due, self.calls, self.tolerance = True, 0, 0.0
 
     def request(self) -> None:
-        """Request a comparison in the next call, unless fewer than 20 calls have passed since the last comparison."""
+        """Request a comparison in the next call, if at least 20 calls have been made since the last comparison."""
         self.is_due = self.is_due or self.calls >= LEAST_CALLS
 
     def state(self) -> tuple[dict[str, Any], Any]:

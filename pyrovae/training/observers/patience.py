@@ -16,14 +16,17 @@ class Patience(Observer):
     Epochs that end with a KL weight below 1 are not counted.
 
     Args:
-        epochs: Number of epochs without a better bound after which the run stops.
+        epochs: The run stops after this number of epochs without a better bound.
     """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
     def reason_to_stop(self, run: Run) -> str | None:
-        """Return a reason if enough epochs with a KL weight of at least 1 followed the best epoch, else None."""
+        """Return a reason if the run is to stop, else None.
+
+        The run stops if enough epochs with a KL weight of at least 1 have followed the best epoch.
+        """
         weights = run.state.history.kl_weight[run.state.best.epoch + 1 :]
         if sum(weight >= 1 for weight in weights) < self.epochs:
             return None
