@@ -1,8 +1,8 @@
 r"""Invertible transforms from noise to latents, for flow priors and posteriors, made of layers of the library `zuko`.
 
-Each function returns a module ``flow``. The call ``flow(context)``, with a context of shape ``(*batch, context)``, or
-``flow()`` returns the transform for the current parameters of the module. The transforms differ in the number of passes
-of the network that they need to draw a value and to score a given value:
+Each function returns a module ``flow``. To get the transform for the current parameters of the module, call ``flow()``,
+or ``flow(context)`` with a context of shape ``(*batch, context)``. Both drawing a value and scoring a given value take
+one or more passes through the network:
 
 ============================== ================= =================
 transform                      draw              score

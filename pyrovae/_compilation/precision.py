@@ -30,9 +30,9 @@ def check_precision(precision: Precision | None, device: torch.device) -> None:
     """
     if precision is not None and precision not in get_args(Precision):
         raise ValueError(
-            f"precision must be one of {get_args(Precision)}, or None for torch's own, got {precision!r}. This "
-            f"option sets the precision of matrix products. To set a Monte Carlo error in nats, pass precision= to "
-            f"log_likelihood, verdicts or draws_needed."
+            f"precision must be one of {get_args(Precision)}, or None for torch's own setting, got {precision!r}. "
+            f"This option sets the precision of matrix products. To set a Monte Carlo error in nats, pass precision= "
+            f"to log_likelihood, verdicts or draws_needed."
         )
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(

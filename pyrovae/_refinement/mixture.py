@@ -47,7 +47,7 @@ _SURROGATE_DF = 5.0
 
 
 class Member(NamedTuple):
-    r"""Weight and width of a widened copy of the fitted normal density, which is a component of the mixture.
+    r"""A component of the mixture: a widened copy of the fitted normal density, with its weight and its width.
 
     A standard normal vector in D dimensions has a norm of about :math:`\sqrt D`. The standard deviation of this norm is
     about 0.7 for every D. A copy is therefore specified by an increase of the norm: the same increase covers tails
@@ -114,8 +114,8 @@ class Draws:
         """Estimate log p(x) of each datum.
 
         Returns:
-            The estimate, which is a lower bound in expectation, and its Monte Carlo standard error by the delta method,
-            both of shape ``(N,)``, nats. The error accounts for the stratification over components.
+            Two tensors of shape ``(N,)``, nats: the estimate, which is a lower bound in expectation, and its Monte
+            Carlo standard error by the delta method. The error accounts for the stratification over components.
         """
         log_weights = self.log_weights
         log_mean = log_weights.logsumexp(0) - math.log(len(log_weights))
@@ -192,7 +192,7 @@ class Mixture:
         return self._score(u, index, log_guide)
 
     def log_density(self, u: Tensor, log_guide: Tensor) -> Tensor:
-        """Return the log-density of the mixture at u.
+        """Return the log-density of the mixture at u, shape ``(S, N)``, nats.
 
         Args:
             u: Values, shape ``(S, N, D)``.
@@ -205,7 +205,7 @@ class Mixture:
         return torch.stack(parts).logsumexp(0)
 
     def _normal_parts(self, u: Tensor) -> list[Tensor]:
-        """Return log(weight x density) at u for each normal component, as tensors of shape ``(S, N)``."""
+        """Return a list of log(weight x density) at u, with a tensor of shape ``(S, N)`` for each normal component."""
         log_weights, parts = self._weights.log(), []
         distances: dict[int, Tensor] = {}
         for j, (density, width) in enumerate(self._normals):
@@ -215,14 +215,20 @@ class Mixture:
         return parts
 
     def _choose(self, num_samples: int) -> Tensor:
-        """Choose a component for each draw by systematic sampling; return the sorted indices, shape ``(S, N)``."""
+        """Choose a component for each draw by systematic sampling; return the components' indices, shape ``(S, N)``.
+
+        The indices of each datum are sorted.
+        """
         rows = torch.arange(num_samples, dtype=self._weights.dtype, device=self._weights.device)
         offset = torch.rand(self.posterior.size, 1, dtype=rows.dtype, device=rows.device)
         positions = ((rows + offset) / num_samples).contiguous()
         return torch.searchsorted(self._weights.cumsum(-1), positions, right=True).T
 
     def _place(self, index: Tensor, noise: Tensor | None) -> Tensor:
-        """Draw u from the normal components, shape ``(S, N, D)``; entries for draws from the guide are arbitrary."""
+        """Return draws u from the normal components, shape ``(S, N, D)``.
+
+        Where ``index`` is the index of the guide, the entries are arbitrary, and :meth:`draw` replaces them.
+        """
         mean = self.density.mean
         widths = mean.new_tensor([*(width for _, width in self._normals), 1.0])[index]
         if noise is None:
@@ -249,7 +255,7 @@ class Mixture:
 
 
 def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Return the weights of the copies, followed by the weights of the two densities of :class:`Split`.
+    """Return for each datum the weights of the copies, followed by the weights of the two densities of :class:`Split`.
 
     For data where ``chosen`` is true, most of the weight of the copies is moved to the two densities, in equal parts.
     For other data, the two densities have weight 0.

@@ -13,9 +13,9 @@ from pyrovae._waist.sites import Site, factors
 def is_mean_field(name: str, model_order: Sequence[str], guide_order: Sequence[str]) -> bool:
     """Return whether the prior of a site depends only on sites that the guide draws before it.
 
-    A bottom-up guide violates this condition: it draws z1 and then z2 given z1, but the prior of z1 is p(z1 | z2).
-    Because the draw of z2 depends on the draw of z1, the mean of log q(z1 | x) - log p(z1 | z2) over the draws then
-    differs from the mean of the KL divergence of q(z1 | x) from p(z1 | z2).
+    A bottom-up guide violates this condition: it draws z1 and then z2 given z1, but the prior of z1 is p(z1 | z2). The
+    draw of z2 then depends on the draw of z1. Two means over the draws therefore differ: the mean of log q(z1 | x) -
+    log p(z1 | z2), and the mean of the KL divergence of q(z1 | x) from p(z1 | z2).
     """
     later = guide_order[guide_order.index(name) + 1 :]
     return not set(later) & set(model_order[: model_order.index(name)])
@@ -33,8 +33,8 @@ def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
             the ELBO subtracts; see :func:`is_mean_field`.
 
     Returns:
-        Divergences in nats, in the site's batch shape. If q and p have independent latent dimensions, an additional
-        last dimension holds one divergence for each of them. Masked entries are zero.
+        Divergences in nats, in the site's batch shape. If the latent dimensions of q and p are independent, an
+        additional last dimension of the tensor holds one divergence for each latent dimension. Masked entries are zero.
     """
     q_fn, p_fn = factors(q["fn"]), factors(p["fn"])
     if q_fn is None or p_fn is None:

@@ -18,11 +18,11 @@ from pyrovae._waist.plates import plate_names, shared_plates
 from pyrovae._waist.scoring import mask_of, masked_score
 from pyrovae._waist.sites import CONDITIONED, Site, is_factor
 
-NUM_DRAWS = 8  # number of runs with new draws, some of which may repeat values of discrete latent sites
+NUM_DRAWS = 8  # number of runs with new draws; draws of discrete latent sites may repeat earlier values
 
 
 class OutsidePlateError(ProgramError):
-    """Error for an observed site outside the data plate that cannot be left out of the log-weights."""
+    """Error: an observed site lies outside the data plate, and cannot be left out of the log-weights."""
 
 
 def outside_terms(sites: Iterable[Site], plate: CondIndepStackFrame) -> list[Site]:
@@ -39,9 +39,9 @@ def _is_counted(mask: Any) -> bool:
 
 
 def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
-    """Check that values of observed sites outside the data plate come from a handler like :func:`pyro.condition`.
+    """Check observed sites outside the data plate: their values must come from a handler like :func:`pyro.condition`.
 
-    Masked sites are not checked.
+    Sites whose entries are all masked are not checked.
 
     Raises:
         OutsidePlateError: If an observed site outside the data plate is a factor, or its value comes from ``obs=``.
@@ -102,6 +102,6 @@ def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[
 
 
 def _log_probabilities(weights: Any) -> dict[str, Tensor]:
-    """Return the log-probability of each observed site of the model outside the data plate, nats."""
+    """Return the log-probabilities of the model's observed sites outside the data plate, nats, by name of the site."""
     terms = outside_terms(weights.model_sites, weights.plate)
     return {site["name"]: masked_score(site).detach().sum() for site in terms}

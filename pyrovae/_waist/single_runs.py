@@ -17,7 +17,7 @@ from pyrovae._waist.sites import Program, Site, is_deterministic, sample_sites
 
 
 def trace(model: Program, guide: Program, args: Sequence[Any], kwargs: Any = None) -> tuple[list[Site], list[Site]]:
-    """Run the guide, run the model at the guide's draws, and return the sample sites of model and guide."""
+    """Run the guide, run the model at the guide's draws, and return two lists: the sample sites of model and guide."""
     with explained_divergence():
         with ChangesInPlace():
             guide_trace = poutine.trace(guide).get_trace(*args, **(kwargs or {}))
@@ -29,8 +29,8 @@ def trace(model: Program, guide: Program, args: Sequence[Any], kwargs: Any = Non
 def check_program(model: Program, guide: Program, args: Sequence[Any]) -> CondIndepStackFrame:
     """Run guide and model once with validation, and return the outermost plate of the observed sites.
 
-    Latent sites outside this plate, and sites that the model enumerates, raise no error, because such programs can be
-    trained.
+    No error is raised for latent sites outside this plate, or for sites that the model enumerates, because programs
+    with such sites can be trained.
 
     Raises:
         ValueError: If model and guide disagree about their latent sites, if no plate holds the observed sites, or if a

@@ -43,7 +43,7 @@ class Lattice(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of x; for a categorical base, the mean of the levels."""
+        """The mean of x = u * n. If the base is categorical, its categories are the numbers n."""
         if isinstance(self.base_dist, dist.Categorical):
             probs = self.base_dist.probs
             return self.unit * (probs * torch.arange(probs.shape[-1], device=probs.device)).sum(-1)

@@ -39,17 +39,18 @@ class Options(SharedOptions, total=False):
             descriptions cannot be compared.
         vectorize: If true, many draws are made in one run, along a dimension to the left of the program's plates. If
             false, the programs run once for each draw. By default, a check of the programs decides.
-        memory: Bytes that the tensors of one run may occupy. This number determines how many data and draws a run has.
-            The default is 2^25 on a CPU and 2^31 on a CUDA device. The random draws depend on this value.
+        memory: Bytes that the tensors of one run may occupy. This number determines how many data and draws are
+            processed in one run. The default is 2^25 on a CPU and 2^31 on a CUDA device. The random draws depend on
+            this value.
         compile: If true, the densities are compiled by torch's inductor, which takes several seconds. A program that
             cannot be compiled runs without compilation after a warning that names the reason.
         precision: Precision of the matrix products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on
             CUDA. The default is torch's own setting. Monte Carlo errors do not include the error of reduced precision.
         progress: If true, a progress bar is shown, provided that the output is a terminal.
         checkpoint: Folder that keeps the finished rows of the result; ``~`` is expanded. If a call is interrupted, the
-            same call continues from the folder and returns the result of an uninterrupted call. A folder that holds
-            other data, options or programs raises an error that names the difference. Changes of the environment, and
-            of files that the programs read, are not detected.
+            same call continues from the folder and returns the result of an uninterrupted call. If the rows in the
+            folder belong to other data, options or programs, an error is raised that names the difference. Changes of
+            the environment, and of files that the programs read, are not detected.
         kwargs: Keyword arguments of model and guide.
 
     Example:

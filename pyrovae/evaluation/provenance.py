@@ -19,7 +19,7 @@ def attributes(problem: "Problem", *, units: str = "nats per datum, higher is be
     """Return the attributes that describe how a result was computed.
 
     Args:
-        problem: Model, guide and data, inside the context ``with problem:``.
+        problem: Model, guide and data. The context ``with problem:`` must be active.
         units: Units of the result.
         **others: Attributes of the estimator, such as its name and its number of draws.
     """

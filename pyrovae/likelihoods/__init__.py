@@ -1,8 +1,8 @@
 """Likelihoods: ``z -> p(x | z)``, with the batch shape of ``z`` and the event shape of ``x``.
 
 Each likelihood is named after the Pyro distribution that it returns. Its first argument is the network that maps ``z``
-to the parameters of this distribution. Several parameters are concatenated along dimension ``dim``: -1 by default, or
--3 for the channels of images.
+to the parameters of this distribution. If there are several parameters, the network returns them concatenated along
+dimension ``dim``. The default is -1; pass -3 for the channels of images.
 """
 
 from pyrovae.likelihoods.continuous import Beta, ContinuousBernoulli, Laplace, Normal, StudentT

@@ -29,9 +29,9 @@ class Program(nn.Module):
 
     Attributes:
         names: Names of the components.
-        peers: Other programs, such as the guide of a model. Their components are passed to the components of this
-            program that need them, such as a VampPrior. The attribute is a tuple, because torch would register a
-            program itself as a submodule.
+        peers: Other programs, such as the guide of a model. Their components are passed to those components of this
+            program that need them. For example, a VampPrior needs the posterior. The programs are in a tuple, because
+            torch would register a program that is assigned directly as a submodule.
         data_size: Number of data to which the loss is scaled; by default the size of the batch.
     """
 
@@ -63,7 +63,7 @@ class Program(nn.Module):
         """Return a component.
 
         A module that needs other components has a method ``bind_components``. For example, a VampPrior needs the
-        posterior. Before a component is returned, all components are passed to each of these methods.
+        posterior. Before a component is returned, the method of every such module is called with all components.
         """
         components: dict[str, Any] = self.components()
         for component in components.values():
@@ -137,14 +137,14 @@ def run_component(
         )
     if event_shape is not None and p.event_shape != event_shape:
         raise ValueError(
-            f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but its data have event shape "
+            f"the {role} returned a distribution of event shape {tuple(p.event_shape)}, but the data have event shape "
             f"{tuple(event_shape)}. Reshape the data or the network's output.{_outputs(component)}"
         )
     return p
 
 
 def _outputs(component: Component) -> str:
-    """Return a sentence with the number of outputs for each entry of a datum; an empty string if the number is 1."""
+    """Return a sentence on the outputs that a network needs for each entry of a datum; an empty string if it is one."""
     number = getattr(component, "num_parameters", 1)
     return f" {type(component).__name__} needs {number} outputs for each entry of a datum." if number > 1 else ""
 
@@ -157,7 +157,7 @@ def _explain_invalid(
     if not all(bool(weight.isfinite().all()) for weight in weights):
         return FloatingPointError(
             f"the model has diverged: {parameter} of a {family} is NaN or infinite. Check the parameters of the module "
-            f"and its history, and return to earlier weights, such as those of a checkpoint."
+            f"and the history of the training, and return to earlier weights, such as those of a checkpoint."
         )
     seen = context[0] if context else torch.zeros(1)
     largest = float(seen.abs().max())
@@ -177,7 +177,7 @@ def _explain_invalid(
 
 
 def draw_latent(role: str, site: str, p: Any) -> Tensor:
-    """Return a draw of a latent site from its prior, or the value that the guide has drawn for the site.
+    """Return the value that the guide has drawn for a latent site, or a draw from the prior if the guide has not run.
 
     Raises:
         ValueError: If the value has another event shape than the prior, because Pyro may broadcast such a value
@@ -207,7 +207,7 @@ def check_number_of_data(n: int) -> None:
 
 
 def draw(p: dist.TorchDistribution, mean: bool) -> Tensor:
-    """Return a draw from a distribution, or its mean."""
+    """Return a draw from a distribution, or its mean if ``mean`` is true."""
     value: Tensor = p.mean if mean else p.sample()
     return value
 

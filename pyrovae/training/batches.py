@@ -45,7 +45,7 @@ class Batches:
         return self._transformed(self.source.batches(self.size))
 
     def in_steps(self, order: Tensor, start: int) -> Iterator[list[Batch]]:
-        """Yield the batches of each step of an epoch as a list, beginning with the step of index ``start``."""
+        """Yield for each step of an epoch the list of its batches, beginning with the step of index ``start``."""
         batches = self._transformed(self.source.batches(self.size, order, start * self.accumulate))
         while step := list(islice(batches, self.accumulate)):
             yield step
@@ -57,7 +57,7 @@ class Batches:
             return next(self._transformed(iter([tuple(tensor[:count] for tensor in first)])))
 
     def check(self, error: Exception | None = None) -> None:
-        """Raise an error that names the data if they are the cause of another error or of a density that is not finite.
+        """Raise an error about the data if they have caused an error of the program, or a density that is not finite.
 
         Args:
             error: Error of the program, if it raised one.

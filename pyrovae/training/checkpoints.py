@@ -150,8 +150,8 @@ class Checkpoints:
             path.unlink(missing_ok=True)
             raise TypeError(
                 "the state of the optimizer or of its schedule holds objects other than tensors, numbers, strings, "
-                "lists and dictionaries, which a checkpoint cannot hold. Use another optimizer or schedule, or train "
-                "without checkpoints."
+                "lists and dictionaries. A checkpoint cannot hold such objects. Use another optimizer or schedule, or "
+                "train without checkpoints."
             ) from error
         except OSError as error:
             raise CheckpointError(
@@ -174,7 +174,8 @@ class Checkpoints:
         content = archives.read(path, check=partial(self._check, path))
         if other := differences(versions(), content["versions"]):
             warnings.warn(
-                f"the run of {str(path)!r} continues with other versions, so numbers may differ by rounding: "
+                f"the run of {str(path)!r} continues with other versions of Python or packages, so its numbers "
+                f"may differ by rounding: "
                 f"{', '.join(other)}.",
                 stacklevel=find_stack_level(),
             )

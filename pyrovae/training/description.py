@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def of_module(module: nn.Module) -> Description:
-    """Return a description of a module: its structure, the types of its layers, and dtype and shape of each tensor."""
+    """Return a description of a module: structure, types of the layers, and the dtype and shape of each tensor."""
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {name: of_tensor(tensor) for name, tensor in named.items()}
     layers = sorted({type(part).__name__ for part in module.modules()})
@@ -77,7 +77,7 @@ def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) ->
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
-    """Return an optimizer's type and default options, and each option of a parameter group that is not the default."""
+    """Return an optimizer's type and default options, and the options in which a parameter group differs from them."""
     described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
     for index, group in enumerate(optimizer.param_groups):
         own = plain({name: value for name, value in group.items() if name not in ("params", "initial_lr")})

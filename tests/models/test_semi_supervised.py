@@ -171,7 +171,7 @@ def test_labels_that_are_not_one_hot_are_refused(x: Tensor) -> None:
     with pytest.raises(ValueError, match=r"generate: y must hold one-hot labels, .* got shape \(3,\)"):
         vae.generate(torch.tensor([0, 1, 0]))
     vae.label_prior = dist.OneHotCategorical(torch.ones(2))
-    with pytest.raises(ValueError, match=r"label prior .*event shape \(2,\), but its data have event shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"label prior .*event shape \(2,\), but the data have event shape \(3,\)"):
         vae.model(x, labels(12))
     vae.classifier = lambda x: dist.Categorical(torch.ones(12, 3))
     with pytest.raises(ValueError, match="classifier"):

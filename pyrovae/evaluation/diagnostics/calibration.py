@@ -1,12 +1,12 @@
 r"""Calibration of a guide's posterior, tested by the ranks of true latents among draws of the guide.
 
-With :math:`z \sim p(z)`, :math:`x' \sim p(x \mid z)` and :math:`z^{(1)}, \dots, z^{(L)} \sim q(z \mid x')`, the rank of
-the true z among the draws in each latent dimension (unit),
+Simulate :math:`z \sim p(z)` and :math:`x' \sim p(x \mid z)`. Then draw L values from the guide,
+:math:`z^{(1)}, \dots, z^{(L)} \sim q(z \mid x')`. In each latent dimension (unit), the true z has the rank
 
-.. math:: r = \sum_{l=1}^L 1[z^{(l)} < z],
+.. math:: r = \sum_{l=1}^L 1[z^{(l)} < z]
 
-is uniform on 0, ..., L if q is the posterior. If q is too narrow, the ranks pile up at both ends; if q is too wide,
-they pile up in the middle; if q is shifted, they pile up at one end.
+among the draws. If q is the posterior, the rank is uniform on 0, ..., L. If q is too narrow, the ranks pile up at both
+ends; if q is too wide, they pile up in the middle; if q is shifted, they pile up at one end.
 """
 
 from dataclasses import replace
@@ -126,7 +126,7 @@ def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
     """Simulate data in the shape of a batch, and rank the true latents of these data among the guide's draws.
 
     Returns:
-        Ranks of each latent site, shape ``(n, units)``, by name of the site.
+        Dictionary from the name of each latent site to the ranks of its values, shape ``(n, units)``.
     """
     latents, args = simulate(problem.model, batch.args)
     simulated = replace(batch, args=args)

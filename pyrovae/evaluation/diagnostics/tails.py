@@ -1,4 +1,4 @@
-r"""The tail of the weights of each datum: whether it is light enough for a Monte Carlo error to be valid.
+r"""Decide for each datum if the tail of its weights is light enough for its Monte Carlo error to be valid.
 
 The true shape k of a datum's tail is estimated by k-hat. With M weights in the tail, k-hat has a standard error of
 about :math:`s = (1 + k) / \sqrt M`, which is 0.15 for k = 0.5 and 1,000 draws (M = 95). A prior shrinks k-hat towards
@@ -9,18 +9,18 @@ the data. Given :math:`\tilde k`, the k of a datum then has a normal posterior w
 .. math:: \text{mean } \frac{\tilde k / s^2 + \mu / \tau^2}{1 / s^2 + 1 / \tau^2}, \qquad
     \text{variance } \frac{1}{1 / s^2 + 1 / \tau^2}.
 
-The tail is called light only if this mean plus half of the posterior standard deviation is at most 0.65 and at
-most :math:`1 - 1 / \log_{10} K`, where K is the number of draws per datum. With normal proposals, the 95% intervals of
-reliable estimates cover log p(x) in 80% to 95% of cases. A threshold of 0.7 would lower the coverage to 70%, because
-k-hat approaches k from below. With fewer than 20 data, the mean of k over the data is unknown, so :math:`\tilde k` and
-:math:`s` replace the posterior mean and standard deviation of k.
+Let m and d be the mean and the standard deviation of this posterior. The tail is called light if :math:`m + d / 2` is
+at most 0.65 and at most :math:`1 - 1 / \log_{10} K`, where K is the number of draws per datum. With normal proposals,
+the 95% intervals of reliable estimates cover log p(x) in 80% to 95% of cases. A threshold of 0.7 would lower the
+coverage to 70%: k-hat approaches k from below, so it can be below the threshold although k is above it. With fewer than
+20 data, the mean of k over the data is unknown, so :math:`\tilde k` and :math:`s` replace m and d.
 """
 
 from typing import Any
 
 import numpy as np
 
-THRESHOLD = 0.65  # largest k plus half its standard deviation of a light tail
+THRESHOLD = 0.65  # a tail is light if k plus half of its standard deviation is at most this number
 FEW_DATA = 20  # with fewer data, k-hat is not shrunk towards its mean over the data
 
 
@@ -29,7 +29,7 @@ def tail_shape(pareto_k: Any, num_samples: int) -> tuple[np.ndarray, np.ndarray]
 
     Args:
         pareto_k: k-hat of the data, of any shape. The values ``-inf`` (equal weights) and ``inf`` (too few draws) are
-            kept.
+            returned unchanged as the mean.
         num_samples: Draws per datum.
 
     Returns:

@@ -150,8 +150,8 @@ def bdmc(
     Args:
         model: Pyro program of p(x, z) with continuous latent sites.
         guide: Pyro program of q(z | x).
-        x: Template of the data: the simulated data have the same number and shape. Tensors of a tuple that the model
-            does not observe, such as labels or masks, are passed on unchanged.
+        x: Template of the data: the simulated data have the same number and shape. If ``x`` is a tuple, tensors
+            that the model does not observe, such as labels or masks, are passed on unchanged.
         num_chains: Chains per datum and direction, C.
         num_temperatures: Number of temperatures after that of the guide, T. The last temperature is that of the
             posterior.
@@ -235,7 +235,7 @@ def bdmc(
 
 
 def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
-    """Make the map between latents and real vectors, append it to ``spaces``, and return the batch size."""
+    """Make the map between latents and real vectors, append it to ``spaces``; return the number of data per batch."""
     spaces.append(Space(problem))
     return problem.width(max(num_chains, PILOT_CHAINS))
 
@@ -299,7 +299,7 @@ class Path:
         return hmc.transition(value_and_gradient, u, step.unsqueeze(-1) * self.scale, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Tune step sizes by pilot chains, and return for each temperature one step size per datum, shape ``(N,)``."""
+        """Tune step sizes by pilot chains; return the step sizes of the data, shape ``(N,)``, for each temperature."""
         u, _ = self.target.draw(PILOT_CHAINS)
         step, steps = u.new_full((self.target.size,), self.target.dim**-0.25), []
         for t in (*[1] * 10, *range(1, len(self.betas) - 1)):  # ten more moves find the first step size

@@ -37,7 +37,7 @@ class GuideDraws(Messenger):
 
 
 class _InModel(Messenger):
-    """Handler for the model that turns off the enumeration of the sites that the guide also has.
+    """Handler around the model; it turns off the enumeration of the sites that the guide also has.
 
     The names of the other enumerated sites are added to the attribute ``summed_out`` of the guide's handler.
     """

@@ -120,7 +120,7 @@ class DistributedGradients:
                 torch.autograd.backward(loss)
 
     def _mine(self, batch: Batch) -> tuple[Slice, Batch, float]:
-        """Return the slice of a batch that this process takes, the data in the slice, and the weight of their loss.
+        """Return three things: this process's slice of a batch, the data in the slice, and the weight of their loss.
 
         The sum of the weighted losses over the processes is the loss of the batch.
         """
@@ -203,9 +203,10 @@ def _check_outside(loss: Bound, batch: Batch) -> None:
     """Raise ValueError if a site lies outside the data plate, unless the loss of the batch contains the site once.
 
     The loss of each slice contains the site, and the loss of the batch is a weighted sum of the losses of the slices.
-    It contains the site once if the weights sum to one. They do if the loss of a slice and the loss of the batch are
-    scaled to the same number of data, such as the size of the data set. An enumerated site outside the plate always
-    raises the error, because the logarithm of a sum over the site's values cannot be split into slices.
+    The loss of the batch contains the site once if the weights sum to one. The weights sum to one if the loss of a
+    slice and the loss of the batch are scaled to the same number of data, such as the size of the data set. An
+    enumerated site outside the plate always raises the error, because the logarithm of a sum over the site's values
+    cannot be split into slices.
     """
     part = _part(batch, _slices(len(batch[0]))[0])
     is_scaled = len(part[0]) != loss.data_count(part) == loss.data_count(batch)

@@ -7,9 +7,9 @@ result, as normal, uniform, exponential and Bernoulli distributions do. Its resu
 along which the data lie. At a sample site, this is the dimension of the data plate. Elsewhere, for example in dropout,
 it is the first dimension whose size is the number of data in the slice.
 
-Sites outside the data plate get the same draws in all processes. All other draws (gamma and Dirichlet draws, which use
-rejection; categorical draws; permutations) are made by each process separately, with a seed that is derived from the
-common generator and the rank of the process.
+Sites outside the data plate get the same draws in all processes. Each process makes all other draws separately, with a
+seed that is derived from the common generator and the rank of the process. Examples are categorical draws,
+permutations, and gamma and Dirichlet draws, which use rejection.
 """
 
 from collections.abc import Iterator
