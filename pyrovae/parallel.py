@@ -1,9 +1,9 @@
 """Computations in several processes, on one or more machines, by torch's process groups.
 
-``torchrun`` starts the processes and sets environment variables that identify them. In a script that has called
-:func:`join`, :func:`pyrovae.fit` and :func:`pyrovae.evaluation.evaluate` divide their work among the processes. Without
-``torchrun`` the same script runs in a single process. Every process runs the whole script and gets all results; only
-the first process should print and write files.
+``torchrun`` starts the processes and sets environment variables that identify them. Inside the context manager
+:func:`join`, the functions :func:`pyrovae.fit` and :func:`pyrovae.evaluation.evaluate` divide their work among the
+processes. Without ``torchrun`` the same script runs in a single process. Every process runs the whole script and gets
+all results; only the first process should print and write files.
 """
 
 import io
@@ -149,7 +149,7 @@ def by_turns(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
 
 def largest(number: int) -> int:
-    """Return the largest of the numbers that the processes pass."""
+    """Return the largest of the numbers that the processes pass to this function."""
     if size() == 1:
         return number
     tensor = torch.tensor(number)
@@ -190,8 +190,8 @@ def share_generators() -> None:
 def _store() -> Any:
     """Return the store by which the processes find each other.
 
-    Since torch 2.15, torchrun keeps one store for all restarts, unless it is told to create a new store each time. A
-    kept store holds the addresses of processes that have ended, so each restart uses its own prefix for names.
+    By default, torchrun keeps one store for all restarts since torch 2.15. The store then still holds the addresses of
+    processes that have ended, so each restart uses its own prefix for the names in the store.
     """
     is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port, number = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])
@@ -208,7 +208,10 @@ def _is_joined() -> bool:
 
 
 def _outcome(call: Callable[[], Any]) -> bytes:
-    """Call a function, and serialize its result or error by ``torch.save``; pickle does not support all dtypes."""
+    """Call a function, and serialize its result or error by ``torch.save``.
+
+    ``torch.save`` is used because pickle does not support all dtypes.
+    """
     try:
         outcome: tuple[Any, Exception | None] = call(), None
     except Exception as error:  # all processes raise it

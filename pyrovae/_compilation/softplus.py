@@ -35,9 +35,9 @@ def _(x: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Any:
-    """Replace ``aten.softplus`` with default parameters for float32 on a CPU.
+    """Replace ``aten.softplus`` for float32 on a CPU, if ``beta`` is 1 and ``threshold`` is at least 20, as by default.
 
-    In all other cases, return NotImplemented.
+    Return NotImplemented in all other cases.
     """
     if not _by_log1p(x) or beta != 1 or threshold < 20:  # in float32, log(1 + e^x) equals x from 20 on
         return NotImplemented

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Posterior(Protocol):
-    """Unnormalized posteriors p(x, u) of N data and guides q(u | x), for real vectors u of length D.
+    """Unnormalized posterior p(x, u) and guide q(u | x) of each of N data, for real vectors u of length D.
 
     Attributes:
         size: Number of data, N.
@@ -36,7 +36,7 @@ def value_and_gradient(posterior: Posterior, u: Tensor, batch_size: int | None =
     Args:
         posterior: Posteriors of N data.
         u: Values, shape ``(num_samples, N, D)``.
-        batch_size: Largest number of log-densities, draws times data, that are computed together; by default all.
+        batch_size: Largest number of log-densities (draws times data) in one computation; by default all.
 
     Returns:
         log p(x, u), shape ``(num_samples, N)``, and the gradient, shape ``(num_samples, N, D)``.

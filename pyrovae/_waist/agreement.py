@@ -16,8 +16,8 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
     """Check that model and guide have the same latent sites, except for enumerated and auxiliary sites.
 
     Raises:
-        ValueError: If a latent site is missing in model or guide, if a site requests ``num_samples`` parallel samples,
-            or if the guide puts all mass of a site on a point.
+        ValueError: If a latent site is missing in model or guide; if a site requests ``num_samples`` parallel samples;
+            or if a guide without auxiliary sites puts all mass of a site on a point, but the model does not.
     """
     for site in filter(is_enumerated, model_sites + guide_sites):
         if site["infer"].get("num_samples") is not None:
@@ -44,9 +44,9 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
 
 
 def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
-    """Raise ValueError if all mass of a site is on one point in the guide, but not in the model.
+    """Raise ValueError if the guide puts all mass of a site on a point, but the model does not.
 
-    If the guide has auxiliary sites, the other sites may be points; see :func:`check_auxiliary`.
+    If the guide has auxiliary sites, nothing is checked here; see :func:`check_auxiliary`.
     """
     if any(site["infer"].get("is_auxiliary") for site in guide_sites):
         return  # an autoguide computes such points from its auxiliary site
@@ -64,14 +64,15 @@ def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
 def check_auxiliary(model_sites: list[Site], guide_sites: list[Site]) -> None:
     """Check that auxiliary sites of the guide are the noise from which the guide computes its other sites.
 
-    An autoguide samples one auxiliary vector and computes all latent sites from this vector, as points. If a guide
-    instead samples latent sites at random given an auxiliary vector, log q contains the density of the vector in
-    addition to the densities of these sites. The model has no counterpart of the vector's density, so the mean weight
-    is not p(x), and can be infinite.
+    An autoguide samples one auxiliary vector and computes the values of all latent sites from this vector. Each latent
+    site then has a ``Delta`` distribution. Another guide may sample an auxiliary vector, and then sample the latent
+    sites at random, conditional on the vector. In this case, log q contains the density of the vector in addition to
+    the densities of the latent sites. The model has no counterpart of the vector's density, so the mean weight is not
+    p(x), and can be infinite.
 
     Raises:
-        ValueError: If the auxiliary sites and the points that are computed from them have different numbers of
-            coordinates.
+        ValueError: If the auxiliary sites do not have the same number of coordinates as the ``Delta`` sites that are
+            computed from them.
     """
     in_model = {site["name"]: site for site in model_sites}
     alone = [s for s in guide_sites if s["infer"].get("is_auxiliary") and s["name"] not in in_model]
@@ -81,8 +82,8 @@ def check_auxiliary(model_sites: list[Site], guide_sites: list[Site]) -> None:
     if alone and free > bound:
         raise ValueError(
             f"auxiliary site {alone[0]['name']!r} of the guide has no counterpart in the model, so the mean of the "
-            f"importance weights is not p(x). Sample it in the model too, from a density given the other latent sites, "
-            f"or remove it from the guide."
+            f"importance weights is not p(x). Sample the site in the model too, conditional on the other latent sites, "
+            f"or remove the site from the guide."
         )
     if alone and free < bound:
         raise ValueError(
@@ -119,7 +120,10 @@ def check_measures(model_sites: list[Site], guide_sites: list[Site]) -> None:
 
 
 def latent_masks(sites: list[Site]) -> dict[str, Any]:
-    """Return the mask of each masked latent site, by name; a mask broadcasts to the shape of the site's value."""
+    """Return a dictionary from the name of each masked latent site to its mask.
+
+    A mask broadcasts to the shape of the site's value.
+    """
     latents = [site for site in sites if not (site["is_observed"] or is_enumerated(site))]
     masks = {site["name"]: entry_mask(site) for site in latents}
     return {name: mask for name, mask in masks.items() if mask is not True}
@@ -143,8 +147,8 @@ def check_masks(model_sites: list[Site], masks: Mapping[str, Any]) -> None:
             continue
         raise ProgramError(
             f"latent site {site['name']!r} has different masks in guide and model. If only one program masks an entry, "
-            f"the density of the other program has no counterpart in the log-weight. Use the same mask in guide and "
-            f"model, pyro.poutine.mask(mask=...)."
+            f"the density of this entry in the other program has no counterpart in the log-weight. Use the same mask "
+            f"in guide and model, pyro.poutine.mask(mask=...)."
         )
 
 

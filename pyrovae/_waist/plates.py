@@ -138,7 +138,7 @@ def check_complete(sites: list[Site], data: CondIndepStackFrame) -> None:
                 raise ValueError(
                     f"plate {frame.name!r} of site {site['name']!r} subsamples {frame.size} of {frame.full_size} "
                     f"entries inside the data plate {data.name!r}, so a datum is scored only in part. Evaluate a "
-                    f"program that scores all of it."
+                    f"program that does not subsample this plate."
                 )
 
 
@@ -166,7 +166,10 @@ def _batch_shape(site: Site) -> torch.Size:
 
 
 def nesting_of(sites: Sequence[Site]) -> int:
-    """Return the nesting depth of the vectorized plates around some sites, without pyrovae's own plate of draws."""
+    """Return the nesting depth of the vectorized plates around some sites, as Pyro's ``max_plate_nesting`` counts it.
+
+    The plate that pyrovae adds for draws does not count.
+    """
     return max((-frame.dim for site in sites for frame in site_plates(site)), default=0)
 
 

@@ -27,7 +27,7 @@ def score(site: Site, *, strict: bool = False) -> Tensor:
 
     Args:
         site: A site of a run.
-        strict: If true, an observed value outside a support that depends on latent sites raises an error too.
+        strict: If true, also raise an error for an observed value outside a support that depends on latent sites.
 
     Raises:
         ValueError: If Pyro's validation is on, and a value has a wrong event shape, or an observed value lies outside a
@@ -48,9 +48,9 @@ def score(site: Site, *, strict: bool = False) -> Tensor:
 def masked_score(site: Site) -> Tensor:
     """Return the log-probability of a site with the site's mask applied, in the site's batch shape, nats.
 
-    The mask of an enumerated site, which is summed out, is ignored, as in :class:`pyro.infer.TraceEnum_ELBO`. Unmasked
-    sites that depend on the enumerated site need the probabilities of its values. If no other site depends on it, the
-    enumerated site contributes nothing, because its probabilities sum to one.
+    The mask of an enumerated site is ignored, as in :class:`pyro.infer.TraceEnum_ELBO`. The site is summed out, and the
+    sum needs the probabilities of the site's values, because unmasked sites may depend on these values. If no other
+    site depends on the values, the enumerated site contributes nothing, because its probabilities sum to one.
     """
     if is_enumerated(site) and "_enumerate_dim" in site["infer"]:
         return score({**site, "fn": _without_mask(site["fn"])})
@@ -58,7 +58,7 @@ def masked_score(site: Site) -> Tensor:
 
 
 def _without_mask(fn: Any) -> Any:
-    """Return a distribution without the masks that its method ``mask`` has added; the batch shape is unchanged."""
+    """Return a distribution with the batch shape of ``fn``, without the masks that the method ``mask`` has added."""
     if isinstance(fn, dist.MaskedDistribution):
         return _without_mask(fn.base_dist).expand(fn.batch_shape)
     if not hasattr(fn, "base_dist") or (inner := _without_mask(fn.base_dist)) is fn.base_dist:
@@ -69,9 +69,9 @@ def _without_mask(fn: Any) -> Any:
 
 
 def mask_of(site: Site) -> Any:
-    """Return the combined mask of a site's handlers and distribution, in the site's batch shape; True without a mask.
+    """Return the mask of a site, combined from handlers and distribution, in the site's batch shape.
 
-    A mask that a distribution applies within an event is not included, because it does not mask a whole event.
+    The result is True if there is no mask. Masks within an event are left out, because they do not mask a whole event.
     """
     mask: Any = True if site["mask"] is None else site["mask"]
     fn = site["fn"]
@@ -84,7 +84,7 @@ def mask_of(site: Site) -> Any:
 
 
 def is_outside(site: Site, data_dim: int, nesting: int) -> Tensor:
-    """Return for each datum whether its observed value lies outside a support that depends on latent sites.
+    """Return whether each datum's observed value is outside a support that depends on latent sites, shape ``(N,)``.
 
     If there are enumerated sites, a datum counts as outside only if it is outside for all of their values. Masked
     values count as inside.
@@ -104,9 +104,9 @@ def is_outside(site: Site, data_dim: int, nesting: int) -> Tensor:
 
 
 def _counted_value(site: Site) -> Tensor:
-    """Return the value of an observed site with its masked entries replaced by draws, which lie in the support.
+    """Return the value of an observed site, with a draw from the site's distribution in place of each masked entry.
 
-    The value is expanded to the shape of the site's distribution.
+    The draws lie in the support. The value is expanded to the shape of the distribution.
     """
     fn, value, mask = site["fn"], site["value"], entry_mask(site)
     value = value.expand(torch.broadcast_shapes(value.shape, fn.shape()))
@@ -114,7 +114,7 @@ def _counted_value(site: Site) -> Tensor:
 
 
 def entry_mask(site: Site) -> Any:
-    """Return the combined mask of a site's handlers and distribution for each entry; True without a mask.
+    """Return the mask of each entry of a site, combined from handlers and distribution, or True without a mask.
 
     Unlike the result of :func:`mask_of`, this mask has the event dimensions, so it can vary within an event.
     """

@@ -104,10 +104,10 @@ class _Plates:
             self._tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), self.symbols | enumerated))
 
     def enumerated(self, site: Site) -> dict[int, str]:
-        """Return a symbol for each enumerated site on which the log-probability of ``site`` depends, by dimension.
+        """Return a dictionary with a symbol for each enumerated site on which the log-probability of ``site`` depends.
 
-        The symbol represents the enumerated site in Pyro's tensor contraction. Its key is the dimension of the
-        log-probability that runs over the values of the enumerated site.
+        The symbol represents the enumerated site in Pyro's tensor contraction. The key of the symbol is a dimension of
+        the log-probability; the log-probability runs over the values of the enumerated site along this dimension.
         """
         ids = site["infer"].get("_dim_to_id", {})  # missing in a run without enumeration
         return {dim: get_symbol(len(self.symbols) + ids[dim]) for dim in ids}
@@ -115,7 +115,7 @@ class _Plates:
     def contract(self, kept: list[str], value: str | None = None) -> Any:
         """Sum log-probabilities over all plates except ``kept``, and sum out all enumerated sites except ``value``.
 
-        Both arguments are symbols of Pyro's tensor contraction.
+        Plates and sites are given by their symbols in Pyro's tensor contraction.
         """
         sizes = {symbol: self.sizes[dim] for dim, symbol in self.symbols.items() if symbol in kept}
         return contract_to_tensor(

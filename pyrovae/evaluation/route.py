@@ -26,9 +26,9 @@ class Drawn:
     Attributes:
         values: Values of the latent sites by name, and the indices of subsampling plates.
         log_q: Log-density of the guide, shape ``(num_draws, n)``, nats.
-        dims: Dimension of the draws in the value of each latent site, counted from the right, by name of the site.
-        masks: For each run of the guide, the masks of its masked latent sites by name. ``None`` if the guide is fitted
-            to each datum, because such a guide has no masked sites.
+        dims: For each latent site, by name, the dimension of draws in the site's value, counted from the right.
+        masks: One dictionary for each run of the guide, with the masks of the masked latent sites by name. ``None`` if
+            the guide is fitted to each datum, because such a guide has no masked sites.
         log_joint: log p(x, z) at the draws, shape ``(num_draws, n)``, nats, or ``None`` if it was not computed.
     """
 
@@ -123,6 +123,8 @@ class Route:
     ) -> Tensor:
         """Return log p(x, z) at given values of the latents, shape ``(num_draws, n)``, nats.
 
+        If given, ``masks`` holds the guide's masks by name of the site, one mapping for each run of the model.
+
         Raises:
             ProgramError: If the mask of a latent site in the model differs from the site's mask in ``masks``.
         """
@@ -142,7 +144,7 @@ class Route:
         return parts[0] if self.probe.vectorize else torch.cat(parts)
 
     def _given(self, values: Mapping[str, Tensor], num_draws: int) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
-        """Yield for each run of a program the number of its draws and the values of the latents at these draws."""
+        """Yield a pair for each run of a program: the number of draws, and the values of the latents at these draws."""
         if self.probe.vectorize:
             yield num_draws, values
             return

@@ -25,7 +25,7 @@ class Joint(Described):
             columns get the features instead of z.
 
     Attributes:
-        column_names: Names of all columns, in the order of the table. A pandas table whose columns have another order
+        column_names: Names of all columns, in the order of the table. A pandas table with another order of the columns
             raises an error.
 
     Raises:

@@ -29,7 +29,7 @@ class SemiSupervisedVAE(DescribedModel):
 
     Args:
         prior: ``prior()`` returns p(z).
-        label_prior: ``label_prior()`` returns p(y), a ``OneHotCategorical``. A distribution works too.
+        label_prior: ``label_prior()`` returns p(y), a ``OneHotCategorical``. You can also pass the distribution itself.
         likelihood: ``likelihood(z, y)`` returns p(x | z, y).
         posterior: ``posterior(x, y)`` returns q(z | x, y).
         classifier: ``classifier(x)`` returns q(y | x), a ``OneHotCategorical``.
@@ -38,8 +38,8 @@ class SemiSupervisedVAE(DescribedModel):
             divided by the number of labelled data.
 
     Raises:
-        ValueError: If ``classification_weight`` is negative. When run, if labels are not one-hot rows or rows of zeros,
-            or the shapes of a component do not fit.
+        ValueError: If ``classification_weight`` is negative. When run, if a label is neither a one-hot row nor a row of
+            zeros, or if the shapes of a component do not fit.
 
     Source:
         *Semi-Supervised Learning with Deep Generative Models* (Kingma et al., 2014).

@@ -136,7 +136,7 @@ class PIWAE(Objective):
 
     Raises:
         ValueError: If ``num_particles`` or ``num_groups`` is less than 1. When called, if a latent site is not
-            reparameterized, or the program has a site outside its data plate or enumerates sites.
+            reparameterized, or if the program enumerates sites or has a site outside its data plate.
 
     Source:
         *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018), section 5.

@@ -134,7 +134,7 @@ def _family(q: Any) -> Any:
 
 
 def _rebuild(q: Any, parameters: list[Tensor]) -> Any:
-    """Return a posterior of the family of ``q`` with the given unconstrained parameters."""
+    """Return a posterior of the same family as ``q``, with the parameters transformed from unconstrained values."""
     if isinstance(q, torch.distributions.Independent):
         return _rebuild(q.base_dist, parameters).to_event(q.reinterpreted_batch_ndims)
     if isinstance(q, NormalizingFlow):

@@ -32,7 +32,7 @@ class Step:
         self.gradients, self.optimizer, self.guard, self.names = gradients, optimizer, guard, names
 
     def __call__(self, batches: Sequence[Any], kl_weight: float = 1.0, weights: Sequence[float] = (1.0,)) -> list[Any]:
-        """Make a step and return the losses of its batches; an empty list if the step was skipped.
+        """Make a step and return a list of the losses of the batches, which is empty if the step was skipped.
 
         Args:
             batches: The batches, each of which gives a gradient.

@@ -45,7 +45,7 @@ def active_units(
     Args:
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)`` with N at least 2, or a tuple of arguments of the guide.
-        threshold: Variance of the posterior mean over the data above which a unit counts as active.
+        threshold: A unit counts as active if the variance of its posterior mean over the data exceeds this value.
         num_samples: Draws per datum, at least two.
         seed: Seed of the draws; by default a new seed from the operating system.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.
@@ -108,7 +108,10 @@ def active_units(
 
 
 def _draws_by_datum(guide: Program, args: tuple[Any, ...], plate: str | None) -> dict[str, Tensor]:
-    """Run the guide once, and map each latent site inside the data plate to its draw, shape ``(N, units)``."""
+    """Run the guide once, and return the draws of the latent sites inside the data plate, by name of the site.
+
+    A draw has shape ``(N, units)``.
+    """
     sites = [site for site in run_guide(guide, args).sites if not (site["is_observed"] or is_enumerated(site))]
     data = data_plate(
         [site for site in sites if (plate in plate_names(site) if plate else site_plates(site))] or sites, plate

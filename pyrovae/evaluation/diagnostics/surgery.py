@@ -43,10 +43,11 @@ def kl_per_dimension(
 ) -> "xr.Dataset":
     r"""Compute :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
 
-    The divergence of a site is computed in closed form if torch implements it for the posterior and the prior, such as
-    two normals, and if the prior depends only on sites that the guide draws before this site. Otherwise the divergence
-    is estimated by the mean of :math:`\log q - \log p` over draws. A site whose posterior or prior has dependent
-    dimensions counts as one dimension. The sum over all dimensions is the KL term of the ELBO.
+    The divergence of a site is computed in closed form under two conditions: torch has the closed form for this
+    posterior and prior, for example for two normals, and the prior depends only on sites that the guide draws before
+    this site. Otherwise the divergence is estimated by the mean of :math:`\log q - \log p` over draws. If the
+    dimensions of a site are dependent in the posterior or in the prior, the site counts as one dimension. The sum over
+    all dimensions is the KL term of the ELBO.
 
     Args:
         model: Pyro program of p(x, z).
@@ -207,7 +208,7 @@ def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]
         weights = problem.run(batch, count)
         if weights.densities is None:
             raise ValueError(
-                "the program sums out a discrete latent site, so its draws have no density q(z | x). Sample the site "
+                "the program sums out a discrete latent site, so the draws have no density q(z | x). Sample the site "
                 "in the guide instead of enumerating it."
             )
         yield weights
@@ -256,7 +257,7 @@ def _check_unmasked(name: str, *sites: Site) -> None:
 
 
 def _pairs(of_guide: dict[str, Site], of_model: dict[str, Site]) -> Iterator[tuple[str, Site, Site]]:
-    """Yield the name of each latent site, the site in the guide, and the site in the model."""
+    """Yield three values for each latent site: its name, the site in the guide, and the site in the model."""
     for name, site in of_guide.items():
         if name not in of_model:
             raise ValueError(

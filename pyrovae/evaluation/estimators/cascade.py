@@ -78,7 +78,7 @@ def log_likelihood(
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of arguments whose tensors share the first dimension.
         precision: Largest acceptable Monte Carlo standard error, nats.
-        num_samples: Draws per datum of the stage *guide*. The stage *refined* makes half to four times as many,
+        num_samples: Draws per datum in the stage *guide*. The stage *refined* makes half to four times as many,
             depending on the effective sample size of pilot draws.
         budget: Number of evaluations of log p(x, z) per datum after which annealing stops. A gradient counts as 3
             evaluations.
@@ -164,7 +164,10 @@ class Cascade:
         self.space: Space | None = None
 
     def open(self) -> int:
-        """Check whether densities can be fitted to the posteriors, and return the number of data in a batch."""
+        """Check the support of the guide, and return the number of data in a batch.
+
+        The attribute ``space`` stays ``None`` if no densities can be fitted to the posteriors.
+        """
         self.problem.check_reach()
         try:
             self.space = Space(self.problem)
@@ -181,9 +184,10 @@ class Cascade:
         return {name: column[: batch.kept] for name, column in estimates.columns().items()}
 
     def _by_guide(self, batch: Batch, estimates: Estimates) -> Tensor:
-        """Select the data for which the guide is a good proposal, by pilot draws, and estimate log p(x) from the guide.
+        """Select data by pilot draws from the guide, and estimate log p(x) of these data from new draws.
 
-        If no densities can be fitted to the posteriors, all data are selected.
+        A datum is selected if the guide is a good proposal for it. If no densities can be fitted to the posteriors, all
+        data are selected, and no indices are returned.
 
         Returns:
             Indices of the data that need another estimator: data that were not selected, and selected data whose
@@ -208,7 +212,11 @@ class Cascade:
         return (~good).nonzero().flatten()
 
     def _by_mixture(self, batch: Batch, estimates: Estimates, pending: Tensor) -> None:
-        """Run the stage *refined* on the pending data, then the stage *annealed* on those that are not yet reliable."""
+        """Run the stage *refined* on the data at the indices ``pending``, then the stage *annealed*.
+
+        The stage *annealed* gets the data whose estimate is not reliable after the stage *refined*, except data for
+        which the regression failed.
+        """
         assert self.space is not None
         whole = target_of(self.space, batch)
         target = whole if len(pending) == batch.size else whole.subset(pending)

@@ -52,8 +52,9 @@ def rqmc(
 
     Args:
         model: Pyro program of p(x, z).
-        guide: Pyro program of q(z | x). Its sites must be distributions with an inverse distribution function (such as
-            normal or Laplace), multivariate normals, or transforms and flows of these.
+        guide: Pyro program of q(z | x). Each site must have a distribution with an inverse distribution function (such
+            as a normal or Laplace distribution), a multivariate normal distribution, or a transform or flow of one of
+            these.
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_samples: Total number of draws per datum, K.
         num_replicates: Number of independent sequences, R, which divides K. K / R should be a power of two.
@@ -180,9 +181,9 @@ def _points(num_points: int, num_data: int, dim: int) -> Tensor:
 
 
 def _own(shape: Sequence[int], fn: Any, nesting: int) -> Sequence[int]:
-    """Return the sizes of the event dimensions of ``shape``, and of ``nesting`` batch dimensions to their left.
+    """Return the last sizes of ``shape``: those of ``nesting`` batch dimensions and of the event dimensions.
 
-    Dimensions further to the left belong to enumerated sites, and their sizes are left out.
+    Dimensions further to the left belong to enumerated sites, and are left out.
     """
     return shape[max(0, len(shape) - nesting - fn.event_dim) :]
 

@@ -186,7 +186,7 @@ class _Moments:
         self.imputations = torch.where(fill, made, self.imputations)
 
     def columns(self) -> dict[str, Tensor]:
-        """Return the posterior mean and standard deviation of each entry of the data."""
+        """Return ``mean`` and ``std`` by name: posterior mean and standard deviation of each entry of the data."""
         deviation = (self.square - self.mean.square()).clamp(min=0).sqrt()
         return {
             "mean": torch.where(self.observed, self.x, self.mean),

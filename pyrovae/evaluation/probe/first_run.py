@@ -60,10 +60,10 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
 
 
 def _without_failing(trials: Trials, first: Tensor) -> Tensor:
-    """Return those of the indices ``first`` whose data the program scores without an error.
+    """Return the indices in ``first`` of the data that the program scores without an error.
 
-    If the program fails for the data at the start, in the middle and at the end of ``first``, no index is returned. The
-    search ends after ``MOST_TRIALS`` runs, and leaves out data that have not been tested by then.
+    If the program fails for three data, at the start, in the middle and at the end of ``first``, no index is returned.
+    The search ends after ``MOST_TRIALS`` runs. Untested indices are left out.
     """
     runs = 0
 
