@@ -4,7 +4,7 @@ A file begins with the line ``pyrovae archive 1 <SHA-256 of the rest>``. The res
 dictionaries, lists, numbers, strings and tensors. ``torch.load(weights_only=True)`` reads the file and creates no other
 objects. The safetensors format holds only tensors, so it cannot hold the state of an optimizer or a generator. The
 checksum detects accidental damage, which ``torch.load`` may overlook. It does not detect a deliberate change, whose
-author can correct the checksum. Even such a file runs no code.
+author can correct the checksum. Even a file with a deliberate change runs no code when it is read.
 """
 
 import hashlib
@@ -120,7 +120,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 class _Payload(io.FileIO):
-    """The part of an open file after the first line, as a separate file."""
+    """File object for the part of an open file after its first line."""
 
     def __init__(self, descriptor: int, start: int) -> None:
         super().__init__(descriptor, closefd=False)
@@ -141,7 +141,7 @@ def _check_header(path: Path, header: bytes) -> None:
     if version != _FORMAT:
         raise ArchiveError(
             f"{str(path)!r} has format {version.decode(errors='replace')!r}, but this version of pyrovae reads format "
-            f"{_FORMAT.decode()!r}. Use the version of pyrovae that wrote it."
+            f"{_FORMAT.decode()!r}. Use the version of pyrovae that wrote the file."
         )
     if len(header.split(b" ")) != 4 or not header.endswith(b"\n"):
         raise ArchiveError(f"{str(path)!r} is cut off or damaged in its first line. Use another copy of the file.")
@@ -150,7 +150,7 @@ def _check_header(path: Path, header: bytes) -> None:
 def _check_size(path: Path, payload: BinaryIO, size: int) -> None:
     """Raise ArchiveError if the zip records would need more memory than the file has bytes.
 
-    Records that are compressed or overlap could need more.
+    Compressed or overlapping records could need more.
     """
     try:
         with zipfile.ZipFile(payload) as records:
@@ -188,7 +188,10 @@ def _not_plain(path: Path) -> ArchiveError:
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """Return a tensor on the CPU in a storage of its own size, because ``torch.save`` writes the whole storage."""
+    """Return a tensor on the CPU, in a storage without entries of other tensors.
+
+    ``torch.save`` would also write the other entries of a larger storage.
+    """
     tensor = tensor.detach().cpu()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 

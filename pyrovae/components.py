@@ -99,7 +99,10 @@ def _short(value: Any) -> str:
 
 
 def describe(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return, by name, the type and the constants of a module and of each of its submodules, as plain values.
+    """Return a description of a module and of each of its submodules, by name.
+
+    A description is a dictionary of the type and the constants, as plain values. The module itself has the name
+    ``"module"``.
 
     Constants are public attributes: numbers, strings, functions (by name), distributions (by their parameters), data
     classes (by their fields), and containers of these. Buffers that are not in the state dict are constants too.

@@ -1,4 +1,4 @@
-"""Runs of Pyro programs, after which modules, guides and global random generators are as before.
+"""Context managers that restore modules, guides and the global random generators after runs of Pyro programs.
 
 Pyro's handler stack and torch's generator are global, so a lock serializes calls from several threads.
 """
@@ -32,8 +32,8 @@ def seeded(seed: int | None) -> Iterator[None]:
     """Context manager: seed torch's generators with ``seed``. Without a seed, leave all generators as they are.
 
     With a seed, the global generators of torch, NumPy and Python are restored at the end, although only torch's
-    generators are seeded. Calls from several threads wait for each other, even without a seed, because Pyro's handlers
-    are global.
+    generators are seeded. Only one thread at a time can be inside the context, even without a seed, because Pyro's
+    handlers are global.
 
     Raises:
         TypeError: If the seed is not an integer.
@@ -58,7 +58,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 class Isolation:
-    """The state of modules and of Pyro's parameter store before a run; :meth:`restore` returns to it after the run."""
+    """The state of modules and of Pyro's parameter store before a run; :meth:`restore` restores this state."""
 
     def __init__(self, *, forget_parameters: bool) -> None:
         self.training: dict[nn.Module, bool] = {}
@@ -89,15 +89,15 @@ class Isolation:
 
     @contextmanager
     def adopting(self, *, keep: bool = True) -> Iterator[None]:
-        """Context manager: put each module that is called into evaluation mode.
+        """Context manager that puts every module into evaluation mode when the module is called.
 
         Modules that a program reaches through a closure or an import are included. :meth:`restore` returns the modules
         to their earlier modes.
 
         Args:
             keep: If true, the buffers and plates of these modules are stored too, and this object keeps the modules in
-                memory. If false, only the modes are stored, by weak references. Use false if a program may create new
-                modules in each run.
+                memory. If false, only the modes are stored, with weak references to the modules. Use false if a program
+                may create new modules in each run.
         """
         thread = threading.get_ident()
 
@@ -132,9 +132,10 @@ class Isolation:
 
 @contextmanager
 def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool = False) -> Iterator[Isolation]:
-    """Context manager: run programs in evaluation mode without gradients; restore modes, buffers and generators.
+    """Context manager for runs of programs in evaluation mode and without gradients.
 
-    Calls from several threads wait for each other.
+    At the end, the modes and buffers of modules and the global random generators are restored. Only one thread at a
+    time can be inside the context.
 
     Args:
         *programs: Pyro programs.
@@ -153,7 +154,7 @@ def isolated(*programs: Callable[..., Any], seed: int, forget_parameters: bool =
 
 
 def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
-    """Return a tuple for each buffer of the modules: the module, the name, the buffer, and a copy of the buffer.
+    """Return a list with a tuple for each buffer of the modules: module, name, buffer, and a copy of the buffer.
 
     Buffers of a submodule are included only if the submodule itself is among ``modules``.
     """

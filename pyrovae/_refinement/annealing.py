@@ -1,15 +1,16 @@
-r"""Annealed importance sampling from a fitted mixture, in coordinates in which the fit is a standard normal density.
+r"""Annealed importance sampling from a fitted mixture to the posterior.
 
-With :math:`u = m + A v` for the fitted density :math:`N(m, A A^\top)`, the posterior of v is close to a standard normal
-density, so one step size suits all dimensions. The intermediate densities between the mixture :math:`q(v)` and the
-posterior are
+The chains move in coordinates v, with :math:`u = m + A v` for the fitted normal density :math:`N(m, A A^\top)`. In
+these coordinates, the posterior is close to a standard normal density, so one step size suits all dimensions. The
+intermediate densities between the mixture :math:`q(v)` and the posterior are
 
 .. math:: f_t(v) = q(v)^{1 - \beta_t}\, p(x, v)^{\beta_t}, \qquad 0 = \beta_0 < \dots < \beta_T = 1.
 
 At each t from 1 to T - 1, a chain makes one Hamiltonian transition of a few leapfrog steps. The values and gradients of
-log p and log q at a state give those of :math:`\log f_t` for every t. They are therefore computed once per leapfrog
-step, and not again when t changes. The weight of a chain has the same formula as in :func:`pyrovae.evaluation.ais`, and
-is an unbiased estimate of p(x) for any T. Pilot chains determine the step sizes and are then discarded.
+log p and log q at a state are enough to compute :math:`\log f_t` and its gradient for every t. These values and
+gradients are therefore computed once per leapfrog step, and not again when t changes. The weight of a chain has the
+same formula as in :func:`pyrovae.evaluation.ais`, and is an unbiased estimate of p(x) for any T. Pilot chains determine
+the step sizes and are then discarded.
 
 Source: *Annealed Importance Sampling* (Neal, 2001).
 """
@@ -132,7 +133,7 @@ class Annealing:
         """Tune the step sizes with pilot chains.
 
         Returns:
-            A tensor for each transition: the step size of each datum, shape ``(N,)``.
+            A list with one tensor for each transition. The tensor holds the step size of each datum, shape ``(N,)``.
         """
         state = self._start(PILOT_CHAINS)
         step, steps = state.log_p.new_full((self.posterior.size,), self.posterior.dim**-0.25), []

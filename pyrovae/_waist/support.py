@@ -83,15 +83,17 @@ def _varies(constraint: Any) -> bool:
 
 
 def moved_inside(distribution: Any, value: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Replace values outside the support by draws, so that a program never gets a value that it cannot use.
+    """Replace values outside the support by draws from the distribution.
+
+    A program therefore never gets a value that it cannot use.
 
     Args:
         distribution: Distribution of a site.
         value: Value of the site, shape ``batch_shape + event_shape``.
 
     Returns:
-        The value, and a mask in the batch shape that is true for values inside the support. The mask is ``None`` if the
-        support is not known, or if all values are known to lie inside.
+        The value after the replacement, and a mask in the batch shape. The mask is true where the original value lies
+        inside the support. The mask is ``None`` if the support is not known, or if all values are known to lie inside.
     """
     if is_real(distribution) or (inside := inside_support(distribution, value)) is None:
         return value, None
@@ -158,7 +160,7 @@ def is_periodic(distribution: Any) -> bool:
 
 
 def common_support(support: Any) -> Any | None:
-    """Return a copy of a support in which each bound is a scalar, or ``None`` if a bound has several values."""
+    """Return a copy of a support that has a scalar for each bound, or ``None`` if a bound has several values."""
 
     def collapsed(constraint: Any) -> Any:
         if not isinstance(constraint, constraints.Constraint):

@@ -23,7 +23,7 @@ class Sampler:
     tensors fit into the processor's cache. If the guide enumerates sites, guide and model run together.
 
     Args:
-        problem: The opened problem, which holds model, guide and data.
+        problem: Model, guide and data, inside the context ``with problem:``.
         num_draws: Draws per datum.
 
     Attributes:
@@ -71,7 +71,10 @@ class Sampler:
         return torch.cat(parts)
 
     def _plan(self, of_guide: int, of_model: int) -> None:
-        """Choose the number of data in a batch, and the numbers of draws in runs of the guide and of the model.
+        """Choose the sizes of the runs of guide and model.
+
+        ``width`` is the number of data in a batch. ``block`` is the number of draws in one run of the guide, and
+        ``chunk`` is the number of draws in one run of the model.
 
         A run on few data with many draws is faster than a run on many data with few draws. If both runs have the same
         number of log-weights, their matrix products have the same size, but the run on few data reads less from memory.

@@ -39,7 +39,10 @@ def common_temper(sites: list[Site], weights: Weights) -> float | Tensor:
 
 
 def _relative(site: Site, weights: Weights) -> float | Tensor:
-    """Return the scale of a site divided by the scale of the data plate; 1 if all sites share a tensor as scale."""
+    """Return the scale of a site divided by the scale of the data plate.
+
+    If the scale of the plate is a tensor, all sites share it, and the result is 1.
+    """
     if isinstance(weights.scale, Tensor):  # all sites share the scale, and annealing is off
         return 1.0
     relative: float | Tensor = site["scale"] / weights.scale

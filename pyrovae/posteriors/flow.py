@@ -17,8 +17,9 @@ class InverseAutoregressiveFlow(Described):
     .. math:: z_0 = \mu(x) + \sigma(x) \odot \epsilon, \qquad z_t = \sigma_t \odot z_{t-1} + (1 - \sigma_t) \odot m_t,
 
     where :math:`(m_t, s_t)` are the outputs of an autoregressive network with the inputs :math:`z_{t-1}` and
-    :math:`h(x)`, and :math:`\sigma_t = \mathrm{sigmoid}(s_t + 2)`. To draw z and score this draw takes one pass of each
-    layer. To score any other z, as a VampPrior does, takes ``latent`` passes of each layer.
+    :math:`h(x)`, and :math:`\sigma_t = \mathrm{sigmoid}(s_t + 2)`. A draw of z and its density together need one
+    pass of each layer. The density of any other z needs ``latent`` passes of each layer. A VampPrior computes such
+    densities.
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent + context)``: means, then log-scales, then h.
@@ -28,7 +29,8 @@ class InverseAutoregressiveFlow(Described):
         hidden: Widths of the autoregressive networks.
 
     Raises:
-        ValueError: If ``latent`` or ``depth`` is not positive; when called, if the network's output has another width.
+        ValueError: If ``latent`` or ``depth`` is not positive; when called, if the last dimension of the network's
+            output is not ``2 * latent + context``.
 
     Source:
         *Improving Variational Inference with Inverse Autoregressive Flow* (Kingma et al., 2016).

@@ -1,4 +1,4 @@
-"""Conversion of parameters made with ``pyro.param``, and of their constraints, to and from the content of a file."""
+"""Conversion between the parameters of Pyro's store, with their constraints, and the content of a file."""
 
 import inspect
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ _OF_MODULES = ("$$$", "@")  # marks in the names that pyro.module and pyrovae's 
 
 
 def stored_parameters(module: nn.Module) -> dict[str, Stored]:
-    """Return the parameters of Pyro's store that belong to no module, with their constraints, by name.
+    """Return the parameters of Pyro's store that do not belong to a module, with their constraints, by name.
 
-    The store is global and does not know which program made a parameter. All parameters of the store that belong to no
-    module are therefore returned if ``module`` has a ``model`` or a ``guide``. Otherwise the dictionary is empty.
+    The store is global and does not know which program created a parameter. If ``module`` has a ``model`` or a
+    ``guide``, the result therefore holds all of these parameters. Otherwise, the dictionary is empty.
 
     Raises:
         TypeError: If the constraint of a parameter cannot be stored.
@@ -79,19 +79,21 @@ def check_stored(stored: dict[str, Stored]) -> None:
         if shape != tuple(entry["value"].shape):
             raise ValueError(
                 f"pyro.param {name!r} has shape {shape} here and {tuple(entry['value'].shape)} in the file. Call "
-                f"pyro.clear_param_store() first, or build the programs as they were built when the file was written."
+                f"pyro.clear_param_store() first, or use the same programs as when the file was written."
             )
         if constraint_of(name) != _encode(constraint):
             raise ValueError(
                 f"pyro.param {name!r} has constraint {store._constraints[name]!r} here and {constraint!r} in the file. "
-                f"Call pyro.clear_param_store() first, or build the programs as they were built when the file was "
-                f"written."
+                f"Call pyro.clear_param_store() first, or use the same programs as when the file was written."
             )
 
 
 @torch.no_grad()
 def restore_stored(stored: dict[str, Stored], device: torch.device) -> None:
-    """Copy checked parameters from a file into Pyro's store; those that the store lacks are created on ``device``."""
+    """Copy parameters from a file into Pyro's store, after :func:`check_stored`.
+
+    If a parameter is not in the store, it is created on ``device``.
+    """
     store = pyro.get_param_store()
     for name, entry in stored.items():
         value, constraint = entry["value"], _decode(entry["constraint"])

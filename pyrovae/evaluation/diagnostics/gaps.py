@@ -51,7 +51,7 @@ def inference_gaps(
         model: Pyro program of p(x, z) with continuous latent sites.
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        reference: The most accurate available result of an estimator of log p(x) for the same data. Use a result of
+        reference: Result of an estimator of log p(x) for the same data, as accurate as possible. Use a result of
             :func:`ais`, or a result of :func:`evaluate` if its estimates are reliable. An estimate of log p(x) that is
             too low makes the approximation gap too small.
         family: Family of the local posterior, which has separate parameters for every datum. ``"normal"`` is a normal

@@ -1,7 +1,8 @@
 """Pareto-smoothed importance sampling, computed for many data at once on the device of the weights.
 
-ArviZ computes the rare data that the batched fit does not cover. ArviZ 0.23 and ArviZ 1.x have different functions for
-it. The two computations agree up to rounding.
+The batched fit does not apply to a few data, for example if the smallest weight of the tail equals the next weight.
+ArviZ smooths the weights of these data. Where the batched fit applies, it agrees with ArviZ up to rounding. ArviZ
+0.23 and ArviZ 1.x have different functions for Pareto smoothing, and this module supports both.
 """
 
 import math
@@ -36,9 +37,9 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two float64 tensors on the CPU. The first, shape ``(num_samples, N)``, holds the smoothed log-weights,
         normalized so that the weights of each datum sum to one. The second, shape ``(N,)``, holds k-hat. k-hat is
-        ``-inf`` if the largest weights of a datum are equal up to rounding, because there is no tail. Otherwise, k-hat
-        is ``inf`` for 20 draws or fewer, because a tail cannot be fitted. k-hat is also ``inf`` if all weights of a
-        datum are zero.
+        ``inf`` if all weights of a datum are zero. k-hat is ``-inf`` if the largest weights are positive and equal up
+        to rounding, because there is no tail. For all other weights, k-hat is ``inf`` if there are 20 draws or fewer,
+        because a tail cannot be fitted.
 
     Raises:
         ValueError: If ``log_weights`` is empty, not two-dimensional, or not floating-point.
@@ -92,7 +93,10 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _smoothed(rows: Tensor, tail: int) -> tuple[Tensor, Tensor]:
-    """Return smoothed log-weights and k-hat of rows of log-weights. ArviZ smooths rows with ties at the cutoff."""
+    """Return the smoothed log-weights and k-hat of each row of log-weights.
+
+    ArviZ smooths the rows to which the batched fit does not apply.
+    """
     smoothed, pareto_k, applies = smooth(rows, tail)
     if not applies.all():
         others = _psislw(rows[~applies].cpu().numpy())

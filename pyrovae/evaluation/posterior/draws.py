@@ -1,7 +1,7 @@
 """Draws from the posterior of each datum, by sampling importance resampling.
 
-Draws of the guide are chosen with their Pareto-smoothed weights as probabilities. The latent variables that the model
-sums out are drawn afterwards, given the chosen draws.
+Draws of the guide are chosen with their Pareto-smoothed weights as probabilities. If the model sums out
+latent variables, these variables are drawn afterwards, given the chosen draws.
 """
 
 import itertools
@@ -74,8 +74,8 @@ class PosteriorDraws:
 class Posterior:
     """Posterior draws for each datum, and runs of the model at these draws.
 
-    Sites that the guide enumerates are sampled. Sites that only the model enumerates are summed out of the weights, and
-    then sampled given the data and the other latents.
+    The guide samples its sites at random, including sites that it would otherwise enumerate. A site that only the model
+    enumerates is summed out of the weights, and is then sampled given the data and the other latents.
 
     Args:
         model: Pyro program of p(x, z).
@@ -102,7 +102,7 @@ class Posterior:
         self.num_samples, self.num_draws = num_samples, num_draws
 
     def width(self) -> int:
-        """Return the number of data for which all draws fit into memory. Call it inside the context of the problem."""
+        """Return the number of data for which all draws fit into memory. Call it inside ``with self.problem:``."""
         return self.problem.width(max(self.num_samples, self.num_draws))
 
     def draw(self, batch: Batch) -> PosteriorDraws:
@@ -129,10 +129,10 @@ class Posterior:
     def runs(
         self, batch: Batch, num_draws: int, handler: type[Given], values: Mapping[str, Tensor] | None = None
     ) -> Iterator[tuple[slice, list[Site]]]:
-        """Run the model at chunks of draws under a handler, and yield the sites of each run.
+        """Run the model on one chunk of draws at a time, and yield the slice of each chunk with the sites of its run.
 
         The handler sets the latent sites to the given ``values``. Latent sites without a given value are drawn from the
-        model. Sites outside the data plate are not returned.
+        model. Sites outside the data plate are left out.
         """
         problem = self.problem
         for part, given in self._parts(batch, num_draws, values or {}):
@@ -143,7 +143,7 @@ class Posterior:
             yield part, [site for site in sites if problem.plate.name in plate_names(site)]
 
     def complete(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return given values of latents, with draws added for the sites that only the model enumerates."""
+        """Return the given values of latents, together with draws of the sites that only the model enumerates."""
         if not self.drawn.summed_out:
             return dict(values)
         problem, made = self.problem, dict[str, list[Tensor]]()

@@ -1,4 +1,7 @@
-"""A check that all data lie in the support of the likelihood, including data that the first run did not score."""
+"""A check that all data lie in the support of the likelihood.
+
+The first run of a program (:mod:`pyrovae.evaluation.probe.first_run`) may score only some of the data.
+"""
 
 from typing import Any
 

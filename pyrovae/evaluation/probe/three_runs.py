@@ -1,4 +1,4 @@
-"""Facts about a program, found by three runs on a few data before an evaluation begins.
+"""Properties of a program, found by three runs on some of the data before an evaluation begins.
 
 1. Guide and model run on some of the data, with one draw for each datum and with Pyro's validation. The run finds the
    plates. It checks that model and guide have the same latent sites, and that the data lie in the support of the
@@ -6,12 +6,13 @@
 2. Guide and model run on only three of these data, with two draws for each datum. The first of the two draws is the
    datum's draw in the first run. The log-weight of this draw must not change, because a log-weight may depend neither
    on other draws nor on other data.
-3. Guide and model run on three data, with eleven draws for each datum. The bytes of all tensors that they create
-   determine the size of batches.
+3. Guide and model run on three data, with eleven draws for each datum. The bytes of all tensors that this run
+   creates determine the size of batches.
 
-In the second and third run, the density of the model must not depend on random numbers drawn outside sample sites.
+In the second and in the third run, the density of the model must not depend on random numbers that the model draws
+outside of its sample sites.
 
-If the second run fails or gives different log-weights, further runs find the cause.
+If the second run fails, or its log-weights differ from those of the first run, further runs find the cause.
 """
 
 import warnings
@@ -34,7 +35,7 @@ from pyrovae.isolation import Isolation
 
 
 def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
-    """Find the facts about a program. Call this function only while the context ``isolation`` is active.
+    """Return the properties of a program. Call this function only while the context ``isolation`` is active.
 
     Args:
         trials: Runs of the programs.
@@ -84,7 +85,10 @@ def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
 
 
 def _check_plate(one: Reference, size: int) -> None:
-    """Check that the data plate has the size of the data, for a program that must score all data at once."""
+    """Check that the size of the data plate is the number of data.
+
+    This check is for a program that must score all data at once.
+    """
     plate = one.weights.plate
     if size not in (plate.size, plate.full_size):
         raise ValueError(
@@ -94,7 +98,7 @@ def _check_plate(one: Reference, size: int) -> None:
 
 
 def _choose_vectorize(wanted: bool | None, takes: Outcome) -> bool:
-    """Return true if many draws are made in one run: the program supports this, and ``wanted`` is not false.
+    """Return true if the program supports many draws in one run, and ``wanted`` is not false.
 
     Raises:
         ValueError: If ``wanted`` is true and the program does not support many draws in one run.
@@ -110,6 +114,7 @@ def _choose_vectorize(wanted: bool | None, takes: Outcome) -> bool:
             f"each draw."
         )
     warnings.warn(
-        f"{needs_one_draw_a_run(takes.reason)}. It runs once for each draw instead.", stacklevel=find_stack_level()
+        f"{needs_one_draw_a_run(takes.reason)}. The program runs once for each draw instead.",
+        stacklevel=find_stack_level(),
     )
     return False

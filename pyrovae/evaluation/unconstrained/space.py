@@ -3,9 +3,9 @@ r"""The map between the latent sites of a program and real vectors.
 All latent sites of a datum are concatenated into one vector u. A site with a constrained support, z = f(u), adds
 :math:`\log |\det \partial f / \partial u|` to both log p(x, z) and log q(z | x), so log-weights do not change.
 
-An autoguide such as AutoNormal draws u at auxiliary sites. It then sets each latent site to a point z = f(u), a
-``Delta`` distribution. To compute the density of such a guide at a given u, the auxiliary sites are fixed at u, and the
-guide computes the points from them.
+An autoguide such as AutoNormal draws u at auxiliary sites. It then gives each latent site a ``Delta`` distribution
+at z = f(u). To compute the density of such a guide at a given u, the auxiliary sites are fixed at u. The guide then
+computes the values z of the latent sites from u.
 """
 
 import math
@@ -85,7 +85,7 @@ class Space:
 
     @property
     def width(self) -> int:
-        """Number of data in a batch of an estimator that fits a density to the posterior of each datum."""
+        """Number of data in a batch, for estimators that fit a density to the posterior of each datum."""
         return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
 
     @property
@@ -210,12 +210,12 @@ def _latents(sites: list[Site]) -> dict[str, Site]:
 
 
 def _check_continuous(name: str, site: Site) -> None:
-    """Raise ValueError if a latent site is a point, discrete, an angle, or masked."""
+    """Raise ValueError if a latent site is discrete, an angle or masked, or has a ``Delta`` distribution."""
     instead = "use pyrovae.evaluation.evaluate"
     if is_point(site["fn"]):
         raise ValueError(
-            f"latent site {name!r} is a point in the guide, as in some of Pyro's autoguides, so the guide has no "
-            f"density. Write a guide that samples the site, or {instead}."
+            f"latent site {name!r} has a Delta distribution in the guide, as in some of Pyro's autoguides, so the "
+            f"guide has no density. Write a guide that draws the site at random, or {instead}."
         )
     if getattr(support_of(site["fn"]), "is_discrete", False):
         raise ValueError(
@@ -250,7 +250,7 @@ def _support(distribution: Any) -> Any:
     if support is None:
         raise ValueError(
             f"{type(distribution).__name__} has no property support, so its values cannot be mapped to real vectors. "
-            f"Add the property, such as torch.distributions.constraints.real_vector."
+            f"Add the property, for example with the value torch.distributions.constraints.real_vector."
         )
     while isinstance(support, MixtureSameFamilyConstraint):
         support = support.base_constraint

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, which are read at its beginning, and written after epochs and at its end."""
+"""Observer that reads the newest checkpoint at the beginning of a run, and writes checkpoints during the run."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class CheckpointObserver(Observer):
             self.pause(run)
 
     def pause(self, run: Run) -> None:
-        """Write a checkpoint, unless the newest checkpoint already holds the run at this step."""
+        """Write a checkpoint, unless the newest checkpoint already holds the state of the run at this step."""
         if self.saved != run.place:
             parallel.in_first(partial(self.checkpoints.save, run.as_dict()))
             self.saved = run.place
 
     def newest(self) -> Path | None:
-        """Return the path of the newest checkpoint, the same in all processes."""
+        """Return the path of the newest checkpoint; all processes get the same path."""
         return parallel.in_first(partial(getattr, self.checkpoints, "newest"))
