@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 class StopSignals:
     """A context manager that records SIGINT and SIGTERM, so that a run can finish its current step and save its state.
 
-    A second Ctrl-C raises ``KeyboardInterrupt``. A SIGTERM is sent again when the context ends, even after an error or
-    a Ctrl-C, and by default ends the process. If the user has set a handler for Ctrl-C, Ctrl-C is not recorded. If
-    SIGTERM is ignored, SIGTERM is not recorded. Only the main thread records signals.
+    A second Ctrl-C raises ``KeyboardInterrupt``. A recorded SIGTERM is sent again when the context ends, even after an
+    error or a Ctrl-C. By default, it then ends the process. If the user has set a handler for Ctrl-C, Ctrl-C is not
+    recorded. If SIGTERM is ignored, SIGTERM is not recorded. Only the main thread records signals.
 
     Args:
         active: If true, signals are recorded.
@@ -57,8 +57,8 @@ class StopSignals:
 class InterruptSignals:
     """A context manager in which SIGTERM raises ``KeyboardInterrupt``, as Ctrl-C does, so that results can be saved.
 
-    The signal is sent again when the context ends, and by default ends the process. An ignored SIGTERM stays ignored.
-    Only the main thread handles the signal.
+    A received SIGTERM is sent again when the context ends. By default, it then ends the process. An ignored SIGTERM
+    stays ignored. Only the main thread handles the signal.
 
     Args:
         active: If true, SIGTERM is handled.

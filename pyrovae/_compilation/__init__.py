@@ -1,1 +1,1 @@
-"""Compilation by torch: graphs, precisions, and replacements of slow operations."""
+"""Compilation by torch: graphs of operations, the precision of matrix products, and replacements of slow operations."""

@@ -1,14 +1,14 @@
-"""A function that reads tensors and may run Pyro programs, recorded as a graph of operations and compiled.
+"""Graphs of tensor operations: a function is run once, its operations are recorded, and the graph is compiled.
 
-Pyro's handlers work in Python at every step. Most of their work is needed only once, because the sites, their plates
-and the summation of log-probabilities do not change between steps. The function is therefore run once under torch's
-tracer, which records all of its operations on tensors, including those of a backward pass. Inductor then fuses the
-operations between matrix products and plans the memory.
+The function reads tensors and may run Pyro programs. Pyro's handlers work in Python at every step. Most of their work
+is needed only once, because the sites, their plates and the summation of log-probabilities do not change between steps.
+The function is therefore run once under torch's tracer, which records all of its operations on tensors, including those
+of a backward pass. Inductor then fuses the operations between matrix products and plans the memory.
 
 A graph repeats the operations of that single run. Random operations draw new numbers from torch's generators in the
-same order, so runs with and without a graph make the same draws. Tensors that existed before the run are read by
-address, and their values may change. Everything that Python code decided (a number, a shape, the branch of an ``if``)
-is fixed. A decision that depends on the value of a tensor cannot be recorded.
+same order, so runs with and without a graph make the same draws. The graph reads tensors that existed before the run
+at their addresses, so their values may change. It does not run Python code again: numbers, shapes and the branch of
+each ``if`` stay those of the recorded run. A decision that depends on the value of a tensor cannot be recorded.
 """
 
 import warnings
@@ -50,7 +50,7 @@ class Graph:
 
     Attributes:
         module: Graph module that takes the values of ``fixed``, ``varying`` and ``found``, and returns a list.
-        found: Further tensors that the function read.
+        found: Further tensors that the graph reads, among them the results of :meth:`fold`.
         text: The operations, and the numbers that Python code computed, as text. If the function is recorded again, a
             different text shows that such a number or a branch has changed.
 
@@ -83,7 +83,7 @@ class Graph:
         operations = len(self.module.graph.nodes)
         if operations > MAX_OPERATIONS:
             raise UntraceableError(
-                f"the graph has {operations} operations, for example of an unrolled loop, but the limit is "
+                f"the graph has {operations} operations, perhaps from an unrolled loop, but the limit is "
                 f"{MAX_OPERATIONS}"
             )
 
@@ -110,7 +110,9 @@ class Graph:
                 compiled = compile_graph(self.module, [*fixed, *varying, *found], {"fallback_random": True})
             except DynamicOutputShapeException as error:
                 operation = str(error).split("\n")[0]
-                raise UntraceableError(f"the shape of the result of {operation} depends on values") from error
+                raise UntraceableError(
+                    f"the shape of the result of {operation} depends on the values of a tensor"
+                ) from error
 
         def run(*tensors: Tensor) -> Sequence[Tensor]:
             with torch.no_grad():
@@ -169,17 +171,17 @@ def compiled_or_none(
     frozen: bool = False,
     tell: Callable[[str], None] | None = None,
 ) -> "Compiled | None":
-    """Return a compiled function for the arguments of :class:`Graph`, or None if it cannot be compiled.
+    """Return the compiled ``function``. If it cannot be compiled, issue a message and return None.
 
     Args:
         function: See :class:`Graph`.
         fixed: See :class:`Graph`.
         varying: See :class:`Graph`.
         modules: See :class:`Graph`.
-        caller: First word of the message, such as ``"evaluation"``, if ``function`` cannot be compiled.
+        caller: First word of the message, such as ``"evaluation"``.
         frozen: If true, matrix products that depend only on parameters are computed once, so the parameters must not
             change afterwards.
-        tell: Function that is called with this message; by default :func:`warn_caller`.
+        tell: Function that is called with the message; by default :func:`warn_caller`.
     """
     try:
         graph = Graph(function, fixed, varying, modules)
@@ -210,7 +212,7 @@ class Compiled:
 
 
 def _text(module: fx.GraphModule) -> str:
-    """Return the code of a graph, followed by the values of its literals, such as ``torch.tensor(0.5)``."""
+    """Return the code of a graph and the values of its literals, such as ``torch.tensor(0.5)``, as one text."""
     literals = [getattr(module, str(node.target)) for node in module.graph.find_nodes(op="get_attr")]
     return f"{module.code}{[each.tolist() for each in literals]}"
 
@@ -231,7 +233,7 @@ def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Replace the constant tensors of a graph by inputs, and return the tensors."""
+    """Replace the constant tensors of a graph, except literals, by inputs; return these tensors as a list."""
     graph, found = module.graph, []
     graph.set_codegen(CodeGen())  # inputs and outputs are separate values instead of lists
     *_, last = (node for node in graph.nodes if node.op == "placeholder")

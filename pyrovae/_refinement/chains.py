@@ -14,10 +14,10 @@ however, a covariance that is estimated from few draws is too noisy. Gradients a
 where bars are means over the draws. For a normal posterior, g is linear in u, so D + 1 draws determine the density
 exactly. The noise of the fit comes only from the departure of the posterior from a normal density.
 
-**The chains** start at draws from the mixture of the guide with wider copies of a first normal density, usually that of
-the regression. They make a few transitions in coordinates in which the first density is standard normal. A second
-density is fitted to their states, and the chains continue in coordinates in which the second density is standard
-normal. The last fit uses the draws from both runs of the chains.
+**The chains** start at draws from a mixture of the guide and wider copies of a first normal density. This density is
+usually the result of the regression. The chains make a few transitions in coordinates in which the first density is
+standard normal. A second density is fitted to their states, and the chains continue in coordinates in which the second
+density is standard normal. The last fit uses the draws from both runs of the chains.
 
 Source:
     *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson and Carpenter, 2026).
@@ -54,7 +54,10 @@ class State(NamedTuple):
     slope: Tensor
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the chains of ``self`` where ``condition`` is true, and those of ``other`` elsewhere."""
+        """Return the states of ``self`` where ``condition`` is true, and the states of ``other`` elsewhere.
+
+        The condition has one value for each chain and datum, shape ``(num_chains, N)``.
+        """
         rows = condition[..., None]
         return type(self)(
             torch.where(rows, self.v, other.v),
@@ -102,7 +105,8 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
         density: Normal densities of N data. The chains move in coordinates in which these densities
             are standard normal.
         start: First positions u, shape ``(num_chains, N, D)``.
-        batch_size: Largest number of gradients, chains times data, that are computed together; by default all.
+        batch_size: Largest number of gradients that are computed together, one for each chain and datum; by default
+            all.
 
     Returns:
         The draws after the burn-in, with their scores.

@@ -47,7 +47,7 @@ class Split:
         return cls(halves, torch.zeros_like(everything, dtype=torch.bool))
 
     def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the densities of ``self`` for data with true ``condition``, and those of ``other`` for the rest."""
+        """Return the split of ``self`` for data where ``condition`` is true, and of ``other`` for all other data."""
         pairs = zip(self.densities, other.densities, strict=True)
         densities = tuple(mine.where(condition, theirs) for mine, theirs in pairs)
         return type(self)(densities, torch.where(condition, self.chosen, other.chosen))
@@ -59,7 +59,7 @@ class Split:
         self.chosen[indices] = other.chosen
 
     def select(self, indices: Tensor) -> Self:
-        """Return the two densities of the data at ``indices``."""
+        """Return the split of the data at ``indices``."""
         first, second = self.densities
         return type(self)((first.select(indices), second.select(indices)), self.chosen[indices])
 

@@ -1,6 +1,7 @@
 """Functions that find the files of a data set, check their content, and download missing files.
 
-Nothing in a file is executed: this module loads no pickle, and archives are read in memory and never unpacked to disk.
+Nothing in a file is executed, because this module loads no pickles. It reads archives in memory, and never unpacks them
+to disk.
 """
 
 import gzip
@@ -39,7 +40,7 @@ def find(root: Path, folders: Sequence[str], name: str) -> Iterator[Path]:
 
 
 def fetch(root: Path, folders: Sequence[str], name: str, urls: Sequence[str], parse: Callable[[Path], T]) -> T:
-    """Return the parsed content of the first undamaged copy of a file, or download the file if there is none.
+    """Return the parsed content of a file. If no undamaged copy is on disk, download the file.
 
     A download goes into ``folders[0]``, and has a temporary name until it is parsed. An interrupted download therefore
     leaves no damaged file, and several processes may download at the same time.
@@ -169,7 +170,7 @@ def array_of_mat(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _download(url: str, folder: Path, parse: Callable[[Path], T]) -> T:
-    """Download a file under a temporary name, parse it, and rename it once the parser has accepted it."""
+    """Download a file under a temporary name, parse it, rename it if the parser accepts it, and return the result."""
     logger.info("downloading %s into %s", url, folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = Path(url).name
@@ -196,4 +197,4 @@ def _check_array(name: str, path: Path, dtype: object, found: tuple[int, ...], s
 
 def _check_size(size: int, path: Path) -> None:
     if size > LARGEST:
-        raise ValueError(f"{path} holds more than {LARGEST >> 20} MiB, which exceeds the size of any data set.")
+        raise ValueError(f"{path} holds more than {LARGEST >> 20} MiB, the limit for files of data sets.")

@@ -1,4 +1,4 @@
-"""Data sets in tables: cars, with columns of several types, and simulated counts of single cells."""
+"""Data sets in the form of tables: properties of cars, and simulated counts of transcripts in single cells."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,7 +14,7 @@ Kind = Literal["real", "binary", "categorical", "count"]
 
 @dataclass(frozen=True, repr=False)
 class Table(Splits):
-    """Train, validation and test data of a table, which can be unpacked: ``train, valid, test = table``.
+    """A table, divided into training, validation and test data. To unpack it, write ``train, valid, test = table``.
 
     Attributes:
         name: Name of the data set.
@@ -23,8 +23,8 @@ class Table(Splits):
         test: Test data, shape ``(L, columns)``.
         binarization: ``"none"``.
         labels: Labels of the three splits, or None.
-        columns: Kind of each column, by name, in the order of the columns. A categorical column holds the codes 0, 1,
-            ...
+        columns: Dictionary from the name of each column, in order, to its kind: ``"real"``, ``"binary"``,
+            ``"categorical"`` or ``"count"``. The values of a categorical column are the codes 0, 1, ...
 
     Example:
         >>> import pyrovae as pv
@@ -36,7 +36,7 @@ class Table(Splits):
 
 
 def auto_mpg(*, seed: int = 0) -> Table:
-    """Load Auto MPG: 392 cars, with real, categorical and count columns, from mlxtend.
+    """Load the data set Auto MPG from mlxtend: 392 cars, described by real, categorical and count columns.
 
     The real columns are ``mpg`` (miles per gallon), ``displacement`` (cubic inches), ``horsepower``, ``weight``
     (pounds) and ``acceleration`` (seconds to 60 mph). ``year`` is a count, the number of years since 1970.
@@ -48,7 +48,7 @@ def auto_mpg(*, seed: int = 0) -> Table:
         seed: Seed of the split.
 
     Returns:
-        A :class:`Table` of shape ``(N, 8)``; the labels are the origins.
+        A :class:`Table` whose tensors have shape ``(N, 8)``. The labels are the origins.
 
     Raises:
         ModuleNotFoundError: If mlxtend is not installed.
@@ -84,11 +84,12 @@ def auto_mpg(*, seed: int = 0) -> Table:
 
 
 def simulated_cells(*, cells: int = 2000, genes: int = 200, types: int = 5, seed: int = 0) -> Splits:
-    """Simulate counts of transcripts in single cells: overdispersed, with a library size that differs between cells.
+    """Simulate overdispersed counts of transcripts in single cells that differ in library size.
 
-    A cell of type t and library size l has negative binomial counts with means ``l * profile[t]`` and dispersion 2
-    (variance m + m^2 / 2). Profiles differ between types in a tenth of the genes. Library sizes are log-normal: their
-    median is 1,000, and their logarithm has a standard deviation of 0.5.
+    A cell of type t and library size l has negative binomial counts with means m = ``l * profile[t]`` and dispersion 2
+    (variance m + m^2 / 2). The profile of a type holds a relative mean for each gene, and sums to one. To make it,
+    about a tenth of the genes of a common profile are changed at random. Library sizes are log-normal: their median is
+    1,000, and their logarithm has a standard deviation of 0.5.
 
     Args:
         cells: Number of cells, at least 10.
@@ -97,8 +98,8 @@ def simulated_cells(*, cells: int = 2000, genes: int = 200, types: int = 5, seed
         seed: Seed of the simulation.
 
     Returns:
-        Splits of shape ``(N, genes)``: 80% for training, 10% for validation, 10% for testing. Labels are the cell
-        types.
+        Splits whose tensors have shape ``(N, genes)``: 80% of the cells for training, 10% for validation, 10% for
+        testing. Labels are the cell types.
 
     Raises:
         TypeError: If an argument is not an integer.

@@ -1,4 +1,4 @@
-"""Distributions that compute the log-density of their own draws from the noise that made the draw."""
+"""Distributions that use the noise of a draw to compute the log-density of this draw."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ class _Scored:
         self.version, self.with_gradient = _version(value), torch.is_grad_enabled()
 
     def is_of(self, value: Tensor) -> bool:
-        """Return true if a value is this draw, and the stored log-density can therefore be used for the value.
+        """Return true if a value is the stored draw, so that the stored log-density is valid for the value.
 
         The result is false if the draw has been changed in place since, or if gradients are enabled now but were
         disabled when the draw was made.
@@ -39,7 +39,7 @@ class NormalizingFlow(TorchDistribution):
 
     A conditional transform depends on a context, such as the output of an encoder. Pyro's ``TransformedDistribution``
     does not have the batch shape of this context. Pyro's flows also cache their last value in the transform, which
-    breaks deep copies and tracing. In this class, the batch shape is that of the base, and the distribution caches the
+    breaks deep copies and tracing. A distribution of this class has the batch shape of its base, and caches the
     log-density of its last draw. An inverse autoregressive flow thus scores its own draws without an inversion.
 
     Args:
@@ -73,7 +73,7 @@ class NormalizingFlow(TorchDistribution):
         return self.of_noise(self.base_dist.rsample(sample_shape))
 
     def of_noise(self, noise: Tensor) -> Tensor:
-        """Return the draws z = f(noise), where the noise was drawn from the base distribution."""
+        """Return the draws z = f(noise), for noise that was drawn from the base distribution."""
         value, log_det = self.transform.call_and_ladj(noise)
         self._last = _Scored(value, self.base_dist.log_prob(noise) - log_det)
         return value

@@ -1,7 +1,7 @@
 """Search for parts of the posterior that lie outside the support of a guide.
 
 If such a part exists, the expected importance weight is less than p(x), and neither k-hat nor the Monte Carlo error
-shows this. Two searches with a few draws for each datum find such parts:
+shows this. Two searches look for such parts, with a few draws for each datum:
 
 1. *Moves from the guide's draws.* The guide's draws, resampled by their weights, follow the posterior inside the
    guide's support. One coordinate of each resampled draw is moved by about a standard deviation, or gets a random value
@@ -39,8 +39,9 @@ MOST_VALUES = 1000  # largest number of values of a discrete site that are liste
 def check_reach(problem: "Problem") -> None:
     """Check that the support of the guide covers the posterior, as importance sampling requires.
 
-    Nothing is checked if the guide enumerates a site, or is a proposal that is fitted to each datum. If the supports of
-    the sites do not show that the guide covers the posterior, draws are used to search for parts that are not covered.
+    Nothing is checked if the guide enumerates a site, or is a proposal that is fitted to each datum. Often, the
+    supports of the sites show that the guide covers the posterior. If they do not, two searches with draws look for
+    posterior mass outside the support of the guide.
 
     Args:
         problem: Model, guide, data and options, inside the context ``with problem:``.
@@ -93,7 +94,10 @@ class _Search:
         self.log_weights = torch.empty(0)
 
     def flow(self, batch: Batch) -> Tensor:
-        """Return for each datum the fraction of Metropolis moves that leave the guide's support, shape ``(n,)``."""
+        """Return for each datum the fraction of moves that leave the guide's support, shape ``(n,)``.
+
+        A move counts with the probability that the Metropolis algorithm would accept it.
+        """
         problem, dim = self.problem, self.problem.data_dim
         drawn = problem.draw(batch, NUM_DRAWS)
         log_joint = problem.log_joint(batch, drawn.values, NUM_DRAWS, drawn.masks)

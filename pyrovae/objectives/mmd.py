@@ -155,7 +155,7 @@ def _per_datum(sites: dict[str, Site], names: list[str], data_dim: Any) -> Tenso
         if not site["fn"].has_rsample and site["fn"].log_prob(value.detach()).requires_grad:
             raise ValueError(
                 f"the prior of latent site {site['name']!r} has parameters but no reparameterized draws, so MMD cannot "
-                f"train it. Freeze it with requires_grad_(False), or use a StandardNormal or a NormalizingFlow."
+                f"train it. Freeze the prior with requires_grad_(False), or use a StandardNormal or a NormalizingFlow."
             )
         value = value.movedim(data_dim - site["fn"].event_dim, 0)
         vectors.append(value.reshape(len(value), -1))

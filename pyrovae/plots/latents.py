@@ -29,12 +29,12 @@ def codes(
     """Plot latent codes in two dimensions, coloured by class or by a value.
 
     Args:
-        panels: Pairs of codes, shape ``(n, latent)``, and ``n`` labels, by name of the panel. Labels that are strings,
-            booleans or up to 20 different integers are classes, each with its own colour and marker. Other labels are
-            values, shown by colours with a colour bar; NaN is grey.
+        panels: Pair ``(codes, labels)`` for each panel, by name, with shapes ``(n, latent)`` and ``(n,)``. Labels are
+            classes if they are strings, booleans or integers with at most 20 different values. Each class has its own
+            colour and marker. Other labels are values, shown by colours with a colour bar; NaN is grey.
         projection: Function from ``(n, latent)`` to ``(n, 2)``, such as ``sklearn.manifold.TSNE().fit_transform``. If
             there are more than two latent dimensions, the default is the projection on the first two principal
-            components (PC) of each panel; axis labels state their fractions of the variance.
+            components (PC) of each panel; axis labels state the fraction of the variance along each component.
         label: Title of the legend or of the colour bar: what the labels are, with the unit.
         columns: Number of panels per row.
         ax: Axes for a single panel.
@@ -90,13 +90,13 @@ def aggregate_posteriors(
 ) -> Any:
     """Plot draws from the aggregate posterior together with draws from the prior, in one panel for each model.
 
-    The aggregate posterior is the mean of q(z | x) over the data. A panel shows its first two principal components
-    (PC). The likelihood was not trained in regions where only the prior has mass, so data generated from latents in
-    these regions may be poor.
+    The aggregate posterior is the mean of q(z | x) over the data. A panel shows the first two principal components
+    (PC) of the draws from the aggregate posterior. The likelihood was not trained in regions where only the prior has
+    mass, so data generated from latents in these regions may be poor.
 
     Args:
-        draws: Pairs of draws from the aggregate posterior and from the prior, both of shape ``(n, latent)``, by name of
-            the model.
+        draws: Pair ``(posterior, prior)`` for each model, by name. It holds draws from the aggregate posterior and
+            draws from the prior, each of shape ``(n, latent)``.
         columns: Number of panels per row.
         ax: Axes for a single panel.
         axes: Axes for all panels, one for each; by default the axes of a new figure.
@@ -150,7 +150,7 @@ def aggregate_posteriors(
 def _in_plane(
     name: str, z: np.ndarray, projection: Callable[[np.ndarray], np.ndarray] | None
 ) -> tuple[np.ndarray, tuple[str, str]]:
-    """Return codes in two dimensions, shape ``(n, 2)``, and the names of both axes."""
+    """Return codes in two dimensions, shape ``(n, 2)``, and the labels of the two axes."""
     if projection is not None:
         plane = np.asarray(projection(z))
         if plane.shape != (len(z), 2):

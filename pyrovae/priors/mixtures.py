@@ -64,7 +64,7 @@ class VampPrior(Described):
 
     Raises:
         TypeError: If the data are not floating-point.
-        ValueError: If not exactly one of ``event_shape`` and ``data`` is given, or there are fewer data than
+        ValueError: If not exactly one of ``event_shape`` and ``data`` is given, or if there are fewer data than
             ``components``. When called, if no posterior has been passed to the prior.
 
     Source:

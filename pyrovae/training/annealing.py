@@ -11,7 +11,7 @@ def kl_weight(warmup: KLWarmup, epoch: float) -> float:
     """Return the weight of the latent sites after ``epoch`` epochs; ``epoch`` may be fractional.
 
     Raises:
-        ValueError: If a function returns a weight that is negative or not finite.
+        ValueError: If ``warmup`` is a function, and the weight that it returns is negative or not finite.
     """
     if not callable(warmup):
         return min(1.0, epoch / warmup) if warmup else 1.0

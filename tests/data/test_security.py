@@ -196,7 +196,7 @@ def test_a_crafted_archive_cannot_fill_the_memory(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(download, "LARGEST", 2**20)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(2**24)))
     with pytest.raises(
-        ValueError, match=r"train-images-idx3-ubyte.gz holds more than 1 MiB, which exceeds the size of any data set"
+        ValueError, match=r"train-images-idx3-ubyte.gz holds more than 1 MiB, the limit for files of data sets"
     ):
         data.mnist(root=tmp_path)
 

@@ -54,7 +54,7 @@ class Estimates:
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 
     def disagrees(self) -> Tensor:
-        """Return true for each datum whose current estimate is several standard errors below an earlier one."""
+        """Return true for each datum whose current estimate is several standard errors below an earlier estimate."""
         found = torch.zeros(len(self.stage), dtype=torch.bool)
         others = ((self.highest, self.highest_mcse), (self.pilot, self.pilot_mcse))
         for value, error in others:
@@ -83,7 +83,7 @@ class Estimates:
 
 
 def summary(log_weights: Tensor) -> dict[str, Tensor]:
-    """Return estimates of log p(x), errors and diagnostics, by name. Log-weights have shape ``(num_draws, n)``."""
+    """Return estimates of log p(x), errors and diagnostics by name, from log-weights of shape ``(num_draws, n)``."""
     exact = log_weights.double()
     estimate, mcse = bounds.log_likelihood(exact)
     return {

@@ -32,8 +32,8 @@ def evaluate(
 ) -> "xr.Dataset":
     r"""Estimate bounds on log p(x) for each datum by importance sampling, with errors and diagnostics.
 
-    The memory of a run is bounded for any number of data. More draws need more memory only for the log-weights of one
-    batch.
+    The memory in use is bounded for any number of data. With more draws, only the log-weights of one batch need more
+    memory.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -48,8 +48,9 @@ def evaluate(
 
         * ``elbo``, ``elbo_mcse``: mean log-weight, and its Monte Carlo standard error;
         * ``iwae``, ``iwae_mcse``: IWAE_k, with the additional dimension ``k``, and its Monte Carlo standard error;
-        * ``log_likelihood``, ``mcse``: estimate of log p(x) from all draws, which is IWAE_K, and its Monte Carlo
-          standard error by the delta method, including the rounding error of the log-weights;
+        * ``log_likelihood``: IWAE_K, the estimate of log p(x) from all draws;
+        * ``mcse``: Monte Carlo standard error of ``log_likelihood`` by the delta method, including the rounding error
+          of the log-weights;
         * ``ess``: effective sample size of the draws, 1 to K;
         * ``pareto_k``: k-hat of Pareto-smoothed importance sampling. The estimate is not reliable if k-hat exceeds 0.7.
 

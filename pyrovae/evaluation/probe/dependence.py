@@ -1,8 +1,8 @@
 """The second run of a program, which checks that a log-weight depends only on its own draw and its own datum.
 
-The first run has one draw for each datum. The second run takes three of the data. It scores their draws of the first
-run again, together with a second draw for each datum. If this run fails or its log-weights differ from those of the
-first run, further runs find the cause. An evaluation can adapt to two causes. If the program cannot have a dimension of
+The first run has one draw for each datum. The second run takes three of the data, each with two draws. The first draw
+is the draw of the first run. If the second run fails, or if the log-weight of a first draw differs between the two
+runs, further runs find the cause. An evaluation can adapt to two causes. If the program cannot have a dimension of
 draws, the evaluation runs the program once for each draw. If the data plate has a fixed size, every run gets all data
 of the plate. Any other cause raises an error.
 """
@@ -34,7 +34,8 @@ class Outcome(NamedTuple):
     Attributes:
         any_data: True if a run may have any number of data.
         many_draws: True if a run may have many draws.
-        reason: Reason why a run may not have many draws; empty if this was not tested.
+        reason: Reason why a run may not have many draws. It is empty if a run may have many draws, or if this was not
+            tested.
     """
 
     any_data: bool
@@ -43,11 +44,11 @@ class Outcome(NamedTuple):
 
 
 class Dependence:
-    """Comparison of the first run with further runs, which score its draws together with other draws or data.
+    """Comparison of the first run with further runs, which score the draws of the first run with other draws or data.
 
     Args:
         trials: Object that runs the programs.
-        alone: Record of the number of dimensions that the input of each batch-normalization layer had in the first run.
+        alone: Record of the first run: the number of dimensions of the input of each batch-normalization layer.
 
     Attributes:
         repeats: False if two runs of the guide have given different densities for the same draws.
@@ -108,8 +109,8 @@ class Dependence:
     def check_other_data(self, one: Reference, *, with_guide: bool = False) -> None:
         """Check that the log-weight of a datum does not change if other data in the batch are replaced.
 
-        Each further run keeps some data with their draws, and replaces all other data and draws by copies of those that
-        are kept. The log-weights of the data that are kept must be the same as in the first run.
+        Each further run keeps some data with their draws. It replaces all other data and draws by copies of the kept
+        data and draws. The kept data must have the same log-weights as in the first run.
 
         Args:
             one: The first run.
@@ -136,14 +137,14 @@ class Dependence:
         """Score the draws of the first run again in a second run, and compare the log-weights of the two runs.
 
         The first run has one draw for each datum. The second run has a second draw for each datum, fewer data, or both.
-        If it has fewer data, they exclude, where possible, the data to which a program is most likely to refer, such as
-        the first and the last datum; see :meth:`_start`.
+        If the second run has fewer data, :meth:`_start` chooses them. It excludes, where possible, the data to which a
+        program is most likely to refer, such as the first and the last datum.
 
         Args:
             one: The first run.
             few: Number of data in the second run; ``None`` for all data.
-            draws: Number of draws for each datum in the second run, along a dimension of draws. If ``None``, each datum
-                has only its draw of the first run, and there is no dimension of draws.
+            draws: Number of draws for each datum in the second run, along a dimension of draws. If ``None``, the second
+                run has no dimension of draws, and each datum has only its draw of the first run.
 
         Returns:
             True and an empty text if the log-weights agree; otherwise false and the reason.
@@ -178,7 +179,8 @@ class Dependence:
         """Choose ``few`` consecutive data for the second run, and return the index of the first of them.
 
         Some programs refer to a certain datum, such as the first, the middle or the last one, or the one with the
-        largest or the smallest mean. The chosen data exclude all of these. If this is impossible, 1 is returned.
+        largest or the smallest mean. If possible, the chosen data contain no such datum. Otherwise,
+        the result is 1, so that at least the first datum is excluded.
         """
         references = {0, one.size - 1, one.size // 2}
         x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)
@@ -189,7 +191,7 @@ class Dependence:
         return next((start for start in starts if not references & set(range(start, start + few))), 1)
 
     def _difference(self, one: Weights, two: Weights, some: range | None) -> float:
-        """Compare the log-densities of likelihood, prior and guide in two runs; return the largest difference, nats.
+        """Return the largest difference between two runs in the log-density of likelihood, prior or guide, nats.
 
         If a run does not have these log-densities separately, the log-weights are compared instead. A difference within
         rounding errors counts as 0. If :attr:`repeats` is false, the guide's density changes from run to run, so
@@ -219,7 +221,7 @@ class Dependence:
         raise ValueError(depends_on_other_data(reason, one.weights))
 
     def _has_same_guide(self, one: Reference) -> bool:
-        """Score the draws of the first run again, and return true if the guide has the same density as before.
+        """Score the draws of the first run again, and return true if the guide's density has not changed.
 
         Raises:
             ValueError: If the density of the model differs from that in the first run.

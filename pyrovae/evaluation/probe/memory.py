@@ -1,4 +1,4 @@
-"""The third run of guide and model: it counts the bytes of all tensors they create, to choose the batch size."""
+"""The third run of guide and model, which counts the bytes of their tensors. The batch size depends on this count."""
 
 from typing import Any
 

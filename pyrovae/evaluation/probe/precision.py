@@ -23,7 +23,7 @@ def check_parameters(modules: Iterable[nn.Module]) -> None:
                 raise ValueError(
                     f"parameter {name!r} of {type(module).__name__} is in half precision, {tensor.dtype}, whose "
                     f"rounding errors in log-weights exceed the Monte Carlo error. Evaluate module.float(), and pass "
-                    f"precision='bfloat16' for fast products."
+                    f"precision='bfloat16' for fast matrix products."
                 )
 
 
@@ -40,7 +40,7 @@ def full_precision() -> Iterator[None]:
         raise ValueError(
             f"the program computes in half precision, {half.found}, whose rounding errors in log-weights exceed the "
             f"Monte Carlo error. Remove casts and torch.autocast from the program, and pass precision='bfloat16' for "
-            f"fast products."
+            f"fast matrix products."
         )
 
 

@@ -1,1 +1,1 @@
-"""Posteriors of data as densities of unconstrained real vectors, for HMC and for fitted normal densities."""
+"""The posterior of each datum as a density of unconstrained real vectors, for HMC and for fits of normal densities."""

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def products_in(precision: Precision, device: torch.device) -> Products:
-    """Return a function without arguments. It returns a context manager that sets the precision of matrix products.
+    """Return a function without arguments, which makes a context manager that sets the precision of matrix products.
 
     Raises:
         ValueError: If the precision is unknown or the device does not support it.
@@ -33,9 +33,9 @@ class CompiledGradients:
     """The gradient of a loss by compiled graphs, one for each batch shape.
 
     Before the first gradient, the programs must have run once with Pyro's validation, because a graph cannot validate.
-    A program that cannot be compiled runs eagerly after a message that names the cause. The programs also run eagerly
-    if a comparison shows that a graph no longer computes their loss, because a number or a branch in Python has
-    changed.
+    If the programs cannot be compiled, a message names the cause, and they run eagerly. A graph keeps the numbers and
+    branches that Python code computed when the graph was recorded. If a number or a branch changes later, the graph no
+    longer computes the loss of the programs. As soon as a comparison shows this, the programs run eagerly.
 
     Args:
         loss: Loss to differentiate.
@@ -94,7 +94,10 @@ class CompiledGradients:
         return self.graphs[key](inputs)
 
     def compare(self) -> None:
-        """Compare the loss of the next call with that of an eager run, unless the last comparison is recent."""
+        """In the next call, compare the loss with the loss of an eager run.
+
+        Nothing is compared if fewer than 20 calls have passed since the last comparison.
+        """
         self.comparison.request()
 
     def value(self, batch: Batch) -> float:
@@ -133,8 +136,8 @@ class CompiledGradients:
         warn_caller(
             f"{self.caller} continues without compilation: a number or a branch that the programs compute in Python "
             f"has changed since they were recorded. The recorded loss is {float(loss):.6g}, and the programs now "
-            f"give {expected:.6g}. Up to {past} steps before this one may have used the old value. Keep a number that "
-            f"changes in a tensor and change it in place, for example by beta.fill_(0.5), or pass compile=False."
+            f"give {expected:.6g}. Up to {past} steps before this one may have used the old value. Store a changing "
+            f"number as a tensor and change the tensor in place, for example by beta.fill_(0.5), or pass compile=False."
         )
         self.comparison.restore(before)
         return self._eager(batch, kl_weight)
@@ -154,7 +157,7 @@ class CompiledGradients:
                 parameter.grad = gradient
 
     def _outputs(self, batch: Batch, inputs: Sequence[Tensor], receivers: list[Tensor]) -> list[Tensor]:
-        """Return a list of the loss and the gradients.
+        """Return a list that holds first the loss and then the gradients.
 
         The list ``receivers`` is overwritten with the parameters that have a gradient, in the order of the gradients.
         """
