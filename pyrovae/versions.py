@@ -1,4 +1,4 @@
-"""Versions of the packages on which numbers depend."""
+"""Versions of the packages on which numerical results depend."""
 
 from importlib import metadata
 

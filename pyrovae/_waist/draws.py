@@ -30,7 +30,7 @@ class Given(Messenger):
 
     Args:
         values: Values of sites, by name.
-        infer: ``infer`` options of enumerated sites, by name, which contain the dimensions of the enumerated values.
+        infer: ``infer`` options of enumerated sites, by name. They contain the dimensions of the enumerated values.
     """
 
     def __init__(self, values: Mapping[str, Tensor], infer: Mapping[str, Any] | None = None) -> None:
@@ -136,8 +136,9 @@ def run_guide(
         kwargs: Keyword arguments of the guide.
         nesting: Nesting depth of the program's own plates, for a run with a dimension of draws. The draws lie along the
             dimension to the left of these plates. With ``None``, the run has no dimension of draws.
-        values: Values of latent sites, which replace draws, and indices of subsampling plates, by name. In a value,
-            dimensions of enumerated sites lie to the left of the plates and of the draws.
+        values: Values of latent sites and indices of subsampling plates, by name. The value of a latent site replaces
+            its draw. If a value has dimensions of enumerated sites, they lie to the left of the dimensions of plates
+            and draws.
         depth: Nesting depth of the program's own plates, for a run without a dimension of draws; ignored if ``nesting``
             is given. With ``None``, a guide that enumerates sites runs twice, because its first run finds the depth.
     """
@@ -172,10 +173,10 @@ def run_model(
     nesting: int | None = None,
     drawn_with: Draws | None = None,
 ) -> list[Site]:
-    """Run a model once at given values of its latent sites and return its sample sites.
+    """Run a model at given values of its latent sites, and return its sample sites.
 
-    Sites that request enumeration are enumerated, along dimensions to the left of all plates and of the dimensions that
-    the guide enumerates.
+    Sites that request enumeration are enumerated. Their dimensions lie to the left of all plates, and to the left of
+    the dimensions that the guide enumerates.
 
     Args:
         model: Pyro program of p(x, z).

@@ -104,7 +104,10 @@ def _split(name: str, pixels: list[np.ndarray], labels: list[np.ndarray]) -> Spl
 
 
 def _unpacked(folder: Path, md5: dict[str, str]) -> dict[str, bytes] | None:
-    """Read the files of an unpacked archive, or return None if a file is missing or damaged."""
+    """Return the contents of the files of an unpacked archive, by name.
+
+    Return None if a file is missing or damaged.
+    """
     try:
         return {name: checked(folder / name, expected, "MD5") for name, expected in md5.items()}
     except FileNotFoundError:
@@ -115,7 +118,7 @@ def _unpacked(folder: Path, md5: dict[str, str]) -> dict[str, bytes] | None:
 
 
 def _packed(path: Path, base: str, md5: dict[str, str]) -> dict[str, bytes]:
-    """Read the files of an archive in memory.
+    """Return the contents of the files of a packed archive, by name, without writing files.
 
     Raises:
         ValueError: If the archive is damaged, or a file in it is missing or has the wrong content.
@@ -134,7 +137,7 @@ class _Arrays(pickle.Unpickler):
     """Reader of pickles that hold only arrays, lists and text; anything else raises an error without being executed."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a function or class that rebuilds NumPy arrays.
+        """Return the requested function or class, if a pickle of NumPy arrays needs it.
 
         Raises:
             ValueError: If the pickle requests anything else.

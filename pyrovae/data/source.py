@@ -23,7 +23,7 @@ _SPOOLED = 2**26  # bytes of further arguments that a checksum keeps in memory b
 
 
 class Source(ABC):
-    """Base class of data that have a known length and are read by index, in batches of arguments for a program.
+    """Base class of data with a known length, which are read by index. A batch holds the arguments of a program.
 
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.
@@ -81,7 +81,7 @@ class Source(ABC):
             yield tuple(tensor.pin_memory() for tensor in batch) if pin_memory else batch
 
     def tensors(self) -> Batch | None:
-        """Return all data without copying if they are in memory, else None."""
+        """Return all data, one tensor for each argument, without copying. Return None if they are not in memory."""
         return None
 
     def fingerprint(self) -> str:
@@ -97,7 +97,9 @@ class Source(ABC):
         return digest.hexdigest()
 
     def check(self, *, allow_nan: bool = False) -> None:
-        """Check that all data are finite, in one pass. If all tensors hold integers, the data are not read.
+        """Check that all data are finite, in one pass.
+
+        If all tensors hold integers, which are always finite, no pass is made.
 
         Args:
             allow_nan: If true, NaN is allowed, for example for missing values. Infinite values always raise an error.
@@ -150,7 +152,10 @@ class Source(ABC):
 
 
 def _wrong_rows(batch: Batch, allow_nan: bool) -> Tensor:
-    """Return a mask, shape ``(B,)``, of the data with values that are infinite or, unless ``allow_nan``, NaN."""
+    """Return a mask, shape ``(B,)``, that is true for data with infinite values.
+
+    If ``allow_nan`` is false, the mask is also true for data with NaN.
+    """
     floating = [tensor.detach().reshape(len(tensor), -1) for tensor in batch if tensor.is_floating_point()]
     wrong = [(tensor.isinf() if allow_nan else ~tensor.isfinite()).any(1).cpu() for tensor in floating]
     return torch.stack(wrong).any(0)

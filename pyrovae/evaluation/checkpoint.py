@@ -53,7 +53,7 @@ class Checkpoint:
     This context manager locks the folder for one evaluation.
 
     Args:
-        problem: The opened problem, which holds model, guide and data.
+        problem: Model, guide and data, inside the context ``with problem:``.
         estimator: Name of the estimator.
         settings: Options of the estimator that affect the rows.
 
@@ -180,7 +180,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dictionary with everything that determines the rows of an evaluation, in the form of :func:`_plain`."""
+    """Return everything that determines the rows of an evaluation, as a dictionary of plain values."""
     found = attributes(problem)
     names = "model", "guide", "data_sha1", "parameters_sha1", "binarization", "seed", "autocast"
     versions = "pyrovae_version", "torch_version", "pyro-ppl_version"

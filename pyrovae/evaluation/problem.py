@@ -1,4 +1,4 @@
-"""The problem that every estimator solves: a model, a guide, and data in batches of a size that fits into memory.
+"""The problem that every estimator solves: a model, a guide, and data, in batches that fit into memory.
 
 An estimator is a function that maps a batch to columns of a table with one row per datum. A column may hold estimates
 of log p(x), for example. :class:`Problem` provides everything that estimators share: data and device, batches, checks
@@ -55,9 +55,9 @@ class Problem:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
         guide: Pyro program of q(z | x), called with the same arguments.
         x: Data of any kind that :mod:`pyrovae.data.sources` lists, shape ``(N, *event)``, or a tuple of arguments.
-            The arrays in a tuple share the first dimension; the programs get its other elements unchanged. Batches are
-            read when they are needed, in the order of the data set, and moved to the device of the programs'
-            parameters. A stream is read into memory.
+            In a tuple, the first dimension of every array has size N, and elements that are not arrays are passed to
+            the programs unchanged. Batches are read when they are needed, in the order of the data set, and moved to
+            the device of the programs' parameters. A stream is read into memory.
         **options: Keyword arguments of :class:`Options`.
 
     Attributes:
@@ -65,7 +65,7 @@ class Problem:
         device: Device of the computation.
         seed: Seed of the draws.
         contents: Code and constants of the programs, which determine the densities for given parameters. The keys are
-            paths such as ``model.network.scale``. Available once the problem is open.
+            paths such as ``model.network.scale``. Available inside ``with problem:``.
 
     Raises:
         TypeError: If an option is unknown, or if ``memory`` or ``seed`` is not an integer.
@@ -170,22 +170,22 @@ class Problem:
 
     @property
     def plate(self) -> CondIndepStackFrame:
-        """The data plate of the programs. Available once the problem is open."""
+        """The data plate of the programs. Available inside ``with problem:``."""
         return self.probe.plate
 
     @property
     def nesting(self) -> int:
-        """Nesting depth of the programs' plates, without the plate of draws. Available once the problem is open."""
+        """Nesting depth of the programs' plates, without the plate of draws. Available inside ``with problem:``."""
         return self.probe.nesting
 
     @property
     def vectorize(self) -> bool:
-        """Return whether an opened problem makes many draws in one run."""
+        """True if many draws are made in one run. Available inside ``with problem:``."""
         return self.probe.vectorize
 
     @property
     def affordable(self) -> int:
-        """Number of log-weights that a run can compute within ``memory`` bytes. Available once the problem is open."""
+        """Number of log-weights that a run can compute within ``memory`` bytes. Available inside ``with problem:``."""
         return max(1, self.memory // self.probe.memory.per_weight)
 
     @property
@@ -227,7 +227,7 @@ class Problem:
         return Batch(self.data.select(indices, self.device), 0, len(indices), len(indices), {})
 
     def width(self, num_draws: int) -> int:
-        """Return the number of data for which a run with ``num_draws`` draws per datum fits into memory."""
+        """Return a batch size for which a run with ``num_draws`` draws per datum fits into memory."""
         if self.proposal is not None:
             return self.proposal.width(self)
         return max(1, self.affordable // num_draws)
@@ -245,8 +245,8 @@ class Problem:
         """Run the guide, then the model at the draws of the guide, and return the importance weights of the draws.
 
         Raises:
-            ValueError: If ``amortized`` is false and the guide is a proposal that is fitted to each datum, because such
-                a proposal has no sites.
+            ValueError: If ``amortized`` is false and the guide is a proposal that is fitted to each datum. Such a
+                proposal has one density of all latent sites together, but the weights need a density for each site.
         """
         if self.proposal is not None and not amortized:
             raise ValueError(
@@ -335,7 +335,7 @@ class Problem:
             )
 
     def check_whole(self) -> None:
-        """Check that each run scores all of its data, as diagnostics that simulate data require.
+        """Check that each run scores all of its data. Diagnostics with simulated data need this check.
 
         Raises:
             ValueError: If the data plate subsamples the data.

@@ -130,14 +130,20 @@ class Refined:
         return mixture.log_density(u, target.log_guide(u)) - target.space.values(u)[1]
 
     def mixture(self, problem: Problem, batch: Batch, *, score_guide: bool | None = None) -> tuple[Target, Mixture]:
-        """Return the posterior and the mixture of each datum of a batch. The first call fits the densities."""
+        """Return the posterior and the mixture of each datum of a batch.
+
+        The first call for a batch fits the densities.
+        """
         target, fitted = self.fit(problem, batch)
         if score_guide is None:
             score_guide = self._scores_guide(target)
         return target, fitted.mixture(target, self.members, score_guide=score_guide)
 
     def fit(self, problem: Problem, batch: Batch) -> tuple[Target, Refinement]:
-        """Return the posterior and the fitted densities of each datum of a batch. The first call fits the densities."""
+        """Return the posterior and the fitted densities of each datum of a batch.
+
+        The first call for a batch fits the densities.
+        """
         if self._fitted is None or self._fitted[0] is not batch:
             target = target_of(self._spaces[id(problem)], batch)
             options: Any = {"score_guide": self._scores_guide(target), "batch_size": problem.affordable}

@@ -138,7 +138,7 @@ class Poisson(_Inflatable):
         network: Returns the log-rates, ``(*batch, latent) -> (*batch, *event)``. With zero inflation, the output is
             twice as large as the data in dimension ``dim``: log-rates, then logits of :math:`\pi`.
         unit: Value of one count in the data.
-        zero_inflated: If true, the network returns the probability of excess zeros too.
+        zero_inflated: If true, the likelihood has excess zeros, and the network also returns the logits of :math:`\pi`.
         dim: Dimension along which the parameters are concatenated: -1, or -3 for the channels of images.
 
     Raises:
@@ -177,7 +177,7 @@ class NegativeBinomial(_Inflatable):
             ``dim``: log m, then log r. With zero inflation, the output is three times as large, and ends with the
             logits of :math:`\pi`.
         unit: Value of one count in the data.
-        zero_inflated: If true, the network returns the probability of excess zeros too.
+        zero_inflated: If true, the likelihood has excess zeros, and the network also returns the logits of :math:`\pi`.
         dim: Dimension along which the parameters are concatenated: -1, or -3 for the channels of images.
 
     Raises:

@@ -12,7 +12,7 @@ Shape = int | Sequence[int]
 
 
 def mlp(*shapes: Shape, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Build a multilayer perceptron through the given shapes: ``mlp(784, 200, 200, 100)``.
+    """Build a multilayer perceptron from the shapes of its layers, as in ``mlp(784, 200, 200, 100)``.
 
     Args:
         *shapes: Event shape of the input, widths of the hidden layers (none for a linear map), event shape of the
@@ -36,7 +36,7 @@ def mlp(*shapes: Shape, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Seq
 
 
 def gated_mlp(*shapes: Shape) -> nn.Sequential:
-    r"""Build a perceptron of gated layers, :math:`h \mapsto (A h + b) \odot \sigma(C h + d)`, linear at the end.
+    r"""Build a perceptron of gated layers, :math:`h \mapsto (A h + b) \odot \sigma(C h + d)`, and a linear last layer.
 
     Args:
         *shapes: See :func:`mlp`.
@@ -80,5 +80,5 @@ def _event(shape: Shape) -> tuple[int, ...]:
     for width in event:
         check_whole(width=width)
     if not event or min(event) < 1:
-        raise ValueError(f"a width, and each entry of an event shape, must be at least 1, got {shape}")
+        raise ValueError(f"widths and entries of event shapes must be at least 1, got {shape}")
     return tuple(map(int, event))  # torch does not accept NumPy integers everywhere

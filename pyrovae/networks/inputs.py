@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Batched(nn.Module):
-    """Adapter that lets a network with exactly one batch dimension accept any number of them.
+    """Adapter that lets a network with exactly one batch dimension accept any number of batch dimensions.
 
     Args:
         network: Maps ``(B, *in) -> (B, *out)``, like a convolution.
@@ -95,7 +95,7 @@ class Joint(nn.Module):
 
 
 def log1p(network: nn.Module) -> nn.Module:
-    """Return a network that takes log(1 + x) instead of x as input, for encoders of counts.
+    """Return a network that replaces its input x by log(1 + x) before its first layer, for encoders of counts.
 
     Raw counts reach thousands. With such inputs, an encoder can return infinite scales at the first training step.
 
@@ -119,7 +119,7 @@ def log1p(network: nn.Module) -> nn.Module:
 
 
 class _Log1p(nn.Module):
-    """A network whose input is log(1 + x)."""
+    """A network that replaces its first input x by log(1 + x) before its first layer."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -12,21 +12,22 @@ therefore (see :mod:`pyrovae.objectives.gradient_parts`)
     \sum_k \tilde w_k \, \partial_\lambda \log p(x, z_k) - \tilde w_k \, \partial_\lambda \log q(z_k \mid x)
         + \tilde w_k \, \partial_z \log w_k \, \partial_\lambda z_k.
 
-With K = 1 the middle term, the score of the guide, is zero in expectation but noisy. *Sticking the landing* omits the
-middle term for any K. The variance then decreases, but the gradient is biased for K > 1.
+The middle term is the score term, and the last term is the path term. With K = 1 the score term is zero in expectation
+but noisy. *Sticking the landing* omits the score term for any K. The variance then decreases, but the gradient is
+biased for K > 1.
 
-*Doubly reparameterized* gradients convert the score term to a path term instead. For any function f of a
+*Doubly reparameterized* gradients convert the score term to a second path term instead. For any function f of a
 reparameterized draw,
 
 .. math:: E\big[f(z_k)\, \partial_\lambda \log q(z_k \mid x)\big] = E\big[\partial_z f(z_k)\, \partial_\lambda z_k\big].
 
 For :math:`f = \tilde w_k`, as a function of draw k,
-:math:`\partial_z f = (\tilde w_k - \tilde w_k^2)\, \partial_z \log w_k`. The result is a path term with coefficients
-:math:`\tilde w_k - (\tilde w_k - \tilde w_k^2) = \tilde w_k^2`. This gradient is unbiased, and its signal-to-noise
-ratio does not decrease with K.
+:math:`\partial_z f = (\tilde w_k - \tilde w_k^2)\, \partial_z \log w_k`. The two path terms together have the
+coefficients :math:`\tilde w_k - (\tilde w_k - \tilde w_k^2) = \tilde w_k^2`. This gradient is unbiased, and its
+signal-to-noise ratio does not decrease with K.
 
-Annealing, :math:`\log w = \log p(x \mid z) + t \log p(z) - t \log q(z \mid x)`, multiplies the score by t, but the
-draws still come from q. The identity above then gives a path term with coefficients
+With annealing, :math:`\log w = \log p(x \mid z) + t \log p(z) - t \log q(z \mid x)`. The score term is then multiplied
+by t, but the draws still come from q. By the identity above, the two path terms together have the coefficients
 
 .. math:: \tilde w_k - t\, (\tilde w_k - \tilde w_k^2) = (1 - t)\, \tilde w_k + t\, \tilde w_k^2.
 """
@@ -51,12 +52,12 @@ class IWAE(WeightObjective):
         \mathcal{L}_K = \sum_n s_n \log \frac{1}{K} \sum_{k=1}^K w_n^{(k)}, \qquad
         w_n^{(k)} = \frac{p(x_n, z_n^{(k)})}{q(z_n^{(k)} \mid x_n)}, \quad z_n^{(k)} \sim q(z \mid x_n).
 
-    ``ELBO <= L_K <= log p(x)`` holds in expectation, and :math:`\mathcal{L}_1` is the ELBO. The scale :math:`s_n` of
-    the data plate (subsampling), and a scale that all sites share, multiply the logarithm. A scale of single sites
-    (annealing) tempers the weights inside the logarithm.
+    ``ELBO <= L_K <= log p(x)`` holds in expectation, and :math:`\mathcal{L}_1` is the ELBO. The logarithm is multiplied
+    by the scale :math:`s_n` of the data plate (subsampling), and by a scale that all sites share. A scale that only
+    some sites have (annealing) tempers the weights inside the logarithm.
 
-    :class:`pyro.infer.RenyiELBO` with ``alpha=0`` multiplies the log-weights of a mini-batch by the scale inside the
-    logarithm, so its bound may exceed log p(x). ``IWAE`` also has a ``differentiable_loss``. It can be used as
+    :class:`pyro.infer.RenyiELBO` with ``alpha=0`` multiplies the log-weights by the scale of a mini-batch, inside the
+    logarithm. Its bound may therefore exceed log p(x). ``IWAE`` also has a ``differentiable_loss``. It can be used as
     ``SVI(model, guide, optim, loss=IWAE(5))`` and as ``IWAE(5)(model, guide)(x)``.
 
     A discrete site y that the model or the guide enumerates is summed out of every weight. The parameters of its

@@ -112,9 +112,9 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return a loss with a gradient, summed over the data, shape ``()``, nats.
+        """Return the loss of the model, summed over the data, shape ``()``, nats.
 
-        The value is the loss of the model. The gradient is the gradient of the sum of both losses, of model and guide.
+        Its gradient is the gradient of the sum of both losses, of model and guide.
         """
         model_loss, guide_loss = self._loss(model, guide, args, kwargs)
         return model_loss + (guide_loss - guide_loss.detach())

@@ -65,7 +65,11 @@ class CapturedUpdates:
 
 
 def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether a step can be captured: the optimizer is torch's own, has no hooks, and works on the device."""
+    """Return whether the steps of an optimizer can be captured.
+
+    The optimizer must be one of torch's own, without hooks. It must be a fused Adam or AdamW, or have the option
+    ``capturable=True``. Options that are tensors must be on a CUDA device.
+    """
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim."):
         return False

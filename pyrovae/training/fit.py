@@ -88,17 +88,18 @@ def fit(
 
     With a checkpoint folder, the same call continues an interrupted run from its last checkpoint. With more epochs it
     also continues a finished run. On a CPU, the parameters then equal those of an uninterrupted run bit for bit, with
-    three exceptions: a stream continues with a new pass, worker processes that change data at random draw new numbers,
-    and a run that is extended to 10,000 steps or more is compiled from then on unless ``compile`` is given. On Ctrl-C
-    and SIGTERM, the current step is finished and saved before the run stops. A SIGTERM then ends the process as usual.
+    three exceptions. A stream continues with a new pass. Worker processes draw new numbers if they change data at
+    random. If a run is extended to 10,000 steps or more, it is compiled from then on, unless ``compile`` is given. On
+    Ctrl-C and SIGTERM, the current step is finished and saved before the run stops. A SIGTERM then ends the process as
+    usual.
 
     If several processes have joined (:mod:`pyrovae.parallel`), each takes a slice of every batch, and all end with the
     same parameters. The following raise an error, because the result would differ from a single-process run: objectives
     that are not sums over the data, batch normalization, sites outside the data plate, and parameters of
     ``pyro.param``.
 
-    A program with a site outside the data plate can be trained on mini-batches only if the data plate declares the
-    full size. It cannot be trained if the data plate declares more data than ``train`` holds.
+    A program with a site outside the data plate can be trained on mini-batches only if the data plate declares the full
+    size. Such a program cannot be trained if the data plate declares more data than ``train`` holds.
 
     Args:
         module: A module with ``model(*data)`` and ``guide(*data)``, such as :class:`pyrovae.VAE`; a pair
@@ -116,7 +117,7 @@ def fit(
             Pyro compiles ( ``JitTrace_ELBO``) are not supported.
         epochs: Largest number of passes over the training data.
         batch_size: Number of data per batch; by default that of the ``DataLoader``, or 100. The last batch of an epoch
-            may be smaller. A single batch of all data keeps their order.
+            may be smaller. If one batch holds all data, their order is kept.
         learning_rate: Learning rate, passed to the optimizer as ``lr``.
         optimizer: Function that is called as ``optimizer(parameters, lr=learning_rate)``; by default a fused Adam for
             all parameters.
@@ -132,41 +133,42 @@ def fit(
             are not transformed.
         accumulate: Number of batches whose gradients are added for one step of the optimizer. The step equals the step
             for a single batch that holds the data of all these batches.
-        patience: Number of epochs without a better bound on the validation data after which training stops.
+        patience: Training stops after this number of epochs without a better bound on the validation data.
         compile: If true, the gradient is compiled by torch's inductor. The programs run once and are recorded as a
             graph that includes the backward pass. This takes 5 to 40 seconds for each batch shape and pays off after
             some thousands of steps. By default, runs of at least 10,000 steps in a single process are compiled. The
-            noise is the same as without compilation, and gradients differ by rounding. Numbers and branches that the
-            programs compute in Python keep their values from the recorded run. At the beginning of an epoch, the
-            compiled loss is compared with that of the programs. If a number in Python has changed, training continues
-            without compilation after a warning. A program that cannot be compiled is also trained without
-            compilation. The cause is named in a warning if ``compile`` is true, and in the log by default. On
-            CUDA, the compiled gradient is captured as a CUDA graph. The optimizer's step is captured too, for a fused
-            Adam or AdamW, and for torch's optimizers with ``capturable=True``.
+            noise is the same as without compilation, and gradients differ by rounding. All numbers and branches that
+            come from Python code are fixed in the graph. At the beginning of an epoch, the compiled loss is compared
+            with that of the programs. If a number in Python has changed, training continues without compilation after a
+            warning. A program that cannot be compiled is also trained without compilation. The cause is named in a
+            warning if ``compile`` is true, and in the log by default. On CUDA, the compiled gradient is captured as a
+            CUDA graph. The optimizer's step is captured too, for a fused Adam or AdamW, and for torch's optimizers with
+            ``capturable=True``.
         precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
             Parameters and all other operations keep their precision. By default torch's own setting.
         clip_norm: Largest norm of the gradient over all parameters; larger gradients are scaled down to it.
-        on_nonfinite: Response to a loss or gradient that is NaN or infinite. ``"raise"`` stops; the module has its
-            state before that step, or its best weights if there are validation data. ``"skip"`` skips such steps and
-            counts them in the history. It checks every step, so on CUDA the host waits for each step.
+        on_nonfinite: Response to a loss or gradient that is NaN or infinite. ``"raise"`` stops the run. The module then
+            has its state from before the failed step, or its best weights if there are validation data. ``"skip"``
+            skips the failed steps and counts them in the history. With ``"skip"``, every step is checked, so on CUDA
+            the host waits for each step.
         checkpoint: Folder for the last two checkpoints. The folder must belong to this run alone. A checkpoint holds
             parameters (including those of ``pyro.param``), buffers, optimizer, schedule, generators (torch, NumPy,
             Python), history, best weights, and a description of module, data and options, with checksums. It does not
             hold counters and plain tensors of a module, your own generators, or the internal state of a transform or an
             objective. If the last checkpoint is damaged, it is renamed with a warning, and the previous one is used.
         checkpoint_every: Number of epochs between two checkpoints. A checkpoint is always written at the end.
-        checkpoint_wait: Seconds to wait for another run that uses the folder before an error is raised. ``math.inf``
-            waits until the other run ends.
-        seed: Seed of torch's generators. With a seed, a run on a CPU that draws only from torch's generators is
-            reproducible bit for bit, and the global generators are restored at the end. Without a seed, noise and order
-            come from the global generators.
+        checkpoint_wait: Seconds to wait if another run uses the folder. If the other run has not ended by then, an
+            error is raised. ``math.inf`` waits without limit.
+        seed: Seed of torch's generators. With a seed, a run on a CPU is reproducible bit for bit if it draws only from
+            torch's generators. The global generators are restored at the end. Without a seed, noise and order come from
+            the global generators.
         device: ``"auto"`` uses a CUDA device if there is one, else the CPU. Programs that are functions are
             not moved. With ``"auto"``, their data are not moved either.
         progress: If true, a progress bar is shown, provided that the output is a terminal.
         tensorboard: Folder for TensorBoard ( ``pip install 'pyrovae[tensorboard]'``), which must belong to this run
-            alone, or a ``torch.utils.tensorboard.SummaryWriter``. TensorBoard shows the history and the norm of the
-            last gradient of every epoch, histograms of parameters and gradients, and, if the data are images, draws
-            from the prior and validation images above their reconstructions. The output does not affect the run.
+            alone, or a ``torch.utils.tensorboard.SummaryWriter``. TensorBoard shows the history, the norm of the last
+            gradient of every epoch, and histograms of parameters and gradients. If the data are images, it also shows
+            draws from the prior, and validation images above their reconstructions. The output does not affect the run.
         tensorboard_every: Number of epochs between two sets of histograms and images.
         callback: Function that is called with the history after each epoch. If it returns True, the run stops.
 
@@ -176,14 +178,14 @@ def fit(
     Raises:
         TypeError: If ``module`` has neither a model and guide nor a loss, if data have an unsupported type, or if a
             count is not an integer.
-        ValueError: If data are empty, of different lengths, too large, outside the likelihood's support, or NaN or
-            infinite for a program that cannot handle this; if model and guide disagree; if a site outside the data
-            plate would be trained on mini-batches that are not scaled to all data; if an option is out of range; if the
-            device is not available; if a module with its own loss is given an objective or a KL warm-up; if the
-            checkpoints belong to another run, or none of them can be read. A call that continues a run may
-            change ``epochs``, ``patience``, ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``,
-            ``progress``, ``tensorboard``, ``tensorboard_every`` and ``callback``, but not the module, data, objective
-            or other options.
+        ValueError: If data are empty, differ in length, or lie outside the likelihood's support; if data are NaN or
+            infinite and the program cannot handle this; if values in the data are so large that a density is not
+            finite; if model and guide disagree; if a site outside the data plate would be trained on mini-batches that
+            are not scaled to all data; if an option is out of range; if the device is not available; if a module with
+            its own loss is given an objective or a KL warm-up; if the checkpoints belong to another run, or none of
+            them can be read. A call that continues a run may change ``epochs``, ``patience``, ``compile``,
+            ``on_nonfinite``, ``checkpoint_every``, ``device``, ``progress``, ``tensorboard``, ``tensorboard_every`` and
+            ``callback``, but not the module, data, objective or other options.
         DivergenceError: A FloatingPointError, if the loss, its gradient, a parameter or the bound on the validation
             data is not finite. The message names the epoch and, where known, the step and the first site or parameter
             that is not finite. The error has the attribute ``history``.

@@ -4,9 +4,9 @@ A run checks the sum of an epoch's losses once, at the end of the epoch. If the 
 run returns to a state that it has kept in memory, repeats the steps with the same noise, and checks each step. The
 error therefore names the first step that failed.
 
-With validation data, the module has its best weights after the error. Without validation data, the module has the
-state from before the failed step, or from after this step if the loss and the gradients are finite and only an updated
-parameter is not.
+With validation data, the module has its best weights after the error. Without validation data, the module has the state
+from before the failed step. There is one exception: if loss and gradients are finite and only an updated parameter is
+not, the module has the state from after this step.
 """
 
 from collections.abc import Iterable, Mapping
@@ -58,7 +58,10 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that is not finite, with its numbers of NaN and infinite entries, or None."""
+    """Return, as one text, the name of the first tensor that is not finite and its numbers of NaN and infinite entries.
+
+    Return None if all tensors are finite.
+    """
     for name, tensor in tensors.items():
         if not are_finite([tensor]):
             return f"{name!r} ({what_is_wrong(tensor)})"

@@ -122,8 +122,8 @@ def _check(path: Path, content: Any, into: nn.Module) -> None:
     if found := differences_of_modules(of_module(into), described, number):
         under = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
         raise ValueError(
-            f"{str(path)!r} is of a module built in another way: {first_of(found)}. Build the argument into "
-            f"as the module in the file was built. The file was written with {under}."
+            f"{str(path)!r} is of a module built in another way: {first_of(found)}. Build the module that you pass as "
+            f"into= in the same way as the module in the file. The file was written with {under}."
         )
     _check_tensors(path, _tensors(content), into)
     check_stored(_stored(content))

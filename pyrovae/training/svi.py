@@ -37,12 +37,12 @@ class SVI:
             and schedulers; or a function that makes an optimizer of torch from parameters, such as
             ``functools.partial(torch.optim.Adam, lr=1e-3)``.
         loss: A Pyro ELBO, or a function of model, guide and their arguments that returns the loss, shape ``()``.
-        compile: If true, the gradient is compiled, and losses differ by rounding. Calls are of one kind if their
-            arguments have the same structure and shapes, and arguments that are not tensors have the same values. The
-            first call of a kind runs eagerly. The second call compiles a graph, which takes 5 to 40 seconds. The graph
-            reads tensors in closures at each call. Numbers and branches that the programs compute in Python keep their
-            values from the second call. Programs that cannot be compiled run eagerly after a warning that names the
-            cause.
+        compile: If true, the gradient is compiled, and losses differ by rounding. Two calls are of the same kind if
+            their arguments have the same structure, if tensors have the same shapes, strides and dtypes, and if other
+            arguments have the same values. The first call of a kind runs eagerly. The second call compiles a graph,
+            which takes 5 to 40 seconds. The graph reads tensors in closures at each call. All numbers and branches that
+            come from Python code are fixed in the graph. Programs that cannot be compiled run eagerly after a warning
+            that names the cause.
         precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
 
     Raises:

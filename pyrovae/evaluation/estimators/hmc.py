@@ -28,7 +28,7 @@ def transition(value_and_gradient: Gradient, u: Tensor, step: Tensor, num_leapfr
 
     Returns:
         The new states, and the acceptance probability of each chain and datum, shape ``(num_chains, N)``. A trajectory
-        that leaves the region with finite density is rejected.
+        is rejected if the log-density at its end is NaN or minus infinity.
 
     Source:
         *MCMC Using Hamiltonian Dynamics* (Neal, 2011).

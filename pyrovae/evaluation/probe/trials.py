@@ -79,8 +79,8 @@ class Trials:
         options: Options of the evaluation.
 
     Attributes:
-        finite: Indices of the data without NaN or infinite values, except those that :meth:`leave_out_failing`
-            excludes.
+        finite: Indices of the data without NaN or infinite values. :meth:`leave_out_failing` removes the indices of
+            data for which a program raised an error.
         noise: Handler around the model, which records random numbers that the model draws outside sample sites.
     """
 

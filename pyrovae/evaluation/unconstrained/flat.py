@@ -1,9 +1,9 @@
 """Densities for any number of data and draws, computed by compiled graphs of one fixed size.
 
 A compiled graph has fixed shapes, and its compilation takes seconds. The number of data to score differs between
-batches, because each stage of an evaluation gets only the data that earlier stages have not estimated reliably. All
-pairs of a datum and a vector u of its latents are therefore put into one list, of which a graph scores at most
-:data:`ROWS` pairs at a time.
+batches, because an evaluation tries several methods in turn, and each method gets only the data without a reliable
+estimate so far. Therefore one list holds all pairs of a datum and a vector u of its latents. A graph scores at most
+:data:`ROWS` pairs of this list at a time.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ class FlatTarget(Target):
         return self.log_joint(u), self.log_guide(u)
 
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return an intermediate log-density of annealing, and its gradient."""
+        """Return an intermediate log-density of annealing, and its gradient; see the method of :class:`Target`."""
         if beta != 1 or self._are_few(u):
             return super().value_and_gradient(u, beta)
         values, gradients = zip(*self._in_parts(u.detach(), with_gradient=True), strict=True)

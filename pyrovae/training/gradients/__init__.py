@@ -1,4 +1,4 @@
-"""Gradients of a loss, eager, compiled or distributed over processes, behind one protocol."""
+"""Protocol of objects that compute the gradient of a loss: eager, compiled, or distributed over processes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -21,7 +21,10 @@ class Gradients(Protocol):
     compile_seconds: float
 
     def __call__(self, batch: Any, kl_weight: float, /) -> Any:
-        """Return the loss of a batch and store its gradient in ``.grad`` of the parameters; ``.grad`` must be None."""
+        """Return the loss of a batch, and store its gradient in ``.grad`` of the parameters.
+
+        Before the call, ``.grad`` must be None.
+        """
 
     def value(self, batch: Any) -> float:
         """Return the loss of a batch without computing a gradient."""
