@@ -28,7 +28,7 @@ from pyrovae.evaluation.batches import Batch
 if TYPE_CHECKING:
     from pyrovae.evaluation.problem import Problem
 
-NUM_DRAWS = 64  # draws of model and guide for each datum
+NUM_DRAWS = 64  # draws from the guide for each datum, and from the prior if a run can make many draws
 MISSED = 0.05  # fraction of the posterior that a guide may miss, an error of 0.05 nats
 FLOW = 0.02  # fraction of moves that may leave the guide's support; it is 0.15 for a guide with half a normal posterior
 STEP = 1.5  # length of a move, standard deviations
