@@ -18,6 +18,11 @@ from pyrovae import archives
 FILES = Path(__file__).parents[1] / "files"
 VERSIONS = sorted(path.name for path in FILES.iterdir())
 CHECKPOINT = "checkpoint-000002-000000.pt"
+WAS_RELU = r"structure(: ReLU was there| \S+ type is '\w+' here and was 'ReLU')"
+FROZEN = {  # by the format of the file
+    1: r"states for 9 trained parameters, but . are trained here. Freeze the same",
+    2: r"is of another run: trained parameter \d",
+}
 
 
 def build(activation: type[nn.Module] = nn.ReLU) -> pv.VAE:
@@ -84,9 +89,9 @@ def test_a_run_continues(folder: Path) -> None:
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.Softplus, nn.Identity])
 def test_another_activation_is_refused(activation: type[nn.Module], folder: Path) -> None:
-    with pytest.raises(ValueError, match="built in another way: structure: ReLU was there"):
+    with pytest.raises(ValueError, match=f"built in another way: {WAS_RELU}"):
         pv.load(folder / "module.pt", into=build(activation).apply(no_relu))
-    with pytest.raises(ValueError, match="of another run: structure: ReLU was there"):
+    with pytest.raises(ValueError, match=f"of another run: {WAS_RELU}"):
         resume(folder, build(activation).apply(no_relu))
 
 
@@ -111,13 +116,14 @@ def test_another_run_is_refused(options: dict[str, Any], message: str, folder: P
 
 
 @pytest.mark.parametrize("part", ["prior", "likelihood", "posterior"])
-def test_a_frozen_part_is_refused_by_the_state_of_the_optimizer(part: str, folder: Path) -> None:
+def test_a_frozen_part_is_refused(part: str, folder: Path) -> None:
+    """Version 0.1.0 did not describe the trained parameters, so the state of the optimizer decides."""
     vae = build()
     if part == "prior":
         vae.likelihood.network[0].requires_grad_(False)
     else:
         getattr(vae, part).requires_grad_(False)
     before = copy.deepcopy(vae.state_dict())
-    with pytest.raises(ValueError, match=r"states for 9 trained parameters, but . are trained here. Freeze the same"):
+    with pytest.raises(ValueError, match=FROZEN[archives.read(folder / CHECKPOINT).get("format", 1)]):
         resume(folder, vae)
     assert all(torch.equal(tensor, before[name]) for name, tensor in vae.state_dict().items())
