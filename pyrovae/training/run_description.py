@@ -11,7 +11,7 @@ from pyrovae.training.run_state import RunState
 def describe_run(
     loss: Loss, state: RunState, plan: Plan, parameters: dict[str, Any], options: Description
 ) -> Description:
-    """Return the description of a run. It continues only from a checkpoint with the same description."""
+    """Return the description of a run. A run continues only from a checkpoint with the same description."""
     sources = {"train": plan.train.source} | ({} if plan.valid is None else {"valid": plan.valid.source})
     stored = {name: str(tuple(tensor.shape)) for name, tensor in state.tensors.stored.items()}
     schedule = state.schedule

@@ -34,10 +34,20 @@ def refused(make: Callable[[], nn.Module], x: Tensor, **options: Any) -> str:
     return str(error.value)
 
 
+class OfBatch(nn.Module):
+    """A penalty of a user that is a module and depends on the whole batch."""
+
+    is_of_batch = True
+
+    def forward(self, network: Any, x: Tensor, codes: Tensor) -> Tensor:
+        return codes.mean(0).square().sum().expand(len(x))
+
+
 def run_refused() -> list[str]:
     same = torch.ones(8, 6)
     encoder, decoder = nn.Sequential(nn.Linear(6, 4), nn.Sigmoid()), nn.Linear(4, 6)
     sparse = pv.autoencoders.Autoencoder(encoder, decoder, penalty=pv.autoencoders.KLSparsity(1.0))
+    other = pv.autoencoders.Autoencoder(encoder, decoder, penalty=OfBatch())
     model = small_vae()
     with pytest.raises(
         ValueError, match=r"the data or parameters of an evaluation differ between process 1 .*in_first"
@@ -46,6 +56,7 @@ def run_refused() -> list[str]:
     return [
         refused(small_vae, torch.rand(8, 6).round()),
         refused(lambda: sparse, same),
+        refused(lambda: other, same),
     ]
 
 
@@ -53,7 +64,7 @@ def test_calls_with_another_result_are_refused_in_all_processes() -> None:
     first, second = in_each(2, run_refused)
     assert first == second
     assert "the training data differ between process 1 and the first process. Create them from the same" in first[0]
-    assert "the loss of Autoencoder is not known to be a sum over the data" in first[1]
+    assert all("the loss of Autoencoder is not known to be a sum over the data" in reason for reason in first[1:])
 
 
 class Wayward(nn.Module):

@@ -62,9 +62,10 @@ def compare(
           standard error of this mean over the data, and its Monte Carlo standard error, NaN if it is not known;
         * ``difference``, ``difference_error``, ``difference_mcse``: mean paired difference from the reference, its
           standard error over the data, and its Monte Carlo standard error; all three are 0 for the reference itself;
-        * ``bias``: estimated bias of ``log_likelihood``, about -mcse^2 / 2 for each datum. The logarithm of a mean
-          weight has this bias, and averaging over data does not remove it. ``bias`` is NaN if any k-hat exceeds 0.7, if
-          there are at most 100 weights per datum, or if the estimator has no k-hat;
+        * ``bias``: estimated bias of ``log_likelihood``. The estimate of a datum has a bias of about minus half of its
+          squared Monte Carlo error, and ``bias`` is the mean of these values over the data. It does not shrink as the
+          number of data grows. ``bias`` is NaN if any k-hat exceeds 0.7, if there are at most 100 weights per datum, or
+          if the estimator has no k-hat;
         * ``reliable``: fraction of the data whose estimate :func:`diagnose` calls reliable, NaN if the result does not
           hold the number of draws;
         * ``high_pareto_k``: fraction of the data with k-hat above 0.7, NaN if there is no ``pareto_k``;

@@ -158,7 +158,8 @@ class Kind:
     """The graph for all calls of one kind. The arguments of these calls differ only in the values of tensors.
 
     Args:
-        arguments: The objective as a function of the tensors among the arguments of a call.
+        arguments: Function of the tensors of a call that returns the loss and stores its gradient. It holds the
+            arguments that are not tensors, which are the same in all calls of this kind.
         parameters: Parameters that the call trains, by name.
         modules: Modules that the programs run.
     """

@@ -189,11 +189,11 @@ def _is_sum(loss: Loss) -> bool:
 
     The loss of an objective is known to be a sum if the type of the objective is in ``_SUMS``, or if the objective has
     the attribute ``is_of_batch = False``. A loss that a module computes by its own method ``loss`` counts as a mean,
-    unless an attribute of the module has ``is_of_batch = True``.
+    unless the module holds an object with ``is_of_batch = True``, such as the penalty ``KLSparsity``.
     """
     if not isinstance(loss, Bound):
         (module,) = loss.programs
-        return not any(getattr(part, "is_of_batch", False) for part in vars(module).values())
+        return not any(getattr(part, "is_of_batch", False) for part in (*vars(module).values(), *module.children()))
     objective: Any = loss.objective
     objective = getattr(objective, "objective", objective)  # the inner objective, if the latent sites are weighted
     return type(objective) in _SUMS or not getattr(objective, "is_of_batch", True)
