@@ -18,7 +18,7 @@ from pyrovae import archives
 FILES = Path(__file__).parents[1] / "files"
 VERSIONS = sorted(path.name for path in FILES.iterdir())
 CHECKPOINT = "checkpoint-000002-000000.pt"
-WAS_RELU = r"structure(: ReLU was there| \S+ type is '\w+' here and was 'ReLU')"
+WAS_RELU = r"(module )?structure(: ReLU was there| \S+ type is '\w+' here and was 'ReLU')"
 FROZEN = {  # by the format of the file
     1: r"states for 9 trained parameters, but . are trained here. Freeze the same",
     2: r"is of another run: trained parameter \d",
