@@ -26,6 +26,7 @@ from torch.fx.graph import CodeGen
 from pyrovae._compilation import onednn, softplus
 from pyrovae._compilation.cuda_graphs import replayed
 from pyrovae._compilation.instructions import compile_graph
+from pyrovae._compilation.random_order import chain, draws
 from pyrovae._compilation.tracing import UntraceableError, unchanged, without_values
 from pyrovae._warnings import find_stack_level
 from pyrovae.isolation import seeded
@@ -92,6 +93,8 @@ class Graph:
         import torch._inductor as inductor  # the import takes a second, and only compilation needs it
 
         softplus.teach_inductor()
+        chain(self.module.graph)
+        self.module.recompile()
         fixed, varying, found = ([x.detach() for x in group] for group in (self.fixed, self.varying, self.found))
         # Before torch 2.15, these two passes of inductor changed the order of random draws.
         options = {} if torch.__version__ >= "2.15" else dict.fromkeys(_REORDERING, False)
@@ -139,7 +142,7 @@ class Graph:
         }
         for node in graph.nodes:
             sources = {*node.all_input_nodes}
-            if node.op == "call_function" and sources and known.keys() >= sources and not _draws(node):
+            if node.op == "call_function" and sources and known.keys() >= sources and not draws(node):
                 known[node] = settled.node_copy(node, known.__getitem__)
         products = [node for node in known if node.target in _PRODUCTS]
         settled.output([known[node] for node in products])
@@ -215,11 +218,6 @@ def _text(module: fx.GraphModule) -> str:
     """Return the code of a graph and the values of its literals, such as ``torch.tensor(0.5)``, as one text."""
     literals = [getattr(module, str(node.target)) for node in module.graph.find_nodes(op="get_attr")]
     return f"{module.code}{[each.tolist() for each in literals]}"
-
-
-def _draws(node: fx.Node) -> bool:
-    """Return whether an operation draws random numbers."""
-    return isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _writes(node: fx.Node) -> bool:

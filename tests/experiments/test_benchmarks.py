@@ -139,7 +139,7 @@ def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_training_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = training.main(training.Options(**TOY, out=tmp_path))
     printed = capsys.readouterr().out
-    missing = [name for name in training.TRAINERS if f"{name} is missing: ModuleNotFoundError" in printed]
+    missing = [name for name in training.TRAINERS if f"\n{name} is missing: ModuleNotFoundError" in printed]
     assert sorted([*table.index, *missing]) == sorted(training.TRAINERS)
 
 

@@ -1,0 +1,81 @@
+"""The order of random operations in compiled graphs, for versions of torch that do not keep it.
+
+Before torch 2.15, inductor orders the kernels of a graph by the tensors that they read. Two random operations read
+nothing from each other, so inductor may exchange them, and each then gets the other's random numbers. A compiled run
+would then differ from an eager run with the same seed. :func:`chain` therefore lets every random operation read a
+result of the previous one.
+"""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+_KEEPS_ORDER = torch.__version__ >= "2.15"
+_aten = torch.ops.aten
+_FILLS = {_aten.randn.default: _aten.normal_.default, _aten.rand.default: _aten.uniform_.default}
+
+
+@torch.library.custom_op("pyrovae::after", mutates_args=())
+def after(value: Tensor, earlier: Tensor) -> Tensor:  # noqa: ARG001 - the compiler computes it first
+    """Return a copy of a tensor that is computed after another tensor, ``earlier``."""
+    return value.clone()
+
+
+@after.register_fake
+def _(value: Tensor, earlier: Tensor) -> Tensor:  # noqa: ARG001 - as above
+    return torch.empty_like(value)
+
+
+_AFTER = torch.ops.pyrovae.after.default
+
+
+def draws(node: fx.Node) -> bool:
+    """Return whether an operation draws random numbers."""
+    return isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def chain(graph: fx.Graph) -> None:
+    """Let each random operation of a graph read a result of the previous random operation, if torch needs it.
+
+    Operations without an argument that is a tensor, except ``randn`` and ``rand``, stay as they are.
+    """
+    if _KEEPS_ORDER:
+        return
+    previous: fx.Node | None = None
+    for node in list(graph.nodes):
+        if not draws(node):
+            continue
+        if previous is not None:
+            node = _after(graph, node, previous)
+        previous = _first(graph, node)
+
+
+def _after(graph: fx.Graph, node: fx.Node, previous: fx.Node) -> fx.Node:
+    """Return a random operation that reads a result of the previous one, in place of a node that does not."""
+    with graph.inserting_before(node):
+        if node.target in _FILLS:
+            empty = graph.call_function(_aten.empty.memory_format, node.args, dict(node.kwargs))
+            ordered = graph.call_function(_AFTER, (empty, previous))
+            filled = graph.call_function(_FILLS[node.target], (ordered,))
+            node.replace_all_uses_with(filled)
+            graph.erase_node(node)
+            return filled
+        place = next((i for i, given in enumerate(node.args) if _is_tensor(given)), None)
+        if place is not None:
+            node.update_arg(place, graph.call_function(_AFTER, (node.args[place], previous)))
+    return node
+
+
+def _first(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """Return the result of an operation, or the first of its results."""
+    if not isinstance(node.meta.get("val"), tuple | list):
+        return node
+    with graph.inserting_after(node):
+        return graph.call_function(operator.getitem, (node, 0))
+
+
+def _is_tensor(given: Any) -> bool:
+    return isinstance(given, fx.Node) and isinstance(given.meta.get("val"), Tensor)
