@@ -1,6 +1,6 @@
 """A check, by two runs of model and guide, that each log-weight depends only on its own datum and draw.
 
-A program that counts dimensions from the left ( ``h.softmax(1)``, ``h / h.sum(1)``) is right for one draw but wrong for
+A program that counts dimensions from the left (``h.softmax(1)``, ``h / h.sum(1)``) is right for one draw but wrong for
 many, because the dimension of draws lies to the left of the data. A program that uses a statistic of the batch gives a
 datum different log-weights in different batches. Neither program raises an error by itself. The same draws are
 therefore scored twice: first alone, and then together with other draws or with other data in the batch.

@@ -223,7 +223,7 @@ class Beta(Likelihood):
 
     Args:
         network: ``(*batch, latent) -> (*batch, *event)`` with an output that is twice as large as the data in dimension
-            ``dim``: log alpha ( ``concentration1``), then log beta ( ``concentration0``).
+            ``dim``: log alpha (``concentration1``), then log beta (``concentration0``).
         min_concentration: Value that is added to both concentrations. If ``min_concentration`` is below 1, the density
             is unbounded near 0 and 1.
         dim: Dimension along which both parameters are concatenated: -1, or -3 for the channels of images.

@@ -114,7 +114,7 @@ def fit(
             handles them.
         valid: Validation data of the same kinds; a stream is read into memory.
         objective: A Pyro ELBO, such as :class:`pyrovae.objectives.IWAE`; by default ``Trace_ELBO()``. Objectives that
-            Pyro compiles ( ``JitTrace_ELBO``) are not supported.
+            Pyro compiles (``JitTrace_ELBO``) are not supported.
         epochs: Largest number of passes over the training data.
         batch_size: Number of data per batch; by default that of the ``DataLoader``, or 100. The last batch of an epoch
             may be smaller. If one batch holds all data, their order is kept.
@@ -165,7 +165,7 @@ def fit(
         device: ``"auto"`` uses a CUDA device if there is one, else the CPU. Programs that are functions are
             not moved. With ``"auto"``, their data are not moved either.
         progress: If true, a progress bar is shown, provided that the output is a terminal.
-        tensorboard: Folder for TensorBoard ( ``pip install 'pyrovae[tensorboard]'``), which must belong to this run
+        tensorboard: Folder for TensorBoard (``pip install 'pyrovae[tensorboard]'``), which must belong to this run
             alone, or a ``torch.utils.tensorboard.SummaryWriter``. TensorBoard shows the history, the norm of the last
             gradient of every epoch, and histograms of parameters and gradients. If the data are images, it also shows
             draws from the prior, and validation images above their reconstructions. The output does not affect the run.

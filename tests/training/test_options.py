@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 import pyrovae as pv
+from pyrovae.training.observers.best_weights import BestWeights
+from pyrovae.training.state import Tensors
 from tests.conftest import small_vae
 from tests.training.programs import Declared, Regression
 
@@ -111,6 +113,16 @@ def test_patience_and_best_weights_count_epochs_with_a_full_kl_weight(x: Tensor,
     assert history.best_epoch == max(counted, key=history.valid.__getitem__)
     assert len([epoch for epoch in counted if epoch > history.best_epoch]) == 3
     assert history.kl_weight[-1] == 1
+
+
+def test_a_later_epoch_of_a_cycle_that_does_not_count_is_not_the_best() -> None:
+    """Under a cyclical warm-up, epochs with a KL weight below 1 follow epochs that count."""
+    weight = torch.zeros(1)
+    best = BestWeights(Tensors(torch.nn.ParameterList([torch.nn.Parameter(weight)]), {}))
+    bounds = [(-10.0, False), (-12.0, True), (-5.0, False), (-11.0, True), (-11.5, True), (-4.0, False)]
+    found = [best.update(epoch, bound, counts=counts) for epoch, (bound, counts) in enumerate(bounds)]
+    assert found == [0, 1, 1, 3, 3, 3]
+    assert best.bound == -11.0
 
 
 @pytest.mark.filterwarnings("ignore:the KL warm-up does not end within")

@@ -7,7 +7,7 @@ latent variables, these variables are drawn afterwards, given the chosen draws.
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -23,9 +23,6 @@ from pyrovae.evaluation.diagnostics.psis import psis
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.posterior.summed_out import GuideDraws, draw_summed_out
 from pyrovae.evaluation.problem import Problem
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class BestWeights(Observer):
         """Copy the tensors if the bound is the best so far; return the index of the best epoch so far."""
         if bound is None:
             self.epoch = epoch
-        elif bound > self.bound or (not counts and self.bound == -math.inf):
+        elif (bound > self.bound) if counts else (self.bound == -math.inf):
             self.epoch, self.copies = epoch, self.tensors.copy()
             self.bound = bound if counts else -math.inf
         return self.epoch
