@@ -190,7 +190,7 @@ def share_generators() -> None:
 def _store() -> Any:
     """Return the store by which the processes find each other.
 
-    By default, torchrun keeps one store for all restarts since torch 2.15. The store then still holds the addresses of
+    Since torch 2.15, torchrun by default keeps one store for all restarts. Such a store still holds the addresses of
     processes that have ended, so each restart uses its own prefix for the names in the store.
     """
     is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -71,8 +71,8 @@ def check_auxiliary(model_sites: list[Site], guide_sites: list[Site]) -> None:
     p(x), and can be infinite.
 
     Raises:
-        ValueError: If the auxiliary sites do not have the same number of coordinates as the ``Delta`` sites that are
-            computed from them.
+        ValueError: If there are auxiliary sites that are not in the model, and they do not have the same number of
+            coordinates as the ``Delta`` sites that are computed from them.
     """
     in_model = {site["name"]: site for site in model_sites}
     alone = [s for s in guide_sites if s["infer"].get("is_auxiliary") and s["name"] not in in_model]

@@ -111,11 +111,11 @@ def importance_weights(
         for_loss: If true, the weights are part of a training loss. They then include factors and observed sites of the
             guide, and the log-probability of a site is multiplied by the site's scale (annealing). The scale of the
             data plate, or a scale that all sites share, is returned as ``scale`` instead.
-        values: Values that replace draws, by name. The value of a latent site has a dimension of draws; the value of a
-            subsampling plate holds the indices of its data. A plate without a value chooses its data once for all
-            draws.
+        values: Values that replace draws, by name. The value of a latent site has a dimension of draws if ``nesting``
+            is given. The value of a subsampling plate holds the indices of its data. A plate without a value chooses
+            its data once for all draws.
         depth: Nesting depth of the program's own plates. This argument is used only if ``nesting`` is ``None``, and is
-            required only if ``values`` also have dimensions of enumerated sites.
+            required only if ``values`` have dimensions of enumerated sites.
 
     Raises:
         ValueError: If ``num_draws`` is less than 1; if model and guide disagree about their latent sites; if there is

@@ -164,6 +164,9 @@ class _Search:
 def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
     """Move one coordinate of a site at random, for each draw of each datum, and return the new values.
 
+    If a discrete site has event dimensions, such as a one-hot class, its values are instead shifted cyclically along
+    the last dimension. The shift is random, and is the same for all draws and data.
+
     Args:
         site: The site in the model.
         value: Values of the site at draws that follow the posterior, shape ``(draws, n, *rest)``.

@@ -141,7 +141,8 @@ def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
 
     Returns:
         Tensor in the shape of ``observed``: for each entry, its index in the flattened argument. ``None`` if
-        ``observed`` is not a view of the argument, or contains an entry of the argument more than once.
+        ``observed`` is not a view of the argument, if it contains an entry of the argument more than once, or if the
+        argument is an expanded tensor.
     """
     is_view = observed.dtype == arg.dtype and observed.untyped_storage().data_ptr() == arg.untyped_storage().data_ptr()
     if not is_view or 0 in arg.stride():  # entries of an expanded argument share their memory
@@ -156,8 +157,8 @@ def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
 def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kept: Collection[str]) -> Site | None:
     """Run the model, and return the first data site that is not in ``kept``; ``None`` if there is no such site.
 
-    A data site is a site for which :func:`is_data` is true. In this run, a data site that is not in ``kept`` is sampled
-    instead of observed. The values of all latent sites before the returned site are added to ``latents``.
+    A data site is an observed site for which :func:`is_data` is true. In this run, a data site that is not in ``kept``
+    is sampled instead of observed. The values of all latent sites before the returned site are added to ``latents``.
     """
     sites: list[Site] = list(poutine.trace(Redrawn(latents, kept)(model)).get_trace(*args).nodes.values())
     check_generative(sites, "Hide the site, pyro.poutine.block(model, hide=[name])")
