@@ -62,8 +62,8 @@ def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) 
     """Check that a schedule fits the length of the run.
 
     Raises:
-        ValueError: If the schedule has fewer steps than the run, or if a ``ReduceLROnPlateau`` is stepped once per
-            batch although it needs the bound of an epoch.
+        ValueError: If ``total_steps`` of the schedule is less than the number of steps that the schedule makes in the
+            run, or if a ``ReduceLROnPlateau`` is stepped once per batch although it needs the bound of an epoch.
 
     Warns:
         UserWarning: If a schedule is stepped once per epoch and is longer than the run.
@@ -103,8 +103,8 @@ def _check_trainable(module: Any, objective: ELBO | None, has_warmup: bool) -> N
     if roles not in (["model", "guide"], ["model", "guide", "loss"], ["loss"]):
         has = f"only {' and '.join(roles)}" if roles else "none of them"
         raise TypeError(
-            f"fit needs a module with a loss, or with both a Pyro model and a guide, but {name} has {has}. Pass such "
-            f"a module, or a pair (model, guide) of programs."
+            f"fit needs a module with both a Pyro model and a guide, or with a loss alone, but {name} has {has}. Pass "
+            f"such a module, or a pair (model, guide) of programs."
         )
     if roles == ["loss"] and (objective is not None or has_warmup):
         raise ValueError(

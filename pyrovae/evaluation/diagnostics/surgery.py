@@ -284,7 +284,7 @@ def _has_units(latents: dict[str, Site]) -> bool:
 
 
 def _by_datum(problem: Problem, site: Site, values: Tensor, *, flat: bool = True) -> Tensor:
-    """Return a site's values in shape ``(num_draws, N, ...)``; if ``flat``, all further dimensions become one."""
+    """Return a site's values in shape ``(num_draws, n, ...)``; if ``flat``, all further dimensions become one."""
     missing = problem.nesting + 1 - len(site["fn"].batch_shape)
     moved = values.reshape((1,) * missing + values.shape).movedim(problem.data_dim, 1)
     return moved.reshape(*moved.shape[:2], -1) if flat else moved

@@ -27,7 +27,7 @@ _PLAIN = bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 class CompiledCallGradients:
     """Gradient of an objective, computed by compiled graphs.
 
-    If compilation fails, a warning is issued, and the programs run eagerly.
+    If a call cannot be compiled, a warning is issued, and the programs run eagerly.
 
     Args:
         eager: Uncompiled gradient, which the graphs replace.
