@@ -111,7 +111,7 @@ def report(
     if interrupted:
         attrs["interrupted"] = f"after {rows.done} of {rows.size} data"
         warnings.warn(
-            f"the evaluation was interrupted, and the result holds only the first {rows.done} data",
+            f"the evaluation was interrupted, and the result holds only the first {rows.done} rows",
             stacklevel=find_stack_level(),
         )
     found = {name: (rows.dims[name], values) for name, values in rows.arrays(rows.done).items()}

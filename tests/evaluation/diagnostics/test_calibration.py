@@ -256,7 +256,7 @@ def test_a_calibration_goes_on_from_its_folder(tmp_path: Path, monkeypatch: pyte
         return draw(*args)
 
     monkeypatch.setattr(pv.evaluation.Problem, "draw", interrupted)
-    with pytest.warns(UserWarning, match=r"interrupted, and the result holds only the first \d+ data"):
+    with pytest.warns(UserWarning, match=r"interrupted, and the result holds only the first \d+ rows"):
         part = calibrated(checkpoint=tmp_path)
     monkeypatch.undo()
     done = part.sizes["simulation"]
