@@ -22,7 +22,7 @@ NUM_DRAWS = 8  # number of runs with new draws; draws of discrete latent sites m
 
 
 class OutsidePlateError(ProgramError):
-    """Error: an observed site lies outside the data plate, and cannot be left out of the log-weights."""
+    """Error for an observed site that lies outside the data plate and cannot be left out of the log-weights."""
 
 
 def outside_terms(sites: Iterable[Site], plate: CondIndepStackFrame) -> list[Site]:

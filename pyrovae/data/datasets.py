@@ -15,7 +15,7 @@ from pyrovae.data.source import Batch, Source
 
 
 class Items(Source):
-    """A map-style data set. If a ``DataLoader`` is given, its ``collate_fn`` and its worker processes are used."""
+    """A map-style data set. A given ``DataLoader`` sets the batch size, the ``collate_fn`` and the worker processes."""
 
     def __init__(self, name: str, dataset: Any, loader: DataLoader[Any] | None = None) -> None:
         """Store the data set and its ``DataLoader``.
@@ -70,8 +70,9 @@ _OF_WORKERS = ("num_workers", "timeout", "worker_init_fn", "multiprocessing_cont
 class Stream:
     """A stream of mini-batches with an unknown number of data, for training only.
 
-    A pass over the stream is an epoch. Nothing is read ahead. The stream determines the order of the data, and whether
-    data repeat. An interrupted run continues with its parameters and optimizer, but with a new pass over the stream.
+    A pass over the stream is an epoch. Only worker processes of a ``DataLoader`` read ahead. The stream determines the
+    order of the data, and whether data repeat. An interrupted run continues with its parameters and optimizer, but with
+    a new pass over the stream.
 
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.

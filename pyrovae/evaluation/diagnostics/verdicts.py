@@ -282,7 +282,7 @@ def check_wanted_precision(precision: float | str) -> None:
 
 
 def _count(results: "xr.Dataset") -> int:
-    """Return the number of weights of each datum: one for each draw or, in results of chains, one for each chain."""
+    """Return the number of weights of each datum: one for each draw or, in results of :func:`ais`, for each chain."""
     for name in ("num_samples", "num_chains"):
         if name in results.attrs:
             return int(results.attrs[name])

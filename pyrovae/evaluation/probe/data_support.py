@@ -1,6 +1,6 @@
 """A check that all data lie in the support of the likelihood.
 
-The first run of a program (:mod:`pyrovae.evaluation.probe.first_run`) may score only some of the data.
+The check also covers data that the first run of a program (:mod:`pyrovae.evaluation.probe.first_run`) did not score.
 """
 
 from typing import Any
