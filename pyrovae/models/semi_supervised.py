@@ -34,7 +34,7 @@ class SemiSupervisedVAE(DescribedModel):
         posterior: ``posterior(x, y)`` returns q(z | x, y).
         classifier: ``classifier(x)`` returns q(y | x), a ``OneHotCategorical``.
         classification_weight: Weight of log q(y | x) for known labels. This term is added to the bound in training mode
-            ( ``train()``), so that the classifier learns from known labels. The paper uses 0.1 times the number of data
+            (``train()``), so that the classifier learns from known labels. The paper uses 0.1 times the number of data
             divided by the number of labelled data.
 
     Raises:
