@@ -2,8 +2,8 @@
 
 Before torch 2.15, inductor orders the kernels of a graph by the tensors that they read. Two random operations read
 nothing from each other, so inductor may exchange them, and each then gets the other's random numbers. A compiled run
-would then differ from an eager run with the same seed. :func:`chain` therefore lets every random operation read a
-result of the previous one.
+would then differ from an eager run with the same seed. :func:`chain` therefore lets a random operation read a result
+of the previous random operation.
 """
 
 import operator
@@ -54,7 +54,10 @@ def chain(graph: fx.Graph) -> None:
 
 
 def _after(graph: fx.Graph, node: fx.Node, previous: fx.Node) -> fx.Node:
-    """Return a random operation that reads a result of the previous one, in place of a node that does not."""
+    """Let a random operation read ``previous``, a result of the previous one; return its node, which may be new.
+
+    The node is returned unchanged if no argument of the operation is a tensor, except for ``randn`` and ``rand``.
+    """
     with graph.inserting_before(node):
         if node.target in _FILLS:
             empty = graph.call_function(_aten.empty.memory_format, node.args, dict(node.kwargs))

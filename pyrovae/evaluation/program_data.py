@@ -104,5 +104,5 @@ def _check_half(name: str, dtypes: list[Any]) -> None:
         if dtype in HALF or (isinstance(dtype, np.dtype) and dtype == np.float16):
             raise ValueError(
                 f"{name} is in half precision, {dtype}, whose rounding errors exceed the Monte Carlo error. Pass "
-                f"{name} as float32, and precision='bfloat16' for fast products."
+                f"{name} as float32, and precision='bfloat16' for fast matrix products."
             )

@@ -144,7 +144,7 @@ def run_component(
 
 
 def _outputs(component: Component) -> str:
-    """Return a sentence on the outputs that a network needs for each entry of a datum; an empty string if it is one."""
+    """Return a sentence on the number of outputs for each entry of a datum; an empty string if the number is 1."""
     number = getattr(component, "num_parameters", 1)
     return f" {type(component).__name__} needs {number} outputs for each entry of a datum." if number > 1 else ""
 
