@@ -3,7 +3,7 @@
 At given values of all sites, a program should draw no random numbers, so that its density is the same in every run.
 Dropout or ``torch.randn_like`` in a program violates this assumption. To detect such draws, the states of the random
 number generators are compared between sites. Some draws do not affect the density, as in
-``pyro.param("w", torch.randn(3))``. If torch's generator has changed, the program therefore runs again with other
+``pyro.param("w", torch.randn(3))``. If only torch's generator has changed, the program therefore runs again with other
 numbers in place of the drawn ones. If the density is the same in all of these runs, it does not depend on the noise.
 """
 

@@ -80,8 +80,8 @@ def log_likelihood(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 def rounding_error(log_weights: Tensor) -> Tensor:
     """Return the error that rounded log-weights cause in the estimate of log p(x), shape ``(N,)``, nats.
 
-    A log-weight is a sum of many terms, each of which is rounded. The error is taken as the largest absolute log-weight
-    times the machine epsilon of the dtype.
+    A log-weight is a sum of many terms, each of which is rounded. The error is taken as the absolute value of
+    the largest log-weight times the machine epsilon of the dtype.
     """
     largest = log_weights.amax(0).abs()
     return torch.finfo(log_weights.dtype).eps * torch.where(largest.isfinite(), largest, 0.0).double()

@@ -18,10 +18,10 @@ class History:
 
     Attributes:
         objective: Name of the objective, such as ``"Trace_ELBO"``, or of the module that was trained by its own loss.
-        train: Bound that was optimized, averaged over the epoch's steps. While the KL weight is below 1, the KL term of
-            this bound is multiplied by the weight. The bound is divided by the scale of the observed sites. If sites of
-            the data plate have different scales, ``train`` and ``valid`` hold the weighted objective, which is not a
-            bound on log p(x), and a warning is issued.
+        train: Bound that was optimized, averaged over the epoch's steps. While the KL weight is not 1, the terms of the
+            latent sites in this bound are multiplied by the weight. The bound is divided by the scale of the observed
+            sites. If sites of the data plate have different scales, ``train`` and ``valid`` hold the weighted
+            objective, which is not a bound on log p(x), and a warning is issued.
         valid: Bound on the validation data at the end of the epoch, with a KL weight of 1 and the same noise in every
             epoch; empty without validation data.
         kl_weight: Weight of the latent sites at the epoch's last step.
