@@ -114,7 +114,7 @@ def fit(
             handles them.
         valid: Validation data of the same kinds; a stream is read into memory.
         objective: A Pyro ELBO, such as :class:`pyrovae.objectives.IWAE`; by default ``Trace_ELBO()``. Objectives that
-            Pyro compiles ( ``JitTrace_ELBO``) are not supported.
+            Pyro compiles (``JitTrace_ELBO``) are not supported.
         epochs: Largest number of passes over the training data.
         batch_size: Number of data per batch; by default that of the ``DataLoader``, or 100. The last batch of an epoch
             may be smaller. If one batch holds all data, their order is kept.
@@ -165,7 +165,7 @@ def fit(
         device: ``"auto"`` uses a CUDA device if there is one, else the CPU. Programs that are functions are
             not moved. With ``"auto"``, their data are not moved either.
         progress: If true, a progress bar is shown, provided that the output is a terminal.
-        tensorboard: Folder for TensorBoard ( ``pip install 'pyrovae[tensorboard]'``), which must belong to this run
+        tensorboard: Folder for TensorBoard (``pip install 'pyrovae[tensorboard]'``), which must belong to this run
             alone, or a ``torch.utils.tensorboard.SummaryWriter``. TensorBoard shows the history, the norm of the last
             gradient of every epoch, and histograms of parameters and gradients. If the data are images, it also shows
             draws from the prior, and validation images above their reconstructions. The output does not affect the run.
@@ -179,13 +179,13 @@ def fit(
         TypeError: If ``module`` has neither a model and guide nor a loss, if data have an unsupported type, or if a
             count is not an integer.
         ValueError: If data are empty, differ in length, or lie outside the likelihood's support; if data are NaN or
-            infinite and the program cannot handle this; if values in the data are so large that a density is not
-            finite; if model and guide disagree; if a site outside the data plate would be trained on mini-batches that
-            are not scaled to all data; if an option is out of range; if the device is not available; if a module with
-            its own loss is given an objective or a KL warm-up; if the checkpoints belong to another run, or none of
-            them can be read. A call that continues a run may change ``epochs``, ``patience``, ``compile``,
-            ``on_nonfinite``, ``checkpoint_every``, ``device``, ``progress``, ``tensorboard``, ``tensorboard_every`` and
-            ``callback``, but not the module, data, objective or other options.
+            infinite and the program cannot handle this; if values in the data are so large that a distribution gets a
+            parameter that is NaN or infinite; if model and guide disagree; if a site outside the data plate would be
+            trained on mini-batches that are not scaled to all data; if an option is out of range; if the device is not
+            available; if a module with its own loss is given an objective or a KL warm-up; if the checkpoints belong to
+            another run, or none of them can be read. A call that continues a run may change ``epochs``, ``patience``,
+            ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``, ``progress``, ``tensorboard``,
+            ``tensorboard_every`` and ``callback``, but not the module, data, objective or other options.
         DivergenceError: A FloatingPointError, if the loss, its gradient, a parameter or the bound on the validation
             data is not finite. The message names the epoch and, where known, the step and the first site or parameter
             that is not finite. The error has the attribute ``history``.
