@@ -30,8 +30,8 @@ def codes(
 
     Args:
         panels: Pair ``(codes, labels)`` for each panel, by name, with shapes ``(n, latent)`` and ``(n,)``. Labels are
-            classes if they are strings, booleans or integers with at most 20 different values. Each class has its own
-            colour and marker. Other labels are values, shown by colours with a colour bar; NaN is grey.
+            classes if they are strings, booleans, or up to 20 different integers. Each class has its own colour and
+            marker. Other labels are values, shown by colours with a colour bar; NaN is grey.
         projection: Function from ``(n, latent)`` to ``(n, 2)``, such as ``sklearn.manifold.TSNE().fit_transform``. If
             there are more than two latent dimensions, the default is the projection on the first two principal
             components (PC) of each panel; axis labels state the fraction of the variance along each component.

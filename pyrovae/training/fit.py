@@ -179,13 +179,13 @@ def fit(
         TypeError: If ``module`` has neither a model and guide nor a loss, if data have an unsupported type, or if a
             count is not an integer.
         ValueError: If data are empty, differ in length, or lie outside the likelihood's support; if data are NaN or
-            infinite and the program cannot handle this; if values in the data are so large that a density is not
-            finite; if model and guide disagree; if a site outside the data plate would be trained on mini-batches that
-            are not scaled to all data; if an option is out of range; if the device is not available; if a module with
-            its own loss is given an objective or a KL warm-up; if the checkpoints belong to another run, or none of
-            them can be read. A call that continues a run may change ``epochs``, ``patience``, ``compile``,
-            ``on_nonfinite``, ``checkpoint_every``, ``device``, ``progress``, ``tensorboard``, ``tensorboard_every`` and
-            ``callback``, but not the module, data, objective or other options.
+            infinite and the program cannot handle this; if values in the data are so large that a distribution gets a
+            parameter that is NaN or infinite; if model and guide disagree; if a site outside the data plate would be
+            trained on mini-batches that are not scaled to all data; if an option is out of range; if the device is not
+            available; if a module with its own loss is given an objective or a KL warm-up; if the checkpoints belong to
+            another run, or none of them can be read. A call that continues a run may change ``epochs``, ``patience``,
+            ``compile``, ``on_nonfinite``, ``checkpoint_every``, ``device``, ``progress``, ``tensorboard``,
+            ``tensorboard_every`` and ``callback``, but not the module, data, objective or other options.
         DivergenceError: A FloatingPointError, if the loss, its gradient, a parameter or the bound on the validation
             data is not finite. The message names the epoch and, where known, the step and the first site or parameter
             that is not finite. The error has the attribute ``history``.

@@ -105,7 +105,7 @@ class Run:
 
     @property
     def steps_made(self) -> int:
-        """Return the number of steps of the run, including skipped steps and the steps before a checkpoint."""
+        """Return the number of steps made so far, including skipped steps and the steps before a checkpoint."""
         return self.state.progress.epoch * self.plan.steps + self.state.progress.step
 
     def as_dict(self) -> dict[str, Any]:
