@@ -7,7 +7,6 @@ of the previous random operation.
 """
 
 import operator
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -58,27 +57,30 @@ def _after(graph: fx.Graph, node: fx.Node, previous: fx.Node) -> fx.Node:
 
     The node is returned unchanged if no argument of the operation is a tensor, except for ``randn`` and ``rand``.
     """
+    assert isinstance(node.target, OpOverload)
     with graph.inserting_before(node):
         if node.target in _FILLS:
             empty = graph.call_function(_aten.empty.memory_format, node.args, dict(node.kwargs))
-            ordered = graph.call_function(_AFTER, (empty, previous))
-            filled = graph.call_function(_FILLS[node.target], (ordered,))
+            filled = graph.call_function(_FILLS[node.target], (graph.call_function(_AFTER, (empty, previous)),))
             node.replace_all_uses_with(filled)
             graph.erase_node(node)
             return filled
-        place = next((i for i, given in enumerate(node.args) if _is_tensor(given)), None)
-        if place is not None:
-            node.update_arg(place, graph.call_function(_AFTER, (node.args[place], previous)))
+        schema = node.target._schema
+        tensors = [isinstance(each.type, torch.TensorType) for each in schema.arguments[: len(node.args)]]
+        if True in tensors:
+            place = tensors.index(True)
+            given = node.args[place]
+            ordered = graph.call_function(_AFTER, (given, previous))
+            if schema.is_mutable:  # the operation must fill the tensor itself, which may be a view or a buffer
+                ordered = graph.call_function(_aten.copy_.default, (given, ordered))
+            node.update_arg(place, ordered)
     return node
 
 
 def _first(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """Return the result of an operation, or the first of its results."""
-    if not isinstance(node.meta.get("val"), tuple | list):
+    assert isinstance(node.target, OpOverload)
+    if len(node.target._schema.returns) == 1:
         return node
     with graph.inserting_after(node):
         return graph.call_function(operator.getitem, (node, 0))
-
-
-def _is_tensor(given: Any) -> bool:
-    return isinstance(given, fx.Node) and isinstance(given.meta.get("val"), Tensor)

@@ -22,6 +22,8 @@ def of_valid(
 ) -> dict[str, Tensor]:
     """Compute statistics of the data whose log-weights are all finite or -inf; statistics of other data are NaN.
 
+    All results are on the CPU, whatever the device of the log-weights.
+
     Args:
         log_weights: Log-weights, shape ``(*draws, N)``, nats.
         columns: Function from the log-weights of n data to statistics by name, shape ``(n,)`` or ``(n, *rest)``.
@@ -29,13 +31,13 @@ def of_valid(
     """
     valid = ~(log_weights.isnan() | (log_weights == math.inf)).flatten(0, draws_dims - 1).any(0)
     if valid.all():
-        return dict(columns(log_weights))
+        return {name: values.cpu() for name, values in columns(log_weights).items()}
     size, found = len(valid), columns(log_weights[..., valid] if valid.any() else torch.zeros_like(log_weights))
     result = {}
     for name, values in found.items():
         result[name] = torch.full((size, *values.shape[1:]), math.nan, dtype=torch.float64)
         if valid.any():
-            result[name][valid.to(values.device)] = values.double().cpu()
+            result[name][valid.cpu()] = values.double().cpu()
     return result
 
 

@@ -18,10 +18,20 @@ def noisy(x: Tensor) -> tuple[Tensor, ...]:
         torch.empty_like(x).normal_(),
         torch._standard_gamma(x + 2),
         torch.rand(5),
+        torch.poisson(torch.rand(5)),
+        halves(x),
         torch.bernoulli(x),
         torch.ops.aten.native_dropout(x, 0.5, True)[0],
         torch.randn_like(x),
     )
+
+
+def halves(x: Tensor) -> Tensor:
+    """Fill two views of a tensor, one after the other."""
+    filled = torch.empty(6, dtype=x.dtype)
+    filled[:3].normal_()
+    filled[3:].uniform_()
+    return filled
 
 
 def recorded(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> fx.GraphModule:
@@ -46,7 +56,7 @@ def test_each_draw_reads_the_draw_before(monkeypatch: pytest.MonkeyPatch) -> Non
     x = torch.rand(4, 2)
     traced = recorded(noisy, x)
     draws = [node for node in traced.graph.nodes if random_order.draws(node)]
-    assert len(draws) == 7
+    assert len(draws) == 11
     for earlier, later in pairwise(draws):
         assert earlier in ancestors(later)
     torch.manual_seed(0)

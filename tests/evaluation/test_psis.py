@@ -73,3 +73,12 @@ def test_the_fit_finds_shape_and_scale(shape: float) -> None:
     expected = (4000 * shape + 5) / 4010
     for found, true, error in ((k, expected, (1 + shape) / math.sqrt(4000)), (scale, 2.5, 2.5 * math.sqrt(2 / 4000))):
         assert abs(float(found.mean()) - true) < 5 * error / math.sqrt(20) + 0.005
+
+
+def test_a_datum_without_weights_is_uniform_and_the_argument_stays() -> None:
+    log_weights = torch.cat([torch.full((200, 1), -math.inf), torch.randn(200, 2)], dim=1).double()
+    before = log_weights.clone()
+    smoothed, pareto_k = psis(log_weights)
+    assert torch.equal(log_weights, before)
+    assert pareto_k[0] == math.inf
+    torch.testing.assert_close(smoothed[:, 0], torch.full((200,), -math.log(200), dtype=torch.float64))

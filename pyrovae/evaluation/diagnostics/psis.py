@@ -69,13 +69,13 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
             f"log-weights of {len(bad)} data are NaN or +inf, the first at index {bad[0]}. The model has diverged: "
             f"check its parameters and the scales that its networks return."
         )
-    rows = log_weights.detach().double().T.contiguous()
+    rows = log_weights.detach().double().T.clone(memory_format=torch.contiguous_format)
     num_samples = rows.shape[1]
+    nothing = rows.isneginf().all(1)  # all weights of the datum are zero
+    rows[nothing] = 0.0
     zero = rows.isneginf()
-    nothing = zero.all(1)  # all weights of the datum are zero
     lowest = rows.masked_fill(zero, math.inf).amin(1, keepdim=True)
     rows = torch.where(zero, torch.minimum(lowest, rows.amax(1, keepdim=True) - 800.0) - 1.0, rows)
-    rows[nothing] = 0.0
     tail = math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))  # number of weights that the fit uses
     largest = rows.topk(min(num_samples, tail + 1), dim=1).values
     # Weights that differ by a factor of e are unequal, even if the dtype is coarse at their magnitude.

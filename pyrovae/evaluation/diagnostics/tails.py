@@ -44,7 +44,8 @@ def tail_shape(pareto_k: Any, num_samples: int) -> tuple[np.ndarray, np.ndarray]
         return k, error
     variance = error[finite].mean() ** 2
     between = max(k[finite].var(ddof=1) - variance, 0.0)
-    share = between / (between + error**2)
+    total = between + error**2
+    share = np.divide(between, total, out=np.zeros_like(total), where=total > 0)  # infinite values have no error
     mean = k[finite].mean()
     return np.where(finite, mean + share * (np.where(finite, k, 0.0) - mean), k), np.sqrt(share) * error
 

@@ -196,7 +196,7 @@ class Cascade:
         pilot = self._weights(batch, PILOT)
         found = bounds.of_valid(pilot, summary)
         estimates.evaluations += PILOT
-        estimates.pilot, estimates.pilot_mcse = found["log_likelihood"].cpu(), found["mcse"].cpu()
+        estimates.pilot, estimates.pilot_mcse = found["log_likelihood"], found["mcse"]
         good = (found["pareto_k"] < GOOD_K) & (found["ess"] > GOOD_ESS * PILOT)
         if self.space is None:
             good = torch.ones_like(good)

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from pyrovae.evaluation import diagnose, draws_needed, evaluate, log_likelihood, verdicts
-from pyrovae.evaluation.diagnostics.tails import tail_shape
+from pyrovae.evaluation.diagnostics.tails import is_tail_light, tail_shape
 from tests.oracle import Oracle
 
 NAMES = ["reliable", "more draws", "proposal too narrow"]
@@ -95,6 +95,14 @@ def test_k_hat_is_shrunk_towards_its_mean_over_the_data() -> None:
     mean, deviation = tail_shape(np.concatenate([k_hat - 1, k_hat + 1]), 1000)  # two kinds of data keep their k
     assert mean[:400].max() < 0 < mean[400:].min()
     assert (tail_shape(np.array([-np.inf, np.inf]), 1000)[0] == [-np.inf, np.inf]).all()
+
+
+def test_equal_weights_are_reliable_beside_data_of_equal_k() -> None:
+    """The spread of k over the data is zero, and so is the error of a datum with equal weights."""
+    mean, deviation = tail_shape(np.array([0.3] * 30 + [-np.inf, np.inf]), 1000)
+    assert not np.isnan(deviation).any()
+    assert is_tail_light(np.array([0.3] * 30 + [-np.inf, np.inf]), 1000).tolist() == [True] * 31 + [False]
+    assert mean[-2:].tolist() == [-np.inf, np.inf]
 
 
 @pytest.mark.parametrize("scale", [0.5**0.5, 0.5, 0.4])  # k = 0.5, 0.75, 0.84
