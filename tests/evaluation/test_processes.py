@@ -35,12 +35,14 @@ def refused(make: Callable[[], nn.Module], x: Tensor, **options: Any) -> str:
 
 
 class OfBatch(nn.Module):
-    """A penalty of a user that is a module and depends on the whole batch."""
+    """A penalty of a user that depends on the whole batch, inside of a list inside of a module."""
 
-    is_of_batch = True
+    def __init__(self) -> None:
+        super().__init__()
+        self.penalties = [pv.autoencoders.KLSparsity(1.0)]
 
     def forward(self, network: Any, x: Tensor, codes: Tensor) -> Tensor:
-        return codes.mean(0).square().sum().expand(len(x))
+        return self.penalties[0](network, x, codes)
 
 
 def run_refused() -> list[str]:

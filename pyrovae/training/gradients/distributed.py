@@ -10,7 +10,7 @@ the first datum with weight 0. DistributedDataParallel averages gradients over t
 its loss by the number of processes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -193,10 +193,18 @@ def _is_sum(loss: Loss) -> bool:
     """
     if not isinstance(loss, Bound):
         (module,) = loss.programs
-        return not any(getattr(part, "is_of_batch", False) for part in (*vars(module).values(), *module.children()))
+        return not any(getattr(part, "is_of_batch", False) for part in _held(module))
     objective: Any = loss.objective
     objective = getattr(objective, "objective", objective)  # the inner objective, if the latent sites are weighted
     return type(objective) in _SUMS or not getattr(objective, "is_of_batch", True)
+
+
+def _held(module: nn.Module) -> Iterator[Any]:
+    """Yield the modules within a module, and what their attributes hold, also in lists and tuples."""
+    for part in module.modules():
+        yield part
+        for value in vars(part).values():
+            yield from value if isinstance(value, list | tuple) else (value,)
 
 
 def _check_outside(loss: Bound, batch: Batch) -> None:
@@ -215,8 +223,13 @@ def _check_outside(loss: Bound, batch: Batch) -> None:
     for site in model_sites + guide_sites:
         is_outside = loss.plate not in {frame.name for frame in site_plates(site)}
         if is_outside and (not is_scaled or is_enumerated(site)):
+            remedy = "Train in one process, because the site is enumerated"
+            if not is_enumerated(site):
+                remedy = (
+                    "Give the plate the size of the whole data set (pyro.plate(name, size, subsample=...)), so that "
+                    "the loss is scaled to this size, or train in one process"
+                )
             raise ValueError(
                 f"site {site['name']!r} lies outside the data plate {loss.plate!r}, so each process would count it. "
-                f"Give the plate the size of the whole data set (pyro.plate(name, size, subsample=...)), so that the "
-                f"loss is scaled to this size, or train in one process."
+                f"{remedy}."
             )
