@@ -4,8 +4,8 @@ If such a part exists, the expected importance weight is less than p(x), and nei
 shows this. Two searches look for such parts, with a few draws for each datum:
 
 1. *Moves from the guide's draws.* The guide's draws, resampled by their weights, follow the posterior inside the
-   guide's support. One coordinate of each resampled draw is moved by about a standard deviation, or gets a random value
-   if it is discrete. The Metropolis algorithm would accept some of these moves. The search measures the fraction
+   guide's support. One coordinate of each resampled draw is moved by about a standard deviation, or gets another random
+   value if it is discrete. The Metropolis algorithm would accept some of these moves. The search measures the fraction
    of moves that would be accepted and that lead to values outside the guide's support.
 2. *Draws from the prior*, weighted by the likelihood, find posterior mass that is far from the guide's draws.
 """
@@ -13,6 +13,7 @@ shows this. Two searches look for such parts, with a few draws for each datum:
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from pyrovae._waist.draws import run_model
 from pyrovae._waist.errors import ProgramError
 from pyrovae._waist.plates import dim_of, plate_names
 from pyrovae._waist.scoring import masked_score, score
-from pyrovae._waist.sites import Site, is_point
+from pyrovae._waist.sites import Site, factors, is_point
 from pyrovae._waist.summation import sum_per_datum
 from pyrovae._waist.support import bounded_base, is_discrete, is_real, is_same_support, support_of
 from pyrovae.evaluation.batches import Batch
@@ -156,9 +157,24 @@ class _Search:
         terms = []
         for name in self.narrow:
             site = run.latents[name]
-            limit = NEVER_DRAWN if is_discrete(site["fn"]) else -torch.finfo(torch.float32).max
-            terms.append((site, (score(site) < limit).float()))
+            terms.append((site, _is_never_drawn(site).float()))
         return sum_per_datum(terms, run.draws_dim, dim_of(self.problem.plate)).expand(run.num_draws, batch.size) > 0
+
+
+def _is_never_drawn(site: Site) -> Tensor:
+    """Return, in the batch shape of a site, whether the value has no density or holds an entry that is never drawn.
+
+    The entries of a discrete event are judged one by one if they are independent, because the joint probability of many
+    entries is small for every value. Other discrete events must have a probability of zero, except single classes.
+    """
+    fn, log_prob = site["fn"], score(site)
+    never = log_prob < -torch.finfo(torch.float32).max
+    if not is_discrete(fn):
+        return never
+    if (entries := factors(fn)) is not None:
+        rare = entries.log_prob(site["value"]) < NEVER_DRAWN
+        return never | (rare.flatten(-fn.event_dim).any(-1) if fn.event_dim else rare)
+    return never | (log_prob < NEVER_DRAWN) if isinstance(fn, dist.OneHotCategorical) else never
 
 
 def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
@@ -175,6 +191,8 @@ def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
             ``drawn`` if this is larger.
     """
     fn = site["fn"]
+    if is_discrete(fn):
+        fn = factors(fn) or fn
     if is_discrete(fn) and fn.event_dim:  # one of several classes
         shift = int(torch.randint(1, max(2, value.shape[-1]), ()))
         return value.roll(shift, -1)
@@ -190,16 +208,18 @@ def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _other_value(fn: Any, value: Tensor) -> Tensor:
-    """Return random values, of the shape of ``value``, for a discrete site with distribution ``fn``.
+    """Return other random values, of the shape of ``value``, for a discrete site with distribution ``fn``.
 
-    If the support of ``fn`` can be enumerated, the result is drawn uniformly from the support. Otherwise, a random
-    integer from 1 to 3 is added to each entry of ``value`` or subtracted from it.
+    If the support of ``fn`` can be enumerated, each entry is drawn uniformly from the other values of the support.
+    Otherwise, a random integer from 1 to 3 is added to each entry of ``value`` or subtracted from it.
     """
     try:
         known = fn.enumerate_support(expand=False).flatten()
     except (NotImplementedError, AttributeError):
         known = torch.empty(0)
-    if 0 < len(known) <= MOST_VALUES:
-        return known.cpu()[torch.randint(len(known), value.shape)].to(value)
+    if 1 < len(known) <= MOST_VALUES:
+        place = (value.unsqueeze(-1) == known.to(value)).float().argmax(-1)
+        other = (place.cpu() + torch.randint(1, len(known), value.shape)) % len(known)
+        return known.cpu()[other].to(value)
     step, sign = torch.randint(1, 4, value.shape), 2 * torch.randint(2, value.shape) - 1
     return value + (step * sign).to(value)

@@ -121,6 +121,42 @@ def test_a_guide_that_is_too_small_in_one_of_many_dimensions() -> None:
         E.evaluate(model, guide, X, 100, seed=0)
 
 
+def bits(prior: float, rates: Callable[[Tensor], Tensor], scale: float) -> tuple[Program, Program]:
+    """Return a model of independent bits with a given prior probability, and a guide with given probabilities."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((x.shape[1],), prior)).to_event(1))
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(rates(x)).to_event(1))
+
+    return model, guide
+
+
+def test_a_guide_that_cannot_draw_one_of_many_bits() -> None:
+    """Draws from the prior do not find the posterior, and the joint probability of the other bits shows nothing."""
+    truth = torch.rand(6, 16, generator=torch.Generator().manual_seed(0)).round()
+    truth[:, 5] = 1.0
+
+    def rates(x: Tensor) -> Tensor:
+        rate = x.round().clamp(0.05, 0.95)
+        rate[:, 5] = 1e-9
+        return rate
+
+    with pytest.raises(ValueError, match=REFUSED):
+        E.evaluate(*bits(0.05, rates, 0.3), truth, 200, seed=0)
+
+
+def test_a_guide_of_many_bits_that_covers_the_posterior_is_accepted() -> None:
+    """The probability of any value of 60 fair bits is below that of a value that is never drawn."""
+    found = E.evaluate(*bits(0.5, lambda x: torch.full_like(x, 0.5), 10.0), torch.zeros(6, 60), 2000, seed=0)
+    per_bit = np.log((stats.norm.pdf(0, 0, 10) + stats.norm.pdf(0, 1, 10)) / 2)
+    check_close(found, np.full(6, 60 * per_bit))
+
+
 def test_the_datum_is_named() -> None:
     x = torch.full((2500,), 3.0)
     x[1700] = -1.0
