@@ -304,8 +304,10 @@ def _processor() -> str:
 
 
 def _version(package: str) -> str | None:
+    from pyrovae.versions import version  # the installed metadata may be those of an earlier version
+
     try:
-        return metadata.version(package)
+        return version(package)
     except metadata.PackageNotFoundError:
         return None
 
