@@ -60,6 +60,8 @@ class Options(comparison.Options):
     """Passes over the training data."""
     kl_warmup: int = 10
     """Epochs over which the weight of the latent sites grows to 1."""
+    test_size: int | None = 250
+    """Number of test data to evaluate, drawn at random, the same for all cells."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that computes a cell."""
     threads: int = 1

@@ -141,7 +141,7 @@ def test_refinement_leaves_a_vamp_prior_alone(vae: pv.VAE, x: Tensor) -> None:
 def test_parts_that_cannot_be_refined_are_named(vae: pv.VAE, x: Tensor) -> None:
     with pytest.raises(ValueError, match="steps=0"):
         pv.posteriors.SemiAmortized(vae.posterior, steps=0)
-    with pytest.raises(ValueError, match="Use it as the posterior of a pyrovae"):
+    with pytest.raises(ValueError, match="Use SemiAmortized as the posterior of a pyrovae"):
         pv.posteriors.SemiAmortized(vae.posterior)(x)
     vae.posterior = pv.posteriors.SemiAmortized(lambda x: dist.Uniform(x[:, :2], x[:, :2] + 1).to_event(1))
     with pytest.raises(TypeError, match=r"families: Normal, .*; got a Uniform"):
