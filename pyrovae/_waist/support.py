@@ -160,7 +160,7 @@ def is_periodic(distribution: Any) -> bool:
 
 
 def common_support(support: Any) -> Any | None:
-    """Return a copy of a support that has a scalar for each bound, or ``None`` if a bound has several values."""
+    """Return a copy of a support that has a number for each bound, or ``None`` if a bound has several values."""
 
     def collapsed(constraint: Any) -> Any:
         if not isinstance(constraint, constraints.Constraint):
@@ -171,7 +171,7 @@ def common_support(support: Any) -> Any | None:
                 values = part.unique()
                 if values.numel() != 1:
                     raise LookupError
-                setattr(result, name, values.reshape(()).cpu())
+                setattr(result, name, values.item())
             elif isinstance(part, constraints.Constraint):
                 setattr(result, name, collapsed(part))
         return result

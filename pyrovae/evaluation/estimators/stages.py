@@ -89,7 +89,7 @@ class Stages:
         size = max(1, self.problem.affordable // 3)  # a gradient takes more memory
         annealing = Annealing(target, mixture, temperatures, NUM_LEAPFROG, batch_size=size)
         found = bounds.of_valid(annealing.log_weights(NUM_CHAINS), summary)
-        stuck = annealing.acceptance < LEAST_ACCEPTANCE
+        stuck = annealing.acceptance.cpu() < LEAST_ACCEPTANCE
         found["log_likelihood"] = torch.where(stuck, math.nan, found["log_likelihood"])
         self.estimates.put(indices, found, stage=2, draws=NUM_CHAINS, evaluations=annealing.evaluations)
         return indices[~self.estimates.passes(indices, self.precision)]
@@ -120,7 +120,7 @@ def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]
         found: Statistics of the same draws, computed as if the draws were not stratified. If the estimate of log p(x)
             in ``found`` is not finite for a datum, the returned estimate and error of this datum are NaN.
     """
-    estimate, mcse = drawn.double().log_likelihood()
-    rounding = bounds.rounding_error(drawn.log_weights)
+    estimate, mcse = (part.cpu() for part in drawn.double().log_likelihood())
+    rounding = bounds.rounding_error(drawn.log_weights).cpu()
     known = found["log_likelihood"].isfinite()
     return torch.where(known, estimate, math.nan), torch.where(known, torch.hypot(mcse, rounding), math.nan)

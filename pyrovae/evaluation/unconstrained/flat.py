@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrovae._compilation.graphs import compiled_or_none
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.unconstrained.space import Space
-from pyrovae.evaluation.unconstrained.target import Target
+from pyrovae.evaluation.unconstrained.target import Target, kept
 
 ROWS = 640  # pairs in a graph; matrix products of this size are as fast per row as larger ones
 
@@ -95,7 +95,7 @@ class FlatTarget(Target):
 
             graphs[key] = compiled_or_none(run, own.tensors, inputs, own.modules, caller="evaluation", frozen=True)
         graph = graphs[key]
-        return self._densities(part, u, with_gradient) if graph is None else list(graph(*inputs))
+        return self._densities(part, u, with_gradient) if graph is None else kept(graph(*inputs))
 
     def _densities(self, part: Batch, u: Tensor, with_gradient: bool) -> list[Tensor]:
         """Return log p(x, u), shape ``(n,)``, for n pairs of a datum and a vector u, and its gradient if requested."""

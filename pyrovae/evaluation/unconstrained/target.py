@@ -1,6 +1,6 @@
 """Densities of model and guide for the data of a batch, as functions of unconstrained real vectors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -97,13 +97,14 @@ class Target:
             value, gradient = run()
             return value, gradient
         key = (*u.shape, int(beta == 1))
-        inputs = [tensor for tensor in (*self.batch.args, u, power) if isinstance(tensor, Tensor)]
+        given = *self.batch.args, *self.batch.subsample.values(), u, power
+        inputs = [tensor for tensor in given if isinstance(tensor, Tensor)]
         graphs = self.space.graphs
         if key not in graphs:
             own = self.problem.isolation
             graphs[key] = compiled_or_none(run, own.tensors, inputs, own.modules, caller="evaluation", frozen=True)
         graph = graphs[key]
-        value, gradient = run() if graph is None else graph(*inputs)
+        value, gradient = run() if graph is None else kept(graph(*inputs))
         return value, gradient
 
     def _log_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Tensor:
@@ -127,8 +128,8 @@ class _Part(Target):
 
     def __init__(self, whole: Target, indices: Tensor) -> None:
         super().__init__(whole.space, whole.batch, amortized=whole.amortized, is_checked=True)
-        self.whole, self.indices, self.size = whole, indices, len(indices)
         self.others = whole.draw(1)[0]
+        self.whole, self.indices, self.size = whole, indices.to(self.others.device), len(indices)
 
     def subset(self, indices: Tensor) -> Target:
         """Return the target of a smaller subset of the data; ``indices`` are positions in the present subset."""
@@ -158,3 +159,8 @@ class _Part(Target):
 
     def _filled(self, u: Tensor) -> Tensor:
         return self.others.expand(len(u), -1, -1).index_copy(1, self.indices, u)
+
+
+def kept(results: Sequence[Tensor]) -> list[Tensor]:
+    """Copy results on a CUDA device, because the next call of the same CUDA graph overwrites them."""
+    return [result.clone() if result.is_cuda else result for result in results]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.evaluation.unconstrained import flat
+from pyrovae.evaluation.unconstrained import flat, target
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.evaluation.unconstrained.target import Target
 
@@ -87,5 +87,66 @@ def test_a_program_of_a_fixed_size_has_no_pairs() -> None:
             pyro.sample("z", dist.Normal(x / 2, 1.0))
 
     with pv.evaluation.Problem(of_four, its_guide, torch.zeros(4), compile=True, **OPTIONS) as problem:
-        target = flat.target_of(Space(problem), next(problem.batches(4)))
-    assert not isinstance(target, flat.FlatTarget)
+        found = flat.target_of(Space(problem), next(problem.batches(4)))
+    assert not isinstance(found, flat.FlatTarget)
+
+
+class OnCuda(Tensor):
+    """A tensor on the CPU that claims to be on a CUDA device."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+@pytest.fixture
+def overwritten(monkeypatch: pytest.MonkeyPatch, interpreted: None) -> None:
+    """Let every call of a graph overwrite the results of its previous call, as a CUDA graph does."""
+    compiled = flat.compiled_or_none
+
+    def overwriting(*given: Any, **options: Any) -> Any:
+        graph, places = compiled(*given, **options), list[Tensor]()
+        assert graph is not None
+
+        def replay(*tensors: Tensor) -> list[Tensor]:
+            results = graph(*tensors)
+            places.extend(torch.empty_like(result).as_subclass(OnCuda) for result in results[len(places) :])
+            for place, result in zip(places, results, strict=True):
+                place.copy_(result)
+            return places
+
+        return replay
+
+    for module in (flat, target):
+        monkeypatch.setattr(module, "compiled_or_none", overwriting)
+
+
+@pytest.mark.usefixtures("overwritten")
+def test_a_call_of_a_graph_leaves_earlier_results_unchanged() -> None:
+    with pv.evaluation.Problem(model, guide, torch.linspace(-3.0, 3.0, 50), compile=True, **OPTIONS) as problem:
+        space, batch = Space(problem), next(problem.batches(50))
+        plain = Target(space, batch, amortized=True, compiles=False)
+        u = torch.randn(2, 26, 50, 2, generator=torch.Generator().manual_seed(1))  # each half has two full graphs
+        expected = [plain.value_and_gradient(part) for part in u]
+        for compiled in (flat.target_of(space, batch), Target(space, batch, amortized=True)):
+            for mine, theirs in zip([compiled.value_and_gradient(part) for part in u], expected, strict=True):
+                for result, right in zip(mine, theirs, strict=True):
+                    torch.testing.assert_close(result.as_subclass(Tensor), right)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_graph_reads_the_subsample_of_each_batch() -> None:
+    def of_64(x: Tensor) -> None:
+        with pyro.plate("data", 128, subsample_size=64) as chosen:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[chosen])
+
+    def its_guide(x: Tensor) -> None:
+        with pyro.plate("data", 128, subsample_size=64) as chosen:
+            pyro.sample("z", dist.Normal(x[chosen] / 2, 1.0))
+
+    with pv.evaluation.Problem(of_64, its_guide, torch.arange(128.0), compile=True, **OPTIONS) as problem:
+        space, u = Space(problem), torch.zeros(3, 64, 1)
+        for batch in problem.batches(64):
+            compiled, plain = Target(space, batch), Target(space, batch, compiles=False)
+            assert compiled.compiles
+            torch.testing.assert_close(compiled.value_and_gradient(u), plain.value_and_gradient(u))
+            torch.testing.assert_close(compiled.value_and_gradient(u, 0.3), plain.value_and_gradient(u, 0.3))
