@@ -13,7 +13,7 @@ from pyrovae._waist.draws import Draws, run_model
 from pyrovae._waist.plates import dim_of, plate_names
 from pyrovae._waist.scoring import masked_score
 from pyrovae._waist.sites import Program, is_enumerated
-from pyrovae._waist.summation import sum_per_datum
+from pyrovae._waist.summation import device_of, sum_per_datum
 
 
 class Densities(NamedTuple):
@@ -68,17 +68,20 @@ def log_joint(
     if any(map(is_enumerated, inside)):
         return sum_per_datum(terms, draws_dim, dim_of(plate)).expand(num_draws, plate.size)
     likelihood, prior = (
-        sum_per_datum([term for term in terms if term[0]["is_observed"] == observed], draws_dim, dim_of(plate))
-        for observed in (True, False)
+        sum_per_datum(part, draws_dim, dim_of(plate), device_of(terms))
+        for part in ([term for term in terms if term[0]["is_observed"] == observed] for observed in (True, False))
     )
     return joint_density(likelihood, prior).expand(num_draws, plate.size)
 
 
-def log_guide(draws: Draws, plate: CondIndepStackFrame) -> Tensor:
-    """Return log q(z | x) of a guide's draws, shape ``(num_draws, N)``, nats; the guide must not enumerate sites."""
+def log_guide(draws: Draws, plate: CondIndepStackFrame, device: torch.device | None = None) -> Tensor:
+    """Return log q(z | x) of a guide's draws, shape ``(num_draws, N)``, nats; the guide must not enumerate sites.
+
+    If the guide has no latent sites, the result is zero, on ``device``.
+    """
     latents = [site for site in draws.latents.values() if plate.name in plate_names(site)]
     terms = [(site, masked_score(site)) for site in latents]
-    return sum_per_datum(terms, draws.draws_dim, dim_of(plate)).expand(draws.num_draws, plate.size)
+    return sum_per_datum(terms, draws.draws_dim, dim_of(plate), device).expand(draws.num_draws, plate.size)
 
 
 def joint_density(likelihood: Tensor, prior: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from pyrovae._waist.sites import Site
 Term = tuple[Site, Tensor]
 
 
-def sum_per_datum(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
+def sum_per_datum(
+    terms: list[Term], draws_dim: int | None, data_dim: int, device: torch.device | None = None
+) -> Tensor:
     """Sum log-probabilities over all dimensions except those of the draws and of the data.
 
     Args:
@@ -28,6 +30,7 @@ def sum_per_datum(terms: list[Term], draws_dim: int | None, data_dim: int) -> Te
         draws_dim: Dimension of the draws, counted from the right. ``None`` if the program ran without a dimension of
             draws.
         data_dim: Dimension of the data plate, counted from the right.
+        device: Device of the result if there are no terms; by default the CPU.
 
     Returns:
         Log-probabilities, shape ``(num_draws or 1, N or 1)``, nats.
@@ -35,7 +38,7 @@ def sum_per_datum(terms: list[Term], draws_dim: int | None, data_dim: int) -> Te
     if any("_enumerate_dim" in site["infer"] for site, _ in terms):
         return _sum_out(terms, draws_dim, data_dim)
     per_datum = [_reduce(term, draws_dim, data_dim) for _, term in terms]
-    return sum(per_datum[1:], start=per_datum[0]) if per_datum else torch.zeros((1, 1))
+    return sum(per_datum[1:], start=per_datum[0]) if per_datum else torch.zeros((1, 1), device=device)
 
 
 def _reduce(log_prob: Tensor, draws_dim: int | None, data_dim: int) -> Tensor:
@@ -73,6 +76,11 @@ def _sum_out(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
     total = plates.contract(kept)
     order = [total._pyro_dims.index(symbol) for symbol in kept]
     return total.permute(order).reshape(-1, total.shape[order[-1]])
+
+
+def device_of(terms: list[Term]) -> torch.device | None:
+    """Return the device of the log-probabilities, or ``None`` if there are no terms."""
+    return next((term.device for _, term in terms), None)
 
 
 class _Plates:

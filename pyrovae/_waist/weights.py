@@ -44,7 +44,7 @@ from pyrovae._waist.plates import check_complete, data_plate, dim_of, nesting_of
 from pyrovae._waist.scales import same_scale, scale_of_data
 from pyrovae._waist.scoring import masked_score
 from pyrovae._waist.sites import Program, Site, is_deterministic, is_enumerated, sample_sites
-from pyrovae._waist.summation import Term, sum_per_datum
+from pyrovae._waist.summation import Term, device_of, sum_per_datum
 
 
 class Weights(NamedTuple):
@@ -217,9 +217,10 @@ def _sum(
 
     The second result, the terms, is None if enumerated sites are summed out.
     """
+    device = device_of(of_model + of_guide)
 
     def total(terms: list[Term]) -> Tensor:
-        return sum_per_datum(terms, draws.draws_dim, dim_of(data)).expand(draws.num_draws, data.size)
+        return sum_per_datum(terms, draws.draws_dim, dim_of(data), device).expand(draws.num_draws, data.size)
 
     if draws.depth is not None:
         return total(of_model + [(site, -log_q) for site, log_q in of_guide]), None

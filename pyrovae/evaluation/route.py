@@ -112,7 +112,8 @@ class Route:
 
     def log_density(self, batch: Batch, draws: Draws) -> Tensor:
         """Return log q(z | x) of the draws in a run of the guide, shape ``(num_draws, n)``, nats."""
-        return log_guide(draws, self.plate_of(batch))
+        device = next(arg.device for arg in batch.args if isinstance(arg, Tensor))
+        return log_guide(draws, self.plate_of(batch), device)
 
     def log_joint(
         self,
