@@ -76,9 +76,10 @@ class Weights(NamedTuple):
 
     @property
     def of_model(self) -> Sequence[Tensor]:
-        """Likelihood and prior terms of the log-weights, as two tensors.
+        """Likelihood and prior terms of the log-weights, as two tensors, without the guide's term.
 
-        If enumerated sites are summed out, the result has a single tensor, the log-weights.
+        If enumerated sites are summed out, the terms are not known separately. The result is then a single tensor, the
+        log-weights, which include the guide's term.
         """
         return (self.log_weights,) if self.densities is None else self.densities[:2]
 
