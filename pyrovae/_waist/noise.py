@@ -95,13 +95,16 @@ class ChangedNoise(TorchDispatchMode):
 
 
 def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor]]) -> bool:
-    """Return whether the densities of a program depend on numbers that it draws outside sites.
+    """Return whether the densities of a program depend on random numbers that it draws outside its sample sites.
+
+    If NumPy or Python draws such numbers, the result is true without a test. If only torch draws them, the program is
+    run again with other numbers in their place.
 
     Args:
-        noise: Handler around the program. In an earlier run of the program, it has recorded the packages whose
-            generators change outside sites.
-        run: Function that runs the program and returns its densities. If the program draws values of sites, the draws
-            are the same at each call, because the states of torch's generators are restored before the call.
+        noise: Handler around the program. It must have handled an earlier run, so that ``noise.sources`` names the
+            packages (torch, NumPy, Python) that draw random numbers outside sites.
+        run: Function that runs the program and returns its densities. Sites that draw their values draw the same values
+            at each call, because the states of torch's generators are restored before the call.
     """
     if noise.sources - {"torch"}:
         return True

@@ -14,15 +14,14 @@ MOST_TRIALS = 200  # largest number of runs that search for the data with which 
 
 
 def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
-    """Run guide and model once on some of the data, or on all data if the program accepts no fewer.
+    """Run guide and model once on some of the data. If that fails, run them on all data, or on data without an error.
 
     Args:
         trials: Runs of the programs.
         memory: Bytes that the tensors of one run may occupy.
 
     Returns:
-        The run, and a boolean. The boolean is true if there is more than one datum, because a later run can then leave
-        out data.
+        The run, and whether it has more than one datum. Only then can the second run try fewer data.
 
     Raises:
         ValueError: If the program cannot score the data.

@@ -148,7 +148,7 @@ class _Writer(fx.Interpreter):
         self.network, self.extra_traceback = Network(), False
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Return the function's input, which has place 0 in the network."""
+        """Return the function's input as a :class:`_Value`. Steps refer to it by the index 0; see :class:`Network`."""
         return _Value(0, super().placeholder(target, args, kwargs))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
