@@ -226,12 +226,16 @@ def _letters(programs: Mapping[str, Mapping[str, Mapping[str, str]]]) -> dict[st
 
 STEP = ("ms per step", "/ Pyro", "/ PyTorch", "/ NumPyro")
 TRAINED = {
+    "perceptron": "perceptron, 400 hidden units",
+    "convolutional": "convolutional, 28 x 28",
     "colour": "convolutional, 32 x 32 x 3",
     "vampprior": "VampPrior, 500 pseudo-inputs",
     "mixture": "mixture prior, 200 components",
     "flow_prior": "flow prior",
     "inverse_autoregressive": "inverse autoregressive posterior",
     "two_layers": "two latent layers",
+    "counts": "negative binomial, 2,000 columns",
+    "markov": "deep Markov model",
 }
 TIMED = "Pyro", "PyTorch, compiled", "NumPyro", "pyrovae", "pyrovae, compiled"
 RATIOS = (
