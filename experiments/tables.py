@@ -290,6 +290,7 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame | str]] = {
     "published_protocol, rankings": protocol_rankings,
     "components": partial(results, "results/published_protocol", columns=COMPONENTS),
     "cascade": partial(results, "benchmarks/cascade"),
+    "first minute": partial(results, "benchmarks/first_minute"),
     "scaling": partial(results, "benchmarks/scaling", columns=GROWING),
     "streaming": partial(results, "benchmarks/streaming"),
     "likelihoods": partial(results, "results/likelihoods", columns=BITS),
