@@ -24,10 +24,12 @@ def replayed(
             are restored after the warm-up.
     """
     given, device = [example.clone() for example in examples], examples[0].device
-    with torch.cuda.device(device):
+    # The current stream copies and restores the buffers, so the warm-up waits for the copies, and the restoration waits
+    # for the warm-up.
+    with torch.cuda.device(device), seeded(0), unchanged(modules):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with seeded(0), unchanged(modules), torch.cuda.stream(stream):
+        with torch.cuda.stream(stream):
             for _ in range(3):  # the initialization of libraries on their first calls must not be captured
                 run(*given)
         torch.cuda.current_stream().wait_stream(stream)
@@ -51,7 +53,9 @@ def capture(function: Callable[[], Result], device: torch.device) -> tuple[Calla
         Each launch fills the tensors of this result.
     """
     graph = torch.cuda.CUDAGraph()
-    # By default torch captures on a stream of the device that was current at the first capture of the process.
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+    # By default torch captures on a stream of the device that was current at the first capture of the process. Also by
+    # default, a capture fails if another thread allocates page-locked memory, as the thread of a DataLoader does.
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = function()
     return graph.replay, result

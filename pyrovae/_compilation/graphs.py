@@ -22,6 +22,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
+from torch.utils._pytree import tree_leaves
 
 from pyrovae._compilation import onednn, softplus
 from pyrovae._compilation.cuda_graphs import replayed
@@ -54,6 +55,7 @@ class Graph:
         found: Further tensors that the graph reads, among them the results of :meth:`fold`.
         text: The operations, and the numbers that Python code computed, as text. If the function is recorded again, a
             different text shows that such a number or a branch has changed.
+        is_replayed: True if the compiled function replays a CUDA graph, which returns the same tensors at each call.
 
     Raises:
         UntraceableError: If the function makes a decision that depends on the value of a tensor, changes a state other
@@ -81,6 +83,7 @@ class Graph:
             raise
         self.found = _lift(self.module)
         self.text = _text(self.module)
+        self.is_replayed = False
         operations = len(self.module.graph.nodes)
         if operations > MAX_OPERATIONS:
             raise UntraceableError(
@@ -93,6 +96,7 @@ class Graph:
         import torch._inductor as inductor  # the import takes a second, and only compilation needs it
 
         softplus.teach_inductor()
+        self.is_replayed = self._is_of_cuda()
         chain(self.module.graph)
         self.module.recompile()
         fixed, varying, found = ([x.detach() for x in group] for group in (self.fixed, self.varying, self.found))
@@ -121,7 +125,20 @@ class Graph:
             with torch.no_grad():
                 return compiled(*fixed, *tensors, *found)
 
-        return replayed(run, varying, self.modules) if varying[0].is_cuda else run
+        return replayed(run, varying, self.modules) if self.is_replayed else run
+
+    def _is_of_cuda(self) -> bool:
+        """Return whether all tensors that the graph reads, and all random numbers that it draws, are on a CUDA device.
+
+        A CUDA graph would keep the values that tensors on the CPU had when it was captured.
+        """
+        if not self.varying[0].is_cuda:
+            return False
+        nodes, given = self.module.graph.nodes, [*self.fixed, *self.varying, *self.found]
+        inputs = zip(self.module.graph.find_nodes(op="placeholder"), given, strict=True)
+        read = [tensor for node, tensor in inputs if node.users]
+        drawn = [leaf for node in nodes if draws(node) for leaf in tree_leaves(node.meta["val"])]
+        return all(tensor.is_cuda for tensor in (*read, *drawn))
 
     def fold(self) -> None:
         """Compute each matrix product that depends only on parameters once, and use the result in all calls.
@@ -190,7 +207,7 @@ def compiled_or_none(
         graph = Graph(function, fixed, varying, modules)
         if frozen:
             graph.fold()
-        return Compiled(graph.compile(), graph.text)
+        return Compiled(graph.compile(), graph.text, graph.is_replayed)
     except Exception as error:  # an error of the function itself is raised again when the function runs
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         (tell or warn_caller)(f"{caller} continues without compilation: {reason}")
@@ -204,10 +221,11 @@ def warn_caller(message: str) -> None:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled function and the text of its graph; see :class:`Graph`."""
+    """A compiled function, the text of its graph, and whether it replays a CUDA graph; see :class:`Graph`."""
 
     run: Callable[..., Sequence[Tensor]]
     text: str
+    is_replayed: bool
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Return the results of the function, with ``tensors`` as the varying tensors of :class:`Graph`."""

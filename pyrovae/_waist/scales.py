@@ -28,7 +28,7 @@ class LatentScale(Messenger):
 def same_scale(first: float | Tensor, second: float | Tensor) -> bool:
     """Return whether two scales are equal; the values of a tensor are not read if both scales are the same object."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return first is second or torch.equal(first, second)
+        return first is second or torch.equal(first, second.to(first.device))  # a program's own scale may be on the CPU
     return not (isinstance(first, Tensor) or isinstance(second, Tensor)) and first == second
 
 

@@ -165,7 +165,7 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
     _check_unmixed(encoder)
     outcome: Any = vjp(encoder, x)
     code, pull_back = outcome
-    units = torch.eye(code.shape[1]).to(code).unsqueeze(1).expand(-1, *code.shape)
+    units = torch.eye(code.shape[1], dtype=code.dtype, device=code.device).unsqueeze(1).expand(-1, *code.shape)
     (jacobian,) = vmap(pull_back)(units)  # (code, N, *event)
     return jacobian.reshape(*units.shape[:2], -1).square().sum((0, 2))
 

@@ -149,7 +149,8 @@ class SemiSupervisedModel(Program):
         with self.data_plate(x):
             labels = self.labels(y)
             unknown = pyro.sample("y", _certain_where(known, labels))
-            observed = torch.where(known, y, torch.eye(y.shape[-1]).to(y)[0])  # an arbitrary class if unknown
+            first = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)[0]
+            observed = torch.where(known, y, first)  # an arbitrary class if unknown
             mask: Any = known[..., 0]
             with poutine.mask(mask=mask):
                 pyro.sample("label", labels, obs=observed)

@@ -152,10 +152,13 @@ def _own_scale(site: Site, within: str = "") -> float | None:
 
 
 def _without_plates(site: Site, within: str) -> Tensor:
-    """Return the scale of a site, divided by the subsampling factors of all its plates except the plate ``within``."""
+    """Return the scale of a site, divided by the subsampling factors of all its plates except the plate ``within``.
+
+    The result is on the CPU, because the scales of sites are compared, and a scale that is a number is not on a device.
+    """
     inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
     given = site["scale"]
-    scale = given.detach().double() if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
+    scale = given.detach().cpu().double() if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
     return scale / math.prod(frame.full_size / frame.size for frame in inner)
 
 

@@ -158,9 +158,8 @@ class DataOnRequest(_IndexedData):
         generator = torch.Generator()
         generator.set_state(torch.get_rng_state())
         order = torch.arange(len(self)) if order is None else order.cpu()
-        read = self.source.batches(
-            size, order[start * size :], generator=generator, pin_memory=self.device.type == "cuda"
-        )
+        pins = self.device.type == "cuda" and not any(tensor.is_cuda for tensor in self.datum)
+        read = self.source.batches(size, order[start * size :], generator=generator, pin_memory=pins)
         for batch in read:
             yield _moved(batch, self.device)
 
@@ -270,4 +269,6 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     """Return a batch on a device; a copy to CUDA is asynchronous, from page-locked memory."""
     if device.type != "cuda":
         return tuple(tensor.to(device) for tensor in batch)
-    return tuple(tensor if tensor.is_cuda else tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
+    return tuple(
+        tensor.to(device) if tensor.is_cuda else tensor.pin_memory().to(device, non_blocking=True) for tensor in batch
+    )

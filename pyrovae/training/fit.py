@@ -261,6 +261,7 @@ def fit(
         tensors = Tensors(trained, {})
         if hasattr(trained, "guide"):
             materialize(trained.guide, partial(batches.first, size))
+            trained.to(where)  # Pyro creates the flow of an AutoNormalizingFlow on the CPU
         check_data(loss, batches, tensors)
         if plan.valid is not None:
             check_data(loss, plan.valid, tensors)

@@ -50,11 +50,13 @@ class NotFiniteError(Exception):
 def are_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether all tensors are finite.
 
-    The sums of all tensors are checked first, so the host usually waits for the device only once.
+    The sums of all tensors are checked first, so the host usually waits for the device only once. The tensors may be on
+    several devices: a loss that is a number becomes a tensor on the CPU, and gradients are on the device of the run.
     """
     tensors = list(tensors)
-    sums = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors])
-    return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow
+    sums = [tensor.detach().sum().isfinite() for tensor in tensors]
+    together = torch.stack([each.to(sums[-1].device) for each in sums])
+    return bool(together.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

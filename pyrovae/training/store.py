@@ -96,7 +96,7 @@ def restore_stored(stored: dict[str, Stored], device: torch.device) -> None:
     """
     store = pyro.get_param_store()
     for name, entry in stored.items():
-        value, constraint = entry["value"], _decode(entry["constraint"])
+        value, constraint = entry["value"], _decode(entry["constraint"], device)
         if name not in store:
             start = torch.distributions.transform_to(constraint)(value.to(device, copy=True))
             store.setdefault(name, start, constraint)
@@ -123,18 +123,19 @@ def _encode(value: Any) -> Any:
     raise TypeError(value)
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: Any, device: torch.device | None = None) -> Any:
+    """Return a constraint that :func:`_encode` has encoded; its tensors are on ``device``, by default the CPU."""
     match value:
         case {"name": str(name)} if name in constraints.__all__:
             found = getattr(constraints, name)
-            return found(**_decode(value["arguments"])) if "arguments" in value else found
+            return found(**_decode(value["arguments"], device)) if "arguments" in value else found
         case {"name": name}:
             raise KeyError(name)
         case {"tensor": numbers}:
-            return torch.tensor(numbers)
+            return torch.tensor(numbers, device=device)
         case dict():
-            return {key: _decode(each) for key, each in value.items()}
+            return {key: _decode(each, device) for key, each in value.items()}
         case list():
-            return [_decode(each) for each in value]
+            return [_decode(each, device) for each in value]
         case _:
             return value

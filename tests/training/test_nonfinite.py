@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 
 import pyrovae as pv
@@ -276,6 +276,14 @@ def test_finite_steps_are_not_inspected(x: Tensor, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(training_steps, "are_finite", None)
     monkeypatch.setattr(training_steps, "generator_states", None)
     assert len(fit(small_vae(), x, epochs=3, batch_size=5).train) == 3
+
+
+@pytest.mark.cuda
+def test_steps_of_an_objective_whose_loss_is_a_number_are_inspected_on_cuda(x: Tensor) -> None:
+    options: dict[str, Any] = {"objective": TraceGraph_ELBO(), "device": "cuda"}
+    assert len(fit(small_vae(), x, on_nonfinite="skip", epochs=2, **options).train) == 2
+    with pytest.raises(pv.training.DivergenceError, match="first site that is not finite"):
+        fit(normal_vae(), torch.randn(20, 6), optimizer=torch.optim.SGD, learning_rate=1e30, epochs=5, **options)
 
 
 @pytest.mark.parametrize("where", ["prior", "likelihood", "posterior"])

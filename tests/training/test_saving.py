@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae import archives
+from pyrovae.training.store import restore_stored, stored_parameters
 from tests.components import LIKELIHOODS, POSTERIORS, PRIORS
 from tests.conftest import small_vae
 from tests.examples import Discrete
@@ -170,6 +171,16 @@ def test_parameters_of_the_store_travel_with_their_constraint(
         assert constraint.check(pyro.param("scale")).all()
         pv.load(path, into=WithStore(constraint, start))  # over a parameter that the store has
         assert torch.equal(pyro.param("scale"), trained)
+
+
+def test_the_bounds_of_a_constraint_are_on_the_device_of_the_parameter() -> None:
+    """Values do not matter here, so the other device is the one without values."""
+    bounds = constraints.interval(torch.zeros(3), torch.ones(3))
+    pyro.param("p", torch.full((3,), 0.5), constraint=bounds)
+    stored = stored_parameters(WithStore(bounds, torch.zeros(3)))
+    pyro.clear_param_store()
+    restore_stored(stored, torch.device("meta"))
+    assert pyro.param("p").device.type == "meta"
 
 
 def test_a_parameter_of_the_store_with_another_shape_or_constraint_is_refused(x: Tensor, tmp_path: Path) -> None:

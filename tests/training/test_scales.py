@@ -58,7 +58,7 @@ PLATES = [plain, without_size, subsampled, scaled, divided, scaled_by_a_tensor, 
 class Plated(nn.Module):
     """The exact posterior of a conjugate model in several kinds of plates, so that every bound is log p(x)."""
 
-    def __init__(self, plate: Callable[[Callable[[], None], Tensor], None], beta: float = 1.0) -> None:
+    def __init__(self, plate: Callable[[Callable[[], None], Tensor], None], beta: float | Tensor = 1.0) -> None:
         super().__init__()
         self.plate, self.beta = plate, beta
         self.slope = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
@@ -99,6 +99,14 @@ def test_the_likelihood_counts_in_full_where_latents_are_scaled(plate: Any) -> N
         history = fit(Plated(plate, 0.25), x, epochs=1, batch_size=200, learning_rate=1e-300, seed=0)
     noise = 0.75 * math.sqrt(kl.var().item() + 1) / math.sqrt(400)  # error of the mean log-ratio of guide and prior
     assert history.train[0] == pytest.approx(exact.mean().item(), abs=5 * noise)
+
+
+@pytest.mark.cuda
+def test_a_scale_that_is_a_tensor_on_cuda_is_compared_with_numbers() -> None:
+    x = torch.randn(40, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="not a bound on log p"):
+        history = fit(Plated(plain, torch.full((1,), 0.25, device="cuda")), x, epochs=1, device="cuda")
+    assert math.isfinite(history.train[0])
 
 
 def test_an_inner_plate_that_is_subsampled_is_not_counted_as_data() -> None:

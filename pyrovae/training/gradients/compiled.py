@@ -1,6 +1,7 @@
 """The gradient of a loss by compiled graphs. This module is imported only to compile or to set a precision."""
 
 import logging
+import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -69,13 +70,13 @@ class CompiledGradients:
         self.texts: dict[Any, str] = {}
         self.comparison = Comparison(list(parameters.values()), self.modules)
         self.compile_seconds, self.has_failed = 0.0, False
-        self.is_in_place = False  # true if the last gradients are outputs of a CUDA graph, whose addresses are fixed
+        self.in_place: list[Tensor] = []  # the last gradients if a CUDA graph computed them, at fixed addresses
         can_capture = optimizer is not None and can_be_captured(optimizer)
         self.captured = CapturedUpdates(optimizer) if optimizer is not None and can_capture else None
 
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor | float:
         """Return the loss at a KL weight, and store its gradient."""
-        inputs = (*batch, batch[0].new_full((), kl_weight)) if self.weighted else batch
+        inputs = (*batch, _as_tensor(kl_weight, batch[0])) if self.weighted else batch
         key = tuple((tensor.shape, tensor.dtype) for tensor in batch)
         if self.has_failed:
             return self._eager(batch, kl_weight)
@@ -109,8 +110,10 @@ class CompiledGradients:
 
         If a CUDA graph computed the gradients and the optimizer can be captured, another CUDA graph makes the step.
         """
-        if self.captured is not None and self.is_in_place:
-            self.captured(step, [p.grad for p in self.parameters.values() if p.grad is not None])
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        are_in_place = self.in_place and all(map(operator.is_, gradients, self.in_place))  # false for sums of gradients
+        if self.captured is not None and are_in_place:
+            self.captured(step, gradients)
         else:
             step()
 
@@ -185,15 +188,20 @@ class CompiledGradients:
             loss, *gradients = compiled(*inputs)
             for parameter, gradient in zip(receivers, gradients, strict=True):
                 parameter.grad = gradient
-            self.is_in_place = loss.is_cuda
+            self.in_place = gradients if compiled.is_replayed else []
             return loss
 
         return run
 
     def _eager(self, batch: Batch, kl_weight: float) -> Tensor | float:
-        self.is_in_place = False
+        self.in_place = []
         return self.loss(batch, kl_weight)
 
     def _forget_gradients(self) -> None:
         for parameter in self.parameters.values():
             parameter.grad = None
+
+
+def _as_tensor(number: float, like: Tensor) -> Tensor:
+    """Return a number as a tensor of shape ``()`` on the device of another tensor, which may hold integers."""
+    return like.new_full((), number, dtype=like.dtype if like.is_floating_point() else torch.get_default_dtype())

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from pyro.infer.util import Dice
 from torch import Tensor, nn
 
@@ -15,9 +18,10 @@ from pyrovae._waist.single_runs import check_program
 from pyrovae.isolation import isolated, restore_buffers, save_buffers
 from pyrovae.training.gradients.compiled import CompiledGradients
 from pyrovae.training.losses import Bound
-from tests.conftest import small_vae
+from tests.conftest import interpret, small_vae
 from tests.examples import BY_COMPONENT, OBJECTIVES, PROGRAMS, Batch, Example, binary, example
 from tests.objectives.examples import MAKERS
+from tests.steps import compiled_step
 
 # What gradients may differ by, of their largest entry. An entry adds up some 300 products, in another order in a graph:
 # rounding errors of half a unit in the last place each make 9 units, and 32 are more than three times that.
@@ -135,6 +139,59 @@ def test_the_graph_of_an_objective_agrees_without_a_kl_weight(name: str) -> None
 @pytest.mark.usefixtures("interpreted")
 def test_the_weight_has_the_precision_of_the_data() -> None:
     assert_agree(example(small_vae(), binary(12, 6), tolerance=1e-12), weights=(0.1, 0.2))
+
+
+class Classes(nn.Module):
+    """A model and a guide of integers, the classes of the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Embedding(3, 4), nn.Linear(2, 3)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Categorical(logits=self.decoder(z)), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        loc, log_scale = self.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_weight_is_not_rounded_to_an_integer_for_integer_data() -> None:
+    module, batch = Classes(), (torch.arange(12) % 3,)
+    loss = Bound(module, Trace_ELBO())
+    compiled = CompiledGradients(loss, dict(module.named_parameters()), [], module.modules(), weighted=True)
+    with pyro.validation_enabled(False):
+        for weight in (0.3, 0.7):
+            found, expected = (
+                outcome(each, list(module.parameters()), module, batch, weight, seed=0) for each in (compiled, loss)
+            )
+            assert_same(found, expected, ROUNDING[torch.float32])
+    assert not compiled.has_failed
+
+
+def test_only_gradients_of_a_cuda_graph_are_updated_by_one(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of the gradients of several batches are at other addresses at each step."""
+
+    def compiled(graph: Graph) -> Any:
+        graph.is_replayed = True
+        return interpret(graph)
+
+    monkeypatch.setattr(Graph, "compile", compiled)
+    step, gradients = compiled_step(small_vae(), (x,), weighted=False)
+    captured: Any = mock.Mock(side_effect=lambda update, _: update())
+    gradients.captured = captured
+    with pyro.validation_enabled(False):
+        for _ in range(2):
+            step([(x,)])
+        assert captured.call_count == 2
+        step([(x,), (x,)], 1.0, (1.0, 1.0))
+        assert captured.call_count == 2
+        step([(x,)])
+    assert captured.call_count == 3
 
 
 @pytest.mark.parametrize("name", ["batch norm", "dropout", "spectral norm", "parameters in the store", "scores"])
