@@ -110,12 +110,12 @@ class CompiledGradients:
 
         If a CUDA graph computed the gradients and the optimizer can be captured, another CUDA graph makes the step.
         """
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        are_in_place = self.in_place and all(map(operator.is_, gradients, self.in_place))  # false for sums of gradients
-        if self.captured is not None and are_in_place:
-            self.captured(step, gradients)
-        else:
-            step()
+        if self.captured is not None and self.in_place:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            if all(map(operator.is_, gradients, self.in_place)):  # false for sums of the gradients of several batches
+                self.captured(step, gradients)
+                return
+        step()
 
     def sync_buffers(self) -> None:
         """Do nothing, because there is only one process."""
