@@ -54,6 +54,8 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
     several devices: a loss that is a number becomes a tensor on the CPU, and gradients are on the device of the run.
     """
     tensors = list(tensors)
+    if not tensors:
+        return True
     sums = [tensor.detach().sum().isfinite() for tensor in tensors]
     together = torch.stack([each.to(sums[-1].device) for each in sums])
     return bool(together.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)  # a sum may overflow

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.training import steps as training_steps
+from pyrovae.training.nonfinite import are_finite
 from tests.conftest import small_vae
 
 pytestmark = pytest.mark.filterwarnings("ignore:Encountered NaN")  # by Pyro's objectives, as they come across it
@@ -270,6 +271,10 @@ def test_gradients_are_clipped_to_their_norm(x: Tensor) -> None:
     fit(vae, x, epochs=1, batch_size=100, learning_rate=1.0, optimizer=torch.optim.SGD, clip_norm=0.25)
     moved = torch.cat([(new - old).flatten() for new, old in zip(vae.parameters(), before, strict=True)])
     assert moved.norm().item() == pytest.approx(0.25, rel=1e-5)
+
+
+def test_no_tensor_is_finite() -> None:
+    assert are_finite([])
 
 
 def test_finite_steps_are_not_inspected(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
