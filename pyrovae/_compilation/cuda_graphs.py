@@ -1,6 +1,7 @@
 """CUDA graphs. A graph records the kernels that a function launches, and later launches all of them with one call."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -12,37 +13,42 @@ from pyrovae.isolation import seeded
 Result = TypeVar("Result")
 
 
-def replayed(
-    run: Callable[..., Sequence[Tensor]], examples: list[Tensor], modules: Iterable[nn.Module]
-) -> Callable[..., Sequence[Tensor]]:
-    """Return a function that replays ``run`` as a CUDA graph, with a single launch per call.
+class Replay:
+    """A function that is replayed as a CUDA graph, with a single launch per call.
 
     Args:
         run: Function to record.
         examples: Example tensors for the arguments of the function.
         modules: Modules that the function runs. Three warm-up runs precede the recording. The buffers of these modules
             are restored after the warm-up.
+
+    Attributes:
+        run: The function itself, which launches its kernels one by one. It keeps the tensors alive that the graph reads
+            by address.
     """
-    given, device = [example.clone() for example in examples], examples[0].device
-    # The current stream copies and restores the buffers, so the warm-up waits for the copies, and the restoration waits
-    # for the warm-up.
-    with torch.cuda.device(device), seeded(0), unchanged(modules):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # the initialization of libraries on their first calls must not be captured
-                run(*given)
-        torch.cuda.current_stream().wait_stream(stream)
-    launch, outputs = capture(lambda: run(*given), device)
 
-    def replay(*tensors: Tensor) -> Sequence[Tensor]:
-        for place, tensor in zip(given, tensors, strict=True):
+    def __init__(
+        self, run: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], modules: Iterable[nn.Module]
+    ) -> None:
+        self.run, self._given = run, [example.clone() for example in examples]
+        device = examples[0].device
+        # The current stream copies and restores the buffers, so the warm-up waits for the copies, and the restoration
+        # waits for the warm-up.
+        with torch.cuda.device(device), seeded(0), unchanged(modules):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # the initialization of libraries on their first calls must not be captured
+                    run(*self._given)
+            torch.cuda.current_stream().wait_stream(stream)
+        self._launch, self._outputs = capture(partial(run, *self._given), device)
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """Return the results of the function, in the same tensors at each call."""
+        for place, tensor in zip(self._given, tensors, strict=True):
             place.copy_(tensor)
-        launch()
-        return outputs
-
-    replay.reads = run  # type: ignore[attr-defined]  # keeps the tensors alive that the graph reads by address
-    return replay
+        self._launch()
+        return self._outputs
 
 
 def capture(function: Callable[[], Result], device: torch.device) -> tuple[Callable[[], None], Result]:

@@ -25,7 +25,7 @@ from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves
 
 from pyrovae._compilation import onednn, softplus
-from pyrovae._compilation.cuda_graphs import replayed
+from pyrovae._compilation.cuda_graphs import Replay
 from pyrovae._compilation.instructions import compile_graph
 from pyrovae._compilation.random_order import chain, draws
 from pyrovae._compilation.tracing import UntraceableError, unchanged, without_values
@@ -125,7 +125,7 @@ class Graph:
             with torch.no_grad():
                 return compiled(*fixed, *tensors, *found)
 
-        return replayed(run, varying, self.modules) if self.is_replayed else run
+        return Replay(run, varying, self.modules) if self.is_replayed else run
 
     def _is_of_cuda(self) -> bool:
         """Return whether all tensors that the graph reads, and all random numbers that it draws, are on a CUDA device.
@@ -230,6 +230,11 @@ class Compiled:
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Return the results of the function, with ``tensors`` as the varying tensors of :class:`Graph`."""
         return self.run(*tensors)
+
+    def launch(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """Return the same results without replaying a CUDA graph, so that a larger CUDA graph can record them."""
+        run = self.run.run if isinstance(self.run, Replay) else self.run
+        return run(*tensors)
 
 
 def _text(module: fx.GraphModule) -> str:

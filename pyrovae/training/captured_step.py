@@ -1,7 +1,7 @@
 """The update of the parameters as a CUDA graph, which replaces an optimizer's many Python calls by one launch."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,25 +19,26 @@ Addresses = tuple[int, ...]
 class CapturedUpdates:
     """Updates of parameters by CUDA graphs.
 
-    A graph keeps the options with which it was captured, such as the learning rate, and the addresses of gradients,
-    parameters and the optimizer's state. For each new set of addresses, a new graph is captured. If an option changes,
-    all graphs are captured again.
+    A graph keeps the options with which it was captured, and the addresses of gradients, parameters and the optimizer's
+    state. For each new set of addresses, a new graph is captured. If an option changes, all graphs are captured again.
+    The learning rate of Adam may change, because graphs read it from a tensor.
 
     Args:
         optimizer: Optimizer whose steps are captured; see :func:`can_be_captured`.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
+        self.options = CapturableOptions(optimizer)
         self.settings: list[dict[str, Any]] = []
         self.graphs: dict[Addresses, Callable[[], None] | None] = {}
 
     def __call__(self, update: Callable[[], None], gradients: Sequence[Tensor]) -> None:
         """Update the parameters, whose ``.grad`` holds the gradients."""
-        if (settings := _settings(self.optimizer)) != self.settings:
+        if (settings := self.options.fixed()) != self.settings:
             self.graphs.clear()
             self.settings = settings
         if (launch := self.graphs.get(self._addresses(gradients))) is not None:
+            self.options.write_rates()
             launch()
             return
         with warnings.catch_warnings():  # the first step runs outside a graph and creates the optimizer's state
@@ -48,7 +49,7 @@ class CapturedUpdates:
 
     def _capture(self, update: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
         try:
-            with _capturable(self.optimizer):
+            with self.options.capturable():
                 return capture(update, device)[0]
         except Exception as error:  # an error of the step itself was raised when it ran outside the graph
             reason = str(error).split("\n")[0]
@@ -58,10 +59,65 @@ class CapturedUpdates:
             return None
 
     def _addresses(self, gradients: Sequence[Tensor]) -> Addresses:
+        return tuple(tensor.data_ptr() for tensor in (*gradients, *self.options.tensors()))
+
+
+class CapturableOptions:
+    """The options of an optimizer, in the form that the capture of a step needs.
+
+    Args:
+        optimizer: Optimizer whose steps are captured.
+
+    Attributes:
+        has_rates: True if graphs read the learning rates from tensors, which Adam supports.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        is_adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+        self.has_rates = is_adam and not any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups)
+        self._rates: list[Tensor] = []
+        self._written: list[float] = []
+
+    def fixed(self) -> list[dict[str, Any]]:
+        """Return the options of each parameter group that a graph keeps."""
+        variable = {"params", "lr"} if self.has_rates else {"params"}
+        return [_without(group, variable) for group in self.optimizer.param_groups]
+
+    def tensors(self) -> list[Tensor]:
+        """Return the parameters and the tensors of the optimizer's state."""
         groups, state = self.optimizer.param_groups, self.optimizer.state.values()
         parameters = [parameter for group in groups for parameter in group["params"]]
-        kept = [value for values in state for value in values.values() if isinstance(value, Tensor)]
-        return tuple(tensor.data_ptr() for tensor in (*gradients, *parameters, *kept))
+        return [*parameters, *(value for values in state for value in values.values() if isinstance(value, Tensor))]
+
+    def write_rates(self) -> None:
+        """Write the current learning rates into the tensors from which graphs read them."""
+        if self.has_rates and self._written != (current := [group["lr"] for group in self.optimizer.param_groups]):
+            for rate, value in zip(self._rates, current, strict=True):
+                rate.fill_(value)
+            self._written = current
+
+    @contextmanager
+    def capturable(self) -> Iterator[None]:
+        """Context manager: mark the optimizer as capturable, and replace Adam's learning rates by tensors.
+
+        Without the mark, torch raises an error during the capture.
+        """
+        groups = self.optimizer.param_groups
+        before = [{name: group[name] for name in ("capturable", "lr")} for group in groups]
+        if self.has_rates and len(self._rates) != len(groups):
+            self._rates = [torch.zeros((), device=self.tensors()[0].device) for _ in groups]
+            self._written = []
+        self.write_rates()
+        try:
+            for index, group in enumerate(groups):
+                group["capturable"] = True
+                if self.has_rates:
+                    group["lr"] = self._rates[index]
+            yield
+        finally:
+            for group, options in zip(groups, before, strict=True):
+                group.update(options)
 
 
 def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
@@ -76,7 +132,8 @@ def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
     is_adam = kind in (torch.optim.Adam, torch.optim.AdamW)
     if not all(group.get("capturable") or (is_adam and group["fused"]) for group in optimizer.param_groups):
         return False
-    if any(isinstance(leaf, Tensor) and not leaf.is_cuda for leaf in tree_leaves(_settings(optimizer))):
+    options = [_without(group, {"params"}) for group in optimizer.param_groups]
+    if any(isinstance(leaf, Tensor) and not leaf.is_cuda for leaf in tree_leaves(options)):
         return False  # such as a learning rate tensor, which a schedule changes in place but a graph reads only once
     return not (
         optimizer._optimizer_step_pre_hooks
@@ -86,19 +143,6 @@ def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Return the options of each parameter group, such as its learning rate."""
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-
-
-@contextmanager
-def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Context manager: mark an optimizer as capturable, because otherwise torch raises an error during the capture."""
-    before = [group["capturable"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["capturable"] = True
-    try:
-        yield
-    finally:
-        for group, value in zip(optimizer.param_groups, before, strict=True):
-            group["capturable"] = value
+def _without(group: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return the options of a parameter group, except those of the given names."""
+    return {name: value for name, value in group.items() if name not in names}

@@ -47,6 +47,7 @@ from pyrovae.training.validation import check_data
 
 if TYPE_CHECKING:
     from pyrovae._compilation.precision import Precision
+    from pyrovae.training.blocks import Blocks
 
 
 def fit(
@@ -300,7 +301,7 @@ def fit(
         guard = Guard(loss, trained, skip=on_nonfinite == "skip")
         step = Step(gradients, updates, guard, (name_of(trained), loss.name))
         with pyro.validation_enabled(False), nullcontext() if kept is None else kept.checkpoints:
-            Run(plan, loss, step, guard, state, observers, kept)()
+            Run(plan, loss, step, guard, state, observers, kept, _blocks(plan, loss, step, tensors))()
     return state.history
 
 
@@ -322,6 +323,14 @@ def _loss(module: Any, objective: ELBO | None, products: Products) -> Loss:
     if hasattr(module, "model"):
         return Bound(module, Trace_ELBO() if objective is None else objective, products)
     return OwnLoss(module, products)
+
+
+def _blocks(plan: Plan, loss: Loss, step: Step, tensors: Tensors) -> Blocks | None:
+    if not (step.gradients.is_compiled and plan.train.source.device.type == "cuda"):
+        return None
+    from pyrovae.training.blocks import blocks_or_none  # imports what only compilation needs
+
+    return blocks_or_none(plan.train, loss, step, tensors)
 
 
 def _warn_of_warmup(kl_warmup: KLWarmup, epochs: int) -> None:

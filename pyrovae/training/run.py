@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from pyrovae.training.run_state import Memory, RunState, Schedule
 from pyrovae.training.state import Progress, generator_states, restore_generators
 from pyrovae.training.steps import Guard, Step
 from pyrovae.training.validation import mean_bound
+
+if TYPE_CHECKING:
+    from pyrovae.training.blocks import Blocks
 
 SchedulerStep = Literal["epoch", "batch"]
 MEMORY_STEPS = 100  # least number of steps between two copies of the state, each of which takes as long as a step
@@ -53,6 +56,7 @@ class Run:
         state: State of the run, which a checkpoint may replace.
         observers: Observers, in the order of their notification.
         checkpoints: Observer that writes the checkpoints; None if the run has no checkpoint folder.
+        blocks: Blocks of several steps; None if the run makes only single steps.
     """
 
     def __init__(
@@ -64,9 +68,10 @@ class Run:
         state: RunState,
         observers: Sequence[Observer],
         checkpoints: CheckpointObserver | None,
+        blocks: "Blocks | None" = None,
     ) -> None:
         self.plan, self.loss, self.step, self.guard, self.state = plan, loss, step, guard, state
-        self.observers, self.checkpoints = observers, checkpoints
+        self.observers, self.checkpoints, self.blocks = observers, checkpoints, blocks
         self.signals = StopSignals(active=checkpoints is not None or parallel.size() > 1)
         self.memory, self.failed = Memory(), -1
 
@@ -172,10 +177,26 @@ class Run:
         if now.order is None:
             now.order, now.total = plan.train.order(), _zero(plan.train.source.device)
         self.step.gradients.compare()
-        ramp = kl_weights(plan.kl_warmup, now.epoch, plan.steps)[now.step :]
+        ramp = kl_weights(plan.kl_warmup, now.epoch, plan.steps)
+        is_told = False
+        while now.step < plan.steps and not is_told:
+            before = now.step
+            if self._block_is_possible() and self.blocks is not None and self.blocks.make(now, ramp):
+                self._notify(now.step - before)
+                is_told = self._is_told_to_stop()
+            else:
+                is_told = self._single_steps(ramp)
+
+    def _block_is_possible(self) -> bool:
+        blocks = None if self.guard.replaying else self.blocks
+        return blocks is not None and blocks.are_possible(self.state.progress)
+
+    def _single_steps(self, ramp: Sequence[float]) -> bool:
+        """Make single steps to the end of the epoch, or until a block is possible. Return true if told to stop."""
+        plan, now = self.plan, self.state.progress
+        assert now.order is not None
         schedule = self.state.schedule if plan.scheduler_step == "batch" else None
-        counting = [each for each in self.observers if type(each).after_step is not Observer.after_step]
-        for batches, kl_weight in zip(plan.train.in_steps(now.order, now.step), ramp, strict=True):
+        for batches, kl_weight in zip(plan.train.in_steps(now.order, now.step), ramp[now.step :], strict=True):
             if schedule is not None and self.steps_made:  # before the step, so that the history has the step's own rate
                 schedule.step()
             losses = self.step(batches, kl_weight, self._weights(batches))
@@ -184,11 +205,18 @@ class Run:
                 now.total = torch.add(now.total, loss, alpha=len(batch[0]) / self.loss.data_count(batch))
                 now.seen += len(batch[0])
             now.step += 1
-            if not self.guard.replaying:
-                for observer in counting:
-                    observer.after_step(self)
+            self._notify(1)
             if self._is_told_to_stop():
+                return True
+            if self._block_is_possible():
                 break
+        return False
+
+    def _notify(self, count: int) -> None:
+        """Notify the observers of the last steps."""
+        if not self.guard.replaying:
+            for observer in self.observers:
+                observer.after_steps(self, count)
 
     def _weights(self, batches: Sequence[Batch]) -> Sequence[float]:
         """Return a weight for each batch, so that the weighted losses add up to the loss of one larger batch."""

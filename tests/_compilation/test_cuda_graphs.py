@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pyrovae as pv
 from pyrovae._compilation import graphs
-from pyrovae._compilation.cuda_graphs import capture, replayed
+from pyrovae._compilation.cuda_graphs import Replay, capture
 from pyrovae._compilation.graphs import Graph
 
 Given = dict[str, Tensor]
@@ -37,7 +37,7 @@ def test_a_graph_that_depends_on_the_cpu_is_not_replayed(
 ) -> None:
     """A CUDA graph would keep the first value of a number on the CPU. The tensors of this test have no values."""
     monkeypatch.setattr(graphs, "compile_graph", lambda module, *_: module)
-    monkeypatch.setattr(graphs, "replayed", lambda *_: "replayed")
+    monkeypatch.setattr(graphs, "Replay", lambda *_: "replayed")
     with FakeTensorMode():
         given = {name: torch.empty(shape, device="cuda") for name, shape in (("x", (3,)), ("beta", ()))}
         given["number"] = torch.empty(())
@@ -78,7 +78,7 @@ def test_the_warm_up_leaves_buffers_as_they_were(monkeypatch: pytest.MonkeyPatch
             side.pending.append(lambda: mean.add_(1))
         return [x]
 
-    replayed(run, [torch.ones(4, 2)], [layer])
+    Replay(run, [torch.ones(4, 2)], [layer])
     assert len(runs) == 4
     assert not side.pending
     assert mean.tolist() == [0, 0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import pyrovae as pv
-from pyrovae._compilation.cuda_graphs import replayed
+from pyrovae._compilation.cuda_graphs import Replay
 from pyrovae._compilation.graphs import Graph
 from pyrovae.evaluation import evaluate, log_weights
 from tests.oracle import Oracle
@@ -139,7 +139,7 @@ def test_a_captured_graph_keeps_the_tensors_that_it_reads(monkeypatch: pytest.Mo
     graph = folded(lambda: w @ w + x, w, x)
     product = weakref.ref(graph.found[0])
     run = partial(_run, graph.module, graph.found, w)
-    replay = replayed(run, [x], [])
+    replay = Replay(run, [x], [])
     del graph, run
     assert product() is not None
     del replay

@@ -68,7 +68,7 @@ def test_gradients_in_another_place_have_a_graph_of_their_own(monkeypatch: pytes
     assert update.captures == 2
 
 
-def test_another_learning_rate_is_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_reads_the_learning_rate_of_adam(monkeypatch: pytest.MonkeyPatch) -> None:
     update = Update(monkeypatch, lr=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(update.optimizer, 0.5)
     for _ in range(2):
@@ -76,8 +76,20 @@ def test_another_learning_rate_is_captured_anew(monkeypatch: pytest.MonkeyPatch)
     schedule.step()
     for _ in range(2):
         values = update()
-    assert update.captures == 2
+    assert update.captures == 1
     assert values == pytest.approx([1 - 2 * 0.1 - 2 * 0.05] * 3)
+    assert type(update.optimizer.param_groups[0]["lr"]) is float, "as it was"
+
+
+def test_another_option_is_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, captured = Update(monkeypatch, lr=0.1), Update(monkeypatch, lr=0.1)
+    plain.captured = lambda update, _: update()  # type: ignore[assignment]
+    for update in (captured, plain):
+        for maximize in (False, False, True, True):
+            update.optimizer.param_groups[0]["maximize"] = maximize
+            update()
+    assert captured.captures == 2
+    assert float(captured.parameters[0].detach()) == pytest.approx(float(plain.parameters[0].detach()))
 
 
 def loaded(optimizer: Optimizer) -> None:

@@ -66,7 +66,7 @@ class CompiledGradients:
         self.loss, self.parameters, self.weighted, self.caller, self.tell = loss, parameters, weighted, caller, tell
         self.modules = list(modules)
         self.tensors = list({id(tensor): tensor for tensor in (*parameters.values(), *others)}.values())
-        self.graphs: dict[Any, Callable[[Sequence[Tensor]], Tensor]] = {}
+        self.graphs: dict[Any, Callable[..., Tensor]] = {}
         self.texts: dict[Any, str] = {}
         self.comparison = Comparison(list(parameters.values()), self.modules)
         self.compile_seconds, self.has_failed = 0.0, False
@@ -77,7 +77,7 @@ class CompiledGradients:
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor | float:
         """Return the loss at a KL weight, and store its gradient."""
         inputs = (*batch, _as_tensor(kl_weight, batch[0])) if self.weighted else batch
-        key = tuple((tensor.shape, tensor.dtype) for tensor in batch)
+        key = _kind(batch)
         if self.has_failed:
             return self._eager(batch, kl_weight)
         if key not in self.graphs:
@@ -93,6 +93,26 @@ class CompiledGradients:
             return self._compared(key, batch, kl_weight, inputs)
         self.comparison.calls += 1
         return self.graphs[key](inputs)
+
+    def launch(self, batch: Batch, kl_weight: Tensor) -> Tensor:
+        """Return the loss and store its gradient without replaying a CUDA graph, so that a larger one can record them.
+
+        Args:
+            batch: Batch of the shape and dtype of an earlier batch.
+            kl_weight: Weight of the latent sites, shape ``()``.
+        """
+        inputs = (*batch, kl_weight.to(_as_tensor(1.0, batch[0]).dtype)) if self.weighted else batch
+        with self.loss.products():
+            return self.graphs[_kind(batch)](inputs, is_recorded=True)
+
+    def knows(self, size: int) -> bool:
+        """Return whether there is a graph for batches of ``size`` data."""
+        return any(kind[0][0][0] == size for kind in self.graphs)
+
+    @property
+    def is_settled(self) -> bool:
+        """Return whether the next call with a known batch shape only runs a graph."""
+        return not (self.has_failed or self.comparison.is_due)
 
     def compare(self) -> None:
         """In the next call, compare the loss with the loss of an eager run.
@@ -184,11 +204,11 @@ class CompiledGradients:
         logger.info("compiled for a batch of %d in %.1f s", len(batch[0]), time.perf_counter() - start)
         self.texts[key] = compiled.text
 
-        def run(inputs: Sequence[Tensor]) -> Tensor:
-            loss, *gradients = compiled(*inputs)
+        def run(inputs: Sequence[Tensor], is_recorded: bool = False) -> Tensor:
+            loss, *gradients = (compiled.launch if is_recorded else compiled)(*inputs)
             for parameter, gradient in zip(receivers, gradients, strict=True):
                 parameter.grad = gradient
-            self.in_place = gradients if compiled.is_replayed else []
+            self.in_place = gradients if compiled.is_replayed and not is_recorded else []
             return loss
 
         return run
@@ -200,6 +220,11 @@ class CompiledGradients:
     def _forget_gradients(self) -> None:
         for parameter in self.parameters.values():
             parameter.grad = None
+
+
+def _kind(batch: Batch) -> Any:
+    """Return the shapes and dtypes of a batch, for which there is one graph."""
+    return tuple((tensor.shape, tensor.dtype) for tensor in batch)
 
 
 def _as_tensor(number: float, like: Tensor) -> Tensor:

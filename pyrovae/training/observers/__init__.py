@@ -24,8 +24,8 @@ class Observer:
     def begin(self, run: Run) -> None:
         """Prepare before the first step."""
 
-    def after_step(self, run: Run) -> None:
-        """Process a step."""
+    def after_steps(self, run: Run, count: int) -> None:
+        """Process the last ``count`` steps."""
 
     def after_epoch(self, run: Run) -> None:
         """Process the last epoch of the history."""

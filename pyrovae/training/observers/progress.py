@@ -37,9 +37,9 @@ class ProgressBar(Observer):
             self.bar.set_postfix_str("compiling", refresh=False)
         self.bar.refresh()
 
-    def after_step(self, run: Run) -> None:  # noqa: ARG002
-        """Count a step."""
-        self.bar.update()
+    def after_steps(self, run: Run, count: int) -> None:  # noqa: ARG002
+        """Count the steps."""
+        self.bar.update(count)
 
     def after_epoch(self, run: Run) -> None:
         """Show the bounds of the epoch."""

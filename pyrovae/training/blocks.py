@@ -1,0 +1,218 @@
+"""Blocks of training steps, each launched as one CUDA graph.
+
+On a GPU, a compiled step of a small network takes less time than the Python code around it, which chooses the batch,
+launches the graphs of the step and sums the losses. The CUDA graph of a block does all of this for several steps. It
+reads the order of the data and the weights of the latent sites from tensors on the device, at a position that it
+advances itself. Its random operations draw the same numbers as those of single steps.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pyrovae._compilation.cuda_graphs import capture
+from pyrovae._warnings import find_stack_level
+from pyrovae.arguments import as_tuple
+from pyrovae.training.batches import Batches
+from pyrovae.training.captured_step import CapturableOptions
+from pyrovae.training.data import DataInMemory
+from pyrovae.training.gradients.compiled import CompiledGradients
+from pyrovae.training.losses import Loss
+from pyrovae.training.optimizers import Optimizer
+from pyrovae.training.state import Progress, Tensors, generator_states, restore_generators
+from pyrovae.training.steps import Step
+
+LENGTH = 16
+"""Number of steps in a block."""
+TOLERANCE = 1e-3  # relative difference between a replayed block and single steps that rounding may cause
+
+
+class Blocks:
+    """Blocks of training steps.
+
+    The first block after a capture is also made by single steps from the same state. Both must give the same losses,
+    parameters and states of the random generators. If they do not, or if the capture fails, a warning names the reason,
+    and the run makes only single steps.
+
+    Args:
+        batches: Batches of the training data.
+        data: The training data.
+        loss: Loss to minimize.
+        gradients: Compiled gradients of the loss.
+        optimizer: Optimizer that changes the parameters.
+        options: Options of this optimizer.
+        tensors: Tensors of the run.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        data: DataInMemory,
+        loss: Loss,
+        gradients: CompiledGradients,
+        optimizer: Optimizer,
+        options: CapturableOptions,
+        tensors: Tensors,
+    ) -> None:
+        self.batches, self.data, self.loss, self.tensors = batches, data, loss, tensors
+        self.gradients, self.optimizer, self.options = gradients, optimizer, options
+        device = data.device
+        self._offsets = torch.arange(batches.size, device=device)
+        self._order = torch.arange(len(data), device=device)
+        self._weights = torch.ones(batches.steps, device=device)
+        self._step = torch.zeros((), dtype=torch.long, device=device)
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._loaded: Tensor | None = None
+        self._launch: Callable[[], None] | None = None
+        self._captured: Any = None
+        self._slopes: list[tuple[Tensor, Tensor | None]] = []
+        self.has_failed = False
+
+    def are_possible(self, now: Progress) -> bool:
+        """Return whether the next steps of the epoch can be made as a block.
+
+        Single steps compile the gradients, and compare them with those of the programs. A block has full batches only.
+        """
+        fits = now.step + LENGTH <= len(self.data) // self.batches.size
+        is_ready = self.gradients.is_settled and self.gradients.knows(self.batches.size)
+        return fits and is_ready and not self.has_failed
+
+    def make(self, now: Progress, weights: Sequence[float]) -> bool:
+        """Make a block of steps, and update the progress of the epoch.
+
+        Args:
+            now: Progress of the epoch.
+            weights: Weight of the latent sites at each step of the epoch.
+
+        Returns:
+            True if the block was made. False if it could not be captured; nothing has changed then.
+        """
+        self._load(now, weights)
+        if self._launch is None or self._captured != self._reads():
+            if not self._prepare():
+                return False
+        else:
+            self.options.write_rates()
+            self._launch()
+        for parameter, slope in self._slopes:
+            parameter.grad = slope
+        now.total = self._total
+        now.seen += LENGTH * self.batches.size
+        now.step += LENGTH
+        self.gradients.comparison.calls += LENGTH
+        return True
+
+    def _load(self, now: Progress, weights: Sequence[float]) -> None:
+        """Write the progress of the epoch into the tensors that the graph reads."""
+        if now.order is not self._loaded and now.order is not None:
+            self._order.copy_(now.order)
+            self._weights.copy_(torch.tensor(weights))
+            self._loaded = now.order
+        self._step.fill_(now.step)
+        self._total.copy_(torch.as_tensor(now.total))
+
+    def _reads(self) -> Any:
+        """Return what a graph keeps from its capture: options of the optimizer, and addresses of tensors."""
+        tensors = (*self.options.tensors(), *self.data.tensors)
+        return self.options.fixed(), [tensor.data_ptr() for tensor in tensors]
+
+    def _steps(self) -> None:
+        """Make the steps of a block, one after the other. Every number that changes is read from a tensor."""
+        parameters = self.gradients.parameters
+        for _ in range(LENGTH):
+            self.optimizer.zero_grad()
+            indices = self._order[self._step * self.batches.size + self._offsets]
+            batch = tuple(tensor[indices] for tensor in self.data.tensors)
+            if self.batches.transform is not None:
+                batch = as_tuple(self.batches.transform(*batch))
+            loss = self.gradients.launch(batch, self._weights[self._step])
+            self.optimizer.step(parameters)
+            self._total.add_(loss, alpha=self.batches.size / self.loss.data_count(batch))
+            self._step.add_(1)
+
+    def _prepare(self) -> bool:
+        """Capture a block, compare its replay with single steps, and return whether blocks can be used.
+
+        After a successful comparison, the single steps have made the current block.
+        """
+        self._launch = None
+        before, generators = self._state(), generator_states()
+        try:
+            with self.options.capturable():
+                self._launch, _ = capture(self._steps, self.data.device)
+            restore_generators(generators)
+            self._captured = self._reads()
+            self._slopes = [(parameter, parameter.grad) for parameter in self.gradients.parameters.values()]
+            reason = self._difference(self._launch, before, generators)
+        except Exception as error:  # an error of the programs is raised again by a single step
+            reason = str(error).split("\n")[0] or type(error).__name__
+        if reason is not None:
+            self._restore(before, generators)
+            self.has_failed, self._launch, self._slopes = True, None, []
+            warnings.warn(
+                f"fit launches each step by itself, because a CUDA graph of {LENGTH} steps cannot repeat the steps: "
+                f"{reason}. The results are the same.",
+                stacklevel=find_stack_level(),
+            )
+        return reason is None
+
+    def _difference(self, launch: Callable[[], None], before: list[Tensor], generators: Any) -> str | None:
+        """Make a block twice from the same state, as a graph and by single steps, and return how the results differ."""
+        launch()
+        replayed, drawn = self._state(), generator_states()
+        self._restore(before, generators)
+        self._steps()
+        made = self._state()
+        if not _equal(drawn, generator_states()):
+            return "the random generators end in another state"
+        for place, (first, second, start) in enumerate(zip(replayed, made, before, strict=True)):
+            change = (second - start).double().norm()
+            if change.isfinite() and (first - second).double().norm() > TOLERANCE * change:
+                return "the losses differ" if place == 0 else "the parameters differ"
+        return None
+
+    def _state(self) -> list[Tensor]:
+        """Return copies of the tensors that a block changes, beginning with the sum of the losses."""
+        return [tensor.detach().clone() for tensor in self._changed()]
+
+    @torch.no_grad()
+    def _restore(self, copies: list[Tensor], generators: Any) -> None:
+        for tensor, copy in zip(self._changed(), copies, strict=True):
+            tensor.copy_(copy)
+        restore_generators(generators)
+
+    def _changed(self) -> list[Tensor]:
+        return [self._total, self._step, *self.tensors.named().values(), *self.options.tensors()]
+
+
+def blocks_or_none(batches: Batches, loss: Loss, step: Step, tensors: Tensors) -> Blocks | None:
+    """Return blocks of steps if a run can use them.
+
+    The steps must have compiled gradients of data on a CUDA device, an Adam that can be captured, one batch per step,
+    and no check of each step. The transform, if there is one, must be one of pyrovae, because a graph would keep the
+    numbers that the Python code of another transform computes.
+    """
+    data, gradients = batches.source, step.gradients
+    if not (isinstance(data, DataInMemory) and data.device.type == "cuda" and isinstance(gradients, CompiledGradients)):
+        return None
+    if gradients.captured is None or not gradients.captured.options.has_rates:
+        return None
+    if batches.transform is not None and not _is_of_pyrovae(batches.transform):
+        return None
+    if batches.accumulate > 1 or (step.guard is not None and step.guard.skip):
+        return None
+    return Blocks(batches, data, loss, gradients, step.optimizer, gradients.captured.options, tensors)
+
+
+def _is_of_pyrovae(function: Callable[..., Any]) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("pyrovae.")
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Return whether the states of generators are equal."""
+    pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
