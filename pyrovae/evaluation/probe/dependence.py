@@ -83,7 +83,10 @@ class Dependence:
         return Outcome(True, False, reason)
 
     def all_data(self, one: Reference) -> Outcome:
-        """Return the outcome for a program whose runs need all data: whether one run may have many draws.
+        """Return the :class:`Outcome` for a program that needs all data in each run.
+
+        A run with two draws for each datum tests whether one run may have many draws. The option ``vectorize=False``
+        skips this test.
 
         Raises:
             ValueError: If the model draws random numbers outside sample sites.
