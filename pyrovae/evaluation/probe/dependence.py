@@ -244,7 +244,7 @@ class Dependence:
         return not largest_difference(again.densities.guide, first.densities.guide)
 
     def _check_state(self, one: Reference) -> None:
-        """Check that two runs with the same seed give the same density, for a program with enumerated sites.
+        """Check that a program with enumerated sites keeps no state: two runs with the same seed have equal densities.
 
         Raises:
             ValueError: If the densities of the two runs differ.
