@@ -55,8 +55,8 @@ def capture(function: Callable[[], Result], device: torch.device) -> tuple[Calla
     """Record the kernels that a function launches on a CUDA device, without running the kernels.
 
     Returns:
-        A pair of a function without arguments, which launches all kernels at once, and the result of ``function``.
-        Each launch fills the tensors of this result.
+        A function without arguments that launches all recorded kernels at once, and the result of ``function``. Each
+        launch writes new values into the tensors of this result.
     """
     graph = torch.cuda.CUDAGraph()
     # By default torch captures on a stream of the device that was current at the first capture of the process. Also by

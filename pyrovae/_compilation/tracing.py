@@ -83,7 +83,7 @@ class _Values(TorchFunctionMode):
             return args[0].detach()
         of_tensors = func is torch.tensor and any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0]))
         if func in _LEAVING or (of_tensors and not isinstance(args[0], Tensor)):
-            raise UntraceableError(f"values of a tensor are read by {func.__name__}()")
+            raise UntraceableError(f"values of a tensor are read by {func.__name__}(), which a graph cannot record")
         return func(*args, **(kwargs or {}))
 
 

@@ -108,7 +108,7 @@ class Annealing:
         return self._state(self.density.whiten(drawn.u))
 
     def _state(self, v: Tensor) -> State:
-        """Return the state at positions ``v``, with the values and gradients of both log-densities."""
+        """Return the state at positions ``v``, with the values and gradients of log p and log q."""
         self.evaluations += 3 * len(v)
         rows = len(v) if self.batch_size is None else max(1, self.batch_size // v.shape[1])
         parts = [self._evaluated(part) for part in v.split(rows)]

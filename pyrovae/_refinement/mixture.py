@@ -19,12 +19,12 @@ holds for every such division. The balance heuristic uses :math:`w_G \propto \al
 :math:`w_G \propto \alpha_G t`, where t is a Student's t density that is fitted to draws from the guide. :math:`w_G` is
 close to one where the density of the normal components is small, as in a mode that they miss.
 
-Extend the space by an index k, which is N for a draw from a normal component and G for a draw from the guide. The log q
-of a draw is then :math:`\log(\alpha_k q_k(u)) - \log w_k(u)`, with :math:`\alpha_N = 1 - \alpha_G`. This is the
-log-density of (u, k) under the mixture minus the log-probability that the division assigns to k at u. As for any
-proposal, E[exp(log p - log q)] is p(x), and E[log p - log q] is a lower bound on log p(x). The method has a drawback:
-if the t density is a poor fit to the guide, some draws from the guide have larger weights than under the balance
-heuristic.
+Let k be N for a draw from a normal component, and G for a draw from the guide. A draw u with index k has the density
+:math:`\alpha_k q_k(u)`, where :math:`\alpha_N = 1 - \alpha_G`, and its target is :math:`w_k(u)\, p(x, u)`. The module
+moves the factor :math:`w_k` from the target to the proposal: :math:`\log q = \log(\alpha_k q_k(u)) - \log w_k(u)`. With
+:math:`\log p = \log p(x, u)`, as for any proposal, E[exp(log p - log q)] is p(x), and E[log p - log q] is a lower bound
+on log p(x). The method has a drawback: if the t density is a poor fit to the guide, some draws from the guide have
+larger weights than under the balance heuristic.
 
 Source:
     *Optimally Combining Sampling Techniques for Monte Carlo Rendering* (Veach and Guibas, 1995), section 3.
@@ -255,10 +255,10 @@ class Mixture:
 
 
 def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Return for each datum the weights of the copies, followed by the weights of the two densities of :class:`Split`.
+    """Append the weights of the two densities of :class:`Split` to the weights of the normal copies of each datum.
 
-    For data where ``chosen`` is true, most of the weight of the copies is moved to the two densities, in equal parts.
-    For other data, the two densities have weight 0.
+    Where ``chosen`` is true, the copies keep the fraction ``KEPT`` of their weight, and each of the two densities gets
+    half of the rest. Elsewhere, the two densities have weight 0.
     """
     total = weights.sum(-1, keepdim=True)
     halves = torch.where(chosen[:, None], (total - total * KEPT) / 2, 0.0)

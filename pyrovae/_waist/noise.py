@@ -28,7 +28,7 @@ class NoiseOutsideSites(Messenger):
     """Pyro handler that records whether random number generators change state between the sites of a program.
 
     Attributes:
-        sources: Names of the packages whose global generators changed outside sites.
+        sources: Names of the packages (torch, NumPy, Python) whose global generators changed state outside sites.
         change: Function from a tensor of numbers that torch draws outside sites to the numbers that replace them.
             ``None`` keeps the numbers.
     """

@@ -43,7 +43,7 @@ class Autoencoder(Described):
         error: Reconstruction error: ``"cross_entropy"``, in nats, for data in [0, 1], or ``"squared"`` for real data.
         corruption: :class:`Masking`, :class:`GaussianNoise`, or any callable that maps x to :math:`\tilde x`.
         penalty: :class:`L1`, :class:`KLSparsity`, :class:`Contraction`, or any callable. The call
-            ``penalty(encoder, x, code)``, with the corrupted x, returns R, shape ``(N,)``.
+            ``penalty(encoder, x, code)`` gets the corrupted x, and returns the penalty of each datum, shape ``(N,)``.
 
     Raises:
         ValueError: If ``error`` is unknown; when run, if data for the cross-entropy are outside [0, 1], or if shapes do
@@ -109,11 +109,11 @@ class Autoencoder(Described):
         return self.decode(self.encode(x))
 
     def errors(self, x: Tensor, *, seen: Tensor | None = None) -> Tensor:
-        """Return the reconstruction error of each datum, summed over its dimensions, without corruption or penalty.
+        """Return the reconstruction error of each datum, summed over its dimensions, without the penalty.
 
         Args:
-            x: Data to reconstruct, shape ``(N, *event)``.
-            seen: Input of the encoder, such as a corrupted x; by default x.
+            x: Data to reconstruct, shape ``(N, *event)``. This method does not corrupt them.
+            seen: Input of the encoder, for example x after a corruption; by default x itself.
 
         Returns:
             Tensor, shape ``(N,)``; nats for the cross-entropy.
@@ -152,8 +152,8 @@ class Autoencoder(Described):
         output = _run("decoder", self.decoder, code)
         if output.shape != x.shape:
             raise ValueError(
-                f"the decoder returned shape {tuple(output.shape)} for data of shape {tuple(x.shape)}. Return the "
-                f"event shape of the data, {tuple(x.shape[1:])}"
+                f"the decoder returned shape {tuple(output.shape)} for data of shape {tuple(x.shape)}. Return a "
+                f"tensor with the data's event shape {tuple(x.shape[1:])}."
             )
         compare = mse_loss if self.error == "squared" else binary_cross_entropy_with_logits
         return compare(output, x, reduction="none").reshape(len(x), -1).sum(1)

@@ -19,8 +19,8 @@ class OutsideColumnError(ValueError):
 class Columns(TorchDistribution):
     """Distribution of the entries of a table's rows, with a distribution for each column; NaN marks a missing entry.
 
-    The columns are the last batch dimension. A missing entry has log-probability 0, so ``Columns(...).to_event(1)``
-    scores a row by the density of its observed entries.
+    The columns lie along the last batch dimension. A missing entry has log-probability 0, so
+    ``Columns(...).to_event(1)`` scores a row by the density of its observed entries.
 
     Args:
         names: Names of all columns, for error messages.

@@ -38,7 +38,7 @@ class Lattice(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """Constraint: x = u * n, with n in the support of the base distribution."""
+        """Constraint for the values u * n, where u is the unit and n is in the support of the base distribution."""
         return _OnLattice(self.base_dist.support, self.unit)
 
     @property

@@ -18,9 +18,9 @@ class Batch:
     Attributes:
         args: Arguments of the programs.
         start: Index of the first datum in the data set.
-        kept: Number of data whose results are used, starting with the first datum of the batch. If the data plate has a
-            fixed size, the last batch is filled up with the first data of the data set, whose results are not used a
-            second time.
+        kept: Number of data whose results are used, starting with the first datum of the batch. It is smaller than
+            ``size`` only if the data plate has a fixed size and the data do not fill the last batch. The first data of
+            the data set then fill this batch, and their second results are not used.
         size: Number of data in the batch.
         subsample: Indices that each subsampling plate must choose, by name of the plate.
     """

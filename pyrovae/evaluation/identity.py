@@ -4,8 +4,8 @@ A walk from each program finds the code and the constants. The walk visits attri
 default values, the objects of bound methods, and functions that the code names. It leaves out
 
 * code of the standard library and of installed packages, because their versions identify this code;
-* values that change when the programs run, such as counters, because a program whose density depends on them is
-  rejected;
+* values that change when the programs run, such as counters, because an evaluation raises an error if a density
+  depends on them;
 * tensors in a dictionary whose keys are not strings, because such a dictionary is a cache.
 
 The walk does not find the environment, files, or objects that a program looks up by name (``getattr``, a registry).

@@ -335,7 +335,7 @@ class Problem:
             )
 
     def check_whole(self) -> None:
-        """Check that each run scores all of its data. Diagnostics with simulated data need this check.
+        """Check that the data plate does not subsample the data, so that a run can simulate all of them.
 
         Raises:
             ValueError: If the data plate subsamples the data.

@@ -1,4 +1,4 @@
-"""Protocol of a proposal, which improves a given guide by a fit to the posterior of each datum."""
+"""Protocol of a guide that is fitted to the posterior of each datum, so that it is a better proposal."""
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 

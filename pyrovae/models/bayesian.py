@@ -139,8 +139,9 @@ class BayesianGuide(Guide):
         for name, module in model.named_modules():
             if isinstance(module, PyroModule) and any(True for _ in module.parameters(recurse=False)):
                 raise ValueError(
-                    f"{name} has both random and fixed weights, but Pyro would keep the fixed weights in its store. "
-                    f"Make all weights of the network random: pyrovae.bayesian.random_weights(network)."
+                    f"{name} has both random and fixed weights. Pyro would register the fixed weights in its global "
+                    f"parameter store, although they belong to the module. Make all weights of the network random: "
+                    f"pyrovae.bayesian.random_weights(network)."
                 )
         with poutine.block(), poutine.trace() as tape, _drawn_weights(model):
             pass
@@ -171,7 +172,10 @@ class BayesianGuide(Guide):
 
 @contextmanager
 def _drawn_weights(program: nn.Module) -> Iterator[None]:
-    """Context manager that draws all random weights before Pyro would draw them inside the data plate."""
+    """Context manager that draws all random weights when it is entered, and keeps these draws until it is left.
+
+    Without it, Pyro would draw the weights inside the data plate.
+    """
     networks: list[Any] = [module for module in program.modules() if isinstance(module, PyroModule)]
     with ExitStack() as stack:
         for network in networks:

@@ -25,7 +25,7 @@ class SemiSupervisedVAE(DescribedModel):
     maximizes.
 
     The sites are ``"y"``, the unknown label, which guide and model enumerate for every datum; ``"label"``, the known
-    label; ``"z"``; and ``"x"``. If the label is known, ``"y"`` is the first class with probability 1 and has no effect.
+    label; ``"z"``; and ``"x"``. If the label is known, ``"y"`` has no effect, because it has a single possible value.
 
     Args:
         prior: ``prior()`` returns p(z).
@@ -33,9 +33,9 @@ class SemiSupervisedVAE(DescribedModel):
         likelihood: ``likelihood(z, y)`` returns p(x | z, y).
         posterior: ``posterior(x, y)`` returns q(z | x, y).
         classifier: ``classifier(x)`` returns q(y | x), a ``OneHotCategorical``.
-        classification_weight: Weight of log q(y | x) for known labels. This term is added to the bound in training mode
-            (``train()``), so that the classifier learns from known labels. The paper uses 0.1 times the number of data
-            divided by the number of labelled data.
+        classification_weight: Weight of log q(y | x) for known labels. In training mode (``train()``), the site
+            ``"classification"`` adds this term to the bound, so that the classifier learns from known labels. The paper
+            uses 0.1 times the number of data divided by the number of labelled data.
 
     Raises:
         ValueError: If ``classification_weight`` is negative. When run, if a label is neither a one-hot row nor a row of

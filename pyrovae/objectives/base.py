@@ -63,7 +63,7 @@ class Options(TypedDict, total=False):
 
 
 class Weighing:
-    """Base class that computes the log-weights of an objective, and checks that the programs allow a valid loss.
+    """Base class of objectives. It computes log-weights, and checks the programs at the first call.
 
     Attributes:
         needs_paths: True if the objective's gradient is biased for draws that are not reparameterized.

@@ -73,15 +73,15 @@ class BetaTC(Objective):
 
     The factor :math:`s_n` is the scale of the data plate (subsampling).
 
-    If :math:`\alpha = \beta = \gamma = 1`, the objective is the ELBO. The draw of each datum is compared with the
-    posteriors of all data in the batch, so time and memory grow with the square of the batch size. The logarithm of an
-    unbiased density estimate is biased, so batches should be large.
+    If :math:`\alpha = \beta = \gamma = 1`, the objective is the ELBO. At the draw of each datum, q(z) is estimated from
+    the posteriors of all data in the batch, so time and memory grow with the square of the batch size. The estimate of
+    q(z) is unbiased, but its logarithm is biased. The bias is small only if batches are large.
 
     Args:
         alpha: Weight of the mutual information.
         beta: Weight of the total correlation.
         gamma: Weight of the dimension-wise KL.
-        data_size: Number of data from which batches are drawn, D.
+        data_size: Number of data from which batches are drawn.
         weights: Weights of the posteriors in the estimate of q(z): ``"even"``, or ``"stratified"`` as in the paper. The
             docstring of the module :mod:`pyrovae.objectives.beta_tc` derives both choices.
         plate: Name of the data plate; by default the outermost plate that all latent sites share.

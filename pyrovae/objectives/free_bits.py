@@ -104,7 +104,7 @@ class FreeBits(Objective):
 
 
 def _groups(divergence: Tensor, q: Site, data_dim: Any, vectorized: bool) -> Tensor:
-    """Return the divergence of each group and datum, averaged over draws, shape ``(groups, N)``.
+    """Return the KL divergence of each group and datum, averaged over draws, shape ``(groups, N)``.
 
     A group is a dimension of the site, or the whole site if its prior or posterior does not factorize over dimensions.
     """

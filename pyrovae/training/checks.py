@@ -100,9 +100,9 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
         most: Number of training data.
 
     Raises:
-        ValueError: If a site lies outside the data plate, and the plate declares more data than the training set has.
-            Also if the loss of a mini-batch is scaled to fewer data than ``total``, and either a site lies outside the
-            data plate or an autoguide has parameters for each datum.
+        ValueError: If a site lies outside the data plate, and the plate declares more data than the training set has;
+            if a site lies outside the data plate, and the loss of a mini-batch is scaled to fewer data than ``total``;
+            or if an autoguide has parameters for each datum, and the loss is scaled to fewer data than ``total``.
     """
     for name, scale in facts.outside.items():
         declared = facts.data_count / scale if scale and batch < total else float(facts.full_size)
@@ -146,7 +146,7 @@ def _is_inside(site: Site, plate: str) -> bool:
 
 
 def _own_scale(site: Site, within: str = "") -> float | None:
-    """Return the result of :func:`_without_plates` as a number, or None if the result has more than one entry."""
+    """Return the scale of a site (see :func:`_without_plates`) as a number, or None if it has more than one entry."""
     scale = _without_plates(site, within)
     return scale.item() if scale.numel() == 1 else None
 

@@ -100,7 +100,7 @@ class _IndexedData(ABC):
 
     @abstractmethod
     def order(self, size: int) -> Tensor:
-        """Return the order of the data in an epoch."""
+        """Return the indices of the data in the order of an epoch."""
 
     @abstractmethod
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
@@ -133,7 +133,7 @@ class DataInMemory(_IndexedData):
         self.tensors = tensors if device is None else tuple(tensor.to(device) for tensor in tensors)
 
     def order(self, size: int) -> Tensor:
-        """Return the order of the data in an epoch, drawn on the device of the batches."""
+        """Return the indices of the data in the order of an epoch, as a tensor on the device of the batches."""
         count = len(self)
         return torch.randperm(count, device=self.device) if size < count else torch.arange(count, device=self.device)
 

@@ -29,7 +29,7 @@ class Pair(nn.Module):
 
 
 def as_module(programs: Any) -> Any:
-    """Return a module unchanged, and a pair of programs as a :class:`Pair`.
+    """Convert a pair of programs to a :class:`Pair`; return a module unchanged.
 
     Raises:
         TypeError: If a tuple is not a pair of callables.

@@ -99,7 +99,7 @@ class Guard:
         self.loss, self.module, self.skip, self.replaying = loss, module, skip, False
 
     def before(self) -> tuple[Any, Buffers] | None:
-        """Return the state of generators and buffers if the next step will be checked, else None."""
+        """Return the states of generators and buffers for :meth:`undo`, or None if the next step is not checked."""
         if not (self.replaying or self.skip):
             return None
         return generator_states(), save_buffers(self.module.modules())

@@ -235,7 +235,7 @@ def bdmc(
 
 
 def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
-    """Make the map between latents and real vectors, append it to ``spaces``; return the number of data per batch."""
+    """Append the map between latents and real vectors to ``spaces``, and return the number of data in a batch."""
     spaces.append(Space(problem))
     return problem.width(max(num_chains, PILOT_CHAINS))
 

@@ -187,11 +187,11 @@ class Cascade:
         """Select data by pilot draws from the guide, and estimate log p(x) of these data from new draws.
 
         A datum is selected if the guide is a good proposal for it. If no densities can be fitted to the posteriors, all
-        data are selected, and no indices are returned.
+        data are selected.
 
         Returns:
             Indices of the data that need another estimator: data that were not selected, and selected data whose
-            estimate is not good enough.
+            estimate is not good enough. The tensor is empty if no densities can be fitted to the posteriors.
         """
         pilot = self._weights(batch, PILOT)
         found = bounds.of_valid(pilot, summary)
@@ -257,9 +257,9 @@ class Cascade:
 
 
 def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
-    """Return the result with variables ``estimator`` and ``reliable``, and with an attribute ``reliable_share``.
+    """Add the variables ``estimator`` and ``reliable`` and the attribute ``reliable_share`` to a result; return it.
 
-    The k-hat values of all data with the same number of draws are judged together.
+    :func:`is_tail_light` tests the k-hat values of all data with the same number of draws in one call.
     """
     computed = ~np.isnan(result.stage.values.astype(float))  # rows of data that raised an error are NaN
     reliable = computed & (result.mcse <= precision).values & ~(result.disagrees.values == 1)

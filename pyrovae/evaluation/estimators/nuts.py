@@ -53,9 +53,9 @@ def nuts(
     r"""Draw from the posteriors of a few data with Pyro's NUTS, and estimate log p(x) of each by bridge sampling.
 
     The chains start at draws from the guide. If the guide is a :class:`pyrovae.guides.Refined`, the chains move in
-    coordinates in which the fitted density is standard normal, so the fit serves as the mass matrix. All data move as a
-    single state. Use the function for at most about ten data at a time. The estimate misses a mode that no chain
-    visits. ``r_hat`` reveals only chains that stay in different modes.
+    coordinates in which the fitted density is standard normal, so the fit serves as the mass matrix. NUTS moves the
+    latents of all data as a single state. Use the function for at most about ten data at a time. The estimate misses a
+    mode that no chain visits. ``r_hat`` reveals only chains that stay in different modes.
 
     Args:
         model: Pyro program of p(x, z) with continuous latent sites.
@@ -66,7 +66,7 @@ def nuts(
         warmup_steps: Draws per chain during which step size and mass matrix are adapted.
         num_chains: Number of chains, which run one after another.
         max_tree_depth: NUTS makes at most ``2 ** max_tree_depth`` leapfrog steps per draw.
-        **options: Keyword arguments of :class:`Options`. Pyro draws the progress bar.
+        **options: Keyword arguments of :class:`Options`. The progress bar is that of Pyro's ``MCMC``.
 
     Returns:
         Dataset with dimension ``datum``:
@@ -77,7 +77,7 @@ def nuts(
         * for each latent site, a variable of its name that holds the draws, with dimensions ``chain``, ``draw``,
           ``datum`` and those of the site.
 
-        An attribute holds the number of divergent transitions.
+        The attribute ``divergences`` holds the number of divergent transitions.
 
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.

@@ -209,9 +209,9 @@ class _Groups:
     def datasets(
         self, table: "xr.Dataset", coords: Mapping[str, Sequence[Hashable]], dims: Mapping[str, Sequence[str]]
     ) -> "dict[str, xr.Dataset]":
-        """Convert the table to one dataset for each group.
+        """Divide the table into one dataset for each group of InferenceData; return the datasets by group.
 
-        The dimensions of a dataset get names and coordinates. Each dataset gets the attributes of the table.
+        The dimensions of each dataset get names and coordinates. Each dataset gets the attributes of the table.
         """
         import xarray as xr
 

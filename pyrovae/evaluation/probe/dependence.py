@@ -83,7 +83,10 @@ class Dependence:
         return Outcome(True, False, reason)
 
     def all_data(self, one: Reference) -> Outcome:
-        """Return the outcome for a program whose runs need all data: whether one run may have many draws.
+        """Return the :class:`Outcome` for a program that needs all data in each run.
+
+        A run with two draws for each datum tests whether one run may have many draws. The option ``vectorize=False``
+        skips this test.
 
         Raises:
             ValueError: If the model draws random numbers outside sample sites.
@@ -241,7 +244,7 @@ class Dependence:
         return not largest_difference(again.densities.guide, first.densities.guide)
 
     def _check_state(self, one: Reference) -> None:
-        """Check that two runs with the same seed give the same density, for a program with enumerated sites.
+        """Check that a program with enumerated sites keeps no state: two runs with the same seed have equal densities.
 
         Raises:
             ValueError: If the densities of the two runs differ.

@@ -22,7 +22,7 @@ class Reference:
     """A run with one draw for each datum, with which other runs are compared.
 
     Attributes:
-        weights: Weights of the run.
+        weights: Log-weights of the run, with the sites of both programs.
         size: Number of data in the arguments of the run.
     """
 
@@ -140,10 +140,10 @@ class Trials:
             values: Values by name. The value of a latent site replaces its draw. The value of a subsampling plate
                 holds the indices of its data.
             draws: Number of draws.
-            nesting: Nesting depth of the program's plates. The run then has a dimension of draws to the left of these
-                plates. If ``None``, the run has no dimension of draws.
-            depth: Nesting depth of the program's plates, for a run without a dimension of draws. It is needed only if
-                ``values`` have dimensions of enumerated sites.
+            nesting: Nesting depth of the program's plates, for a run with a dimension of draws to the left of these
+                plates. ``None`` means a run without a dimension of draws.
+            depth: The same nesting depth, for a run in which ``nesting`` is ``None``. It is needed only if ``values``
+                have dimensions of enumerated sites.
             start: Index of the first datum.
             validate: If true, Pyro validates the run.
         """

@@ -37,7 +37,7 @@ class FlatTarget(Target):
         self.rows = min(ROWS, space.problem.affordable)
 
     def subset(self, indices: Tensor) -> "FlatTarget":
-        """Return the target of some data of the batch, given by indices of shape ``(n,)``."""
+        """Return the target for those data of the batch that ``indices``, shape ``(n,)``, selects."""
         return FlatTarget(self.space, self.problem.select(self.batch, indices), is_checked=True)
 
     def log_joint(self, u: Tensor) -> Tensor:

@@ -86,9 +86,9 @@ class Noise:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Context manager for a backward pass: make random draws for the same data as in the forward pass.
+        """Context manager for a backward pass: make all random draws for the slice of the preceding forward pass.
 
-        Activation checkpointing runs Python code a second time in the backward pass, and this code may draw random
+        Activation checkpointing runs parts of the forward pass again in the backward pass. These parts may draw random
         numbers.
         """
         with _Python(self):

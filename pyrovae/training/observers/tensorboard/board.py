@@ -80,8 +80,8 @@ class TensorBoard(Observer):
     def begin(self, run: Run) -> None:
         """Prepare the writer.
 
-        A writer for a folder tells TensorBoard to hide points that an earlier run wrote for epochs that this run has
-        yet to make.
+        An earlier run may have written points to the folder. TensorBoard hides those points of the earlier run that
+        belong to epochs which this run has not made yet.
 
         Raises:
             OSError: If the folder cannot be written to.
