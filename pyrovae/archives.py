@@ -197,7 +197,7 @@ def _compact(tensor: Tensor) -> Tensor:
 
 
 def _sync(folder: Path) -> None:
-    """On a POSIX system, wait until the names of a folder's files are on the disk; elsewhere, do nothing."""
+    """On a POSIX system, write a folder's list of files to the disk; elsewhere, do nothing."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,9 +1,9 @@
 """Inductor's choice of the processor's vector instructions, without test programs.
 
 Inductor compiles, links and loads a test program for each set of vector instructions that the processor has. The test
-programs take a third of a first compilation's time. This module lets inductor assume that every set works. Inductor
-needs the test programs only if the C++ compiler rejects the code that inductor writes under this assumption, for
-example because the compiler is older than the processor.
+programs take a third of a first compilation's time. This module lets inductor assume that every set works. If the C++
+compiler then rejects inductor's code, for example because the compiler is older than the processor, inductor compiles
+the graph again with the test programs.
 """
 
 from collections.abc import Callable, Sequence

@@ -37,9 +37,10 @@ def draws(node: fx.Node) -> bool:
 
 
 def chain(graph: fx.Graph) -> None:
-    """Let each random operation of a graph read a result of the previous random operation, if torch needs it.
+    """Let each random operation of a graph read a result of the previous one, if torch does not keep their order.
 
-    Operations without an argument that is a tensor, except ``randn`` and ``rand``, stay as they are.
+    ``randn`` and ``rand`` are replaced by operations that fill a tensor. Other operations that take no tensor stay as
+    they are.
     """
     if _KEEPS_ORDER:
         return

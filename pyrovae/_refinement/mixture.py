@@ -137,10 +137,11 @@ class Mixture:
     Args:
         posterior: Posteriors of N data, with the guide.
         density: Normal densities that were fitted to the posteriors.
-        members: Weights and widths of the copies of the normal density; the guide gets the remaining weight.
+        members: Weight and reach of each copy of the normal density (see :class:`Member`). The guide gets the
+            remaining weight.
         split: Two further normal densities for some of the data. For these data, the two densities get most of the
             weight of the copies.
-        failed: True for data whose mixture is the guide alone, shape ``(N,)``.
+        failed: Mask, shape ``(N,)``. If it is true for a datum, the mixture of this datum is the guide alone.
         score_guide: If true, the guide's density is computed at all draws. If false, it is computed only at the guide's
             own draws, which suits guides whose density is expensive; see the docstring of the module.
 
@@ -227,7 +228,8 @@ class Mixture:
     def _place(self, index: Tensor, noise: Tensor | None) -> Tensor:
         """Return draws u from the normal components, shape ``(S, N, D)``.
 
-        Where ``index`` is the index of the guide, the entries are arbitrary, and :meth:`draw` replaces them.
+        ``index`` holds the index of the component of each draw, shape ``(S, N)``. If this component is the guide, the
+        returned vector is arbitrary, and :meth:`draw` replaces it.
         """
         mean = self.density.mean
         widths = mean.new_tensor([*(width for _, width in self._normals), 1.0])[index]

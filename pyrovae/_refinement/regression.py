@@ -136,7 +136,10 @@ def fit(
 
 
 def fit_to_draws(posterior: Posterior) -> Normal:
-    """Return normal densities with means and variances of guide draws. The correlations are shrunk by a tenth."""
+    """Return normal densities with the means and variances of draws from the guide.
+
+    The correlations are those of the draws, multiplied by 0.9.
+    """
     draws, _ = posterior.draw(max(256, 4 * posterior.dim))
     mean = draws.mean(0)
     spread = (draws - mean).movedim(0, 1)

@@ -19,9 +19,10 @@ from pyrovae._waist.sites import is_deterministic
 
 
 class ChangesInPlace(Messenger):
-    """Pyro handler that raises an error at the end of a run if a tensor of a site was changed in place after the site.
+    """Pyro handler that raises an error if a program changes a mask, value or parameter of a site in place.
 
-    Nothing is checked if Pyro's validation is off.
+    The check runs at the end of a run. It finds changes after the site's sample statement. Nothing is checked if Pyro's
+    validation is off.
     """
 
     def __init__(self) -> None:

@@ -29,8 +29,8 @@ def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
     Args:
         q: Latent site of the guide.
         p: The same site of the model.
-        exact: True if the KL divergence equals the mean of log q - log p over the guide's draws, which is the mean that
-            the ELBO subtracts; see :func:`is_mean_field`.
+        exact: True if the KL divergence and log q - log p have the same mean over the guide's draws. The ELBO contains
+            the mean of log q - log p; see :func:`is_mean_field`.
 
     Returns:
         Divergences in nats, in the site's batch shape. If the latent dimensions of q and p are independent, an

@@ -28,9 +28,10 @@ def with_second_draw(
 ) -> dict[str, Tensor]:
     """Return the value of each latent site with two draws for each datum, by name of the site.
 
-    Both draws come from a run with one draw for each datum. The first draw of datum n is the draw of datum n in the
-    run, and its second draw is the draw of datum n + 1. Any value of the latents can be scored for any datum, so the
-    second draw need not come from the guide for datum n.
+    The draws come from a run with one draw for each datum. The first draw of datum n is its own draw in this run. Its
+    second draw is the draw of the next datum. For the last datum, this is the draw of the first datum. Any value of the
+    latents can be scored for any datum, so the second draw need not come from the guide for datum n.
+
     Dimensions of enumerated sites stay to the left of the dimension of draws.
 
     Args:
@@ -64,12 +65,12 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 
 
 def kept_sets(size: int) -> list[Tensor]:
-    """Return sets of data indices. A check keeps the data of one set, and copies of the kept data replace all others.
+    """Return sets of data indices. A check keeps the data of one set, and replaces all others by copies of these.
 
     If there are fewer than :data:`FEW_DATA` data, at least one set contains i but not j, for any two data i and j. The
-    check therefore finds every dependence of one datum on another. With more data, there are three sets, which find
-    dependences on the data to which programs usually refer: the first, middle or last datum, a neighbour, or the datum
-    at the same place in reverse order.
+    check therefore finds every dependence of one datum on another. With more data, there are three sets. They find the
+    usual dependences: on the first, middle or last datum, on a neighbour, or on the datum at the same place in reverse
+    order.
     """
     index = torch.arange(size)
     if size >= FEW_DATA:
@@ -186,9 +187,9 @@ class BatchNormInputs:
             self.ndims[module] = inputs[0].ndim
 
     def differing(self, other: "BatchNormInputs") -> nn.Module | None:
-        """Return the first layer whose input has another number of dimensions than in the record ``other``, or None.
+        """Return the first layer whose input has another number of dimensions here than in ``other``, or None.
 
-        A layer that is not in the record ``other`` is skipped.
+        A layer that ``other`` did not record is skipped.
         """
         known: Mapping[nn.Module, int] = other.ndims
         return next((layer for layer, ndim in self.ndims.items() if known.get(layer, ndim) != ndim), None)

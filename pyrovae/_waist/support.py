@@ -58,10 +58,9 @@ def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
 
 
 def bounded_base(distribution: Any) -> Any | None:
-    """Return a transformed distribution whose base distribution is bounded. For other distributions, return None.
+    """Return a distribution without ``Independent`` if it is a transform of a bounded base distribution, else None.
 
-    ``Independent`` around the transformed distribution is removed. A base distribution counts as bounded if its support
-    is known and is not all reals.
+    The base distribution counts as bounded if its support is known and is not all reals.
     """
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist

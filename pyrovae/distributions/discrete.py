@@ -74,7 +74,7 @@ class Lattice(TorchDistribution):
 
 
 class DiscretizedLogistic(TorchDistribution):
-    r"""Distribution of levels n = 0, ..., L - 1; each has the mass of a logistic density in the interval around it.
+    r"""Distribution of levels n = 0, ..., L - 1. P(n) is the mass of a logistic density in the interval around n.
 
     .. math::
         P(n) = \sigma\Big(\frac{b_{n+1} - \mu}{s}\Big) - \sigma\Big(\frac{b_n - \mu}{s}\Big), \qquad

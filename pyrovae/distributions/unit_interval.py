@@ -142,7 +142,7 @@ def _log_mass(t: Tensor) -> Tensor:
 
 
 def _mean_distance(t: Tensor) -> Tensor:
-    """Return the mean distance of x from the end of [0, 1] with the higher density, for t = abs(s) > 0."""
+    """Return the mean distance of x from the end of [0, 1] with the higher density; t is abs(s) for a logit s != 0."""
     return 1 / t + torch.exp(-t) / torch.expm1(-t)
 
 
@@ -154,7 +154,7 @@ def _log_complement(p: Tensor, rest: Tensor, t: Tensor) -> Tensor:
 
 
 def _cumulants(p: Tensor) -> tuple[Tensor, ...]:
-    """Return the coefficients of the power series in s that gives the quantile at p.
+    """Return the coefficients of a power series in the logit s: the quantile at a fixed p.
 
     The coefficient of s^(k - 1) is the k-th cumulant of a Bernoulli distribution with probability p, divided by k!.
     """
@@ -173,7 +173,7 @@ def _cumulants(p: Tensor) -> tuple[Tensor, ...]:
 
 
 def _bernoulli_polynomials(x: Tensor) -> tuple[Tensor, ...]:
-    """Return the coefficients of the power series in s that gives the distribution function at x.
+    """Return the coefficients of a power series in the logit s: the distribution function at a fixed x.
 
     The coefficient of s^(k - 1) is (B_k(x) - B_k) / k!, with the Bernoulli polynomial B_k(x) and its value B_k at 0.
     """

@@ -20,13 +20,14 @@ from torch import Tensor
 def of_valid(
     log_weights: Tensor, columns: Callable[[Tensor], Mapping[str, Tensor]], *, draws_dims: int = 1
 ) -> dict[str, Tensor]:
-    """Compute statistics of the data whose log-weights are all finite or -inf; statistics of other data are NaN.
+    """Compute statistics of each datum. They are NaN if a log-weight of the datum is NaN or +inf.
 
     All results are on the CPU, whatever the device of the log-weights.
 
     Args:
         log_weights: Log-weights, shape ``(*draws, N)``, nats.
-        columns: Function from the log-weights of n data to statistics by name, shape ``(n,)`` or ``(n, *rest)``.
+        columns: Function that takes the log-weights of n data. It returns a dictionary of statistics, each of shape
+            ``(n,)`` or ``(n, *rest)``.
         draws_dims: Number of leading dimensions that hold draws.
     """
     valid = ~(log_weights.isnan() | (log_weights == math.inf)).flatten(0, draws_dims - 1).any(0)

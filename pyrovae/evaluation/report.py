@@ -152,10 +152,7 @@ def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint
 
 
 def _batches(problem: Problem, width: int, num_rows: int) -> Iterator[Batch]:
-    """Yield batches that provide a datum for each of ``num_rows`` rows.
-
-    If there are more rows than data, the data are used repeatedly.
-    """
+    """Yield batches until ``num_rows`` rows have a datum each. If there are more rows than data, the data repeat."""
     for done in range(0, num_rows, problem.size):
         for batch in problem.batches(width):
             start = done + batch.start

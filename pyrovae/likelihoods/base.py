@@ -50,9 +50,9 @@ class Likelihood(Described):
 def event_dim(ndim: int, context: tuple[Tensor, ...], network: nn.Module) -> int:
     """Return the number of event dimensions of a network's output, shape ``(*batch, *event)``.
 
-    A :class:`pyrovae.networks.Joint` states the number of event dimensions of each of its inputs. The inputs of any
-    other network (latents, or labels as one-hot vectors) have one event dimension each. The batch dimensions of the
-    inputs broadcast.
+    The output has the batch dimensions of the inputs, which broadcast; its other dimensions are event dimensions. A
+    :class:`pyrovae.networks.Joint` states the number of event dimensions of each of its inputs. The inputs of any other
+    network (latents, or labels as one-hot vectors) have one event dimension each.
 
     Args:
         ndim: Number of dimensions of the output.

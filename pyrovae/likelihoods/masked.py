@@ -42,7 +42,12 @@ class Masked(Described):
         self.likelihood = likelihood
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return p(x_obs | z) for ``z``, shape ``(*batch, latent)``, and a mask, shape ``(*batch, *event)``."""
+        """Return the distribution p(x_obs | z).
+
+        Args:
+            *context: ``z``, shape ``(*batch, latent)``; further inputs of the likelihood, if it has any; and last the
+                mask of the observed entries, shape ``(*batch, *event)``.
+        """
         *others, mask = context
         p = self.likelihood(*others)
         entries = entrywise(p, "likelihoods.Masked")

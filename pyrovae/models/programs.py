@@ -29,9 +29,9 @@ class Program(nn.Module):
 
     Attributes:
         names: Names of the components.
-        peers: Other programs, such as the guide of a model. Their components are passed to those components of this
-            program that need them. For example, a VampPrior needs the posterior. The programs are in a tuple, because
-            torch would register a program that is assigned directly as a submodule.
+        peers: Other programs, such as the guide of a model. A component of this program may need their components; for
+            example, a VampPrior needs the posterior. The programs are in a tuple, because an attribute that is itself a
+            module would become a submodule.
         data_size: Number of data to which the loss is scaled; by default the size of the batch.
     """
 
@@ -99,7 +99,7 @@ def run_component(
 
     Raises:
         FloatingPointError: If the distribution has invalid parameters and a weight of the component is NaN or infinite.
-        TypeError: If the component does not return a distribution, or does not take this number of inputs.
+        TypeError: If the component does not return a distribution, or does not take as many inputs as ``context`` has.
         ValueError: If the component fails with these inputs, or returns a distribution with invalid parameters or with
             another batch or event shape than expected.
     """

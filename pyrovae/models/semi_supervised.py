@@ -136,7 +136,7 @@ class SemiSupervisedModel(Program):
         self.classification_weight = weight
 
     def labels(self, y: Tensor) -> Any:
-        """Return the label prior, after checking that it is one-hot and has the event shape of the labels."""
+        """Return the label prior p(y). Check that it is a OneHotCategorical with the event shape of the labels."""
         labels = run_component(
             "label prior", self.get("label_prior"), batch_shape=torch.Size(), event_shape=y.shape[1:]
         )

@@ -155,7 +155,7 @@ class Weighing:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Context manager: if a site lies outside the data plate, raise a ValueError that recommends Trace_ELBO."""
+        """Context manager that turns an OutsidePlateError into a ValueError that recommends Trace_ELBO."""
         try:
             yield
         except OutsidePlateError as error:

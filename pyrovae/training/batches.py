@@ -45,7 +45,7 @@ class Batches:
         return self._transformed(self.source.batches(self.size))
 
     def in_steps(self, order: Tensor, start: int) -> Iterator[list[Batch]]:
-        """Yield for each step of an epoch the list of its batches, beginning with the step of index ``start``."""
+        """Yield a list of batches for each step of an epoch. The first step has the index ``start``."""
         batches = self._transformed(self.source.batches(self.size, order, start * self.accumulate))
         while step := list(islice(batches, self.accumulate)):
             yield step

@@ -174,9 +174,8 @@ class Checkpoints:
         content = archives.read(path, check=partial(self._check, path))
         if other := differences(versions(), content["versions"]):
             warnings.warn(
-                f"the run of {str(path)!r} continues with other versions of Python or packages, so its numbers "
-                f"may differ by rounding: "
-                f"{', '.join(other)}.",
+                f"the run of checkpoint {str(path)!r} continues with other versions of Python or packages, so its "
+                f"numbers may differ by rounding: {', '.join(other)}.",
                 stacklevel=find_stack_level(),
             )
         state: dict[str, Any] = content["state"]

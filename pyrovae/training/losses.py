@@ -35,7 +35,10 @@ class LossAndGradient(Protocol):
     products: Products
 
     def __call__(self, batch: Batch, kl_weight: float | Tensor, /) -> Any:
-        """Return the loss and store its gradient in ``.grad`` of the parameters; ``.grad`` must be None before."""
+        """Return the loss, and store its gradient in ``.grad`` of the parameters.
+
+        Before the call, ``.grad`` of all parameters must be None.
+        """
 
     def value(self, batch: Batch) -> float:
         """Return the loss without a gradient."""
@@ -174,7 +177,7 @@ class Bound:
             return float(_first(self.objective.loss(self.model, self.guide, *batch)))
 
     def data_count(self, batch: Batch) -> float:
-        """Return the number of data to which the loss is scaled. The programs run once for each new batch size."""
+        """Return the number of data to which the loss is scaled. For each new batch size, a run determines it."""
         if len(batch[0]) not in self.counts:
             with isolated(*self.programs, seed=0):
                 self._inspect(batch)

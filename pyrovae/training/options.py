@@ -82,8 +82,9 @@ def check_schedule(schedule: Any, scheduler_step: str, epochs: int, steps: int) 
         )
     if scheduler_step == "epoch" and total > needed:
         warnings.warn(
-            f"{name} has total_steps={total}, but one step per epoch makes {epochs} steps, so the schedule does not "
-            f"reach its end. Set scheduler_step='batch' and total_steps={epochs * steps}, or only total_steps={epochs}",
+            f"{name} has total_steps={total}, but scheduler_step='epoch' makes only {epochs} steps in this run, so the "
+            f"schedule does not reach its end. Set scheduler_step='batch' and total_steps={epochs * steps}, or set "
+            f"total_steps={epochs}",
             stacklevel=find_stack_level(),
         )
 

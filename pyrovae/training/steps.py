@@ -138,7 +138,7 @@ class Guard:
         raise NotFiniteError(reason)
 
     def after(self, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
-        """Check the parameters after a replayed step.
+        """While steps are replayed, check the parameters after each of them.
 
         Raises:
             NotFiniteError: If a parameter is not finite.

@@ -154,7 +154,7 @@ def test_a_schedule_per_batch_ends_with_the_run(x: Tensor) -> None:
 
 def test_a_schedule_for_batches_that_is_stepped_once_per_epoch_is_a_warning(x: Tensor) -> None:
     with pytest.warns(
-        UserWarning, match=r"total_steps=12, but one step per epoch makes 4 steps, .*scheduler_step='batch'"
+        UserWarning, match=r"total_steps=12, but scheduler_step='epoch' makes only 4 steps .*scheduler_step='batch'"
     ) as told:
         fit(small_vae(), x, epochs=4, batch_size=4, scheduler=one_cycle)
     assert [warning.filename for warning in told] == [__file__]

@@ -28,12 +28,12 @@ def tail_shape(pareto_k: Any, num_samples: int) -> tuple[np.ndarray, np.ndarray]
     """Estimate the tail shape k of each datum from k-hat of all data, as the module's docstring describes.
 
     Args:
-        pareto_k: k-hat of the data, of any shape. The values ``-inf`` (equal weights) and ``inf`` (too few draws) are
-            returned unchanged as the mean.
+        pareto_k: k-hat of the data, of any shape. It may be ``-inf`` (equal weights) or ``inf`` (too few draws).
         num_samples: Draws per datum.
 
     Returns:
-        Two arrays in the shape of ``pareto_k``: the mean of the posterior of k, and its standard deviation.
+        Two arrays in the shape of ``pareto_k``: the mean of the posterior of k, and its standard deviation. If k-hat
+        is infinite, the mean is k-hat and the standard deviation is 0.
     """
     k_hat = np.asarray(pareto_k, dtype=float)
     tail = np.ceil(min(num_samples / 5, 3 * np.sqrt(num_samples)))

@@ -176,7 +176,7 @@ class Cascade:
         return self.space.width
 
     def columns(self, batch: Batch) -> dict[str, Tensor | np.ndarray]:
-        """Return the estimates for the data of a batch, with diagnostics and costs, by name."""
+        """Return a dictionary of columns for the data of a batch: estimates, diagnostics and costs."""
         estimates = Estimates(batch.size)
         pending = self._by_guide(batch, estimates)
         if self.space is not None and len(pending):

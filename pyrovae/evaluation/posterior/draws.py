@@ -99,7 +99,7 @@ class Posterior:
         self.num_samples, self.num_draws = num_samples, num_draws
 
     def width(self) -> int:
-        """Return the number of data for which all draws fit into memory. Call it inside ``with self.problem:``."""
+        """Return a batch size for which all draws fit into memory. Call this method inside ``with self.problem:``."""
         return self.problem.width(max(self.num_samples, self.num_draws))
 
     def draw(self, batch: Batch) -> PosteriorDraws:

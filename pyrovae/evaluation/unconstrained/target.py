@@ -19,7 +19,7 @@ class Target:
         batch: A batch of data.
         amortized: If true, q is the amortized guide, even if the problem has a refined guide.
         is_checked: True if the latent sites of the batch have already been checked against ``space``.
-        compiles: If true, gradients are compiled, provided that the option ``compile`` is true. Each shape of u needs
+        compiles: If false, gradients are not compiled, even if the option ``compile`` is true. Each shape of u needs
             its own compilation, which takes seconds. Subsets of a batch have many sizes and are therefore not compiled.
 
     Attributes:

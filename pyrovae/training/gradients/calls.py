@@ -1,6 +1,6 @@
-"""The gradient of an objective for any arguments of model and guide.
+"""The gradient of an objective, as in Pyro's SVI: model and guide may be called with any arguments.
 
-The trained parameters need not be known in advance. They are recorded while model and guide run.
+The trained parameters need not be known before the first call. They are recorded while model and guide run.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -59,7 +59,7 @@ class Comparison:
         return _difference(loss, expected) > max(self.tolerance, 100 * eps)
 
     def accept(self, loss: float, expected: float) -> None:
-        """Attribute a difference of two losses to rounding; set the tolerance to four times the relative difference."""
+        """Accept the difference of two losses as rounding: set the tolerance to four times the relative difference."""
         self.tolerance = 4 * _difference(loss, expected)
 
 

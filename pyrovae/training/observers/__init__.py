@@ -12,8 +12,8 @@ class Observer:
     """An observer that does nothing; subclasses override the methods that they need.
 
     A run has a list of observers. After a step or an epoch, the run calls the observers in the order of the list. At
-    the beginning of the run, the order is reversed. The last observer reads the checkpoint from which the run
-    continues, so that all other observers begin with its state.
+    the beginning, it calls them in reverse order, because the observer that loads a checkpoint is the last in the list.
+    All other observers then begin with the state from the checkpoint.
 
     Attributes:
         sees_replays: True if the observer is notified of epochs that are repeated to find a number that is not finite.

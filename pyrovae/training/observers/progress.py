@@ -22,7 +22,7 @@ class ProgressBar(Observer):
 
     Args:
         name: Name of the objective.
-        hidden: Argument ``disable`` of tqdm: None hides the bar if the output is not a terminal.
+        hidden: If true, the bar is hidden. If None, it is hidden unless the output is a terminal.
     """
 
     def __init__(self, name: str, hidden: bool | None) -> None:

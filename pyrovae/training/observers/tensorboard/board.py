@@ -112,7 +112,7 @@ class TensorBoard(Observer):
         except Exception as error:  # a full disk, a removed folder, or any error of a user's writer
             self.writer = None
             warnings.warn(
-                f"fit continues without TensorBoard, whose files cannot be written ({error}). The points of earlier "
+                f"fit continues without TensorBoard, whose files cannot be written ({error}). The values of earlier "
                 f"epochs are kept.",
                 stacklevel=find_stack_level(),
             )
