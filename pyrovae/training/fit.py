@@ -327,7 +327,7 @@ def _loss(module: Any, objective: ELBO | None, products: Products) -> Loss:
 def _warn_of_warmup(kl_warmup: KLWarmup, epochs: int) -> None:
     if (weight := kl_weight(kl_warmup, epochs)) < 1:
         warnings.warn(
-            f"the KL warm-up does not end within the {epochs} epochs of the run, in which the KL weight reaches "
+            f"the KL warm-up does not end within the {epochs} epochs of the run. The KL weight only reaches "
             f"{weight:.3g}. Train for more epochs, or choose a shorter kl_warmup.",
             stacklevel=find_stack_level(),
         )
