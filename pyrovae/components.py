@@ -130,11 +130,14 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
 
 
 def _initialization(public: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry ``init_loc_fn`` that replaces the one in ``public``, or an empty dictionary if none is needed.
+    """Return a dictionary with a new entry ``init_loc_fn`` for ``public``, or an empty one if none is needed.
 
-    An autoguide with ``init_loc_fn=init_to_value(values=...)`` stores a partial function that holds the initial values.
-    Pyro may train these tensors in place, so they are not constants. The new entry is the same partial function without
-    ``values``.
+    An autoguide with ``init_loc_fn=init_to_value(values=...)`` stores a partial function that holds the tensors
+    ``values``. Pyro may train these tensors in place, so they are not constants of the module. The new entry is the
+    same partial function without ``values``.
+
+    Args:
+        public: Public attributes of the module.
     """
     match public.get("init_loc_fn"):
         case partial(func=function, args=args, keywords={"values": _, **others}):

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: Ctrl-C, and SIGTERM, by which a cluster announces that it will kill a process."""
+"""Signals that ask a run to stop: SIGINT (Ctrl-C), and SIGTERM, which a cluster sends before it kills a process."""
 
 import logging
 import signal

@@ -256,7 +256,7 @@ def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Replace the constant tensors of a graph, except literals, by inputs; return these tensors as a list."""
+    """Make inputs of a graph's constant tensors, and return these tensors. Literals in the code stay constants."""
     graph, found = module.graph, []
     graph.set_codegen(CodeGen())  # inputs and outputs are separate values instead of lists
     *_, last = (node for node in graph.nodes if node.op == "placeholder")

@@ -49,7 +49,7 @@ def cross_entropy(
 ) -> Any:
     """Replace ``aten.binary_cross_entropy_with_logits`` for float32 logits on a CPU.
 
-    Return NotImplemented in all other cases, and if weights or a reduction of the losses are requested.
+    Return NotImplemented for other logits, for weighted losses, and for a sum or mean of the losses.
     """
     if not _by_log1p(logits) or weight is not None or pos_weight is not None or reduction != 0:
         return NotImplemented

@@ -32,7 +32,8 @@ ACCEPTANCE = 0.65  # target of the tuning; near the optimum of HMC in many dimen
 class State(NamedTuple):
     """Positions of the chains, with the values and gradients of log p(x, v) and log q(v) at these positions.
 
-    The positions v are in whitened coordinates. The annealing starts at q, the mixture, and ends at p.
+    The positions v are in whitened coordinates; see the docstring of the module. The annealing starts at the mixture,
+    with density q(v), and ends at the posterior, which is proportional to p(x, v).
 
     Attributes:
         v: Positions of the chains, shape ``(num_chains, N, D)``.

@@ -24,7 +24,8 @@ class Refinement:
 
     Attributes:
         density: A normal density for each datum.
-        split: Two further normal densities for each datum whose posterior is far from normal.
+        split: Two further normal densities for each datum whose posterior is far from normal, one for each half of the
+            posterior.
         share: Effective sample size of pilot draws, divided by their number, shape ``(N,)``. The pilot draws come from
             the mixture of the guide with the fitted densities.
         evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts as 3.

@@ -96,7 +96,7 @@ def fit(
             dimensions. By default the smallest such multiple that is at least 64.
         rates: Rate of each update, in order; there are at most as many updates as rates.
         num_ascent_steps: Number of steps of gradient ascent before the first round.
-        settled_gain: Smallest gain of the ELBO in a round, nats, for which the fit of a datum continues.
+        settled_gain: The fit of a datum ends after an accepted round that raises the ELBO by less than this, nats.
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
 
     Returns:

@@ -111,7 +111,8 @@ def _unit(vectors: Tensor) -> Tensor:
 def _local(visited: Visited, v: Tensor, score: Tensor, weights: Tensor) -> Normal:
     """Fit a normal density to the weighted draws of each datum.
 
-    A weighted linear regression of the scores on the draws gives the score of this density.
+    The score of a normal density is linear in the position. A weighted linear regression of the scores on the draws
+    therefore gives the density.
     """
     weights = (weights / weights.mean(1, keepdim=True))[..., None]
     mean, mean_score = (weights * v).mean(1), (weights * score).mean(1)

@@ -107,7 +107,7 @@ class Draws:
         return self.chosen | {name: site["value"] for name, site in self.latents.items()}
 
     def part(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Return the values of draws ``start`` to ``stop - 1``, and the indices of subsampling plates, by name."""
+        """Return values of draws ``start`` to ``stop - 1``, by site, and indices of subsampling plates, by plate."""
         assert self.draws_dim is not None
         values = dict(self.chosen)
         for name, site in self.latents.items():

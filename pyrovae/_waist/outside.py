@@ -95,9 +95,9 @@ def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[
             if difference := largest_difference(term, known[name]):
                 raise OutsidePlateError(
                     f"site {name!r} is given a value and lies outside the data plate {one.plate.name!r}, but its "
-                    f"log-probability depends on the data or on latent sites of the plate: it changed by "
-                    f"{difference:.3g} nats in a run with other draws or other data. Move the site into the plate, "
-                    f"because its log-probability is a part of log p(x)."
+                    f"log-probability depends on the data or on latent sites of the plate. It changed by "
+                    f"{difference:.3g} nats in a run with other draws or other data. The log-probability is therefore "
+                    f"a part of log p(x). Move the site into the plate."
                 )
 
 

@@ -1,4 +1,4 @@
-"""The factors by which Pyro multiplies log-probabilities: subsampling, annealing, ``poutine.scale``."""
+"""The factors by which Pyro multiplies log-probabilities: from subsampling, annealing and ``poutine.scale``."""
 
 from typing import Any
 

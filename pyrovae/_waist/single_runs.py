@@ -1,4 +1,4 @@
-"""Single runs of a guide and its model as they are, without a dimension of draws and without enumeration."""
+"""Single runs of a guide and its model, without a dimension of draws and without enumeration."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

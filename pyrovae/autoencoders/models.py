@@ -92,7 +92,7 @@ class Autoencoder(Described):
         return code
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return decoded codes: probabilities for the cross-entropy, otherwise values.
+        """Return the data that codes decode to: probabilities if the error is the cross-entropy, otherwise values.
 
         Args:
             z: Codes, shape ``(N, code)``.
@@ -215,7 +215,8 @@ class DenoisingAutoencoder(Autoencoder):
     Args:
         encoder: See :class:`Autoencoder`.
         decoder: See :class:`Autoencoder`.
-        corruption: :class:`Masking`, by default of a quarter of the entries, :class:`GaussianNoise`, or any callable.
+        corruption: :class:`Masking`, :class:`GaussianNoise`, or any callable. The default, ``Masking()``, sets each
+            entry to 0 with probability 1/4.
         error: See :class:`Autoencoder`.
 
     Raises:

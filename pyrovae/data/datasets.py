@@ -70,9 +70,9 @@ _OF_WORKERS = ("num_workers", "timeout", "worker_init_fn", "multiprocessing_cont
 class Stream:
     """A stream of mini-batches with an unknown number of data, for training only.
 
-    A pass over the stream is an epoch. Only worker processes of a ``DataLoader`` read ahead. The stream determines the
-    order of the data, and whether data repeat. An interrupted run continues with its parameters and optimizer, but with
-    a new pass over the stream.
+    A pass over the stream is an epoch. Batches are read ahead only by the worker processes of a ``DataLoader``. The
+    stream determines the order of the data, and whether data repeat. An interrupted run continues with its parameters
+    and optimizer, but with a new pass over the stream.
 
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.

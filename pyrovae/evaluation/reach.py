@@ -162,10 +162,11 @@ class _Search:
 
 
 def _is_never_drawn(site: Site) -> Tensor:
-    """Return, in the batch shape of a site, whether the value has no density or holds an entry that is never drawn.
+    """Return a mask, in the batch shape of a site, that is true where the site's value is never drawn.
 
-    The entries of a discrete event are judged one by one if they are independent, because the joint probability of many
-    entries is small for every value. Other discrete events must have a probability of zero, except single classes.
+    A value of density zero is never drawn. A discrete value with independent entries is never drawn if an entry has a
+    log-probability below ``NEVER_DRAWN``; the joint probability of many entries is small for every value. A one-hot
+    class has the same limit. Any other discrete value is never drawn only if its probability is zero.
     """
     fn, log_prob = site["fn"], score(site)
     never = log_prob < -torch.finfo(torch.float32).max

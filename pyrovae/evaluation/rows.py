@@ -13,8 +13,8 @@ Dims = dict[str, tuple[str, ...]]  # dimensions by name of the column
 class Rows:
     """Columns of a result: arrays with a row for every datum, of which only the rows of finished data have values.
 
-    The results of each batch are copied into these arrays. If they were kept as small arrays instead, these would lie
-    between large tensors and fragment the heap.
+    The results of each batch are copied into these arrays. A small array for each batch would lie between large tensors
+    and fragment the heap.
     """
 
     def __init__(self, size: int, dims: Dims) -> None:

@@ -1,4 +1,4 @@
-"""Base of likelihoods whose entries are independent given z and whose parameters come from one network."""
+"""Base class of likelihoods with one network, in which the entries of a datum are independent given z."""
 
 from collections.abc import Callable
 from typing import Any

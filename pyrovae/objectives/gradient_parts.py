@@ -64,7 +64,8 @@ class Leaves(Messenger):
         """Return a scalar whose gradient is the pathwise (reparameterization) part of the bound's gradient.
 
         Args:
-            log_weights: Log-weights at the leaves (the draws without their paths), shape ``(num_draws, N)``, nats.
+            log_weights: Log-weights of the leaves, the copies of the draws without paths, shape ``(num_draws, N)``,
+                nats.
             coefficients: Coefficients of the path part for each draw, shape ``(num_draws, N)``.
         """
         slopes = _slopes(log_weights, self.leaves, coefficients)

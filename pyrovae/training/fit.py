@@ -336,7 +336,7 @@ def _blocks(plan: Plan, loss: Loss, step: Step, tensors: Tensors) -> Blocks | No
 def _warn_of_warmup(kl_warmup: KLWarmup, epochs: int) -> None:
     if (weight := kl_weight(kl_warmup, epochs)) < 1:
         warnings.warn(
-            f"the KL warm-up does not end within the {epochs} epochs of the run, in which the KL weight reaches "
+            f"the KL warm-up does not end within the {epochs} epochs of the run. The KL weight only reaches "
             f"{weight:.3g}. Train for more epochs, or choose a shorter kl_warmup.",
             stacklevel=find_stack_level(),
         )

@@ -184,7 +184,7 @@ class Bound:
         return self.counts[len(batch[0])]
 
     def is_sum(self, batch: Batch) -> bool:
-        """Return true if the loss is a sum over only the data of its batch. Losses of several batches then add up."""
+        """Return true if the loss is a sum over its batch, not scaled to the data set, so that losses add up."""
         return self.data_count(batch) == len(batch[0])
 
     def wrapped(self, handler: Messenger) -> "Bound":

@@ -46,7 +46,7 @@ class Plan:
 
 
 class Run:
-    """A run of :func:`pyrovae.fit` whose data have been checked and whose optimizer exists.
+    """A run of :func:`pyrovae.fit`. Its data have been checked, and its optimizer exists.
 
     Args:
         plan: Data, length and schedules.

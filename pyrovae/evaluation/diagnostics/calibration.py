@@ -41,8 +41,9 @@ def simulation_based_calibration(
     """Rank the true latents of simulated data among the guide's draws for these data.
 
     The test judges the guide's posterior on data that the model generates, not on the training data. The guide must be
-    amortized: it must accept any data, and must not have separate parameters for each datum. The ranks of single units
-    do not show whether the guide's dependence between units is right.
+    amortized: it must accept any data, and must not have separate parameters for each datum. A unit is
+    an entry of a latent site. The ranks of each unit are tested separately, so the test does not show whether the
+    guide's dependence between units is right.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.

@@ -299,7 +299,7 @@ class Path:
         return hmc.transition(value_and_gradient, u, step.unsqueeze(-1) * self.scale, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Tune step sizes by pilot chains; return the step sizes of the data, shape ``(N,)``, for each temperature."""
+        """Tune step sizes by pilot chains, and return a tensor of shape ``(N,)`` for each intermediate temperature."""
         u, _ = self.target.draw(PILOT_CHAINS)
         step, steps = u.new_full((self.target.size,), self.target.dim**-0.25), []
         for t in (*[1] * 10, *range(1, len(self.betas) - 1)):  # ten more moves find the first step size

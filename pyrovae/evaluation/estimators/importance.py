@@ -154,7 +154,7 @@ def log_weights(model: Program, guide: Program, x: Any, num_samples: int, **opti
 
 
 def _summary(log_weights: Tensor, ks: list[int]) -> dict[str, Tensor]:
-    """Return the bounds, errors and diagnostics of n data by name, each of shape ``(n,)`` or ``(n, len(ks))``."""
+    """Return a dictionary of the bounds, errors and diagnostics of n data, shapes ``(n,)`` or ``(n, len(ks))``."""
     _, pareto_k = psis(log_weights)
     exact = log_weights.T.contiguous().double().T  # sums along contiguous memory take a third of the time
     elbo, elbo_mcse = bounds.elbo(exact)

@@ -146,7 +146,7 @@ def impute(
 
 
 class _Moments:
-    """Two results that are accumulated over chunks of latent draws: imputed data, and weighted moments of predictions.
+    """Imputed data, and the weighted mean and mean square of predictions, accumulated over chunks of latent draws.
 
     Args:
         site: Name of the observed site.

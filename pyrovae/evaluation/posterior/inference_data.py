@@ -140,7 +140,7 @@ def to_inference_data(
 
 
 class _Groups:
-    """The groups of an ``InferenceData`` object in one table, whose columns have names such as ``posterior/z``."""
+    """One table of all groups of an ``InferenceData`` object. Its columns have names such as ``posterior/z``."""
 
     def __init__(self, posterior: Posterior, *, raw: bool, num_prior_draws: int, log_likelihood: bool) -> None:
         self.posterior, self.raw, self.num_prior_draws = posterior, raw, num_prior_draws

@@ -59,10 +59,11 @@ class Dependence:
         self.vectorize = trials.options["vectorize"] is not False
 
     def second_run(self, one: Reference) -> Outcome:
-        """Score the first run's draws again, to determine how many data and draws the program can score in one run.
+        """Score the first run's draws again, and return how many data and draws the program can score in one run.
 
         Raises:
-            ValueError: If log-weights depend on other data, or the model draws random numbers outside sample sites.
+            ValueError: If the log-weight of a datum depends on other data, or if the model draws random numbers
+                outside sample sites.
         """
         few = min(FEW, max(one.size - 2, 1))
         if one.size < 2 or one.weights.plate.size != one.size:

@@ -18,7 +18,7 @@ COUNTED = 11  # number of draws in the run; few programs have another dimension 
 
 
 def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: bool) -> MemoryUse:
-    """Count the bytes of the tensors that guide and model create in a run with several draws."""
+    """Run guide and model once, and return the bytes of the tensors that they create, per datum and draw."""
     size = trials.few(FEW, cuttable=cuttable)
     plate = one.weights.plate._replace(size=size if cuttable else one.weights.plate.size)
     args = trials.args(size)

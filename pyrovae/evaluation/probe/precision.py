@@ -38,9 +38,9 @@ def full_precision() -> Iterator[None]:
         yield
     if half.found is not None:
         raise ValueError(
-            f"the program computes in half precision, {half.found}, whose rounding errors in log-weights exceed the "
-            f"Monte Carlo error. Remove casts and torch.autocast from the program, and pass precision='bfloat16' for "
-            f"fast matrix products."
+            f"the program computes in half precision, {half.found}. The rounding errors of the log-weights then exceed "
+            f"the Monte Carlo error. Remove casts and torch.autocast from the program. For fast matrix products, pass "
+            f"precision='bfloat16'."
         )
 
 

@@ -144,8 +144,8 @@ class Space:
     def _check_guide_support(self, name: str, of_guide: Site, of_model: Site, real: Tensor) -> None:
         """Raise ValueError if a site's support in the guide does not fit its support in the model.
 
-        The guide's support must lie inside the model's. If the guide's density is evaluated, the supports must be
-        equal.
+        If the guide is only used to draw, its support must lie inside the model's. If its density is evaluated too,
+        the two supports must be equal.
         """
         other = support_of(of_guide["fn"]) or support_of_flow(of_guide["fn"])
         while isinstance(other, MixtureSameFamilyConstraint):

@@ -81,7 +81,7 @@ def explorer(
         ranges = [_range(column) for column in draws.T.tolist()]
         if plane is not None and (len(set(plane)) != 2 or not set(plane) <= set(range(len(ranges)))):
             raise ValueError(
-                f"plane must name two different dimensions of the {len(ranges)} latent dimensions, counted from 0, got "
+                f"plane must hold two different indices of the {len(ranges)} latent dimensions, counted from 0, got "
                 f"{plane}"
             )
         network = write_down(mean, draws[:1])

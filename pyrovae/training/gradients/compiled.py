@@ -75,7 +75,7 @@ class CompiledGradients:
         self.captured = CapturedUpdates(optimizer) if optimizer is not None and can_capture else None
 
     def __call__(self, batch: Batch, kl_weight: float) -> Tensor | float:
-        """Return the loss at a KL weight, and store its gradient."""
+        """Return the loss of a batch at a KL weight, and store its gradient in ``.grad`` of the parameters."""
         inputs = (*batch, _as_tensor(kl_weight, batch[0])) if self.weighted else batch
         key = _kind(batch)
         if self.has_failed:
@@ -228,5 +228,5 @@ def _kind(batch: Batch) -> Any:
 
 
 def _as_tensor(number: float, like: Tensor) -> Tensor:
-    """Return a number as a tensor of shape ``()`` on the device of another tensor, which may hold integers."""
+    """Return a number as a tensor of shape ``()`` on the device of ``like``, of a floating-point dtype."""
     return like.new_full((), number, dtype=like.dtype if like.is_floating_point() else torch.get_default_dtype())
