@@ -96,7 +96,7 @@ def rankings(docs: Path) -> str:
         f"Number of pairs of rows in these tables: {sums['pairs']}. Number of pairs whose order differs between 5,000 "
         f"encoder draws and log p(x): {sums.iloc[3]}. Number of pairs whose order differs between the published "
         f"numbers and log p(x): {sums.iloc[4]}. A pair is too close to call if its values of log p(x) differ by less "
-        f"than twice their Monte Carlo error. Such a pair does not count.\n"
+        f"than twice their Monte Carlo error. Its order does not count as different.\n"
     )
     unreliable = [numbers.row for each in tables.values() for numbers in each if numbers.reliable < RELIABLE]
     note = f"\nLess than 95% of the data are reliable in these rows: {'; '.join(unreliable)}.\n" if unreliable else ""

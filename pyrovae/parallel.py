@@ -110,7 +110,9 @@ def is_first() -> bool:
 
 
 def in_first(call: Callable[[], Result]) -> Result:
-    """Call a function in the first process, and return its result, or raise its error, in all processes.
+    """Call a function in the first process only, and return its result in all processes.
+
+    If the function raises an error, all processes raise this error.
 
     Args:
         call: Function that only one process should call, such as a download. ``torch.save`` serializes its result.

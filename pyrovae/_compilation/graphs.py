@@ -7,8 +7,9 @@ of a backward pass. Inductor then fuses the operations between matrix products a
 
 A graph repeats the operations of that single run. Random operations draw new numbers from torch's generators in the
 same order, so runs with and without a graph make the same draws. The graph reads tensors that existed before the run
-at their addresses, so their values may change. It does not run Python code again: numbers, shapes and the branch of
-each ``if`` stay those of the recorded run. A decision that depends on the value of a tensor cannot be recorded.
+from their addresses, so changes of their values take effect. It does not run Python code again: numbers, shapes and the
+branch of each ``if`` stay those of the recorded run. A decision that depends on the value of a tensor cannot be
+recorded.
 """
 
 import warnings

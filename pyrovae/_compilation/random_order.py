@@ -19,7 +19,7 @@ _FILLS = {_aten.randn.default: _aten.normal_.default, _aten.rand.default: _aten.
 
 @torch.library.custom_op("pyrovae::after", mutates_args=())
 def after(value: Tensor, earlier: Tensor) -> Tensor:  # noqa: ARG001 - the compiler computes it first
-    """Return a copy of a tensor that is computed after another tensor, ``earlier``."""
+    """Return a copy of ``value``. A compiled graph computes this copy only after the tensor ``earlier``."""
     return value.clone()
 
 

@@ -58,7 +58,7 @@ def cross_entropy(
 
 @cache
 def teach_inductor() -> None:
-    """Give inductor the series of log(1 + e) as the code of the operation ``log1p_exp``."""
+    """Register the series of :func:`_log1p` with inductor, which then compiles ``log1p_exp`` to this series."""
     from torch._inductor.lowering import make_pointwise, register_lowering
     from torch._inductor.virtualized import ops
 

@@ -50,8 +50,8 @@ class Member(NamedTuple):
     r"""A component of the mixture: a widened copy of the fitted normal density, with its weight and its width.
 
     A standard normal vector in D dimensions has a norm of about :math:`\sqrt D`. The standard deviation of this norm is
-    about 0.7 for every D. A copy is therefore specified by an increase of the norm: the same increase covers tails
-    equally well in few and in many dimensions.
+    about 0.7 for every D. The width of a copy is therefore given as an increase of this norm: the same increase covers
+    tails equally well in few and in many dimensions.
 
     Attributes:
         weight: Weight of the copy in the mixture.

@@ -107,7 +107,10 @@ class Normal:
         )
 
     def within(self, mean: Tensor, covariance: Tensor) -> Self:
-        """Return the densities that have the given mean and covariance in the whitened coordinates of ``self``."""
+        """Return the normal densities of u = m + A v, where v has the given mean and covariance.
+
+        ``self`` has mean m and root A.
+        """
         inner = type(self).from_covariance(mean, covariance)
         return type(self)(
             self.mean + (self.root @ mean[..., None])[..., 0],

@@ -73,13 +73,12 @@ def refine(
 
     For each datum, a normal density is fitted by regression. Its mixture with the guide is then tested with pilot
     draws, which are discarded. If the effective sample size of these draws is a small fraction of their number,
-    :func:`refine_by_chains` fits the density again and adds two further densities. It is not called for data whose
-    regression failed.
+    :func:`refine_by_chains` fits the density again and adds two further densities. Data whose regression failed are not
+    fitted again.
 
     Args:
         posterior: Posteriors of N data, with the guide.
-        members: Weights and widths of the components that the normal density gets in the mixture. Each component is a
-            widened copy of the density.
+        members: Weight and width of each component of the mixture that is a widened copy of the normal density.
         score_guide: If true, the guide's density is computed at all draws; see :class:`Mixture`.
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
     """

@@ -152,7 +152,7 @@ def draws_outside_sites(noise: NoiseOutsideSites) -> str:
 
 
 def keeps_a_state() -> str:
-    """Return the message for a model whose density differs from run to run for a reason other than random numbers."""
+    """Return the message for a model whose density differs from run to run because the model keeps a state."""
     return (
         "the density of the model differs from run to run at the same values of its sites, because the model keeps a "
         "state that changes (a counter, a cache, its own generator). Make the state an argument of the program, or "

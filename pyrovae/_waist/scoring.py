@@ -84,10 +84,10 @@ def mask_of(site: Site) -> Any:
 
 
 def is_outside(site: Site, data_dim: int, nesting: int) -> Tensor:
-    """Return whether each datum's observed value is outside a support that depends on latent sites, shape ``(N,)``.
+    """Return, for each datum, whether its observed value is outside the site's support, shape ``(N,)``.
 
-    If there are enumerated sites, a datum counts as outside only if it is outside for all of their values. Masked
-    values count as inside.
+    The support depends on latent sites. If there are enumerated sites, a datum counts as outside only if it is
+    outside for all values of these sites. Masked values count as inside.
 
     Args:
         site: Observed site of a run with one draw.

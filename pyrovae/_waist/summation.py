@@ -121,9 +121,10 @@ class _Plates:
         return {dim: get_symbol(len(self.symbols) + ids[dim]) for dim in ids}
 
     def contract(self, kept: list[str], value: str | None = None) -> Any:
-        """Sum log-probabilities over all plates except ``kept``, and sum out all enumerated sites except ``value``.
+        """Return the log-probabilities summed over plates, with enumerated sites summed out.
 
-        Plates and sites are given by their symbols in Pyro's tensor contraction.
+        The plates in ``kept`` and the enumerated site ``value`` are not summed. Both arguments are symbols in Pyro's
+        tensor contraction.
         """
         sizes = {symbol: self.sizes[dim] for dim, symbol in self.symbols.items() if symbol in kept}
         return contract_to_tensor(

@@ -167,7 +167,10 @@ class _OnLattice(constraints.Constraint):
 
 
 def _central_moment(probs: Tensor, mean: Tensor) -> Tensor:
-    """Return the variance of levels as a central moment; E[n^2] - E[n]^2 would lose all digits of a small variance."""
+    """Return the variance of the levels n as E[(n - E[n])^2].
+
+    The formula E[n^2] - E[n]^2 would lose all digits of a small variance.
+    """
     levels = torch.arange(probs.shape[-1], device=probs.device)
     return (probs * (levels - mean.unsqueeze(-1)) ** 2).sum(-1)
 

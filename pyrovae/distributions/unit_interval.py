@@ -231,7 +231,7 @@ class Beta(dist.Beta):
     hint = "Its values lie strictly between 0 and 1: dequantize grey levels (pyrovae.data.dequantize)"
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density of ``value``, strictly between 0 and 1, nats."""
+        """Return the log-density of ``value`` in nats. The values lie strictly between 0 and 1."""
         if self._validate_args:
             self._validate_sample(value)
         a, b, x = torch.broadcast_tensors(self.concentration1, self.concentration0, value)

@@ -290,6 +290,8 @@ class Problem:
     ) -> Tensor:
         """Return log p(x, z) at given values of the latents, shape ``(num_draws, n)``, nats.
 
+        If given, ``masks`` holds the guide's masks by name of the site, one mapping for each run of the model.
+
         Raises:
             ProgramError: If the mask of a latent site in the model differs from the site's mask in ``masks``.
         """

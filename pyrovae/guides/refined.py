@@ -96,7 +96,7 @@ class Refined:
         self._fitted: tuple[Batch, Target, Refinement] | None = None
 
     def __repr__(self) -> str:
-        """Return text that names the type of the guide that is refined."""
+        """Return text with the type of the given guide."""
         return f"Refined({type(poutine.unwrap(self.guide)).__name__})"
 
     # --- the protocol of a proposal -----------------------------------------------------------------------------------

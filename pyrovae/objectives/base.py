@@ -235,15 +235,15 @@ class Objective(Weighing, ELBO):
 
     @abstractmethod
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the differentiable loss, nats summed over the data, shape ``()``."""
+        """Return the differentiable loss in nats, summed over the data, shape ``()``."""
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the loss, nats summed over the data."""
+        """Return the loss in nats, summed over the data."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Return the loss, nats summed over the data, and add its gradient to the ``grad`` of each parameter."""
+        """Return the loss in nats, summed over the data, and add its gradient to the ``grad`` of each parameter."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -313,7 +313,7 @@ class WeightObjective(Objective):
         """
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return minus the bound, nats summed over the data, shape ``()``, differentiable."""
+        """Return minus the bound in nats, summed over the data, shape ``()``, differentiable."""
         weights = self._weights(model, guide, args, kwargs)
         return -(weights.scale * self.bound(weights.log_weights)).sum()
 

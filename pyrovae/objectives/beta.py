@@ -57,7 +57,7 @@ class BetaELBO(ELBO):
         self.objective: Any = Trace_ELBO() if objective is None else objective
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the loss of the weighted objective, nats summed over the data."""
+        """Return the loss of the weighted objective in nats, summed over the data."""
         with LatentScale(self.beta):
             return self.objective.loss(model, guide, *args, **kwargs)
 

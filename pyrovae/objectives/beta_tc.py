@@ -141,7 +141,7 @@ class BetaTC(Objective):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return minus the weighted bound, nats summed over the data, shape ``()``, differentiable."""
+        """Return minus the weighted bound in nats, summed over the data, shape ``()``, differentiable."""
         weights, site_temper, terms = self._terms(model, guide, args, kwargs)
         penalty = (
             self.alpha * terms.mutual_information

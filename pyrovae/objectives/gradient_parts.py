@@ -83,10 +83,10 @@ class Leaves(Messenger):
 def with_gradient(
     value: Tensor, weights: Weights, densities: Densities, leaves: Leaves, *, model: Tensor, score: Tensor, path: Tensor
 ) -> Tensor:
-    """Return the value of a bound as a tensor whose gradient is not that of the bound.
+    """Return a tensor that has the value of a bound, but another gradient.
 
-    The gradient is the sum of the model part, the score part and the path part with the given coefficients. See the
-    module's docstring for the three parts.
+    The gradient is the sum of the model part, the score part and the path part, each with the given coefficients. The
+    docstring of the module defines the three parts.
 
     Args:
         value: Bound, summed over the data, shape ``()``.

@@ -107,7 +107,7 @@ class MMD(Objective):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return minus the objective, nats summed over the data, shape ``()``, differentiable."""
+        """Return minus the objective in nats, summed over the data, shape ``()``, differentiable."""
         weights = self._weights(model, guide, args, kwargs)
         densities = self._densities(weights)
         posterior = {site["name"]: site for site in weights.guide_sites if not site["is_observed"]}

@@ -44,8 +44,8 @@ class CheckpointError(OSError):
 class Checkpoints:
     """The checkpoints of one run, stored in a folder.
 
-    The files are named ``checkpoint-<epochs>-<steps of the next epoch>.pt``. As a context manager, the object locks the
-    folder for the run.
+    The files are named ``checkpoint-<finished epochs>-<steps made in the next epoch>.pt``. As a context manager, the
+    object locks the folder for the run.
 
     Args:
         folder: The folder, which is created if it does not exist; ``~`` is expanded.

@@ -62,7 +62,7 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return, as one text, the name of the first tensor that is not finite and its numbers of NaN and infinite entries.
+    """Return a text with the name of the first tensor that is not finite, and its numbers of NaN and infinite entries.
 
     Return None if all tensors are finite.
     """

@@ -83,16 +83,16 @@ class Step:
 
 
 class Guard:
-    """Checks of an optimizer step for NaN and infinite values. A failed step is skipped, or an error names the cause.
+    """Check of an optimizer step for NaN and infinite values. A failed step is skipped or raises an error.
 
     Args:
         loss: The loss, which runs again to find the affected site.
         module: Module whose buffers are restored after a step that fails.
-        skip: If true, a step whose loss or gradient is not finite is skipped. If false, numbers are checked only while
-            steps are replayed.
+        skip: If true, every step is checked, and a step whose loss or gradient is not finite is skipped. If false, only
+            repeated steps are checked, and such a step raises NotFiniteError.
 
     Attributes:
-        replaying: True while steps are repeated to find a number that is not finite.
+        replaying: True while steps of the run are repeated to find the first number that is not finite.
     """
 
     def __init__(self, loss: Loss, module: nn.Module, skip: bool) -> None:

@@ -35,7 +35,7 @@ def stored_parameters(module: nn.Module) -> dict[str, Stored]:
 
 
 def constraint_of(name: str) -> Any:
-    """Return the constraint of a parameter in Pyro's store as plain values.
+    """Return the constraint of a parameter in Pyro's store as a dictionary: its name, and its arguments if it has any.
 
     Raises:
         TypeError: If the constraint is not in ``torch.distributions.constraints``.

@@ -44,11 +44,11 @@ class Outcome(NamedTuple):
 
 
 class Dependence:
-    """Comparison of the first run with further runs, which score the draws of the first run with other draws or data.
+    """Comparison of the first run with further runs, which score its draws together with other draws or other data.
 
     Args:
         trials: Object that runs the programs.
-        alone: Record of the first run: the number of dimensions of the input of each batch-normalization layer.
+        alone: Number of dimensions of the input of each batch-normalization layer in the first run.
 
     Attributes:
         repeats: False if two runs of the guide have given different densities for the same draws.

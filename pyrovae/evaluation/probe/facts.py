@@ -11,16 +11,15 @@ BaseMeasure = Literal["counting", "Lebesgue", "unknown"]
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of the tensors that a run creates.
+    """Bytes of the tensors that a run of guide and model creates.
 
-    The number of log-weights is the number of draws times the number of data.
+    A run has one log-weight for each draw of each datum.
 
     Attributes:
-        per_weight: Bytes of guide and model together, divided by the number of log-weights.
-        guide_per_datum: Bytes of the guide's tensors that do not grow with the number of draws, divided by the number
-            of data.
-        guide_per_draw: Bytes of the guide's other tensors, divided by the number of log-weights.
-        model_per_draw: Bytes of the model, divided by the number of log-weights.
+        per_weight: Bytes of the tensors of guide and model, per log-weight.
+        guide_per_datum: Bytes of the guide's tensors that do not grow with the number of draws, per datum.
+        guide_per_draw: Bytes of the guide's other tensors, per log-weight.
+        model_per_draw: Bytes of the model's tensors, per log-weight.
     """
 
     per_weight: int

@@ -14,7 +14,7 @@ MOST_TRIALS = 200  # largest number of runs that search for the data with which 
 
 
 def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
-    """Run guide and model once on some of the data. If that fails, run them on all data, or on data without an error.
+    """Run guide and model once on some of the data. If that fails, use all data, or only data that raise no error.
 
     Args:
         trials: Runs of the programs.

@@ -284,7 +284,8 @@ class _Writer(fx.Interpreter):
         """Record a strided view of a contiguous value."""
         if not x.example.is_contiguous() or x.example.storage_offset():
             raise ValueError(
-                "explorer: the page does not support strides, but the mean of the likelihood uses a view by strides"
+                "explorer: the mean of the likelihood uses torch.as_strided on a tensor that is not contiguous or "
+                "has a storage offset. The page does not support this"
             )
         return self.moved(_aten.as_strided.default, (x, *args), {}, value)
 

@@ -155,12 +155,12 @@ class Arguments:
 
 
 class Kind:
-    """The graph for all calls of one kind. The arguments of these calls differ only in the values of tensors.
+    """The compiled graph for all calls of one kind. The arguments of these calls differ only in the values of tensors.
 
     Args:
         arguments: Function of the tensors of a call that returns the loss and stores its gradient. It holds the
             arguments that are not tensors, which are the same in all calls of this kind.
-        parameters: Parameters that the call trains, by name.
+        parameters: Parameters that these calls train, by name.
         modules: Modules that the programs run.
     """
 

@@ -185,10 +185,10 @@ def _check(loss: Loss, tensors: Tensors) -> None:
 
 
 def _is_sum(loss: Loss) -> bool:
-    """Return whether a loss is known to be a sum or a mean over the data.
+    """Return true if a loss is certain to be a sum over the data, or a mean over the data.
 
-    The loss of an objective is known to be a sum if the type of the objective is in ``_SUMS``, or if the objective has
-    the attribute ``is_of_batch = False``. A loss that a module computes by its own method ``loss`` counts as a mean,
+    The loss of an objective is a sum if the type of the objective is in ``_SUMS``, or if the objective has the
+    attribute ``is_of_batch = False``. A loss that a module computes by its own method ``loss`` is taken to be a mean,
     unless the module holds an object with ``is_of_batch = True``, such as the penalty ``KLSparsity``.
     """
     if not isinstance(loss, Bound):
@@ -208,13 +208,12 @@ def _held(module: nn.Module) -> Iterator[Any]:
 
 
 def _check_outside(loss: Bound, batch: Batch) -> None:
-    """Raise ValueError if a site lies outside the data plate, unless the loss of the batch contains the site once.
+    """Raise ValueError for a site outside the data plate, unless the loss of the batch counts the site exactly once.
 
-    The loss of each slice contains the site, and the loss of the batch is a weighted sum of the losses of the slices.
-    The loss of the batch contains the site once if the weights sum to one. The weights sum to one if the loss of a
-    slice and the loss of the batch are scaled to the same number of data, such as the size of the data set. An
-    enumerated site outside the plate always raises the error, because the logarithm of a sum over the site's values
-    cannot be split into slices.
+    The loss of the batch is a weighted sum of the losses of its slices, and the loss of each slice contains the site.
+    The site is counted once if the weights sum to one. They sum to one if the loss of a slice and the loss of the
+    batch are scaled to the same number of data, such as the size of the data set. An enumerated site outside the plate
+    always raises the error, because the logarithm of a sum over the site's values cannot be split into slices.
     """
     part = _part(batch, _slices(len(batch[0]))[0])
     is_scaled = len(part[0]) != loss.data_count(part) == loss.data_count(batch)
