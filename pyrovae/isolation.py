@@ -91,8 +91,8 @@ class Isolation:
     def adopting(self, *, keep: bool = True) -> Iterator[None]:
         """Context manager that puts every module into evaluation mode when the module is called.
 
-        Modules that a program reaches through a closure or an import are included. :meth:`restore` returns the modules
-        to their earlier modes.
+        This covers modules that a program uses through a closure or an import. :meth:`restore` returns all modules to
+        their earlier modes.
 
         Args:
             keep: If true, the buffers and plates of these modules are stored too, and this object keeps the modules in

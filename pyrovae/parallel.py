@@ -193,7 +193,7 @@ def _store() -> Any:
     """Return the store by which the processes find each other.
 
     Since torch 2.15, torchrun by default keeps one store for all restarts. Such a store still holds the addresses of
-    processes that have ended, so each restart uses its own prefix for the names in the store.
+    processes that have ended, so each restart puts its own prefix before its keys in the store.
     """
     is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port, number = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])

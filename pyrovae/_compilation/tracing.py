@@ -91,7 +91,7 @@ _LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class _Zeros(TorchFunctionMode):
-    """Context manager in which Pyro's sums over enumerated values set terms with probability zero to 0, and keep them.
+    """Context manager in which Pyro's sums over enumerated values keep the terms with probability zero, set to 0.
 
     Outside the context, Pyro removes such terms, so the shapes of tensors depend on values. The shapes of a graph must
     not depend on values.

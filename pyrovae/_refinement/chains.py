@@ -169,10 +169,10 @@ def second_moment(vectors: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def ridged(moment: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Shrink a second moment in whitened coordinates towards the identity matrix.
+    """Average a second moment and the identity matrix, with weights ``1 - ridge`` and ``ridge``.
 
-    If the posterior is standard normal in these coordinates, the second moments of draws and of scores are the identity
-    matrix.
+    The moment is that of draws or of scores, in whitened coordinates. It is the identity matrix if the posterior is
+    standard normal in these coordinates.
     """
     return (1 - ridge) * moment + ridge * torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
 

@@ -63,7 +63,7 @@ class Member(NamedTuple):
     reach: float
 
     def width(self, dim: int) -> float:
-        """Return the factor by which all standard deviations are multiplied in ``dim`` dimensions."""
+        """Return the ratio of the copy's standard deviations to those of the fitted density, in ``dim`` dimensions."""
         return 1 + self.reach / math.sqrt(dim)
 
 

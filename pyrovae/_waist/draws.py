@@ -93,7 +93,7 @@ class Draws:
 
     @property
     def draws_dim(self) -> int | None:
-        """Dimension of the draws in a site's batch shape, counted from the right; None without a dimension of draws."""
+        """Dimension of the draws in a site's batch shape, from the right; None if the sites have no such dimension."""
         return None if self.nesting is None else -self.nesting - 1
 
     @property

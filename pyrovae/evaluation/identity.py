@@ -71,9 +71,9 @@ def contents(
 
 
 def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of ``after``, except entries whose text differs in ``before``.
+    """Return ``after`` without the entries that have another text in ``before``.
 
-    Entries that are only in ``after`` are kept. Both arguments are results of :func:`contents`.
+    Entries that ``before`` lacks are kept. Both arguments are results of :func:`contents`.
     """
     return {path: text for path, text in after.items() if before.get(path, text) == text}
 

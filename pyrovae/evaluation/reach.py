@@ -95,9 +95,10 @@ class _Search:
         self.log_weights = torch.empty(0)
 
     def flow(self, batch: Batch) -> Tensor:
-        """Return for each datum the fraction of moves that leave the guide's support, shape ``(n,)``.
+        """Return for each datum the weighted fraction of moves that leave the guide's support, shape ``(n,)``.
 
-        A move counts with the probability that the Metropolis algorithm would accept it.
+        The weight of a move is the probability that the Metropolis algorithm would accept it. Each move changes a
+        single latent site. The fractions of the sites are added.
         """
         problem, dim = self.problem, self.problem.data_dim
         drawn = problem.draw(batch, NUM_DRAWS)
@@ -179,10 +180,10 @@ def _is_never_drawn(site: Site) -> Tensor:
 
 
 def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
-    """Move one coordinate of a site at random, for each draw of each datum, and return the new values.
+    """Change one random coordinate of a site in each draw of each datum, and return the new values.
 
-    If a discrete site has event dimensions, such as a one-hot class, its values are instead shifted cyclically along
-    the last dimension. The shift is random, and is the same for all draws and data.
+    The values of a discrete site with event dimensions, such as a one-hot class, are shifted cyclically along the last
+    dimension instead. The shift is random, but the same for all draws and data.
 
     Args:
         site: The site in the model.

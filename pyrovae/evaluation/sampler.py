@@ -72,7 +72,7 @@ class Sampler:
         return torch.cat(parts)
 
     def _plan(self, of_guide: int, of_model: int) -> None:
-        """Choose the sizes of the runs of guide and model.
+        """Choose how many data and draws each run of the guide and of the model has.
 
         ``width`` is the number of data in a batch. ``block`` is the number of draws in one run of the guide, and
         ``chunk`` is the number of draws in one run of the model.

@@ -155,10 +155,10 @@ def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
 
 
 def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kept: Collection[str]) -> Site | None:
-    """Run the model, and return the first data site that is not in ``kept``; ``None`` if there is no such site.
+    """Run the model, sample the data sites that are not in ``kept``, and return the first of these sites.
 
-    A data site is an observed site for which :func:`is_data` is true. In this run, a data site that is not in ``kept``
-    is sampled instead of observed. The values of all latent sites before the returned site are added to ``latents``.
+    If ``kept`` has the names of all data sites, ``None`` is returned. A data site is an observed site for which
+    :func:`is_data` is true. The values of all latent sites before the returned site are added to ``latents``.
     """
     sites: list[Site] = list(poutine.trace(Redrawn(latents, kept)(model)).get_trace(*args).nodes.values())
     check_generative(sites, "Hide the site, pyro.poutine.block(model, hide=[name])")
@@ -186,7 +186,7 @@ def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> i
 
 
 def _as_argument(site: Site, arg: Tensor) -> Tensor:
-    """Return the argument that a site observes, with the site's draw in all entries that the program does not mask."""
+    """Return the argument that a site observes. The site's draw replaces all entries that are not masked."""
     value: Tensor = site["value"]
     if value.numel() != arg.numel():
         raise ValueError(

@@ -185,7 +185,7 @@ class _Residual(nn.Module):
 def _sizes(shape: Sequence[int], channels: Sequence[int], features: int) -> tuple[int, list[tuple[int, int]]]:
     """Return the number of channels of an image, and a list of sizes ``(height, width)``.
 
-    The list begins with the size of the image. Each layer appends half of the previous size, rounded up.
+    The list begins with the size of the image. One size per layer follows, each half of the size before it, rounded up.
     """
     depth, height, width = _channels(shape, channels, features)
     sizes = [(height, width)]

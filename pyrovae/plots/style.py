@@ -58,10 +58,10 @@ def panels_for(
     size: tuple[float, float],
     extra: tuple[float, float] = (0.0, 0.0),
 ) -> Iterator[tuple[Any, list[Axes]]]:
-    """Make or check the axes of a figure with several panels, and yield them in two forms.
+    """Make the axes of a figure with several panels, or check given axes, and yield two values.
 
-    The first form is the return value of a plotting function: the argument ``ax`` or ``axes``, unchanged, or an array
-    of new axes if both are None. The second form is a list with one axes for each panel.
+    The first value is what a plotting function returns: the argument ``ax`` or ``axes`` as given, or an array of new
+    axes if both are None. The second value is a list with one axes for each panel.
 
     Args:
         names: Names of the panels, in order.
@@ -121,7 +121,7 @@ def legend_above(ax: Axes) -> None:
 def legend_beside(axes: Sequence[Axes], handles: Mapping[str, Any], name: str | None = None) -> None:
     """Put a legend to the right of the first row of axes, where it covers no data.
 
-    The entries of the legend are in as many columns as the height of the axes requires.
+    The legend has several columns if it has more than three entries and a single column would be higher than the axes.
     """
     tops = [ax.get_position().y1 for ax in axes]
     row = [ax for ax, top in zip(axes, tops, strict=True) if top > max(tops) - 1e-3]

@@ -154,7 +154,7 @@ def _own_scale(site: Site, within: str = "") -> float | None:
 def _without_plates(site: Site, within: str) -> Tensor:
     """Return the scale of a site, divided by the subsampling factors of all its plates except the plate ``within``.
 
-    The result is on the CPU, because the scales of sites are compared, and a scale that is a number is not on a device.
+    The result is always on the CPU, so that the scales of different sites can be compared.
     """
     inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
     given = site["scale"]

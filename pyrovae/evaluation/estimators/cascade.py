@@ -150,7 +150,7 @@ def log_likelihood(
 
 
 class Cascade:
-    """The three estimators of :func:`log_likelihood`, applied to one batch of data after another.
+    """The three stages of :func:`log_likelihood`, *guide*, *refined* and *annealed*, for one batch of data at a time.
 
     Args:
         problem: A model, a guide and data.

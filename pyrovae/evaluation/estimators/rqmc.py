@@ -181,9 +181,9 @@ def _points(num_points: int, num_data: int, dim: int) -> Tensor:
 
 
 def _own(shape: Sequence[int], fn: Any, nesting: int) -> Sequence[int]:
-    """Return the last sizes of ``shape``: those of ``nesting`` batch dimensions and of the event dimensions.
+    """Return ``shape`` without the dimensions of enumerated sites.
 
-    Dimensions further to the left belong to enumerated sites, and are left out.
+    These dimensions lie to the left of the last ``nesting`` batch dimensions and of the event dimensions.
     """
     return shape[max(0, len(shape) - nesting - fn.event_dim) :]
 

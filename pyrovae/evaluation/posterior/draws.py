@@ -126,10 +126,10 @@ class Posterior:
     def runs(
         self, batch: Batch, num_draws: int, handler: type[Given], values: Mapping[str, Tensor] | None = None
     ) -> Iterator[tuple[slice, list[Site]]]:
-        """Run the model on one chunk of draws at a time, and yield the slice of each chunk with the sites of its run.
+        """Run the model on one chunk of draws at a time, and yield for each chunk its slice of the draws and its sites.
 
-        The handler sets the latent sites to the given ``values``. Latent sites without a given value are drawn from the
-        model. Sites outside the data plate are left out.
+        An instance of ``handler`` sets the latent sites to the given ``values``. Latent sites without a given value are
+        drawn from the model. Sites outside the data plate are left out.
         """
         problem = self.problem
         for part, given in self._parts(batch, num_draws, values or {}):

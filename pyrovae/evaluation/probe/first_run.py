@@ -61,8 +61,8 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
 def _without_failing(trials: Trials, first: Tensor) -> Tensor:
     """Return the indices in ``first`` of the data that the program scores without an error.
 
-    If the program fails for three data, at the start, in the middle and at the end of ``first``, no index is returned.
-    The search ends after ``MOST_TRIALS`` runs. Untested indices are left out.
+    Three data are tried before all others: the first, the middle one and the last. If the program fails for all three,
+    no index is returned. The search ends after ``MOST_TRIALS`` runs. Untested indices are left out.
     """
     runs = 0
 

@@ -176,7 +176,7 @@ class Space:
         return values, log_det
 
     def given_to_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return, by name, the values at u for every site that the guide draws, including auxiliary sites."""
+        """Return the values at u of all sites that the guide draws, including auxiliary sites, by name."""
         if not self.noise:
             return values
         real = self._split(u, self.shapes)

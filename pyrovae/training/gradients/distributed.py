@@ -142,7 +142,7 @@ class DistributedLoss(nn.Module):
         self.module, self.loss = module, loss
 
     def forward(self, part: Batch, weight: float) -> Tensor:
-        """Return ``weight`` times the loss of the data ``part``, shape ``()``."""
+        """Return the loss of a slice of the batch, multiplied by ``weight``, shape ``()``."""
         return weight * self.loss.differentiable(part)
 
 

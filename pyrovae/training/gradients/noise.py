@@ -159,7 +159,7 @@ class SiteLocator(Messenger):
 
 
 class _Drawing(TorchDispatchMode):
-    """Context manager in which :class:`Noise` makes the draws of every random operation of torch."""
+    """Context manager in which a :class:`Noise` object makes the draws of all random operations of torch."""
 
     def __init__(self, noise: Noise) -> None:
         super().__init__()

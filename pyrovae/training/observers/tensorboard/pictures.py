@@ -24,7 +24,7 @@ class Pictures:
     Args:
         module: Module with ``reconstruct(x, *given)`` or ``generate(n, *given)``, or both. If a method has an argument
             ``mean``, it is called with ``mean=True``.
-        first: Function of n that returns the first n data of a data set. Nothing is drawn unless a datum is an image,
+        first: Function of n that returns the first n data of a data set. No picture is made unless a datum is an image,
             shape ``(height, width)`` or ``(1 or 3, height, width)``.
         is_held_out: True if ``first`` returns validation data. Training data are not reconstructed.
     """
