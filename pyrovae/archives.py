@@ -150,7 +150,7 @@ def _check_header(path: Path, header: bytes) -> None:
 def _check_size(path: Path, payload: BinaryIO, size: int) -> None:
     """Raise ArchiveError if the zip records would need more memory than the file has bytes.
 
-    Compressed or overlapping records could need more.
+    This happens if records are compressed or overlap.
     """
     try:
         with zipfile.ZipFile(payload) as records:

@@ -181,7 +181,8 @@ def owners(*programs: Callable[..., Any]) -> list[nn.Module]:
     """Return the modules to which programs belong or refer. Pyro's handlers around a program are ignored.
 
     A method belongs to its module. A function refers to modules in its closure, in its default values and in the global
-    variables that it uses.
+    variables that it uses. A callable object refers to modules in its attributes, and a ``partial`` also to modules
+    among its arguments.
     """
     found: dict[nn.Module, None] = {}
     for program in programs:

@@ -80,9 +80,7 @@ class Graph:
             if "get value out of a tracing tensor" in str(error):
                 raise UntraceableError("a decision in Python depends on the value of a tensor") from error
             if "argument of type: <class 'torch._C.Generator'>" in str(error):  # torch 2.11
-                raise UntraceableError(
-                    "the programs hold a Generator, which is not a tensor and cannot be part of a graph"
-                ) from error
+                raise UntraceableError("the programs hold a torch.Generator, but a graph takes only tensors") from error
             raise
         self.found = _lift(self.module)
         self.text = _text(self.module)
@@ -265,9 +263,7 @@ def _lift(module: fx.GraphModule) -> list[Tensor]:
         literal = any(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users)
         if not literal:  # a literal, such as torch.tensor(0.5) in the function's code, is not an input
             if not isinstance(value := getattr(module, str(node.target)), Tensor):
-                raise UntraceableError(
-                    f"the programs hold a {type(value).__name__}, which is not a tensor and cannot be part of a graph"
-                )
+                raise UntraceableError(f"the programs hold a {type(value).__name__}, but a graph takes only tensors")
             found.append(value)
             with graph.inserting_after(last):
                 last = graph.placeholder(node.name)

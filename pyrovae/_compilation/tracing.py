@@ -1,4 +1,7 @@
-"""Conditions for recording a function as a graph: it must not read values of tensors or replace stored tensors."""
+"""Conditions for recording a function as a graph.
+
+The function must not use the value of a tensor in Python. It must not replace a buffer, or a parameter in Pyro's store.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -60,12 +60,12 @@ class Normal:
     def log_prob(self, u: Tensor, width: float = 1.0, df: float = math.inf) -> Tensor:
         """Return the log-density of each datum at u.
 
-        The densities are normal or Student's t densities with the means of ``self``, and with the roots of ``self``
+        The densities are normal or Student's t densities with the means of ``self``. All scales of ``self`` are
         multiplied by ``width``.
 
         Args:
             u: Values, shape ``(S, N, D)``.
-            width: Factor on all standard deviations.
+            width: Factor by which all scales are multiplied.
             df: Degrees of freedom of the Student's t densities; infinity, the default, gives normal densities.
 
         Returns:

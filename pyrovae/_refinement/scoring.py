@@ -21,8 +21,8 @@ def scores_slowly(distribution: Any) -> bool:
 def _names(transform: Any) -> list[str]:
     """Return the class name of a transform, and the class names of the transforms of which it consists.
 
-    For the inverse of a transform, the class name of the inverted transform is left out: if a transform scores given
-    values slowly, its inverse scores them fast.
+    The inverse of a transform gives only the class name of the inverse, without that of the transform. If a transform
+    scores given values slowly, its inverse scores them fast, so the transform must not be found in its inverse.
     """
     parts = getattr(transform, "transforms", None) or getattr(transform, "parts", None)
     return [type(transform).__name__] + [name for part in parts or () for name in _names(part)]

@@ -1,8 +1,8 @@
-"""Check for programs that change a tensor of a site in place after the site.
+"""Check for programs that change a tensor of a site in place after the site's ``pyro.sample`` statement.
 
-Pyro and pyrovae compute log-probabilities after a program has finished. If the program changes a site's mask, value or
-parameter in place after the site, for example by ``mask |= seen``, the log-probability is computed from the changed
-tensor.
+Pyro and pyrovae compute log-probabilities after a program has finished. If the program changes the mask, the value or a
+parameter of a site in place after this statement, for example by ``mask |= seen``, the log-probability is computed from
+the changed tensor.
 """
 
 from collections.abc import Iterator

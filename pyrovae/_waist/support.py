@@ -159,7 +159,10 @@ def is_periodic(distribution: Any) -> bool:
 
 
 def common_support(support: Any) -> Any | None:
-    """Return a copy of a support that has a number for each bound, or ``None`` if a bound has several values."""
+    """Return a copy of a support whose bounds are numbers instead of tensors.
+
+    Return ``None`` if the entries of a bound differ, for example between data.
+    """
 
     def collapsed(constraint: Any) -> Any:
         if not isinstance(constraint, constraints.Constraint):

@@ -11,7 +11,7 @@ class Tables(Protocol):
 
     Attributes:
         name: Name of the data in error messages.
-        column_names: Names of the columns of each table, in order; an empty tuple for an argument that is not a table.
+        column_names: For each argument of the programs, the names of its columns; empty if the argument is not a table.
     """
 
     name: str

@@ -28,7 +28,7 @@ class Source(ABC):
     Attributes:
         name: Name of the data in error messages, such as ``"train"``.
         batch_size: Batch size of the ``DataLoader``, or None if the data are not a ``DataLoader``.
-        column_names: Names of the columns of each table, in order; an empty tuple for an argument that is not a table.
+        column_names: For each argument of the programs, the names of its columns; empty if the argument is not a table.
     """
 
     name: str

@@ -48,9 +48,9 @@ def seed_in(folder: str | Path) -> int:
 
 
 class Checkpoint:
-    """The finished rows of an evaluation, stored in a folder. A repeated call continues after these rows.
+    """Context manager that stores the finished rows of an evaluation in a folder, which is locked inside the context.
 
-    This context manager locks the folder for one evaluation.
+    If the same evaluation is called again, it continues after the stored rows.
 
     Args:
         problem: Model, guide and data, inside the context ``with problem:``.

@@ -116,11 +116,11 @@ def check_generative(sites: Iterable[Site], remedy: str) -> None:
 def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> int:
     """Return the index of the argument that a site observes.
 
-    This is the argument that is the observed tensor itself. If there is none, it is the argument with the same entries
-    in the same order; its shape may differ.
+    If the observed tensor is itself an argument, the index of this argument is returned. Otherwise, the result is the
+    index of the argument that has the same entries in the same order; its shape may differ.
 
     Raises:
-        ValueError: If this description fits no argument, or more than one.
+        ValueError: If no argument fits, or more than one.
     """
     found = [i for i, arg in enumerate(args) if arg is observed] or [
         i for i, arg in enumerate(args) if torch.equal(arg.flatten(), torch.as_tensor(observed).to(arg).flatten())

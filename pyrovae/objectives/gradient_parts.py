@@ -9,10 +9,10 @@ The draws are :math:`z = T_\lambda(\epsilon)`, and a bound B is a function of th
         + \underbrace{\partial_z \log w_k \, \partial_\lambda T_\lambda(\epsilon_k)}_\text{path} \Big),
     \qquad a_k = \frac{\partial B}{\partial \log w_k}.
 
-Other gradient estimators give each of the three parts its own coefficients. To separate the parts, every draw is
-replaced by a *leaf*, a copy of the draw without its path, and the run continues with the leaf. The densities at the
-leaves have only the gradients of the model part and of the score part. :math:`\lambda` may be any parameter, whether
-model and guide share it or not.
+Other gradient estimators give each of the three parts its own coefficients instead of :math:`a_k`. To separate the
+parts, every draw is replaced by a *leaf*: a copy of the draw that does not depend on :math:`\lambda`. The rest of the
+run uses the leaf, so the gradient of the densities consists of the model part and the score part only.
+:math:`\lambda` may be any parameter, whether model and guide share it or not.
 
 If a guide draws several sites, the draw :math:`z_l = T_l(\epsilon_l; z_{<l}, \lambda)` of site l is computed from the
 leaves of the earlier sites. Let :math:`g_l` be the derivative of :math:`\log w` with respect to leaf l, times the

@@ -28,7 +28,8 @@ class MIWAE(WeightObjective):
 
     .. math:: \mathcal{L} = \sum_n \frac{s_n}{M} \sum_{m=1}^M \log \frac{1}{K} \sum_{k=1}^K w_n^{(m, k)}.
 
-    The loss has the expectation of ``IWAE(num_particles)`` and a variance that is M times smaller.
+    The factor :math:`s_n` is the scale of the data plate (subsampling). The loss has the expectation of
+    ``IWAE(num_particles)`` and a variance that is M times smaller.
 
     Args:
         num_particles: Number of draws in a group, K.
@@ -73,6 +74,8 @@ class CIWAE(WeightObjective):
     .. math::
         \mathcal{L} = \sum_n s_n \Big(\frac{\beta}{K} \sum_k \log w_n^{(k)}
             + (1 - \beta) \log \frac{1}{K} \sum_k w_n^{(k)}\Big).
+
+    The factor :math:`s_n` is the scale of the data plate (subsampling).
 
     Args:
         num_particles: Number of draws per datum, K.

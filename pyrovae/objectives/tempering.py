@@ -41,7 +41,7 @@ def common_temper(sites: list[Site], weights: Weights) -> float | Tensor:
 def _relative(site: Site, weights: Weights) -> float | Tensor:
     """Return the scale of a site divided by the scale of the data plate.
 
-    If the scale of the plate is a tensor, all sites share it, and the result is 1.
+    If the scale of the plate is a tensor, the result is 1, because all sites then have the scale of the plate.
     """
     if isinstance(weights.scale, Tensor):  # all sites share the scale, and annealing is off
         return 1.0

@@ -1,10 +1,11 @@
 """Facts about a program, found by one run of guide and model before the first training step.
 
-The loss of a batch is the sum of the losses of its data, multiplied by a scale. The size of the batch times this scale
-is the number of data to which the loss is scaled. The scale is 1 unless the data plate is subsampled or inside a
-``poutine.scale``. The history of a run divides losses by this number of data, so its bounds are in nats per datum. A
-site outside the data plate counts once in the loss. If there is such a site, the loss of a mini-batch must therefore be
-scaled to all training data. Otherwise the posterior of the site would be that of a single mini-batch.
+The loss of a batch of B data is the sum of the losses of these data, multiplied by a scale s. It is then as large as
+the loss of B s data, and is said to be scaled to B s data. The scale is 1 unless the data plate is subsampled or inside
+a ``poutine.scale``. The history of a run divides each loss by B s, so its bounds are in nats per datum.
+
+A site outside the data plate counts once in the loss. If there is such a site, the loss of a mini-batch must therefore
+be scaled to all training data. Otherwise the posterior of the site would be that of a single mini-batch.
 """
 
 import math

@@ -76,7 +76,7 @@ class Loss(LossAndGradient, Protocol):
         """Return true if the loss of two joined batches is the sum of their losses, and false if it is a mean."""
 
     def wrapped(self, handler: Messenger) -> "Loss":
-        """Return the same loss with a handler around its Pyro programs. A loss without Pyro programs is unchanged."""
+        """Return the same loss with a handler around its Pyro programs, or the loss itself if it has no programs."""
 
 
 class Bound:

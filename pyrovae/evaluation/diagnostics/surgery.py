@@ -321,9 +321,9 @@ def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> t
 def _mixture(problem: Problem, in_all: list[Tensor], in_units: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Average the guide's densities over the data, and return the logarithms of the averages.
 
-    ``in_all`` holds one tensor of log-densities for each run of the guide, shape ``(num_draws, n)``. If the guide runs
-    several times on a batch, the tensors of these runs follow each other. ``in_units`` holds the log-densities of each
-    latent dimension (unit), shape ``(num_draws, n, units)``, or is empty.
+    ``in_all`` lists the log-densities of each run of the guide, shape ``(num_draws, n)``. If the guide runs several
+    times on a batch, each run has some of the draws, and the list holds these runs one after another. ``in_units``
+    lists the log-densities of each latent dimension (unit), shape ``(num_draws, n, units)``, or is empty.
     """
     per_batch = len(in_all) // sum(1 for _ in problem.batches(64))
 

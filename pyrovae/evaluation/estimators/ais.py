@@ -69,8 +69,7 @@ def ais(
         guide: Pyro program of q(z | x).
         x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
         num_chains: Chains per datum, C.
-        num_temperatures: Number of temperatures after that of the guide, T. The last temperature is that of the
-            posterior.
+        num_temperatures: Number of steps, T, in which the inverse temperature rises from 0 (guide) to 1 (posterior).
         num_leapfrog: Leapfrog steps per transition.
         **options: Keyword arguments of :class:`Options`.
 
@@ -153,8 +152,7 @@ def bdmc(
         x: Template of the data: the simulated data have the same number and shape. If ``x`` is a tuple, tensors
             that the model does not observe, such as labels or masks, are passed on unchanged.
         num_chains: Chains per datum and direction, C.
-        num_temperatures: Number of temperatures after that of the guide, T. The last temperature is that of the
-            posterior.
+        num_temperatures: Number of steps, T, in which the inverse temperature rises from 0 (guide) to 1 (posterior).
         num_leapfrog: Leapfrog steps per transition.
         **options: Keyword arguments of :class:`Options`.
 

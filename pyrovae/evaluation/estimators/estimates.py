@@ -36,7 +36,8 @@ class Estimates:
     def put(self, indices: Tensor, found: dict[str, Tensor], *, stage: int, draws: int, evaluations: float) -> None:
         """Store new estimates of the data at ``indices``.
 
-        A new estimate that is not finite is stored only if the current estimate of its datum is NaN.
+        A finite estimate always replaces the current estimate of its datum. An estimate that is NaN or infinite does so
+        only if the current estimate is NaN.
         """
         indices = indices.cpu()
         values = {name: column.detach().double().cpu() for name, column in found.items()}

@@ -37,9 +37,9 @@ class GuideDraws(Messenger):
 
 
 class _InModel(Messenger):
-    """Handler around the model; it turns off the enumeration of the sites that the guide also has.
+    """Handler around the model. It turns off the enumeration of each site that is also in the guide.
 
-    The names of the other enumerated sites are added to the attribute ``summed_out`` of the guide's handler.
+    All other enumerated sites stay enumerated. Their names are added to ``summed_out`` of the :class:`GuideDraws`.
     """
 
     def __init__(self, guide: GuideDraws) -> None:

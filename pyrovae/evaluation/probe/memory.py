@@ -1,4 +1,4 @@
-"""The third run of guide and model, which counts the bytes of their tensors. The batch size depends on this count."""
+"""The third test run of guide and model. It counts the bytes of their tensors, which determine the batch size."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Rejection of half precision, whose rounding errors in log-weights exceed the Monte Carlo error."""
+"""Checks that raise an error for half precision, whose rounding errors in log-weights exceed the Monte Carlo error."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -111,7 +111,7 @@ class Trials:
         return min(count, self.size) if cuttable else self.size
 
     def args(self, size: int, start: int = 0) -> tuple[Any, ...]:
-        """Return the arguments for a run on ``size`` data; data with NaN are left out if enough other data exist."""
+        """Return the arguments for a run on ``size`` data, all of them from ``finite`` if it holds enough data."""
         stop = start + size
         if stop < self.size and stop <= len(self.finite) < self.size:
             return self.data.select(self.finite[start:stop], self.device)

@@ -124,9 +124,9 @@ class Space:
         )
 
     def _check_noise(self, values: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> None:
-        """Check that the auxiliary sites hold the real coordinates of the latent sites, in the order of these sites.
+        """Check that the auxiliary sites hold the real coordinates of the latent sites that are computed from them.
 
-        The check includes only latent sites that the guide computes from auxiliary sites.
+        The coordinates must have the order of these latent sites. Latent sites that the guide samples are not checked.
         """
         if not self.noise:
             return

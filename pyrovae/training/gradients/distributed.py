@@ -120,9 +120,10 @@ class DistributedGradients:
                 torch.autograd.backward(loss)
 
     def _mine(self, batch: Batch) -> tuple[Slice, Batch, float]:
-        """Return three things: this process's slice of a batch, the data in the slice, and the weight of their loss.
+        """Return this process's slice of a batch, the data in the slice, and the weight of the loss of these data.
 
-        The sum of the weighted losses over the processes is the loss of the batch.
+        The loss of the batch is the sum of the weighted losses of all processes. If there are more processes than data,
+        the processes without a datum get the first datum with weight 0.
         """
         size, rank = len(batch[0]), parallel.rank()
         if rank >= size:
@@ -200,7 +201,7 @@ def _is_sum(loss: Loss) -> bool:
 
 
 def _held(module: nn.Module) -> Iterator[Any]:
-    """Yield the modules within a module, and what their attributes hold, also in lists and tuples."""
+    """Yield a module, its submodules, and the values of their attributes. A list or tuple yields its elements."""
     for part in module.modules():
         yield part
         for value in vars(part).values():

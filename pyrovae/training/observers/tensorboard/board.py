@@ -41,7 +41,7 @@ class Writer(Protocol):
     """The methods that a user's ``SummaryWriter`` must have."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
-        """Add a point of a curve."""
+        """Add a point to a curve."""
 
     def add_histogram(self, tag: str, values: Tensor, global_step: int) -> Any:
         """Add a histogram of all entries of a tensor."""
@@ -57,9 +57,9 @@ class TensorBoard(Observer):
     """Observer that writes a run for TensorBoard.
 
     Args:
-        place: Folder of the event files, or a user's writer. In a folder, points of an earlier run are hidden if they
-            belong to epochs that this run has yet to make. With a user's writer, no points are hidden, and the writer
-            is not closed.
+        place: Folder of the event files, or a user's writer. In a folder, all points of an earlier run are hidden. If a
+            run continues from a checkpoint, only the points of later epochs are hidden. With a user's writer, no points
+            are hidden, and the writer is not closed.
         every: Number of epochs between two sets of histograms and images.
 
     Raises:
@@ -80,8 +80,8 @@ class TensorBoard(Observer):
     def begin(self, run: Run) -> None:
         """Prepare the writer.
 
-        An earlier run may have written points to the folder. TensorBoard hides those points of the earlier run that
-        belong to epochs which this run has not made yet.
+        A writer for a folder tells TensorBoard to hide the points of an earlier run. If the run continues from a
+        checkpoint, only the points of later epochs are hidden.
 
         Raises:
             OSError: If the folder cannot be written to.
