@@ -124,9 +124,9 @@ class PIWAE(Objective):
     datum, and :math:`\tilde v` over the draws of a group. The gradient is
 
     .. math::
-        \sum_{m, k} \tilde w_{m, k} \, \partial_\lambda \log p(x, z_{m, k})
+        \sum_{m, k} \Big[ \tilde w_{m, k} \, \partial_\lambda \log p(x, z_{m, k})
         + \frac{\tilde v_{m, k}}{M} \Big( \partial_z \log w_{m, k} \, \partial_\lambda z_{m, k}
-        - \partial_\lambda \log q(z_{m, k} \mid x) \Big).
+        - \partial_\lambda \log q(z_{m, k} \mid x) \Big) \Big].
 
     The formula also holds for parameters that model and guide share, such as the encoder's parameters with a
     VampPrior. The loss has the value of ``IWAE(M * K)``.

@@ -293,7 +293,7 @@ class NoMean(nn.Module):
             {},
             "the page cannot draw random numbers, but the mean of the likelihood does",
         ),
-        (with_likelihood(Rounded()), {}, "the page cannot convert floating-point numbers to integers or bool"),
+        (with_likelihood(Rounded()), {}, "converts floating-point numbers to integers or bool"),
         (with_likelihood(NoMean()), {}, "a Independent has none. Add the property mean"),
     ],
 )

@@ -328,8 +328,8 @@ class _Writer(fx.Interpreter):
         """
         if x.example.is_floating_point() and not value.is_floating_point():
             raise ValueError(
-                "explorer: the page cannot convert floating-point numbers to integers or bool, but the mean of the "
-                "likelihood contains such a conversion"
+                "explorer: the mean of the likelihood converts floating-point numbers to integers or bool, which the "
+                "page does not support. Leave the values as floating-point numbers"
             )
         return _Value(x.place, value)
 
