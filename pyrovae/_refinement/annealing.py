@@ -1,7 +1,8 @@
-r"""Annealed importance sampling from a fitted mixture to the posterior.
+r"""Annealed importance sampling from the mixture of :mod:`pyrovae._refinement.mixture` to the posterior.
 
-The chains move in coordinates v, with :math:`u = m + A v` for the fitted normal density :math:`N(m, A A^\top)`. In
-these coordinates, the posterior is close to a standard normal density, so one step size suits all dimensions. The
+The mixture contains widened copies of a normal density :math:`N(m, A A^\top)`, which is fitted to the posterior of a
+datum. The chains do not move in the latent vector u, but in coordinates v, where :math:`u = m + A v`. In these
+coordinates, the posterior is close to a standard normal density, so one step size suits all dimensions. The
 intermediate densities between the mixture :math:`q(v)` and the posterior are
 
 .. math:: f_t(v) = q(v)^{1 - \beta_t}\, p(x, v)^{\beta_t}, \qquad 0 = \beta_0 < \dots < \beta_T = 1.

@@ -121,10 +121,13 @@ class _Plates:
         return {dim: get_symbol(len(self.symbols) + ids[dim]) for dim in ids}
 
     def contract(self, kept: list[str], value: str | None = None) -> Any:
-        """Return the log-probabilities summed over plates, with enumerated sites summed out.
+        """Sum the log-probabilities over plates, sum out enumerated sites, and return the result as one tensor.
 
-        The plates in ``kept`` and the enumerated site ``value`` are not summed. Both arguments are symbols in Pyro's
-        tensor contraction.
+        Args:
+            kept: Symbols of the plates that are not summed, in Pyro's tensor contraction. Each is a dimension of the
+                result.
+            value: Symbol of an enumerated site that is not summed out. The result has one entry for each value of this
+                site. By default, all enumerated sites are summed out.
         """
         sizes = {symbol: self.sizes[dim] for dim, symbol in self.symbols.items() if symbol in kept}
         return contract_to_tensor(

@@ -71,9 +71,9 @@ def contents(
 
 
 def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """Return ``after`` without the entries that have another text in ``before``.
+    """Return the entries of ``after`` whose text has not changed since ``before``, and those that are new.
 
-    Entries that ``before`` lacks are kept. Both arguments are results of :func:`contents`.
+    An entry is new if ``before`` does not have its path. Both arguments are results of :func:`contents`.
     """
     return {path: text for path, text in after.items() if before.get(path, text) == text}
 

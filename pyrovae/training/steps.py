@@ -138,7 +138,7 @@ class Guard:
         raise NotFiniteError(reason)
 
     def after(self, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
-        """While steps are replayed, check the parameters after each of them.
+        """Check the parameters after a step, if steps are repeated to find the first number that is not finite.
 
         Raises:
             NotFiniteError: If a parameter is not finite.
