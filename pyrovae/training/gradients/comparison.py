@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pyrovae.isolation import restore_buffers, save_buffers
 from pyrovae.training.state import generator_states, restore_generators
 
+LARGE = 0.05  # relative difference that rounding causes only if it changes a random decision
 LEAST_CALLS = 20  # between two comparisons, because a comparison takes as long as an eager step
 
 
@@ -29,7 +30,7 @@ class Comparison:
 
     def __init__(self, parameters: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
         self.parameters, self.modules = list(parameters), list(modules)
-        self.is_due, self.calls, self.tolerance = True, 0, 0.0
+        self.is_due, self.calls, self.tolerance, self._was_large = True, 0, 0.0, False
 
     def request(self) -> None:
         """Request a comparison in the next call, if at least 20 calls have been made since the last comparison."""
@@ -56,11 +57,23 @@ class Comparison:
             eps: Spacing of floating-point numbers at 1.
         """
         self.is_due, self.calls = False, 0
-        return _difference(loss, expected) > max(self.tolerance, 100 * eps)
+        is_different = _difference(loss, expected) > max(self.tolerance, 100 * eps)
+        self._was_large = self._was_large and is_different
+        return is_different
 
-    def accept(self, loss: float, expected: float) -> None:
-        """Accept the difference of two losses as rounding: set the tolerance to four times the relative difference."""
-        self.tolerance = 4 * _difference(loss, expected)
+    def accept(self, loss: float, expected: float) -> bool:
+        """Return whether the difference of two losses may be rounding.
+
+        A difference of at most 5% may be rounding. The tolerance becomes four times the relative difference. A larger
+        difference is accepted once, because rounding may change a random decision, such as the value of a discrete
+        latent site. The next call is then compared, too, and a second large difference is not accepted.
+        """
+        if _difference(loss, expected) <= LARGE:
+            self.tolerance, self._was_large = 4 * _difference(loss, expected), False
+            return True
+        self.is_due = is_first = not self._was_large
+        self._was_large = True
+        return is_first
 
 
 def _difference(loss: float, expected: float) -> float:

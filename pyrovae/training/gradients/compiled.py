@@ -143,8 +143,8 @@ class CompiledGradients:
     def _compared(self, key: Any, batch: Batch, kl_weight: float, inputs: Sequence[Tensor]) -> Tensor | float:
         """Run a batch by the graph and by the programs, compare the two losses, and return the loss of the graph.
 
-        If the losses differ because the programs have changed since they were recorded, warn, and return the loss of
-        the programs instead.
+        If the losses differ because the programs have changed since they were recorded, or by more than rounding
+        explains, warn, and return the loss of the programs instead.
         """
         before, past = self.comparison.state(), self.comparison.calls
         expected = float(torch.as_tensor(self._eager(batch, kl_weight)).detach())
@@ -152,8 +152,8 @@ class CompiledGradients:
         loss = self.graphs[key](inputs)
         if not self.comparison.differ(float(loss), expected, torch.finfo(loss.dtype).eps):
             return loss
-        if self._text(batch, inputs) == self.texts[key]:
-            self.comparison.accept(float(loss), expected)
+        is_same = self._text(batch, inputs) == self.texts[key]
+        if is_same and (self.comparison.accept(float(loss), expected) or loss.is_cuda):
             return loss
         self.has_failed = True
         warn_caller(
@@ -161,6 +161,10 @@ class CompiledGradients:
             f"has changed since they were recorded. The recorded loss is {float(loss):.6g}, and the programs now "
             f"give {expected:.6g}. Up to {past} steps before this one may have used the old value. Store a changing "
             f"number as a tensor and change the tensor in place, for example by beta.fill_(0.5), or pass compile=False."
+            if not is_same
+            else f"{self.caller} continues without compilation: for the same batch and noise, the compiled loss is "
+            f"{float(loss):.6g}, and the programs give {expected:.6g}. The compiler has probably changed the "
+            f"computation. Steps before this one may have used wrong gradients, so train again with compile=False."
         )
         self.comparison.restore(before)
         return self._eager(batch, kl_weight)

@@ -1,5 +1,6 @@
 """A compiled run notices that a number or a branch, which its graph keeps, has changed in Python."""
 
+import itertools
 import warnings
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
+from pyrovae._compilation.graphs import Graph
 from pyrovae.training.gradients import choice, comparison
+from tests.conftest import interpret
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
@@ -93,7 +96,7 @@ def test_the_message_names_both_losses_and_the_steps() -> None:
 
 def test_a_difference_by_rounding_is_not_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """The programs are recorded again, and the graph of the same operations is kept."""
-    monkeypatch.setattr(comparison, "_difference", lambda *_: 1.0)
+    monkeypatch.setattr(comparison, "_difference", lambda *_: 0.04)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, found = trained({}, compile=True)
@@ -137,3 +140,33 @@ def test_a_long_run_that_cannot_be_compiled_does_not_warn(
         warnings.simplefilter("error")
         pv.fit(Branching(), torch.zeros(8, 6), epochs=2, progress=False)
     assert "fit continues without compilation: a decision in Python depends on the value of a tensor" in caplog.text
+
+
+def with_wrong_losses(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Let graphs return losses that are 20% too large in the first ``count`` calls."""
+    calls = itertools.count()
+
+    def compile_wrongly(graph: Graph) -> Any:
+        run = interpret(graph)
+
+        def wrong(*tensors: Tensor) -> Any:
+            loss, *gradients = run(*tensors)
+            return [1.2 * loss if next(calls) < count else loss, *gradients]
+
+        return wrong
+
+    monkeypatch.setattr(Graph, "compile", compile_wrongly)
+
+
+def test_a_compiler_that_changes_the_computation_ends_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_wrong_losses(monkeypatch, 10**6)
+    with pytest.warns(UserWarning, match=r"for the same batch and noise, the compiled loss is .* compile=False\."):
+        _, found = trained({}, compile=True)
+    assert found.train[1:] == pytest.approx(trained({}, compile=False)[1].train[1:], rel=1e-4)
+
+
+def test_a_single_large_difference_is_rounding_of_a_random_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_wrong_losses(monkeypatch, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained({}, compile=True)
