@@ -80,7 +80,7 @@ class Graph:
             if "get value out of a tracing tensor" in str(error):
                 raise UntraceableError("a decision in Python depends on the value of a tensor") from error
             if "argument of type: <class 'torch._C.Generator'>" in str(error):  # torch 2.11
-                raise UntraceableError("the programs hold a torch.Generator, but a graph takes only tensors") from error
+                raise UntraceableError("the programs hold a Generator, but a graph takes only tensors") from error
             raise
         self.found = _lift(self.module)
         self.text = _text(self.module)

@@ -152,7 +152,7 @@ def test_without_a_compiler_training_goes_on(x: Tensor) -> None:
 def test_a_custom_generator_is_not_compiled(x: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     make = calling(lambda h: h + torch.randn(h.shape, generator=generator))
-    with pytest.warns(UserWarning, match="without compilation: the programs hold a torch.Generator, but a graph takes"):
+    with pytest.warns(UserWarning, match="without compilation: the programs hold a Generator, but a graph takes"):
         fitted(make, x, compile=True, epochs=2)
 
 
