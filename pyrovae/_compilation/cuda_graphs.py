@@ -62,6 +62,11 @@ def capture(function: Callable[[], Result], device: torch.device) -> tuple[Calla
     # By default torch captures on a stream of the device that was current at the first capture of the process. Also by
     # default, a capture fails if another thread allocates page-locked memory, as the thread of a DataLoader does.
     stream = torch.cuda.Stream(device)
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    current = torch.cuda.current_stream(device)  # torch 2.11 does not return to it if a capture fails
+    with (
+        torch.cuda.device(device),
+        torch.cuda.stream(current),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
         result = function()
     return graph.replay, result

@@ -6,8 +6,10 @@ reads the order of the data and the weights of the latent sites from tensors on 
 advances itself. Its random operations draw the same numbers as those of single steps.
 """
 
+import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from pyrovae._compilation.cuda_graphs import capture
 from pyrovae._warnings import find_stack_level
 from pyrovae.arguments import as_tuple
+from pyrovae.data import binarize
 from pyrovae.training.batches import Batches
 from pyrovae.training.captured_step import CapturableOptions
 from pyrovae.training.data import DataInMemory
@@ -34,9 +37,9 @@ TOLERANCE = 1e-3  # relative difference between a replayed block and single step
 class Blocks:
     """Blocks of training steps.
 
-    The first block after a capture is also made by single steps from the same state. Both must give the same losses,
-    parameters and states of the random generators. If they do not, or if the capture fails, a warning names the reason,
-    and the run makes only single steps.
+    The first block is made twice from the same state: by single steps, and by the captured graph. Both must give the
+    same losses, parameters and states of the random generators. If they do not, or if the capture fails, a warning
+    names the reason, and the run makes only single steps.
 
     Args:
         batches: Batches of the training data.
@@ -63,7 +66,7 @@ class Blocks:
         device = data.device
         self._offsets = torch.arange(batches.size, device=device)
         self._order = torch.arange(len(data), device=device)
-        self._weights = torch.ones(batches.steps, device=device)
+        self._weights = torch.ones(batches.steps, dtype=torch.float64, device=device)
         self._step = torch.zeros((), dtype=torch.long, device=device)
         self._total = torch.zeros((), dtype=torch.float64, device=device)
         self._loaded: Tensor | None = None
@@ -75,10 +78,12 @@ class Blocks:
     def are_possible(self, now: Progress) -> bool:
         """Return whether the next steps of the epoch can be made as a block.
 
-        Single steps compile the gradients, and compare them with those of the programs. A block has full batches only.
+        The epoch must have enough full batches left. The gradient of a full batch must be compiled, and no comparison
+        with the programs may be due, because only single steps compile and compare. After a block has failed, no
+        further block is made.
         """
         fits = now.step + LENGTH <= len(self.data) // self.batches.size
-        is_ready = self.gradients.is_settled and self.gradients.knows(self.batches.size)
+        is_ready = self.gradients.is_settled and self.gradients.replays(self.batches.size)
         return fits and is_ready and not self.has_failed
 
     def make(self, now: Progress, weights: Sequence[float]) -> bool:
@@ -110,7 +115,7 @@ class Blocks:
         """Write the progress of the epoch into the tensors that the graph reads."""
         if now.order is not self._loaded and now.order is not None:
             self._order.copy_(now.order)
-            self._weights.copy_(torch.tensor(weights))
+            self._weights.copy_(torch.tensor(weights, dtype=torch.float64))
             self._loaded = now.order
         self._step.fill_(now.step)
         self._total.copy_(torch.as_tensor(now.total))
@@ -129,27 +134,34 @@ class Blocks:
             batch = tuple(tensor[indices] for tensor in self.data.tensors)
             if self.batches.transform is not None:
                 batch = as_tuple(self.batches.transform(*batch))
-            loss = self.gradients.launch(batch, self._weights[self._step])
+            weight = self._weights.index_select(0, self._step.view(1)).squeeze(0)  # [] would read the index on the CPU
+            loss = self.gradients.launch(batch, weight)
             self.optimizer.step(parameters)
             self._total.add_(loss, alpha=self.batches.size / self.loss.data_count(batch))
             self._step.add_(1)
 
     def _prepare(self) -> bool:
-        """Capture a block, compare its replay with single steps, and return whether blocks can be used.
-
-        After a successful comparison, the single steps have made the current block.
-        """
+        """Make a block by single steps, capture a block, compare both, and return whether blocks can be used."""
         self._launch = None
-        before, generators = self._state(), generator_states()
+        generators = generator_states()
+        before: list[Tensor] = []
         try:
+            before = self._state()
+            with self.options.capturable(), _without_waiting(self.data.device):
+                self._steps()  # an operation that waits for the device raises an error here, before a capture
+            made, drawn = self._state(), generator_states()
+            self._restore(before, generators)
+            gc.collect()  # a graph of an earlier run must not be destroyed during the capture
             with self.options.capturable():
                 self._launch, _ = capture(self._steps, self.data.device)
             restore_generators(generators)
             self._captured = self._reads()
             self._slopes = [(parameter, parameter.grad) for parameter in self.gradients.parameters.values()]
-            reason = self._difference(self._launch, before, generators)
+            self._launch()
+            is_same_noise = _equal(drawn, generator_states())
+            reason = self._difference(before, made) if is_same_noise else "the random generators end in another state"
         except Exception as error:  # an error of the programs is raised again by a single step
-            reason = str(error).split("\n")[0] or type(error).__name__
+            reason = str(error.__context__ or error).split("\n")[0] or type(error).__name__
         if reason is not None:
             self._restore(before, generators)
             self.has_failed, self._launch, self._slopes = True, None, []
@@ -160,18 +172,13 @@ class Blocks:
             )
         return reason is None
 
-    def _difference(self, launch: Callable[[], None], before: list[Tensor], generators: Any) -> str | None:
-        """Make a block twice from the same state, as a graph and by single steps, and return how the results differ."""
-        launch()
-        replayed, drawn = self._state(), generator_states()
-        self._restore(before, generators)
-        self._steps()
-        made = self._state()
-        if not _equal(drawn, generator_states()):
-            return "the random generators end in another state"
-        for place, (first, second, start) in enumerate(zip(replayed, made, before, strict=True)):
-            change = (second - start).double().norm()
-            if change.isfinite() and (first - second).double().norm() > TOLERANCE * change:
+    def _difference(self, before: list[Tensor], made: list[Tensor]) -> str | None:
+        """Return how the current state differs from the state ``made`` of single steps; None if they are equal."""
+        for place, (found, expected, start) in enumerate(zip(self._changed(), made, before, strict=True)):
+            if torch.equal(found, expected):
+                continue
+            change = (expected.double() - start.double()).norm()
+            if not (found.double() - expected.double()).norm() <= TOLERANCE * change and change.isfinite():
                 return "the losses differ" if place == 0 else "the parameters differ"
         return None
 
@@ -181,35 +188,48 @@ class Blocks:
 
     @torch.no_grad()
     def _restore(self, copies: list[Tensor], generators: Any) -> None:
-        for tensor, copy in zip(self._changed(), copies, strict=True):
+        for tensor, copy in zip(self._changed(), copies, strict=False):  # no copies if their memory is missing
             tensor.copy_(copy)
         restore_generators(generators)
 
     def _changed(self) -> list[Tensor]:
-        return [self._total, self._step, *self.tensors.named().values(), *self.options.tensors()]
+        tensors = [self._total, self._step, *self.tensors.named().values(), *self.options.tensors()]
+        return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def blocks_or_none(batches: Batches, loss: Loss, step: Step, tensors: Tensors) -> Blocks | None:
     """Return blocks of steps if a run can use them.
 
     The steps must have compiled gradients of data on a CUDA device, an Adam that can be captured, one batch per step,
-    and no check of each step. The transform, if there is one, must be one of pyrovae, because a graph would keep the
-    numbers that the Python code of another transform computes.
+    and no check of each step. The only transform is ``binarize``, because a graph would keep the numbers that the
+    Python code of another transform computes.
     """
     data, gradients = batches.source, step.gradients
     if not (isinstance(data, DataInMemory) and data.device.type == "cuda" and isinstance(gradients, CompiledGradients)):
         return None
     if gradients.captured is None or not gradients.captured.options.has_rates:
         return None
-    if batches.transform is not None and not _is_of_pyrovae(batches.transform):
+    if batches.transform not in (None, binarize):
         return None
     if batches.accumulate > 1 or (step.guard is not None and step.guard.skip):
         return None
     return Blocks(batches, data, loss, gradients, step.optimizer, gradients.captured.options, tensors)
 
 
-def _is_of_pyrovae(function: Callable[..., Any]) -> bool:
-    return str(getattr(function, "__module__", "")).startswith("pyrovae.")
+@contextmanager
+def _without_waiting(device: torch.device) -> Iterator[None]:
+    """Context manager in which an operation that waits for a CUDA device raises an error, as far as torch knows it."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _equal(first: Any, second: Any) -> bool:

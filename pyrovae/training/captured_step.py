@@ -106,7 +106,7 @@ class CapturableOptions:
         groups = self.optimizer.param_groups
         before = [{name: group[name] for name in ("capturable", "lr")} for group in groups]
         if self.has_rates and len(self._rates) != len(groups):
-            self._rates = [torch.zeros((), device=self.tensors()[0].device) for _ in groups]
+            self._rates = [torch.zeros((), dtype=torch.float32, device=self.tensors()[0].device) for _ in groups]
             self._written = []
         self.write_rates()
         try:

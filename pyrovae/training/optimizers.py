@@ -85,7 +85,11 @@ class TorchOptimizer:
         return {"names": list(self.names.values()), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> None:
-        """Restore a state that :meth:`state_dict` returned. New parameters are added in the order of the state."""
+        """Restore a state that :meth:`state_dict` returned.
+
+        Parameters that the optimizer does not hold yet are added first, in the order of the state, because torch's
+        state dict refers to parameters by position.
+        """
         if not state:
             return
         new = {name: parameters[name] for name in state["names"] if id(parameters[name]) not in self.names}

@@ -61,7 +61,7 @@ def test_the_warm_up_leaves_buffers_as_they_were(monkeypatch: pytest.MonkeyPatch
     current, side, layer = Stream(), Stream(), nn.BatchNorm1d(2)
     replacements: dict[str, Any] = {
         "Stream": lambda *_: side,
-        "current_stream": lambda: current,
+        "current_stream": lambda *_: current,
         "stream": lambda _: nullcontext(),
         "device": lambda _: nullcontext(),
         "graph": lambda *_, **__: nullcontext(),
@@ -85,7 +85,7 @@ def test_the_warm_up_leaves_buffers_as_they_were(monkeypatch: pytest.MonkeyPatch
 
 
 def test_other_threads_may_use_the_device_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CUDAGraph", "Stream", "graph", "device"):
+    for name in ("CUDAGraph", "Stream", "current_stream", "stream", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
     capture(lambda: None, torch.device("cuda"))
     graph: Any = torch.cuda.graph

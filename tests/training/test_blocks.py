@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 import pyrovae as pv
+from pyrovae._compilation.graphs import Graph
 from pyrovae.training import blocks as blocks_module
 from pyrovae.training.blocks import Blocks, blocks_or_none
-from tests.conftest import small_vae
+from pyrovae.training.captured_step import CapturedUpdates
+from tests.conftest import interpret, small_vae
 from tests.training.runs import Run, assert_same_run, fitted
 
 fit_module = importlib.import_module("pyrovae.training.fit")  # the package's attribute of this name is the function
@@ -61,12 +65,18 @@ class Graphs:
         return self.made
 
 
+def as_replayed(graph: Graph) -> Any:
+    graph.is_replayed = True
+    return interpret(graph)
+
+
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch, interpreted: None) -> Graphs:
-    del interpreted
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     imitation = Graphs()
     monkeypatch.setattr(blocks_module, "capture", imitation.capture)
     monkeypatch.setattr(fit_module, "_blocks", imitation.blocks)
+    monkeypatch.setattr(Graph, "compile", as_replayed)
+    monkeypatch.setattr(CapturedUpdates, "__call__", lambda _, update, __: update())
     return imitation
 
 
@@ -141,11 +151,14 @@ def test_a_graph_with_other_results_is_not_used(
 
     def wrong(function: Callable[[], None], device: torch.device) -> tuple[Callable[[], None], None]:
         launch, _ = capture(function, device)
+        made: Any = graphs.made
 
         def changed() -> None:
+            if place == "_order":
+                made._order.copy_(made._order.flip(0))
             launch()
-            tensor = getattr(graphs.made, place)
-            tensor.copy_(tensor.flip(0) if tensor.ndim else 1.1 * tensor)
+            if place == "_total":
+                made._total.mul_(1.1)
 
         return changed, None
 
@@ -182,6 +195,65 @@ def test_a_state_at_another_place_is_captured_anew(graphs: Graphs) -> None:
     kept: list[list[Tensor]] = []  # so that no address is used again
     fitted(small_vae, X, **RUN, callback=moves)
     assert graphs.captures == 2
+
+
+class NoValues(TorchDispatchMode):
+    """Mode in which reading the value of a tensor raises an error, as it does during the capture of a CUDA graph."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a value is read"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_block_reads_no_values(graphs: Graphs) -> None:
+    fitted(small_vae, X, **RUN, kl_warmup=3, transform=pv.data.binarize)
+    assert graphs.made is not None
+    graphs.made._step.zero_()
+    with NoValues(), pyro.validation_enabled(False):
+        graphs.made._steps()
+
+
+class Masked(nn.Module):
+    """A VAE with a mask as a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vae = small_vae()
+        self.register_buffer("mask", torch.tensor([True, False]))
+
+    def model(self, x: Tensor) -> None:
+        self.vae.model(x)
+
+    def guide(self, x: Tensor) -> None:
+        self.vae.guide(x)
+
+
+def test_a_module_may_have_a_mask(graphs: Graphs) -> None:
+    fitted(Masked, X, **RUN)
+    assert graphs.captures == 1
+    assert graphs.launches > 1
+
+
+def test_programs_that_no_cuda_graph_replays_have_no_blocks(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such programs read a number from the CPU, which a graph would keep."""
+    monkeypatch.setattr(Graph, "compile", interpret)
+    fitted(small_vae, X, **RUN)
+    assert graphs.captures == 0
+
+
+def test_a_graph_with_nan_is_not_used(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = single_steps(monkeypatch, partial(fitted, small_vae, X, **RUN))
+    capture = graphs.capture
+
+    def spoiled(function: Callable[[], None], device: torch.device) -> tuple[Callable[[], None], None]:
+        launch, _ = capture(function, device)
+        made = graphs.made
+        assert made is not None
+        return (lambda: (launch(), made._total.fill_(float("nan")))[0]), None
+
+    monkeypatch.setattr(blocks_module, "capture", spoiled)
+    with pytest.warns(UserWarning, match="the losses differ"):
+        assert_same_run(fitted(small_vae, X, **RUN), expected, 1e-6)
 
 
 def test_a_batch_of_few_steps_has_no_blocks(graphs: Graphs) -> None:

@@ -140,7 +140,7 @@ def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: P
 
 
 def _replicate(site: Site) -> Tensor:
-    """Return the draw at an observed site, with the values of the data in all masked entries."""
+    """Return the redrawn value of a site that was observed. Entries that the mask leaves out keep their data."""
     value: Tensor = site["value"]
     return torch.where(scored_entries(site), value, site["infer"]["obs"].to(value))
 

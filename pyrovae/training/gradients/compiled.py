@@ -68,6 +68,7 @@ class CompiledGradients:
         self.tensors = list({id(tensor): tensor for tensor in (*parameters.values(), *others)}.values())
         self.graphs: dict[Any, Callable[..., Tensor]] = {}
         self.texts: dict[Any, str] = {}
+        self.replayed_sizes = set[int]()
         self.comparison = Comparison(list(parameters.values()), self.modules)
         self.compile_seconds, self.has_failed = 0.0, False
         self.in_place: list[Tensor] = []  # the last gradients if a CUDA graph computed them, at fixed addresses
@@ -105,9 +106,12 @@ class CompiledGradients:
         with self.loss.products():
             return self.graphs[_kind(batch)](inputs, is_recorded=True)
 
-    def knows(self, size: int) -> bool:
-        """Return whether there is a graph for batches of ``size`` data."""
-        return any(kind[0][0][0] == size for kind in self.graphs)
+    def replays(self, size: int) -> bool:
+        """Return whether a CUDA graph computes the gradients of batches of ``size`` data.
+
+        No CUDA graph is used for programs that read a number from the CPU, because the number may change.
+        """
+        return size in self.replayed_sizes
 
     @property
     def is_settled(self) -> bool:
@@ -207,6 +211,8 @@ class CompiledGradients:
             return None
         logger.info("compiled for a batch of %d in %.1f s", len(batch[0]), time.perf_counter() - start)
         self.texts[key] = compiled.text
+        if compiled.is_replayed:
+            self.replayed_sizes.add(len(batch[0]))
 
         def run(inputs: Sequence[Tensor], is_recorded: bool = False) -> Tensor:
             loss, *gradients = (compiled.launch if is_recorded else compiled)(*inputs)
