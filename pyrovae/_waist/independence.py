@@ -28,9 +28,10 @@ def with_second_draw(
 ) -> dict[str, Tensor]:
     """Return the value of each latent site with two draws for each datum, by name of the site.
 
-    The draws come from a run with one draw for each datum. The first draw of datum n is its own draw in this run. Its
-    second draw is the draw of the next datum. For the last datum, this is the draw of the first datum. Any value of the
-    latents can be scored for any datum, so the second draw need not come from the guide for datum n.
+    A run of the guide makes one draw for each datum. The first draw of datum n is the draw that the run made for datum
+    n. The second draw of datum n is the draw that the run made for datum n + 1, or for the first datum if n is the last
+    one. Any value of the latents can be scored for any datum, so the second draw need not come from the guide for datum
+    n.
 
     Dimensions of enumerated sites stay to the left of the dimension of draws.
 

@@ -28,7 +28,7 @@ def support_of_flow(distribution: Any) -> constraints.Constraint | None:
     try:
         covered, domain = base.support, transform.domain
         codomain = transform.codomain
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # torch's and Zuko's classes need not declare these properties
         return None
     return domain if _innermost(covered) is _innermost(codomain) else None
 

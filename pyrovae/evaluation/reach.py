@@ -217,7 +217,7 @@ def _other_value(fn: Any, value: Tensor) -> Tensor:
     """
     try:
         known = fn.enumerate_support(expand=False).flatten()
-    except (NotImplementedError, AttributeError):
+    except (NotImplementedError, AttributeError):  # for example a Poisson, whose support is infinite
         known = torch.empty(0)
     if 1 < len(known) <= MOST_VALUES:
         place = (value.unsqueeze(-1) == known.to(value)).float().argmax(-1)

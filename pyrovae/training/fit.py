@@ -285,7 +285,8 @@ def fit(
             is_compiled=compile,
             steps=epochs * plan.steps,
             weighted=callable(kl_warmup) or kl_warmup > 0,
-            # A captured step keeps its learning rate, so a schedule per batch would need a new capture at every step.
+            # With a schedule per batch, optimizers other than Adam would need a new capture at every step, and a block
+            # of steps would miss the steps of the schedule.
             optimizer=None if schedule is not None and scheduler_step == "batch" else updates.optimizer,
         )
         kept = None

@@ -102,7 +102,7 @@ class CompiledGradients:
             batch: Batch of the shape and dtype of an earlier batch.
             kl_weight: Weight of the latent sites, shape ``()``.
         """
-        inputs = (*batch, kl_weight.to(_as_tensor(1.0, batch[0]).dtype)) if self.weighted else batch
+        inputs = (*batch, kl_weight.to(_weight_dtype(batch[0]))) if self.weighted else batch
         with self.loss.products():
             return self.graphs[_kind(batch)](inputs, is_recorded=True)
 
@@ -239,4 +239,9 @@ def _kind(batch: Batch) -> Any:
 
 def _as_tensor(number: float, like: Tensor) -> Tensor:
     """Return a number as a tensor of shape ``()`` on the device of ``like``, of a floating-point dtype."""
-    return like.new_full((), number, dtype=like.dtype if like.is_floating_point() else torch.get_default_dtype())
+    return like.new_full((), number, dtype=_weight_dtype(like))
+
+
+def _weight_dtype(data: Tensor) -> torch.dtype:
+    """Return the dtype of the weight of the latent sites, which is that of the data unless they are integers."""
+    return data.dtype if data.is_floating_point() else torch.get_default_dtype()
