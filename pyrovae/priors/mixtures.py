@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyrovae.arguments import check_whole
 from pyrovae.components import Described
+from pyrovae.distributions import mixture
 
 
 class GaussianMixture(Described):
@@ -45,7 +46,7 @@ class GaussianMixture(Described):
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), batch shape ``()``, event shape ``(latent,)``."""
         components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return mixture(dist.Categorical(logits=self.logits), components)
 
 
 class VampPrior(Described):
@@ -121,7 +122,7 @@ class VampPrior(Described):
             )
         components = self._posterior[0](self.pseudo_inputs)
         weights = dist.Categorical(logits=self.pseudo_inputs.new_zeros(len(self.pseudo_inputs)))
-        return dist.MixtureSameFamily(weights, components)
+        return mixture(weights, components)
 
 
 def _check_positive(name: str, **numbers: int) -> None:

@@ -133,6 +133,27 @@ def test_memory_bound_holds() -> None:
     assert largest <= max(memory, x.nbytes)
 
 
+@pytest.mark.parametrize("constant", [0, 10**6])
+def test_a_large_tensor_that_does_not_grow_with_the_data_does_not_make_batches_small(constant: int) -> None:
+    runs = 0
+
+    def model(x: Tensor) -> None:
+        nonlocal runs
+        runs += 1
+        zero = torch.ones(constant).cos().sum() * 0
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(zero, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, math.sqrt(0.5)))
+
+    weights = log_weights(model, guide, torch.zeros(40), 1000, memory=2**22)
+    assert weights.shape == (1000, 40)
+    assert runs < 12, "with the constant counted for every log-weight, a run would have 17 log-weights"
+
+
 def script(subsample_size: int | None, size: int) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
     """A plain Pyro script with an exact posterior, so that every log-weight is log p(x)."""
 

@@ -1,9 +1,10 @@
-"""The third test run of guide and model. It counts the bytes of their tensors, which determine the batch size."""
+"""Test runs of guide and model that count the bytes of their tensors, which determine the batch size."""
 
 from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -13,14 +14,39 @@ from pyrovae._waist.weights import weigh
 from pyrovae.evaluation.probe.facts import MemoryUse
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
-FEW = 3  # number of data in the run
-COUNTED = 11  # number of draws in the run; few programs have another dimension of this size
+FEW = 3  # number of data in the first of these runs
+COUNTED = 11  # number of draws in a run; few programs have another dimension of this size
 
 
 def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: bool) -> MemoryUse:
-    """Run guide and model once, and return the bytes of the tensors that they create, per datum and draw."""
+    """Run guide and model, and return the bytes of the tensors that they create, per datum and draw.
+
+    Some tensors of a model have the same size in every run, such as the encodings of a VampPrior's pseudo-inputs. If
+    most of the model's bytes do not grow with the draws, a second run on twice as many data finds the bytes that grow
+    neither with draws nor with data. If these are most of the model's bytes, they are left out, because smaller batches
+    would not need less memory for them.
+    """
     size = trials.few(FEW, cuttable=cuttable)
     plate = one.weights.plate._replace(size=size if cuttable else one.weights.plate.size)
+    draws = COUNTED if vectorize else 1
+    guide, model = _count(trials, one, plate, size, vectorize=vectorize)
+    in_model = model.total
+    if 2 * model.fixed > model.total and cuttable and trials.size >= 2 * size:
+        _, double = _count(trials, one, plate._replace(size=2 * size), 2 * size, vectorize=vectorize)
+        growing = double.total - model.total
+        in_model = growing if 0 < 2 * growing < model.total else model.total
+    return MemoryUse(
+        per_weight=max(1, int((guide.total + in_model) / draws / plate.size)),
+        guide_per_datum=guide.fixed / plate.size,
+        guide_per_draw=max(1.0, guide.drawn / draws / plate.size),
+        model_per_draw=max(1.0, in_model / draws / plate.size),
+    )
+
+
+def _count(
+    trials: Trials, one: Reference, plate: CondIndepStackFrame, size: int, *, vectorize: bool
+) -> tuple["CountBytes", "CountBytes"]:
+    """Run guide and model on ``size`` data, and return the bytes of the guide's and of the model's tensors."""
     args = trials.args(size)
     nesting, draws = (one.nesting, COUNTED) if vectorize else (None, 1)
     options: Any = {"kwargs": trials.options["kwargs"], "nesting": nesting}
@@ -35,12 +61,7 @@ def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: boo
                 weigh(sites, drawn, plate=plate.name)
             else:
                 log_joint(trials.model, args, drawn.values, draws, plate=plate, **options)
-    return MemoryUse(
-        per_weight=max(1, int((guide.total + model.total) / draws / plate.size)),
-        guide_per_datum=guide.fixed / plate.size,
-        guide_per_draw=max(1.0, guide.drawn / draws / plate.size),
-        model_per_draw=max(1.0, model.total / draws / plate.size),
-    )
+    return guide, model
 
 
 class CountBytes(TorchFunctionMode):
