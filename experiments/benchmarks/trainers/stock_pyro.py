@@ -1,6 +1,7 @@
 """Unmodified Pyro: ``pyro.module``, ``SVI`` and ``pyro.optim.Adam``. ``--unvalidated`` turns validation off.
 
-The distributions are those of pyrovae's components. Models other than a VAE train by their own programs.
+The distributions are those of pyrovae's components, except for mixtures, which are Pyro's own. Models other than a VAE
+train by their own programs.
 
 For several draws per datum Pyro offers ``RenyiELBO`` with alpha = 0. This objective takes the logarithm of the mean
 weight of whole batches, so its loss has another value than those of the other contenders, at the same cost. The loss is
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.optim import Adam  # type: ignore[attr-defined]
@@ -34,7 +36,7 @@ class Programs(nn.Module):
         """Run the joint distribution p(x, z)."""
         pyro.module("model", self.vae.model)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.vae.prior())
+            z = pyro.sample("z", stock(self.vae.prior()))
             pyro.sample("x", self.vae.likelihood(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
@@ -42,6 +44,13 @@ class Programs(nn.Module):
         pyro.module("guide", self.vae.guide)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.vae.posterior(x))
+
+
+def stock(prior: Any) -> Any:
+    """Return the prior, with Pyro's own class if it is a mixture."""
+    if isinstance(prior, dist.MixtureSameFamily):
+        return dist.MixtureSameFamily(prior.mixture_distribution, prior.component_distribution)
+    return prior
 
 
 def main(problem: Problem, validated: bool) -> None:

@@ -285,7 +285,7 @@ class _Writer(fx.Interpreter):
         if not x.example.is_contiguous() or x.example.storage_offset():
             raise ValueError(
                 "explorer: the mean of the likelihood uses torch.as_strided on a tensor that is not contiguous or "
-                "has a storage offset. The page does not support this"
+                "has a storage offset. The page does not support this. Use indexing, reshape or permute instead"
             )
         return self.moved(_aten.as_strided.default, (x, *args), {}, value)
 
