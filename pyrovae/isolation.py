@@ -95,9 +95,10 @@ class Isolation:
         their earlier modes.
 
         Args:
-            keep: If true, the buffers and plates of these modules are stored too, and this object keeps the modules in
-                memory. If false, only the modes are stored, with weak references to the modules. Use false if a program
-                may create new modules in each run.
+            keep: If true, :meth:`restore` also restores the buffers of these modules, and the plates that an autoguide
+                of Pyro holds. This object then keeps the modules in memory. If false, :meth:`restore` restores only the
+                modes, and this object holds weak references to the modules. Use false if a program may create new
+                modules in each run.
         """
         thread = threading.get_ident()
 

@@ -255,7 +255,7 @@ def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Make inputs of a graph's constant tensors, and return these tensors. Literals in the code stay constants."""
+    """Turn the constant tensors of a graph into inputs, and return them. Literals in the code stay constants."""
     graph, found = module.graph, []
     graph.set_codegen(CodeGen())  # inputs and outputs are separate values instead of lists
     *_, last = (node for node in graph.nodes if node.op == "placeholder")

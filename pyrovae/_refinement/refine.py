@@ -102,12 +102,12 @@ def refine_by_chains(
     score_guide: bool = True,
     batch_size: int | None = None,
 ) -> Refinement:
-    """Fit new densities, to draws and gradients of Hamiltonian chains that start from the fit ``found``.
+    """Fit new densities to draws and gradients of Hamiltonian chains.
 
     The chains start at draws from the mixture of the guide with the densities in ``found``. Each datum gets a new
     normal density. It also gets two further densities, one fitted to each half of the draws. A datum keeps its
-    densities in ``found`` if a new density is not finite. It also keeps these densities if the new ``share`` is at
-    most half of ``found.share``; see :class:`Refinement`.
+    densities in ``found`` if a new density is not finite, or if its new ``Refinement.share`` is at most half of its
+    share in ``found``.
     """
     count = num_chains(posterior.dim)
     start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some draws are from the guide

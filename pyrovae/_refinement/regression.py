@@ -94,13 +94,13 @@ def fit(
         posterior: Posteriors of N data.
         num_points: Number of gradients per datum and round, S, rounded up to a multiple of twice the number of latent
             dimensions. By default the smallest such multiple that is at least 64.
-        rates: Rate of each update, in order; there are at most as many updates as rates.
+        rates: Rate of each update, in order. Their number is the largest number of updates.
         num_ascent_steps: Number of steps of gradient ascent before the first round.
         settled_gain: The fit of a datum ends after an accepted round that raises the ELBO by less than this, nats.
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
 
     Returns:
-        The densities, their ELBO, and the number of evaluations of log p(x, u).
+        A ``Fit`` with the densities, their ELBO, and the number of evaluations of log p(x, u).
 
     Raises:
         ValueError: If ``num_points`` is less than 1, ``num_ascent_steps`` is negative, or a rate is not in (0, 1].

@@ -103,8 +103,8 @@ def depends_on_noise(noise: NoiseOutsideSites, run: Callable[[], Sequence[Tensor
     Args:
         noise: Handler around the program. It must have handled an earlier run, so that ``noise.sources`` names the
             packages (torch, NumPy, Python) that draw random numbers outside sites.
-        run: Function that runs the program and returns its densities. Sites that draw their values draw the same values
-            at each call, because the states of torch's generators are restored before the call.
+        run: Function that runs the program and returns its densities. The sample sites draw the same values at each
+            call, because the states of torch's generators are restored before the call.
     """
     if noise.sources - {"torch"}:
         return True

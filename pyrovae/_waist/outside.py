@@ -1,9 +1,9 @@
 """Checks of observed sites outside the data plate, whose log-probabilities belong to no single datum.
 
 A log-weight belongs to one datum, so it cannot contain the log-probability of a site outside the data plate. Such a
-site may be left out if p(x) is conditional on its value. This is the case for a latent site whose value is given by
-:func:`pyro.condition`, if its log-probability depends neither on the data nor on the latent sites of the plate. Any
-other observed site outside the plate raises an error.
+site may be left out if p(x) is conditional on its value. This is the case if :func:`pyro.condition` fixes the value of
+a latent site, and the log-probability of this value depends neither on the data nor on the latent sites of the plate.
+Any other observed site outside the plate raises an error.
 """
 
 from collections.abc import Callable, Iterable, Sequence

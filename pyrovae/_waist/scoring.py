@@ -86,7 +86,7 @@ def mask_of(site: Site) -> Any:
 def is_outside(site: Site, data_dim: int, nesting: int) -> Tensor:
     """Return, for each datum, whether its observed value is outside the site's support, shape ``(N,)``.
 
-    The support depends on latent sites. If there are enumerated sites, a datum counts as outside only if it is
+    The support may depend on latent sites. If there are enumerated sites, a datum counts as outside only if it is
     outside for all values of these sites. Masked values count as inside.
 
     Args:
@@ -114,9 +114,10 @@ def _counted_value(site: Site) -> Tensor:
 
 
 def entry_mask(site: Site) -> Any:
-    """Return the mask of each entry of a site, combined from handlers and distribution, or True without a mask.
+    """Return the mask of each entry of a site, or True if the site has no mask.
 
-    Unlike the result of :func:`mask_of`, this mask has the event dimensions, so it can vary within an event.
+    Masks of handlers and masks of the distribution are combined. Unlike the result of :func:`mask_of`, this mask has
+    the event dimensions, so it can vary within an event.
     """
     fn = site["fn"]
     masks = [] if site["mask"] is None else [_with_event(site["mask"], fn.event_dim)]

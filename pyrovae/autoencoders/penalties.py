@@ -5,7 +5,9 @@ r"""Penalties on the code :math:`h = f(x)` of an encoder f.
 
 .. math::
     \lambda \lVert h \rVert_1, \qquad \lambda \sum_j \mathrm{KL}(\rho \,\|\, \hat\rho_j), \qquad
-    \lambda \lVert \partial f / \partial x \rVert_F^2.
+    \lambda \lVert \partial f / \partial x \rVert_F^2,
+
+where :math:`\hat\rho_j` is the mean of unit j of the code over the batch, and :math:`\rho` is a target for this mean.
 
 The first and the last penalty decrease if the encoder scales the code down, and the decoder can undo this scaling. To
 compare autoencoders with these penalties, use measures that do not depend on the scale of the code.

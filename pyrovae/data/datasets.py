@@ -85,7 +85,10 @@ class Stream:
         self.batch_size = data.batch_size if isinstance(data, DataLoader) else None
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yield the batches of one pass over the stream; ``size`` is the batch size unless a ``DataLoader`` sets it."""
+        """Yield the batches of one pass over the stream.
+
+        The batches have ``size`` data, except those of a ``DataLoader``, which has its own batch size.
+        """
         loader: Any = self.data
         if not isinstance(loader, DataLoader):
             loader = DataLoader(loader, batch_size=size, collate_fn=_Collate(self.name))

@@ -88,7 +88,10 @@ def binarize(x: Tensor) -> Tensor:
 def _check_grey(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
         found = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} takes a dense floating-point tensor of grey values, got {found}. Call .float() on it.")
+        raise TypeError(
+            f"{name} takes a dense floating-point tensor of grey values, got {found}. Pass torch.as_tensor(x).float(). "
+            f"If x is sparse, call x.to_dense() first."
+        )
     if is_validation_enabled() and not ((x >= 0) & (x <= 1)).all():
         raise ValueError(
             f"{name} takes grey values in [0, 1], but got values from {x.min():.4g} to {x.max():.4g}. Rescale them."

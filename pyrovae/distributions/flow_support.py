@@ -9,9 +9,9 @@ from torch.distributions import constraints
 def support_of_flow(distribution: Any) -> constraints.Constraint | None:
     """Return the support of a zuko flow, wrapped for Pyro or not, or ``None`` if the support is not known.
 
-    The support of a flow is the domain of its transform if the base distribution covers the whole codomain. A circular
-    flow, for example, declares all real vectors as its domain, but its base covers only a box, so its support is
-    unknown.
+    The transform of a zuko flow maps data to noise. If the base distribution covers the whole codomain of this
+    transform, the support of the flow is the domain of the transform. A circular flow, for example, declares all real
+    vectors as its domain, but its base covers only a box, so its support is unknown.
 
     Example:
         >>> import zuko

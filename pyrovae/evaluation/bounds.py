@@ -51,8 +51,8 @@ def iwae(log_weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the bound IWAE_k of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats.
 
     The error is computed from the standard deviation over the cyclic windows of k draws. These windows overlap, so they
-    count as K / k independent values. If K / k is less than ten, the error of IWAE_K is returned instead, computed by
-    :func:`log_likelihood`.
+    count as only K / k independent values, where K is the number of draws. If K / k is less than ten, the error of
+    IWAE_K, computed by :func:`log_likelihood`, is returned instead.
 
     Raises:
         ValueError: If ``k`` is not between 1 and the number of draws.

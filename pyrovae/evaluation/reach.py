@@ -165,9 +165,10 @@ class _Search:
 def _is_never_drawn(site: Site) -> Tensor:
     """Return a mask, in the batch shape of a site, that is true where the site's value is never drawn.
 
-    A value of density zero is never drawn. A discrete value with independent entries is never drawn if an entry has a
-    log-probability below ``NEVER_DRAWN``; the joint probability of many entries is small for every value. A one-hot
-    class has the same limit. Any other discrete value is never drawn only if its probability is zero.
+    A value of density zero is never drawn. For a discrete site with independent entries, a value is never drawn if the
+    log-probability of one of its entries is below ``NEVER_DRAWN``. This limit does not apply to the sum over the
+    entries, because with many entries the sum is low for every value. A one-hot class is never drawn if its
+    log-probability is below the same limit. Any other discrete value is never drawn only if its probability is zero.
     """
     fn, log_prob = site["fn"], score(site)
     never = log_prob < -torch.finfo(torch.float32).max
@@ -180,10 +181,10 @@ def _is_never_drawn(site: Site) -> Tensor:
 
 
 def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
-    """Change one random coordinate of a site in each draw of each datum, and return the new values.
+    """Change one random coordinate of a site in each draw of each datum, and return the new values of the site.
 
-    The values of a discrete site with event dimensions, such as a one-hot class, are shifted cyclically along the last
-    dimension instead. The shift is random, but the same for all draws and data.
+    A discrete site whose entries are not independent, such as a one-hot class, has no single coordinate to change. Its
+    values are shifted cyclically along the last dimension. The shift is random, but the same for all draws and data.
 
     Args:
         site: The site in the model.
@@ -210,7 +211,7 @@ def _moved(site: Site, value: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _other_value(fn: Any, value: Tensor) -> Tensor:
-    """Return other random values, of the shape of ``value``, for a discrete site with distribution ``fn``.
+    """Return random values that differ from ``value`` in every entry, for a discrete site with distribution ``fn``.
 
     If the support of ``fn`` can be enumerated, each entry is drawn uniformly from the other values of the support.
     Otherwise, a random integer from 1 to 3 is added to each entry of ``value`` or subtracted from it.

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Sampler:
     """Function that samples the log-weights of a batch, shape ``(num_draws, n)``, nats.
 
-    The guide runs once for a batch and all of its draws if they fit into memory, and otherwise for a block of the draws
-    at a time. The model runs for a chunk of the draws at a time, so that its tensors fit into the processor's cache. If
-    the guide enumerates sites, guide and model run together.
+    If all draws of a batch fit into memory, the guide runs once for the batch. Otherwise the guide runs for a block of
+    the draws at a time. The model runs for a chunk of the draws at a time, so that its tensors fit into the processor's
+    cache. If the guide enumerates sites, guide and model run together.
 
     Args:
         problem: Model, guide and data, inside the context ``with problem:``.

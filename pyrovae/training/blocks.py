@@ -141,7 +141,10 @@ class Blocks:
             self._step.add_(1)
 
     def _prepare(self) -> bool:
-        """Make a block by single steps, capture a block, compare both, and return whether blocks can be used."""
+        """Capture a block as a CUDA graph and make it; return whether the graph gives the same result as single steps.
+
+        If not, or after an error, restore the state before the block, and warn.
+        """
         self._launch = None
         generators = generator_states()
         before: list[Tensor] = []

@@ -177,14 +177,14 @@ class Bound:
             return float(_first(self.objective.loss(self.model, self.guide, *batch)))
 
     def data_count(self, batch: Batch) -> float:
-        """Return the number of data to which the loss is scaled. For each new batch size, a run determines it."""
+        """Return the number of data to which the loss is scaled. A new batch size needs one run of the programs."""
         if len(batch[0]) not in self.counts:
             with isolated(*self.programs, seed=0):
                 self._inspect(batch)
         return self.counts[len(batch[0])]
 
     def is_sum(self, batch: Batch) -> bool:
-        """Return true if the loss is a sum over its batch, not scaled to the data set, so that losses add up."""
+        """Return true if the loss is a sum over the data of its batch, without a factor that scales it to all data."""
         return self.data_count(batch) == len(batch[0])
 
     def wrapped(self, handler: Messenger) -> "Bound":
@@ -242,7 +242,7 @@ class OwnLoss:
         return bool(loss.isfinite())
 
     def __call__(self, batch: Batch, _kl_weight: float | Tensor) -> Tensor:
-        """Return the loss and store its gradient. The KL weight is ignored, because it applies only to latent sites."""
+        """Return the loss and store its gradient. The KL weight is ignored, because the loss has no latent sites."""
         with self.context(1.0):
             loss = self.differentiable(batch)
             if loss.requires_grad:

@@ -319,11 +319,14 @@ def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> t
 
 
 def _mixture(problem: Problem, in_all: list[Tensor], in_units: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Average the guide's densities over the data, and return the logarithms of the averages.
+    """Return the log-density of the aggregate posterior, jointly and for each latent dimension (unit).
 
     ``in_all`` lists the log-densities of each run of the guide, shape ``(num_draws, n)``. If the guide runs several
     times on a batch, each run has some of the draws, and the list holds these runs one after another. ``in_units``
-    lists the log-densities of each latent dimension (unit), shape ``(num_draws, n, units)``, or is empty.
+    lists the log-densities of each unit, shape ``(num_draws, n, units)``, or is empty.
+
+    The first result has shape ``(num_draws,)``, and the second has shape ``(num_draws, units)``. If ``in_units`` is
+    empty, the second result holds the first as a single column.
     """
     per_batch = len(in_all) // sum(1 for _ in problem.batches(64))
 

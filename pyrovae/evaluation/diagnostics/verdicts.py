@@ -8,8 +8,8 @@ limit theorem, the error of the mean of K weights then falls like :math:`K^{-(1 
     10^{1 / (1 - \max(k, 0))} \Big\},
 
 where the second term is the smallest number of draws that Pareto-smoothed importance sampling needs. If
-:math:`k \ge 1`, every number of draws is too small. If the posterior is normal, and the proposal is a normal with c < 1
-times the standard deviation of the posterior, then :math:`k = 1 - c^2` in any number of dimensions.
+:math:`k \ge 1`, every number of draws is too small. If posterior and proposal are normal, and the standard deviation of
+the proposal is c < 1 times that of the posterior, then :math:`k = 1 - c^2` in any number of dimensions.
 
 An estimate is called reliable only if its Monte Carlo error is at most the wanted precision, and the tail of its
 weights is light. The module :mod:`pyrovae.evaluation.diagnostics.tails` derives the rule for tails.
@@ -99,11 +99,12 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
 def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     """Judge whether the estimate of log p(x) of each datum is reliable, and name the reason if it is not.
 
-    * ``"proposal too narrow"``: the tail of the weights is too heavy. The tail shape is estimated from k-hat. This
-      estimate plus half of its standard deviation exceeds the smaller of 0.65 and ``1 - 1 / log10(K)``, where K is the
-      number of draws. The posterior then has mass where the proposal has almost none. Estimates are too low on average,
-      and a single estimate may be off by more than ``mcse``. This verdict also covers a proposal in the wrong place,
-      chains that have not mixed (R-hat above 1.05), and chains that hardly move (acceptance below 0.3).
+    * ``"proposal too narrow"``: the tail of the weights is too heavy. The tail shape k is estimated from k-hat. The
+      tail is too heavy if this estimate of k plus half of its standard deviation exceeds the smaller of 0.65 and
+      ``1 - 1 / log10(K)``, where K is the number of draws. The posterior then has mass where the proposal has almost
+      none. Estimates of log p(x) are too low on average, and a single estimate may be off by more than ``mcse``. This
+      verdict also covers a proposal in the wrong place, chains that have not mixed (R-hat above 1.05), and chains that
+      hardly move (acceptance below 0.3).
     * ``"more draws"``: ``mcse`` exceeds the precision, or there are fewer draws than :func:`draws_needed` returns.
       Results with k-hat also get this verdict if a datum has at most 100 weights, as with a few chains of :func:`ais`.
       So few weights do not show the tail, and their ``mcse`` is often far too small.

@@ -265,7 +265,7 @@ class Path:
         self.acceptance = torch.ones(target.size, dtype=torch.float64)
 
     def upwards(self, num_chains: int) -> Tensor:
-        """Return log-weights of chains from guide to posterior, shape ``(num_chains, N)``, nats."""
+        """Return log-weights of chains from draws of the guide to the posterior, shape ``(num_chains, N)``, nats."""
         u, _ = self.target.draw(num_chains)
         log_w, acceptances = self._gain(1, u), []
         for t in range(1, len(self.betas) - 1):
@@ -277,7 +277,7 @@ class Path:
         return log_w
 
     def downwards(self, u: Tensor) -> Tensor:
-        """Return log-weights of chains from posterior draws u to the guide, shape ``(num_chains, N)``, nats."""
+        """Return log-weights of chains from posterior draws u back to the guide, shape ``(num_chains, N)``, nats."""
         log_w = self._gain(len(self.betas) - 1, u)
         for t in reversed(range(1, len(self.betas) - 1)):
             u, _ = self._move(t, u, self.steps[t - 1])

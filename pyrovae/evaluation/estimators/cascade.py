@@ -10,9 +10,9 @@ A datum passes through up to three stages:
 
 Each stage makes new draws from a proposal that is fixed before these draws. A stage keeps its estimate if the k-hat
 and the Monte Carlo error of its own draws are small enough. This rule favours draws without a large weight, so it
-lowers the mean of the estimates that are kept. In the first stage this effect is small, because separate pilot draws
-select the data for which the guide is a good proposal, and few of their estimates are then rejected. In the second
-stage, the mean is lowered by a fraction of the reported errors.
+lowers the mean of the estimates that are kept. In the first stage this effect is small. Separate pilot draws select
+the data for which the guide is a good proposal, and few estimates of these data are rejected. In the second stage, the
+mean is lowered by a fraction of the reported errors.
 
 An estimate is reliable if three conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
 its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No

@@ -148,7 +148,7 @@ class _Groups:
         self.dims: dict[str, tuple[str, ...]] = {}
 
     def columns(self, batch: Batch) -> dict[str, Tensor]:
-        """Run the model at posterior and prior draws of a batch; return a dictionary of the columns of all groups."""
+        """Run the model at posterior and prior draws of a batch; return the columns of all groups by ``group/name``."""
         drawn, kept = self.posterior.draw(batch), self.posterior.num_draws
         size = drawn.log_weights.shape[1]
         everything = torch.arange(kept, device=drawn.log_weights.device).unsqueeze(1).expand(kept, size)

@@ -56,7 +56,7 @@ class Reference:
 
     @property
     def depth(self) -> int | None:
-        """Argument ``depth`` of later runs: the nesting depth if the guide enumerates sites, otherwise ``None``."""
+        """The nesting depth if the guide enumerates sites, otherwise ``None``; later runs get it as ``depth``."""
         return self.nesting if self.enumerates else None
 
     @property

@@ -241,7 +241,7 @@ def _check_unmasked(name: str, site: Site) -> None:
 
 
 def _holds(first: Any, second: Any, real: Tensor) -> bool:
-    """Map real coordinates into the support ``second``, and return true if all results lie in ``first``."""
+    """Return whether ``first`` contains all points to which the support ``second`` maps the coordinates ``real``."""
     return bool(first.check(biject_to(second)(real)).all())
 
 

@@ -162,5 +162,5 @@ class _Part(Target):
 
 
 def kept(results: Sequence[Tensor]) -> list[Tensor]:
-    """Copy results on a CUDA device, because the next call of the same CUDA graph overwrites them."""
+    """Return results, as copies if they are on CUDA, because the next call of the CUDA graph overwrites them."""
     return [result.clone() if result.is_cuda else result for result in results]

@@ -147,8 +147,8 @@ class CompiledGradients:
     def _compared(self, key: Any, batch: Batch, kl_weight: float, inputs: Sequence[Tensor]) -> Tensor | float:
         """Run a batch by the graph and by the programs, compare the two losses, and return the loss of the graph.
 
-        If the losses differ because the programs have changed since they were recorded, or by more than rounding
-        explains, warn, and return the loss of the programs instead.
+        Warn and return the loss of the programs instead if the losses differ for one of two reasons: the programs have
+        changed since they were recorded, or, on a CPU, the difference is larger than rounding explains.
         """
         before, past = self.comparison.state(), self.comparison.calls
         expected = float(torch.as_tensor(self._eager(batch, kl_weight)).detach())
@@ -233,12 +233,12 @@ class CompiledGradients:
 
 
 def _kind(batch: Batch) -> Any:
-    """Return the shapes and dtypes of a batch, for which there is one graph."""
+    """Return the shapes and dtypes of the tensors in a batch. Batches with equal shapes and dtypes share a graph."""
     return tuple((tensor.shape, tensor.dtype) for tensor in batch)
 
 
 def _as_tensor(number: float, like: Tensor) -> Tensor:
-    """Return a number as a tensor of shape ``()`` on the device of ``like``, of a floating-point dtype."""
+    """Return a number as a floating-point tensor of shape ``()`` on the device of ``like``."""
     return like.new_full((), number, dtype=_weight_dtype(like))
 
 

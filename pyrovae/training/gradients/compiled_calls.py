@@ -158,8 +158,8 @@ class Kind:
     """The compiled graph for all calls of one kind. The arguments of these calls differ only in the values of tensors.
 
     Args:
-        arguments: Function of the tensors of a call that returns the loss and stores its gradient. It holds the
-            arguments that are not tensors, which are the same in all calls of this kind.
+        arguments: The objective as a function of a call's tensors. It returns the loss and stores the gradient. The
+            other arguments of the call are constants of this function, because all calls of this kind share them.
         parameters: Parameters that these calls train, by name.
         modules: Modules that the programs run.
     """

@@ -57,9 +57,9 @@ class TensorBoard(Observer):
     """Observer that writes a run for TensorBoard.
 
     Args:
-        place: Folder of the event files, or a user's writer. In a folder, all points of an earlier run are hidden. If a
-            run continues from a checkpoint, only the points of later epochs are hidden. With a user's writer, no points
-            are hidden, and the writer is not closed.
+        place: Folder of the event files, or a user's writer. If the folder holds points of an earlier run, TensorBoard
+            hides them. If the run continues from a checkpoint, TensorBoard hides only the points of the epochs after
+            the checkpoint. With a user's writer, no points are hidden, and the writer is not closed.
         every: Number of epochs between two sets of histograms and images.
 
     Raises:
@@ -81,7 +81,7 @@ class TensorBoard(Observer):
         """Prepare the writer.
 
         A writer for a folder tells TensorBoard to hide the points of an earlier run. If the run continues from a
-        checkpoint, only the points of later epochs are hidden.
+        checkpoint, only the points of the epochs after the checkpoint are hidden.
 
         Raises:
             OSError: If the folder cannot be written to.
