@@ -229,11 +229,14 @@ class Compiled:
     is_replayed: bool
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Return the results of the function, with ``tensors`` as the varying tensors of :class:`Graph`."""
+        """Return the results of the function for ``tensors``, which replace the varying tensors of :class:`Graph`."""
         return self.run(*tensors)
 
     def launch(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Return the same results without replaying a CUDA graph, so that a larger CUDA graph can record them."""
+        """Return the same results without replaying the function's CUDA graph.
+
+        A larger CUDA graph can therefore record the operations of the function.
+        """
         run = self.run.run if isinstance(self.run, Replay) else self.run
         return run(*tensors)
 

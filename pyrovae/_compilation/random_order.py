@@ -37,9 +37,10 @@ def draws(node: fx.Node) -> bool:
 
 
 def chain(graph: fx.Graph) -> None:
-    """Let each random operation of a graph read a result of the previous one, if torch does not keep their order.
+    """Let each random operation of a graph read a result of the random operation before it.
 
-    ``randn`` and ``rand`` are replaced by operations that fill a tensor. Other operations that take no tensor stay as
+    If this version of torch keeps the order of random operations, the graph is not changed. ``randn`` and ``rand`` take
+    no tensor, and are replaced by operations that fill a tensor. Other random operations that take no tensor stay as
     they are.
     """
     if _KEEPS_ORDER:

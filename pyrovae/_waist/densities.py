@@ -77,7 +77,7 @@ def log_joint(
 def log_guide(draws: Draws, plate: CondIndepStackFrame, device: torch.device | None = None) -> Tensor:
     """Return log q(z | x) of a guide's draws, shape ``(num_draws, N)``, nats; the guide must not enumerate sites.
 
-    If the guide has no latent sites, the result is zero, on ``device``.
+    If the guide has no latent sites, the result is a tensor of zeros on ``device``.
     """
     latents = [site for site in draws.latents.values() if plate.name in plate_names(site)]
     terms = [(site, masked_score(site)) for site in latents]

@@ -51,9 +51,9 @@ def with_second_draw(
 
 
 def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, int]]:
-    """Return the value of each latent site and its number of event dimensions, by name of the site.
+    """Return a pair for each latent site, by name: its value, and the number of event dimensions of this value.
 
-    The values have a batch dimension for every plate. Enumerated sites are left out.
+    The values have a batch dimension for every plate of the program. Enumerated sites are left out.
     """
     drawn = {}
     for site in sites:

@@ -142,7 +142,7 @@ def differs_again(run: Callable[[], Sequence[Tensor]]) -> bool:
 
 
 def draws_outside_sites(noise: NoiseOutsideSites) -> str:
-    """Return the message for a model that draws random numbers outside sample sites."""
+    """Return the error message for a model that draws random numbers outside sample sites."""
     sources = " and ".join(sorted(noise.sources))
     return (
         f"the model draws random numbers of {sources} outside sample sites, so its density differs from run to run. "
@@ -152,7 +152,7 @@ def draws_outside_sites(noise: NoiseOutsideSites) -> str:
 
 
 def keeps_a_state() -> str:
-    """Return the message for a model whose density differs from run to run because the model keeps a state."""
+    """Return the error message for a model whose density differs from run to run because the model keeps a state."""
     return (
         "the density of the model differs from run to run at the same values of its sites, because the model keeps a "
         "state that changes (a counter, a cache, its own generator). Make the state an argument of the program, or "

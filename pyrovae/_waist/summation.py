@@ -124,8 +124,8 @@ class _Plates:
         """Sum the log-probabilities over plates, sum out enumerated sites, and return the result as one tensor.
 
         Args:
-            kept: Symbols of the plates that are not summed, in Pyro's tensor contraction. Each is a dimension of the
-                result.
+            kept: Plates that are not summed, given by their symbols in Pyro's tensor contraction. Each of these plates
+                is a dimension of the result.
             value: Symbol of an enumerated site that is not summed out. The result has one entry for each value of this
                 site. By default, all enumerated sites are summed out.
         """

@@ -21,10 +21,10 @@ mask of a site that is summed out is ignored, as in :class:`pyro.infer.TraceEnum
 depend on this site need its probabilities. If no site depends on the summed-out site, its probabilities sum to one, so
 it does not change the log-weight. A draw outside the model's support has weight zero.
 
-Only the model's sites and the guide's latent sites belong to log p(x). A :func:`pyro.factor` or an observed site in the
-guide is part of a training loss. By default, log-weights are not multiplied by scales. The scale of a subsampling plate
-and a :func:`pyro.poutine.scale` around all sites are factors of a training loss, and are returned together with the
-weights.
+Only the model's sites and the guide's latent sites enter a log-weight. A :func:`pyro.factor` or an observed site in the
+guide does not, because it is part of a training loss. By default, log-weights are not multiplied by scales. The scale
+of a subsampling plate and a :func:`pyro.poutine.scale` around all sites are factors of a training loss, and are
+returned together with the weights.
 """
 
 import math

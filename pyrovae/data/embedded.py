@@ -76,7 +76,7 @@ def _split(
 
 
 def ship(module: str, package: str) -> Any:
-    """Import a data set's module from another package, and return the module.
+    """Import and return ``module``, a part of another package that holds a data set.
 
     Raises:
         ModuleNotFoundError: If the package is not installed.

@@ -13,7 +13,7 @@ _LARGEST = torch.finfo(torch.float32).max
 def mixture(weights: dist.Categorical, components: dist.TorchDistribution) -> dist.MixtureSameFamily:
     """Return the mixture of distributions of one family.
 
-    A mixture of diagonal normal distributions is a :class:`DiagonalNormalMixture`, whose density is faster.
+    A mixture of diagonal normal distributions is a :class:`DiagonalNormalMixture`, which computes its density faster.
 
     Args:
         weights: Distribution of the component's index, batch shape ``()``, C categories.

@@ -83,7 +83,7 @@ def _may_be_narrow(site: Site, of_model: Mapping[str, Site]) -> bool:
 
 
 class _Search:
-    """Two searches for posterior mass outside the support of a guide.
+    """Search for posterior mass outside the support of a guide: by Metropolis moves, and by draws from the prior.
 
     Args:
         problem: Model, guide, data and options, inside the context ``with problem:``.

@@ -198,7 +198,7 @@ def _one_by_one(problem: Problem, columns: Columns, batch: Batch, seed: int) -> 
 
 
 def _joined(found: list[dict[str, np.ndarray]], table: Rows) -> dict[str, np.ndarray]:
-    """Join the columns that were computed for single data; the row of a datum that raised an error is NaN."""
+    """Return columns for all data from columns for one datum each. A datum that raised an error gets a row of NaN."""
     whole = next(row for row in found if row)
     missing = {name: np.full_like(values, np.nan, dtype=float) for name, values in whole.items()}
     return {name: np.concatenate([(row or missing)[name] for row in found], table.axis(name)) for name in whole}

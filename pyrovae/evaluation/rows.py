@@ -90,7 +90,7 @@ class Rows:
             )
 
     def axis(self, name: str) -> int:
-        """Return the axis of a column along which the data lie."""
+        """Return the axis of the array ``columns[name]`` that has one entry for each datum."""
         return self.dims.setdefault(name, ("datum",)).index("datum")
 
 

@@ -137,12 +137,12 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
 
 
 def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
-    """Locate the entries of a view of an argument, such as ``x[:, t]``, in this argument.
+    """Return the indices of the entries of ``arg`` that a view of ``arg`` holds, such as the view ``x[:, t]`` of x.
 
     Returns:
-        Tensor in the shape of ``observed``: for each entry, its index in the flattened argument. ``None`` if
-        ``observed`` is not a view of the argument, if it contains an entry of the argument more than once, or if the
-        argument is an expanded tensor.
+        Indices in the flattened argument, in the shape of ``observed``. ``None`` if ``observed`` is not a view of the
+        argument, if ``observed`` holds an entry of the argument more than once, or if the argument is an expanded
+        tensor.
     """
     is_view = observed.dtype == arg.dtype and observed.untyped_storage().data_ptr() == arg.untyped_storage().data_ptr()
     if not is_view or 0 in arg.stride():  # entries of an expanded argument share their memory

@@ -201,5 +201,5 @@ class _Scored(dist.TorchDistribution):
         return self.log_q.new_zeros(torch.Size(sample_shape) + self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the stored log-density, which does not depend on ``value``."""
+        """Return the stored log-density, because ``value`` is only a placeholder."""
         return self.log_q + torch.zeros_like(value)

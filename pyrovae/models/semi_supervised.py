@@ -21,8 +21,8 @@ class SemiSupervisedVAE(DescribedModel):
 
     Train it with ``objective=TraceEnum_ELBO(max_plate_nesting=1)``, which averages over an unknown label under q(y |
     x). Evaluations sum the label out exactly: they estimate log p(x) of a datum without a label, and log p(x, y) of a
-    datum with a label. The ``elbo`` of an evaluation is therefore at least as high as the bound that TraceEnum_ELBO
-    maximizes.
+    datum with a label. By Jensen's inequality, the ``elbo`` of an evaluation is at least as high as the bound that
+    TraceEnum_ELBO maximizes.
 
     The sites are ``"y"``, the unknown label, which guide and model enumerate for every datum; ``"label"``, the known
     label; ``"z"``; and ``"x"``. If the label is known, ``"y"`` has no effect, because it has a single possible value.

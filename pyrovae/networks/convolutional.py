@@ -199,7 +199,7 @@ def _channels(shape: Sequence[int], channels: Sequence[int], features: int) -> t
     if not isinstance(shape, Sequence) or len(shape) not in (2, 3):
         raise ValueError(f"an image must have shape (height, width) or (channels, height, width), got {shape}")
     if not channels:
-        raise ValueError("a convolutional network needs the channels of at least one layer")
+        raise ValueError("a convolutional network needs at least one layer. Pass the number of channels of each layer.")
     for size in (*shape, *channels, features):
         check_whole(size=size)
         if size < 1:

@@ -35,7 +35,7 @@ TOLERANCE = 1e-3  # relative difference between a replayed block and single step
 
 
 class Blocks:
-    """Blocks of training steps.
+    """Blocks of training steps, each launched as one CUDA graph.
 
     The first block is made twice from the same state: by single steps, and by the captured graph. Both must give the
     same losses, parameters and states of the random generators. If they do not, or if the capture fails, a warning
@@ -121,7 +121,7 @@ class Blocks:
         self._total.copy_(torch.as_tensor(now.total))
 
     def _reads(self) -> Any:
-        """Return what a graph keeps from its capture: options of the optimizer, and addresses of tensors."""
+        """Return options of the optimizer and addresses of tensors. A graph keeps those that it was captured with."""
         tensors = (*self.options.tensors(), *self.data.tensors)
         return self.options.fixed(), [tensor.data_ptr() for tensor in tensors]
 
@@ -201,11 +201,11 @@ class Blocks:
 
 
 def blocks_or_none(batches: Batches, loss: Loss, step: Step, tensors: Tensors) -> Blocks | None:
-    """Return blocks of steps if a run can use them.
+    """Return the blocks of a run, or None if its steps cannot be made in blocks.
 
     The steps must have compiled gradients of data on a CUDA device, an Adam that can be captured, one batch per step,
-    and no check of each step. The only transform is ``binarize``, because a graph would keep the numbers that the
-    Python code of another transform computes.
+    and no check of each step. The only possible transform is ``binarize``, because a graph would keep the numbers that
+    the Python code of another transform computes.
     """
     data, gradients = batches.source, step.gradients
     if not (isinstance(data, DataInMemory) and data.device.type == "cuda" and isinstance(gradients, CompiledGradients)):

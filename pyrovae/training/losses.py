@@ -264,7 +264,7 @@ class OwnLoss:
             return float(self.module.loss(*batch))
 
     def data_count(self, _batch: Batch) -> float:
-        """Return 1: the loss is a mean, so it has the scale of a single datum."""
+        """Return 1, because the loss is a mean over the data."""
         return 1.0
 
     def is_sum(self, _batch: Batch) -> bool:

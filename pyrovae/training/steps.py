@@ -105,7 +105,7 @@ class Guard:
         return generator_states(), save_buffers(self.module.modules())
 
     def accepts(self, losses: Sequence[Any], slopes: Mapping[str, Tensor]) -> bool:
-        """Return whether losses and gradients are finite."""
+        """Return whether the losses and gradients of a step are all finite."""
         return are_finite([*map(torch.as_tensor, losses), *slopes.values()])
 
     def undo(

@@ -78,13 +78,14 @@ def check_stored(stored: dict[str, Stored]) -> None:
         shape = tuple(dict(store.named_parameters())[name].shape)
         if shape != tuple(entry["value"].shape):
             raise ValueError(
-                f"pyro.param {name!r} has shape {shape} here and {tuple(entry['value'].shape)} in the file. Call "
-                f"pyro.clear_param_store() first, or use the same programs as when the file was written."
+                f"pyro.param {name!r} has shape {shape} in Pyro's store and {tuple(entry['value'].shape)} in the file. "
+                f"Call pyro.clear_param_store() first, or use the same programs as when the file was written."
             )
         if constraint_of(name) != _encode(constraint):
             raise ValueError(
-                f"pyro.param {name!r} has constraint {store._constraints[name]!r} here and {constraint!r} in the file. "
-                f"Call pyro.clear_param_store() first, or use the same programs as when the file was written."
+                f"pyro.param {name!r} has constraint {store._constraints[name]!r} in Pyro's store and {constraint!r} "
+                f"in the file. Call pyro.clear_param_store() first, or use the same programs as when the file was "
+                f"written."
             )
 
 

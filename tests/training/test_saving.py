@@ -188,8 +188,8 @@ def test_a_parameter_of_the_store_with_another_shape_or_constraint_is_refused(x:
     pv.fit(module, x, epochs=1, seed=0, progress=False)
     pv.save(module, tmp_path / "module.pt")
     for constraint, start, message in (
-        (constraints.positive, torch.ones(2), r"has shape \(2,\) here and \(3,\) in the file"),
-        (constraints.real, torch.ones(3), "has constraint Real.* here and .* in the file"),
+        (constraints.positive, torch.ones(2), r"has shape \(2,\) in Pyro's store and \(3,\) in the file"),
+        (constraints.real, torch.ones(3), "has constraint Real.* in Pyro's store and .* in the file"),
     ):
         pyro.clear_param_store()
         pyro.param("scale", start, constraint=constraint)

@@ -159,7 +159,7 @@ def _check_reference(reference: "xr.Dataset", attrs: dict[str, Any], size: int) 
     if reference.sizes["datum"] != size or (reference.datum.values != np.arange(size)).any():
         raise ValueError(
             f"the reference (for {reference.sizes['datum']} data) and x ({size} data) differ in number or order of the "
-            f"data. Pass the result of an estimator for x as the reference, without a selection of data."
+            f"data. As the reference, pass the result of an estimator for the whole of x."
         )
     kinds = {
         "data_sha1": "other data than x",

@@ -43,7 +43,11 @@ class LocalNormal(_Local):
     """Normal density with independent dimensions, with separate parameters for each datum."""
 
     def forward(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Return draws u, shape ``(num_samples, N, D)``, and their log-densities, shape ``(num_samples, N)``, nats."""
+        """Draw from the local posterior of each datum, and return the draws and their log-densities.
+
+        Returns:
+            Draws u, shape ``(num_samples, N, D)``, and log-densities, shape ``(num_samples, N)``, nats.
+        """
         noise = torch.randn(num_samples, *self.unit.shape, dtype=self.unit.dtype, device=self.unit.device)
         log_scale = self.unit.log() + self.log_scale
         log_q = -(noise.square() / 2 + log_scale + math.log(2 * math.pi) / 2).sum(-1)
@@ -62,7 +66,11 @@ class LocalFlow(_Local):
         self.skeleton = (members[0],)  # a tuple, so that its parameters are not registered in this module
 
     def forward(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Return draws u, shape ``(num_samples, N, D)``, and their log-densities, shape ``(num_samples, N)``, nats."""
+        """Draw from the local posterior of each datum, and return the draws and their log-densities.
+
+        Returns:
+            Draws u, shape ``(num_samples, N, D)``, and log-densities, shape ``(num_samples, N)``, nats.
+        """
         draws, log_q = self.target.draw(num_samples)
         parameters = {name.replace("/", "."): p for name, p in self.stacked.items()}
         standard, log_det = vmap(self._one, in_dims=(0, 0, 1), out_dims=1)(

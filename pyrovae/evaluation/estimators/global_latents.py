@@ -48,9 +48,9 @@ def evaluate_globals(
     Returns:
         Result of :func:`evaluate` with an additional dimension ``draw``, and with an additional variable
         ``log_predictive``, dimension ``datum``. For this variable, the estimates of p(x) are averaged over the draws of
-        W, and the logarithm of the average is taken, nats. After Ctrl-C, the result holds the draws of the global
-        latents that are finished. If the first draw is not finished, the result holds its finished rows; without any
-        finished row, ``KeyboardInterrupt`` is raised.
+        W, and the logarithm of the average is taken, nats. After Ctrl-C, the result holds the finished draws of
+        the global latents. If the first draw is not finished, the result holds the finished rows of this draw. If no
+        row is finished, ``KeyboardInterrupt`` is raised.
 
     Raises:
         ValueError: For the reasons listed at :func:`evaluate`; if ``num_draws`` is not positive; or if the guide has no

@@ -52,10 +52,11 @@ def to_inference_data(
     draws as a chain and does not know the weights. Check ``ess`` and ``pareto_k`` before you trust resampled draws.
 
     Sites that the guide enumerates are sampled instead of summed out. Sites that only the model enumerates are summed
-    out of the weights, and then sampled given the data and the other latents. Predictions are conditional on arguments
-    that the model does not observe. They are also conditional on an observed argument ``y`` if the distribution of
-    another site is computed from ``y`` itself. To avoid this, compute the distribution from the value that
-    ``pyro.sample("y", ..., obs=y)`` returns.
+    out of the weights, and then sampled given the data and the other latents.
+
+    Predictions are conditional on every argument that the model does not observe. If the model computes the
+    distribution of another site from an observed argument ``y``, predictions are conditional on ``y`` too. To avoid
+    this, compute the distribution from the value that ``pyro.sample("y", ..., obs=y)`` returns.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.

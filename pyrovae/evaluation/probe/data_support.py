@@ -73,7 +73,10 @@ def _check_argument(trials: Trials, site: Site, position: int, support: Any) -> 
         if not inside.all():
             bad = int(finite[start + int((~inside.reshape(len(inside), -1).all(1)).nonzero()[0])])
             trials.score(data.batch(bad, bad + 1, trials.device))  # raises the error that explains what is wrong
-            raise ValueError(f"site {site['name']!r}: datum {bad} lies outside the support of the distribution")
+            raise ValueError(
+                f"site {site['name']!r}: datum {bad} lies outside the support of the distribution. Correct or remove "
+                f"this datum, or use a distribution with a larger support."
+            )
 
 
 def _is_same(arg: Any, value: Any) -> bool:

@@ -150,7 +150,7 @@ class Trials:
         return self._weights(self.args(size, start), values, draws, nesting, depth, validate=validate)
 
     def reference(self, size: int) -> Reference:
-        """Return a run on ``size`` data with one draw for each datum. Pyro validates this run."""
+        """Run guide and model with Pyro's validation on ``size`` data, with one draw for each datum; return the run."""
         return Reference(self.run(size, validate=True), size)
 
     def score(

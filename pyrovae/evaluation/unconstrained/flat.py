@@ -22,9 +22,9 @@ ROWS = 640  # pairs in a graph; matrix products of this size are as fast per row
 class FlatTarget(Target):
     """A target that computes log p(x, u) and its gradient by compiled graphs.
 
-    A graph computes a fixed number of rows, and each row is a pair of a datum and a vector u. A call with fewer pairs
-    than half of this number runs without compilation. The guide and the intermediate densities of annealing are never
-    compiled.
+    A graph computes a fixed number of rows, and each row is a pair of a datum and a vector u. If the pairs of a call
+    fill less than half of the rows, the call runs without compilation. The guide and the intermediate densities of
+    annealing are never compiled.
 
     Args:
         space: The map to real vectors.
@@ -41,14 +41,14 @@ class FlatTarget(Target):
         return FlatTarget(self.space, self.problem.select(self.batch, indices), is_checked=True)
 
     def log_joint(self, u: Tensor) -> Tensor:
-        """Return log p(x, u), shape ``(num_draws, N)``, nats."""
+        """Return log p(x, u) at real vectors u, shape ``(num_draws, N)``, nats."""
         if u.requires_grad or self._are_few(u):
             return super().log_joint(u)
         parts = [part[0] for part in self._in_parts(u, with_gradient=False)]
         return torch.cat(parts).reshape(u.shape[:2])
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x, u) and log q(u | x), shapes ``(num_draws, N)``, nats."""
+        """Return log p(x, u) and log q(u | x) at real vectors u, each of shape ``(num_draws, N)``, nats."""
         if u.requires_grad or self._are_few(u):
             return super().log_densities(u)
         return self.log_joint(u), self.log_guide(u)

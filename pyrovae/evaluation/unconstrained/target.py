@@ -58,17 +58,17 @@ class Target:
             return u, drawn.log_q + self.space.values(u)[1]
 
     def log_joint(self, u: Tensor) -> Tensor:
-        """Return log p(x, u), shape ``(num_draws, N)``, nats."""
+        """Return log p(x, u) at real vectors u, shape ``(num_draws, N)``, nats."""
         values, log_det = self.space.values(u)
         return self.problem.log_joint(self.batch, values, len(u)) + log_det
 
     def log_guide(self, u: Tensor) -> Tensor:
-        """Return log q(u | x), shape ``(num_draws, N)``, nats."""
+        """Return log q(u | x) at real vectors u, shape ``(num_draws, N)``, nats."""
         values, log_det = self.space.values(u)
         return self._log_guide(u, values) + log_det
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x, u) and log q(u | x), each of shape ``(num_draws, N)``, nats."""
+        """Return log p(x, u) and log q(u | x) at real vectors u, each of shape ``(num_draws, N)``, nats."""
         values, log_det = self.space.values(u)
         log_joint = self.problem.log_joint(self.batch, values, len(u))
         return log_joint + log_det, self._log_guide(u, values) + log_det

@@ -152,7 +152,7 @@ class _Writer(fx.Interpreter):
         return _Value(0, super().placeholder(target, args, kwargs))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operation; also record it as steps of the network if an argument depends on the function's input."""
+        """Run an operation. If an argument depends on the graph's input, also record the operation in the network."""
         name = str(getattr(target, "overloadpacket", target)).split(".")[-1]
         if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
             raise ValueError(

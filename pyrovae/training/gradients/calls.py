@@ -88,9 +88,9 @@ class CallGradients:
         return loss
 
     def _find(self, trace: Any) -> None:
-        """Store, by name, the parameters found in a run of model and guide.
+        """Set ``parameters`` to the parameters in a trace of guide and model, and those of the module with a gradient.
 
-        A parameter outside the module has the name that Pyro gives it.
+        A parameter that does not belong to the module has the name of its site in the trace.
         """
         names = {id(tensor): name for name, tensor in self.module.named_parameters()}
         found: dict[str, Tensor] = {}

@@ -96,7 +96,9 @@ class CompiledGradients:
         return self.graphs[key](inputs)
 
     def launch(self, batch: Batch, kl_weight: Tensor) -> Tensor:
-        """Return the loss and store its gradient without replaying a CUDA graph, so that a larger one can record them.
+        """Return the loss and store its gradient, without replaying the CUDA graph of this computation.
+
+        A larger CUDA graph can therefore record the computation.
 
         Args:
             batch: Batch of the shape and dtype of an earlier batch.
@@ -243,5 +245,5 @@ def _as_tensor(number: float, like: Tensor) -> Tensor:
 
 
 def _weight_dtype(data: Tensor) -> torch.dtype:
-    """Return the dtype of the weight of the latent sites, which is that of the data unless they are integers."""
+    """Return the dtype of the KL weight: the dtype of floating-point data, or torch's default dtype for other data."""
     return data.dtype if data.is_floating_point() else torch.get_default_dtype()

@@ -117,7 +117,7 @@ class CompiledCallGradients:
 
 
 class _Varying:
-    """Placeholder for a tensor among the arguments of a call."""
+    """Placeholder that marks the place of a tensor in a list of arguments; see :class:`Arguments`."""
 
 
 class Arguments:

@@ -186,7 +186,7 @@ def _check(loss: Loss, tensors: Tensors) -> None:
 
 
 def _is_sum(loss: Loss) -> bool:
-    """Return true if a loss is certain to be a sum over the data, or a mean over the data.
+    """Return true if a loss is known to be a sum over the data or a mean over the data.
 
     The loss of an objective is a sum if the type of the objective is in ``_SUMS``, or if the objective has the
     attribute ``is_of_batch = False``. A loss that a module computes by its own method ``loss`` is taken to be a mean,

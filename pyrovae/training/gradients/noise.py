@@ -79,7 +79,7 @@ class Noise:
 
     @contextmanager
     def of(self, piece: Slice) -> Iterator[None]:
-        """Context manager in which torch's random draws are those for ``piece``, a slice of the batch."""
+        """Context manager in which torch's random operations return the draws for ``piece``, a slice of the batch."""
         self.slice = piece
         with _Drawing(self):
             yield
