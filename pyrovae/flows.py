@@ -148,7 +148,7 @@ def _gate(m: Tensor, s: Tensor) -> Transform:
 
 
 def _import_zuko() -> Any:
-    """Return zuko, and restore the validation of distributions, which the import of zuko switches off."""
+    """Import zuko and return the module. Undo the change that the import makes to the validation of distributions."""
     validation = Distribution._validate_args
     import zuko
 

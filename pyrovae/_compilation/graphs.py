@@ -6,10 +6,10 @@ The function is therefore run once under torch's tracer, which records all of it
 of a backward pass. Inductor then fuses the operations between matrix products and plans the memory.
 
 A graph repeats the operations of that single run. Random operations draw new numbers from torch's generators in the
-same order, so runs with and without a graph make the same draws. The graph reads tensors that existed before the run
-from their addresses, so changes of their values take effect. It does not run Python code again: numbers, shapes and the
-branch of each ``if`` stay those of the recorded run. A decision that depends on the value of a tensor cannot be
-recorded.
+same order, so runs with and without a graph make the same draws. If a tensor existed before the run, the graph keeps
+its address and not its value, so later changes of the value take effect. A graph does not run Python code again:
+numbers, shapes and the branch of each ``if`` stay those of the recorded run. A decision that depends on the value of a
+tensor cannot be recorded.
 """
 
 import warnings

@@ -39,7 +39,7 @@ class Refinement:
     failed: Tensor
 
     def select(self, indices: Tensor) -> Self:
-        """Return the fitted densities of the data at ``indices``."""
+        """Return the :class:`Refinement` of the data at ``indices``."""
         rest = self.share[indices], self.evaluations[indices], self.failed[indices]
         return type(self)(self.density.select(indices), self.split.select(indices), *rest)
 
@@ -78,7 +78,7 @@ def refine(
 
     Args:
         posterior: Posteriors of N data, with the guide.
-        members: Weight and width of each component of the mixture that is a widened copy of the normal density.
+        members: Weight and width of each widened copy of the normal density in the mixture.
         score_guide: If true, the guide's density is computed at all draws; see :class:`Mixture`.
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
     """

@@ -59,7 +59,7 @@ class Split:
         self.chosen[indices] = other.chosen
 
     def select(self, indices: Tensor) -> Self:
-        """Return the split of the data at ``indices``."""
+        """Return the densities and ``chosen`` for the data at ``indices`` only."""
         first, second = self.densities
         return type(self)((first.select(indices), second.select(indices)), self.chosen[indices])
 

@@ -49,14 +49,14 @@ class ChangesInPlace(Messenger):
         """Compare torch's counts of in-place changes with those recorded at the sites.
 
         Raises:
-            ProgramError: If a tensor was changed in place after its site.
+            ProgramError: If a tensor of a site was changed in place after the sample statement.
         """
         for name, what, tensor, version in self._seen:
             if tensor._version != version:
                 raise ProgramError(
-                    f"the program changes {what} of site {name!r} in place after the site. The log-probability is "
-                    f"computed at the end of the run, so it would use the changed tensor. Make a new tensor: mask = "
-                    f"mask | other instead of mask |= other, or x = x.clone() before the change."
+                    f"the program changes {what} of site {name!r} in place after the sample statement. The "
+                    f"log-probability is computed at the end of the run, so it would use the changed tensor. Make a "
+                    f"new tensor: mask = mask | other instead of mask |= other, or x = x.clone() before the change."
                 )
 
 

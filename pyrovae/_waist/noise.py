@@ -196,9 +196,9 @@ def _filled(value: Tensor, fill: float) -> Tensor:
 
 
 def _redrawn(value: Tensor, seed: int) -> Tensor:
-    """Return the entries of ``value`` in a random order that ``seed`` determines.
+    """Return ``value`` with its entries in a random order, which ``seed`` determines.
 
-    If ``value`` has a single entry, whose order cannot change, the result is ``seed % 2``.
+    A single entry has only one order, so it is replaced by ``seed % 2``.
     """
     generator = torch.Generator().manual_seed(seed)
     if value.numel() < 2:

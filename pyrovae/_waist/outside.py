@@ -94,10 +94,10 @@ def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[
         for name, term in found.items():
             if difference := largest_difference(term, known[name]):
                 raise OutsidePlateError(
-                    f"site {name!r} is given a value and lies outside the data plate {one.plate.name!r}, but its "
-                    f"log-probability depends on the data or on latent sites of the plate. It changed by "
-                    f"{difference:.3g} nats in a run with other draws or other data. The log-probability is therefore "
-                    f"a part of log p(x). Move the site into the plate."
+                    f"site {name!r} is given a value by a handler such as pyro.condition, and lies outside the data "
+                    f"plate {one.plate.name!r}, but its log-probability depends on the data or on latent sites of the "
+                    f"plate. It changed by {difference:.3g} nats in a run with other draws or other data. The "
+                    f"log-probability is therefore a part of log p(x). Move the site into the plate."
                 )
 
 

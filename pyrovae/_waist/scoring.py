@@ -104,9 +104,9 @@ def is_outside(site: Site, data_dim: int, nesting: int) -> Tensor:
 
 
 def _counted_value(site: Site) -> Tensor:
-    """Return the value of an observed site, expanded to the shape of its distribution, without masked values.
+    """Return the value of an observed site, expanded to the shape of its distribution.
 
-    A draw from the site's distribution replaces each masked entry, so this entry lies in the support.
+    Entries that a mask leaves out are replaced by draws from the distribution, which lie in its support.
     """
     fn, value, mask = site["fn"], site["value"], entry_mask(site)
     value = value.expand(torch.broadcast_shapes(value.shape, fn.shape()))

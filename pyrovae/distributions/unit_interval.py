@@ -122,9 +122,9 @@ def _polynomial(x: Tensor, coefficients: tuple[Any, ...]) -> Tensor:
 
 
 def _split_at_zero(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s for a power series near s = 0, and abs(s) for closed forms that divide by abs(s).
+    """Return the argument of a power series near s = 0, and the argument of closed forms that divide by abs(s).
 
-    The first result is replaced by 0 if s is not near zero. The second result is at least ``_TINY``.
+    The first result is s, or 0 where s is not near 0. The second result is abs(s), but at least ``_TINY``.
     """
     small = s.abs() < _SMALL
     return torch.where(small, s, 0.0), torch.where(s.abs() < _TINY, _TINY, s.abs())

@@ -30,7 +30,10 @@ class Proposal(Protocol):
         """Return the number of data in a batch."""
 
     def draw(self, problem: "Problem", batch: Batch, num_draws: int, noise: Tensor | None = None) -> Drawn:
-        """Draw latents for each datum of a batch. If ``noise`` is given, it replaces standard normal draws."""
+        """Draw latents for each datum of a batch.
+
+        If ``noise`` is given, its standard normal vectors are used instead of random ones.
+        """
 
     def normal(self, problem: "Problem", batch: Batch) -> Normal:
         """Return the normal density that is fitted to the posterior of each datum, in unconstrained coordinates."""

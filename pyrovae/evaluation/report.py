@@ -152,7 +152,10 @@ def _walk(problem: Problem, columns: Columns, rows: Rows, checkpoint: Checkpoint
 
 
 def _batches(problem: Problem, width: int, num_rows: int) -> Iterator[Batch]:
-    """Yield batches until ``num_rows`` rows have a datum each. If there are more rows than data, the data repeat."""
+    """Yield batches of data for ``num_rows`` rows of a result, one datum for each row.
+
+    If there are more rows than data, the batches begin again with the first datum.
+    """
     for done in range(0, num_rows, problem.size):
         for batch in problem.batches(width):
             start = done + batch.start

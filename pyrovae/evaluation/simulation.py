@@ -186,7 +186,10 @@ def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> i
 
 
 def _as_argument(site: Site, arg: Tensor) -> Tensor:
-    """Return the argument that a site observes. The site's draw replaces all entries that are not masked."""
+    """Return the argument that a site observes, with the site's draw in place of the data.
+
+    Entries that a mask leaves out of the log-probability keep their data.
+    """
     value: Tensor = site["value"]
     if value.numel() != arg.numel():
         raise ValueError(
@@ -198,7 +201,7 @@ def _as_argument(site: Site, arg: Tensor) -> Tensor:
 
 
 def scored_entries(site: Site) -> Tensor:
-    """Return a mask in the shape of a site's value. It is true for each entry that the program does not mask."""
+    """Return a mask in the shape of a site's value. It is true for each entry that no mask leaves out."""
     value, distribution = site["value"], site["fn"]
     scored = torch.ones(value.shape, dtype=torch.bool, device=value.device)
     masks = [(site["mask"], distribution)]

@@ -193,7 +193,7 @@ class _Scored(dist.TorchDistribution):
         super().__init__(log_q.shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_Scored":
-        """Return the distribution with its log-density expanded to a larger batch shape."""
+        """Return the same distribution with a larger batch shape."""
         return _Scored(self.log_q.expand(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

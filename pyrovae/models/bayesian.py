@@ -123,7 +123,7 @@ class BayesianVAE(VAE):
 
 
 class BayesianModel(Model):
-    """The Pyro model of a Bayesian VAE: draws of the weights, then the model of a VAE."""
+    """The Pyro model of a Bayesian VAE. It draws the weights, and then runs the model of a VAE."""
 
     def forward(self, x: Tensor, *given: Tensor) -> None:
         """Run the model on data ``x``, shape ``(N, *event)``."""
@@ -132,7 +132,7 @@ class BayesianModel(Model):
 
 
 class BayesianGuide(Guide):
-    """The Pyro guide of a Bayesian VAE: a mean-field normal posterior of the weights, then the guide of a VAE."""
+    """The Pyro guide of a Bayesian VAE. It draws the weights from normals, and then runs the guide of a VAE."""
 
     def __init__(self, posterior: Component, model: BayesianModel) -> None:
         super().__init__(posterior)

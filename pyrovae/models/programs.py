@@ -117,7 +117,7 @@ def run_component(
         shapes = [tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in context]
         raise TypeError(
             f"the {role} does not take the {len(shapes)} inputs with which it is called, of shapes {shapes} ({error}). "
-            f"Pass as many tensors as the component takes. For several inputs, use a network pyrovae.networks.Joint."
+            f"Pass as many tensors as the component takes. For several inputs, use pyrovae.networks.Joint as network."
         ) from error
     except ValueError as error:
         refused = re.match(r"Expected parameter (\w+) \(.*? of shape (\(.*?\))\) of distribution (\w+)", str(error))

@@ -114,7 +114,7 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     ) -> Tensor:
         """Return the loss of the model, summed over the data, shape ``()``, nats.
 
-        Its gradient is the gradient of the sum of both losses, of model and guide.
+        The gradient of this tensor is the sum of two gradients: of the loss of the model and of the loss of the guide.
         """
         model_loss, guide_loss = self._loss(model, guide, args, kwargs)
         return model_loss + (guide_loss - guide_loss.detach())

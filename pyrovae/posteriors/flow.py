@@ -18,8 +18,8 @@ class InverseAutoregressiveFlow(Described):
 
     where :math:`(m_t, s_t)` are the outputs of an autoregressive network with the inputs :math:`z_{t-1}` and
     :math:`h(x)`, and :math:`\sigma_t = \mathrm{sigmoid}(s_t + 2)`. A draw of z and its density together need one
-    pass of each layer. The density of any other z needs ``latent`` passes of each layer. A VampPrior computes such
-    densities.
+    pass of each layer. The density of any other z needs ``latent`` passes of each layer. For example, a VampPrior
+    computes such densities.
 
     Args:
         network: ``(*batch, *event) -> (*batch, 2 * latent + context)``: means, then log-scales, then h.

@@ -176,7 +176,7 @@ class Blocks:
         return reason is None
 
     def _difference(self, before: list[Tensor], made: list[Tensor]) -> str | None:
-        """Return how the current state differs from the state ``made`` of single steps; None if they are equal."""
+        """Return how the current state differs from ``made``, the state after single steps; None if they agree."""
         for place, (found, expected, start) in enumerate(zip(self._changed(), made, before, strict=True)):
             if torch.equal(found, expected):
                 continue

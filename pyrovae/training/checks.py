@@ -110,7 +110,7 @@ def check_sizes(facts: Facts, guide: Program, batch: int, total: int, most: int)
         if declared > most * (1 + SMALL):
             raise ValueError(
                 f"site {name!r} lies outside the data plate {facts.plate!r}, which declares {declared:g} data, but "
-                f"there are {most} training data. The posterior of the site would be that of {declared:g} data. "
+                f"there are {most} training data. Training would fit the posterior of the site to {declared:g} data. "
                 f"Declare the number of training data, pyro.plate({facts.plate!r}, {most}, "
                 f"subsample=torch.arange(len(x))), or pass all {declared:g} data."
             )

@@ -266,7 +266,7 @@ def _resized(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch on a device; a copy to CUDA is asynchronous, from page-locked memory."""
+    """Return a batch on a device. Copies from the CPU to CUDA are asynchronous, from page-locked memory."""
     if device.type != "cuda":
         return tuple(tensor.to(device) for tensor in batch)
     return tuple(

@@ -61,7 +61,7 @@ class Tensors:
         self.module, self.stored = module, stored
 
     def keep(self, name: str, tensor: Tensor) -> None:
-        """Add a parameter that does not belong to the module, under a name that is the same in every process."""
+        """Add a parameter of Pyro's store to ``stored``, under a name that is the same in every process."""
         name = re.sub("@[0-9a-f]+$", "", name)  # the programs of pyrovae append their address to the name
         taken = sum(other.removeprefix(STORED).split("#")[0] == name for other in self.stored)
         self.stored[f"{STORED}{name}" + (f"#{taken}" if taken else "")] = tensor

@@ -117,10 +117,11 @@ class Guard:
         losses: Sequence[Any],
         slopes: Mapping[str, Tensor],
     ) -> None:
-        """Restore the buffers. If failed steps are not skipped, also restore the generators and raise the error.
+        """Restore the buffers after a failed step. If failed steps are not skipped, find the cause and raise an error.
 
         Raises:
-            NotFiniteError: If failed steps are not skipped. The message names the cause.
+            NotFiniteError: If failed steps are not skipped. The message names the cause. The generators are restored
+                before the search for the cause.
         """
         generators, buffers = before
         restore_buffers(buffers)

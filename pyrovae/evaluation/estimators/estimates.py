@@ -55,7 +55,7 @@ class Estimates:
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 
     def disagrees(self) -> Tensor:
-        """Return true for each datum whose current estimate is several standard errors below an earlier estimate."""
+        """Return for each datum whether its current estimate is several standard errors below an earlier estimate."""
         found = torch.zeros(len(self.stage), dtype=torch.bool)
         others = ((self.highest, self.highest_mcse), (self.pilot, self.pilot_mcse))
         for value, error in others:

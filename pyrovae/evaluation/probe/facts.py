@@ -18,7 +18,7 @@ class MemoryUse:
     Attributes:
         per_weight: Bytes of the tensors of guide and model, per log-weight.
         guide_per_datum: Bytes of the guide's tensors that do not grow with the number of draws, per datum.
-        guide_per_draw: Bytes of the guide's other tensors, per log-weight.
+        guide_per_draw: Bytes of the guide's tensors that grow with the number of draws, per log-weight.
         model_per_draw: Bytes of the model's tensors, per log-weight.
     """
 

@@ -182,8 +182,8 @@ class Trials:
     def leave_out_failing(self, passing: Tensor) -> None:
         """Leave data out of later runs if the program raised an error for them.
 
-        Data after the largest index in ``passing`` are kept, because they may not have been tried. Of all other data,
-        only those in ``passing`` are kept.
+        Data after the largest index in ``passing`` are kept, because they may not have been tried. Of the data
+        up to this index, only those in ``passing`` are kept.
 
         Args:
             passing: Indices, in ascending order, of the data that the program has scored without an error.

@@ -321,7 +321,7 @@ class _Writer(fx.Interpreter):
         return result if bias is None else self.mapped("add", (result, bias.reshape(-1, 1, 1)), value)
 
     def write__to_copy(self, value: Tensor, x: _Value, **_: Any) -> _Value:
-        """Return a value after a conversion between dtypes. The conversion adds no step to the network.
+        """Return ``x`` with the dtype of ``value``. A conversion between dtypes adds no step to the network.
 
         Raises:
             ValueError: If floating-point numbers are converted to integers or to bool.

@@ -121,12 +121,12 @@ class _Varying:
 
 
 class Arguments:
-    """An objective as a function of the tensors among the programs' arguments; all other arguments are constants.
+    """An objective as a function of the tensors in a call's arguments. All other arguments are constants.
 
     Args:
         eager: Uncompiled gradient of the objective.
         structure: Nesting of the arguments in tuples, lists and dictionaries, as torch's ``tree_flatten`` returns it.
-        constants: Flat list of the arguments. It holds each constant, and :class:`_Varying` in place of each tensor.
+        constants: Flat list of all arguments, with :class:`_Varying` in place of each tensor.
     """
 
     def __init__(self, eager: CallGradients, structure: Any, constants: list[Any]) -> None:

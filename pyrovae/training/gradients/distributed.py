@@ -120,10 +120,10 @@ class DistributedGradients:
                 torch.autograd.backward(loss)
 
     def _mine(self, batch: Batch) -> tuple[Slice, Batch, float]:
-        """Return this process's slice of a batch, the data in the slice, and the weight of the loss of these data.
+        """Return the bounds of this process's slice of a batch, the data in the slice, and the weight of their loss.
 
         The loss of the batch is the sum of the weighted losses of all processes. If there are more processes than data,
-        the processes without a datum get the first datum with weight 0.
+        each process that has no slice gets the first datum with weight 0.
         """
         size, rank = len(batch[0]), parallel.rank()
         if rank >= size:

@@ -22,7 +22,7 @@ class Observer:
     sees_replays = False
 
     def begin(self, run: Run) -> None:
-        """Prepare before the first step."""
+        """Prepare the observer for a run, before its first step."""
 
     def after_steps(self, run: Run, count: int) -> None:
         """Process the last ``count`` steps."""
