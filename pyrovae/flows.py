@@ -187,6 +187,9 @@ def _layers(latent: int, context: int, depth: int, hidden: Sequence[int], **kwar
 
 
 def _last_layer(transform: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters of the last layer of a network, or all parameters if the flow has a single dimension."""
+    """Return the parameters of the last layer of a transform's network.
+
+    A flow with a single dimension and without a context has no network. All of its parameters are returned.
+    """
     network = getattr(transform, "hyper", None)
     return network[-1].parameters() if isinstance(network, nn.Sequential) else transform.parameters()

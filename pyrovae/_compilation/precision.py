@@ -46,8 +46,8 @@ def products(precision: Precision | None) -> Iterator[None]:
     """Context manager: compute the matrix products of linear and convolutional layers in the given precision.
 
     ``"bfloat16"`` rounds the arguments and results of these products to 8 significant bits, and returns the results in
-    float32. Unlike under ``torch.autocast``, all densities are computed in float32. On a CUDA device, ``"tf32"`` rounds
-    the arguments of all float32 matrix products to 11 significant bits.
+    float32. All densities are computed in float32, in contrast to ``torch.autocast``. On a CUDA device, ``"tf32"``
+    rounds the arguments of all float32 matrix products to 11 significant bits.
     """
     if precision == "tf32":
         before = torch.get_float32_matmul_precision()

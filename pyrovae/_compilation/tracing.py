@@ -94,10 +94,10 @@ _LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class _Zeros(TorchFunctionMode):
-    """Context manager in which Pyro's sums over enumerated values keep the terms with probability zero, set to 0.
+    """Context manager in which terms with probability zero stay in Pyro's sums over enumerated values, as zeros.
 
-    Outside the context, Pyro removes such terms, so the shapes of tensors depend on values. The shapes of a graph must
-    not depend on values.
+    Outside the context, Pyro removes such terms from a sum. The shapes of tensors then depend on values, but the shapes
+    in a graph are fixed.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

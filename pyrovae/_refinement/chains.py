@@ -86,7 +86,7 @@ class Visited:
         return self.density.place(self.v[:, -num_chains(self.v.shape[-1]) :].movedim(0, 1))
 
     def seen_from(self, density: Normal) -> Self:
-        """Return the draws and scores, converted to coordinates in which ``density`` is a standard normal density."""
+        """Return the same draws and scores in the coordinates in which ``density`` is a standard normal density."""
         u = self.density.mean[:, None] + self.v @ self.density.root.mT
         v = (u - density.mean[:, None]) @ density.inverse_root.mT
         return type(self)(density, v, self.score @ self.density.inverse_root @ density.root)

@@ -21,8 +21,8 @@ def scores_slowly(distribution: Any) -> bool:
 def _names(transform: Any) -> list[str]:
     """Return the class name of a transform, and the class names of the transforms of which it consists.
 
-    The inverse of a transform gives only the class name of the inverse, without that of the transform. If a transform
-    scores given values slowly, its inverse scores them fast, so the transform must not be found in its inverse.
+    For the inverse of a transform, only the class name of the inverse is returned, without the name of the transform.
+    That name would mislead: if a transform scores given values slowly, its inverse scores them fast.
     """
     parts = getattr(transform, "transforms", None) or getattr(transform, "parts", None)
     return [type(transform).__name__] + [name for part in parts or () for name in _names(part)]

@@ -71,7 +71,8 @@ def _without_mask(fn: Any) -> Any:
 def mask_of(site: Site) -> Any:
     """Return the mask of a site, combined from handlers and distribution, in the site's batch shape.
 
-    The result is True if there is no mask. Masks within an event are left out, because they do not mask a whole event.
+    If the site has no mask, the result is the value ``True``. A mask of single entries of an event is left out, because
+    it does not mask the whole event.
     """
     mask: Any = True if site["mask"] is None else site["mask"]
     fn = site["fn"]

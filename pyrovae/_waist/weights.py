@@ -76,10 +76,10 @@ class Weights(NamedTuple):
 
     @property
     def of_model(self) -> Sequence[Tensor]:
-        """Likelihood and prior terms of the log-weights, as two tensors, without the guide's term.
+        """Two tensors, the likelihood term and the prior term of the log-weights, without the guide's term.
 
-        If enumerated sites are summed out, the terms are not known separately. The result is then a single tensor, the
-        log-weights, which include the guide's term.
+        If enumerated sites are summed out, the terms are not known separately. The sequence then holds a single tensor,
+        the log-weights, which include the guide's term.
         """
         return (self.log_weights,) if self.densities is None else self.densities[:2]
 
@@ -214,9 +214,9 @@ def _check(model_sites: list[Site], guide_sites: list[Site], *, for_loss: bool) 
 def _sum(
     of_model: list[Term], of_guide: list[Term], draws: Draws, data: CondIndepStackFrame
 ) -> tuple[Tensor, Densities | None]:
-    """Return the log-weights, shape ``(num_draws, N)``, nats, and their likelihood, prior and guide terms.
+    """Return two results: the log-weights, shape ``(num_draws, N)``, nats, and their likelihood, prior and guide terms.
 
-    The second result, the terms, is None if enumerated sites are summed out.
+    The second result is None if enumerated sites are summed out.
     """
     device = device_of(of_model + of_guide)
 

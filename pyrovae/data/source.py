@@ -143,7 +143,7 @@ class Source(ABC):
                     sink(content)
 
     def _chunks(self) -> Iterator[tuple[int, Batch]]:
-        """Read all data in chunks of bounded size, each with the index of its first datum."""
+        """Yield all data in chunks of bounded size: the index of the first datum of each chunk, and the chunk."""
         size = max(1, _CHUNK // max(1, sum(tensor.nbytes for tensor in self.slice(0, 1))))
         start = 0
         for batch in self.batches(size):

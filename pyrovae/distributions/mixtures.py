@@ -34,7 +34,7 @@ class DiagonalNormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]  # Py
     .. math:: \log N(z; \mu_c, \sigma_c) = \mathrm{const}_c
         + \sum_d \left( -\frac{z_d^2}{2 \sigma_{cd}^2} + \frac{z_d \mu_{cd}}{\sigma_{cd}^2} \right).
 
-    The density of torch's class has a tensor with an entry for each value, component and dimension. The terms of the
+    Torch's class instead creates a tensor with an entry for each value, component and dimension. The terms of the
     sum over d can cancel, so values and parameters in float32 are summed in float64. The error is then less than the
     effect of rounding z to float32. In float64, and on a device without float64, the density is that of torch's class.
 

@@ -95,10 +95,10 @@ class _Search:
         self.log_weights = torch.empty(0)
 
     def flow(self, batch: Batch) -> Tensor:
-        """Return for each datum the weighted fraction of moves that leave the guide's support, shape ``(n,)``.
+        """Return for each datum the fraction of moves that leave the guide's support, shape ``(n,)``.
 
-        The weight of a move is the probability that the Metropolis algorithm would accept it. Each move changes a
-        single latent site. The fractions of the sites are added.
+        A move counts with the probability that the Metropolis algorithm would accept it. Each move changes a single
+        latent site. The result is the sum of the fractions for the latent sites in ``narrow``.
         """
         problem, dim = self.problem, self.problem.data_dim
         drawn = problem.draw(batch, NUM_DRAWS)

@@ -26,8 +26,8 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
     The call must be inside the context of :func:`pyrovae.isolation.isolated`, which restores the state of modules and
     random generators.
 
-    Each observed site inside a plate is sampled, and its draw replaces the argument that the site observes. This
-    argument is the observed tensor itself, or a tensor with the same entries in the same order. The model runs again
+    Each observed site inside a plate is sampled, and its draw replaces the argument that the site observes. A site
+    observes an argument if its value is this tensor, or has the same entries in the same order. The model runs again
     after each replacement, so later sites may depend on the new argument or on the value of the site. The simulation is
     conditional on the other arguments, on masked entries of the data, and on observed sites outside all plates, such as
     a global latent that :func:`pyro.condition` fixes. Inside a plate, a site that :func:`pyro.condition` fixes counts

@@ -140,9 +140,9 @@ class Refined:
         return target, fitted.mixture(target, self.members, score_guide=score_guide)
 
     def fit(self, problem: Problem, batch: Batch) -> tuple[Target, Refinement]:
-        """Return the posterior and the fitted densities of each datum of a batch.
+        """Return the posteriors of the data of a batch, and the densities that are fitted to them.
 
-        The first call for a batch fits the densities.
+        The densities are fitted by the first call for a batch, and kept until a call for another batch.
         """
         if self._fitted is None or self._fitted[0] is not batch:
             target = target_of(self._spaces[id(problem)], batch)

@@ -12,10 +12,10 @@ from pyrovae.networks import split
 
 
 class Likelihood(Described):
-    """Likelihood from a network whose output holds one or several parameters for the distribution of each entry.
+    """Base class of likelihoods whose network returns one or several parameters for the distribution of each entry.
 
-    A subclass sets ``num_parameters`` and implements ``_distribution``, which takes ``num_parameters`` tensors and
-    returns the distribution of the entries.
+    A subclass sets ``num_parameters``, the number of these parameters. It implements ``_distribution``, which takes one
+    tensor for each parameter and returns the distribution of the entries.
     """
 
     _distribution: Callable[..., Any]

@@ -45,7 +45,7 @@ class Batches:
         return self._transformed(self.source.batches(self.size))
 
     def in_steps(self, order: Tensor, start: int) -> Iterator[list[Batch]]:
-        """Yield a list of batches for each step of an epoch. The first step has the index ``start``."""
+        """Yield a list of batches for each step of an epoch, beginning with the step of index ``start``."""
         batches = self._transformed(self.source.batches(self.size, order, start * self.accumulate))
         while step := list(islice(batches, self.accumulate)):
             yield step
@@ -57,7 +57,7 @@ class Batches:
             return next(self._transformed(iter([tuple(tensor[:count] for tensor in first)])))
 
     def check(self, error: Exception | None = None) -> None:
-        """Raise an error about the data if they have caused an error of the program, or a density that is not finite.
+        """Raise an error if the data explain why the program failed or returned a density that is not finite.
 
         Args:
             error: Error of the program, if it raised one.

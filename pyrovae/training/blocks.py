@@ -2,8 +2,8 @@
 
 On a GPU, a compiled step of a small network takes less time than the Python code around it, which chooses the batch,
 launches the graphs of the step and sums the losses. The CUDA graph of a block does all of this for several steps. It
-reads the order of the data and the weights of the latent sites from tensors on the device, at a position that it
-advances itself. Its random operations draw the same numbers as those of single steps.
+reads the order of the data and the weights of the latent sites from tensors on the device. The graph itself advances
+the position in these tensors. Its random operations draw the same numbers as those of single steps.
 """
 
 import gc
@@ -126,7 +126,10 @@ class Blocks:
         return self.options.fixed(), [tensor.data_ptr() for tensor in tensors]
 
     def _steps(self) -> None:
-        """Make the steps of a block, one after the other. Every number that changes is read from a tensor."""
+        """Make the steps of a block, one after the other.
+
+        A CUDA graph records this method. Numbers that change between steps or blocks are therefore read from tensors.
+        """
         parameters = self.gradients.parameters
         for _ in range(LENGTH):
             self.optimizer.zero_grad()

@@ -147,7 +147,7 @@ def _is_inside(site: Site, plate: str) -> bool:
 
 
 def _own_scale(site: Site, within: str = "") -> float | None:
-    """Return the scale of a site (see :func:`_without_plates`) as a number, or None if it has more than one entry."""
+    """Return the scale of a site (see :func:`_without_plates`), or None if the scale is not a single number."""
     scale = _without_plates(site, within)
     return scale.item() if scale.numel() == 1 else None
 

@@ -233,7 +233,7 @@ class StreamedData:
             as_source(f"batch {index} of {self.name}", batch, indexed=True).check()
 
     def describe(self) -> dict[str, Any]:
-        """Return the shapes of the stream's data; a stream has no checksum."""
+        """Return a dictionary with the shapes of a datum. A checksum is left out, because a stream has none."""
         return {"stream": [list(tensor.shape[1:]) for tensor in self.datum]}
 
     def digest(self) -> Tensor:

@@ -65,7 +65,7 @@ class History:
             getattr(self, name).append(value)
 
     def bounds(self) -> dict[str, list[float]]:
-        """Return the columns ``train`` and ``valid`` by name, without empty columns."""
+        """Return a dictionary of the columns ``train`` and ``valid``. An empty column is left out."""
         return {name: column for name in ("train", "valid") if (column := getattr(self, name))}
 
     def to_dataframe(self) -> "DataFrame":

@@ -213,7 +213,7 @@ class Run:
         return False
 
     def _notify(self, count: int) -> None:
-        """Notify the observers of the last steps."""
+        """Notify the observers that ``count`` steps were made. Repeated steps are not announced again."""
         if not self.guard.replaying:
             for observer in self.observers:
                 observer.after_steps(self, count)

@@ -120,7 +120,7 @@ def compare(
         raise ValueError("there are no results to compare. Pass at least one result, under the name of its model.")
     reference = next(iter(results)) if reference is None else reference
     if reference not in results:
-        raise ValueError(f"there is no result with the name reference={reference!r}. Choose from {list(results)}")
+        raise ValueError(f"reference={reference!r} is not the name of a result. Choose from {list(results)}")
     for name, result in results.items():
         _check_result(name, result)
     for name, result in results.items():

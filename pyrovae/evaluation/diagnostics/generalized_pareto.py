@@ -8,8 +8,9 @@ by a generalized Pareto distribution with the survival function :math:`(1 + k e 
     \kappa(b) = \frac1M \sum_i \log(1 - b e_i).
 
 The estimate of b is its mean under a discrete posterior on a grid of :math:`30 + \lfloor\sqrt M\rfloor` values, and
-:math:`\kappa` of this mean is the estimate of k. A prior that is worth ten weights then shrinks this estimate towards
-1/2. The largest weights are replaced by quantiles of the fitted distribution.
+:math:`\kappa` of this mean is the estimate of k. A prior that counts as ten further weights then shrinks this estimate
+towards 1/2: it becomes :math:`(M k + 5) / (M + 10)`. The largest weights are replaced by quantiles of the fitted
+distribution.
 
 Source:
     *A New and Efficient Estimation Method for the Generalized Pareto Distribution* (Zhang and Stephens, 2009), for the

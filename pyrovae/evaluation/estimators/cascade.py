@@ -257,9 +257,10 @@ class Cascade:
 
 
 def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
-    """Add the variables ``estimator`` and ``reliable`` and the attribute ``reliable_share`` to a result; return it.
+    """Return a result with the new variables ``estimator`` and ``reliable`` and the new attribute ``reliable_share``.
 
-    :func:`is_tail_light` tests the k-hat values of all data with the same number of draws in one call.
+    The variables ``disagrees`` and ``stage`` are removed. :func:`is_tail_light` judges the k-hat values; all data with
+    the same number of draws are judged together.
     """
     computed = ~np.isnan(result.stage.values.astype(float))  # rows of data that raised an error are NaN
     reliable = computed & (result.mcse <= precision).values & ~(result.disagrees.values == 1)

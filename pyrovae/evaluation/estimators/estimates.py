@@ -20,7 +20,7 @@ class Estimates:
         size: Number of data in the batch.
 
     Attributes:
-        pilot: Estimate by the pilot draws of the guide, shape ``(n,)``, nats.
+        pilot: Estimate from the pilot draws of the guide, shape ``(n,)``, nats.
         pilot_mcse: Monte Carlo standard error of the pilot estimate, shape ``(n,)``, nats.
     """
 
@@ -77,7 +77,7 @@ class Estimates:
         }
 
     def _remember(self, indices: Tensor) -> None:
-        """Update the highest estimates so far, and their errors, from the current estimates at ``indices``."""
+        """Store the current estimates at ``indices``, with their errors, where they are the highest so far."""
         before, error = self.log_likelihood[indices], self.mcse[indices]
         higher = before.isfinite() & ~(before <= self.highest[indices])
         self.highest[indices[higher]], self.highest_mcse[indices[higher]] = before[higher], error[higher]

@@ -213,7 +213,7 @@ class _Quasi(Messenger):
 
 
 def _quantile(name: str, fn: Any, uniform: Tensor) -> Tensor:
-    """Map uniform points in the unit cube to draws of the distribution ``fn``, which have the same shape."""
+    """Map uniform points in the unit cube to draws of the distribution ``fn``, in the shape of the points."""
     match fn:
         case dist.ExpandedDistribution() | torch.distributions.Independent():
             return _quantile(name, fn.base_dist, uniform)

@@ -126,10 +126,10 @@ class Posterior:
     def runs(
         self, batch: Batch, num_draws: int, handler: type[Given], values: Mapping[str, Tensor] | None = None
     ) -> Iterator[tuple[slice, list[Site]]]:
-        """Run the model on one chunk of draws at a time, and yield for each chunk its slice of the draws and its sites.
+        """Run the model for one chunk of draws at a time, and yield the slice of the draws and the sites of each run.
 
         An instance of ``handler`` sets the latent sites to the given ``values``. Latent sites without a given value are
-        drawn from the model. Sites outside the data plate are left out.
+        drawn from the model. Sites outside the data plate are not yielded.
         """
         problem = self.problem
         for part, given in self._parts(batch, num_draws, values or {}):
@@ -164,7 +164,7 @@ class Posterior:
             yield part, {**given, **batch.subsample}
 
     def _first(self, value: Tensor, name: str) -> Tensor:
-        """Remove the dimensions to the left of the dimension of draws. Each of these dimensions has size one."""
+        """Return ``value`` without the dimensions of size one that lie to the left of the dimension of draws."""
         return value.reshape(value.shape[self.problem.probe.draws_dim(name) :])
 
 

@@ -184,8 +184,8 @@ class Dependence:
         """Choose ``few`` consecutive data for the second run, and return the index of the first of them.
 
         Some programs refer to a certain datum, such as the first, the middle or the last one, or the one with the
-        largest or the smallest mean. If possible, the chosen data contain no such datum. Otherwise,
-        the result is 1, so that at least the first datum is excluded.
+        largest or the smallest mean. If possible, the chosen data contain no such datum. Otherwise, the result is 1, so
+        that at least the first datum is excluded.
         """
         references = {0, one.size - 1, one.size // 2}
         x = next((arg for arg in self.trials.args(one.size) if isinstance(arg, Tensor) and len(arg.shape)), None)
@@ -210,12 +210,12 @@ class Dependence:
         return max(largest_difference(second, first) for second, first in pairs)
 
     def _takes_fewer(self, one: Reference, few: int) -> bool:
-        """Run the program on ``few`` of the data; return true if their log-weights are the same as in the first run.
+        """Return whether the program can score ``few`` of the data in a run without the other data.
 
-        If the program cannot run on so few data, false is returned.
+        The result is false if such a run fails, or if its data plate keeps its size.
 
         Raises:
-            ValueError: If the program runs, but the log-weights differ from those in the first run.
+            ValueError: If the run succeeds, but its log-weights differ from those of the same data in the first run.
         """
         agrees, reason = self._agrees(one, few, draws=None)
         if agrees or not reason.startswith("by "):

@@ -42,8 +42,8 @@ class Probe:
         event_dims: For each latent site of the guide, the number of its event dimensions.
         base_measures: Base measure of each observed site.
         parameters: Values of the parameters that the programs register in Pyro's parameter store.
-        finite: Indices of the data without NaN or infinite values. The programs are expected to score these data.
-        memory: Bytes of the tensors that a run creates.
+        finite: Indices of data without NaN or infinite values, which the programs are expected to score.
+        memory: Bytes of the tensors that a run creates; see :class:`MemoryUse`.
         dtype: Dtype of the log-weights, such as ``"float32"``.
         makes_modules: True if later runs call modules that the first run did not call, such as a dropout layer that the
             program creates.

@@ -17,11 +17,11 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
     """Run guide and model once on some of the data. If that fails, use all data, or only data that raise no error.
 
     Args:
-        trials: Runs of the programs.
+        trials: Object that runs the programs.
         memory: Bytes that the tensors of one run may occupy.
 
     Returns:
-        The run, and whether it has more than one datum. Only then can the second run try fewer data.
+        The run, and true if it has more than one datum, so that the second run can try fewer data.
 
     Raises:
         ValueError: If the program cannot score the data.

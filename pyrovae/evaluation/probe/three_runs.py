@@ -39,8 +39,8 @@ def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
     """Return the properties of a program. Call this function only while the context ``isolation`` is active.
 
     Args:
-        trials: Runs of the programs.
-        isolation: Context that holds the modules of the programs, and restores them on exit.
+        trials: Object that runs the programs.
+        isolation: Context that stores the state of the programs' modules, and restores it on exit.
         memory: Bytes that the tensors of one run may occupy.
 
     Raises:

@@ -161,7 +161,7 @@ class Trials:
         depth: int | None = None,
         validate: bool = True,
     ) -> Weights:
-        """Run guide and model on given arguments for one draw."""
+        """Run guide and model on given arguments with one draw for each datum, and return the log-weights."""
         return self._weights(args, values, 1, None, depth, validate=validate)
 
     def check_noise(self, size: int) -> None:

@@ -124,9 +124,10 @@ class Space:
         )
 
     def _check_noise(self, values: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> None:
-        """Check that the auxiliary sites hold the real coordinates of the latent sites that are computed from them.
+        """Check that the auxiliary sites hold the coordinates of the latent sites that the guide computes.
 
-        The coordinates must have the order of these latent sites. Latent sites that the guide samples are not checked.
+        These are the unconstrained real coordinates, in the order of the latent sites. Latent sites that the guide
+        samples are not checked.
         """
         if not self.noise:
             return

@@ -19,8 +19,8 @@ class Target:
         batch: A batch of data.
         amortized: If true, q is the amortized guide, even if the problem has a refined guide.
         is_checked: True if the latent sites of the batch have already been checked against ``space``.
-        compiles: If false, gradients are not compiled, even if the option ``compile`` is true. Each shape of u needs
-            its own compilation, which takes seconds. Subsets of a batch have many sizes and are therefore not compiled.
+        compiles: If false, gradients are not compiled, even if the option ``compile`` is true. This suits subsets of a
+            batch, which have many sizes: each shape of u needs its own compilation, which takes seconds.
 
     Attributes:
         size: Number of data in the batch, N.

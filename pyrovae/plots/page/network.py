@@ -223,8 +223,8 @@ class _Writer(fx.Interpreter):
     def gathered(self, table: Tensor, sources: Sequence[Any], value: Tensor) -> _Value | Tensor:
         """Record a ``gather`` step, which selects entries of ``sources`` by their positions in ``table``.
 
-        No step is added if no source depends on the function's input. No step is added either if there is a single
-        source and the result has all of its entries in their order.
+        No step is recorded if no source depends on the input of the recorded function. No step is recorded either if
+        it would keep all entries of a single source in their order.
         """
         if not any(isinstance(source, _Value) for source in sources):
             return value

@@ -64,9 +64,10 @@ class Comparison:
     def accept(self, loss: float, expected: float) -> bool:
         """Return whether the difference of two losses may be rounding.
 
-        A difference of at most 5% may be rounding. The tolerance becomes four times the relative difference. A larger
-        difference is accepted once, because rounding may change a random decision, such as the value of a discrete
-        latent site. The next call is then compared, too, and a second large difference is not accepted.
+        A relative difference of at most 5% may be rounding, and four times this difference becomes the tolerance of
+        later comparisons. A larger difference is accepted once, because rounding may change a random decision, such as
+        the value of a discrete latent site. The next call is then compared, too, and a second large difference is not
+        accepted.
         """
         if _difference(loss, expected) <= LARGE:
             self.tolerance, self._was_large = 4 * _difference(loss, expected), False

@@ -117,7 +117,10 @@ class CompiledGradients:
 
     @property
     def is_settled(self) -> bool:
-        """Return whether the next call with a known batch shape only runs a graph."""
+        """Return whether the next call only runs a graph, if its batch shape has a graph.
+
+        The result is false if a comparison is due, or if the programs run eagerly after a failure.
+        """
         return not (self.has_failed or self.comparison.is_due)
 
     def compare(self) -> None:

@@ -25,7 +25,8 @@ class Patience(Observer):
     def reason_to_stop(self, run: Run) -> str | None:
         """Return a reason if the run is to stop, else None.
 
-        The run stops if enough epochs with a KL weight of at least 1 have followed the best epoch.
+        The run stops if ``epochs`` epochs have followed the best epoch. Epochs that end with a KL weight below 1 do not
+        count.
         """
         weights = run.state.history.kl_weight[run.state.best.epoch + 1 :]
         if sum(weight >= 1 for weight in weights) < self.epochs:

@@ -123,5 +123,5 @@ def test_a_density_is_not_compared_with_a_probability(vae: pv.VAE, x: torch.Tens
 def test_no_results_and_no_reference() -> None:
     with pytest.raises(ValueError, match="no results to compare"):
         compare({})
-    with pytest.raises(ValueError, match=r"no result with the name reference='b'\. Choose from \['a'\]"):
+    with pytest.raises(ValueError, match=r"reference='b' is not the name of a result\. Choose from \['a'\]"):
         compare({"a": results_of([0.0, 1.0])}, reference="b")
