@@ -79,7 +79,7 @@ def autoregressive(
 ) -> nn.Module:
     """Build masked autoregressive layers, which transform each dimension given the dimensions before it.
 
-    The order of the dimensions alternates between layers.
+    Every second layer takes the dimensions in reverse order.
 
     Args:
         latent: Number of dimensions.
@@ -110,7 +110,7 @@ def autoregressive(
 def inverse_autoregressive(
     latent: int, *, context: int = 0, depth: int = 2, hidden: Sequence[int] = (128,)
 ) -> nn.Module:
-    r"""Build inverse autoregressive layers with gates; the order of the dimensions alternates between layers.
+    r"""Build inverse autoregressive layers with gates; every second layer takes the dimensions in reverse order.
 
     .. math:: z_t = \sigma_t \odot z_{t-1} + (1 - \sigma_t) \odot m_t, \qquad \sigma_t = \mathrm{sigmoid}(s_t + 2),
 

@@ -23,8 +23,8 @@ class Replay:
             are restored after the warm-up.
 
     Attributes:
-        run: The function itself, which launches its kernels one by one. It keeps the tensors alive that the graph reads
-            by address.
+        run: The given function, which launches its kernels one by one. This reference to the function keeps alive the
+            tensors that the graph reads by address.
     """
 
     def __init__(

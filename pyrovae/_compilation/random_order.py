@@ -55,9 +55,10 @@ def chain(graph: fx.Graph) -> None:
 
 
 def _after(graph: fx.Graph, node: fx.Node, previous: fx.Node) -> fx.Node:
-    """Let a random operation read ``previous``, a result of the previous one; return its node, which may be new.
+    """Let a random operation read ``previous``, a result of the previous random operation; return the node to use.
 
-    The node is returned unchanged if no argument of the operation is a tensor, except for ``randn`` and ``rand``.
+    ``randn`` and ``rand`` are replaced by a new node. Any other operation keeps its node, which is changed only if an
+    argument of the operation is a tensor.
     """
     assert isinstance(node.target, OpOverload)
     with graph.inserting_before(node):

@@ -1,4 +1,6 @@
-r"""The function log(1 + e^x) in compiled graphs, without log1p, which took half of the time of Bernoulli densities.
+r"""The function log(1 + e^x) in compiled graphs, without log1p.
+
+Otherwise, log1p takes half of the time of Bernoulli densities.
 
 Let e = exp(-\|x\|), which is at most 1, and s = e / (2 + e), which is at most 1/3. Then
 
@@ -9,8 +11,9 @@ The terms after s^12 are less than 2e-8 of the sum, a quarter of the resolution 
 products take a fraction of the time of the vectorized log1p that inductor calls on a CPU. On a GPU, memory bandwidth
 limits the speed of both methods.
 
-In the graph, the exponential and the series are one operation, whose code :func:`teach_inductor` gives to inductor. The
-series uses e twice. If the exponential were an operation of its own, inductor on a CPU would store it in memory.
+In the graph, the exponential and the series are one operation, whose code :func:`teach_inductor` gives to inductor. If
+the exponential were an operation of its own, inductor on a CPU would store it in memory, because the series uses e
+twice.
 """
 
 from collections.abc import Callable

@@ -63,7 +63,7 @@ class Member(NamedTuple):
     reach: float
 
     def width(self, dim: int) -> float:
-        """Return the ratio of the copy's standard deviations to those of the fitted density, in ``dim`` dimensions."""
+        """Return the factor that multiplies the standard deviations of the fitted density, in ``dim`` dimensions."""
         return 1 + self.reach / math.sqrt(dim)
 
 

@@ -215,7 +215,10 @@ class _Round:
 
 
 def _run_round(posterior: Posterior, density: Normal, num_points: int, batch_size: int | None) -> _Round:
-    """Evaluate gradients of log p(x, u) at draws from the densities, and regress the gradients on the draws."""
+    """Evaluate gradients of log p(x, u) at draws from the densities, and regress the gradients on the draws.
+
+    The result holds the estimates of the ELBO, of the mean gradient and of the mean Hessian for each datum.
+    """
     points = orthogonal_design(num_points, posterior.dim, like=density.mean)
     value, gradient = value_and_gradient(posterior, density.place(points), batch_size)
     whitened = density.pull(gradient)

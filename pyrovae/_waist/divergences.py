@@ -29,12 +29,13 @@ def divergence(q: Site, p: Site, *, exact: bool) -> Tensor:
     Args:
         q: Latent site of the guide.
         p: The same site of the model.
-        exact: True if the KL divergence and log q - log p have the same mean over the guide's draws. The ELBO contains
-            the mean of log q - log p; see :func:`is_mean_field`.
+        exact: True if the KL divergence may replace log q - log p, because both have the same mean over the guide's
+            draws; see :func:`is_mean_field`.
 
     Returns:
         Divergences in nats, in the site's batch shape. If the latent dimensions of q and p are independent, an
-        additional last dimension of the tensor holds one divergence for each latent dimension. Masked entries are zero.
+        additional last dimension of the tensor holds one divergence for each latent dimension. Entries that the
+        guide's mask leaves out are zero.
     """
     q_fn, p_fn = factors(q["fn"]), factors(p["fn"])
     if q_fn is None or p_fn is None:

@@ -98,7 +98,7 @@ class Draws:
 
     @property
     def latents(self) -> dict[str, Site]:
-        """The latent sites by name."""
+        """Dictionary of the latent sites, by name."""
         return {site["name"]: site for site in self.sites if not site["is_observed"]}
 
     @property

@@ -1,4 +1,4 @@
-"""Properties of the sample sites of a program, except for their plates and log-probabilities."""
+"""Properties of the sample sites of a program. Other modules handle the plates and log-probabilities of sites."""
 
 from collections.abc import Callable
 from typing import Any

@@ -130,9 +130,10 @@ def _names(values: Any) -> tuple[str, ...]:
 
 
 def _of_table(name: str, table: Any) -> Tensor:
-    """Return a table as one floating-point tensor, shape ``(rows, columns)``; a missing value is NaN.
+    """Return a DataFrame or a Series as one tensor, in which a missing value is NaN.
 
-    A Series of integers or booleans without missing values keeps its dtype.
+    A DataFrame becomes a floating-point tensor, shape ``(rows, columns)``. A Series, shape ``(rows,)``, stays integer
+    or boolean if it has no missing values.
     """
     columns = [(name, table.dtype)] if table.ndim == 1 else list(zip(table.columns, table.dtypes, strict=True))
     other = {str(label): str(dtype) for label, dtype in columns if getattr(dtype, "kind", "O") not in "fiub"}

@@ -20,7 +20,7 @@ class Batch:
         start: Index of the first datum in the data set.
         kept: Number of data whose results are used, starting with the first datum of the batch. It is smaller than
             ``size`` only if the data plate has a fixed size and the data do not fill the last batch. The first data of
-            the data set then fill this batch, and their second results are not used.
+            the data set then fill this batch, and the results of these repeated data are not used.
         size: Number of data in the batch.
         subsample: Indices that each subsampling plate must choose, by name of the plate.
     """

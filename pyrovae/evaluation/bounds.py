@@ -20,7 +20,7 @@ from torch import Tensor
 def of_valid(
     log_weights: Tensor, columns: Callable[[Tensor], Mapping[str, Tensor]], *, draws_dims: int = 1
 ) -> dict[str, Tensor]:
-    """Compute statistics of each datum. They are NaN if a log-weight of the datum is NaN or +inf.
+    """Return statistics of each datum, by name. They are NaN if a log-weight of the datum is NaN or +inf.
 
     All results are on the CPU, whatever the device of the log-weights.
 

@@ -52,7 +52,7 @@ class ProgramData:
 
     @property
     def bytes_per_datum(self) -> int:
-        """Bytes of one datum."""
+        """Size of one datum in bytes, at least 1."""
         return max(1, sum(tensor.nbytes for tensor in self.datum))
 
     @property

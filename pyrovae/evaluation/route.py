@@ -124,7 +124,7 @@ class Route:
     ) -> Tensor:
         """Return log p(x, z) at given values of the latents, shape ``(num_draws, n)``, nats.
 
-        If given, ``masks`` lists the masks of the guide: for each run of the model, a mapping from site names to masks.
+        If given, ``masks`` has one dictionary for each run of the model: the guide's masks of latent sites, by name.
 
         Raises:
             ProgramError: If the mask of a latent site in the model differs from the site's mask in ``masks``.

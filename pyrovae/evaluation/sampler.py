@@ -72,13 +72,13 @@ class Sampler:
         return torch.cat(parts)
 
     def _plan(self, of_guide: int, of_model: int) -> None:
-        """Choose how many data and draws each run of the guide and of the model has.
+        """Set ``width``, ``block`` and ``chunk``, the numbers of data and draws in a run of the guide and of the model.
 
         ``width`` is the number of data in a batch. ``block`` is the number of draws in one run of the guide, and
         ``chunk`` is the number of draws in one run of the model.
 
-        A run on few data with many draws is faster than a run on many data with few draws. If both runs have the same
-        number of log-weights, their matrix products have the same size, but the run on few data reads less from memory.
+        Of two runs with the same number of log-weights, the run on few data with many draws is faster. The matrix
+        products of both runs have the same size, but the run on few data reads less from memory.
 
         Args:
             of_guide: Largest number of log-weights for which a run of the guide fits into memory.

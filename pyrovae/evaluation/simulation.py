@@ -201,7 +201,7 @@ def _as_argument(site: Site, arg: Tensor) -> Tensor:
 
 
 def scored_entries(site: Site) -> Tensor:
-    """Return a mask in the shape of a site's value. It is true for each entry that no mask leaves out."""
+    """Return a boolean tensor in the shape of a site's value, which is false for entries that a mask leaves out."""
     value, distribution = site["value"], site["fn"]
     scored = torch.ones(value.shape, dtype=torch.bool, device=value.device)
     masks = [(site["mask"], distribution)]

@@ -39,7 +39,7 @@ def common_temper(sites: list[Site], weights: Weights) -> float | Tensor:
 
 
 def _relative(site: Site, weights: Weights) -> float | Tensor:
-    """Return the scale of a site divided by the scale of the data plate.
+    """Return the ratio of a site's scale to the scale of the data plate.
 
     If the scale of the plate is a tensor, the result is 1, because all sites then have the scale of the plate.
     """

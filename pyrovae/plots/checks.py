@@ -131,7 +131,8 @@ def calibration(result: xr.Dataset, *, site: str | None = None, ax: Axes | None 
 def _band(size: int, uniform: np.ndarray, units: int) -> np.ndarray:
     """Return the half-width of a band around the uniform distribution function, for each entry of ``uniform``.
 
-    If the ranks of all units are uniform, all ECDFs lie in the band with a probability of at least 95%.
+    If the ranks of each unit are uniform, the probability that the band contains the empirical distribution functions
+    of all units is at least 95%.
 
     Args:
         size: Number of ranks of each unit.

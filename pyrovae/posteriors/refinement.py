@@ -134,7 +134,7 @@ def _family(q: Any) -> Any:
 
 
 def _rebuild(q: Any, parameters: list[Tensor]) -> Any:
-    """Return a posterior of the same family as ``q``, with the parameters transformed from unconstrained values."""
+    """Return a copy of ``q`` with new parameters, given as unconstrained values (see :func:`_local_parameters`)."""
     if isinstance(q, torch.distributions.Independent):
         return _rebuild(q.base_dist, parameters).to_event(q.reinterpreted_batch_ndims)
     if isinstance(q, NormalizingFlow):

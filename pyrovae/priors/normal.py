@@ -79,10 +79,10 @@ class Fixed(Described):
         self.distribution = distribution
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
-        """Return p(z).
+        """Return p(z), expanded to the batch shape of the arguments.
 
         Args:
-            *context: Arguments that a conditional prior would use. Here, p(z) is only expanded to their batch shape.
+            *context: Arguments that a conditional prior would use. Here, only their batch shapes are used.
         """
         if not context:
             return self.distribution

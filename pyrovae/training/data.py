@@ -205,10 +205,10 @@ class StreamedData:
         return torch.empty(0, dtype=torch.long)
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield ``count(size) - start`` batches, the number that an epoch still needs after ``start`` batches.
+        """Yield the batches that an epoch of ``count(size)`` batches still needs after ``start`` batches.
 
         A stream cannot return to an earlier position. The batches therefore come from a new pass, which begins with the
-        first batch of the stream.
+        first batch of the stream. If this pass has too few batches, another pass follows.
 
         Raises:
             ValueError: If a later pass over the stream is empty.

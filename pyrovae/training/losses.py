@@ -136,10 +136,10 @@ class Bound:
         return facts.is_finite
 
     def _check_summed_out(self, facts: Facts) -> None:
-        """Check that the objective sums out a site that the model enumerates and the guide does not have.
+        """Check that the objective can sum out the enumerated sites of the model that the guide does not have.
 
         Raises:
-            ValueError: If the objective would draw such a site.
+            ValueError: If there is such a site, and the objective would draw it instead of summing it out.
         """
         inner = getattr(self.objective, "objective", self.objective)  # BetaELBO holds another objective
         if facts.summed_out is not None and isinstance(inner, OF_DRAWS):

@@ -40,8 +40,8 @@ class Step:
             weights: Weight of each batch's gradient in the sum of the gradients.
 
         Raises:
-            NotFiniteError: If the guard finds a number that is not finite. If the number is in a parameter after the
-                update, the update is kept; otherwise the state is unchanged.
+            NotFiniteError: If ``guard`` finds a number that is not finite, and does not skip the step. For a loss or a
+                gradient, the state is unchanged. For an updated parameter, the update is kept.
             ValueError: If no parameter gets a gradient.
         """
         self.optimizer.zero_grad()

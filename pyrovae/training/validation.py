@@ -70,7 +70,7 @@ def mean_bound(gradients: Gradients, loss: Loss, batches: Batches) -> float:
 
 
 def _check_scale(error: FloatingPointError, module: nn.Module, batch: tuple[object, ...]) -> None:
-    """Raise a ValueError about the values of the data if they are the cause of ``error``.
+    """Raise a ValueError that names the values of the data as the cause of ``error``, if the module is finite.
 
     Args:
         error: Error that a program raised on the batch before the first step, because a value is NaN or infinite.
@@ -78,7 +78,7 @@ def _check_scale(error: FloatingPointError, module: nn.Module, batch: tuple[obje
         batch: The batch.
 
     Raises:
-        ValueError: If all parameters and buffers are finite. The data are then the cause.
+        ValueError: If all parameters and buffers of the module are finite.
     """
     if not are_finite([*module.parameters(), *module.buffers()]):
         return

@@ -142,7 +142,7 @@ def inference_gaps(
 
 
 def _elbos(problem: Problem, batch: Batch, target: Target, local: Any, num_samples: int) -> dict[str, Tensor]:
-    """Return the ELBOs of the guide and of the local posteriors, with standard errors, shapes ``(n,)``, nats."""
+    """Return a dictionary: the ELBOs of guide and local posteriors, and their errors, shapes ``(n,)``, nats."""
     chunk = max(1, problem.affordable // target.size)
     of_local = []
     for done in range(0, num_samples, chunk):

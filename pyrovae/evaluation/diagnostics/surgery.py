@@ -215,10 +215,10 @@ def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]
 
 
 def _terms(problem: Problem, weights: Weights) -> dict[str, Tensor]:
-    """Return the terms of the decomposition for every draw and datum of a run.
+    """Return a dictionary with the terms of the decomposition for every draw and datum of a run.
 
-    The names are those of the variables that :func:`elbo_surgery` returns. Each term has shape ``(num_draws, n)`` for a
-    batch of n data, and is in nats.
+    A term has the name of its variable in the result of :func:`elbo_surgery`. Each term has shape ``(num_draws, n)``
+    for a batch of n data, and is in nats.
     """
     assert weights.densities is not None
     of_guide, of_model = _latents(weights.guide_sites), _latents(weights.model_sites)

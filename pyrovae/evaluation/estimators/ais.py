@@ -239,9 +239,9 @@ def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
 
 
 def _of_batch(space: Space, latents: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Select the latents of a batch from one draw of the latents of all data.
+    """Return the latents of the data in a batch, by name, selected from one draw of the latents of all data.
 
-    The result has a dimension of draws, of size one.
+    The first dimension of each tensor is a dimension of draws, of size one.
     """
     selected = {}
     for name, site in space.sites.items():

@@ -241,7 +241,7 @@ class _Groups:
 
 
 def _own_dims(site: Site, names: Sequence[str]) -> list[str]:
-    """Return the names of a site's dimensions with the prefix ``site/``, so that sites do not share dimensions."""
+    """Return ``names`` with the site's name and a slash in front, so that no two sites share a dimension."""
     return [f"{site['name']}/{name}" for name in names]
 
 

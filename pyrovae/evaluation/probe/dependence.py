@@ -29,7 +29,7 @@ FEW = 3  # number of data in the second run
 
 
 class Outcome(NamedTuple):
-    """Result of the second run: how many data and how many draws a program can score in one run.
+    """Numbers of data and draws that a program can score in one run; the result of :meth:`Dependence.second_run`.
 
     Attributes:
         any_data: True if a run may have any number of data.

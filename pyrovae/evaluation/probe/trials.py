@@ -36,7 +36,7 @@ class Reference:
 
     @property
     def latents(self) -> list[Site]:
-        """Latent sites of the guide."""
+        """List of the guide's latent sites."""
         return [site for site in self.weights.guide_sites if not site["is_observed"]]
 
     @property
@@ -46,7 +46,7 @@ class Reference:
 
     @property
     def event_dims(self) -> dict[str, int]:
-        """Number of event dimensions of each latent site of the guide."""
+        """Number of event dimensions of each latent site of the guide, by name."""
         return {site["name"]: site["fn"].event_dim for site in self.latents}
 
     @property
@@ -61,7 +61,7 @@ class Reference:
 
     @property
     def base_measures(self) -> dict[str, BaseMeasure]:
-        """Base measure of each observed site in the data plate."""
+        """Base measure, such as ``"counting"``, of each observed site in the data plate, by name of the site."""
         plate, sites = self.weights.plate.name, self.weights.model_sites
         observed = [site for site in sites if site["is_observed"] and not is_deterministic(site)]
         observed = [site for site in observed if plate in plate_names(site)]
@@ -142,8 +142,8 @@ class Trials:
             draws: Number of draws.
             nesting: Nesting depth of the program's plates, for a run with a dimension of draws to the left of these
                 plates. ``None`` means a run without a dimension of draws.
-            depth: The same nesting depth, for a run in which ``nesting`` is ``None``. It is needed only if ``values``
-                have dimensions of enumerated sites.
+            depth: Nesting depth of the program's plates, for a run without a dimension of draws. It is needed only if
+                ``values`` have dimensions of enumerated sites.
             start: Index of the first datum.
             validate: If true, Pyro validates the run.
         """

@@ -168,7 +168,10 @@ class Space:
         return torch.cat([self._flat(self.bijections[name].inv(values[name])) for name in self.sites], dim=-1)
 
     def values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the values of the latents at u, and the log-determinant of the map, shape ``(num_draws, N)``."""
+        """Return the values of the latents at u, by name, and the log-determinant of the map from u to these values.
+
+        The log-determinant has shape ``(num_draws, N)``.
+        """
         values, log_det, dim = {}, u.new_zeros(u.shape[:2]), self.problem.data_dim
         for name, real in self._split(u, self.shapes).items():
             values[name] = self.bijections[name](real)
@@ -177,7 +180,10 @@ class Space:
         return values, log_det
 
     def given_to_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the values at u of all sites that the guide draws, including auxiliary sites, by name."""
+        """Return the values of the guide's sites at real vectors u, by name, for a run of the guide.
+
+        Auxiliary sites are included. Latent sites that the guide computes from auxiliary sites are left out.
+        """
         if not self.noise:
             return values
         real = self._split(u, self.shapes)

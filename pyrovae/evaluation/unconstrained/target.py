@@ -153,7 +153,7 @@ class _Part(Target):
         return self.log_joint(u), self.log_guide(u)
 
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return an intermediate log-density of annealing for the data in the subset, and its gradient."""
+        """Return an intermediate log-density of annealing, and its gradient, for the data at ``self.indices``."""
         value, gradient = self.whole.value_and_gradient(self._filled(u), beta)
         return value[:, self.indices], gradient[:, self.indices]
 

@@ -240,7 +240,7 @@ class _Writer(fx.Interpreter):
         return self.step(value, "map", inputs, function=name, size=value.numel())
 
     def reduced(self, name: str, value: Tensor, x: _Value, dims: Sequence[int] = (), *_: Any) -> _Value:
-        """Record a sum, mean or maximum over some dimensions, after moving these dimensions to the end."""
+        """Record a sum, mean or maximum over some dimensions, which are first moved to the end."""
         ndim = x.example.ndim
         last = [dim % ndim for dim in dims] or list(range(ndim))
         order = [dim for dim in range(ndim) if dim not in last] + last

@@ -51,7 +51,7 @@ class BestWeights(Observer):
         self.tensors.restore(self.copies)
 
     def state(self) -> dict[str, Any]:
-        """Return the index of the best epoch, its bound, and the copies of the tensors from this epoch."""
+        """Return a dictionary: the index of the best epoch, its bound, and the copies of the tensors of this epoch."""
         return {"epoch": self.epoch, "bound": self.bound, "copies": self.copies}
 
     def load(self, state: dict[str, Any]) -> None:
