@@ -167,19 +167,19 @@ def save_buffers(modules: Iterable[nn.Module]) -> Buffers:
 
 
 def restore_buffers(buffers: Buffers) -> None:
-    """Restore buffers, including those that a module has replaced by another tensor."""
+    """Restore the buffers of :func:`save_buffers`, even if a module has put another tensor in place of a buffer."""
     for module, name, buffer, value in buffers:
         buffer.data.copy_(value)
         module._buffers[name] = buffer
 
 
 def modules_of(*programs: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules to which programs belong or refer (see :func:`owners`), and all of their submodules."""
+    """Return the torch modules to which programs belong or refer (see :func:`owners`), and all their submodules."""
     return list({module: None for owner in owners(*programs) for module in owner.modules()})
 
 
 def owners(*programs: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules to which programs belong or refer. Pyro's handlers around a program are ignored.
+    """Return the torch modules to which programs belong or refer. Pyro's handlers around a program are ignored.
 
     A method belongs to its module. A function refers to modules in its closure, in its default values and in the global
     variables that it uses. A callable object refers to modules in its attributes, and a ``partial`` also to modules
@@ -206,14 +206,14 @@ def _is_module(value: Any) -> bool:
 
 
 def _named_modules(function: Any) -> Iterator[nn.Module]:
-    """Yield the modules to which a function refers, directly or through another function of the same Python module."""
+    """Yield the torch modules to which a function refers, directly or through functions of the same Python module."""
     return (value for _, value in _named_values(function) if isinstance(value, nn.Module))
 
 
 def _named_values(function: Any) -> Iterator[tuple[str, Any]]:
     """Yield the names and values of a function's closure variables, defaults and globals.
 
-    If a value is a function of the same Python module, its variables are yielded too.
+    If a value is itself a function of the same Python module, its variables, defaults and globals are yielded too.
     """
     seen: set[int] = set()
     pending = [function]

@@ -68,11 +68,11 @@ def split(visited: Visited) -> tuple[Normal, Normal]:
     """Divide the draws from the posterior of each datum into two halves, and fit a normal density to each half.
 
     Args:
-        visited: Draws of chains and the scores at these draws. In the coordinates of these draws, the normal density
-            that was fitted to all draws is standard normal.
+        visited: Draws of chains and the scores at these draws, in coordinates in which the normal density that was
+            fitted to all draws is standard normal.
 
     Returns:
-        The two normal densities of all data.
+        The normal densities of the first halves, one for each datum, and those of the second halves.
     """
     v, score = visited.v.double(), visited.score.double()
     along = _along(v, _direction(v, score))

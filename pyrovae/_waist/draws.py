@@ -107,7 +107,7 @@ class Draws:
         return self.chosen | {name: site["value"] for name, site in self.latents.items()}
 
     def part(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Return values of draws ``start`` to ``stop - 1``, by site, and indices of subsampling plates, by plate."""
+        """Return a copy of the dictionary ``values``, restricted to draws ``start`` to ``stop - 1``."""
         assert self.draws_dim is not None
         values = dict(self.chosen)
         for name, site in self.latents.items():

@@ -4,7 +4,7 @@ At given values of all sites, a program should draw no random numbers, so that i
 Dropout or ``torch.randn_like`` in a program violates this assumption. To detect such draws, the states of the random
 number generators are compared between sites. Some draws do not affect the density, as in
 ``pyro.param("w", torch.randn(3))``. If only torch's generator has changed, the program therefore runs again with other
-numbers in place of the drawn ones. If the density is the same in all of these runs, it does not depend on the noise.
+numbers in place of the drawn ones. If the density is the same in all of these runs, it does not depend on the numbers.
 """
 
 import random
@@ -29,8 +29,8 @@ class NoiseOutsideSites(Messenger):
 
     Attributes:
         sources: Names of the packages (torch, NumPy, Python) whose global generators changed state outside sites.
-        change: Function from a tensor of numbers that torch draws outside sites to the numbers that replace them.
-            ``None`` keeps the numbers.
+        change: Function that is called with each tensor of numbers that torch draws outside sites, and returns the
+            numbers that replace them. If it is ``None``, the drawn numbers are kept.
     """
 
     def __init__(self) -> None:

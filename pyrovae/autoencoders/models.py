@@ -82,7 +82,7 @@ class Autoencoder(Described):
         self.corruption, self.penalty = corruption, penalty
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the codes of data, shape ``(N, *event)`` to ``(N, code)``."""
+        """Return the codes, shape ``(N, code)``, of data of shape ``(N, *event)``."""
         code = _run("encoder", self.encoder, x)
         if code.ndim != 2 or len(code) != len(x):
             raise ValueError(

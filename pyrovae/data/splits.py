@@ -138,9 +138,9 @@ def dequantize(x: Tensor, levels: int = 256) -> Tensor:
     level = (x * (levels - 1)).round()
     if not ((x * (levels - 1) - level).abs() < 1e-3).all():
         raise ValueError(
-            f"dequantize takes multiples of 1/{levels - 1} in [0, 1], but got data from {x.min():.4g} to "
-            f"{x.max():.4g} with other values. Set levels to the number of grey levels, and pass data with "
-            f"binarization='none'."
+            f"dequantize takes multiples of 1/{levels - 1} in [0, 1], but some values of the data are not multiples; "
+            f"the values lie between {x.min():.4g} and {x.max():.4g}. Set levels to the number of grey levels, and "
+            f"pass data with binarization='none'."
         )
     # Odd multiples of 2^-15 are symmetric and never 0 or 1, and n + u is exact in float32, so values keep their level.
     noise = (torch.randint(2**14, x.shape, device=x.device).to(x.dtype) + 0.5) / 2**14

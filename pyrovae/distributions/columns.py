@@ -128,7 +128,7 @@ class _ColumnSupport(constraints.Constraint):
 
 
 def _legal(part: Any) -> float:
-    """Return a number in the support of a distribution, as a replacement of missing values."""
+    """Return a number that lies in the support of a distribution and can replace missing values."""
     open_below = isinstance(part.support, OpenUnitInterval | constraints.greater_than)
     return 0.5 if open_below else 0.0
 

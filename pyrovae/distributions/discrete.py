@@ -30,7 +30,7 @@ class Lattice(TorchDistribution):
 
     @property
     def hint(self) -> str:
-        """Advice for values outside the support."""
+        """Advice that an error message gives if values lie outside the support."""
         return (
             f"It scores multiples of unit={self.unit:.6g} by a {type(self.base_dist).__name__}: pass the unit of your "
             f"data (1/255 for 256 grey levels in [0, 1]), and data that are neither rescaled nor dequantized"

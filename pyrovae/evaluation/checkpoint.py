@@ -132,7 +132,8 @@ class Checkpoint:
             ) from error
         except OSError as error:
             raise OSError(
-                f"the folder {name!r} cannot hold rows ({error.strerror or error}). Pass a folder that is writable."
+                f"the evaluation cannot be stored in the folder {name!r} ({error.strerror or error}). Pass a folder "
+                f"that is writable."
             ) from error
         try:
             with suppress(OSError):  # unfinished files cannot be removed from a read-only file system

@@ -144,7 +144,7 @@ def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, An
 def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield the variables of a function's closure, its default values and its globals, each with its name.
 
-    A global that is a module is not yielded itself. Instead, its attributes are yielded if the code names them.
+    If a global is a Python module, those of its attributes that the code names are yielded instead of the module.
     Modules of pyrovae, the standard library and installed packages are left out.
     """
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -191,7 +191,8 @@ def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
 def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
     """Return a pair ``(name, attributes)`` for each global that the code loads.
 
-    ``attributes`` is the same list in every pair: the names of all attributes that the code loads, of any object.
+    ``attributes`` holds the names of all attributes that the code loads, and not only those of this global. It is
+    therefore equal in all pairs.
     """
     names: dict[str, None] = {}
     attributes: dict[str, None] = {}

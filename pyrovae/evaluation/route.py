@@ -39,7 +39,7 @@ class Drawn:
     log_joint: Tensor | None = None
 
     def part(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Return the values of the latent sites at draws ``start`` to ``stop - 1``."""
+        """Return a copy of the dictionary ``values``, restricted to draws ``start`` to ``stop - 1``."""
         return {
             name: value.narrow(self.dims[name], start, stop - start) if name in self.dims else value
             for name, value in self.values.items()

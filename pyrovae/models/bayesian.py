@@ -105,12 +105,12 @@ class BayesianVAE(VAE):
         return self.model.data_size
 
     def generate(self, n: int, *given: Tensor, mean: bool = False) -> Tensor:
-        """Draw data as :meth:`VAE.generate` does. The weights are drawn once from their posterior, for all data."""
+        """Draw data as :meth:`VAE.generate` does. All data share one draw of the weights from their posterior."""
         with self._posterior_weights():
             return super().generate(n, *given, mean=mean)
 
     def reconstruct(self, x: Tensor, *given: Tensor, mean: bool = False) -> Tensor:
-        """Draw data as :meth:`VAE.reconstruct` does. The weights are drawn once from their posterior, for all data."""
+        """Draw data as :meth:`VAE.reconstruct` does. All data share one draw of the weights from their posterior."""
         with self._posterior_weights():
             return super().reconstruct(x, *given, mean=mean)
 

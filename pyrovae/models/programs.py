@@ -84,7 +84,7 @@ class Program(nn.Module):
         return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device), dim=-1)
 
     def components(self) -> dict[str, Component]:
-        """Return the components of this program and of the other programs in ``peers``, as a dictionary by name."""
+        """Return the components of this program and of its ``peers``, as a dictionary by name."""
         return {name: getattr(program, name) for program in (self, *self.peers) for name in program.names}
 
 

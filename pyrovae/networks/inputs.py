@@ -126,7 +126,7 @@ class _Log1p(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
-        """Map ``x``, shape ``(*batch, *event)``, and further inputs to shape ``(*batch, *out)``."""
+        """Return the output of the network, shape ``(*batch, *out)``, for ``x``, shape ``(*batch, *event)``."""
         output: Tensor = self.network(x.log1p(), *others)
         return output
 

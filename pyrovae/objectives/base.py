@@ -319,5 +319,5 @@ class WeightObjective(Objective):
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Return the logarithm of the mean of the weights over the first dimension, the draws."""
+    """Return the logarithm of the mean weight, where the mean runs over the first dimension (the draws)."""
     return log_weights.logsumexp(0) - math.log(len(log_weights))

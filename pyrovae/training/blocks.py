@@ -224,7 +224,10 @@ def blocks_or_none(batches: Batches, loss: Loss, step: Step, tensors: Tensors) -
 
 @contextmanager
 def _without_waiting(device: torch.device) -> Iterator[None]:
-    """Context manager in which an operation that waits for a CUDA device raises an error, as far as torch knows it."""
+    """Context manager in which torch raises an error if an operation waits for the CUDA device.
+
+    torch does not recognize all such operations. For any other device, the context manager does nothing.
+    """
     if device.type != "cuda":
         yield
         return

@@ -80,7 +80,7 @@ class CapturableOptions:
         self._written: list[float] = []
 
     def fixed(self) -> list[dict[str, Any]]:
-        """Return the options of each parameter group that a graph keeps."""
+        """Return, for each parameter group, the options whose values a graph keeps from its capture."""
         variable = {"params", "lr"} if self.has_rates else {"params"}
         return [_without(group, variable) for group in self.optimizer.param_groups]
 

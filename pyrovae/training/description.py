@@ -77,7 +77,7 @@ def of_trained(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) ->
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> Description:
-    """Return an optimizer's type and default options, and the options of parameter groups that are not defaults."""
+    """Return an optimizer's type and default options, and each parameter group's options that differ from these."""
     described: Description = {"type": type(optimizer).__name__, **plain(optimizer.defaults)}
     for index, group in enumerate(optimizer.param_groups):
         own = plain({name: value for name, value in group.items() if name not in ("params", "initial_lr")})

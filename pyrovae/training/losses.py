@@ -188,7 +188,7 @@ class Bound:
         return self.data_count(batch) == len(batch[0])
 
     def wrapped(self, handler: Messenger) -> "Bound":
-        """Return the same loss with a handler around model and guide."""
+        """Return a copy of this loss, with a Pyro handler around the model and the guide."""
         other = copy.copy(self)
         other.model, other.guide = handler(self.model), handler(self.guide)
         return other

@@ -125,7 +125,7 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: Any, device: torch.device | None = None) -> Any:
-    """Return a constraint that :func:`_encode` has encoded; its tensors are on ``device``, by default the CPU."""
+    """Return the constraint that :func:`_encode` has encoded, with its tensors on ``device``, by default the CPU."""
     match value:
         case {"name": str(name)} if name in constraints.__all__:
             found = getattr(constraints, name)

@@ -233,7 +233,7 @@ def bdmc(
 
 
 def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
-    """Append the map between latents and real vectors to ``spaces``, and return the number of data in a batch."""
+    """Append a :class:`Space`, which maps latents to real vectors, to ``spaces``; return the batch size."""
     spaces.append(Space(problem))
     return problem.width(max(num_chains, PILOT_CHAINS))
 

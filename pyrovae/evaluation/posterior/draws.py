@@ -55,10 +55,10 @@ class PosteriorDraws:
         return torch.multinomial(self.smoothed.exp().T, num_draws, replacement=True).T.to(self.log_weights.device)
 
     def take(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the values of the latent sites at some of the draws, by name.
+        """Return a dictionary of the latent sites' values at chosen draws, with these draws along the first dimension.
 
         Args:
-            chosen: Indices of these draws, shape ``(num_draws, n)``.
+            chosen: Indices of the chosen draws of each of the n data, shape ``(num_draws, n)``.
         """
         taken = {}
         for name, value in self.values.items():

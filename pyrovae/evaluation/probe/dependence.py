@@ -141,9 +141,9 @@ class Dependence:
         """Score the draws of the first run again in a second run, and compare the log-weights of the two runs.
 
         The first run has one draw for each datum. The second run has a second draw for each datum, fewer data, or both.
-        If the second run has fewer data, :meth:`_start` chooses them. Where possible, it leaves out the data that a
-        program may use for all data, for example ``x[0]`` or ``x[-1]``. If such a datum were in both runs, a log-weight
-        that depends on it could be the same in both, and the dependence would not be found.
+        If the second run has fewer data, :meth:`_start` chooses them. A program may use one datum, for example ``x[0]``
+        or ``x[-1]``, to score all data. Where possible, the second run leaves out such a datum. If it were in both
+        runs, the log-weights that depend on it could be equal in both, and the dependence would not be found.
 
         Args:
             one: The first run.

@@ -274,7 +274,7 @@ class _Writer(fx.Interpreter):
         return self.mapped("div", (self.reduced("sum", value, squares, dims), count), value)
 
     def write_clamp(self, value: Tensor, x: _Value, least: Any = None, most: Any = None) -> _Value:
-        """Record a clamp to a lower and an upper bound; each bound may be None."""
+        """Record a clamp as a maximum with the lower bound and a minimum with the upper bound; a bound may be None."""
         for name, bound in (("maximum", least), ("minimum", most)):
             if bound is not None:
                 x = self.mapped(name, (x, bound), value)

@@ -95,7 +95,7 @@ class CompiledCallGradients:
         return loss
 
     def _first(self, key: Any, arguments: "Arguments", batch: Call, kl_weight: float) -> Any:
-        """Run the first call of a kind eagerly, and prepare the graph that the second call of this kind compiles."""
+        """Run the first call of a kind eagerly, and prepare the graph for later calls of the same kind."""
         with modules_that_run() as ran:
             loss = self._run_eagerly(batch, kl_weight)
         if isinstance(loss, tuple):

@@ -80,8 +80,8 @@ class TensorBoard(Observer):
     def begin(self, run: Run) -> None:
         """Prepare the writer.
 
-        A writer for a folder tells TensorBoard to hide the points of an earlier run. If the run continues from a
-        checkpoint, only the points of the epochs after the checkpoint are hidden.
+        A writer that is created for a folder tells TensorBoard to hide the points of an earlier run. If the run
+        continues from a checkpoint, only the points after the epoch of the checkpoint are hidden.
 
         Raises:
             OSError: If the folder cannot be written to.
