@@ -93,7 +93,7 @@ class Graph:
             )
 
     def compile(self) -> Callable[..., Sequence[Tensor]]:
-        """Return the compiled function. It takes one tensor for each tensor in ``varying``, and returns the results."""
+        """Return the compiled ``function``, which takes one tensor for each tensor in ``varying``."""
         import torch._inductor as inductor  # the import takes a second, and only compilation needs it
 
         softplus.teach_inductor()
@@ -233,9 +233,9 @@ class Compiled:
         return self.run(*tensors)
 
     def launch(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Return the same results without replaying the function's CUDA graph.
+        """Return the results of the function without replaying its CUDA graph.
 
-        A larger CUDA graph can therefore record the operations of the function.
+        A larger CUDA graph can then record the kernels of the function.
         """
         run = self.run.run if isinstance(self.run, Replay) else self.run
         return run(*tensors)

@@ -14,8 +14,8 @@ def is_mean_field(name: str, model_order: Sequence[str], guide_order: Sequence[s
     """Return whether the prior of a site depends only on sites that the guide draws before it.
 
     A bottom-up guide violates this condition: it draws z1 and then z2 given z1, but the prior of z1 is p(z1 | z2). The
-    draw of z2 then depends on the draw of z1. The mean of log q(z1 | x) - log p(z1 | z2) over the draws therefore
-    differs from the mean of the KL divergence of q(z1 | x) from p(z1 | z2).
+    KL divergence of q(z1 | x) from p(z1 | z2) averages over z1 at a fixed z2. In the draws, however, z2 depends on z1.
+    The mean of log q(z1 | x) - log p(z1 | z2) over the draws therefore differs from the mean of this divergence.
     """
     later = guide_order[guide_order.index(name) + 1 :]
     return not set(later) & set(model_order[: model_order.index(name)])

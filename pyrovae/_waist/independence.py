@@ -66,12 +66,12 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 
 
 def kept_sets(size: int) -> list[Tensor]:
-    """Return sets of data indices. A check keeps the data of one set, and replaces all others by copies of these.
+    """Return sets of data indices. A check keeps the data of one set. Copies of these data replace all others.
 
-    If there are fewer than :data:`FEW_DATA` data, at least one set contains i but not j, for any two data i and j. The
-    check therefore finds every dependence of one datum on another. With more data, there are three sets. They find the
-    usual dependences: on the first, middle or last datum, on a neighbour, or on the datum at the same place in reverse
-    order.
+    If there are fewer than :data:`FEW_DATA` data, then for any two data i and j, at least one set contains i but not j.
+    The sets therefore reveal every dependence of one datum on another. With more data, there are three sets, which
+    reveal the usual dependences: on the first, middle or last datum, on a neighbour, or on the datum at the same place
+    in reverse order.
     """
     index = torch.arange(size)
     if size >= FEW_DATA:
@@ -188,7 +188,7 @@ class BatchNormInputs:
             self.ndims[module] = inputs[0].ndim
 
     def differing(self, other: "BatchNormInputs") -> nn.Module | None:
-        """Return the first layer whose input has another number of dimensions here than in ``other``, or None.
+        """Return the first layer whose inputs in ``self`` and ``other`` differ in their number of dimensions, or None.
 
         A layer that ``other`` did not record is skipped.
         """

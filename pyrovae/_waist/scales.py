@@ -40,7 +40,7 @@ def scale_of_data(scale: float | Tensor, data_dim: int) -> float | Tensor:
         return scale.reshape(())
     if scale.ndim < -data_dim or scale.numel() != scale.shape[data_dim]:
         raise ValueError(
-            f"all sites share a scale of shape {tuple(scale.shape)}, but such a scale may vary only along dimension "
-            f"{data_dim}, the dimension of the data. Scale by a number, or by one number per datum."
+            f"the scale of the sites has shape {tuple(scale.shape)}, but it may vary only along dimension {data_dim}, "
+            f"the dimension of the data. Pass a number, or one number per datum, as the scale."
         )
     return scale.reshape(-1)

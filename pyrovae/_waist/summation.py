@@ -59,7 +59,7 @@ def log_table(terms: list[Term], site: Site) -> Tensor:
         site: Enumerated site, one of the sites in ``terms``.
 
     Returns:
-        Log-probabilities, shape ``(num_values, *plates)``, nats. Dimensions without a plate of the site have size one.
+        Log-probabilities, shape ``(num_values, *plates)``, nats. A dimension without a plate of the site has size one.
     """
     plates = _Plates(terms)
     own = plates.enumerated(site)[site["infer"]["_enumerate_dim"]]

@@ -160,9 +160,9 @@ def is_periodic(distribution: Any) -> bool:
 
 
 def common_support(support: Any) -> Any | None:
-    """Return a copy of a support whose bounds are numbers instead of tensors.
+    """Return a copy of a support in which numbers replace the tensors of all bounds.
 
-    Return ``None`` if the entries of a bound differ, for example between data.
+    If the entries of such a tensor differ, for example between data, ``None`` is returned.
     """
 
     def collapsed(constraint: Any) -> Any:

@@ -92,7 +92,7 @@ class Autoencoder(Described):
         return code
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the data that codes decode to: probabilities if the error is the cross-entropy, otherwise values.
+        """Decode codes to data: to probabilities if ``error`` is ``"cross_entropy"``, otherwise to values.
 
         Args:
             z: Codes, shape ``(N, code)``.

@@ -142,7 +142,10 @@ def _log_mass(t: Tensor) -> Tensor:
 
 
 def _mean_distance(t: Tensor) -> Tensor:
-    """Return the mean distance of x from the end of [0, 1] with the higher density; t is abs(s) for a logit s != 0."""
+    """Return the mean distance of x from the end of [0, 1] where the density is higher, for a logit s with abs(s) = t.
+
+    The logit must not be 0.
+    """
     return 1 / t + torch.exp(-t) / torch.expm1(-t)
 
 

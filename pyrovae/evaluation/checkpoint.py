@@ -94,7 +94,7 @@ class Checkpoint:
     def save(self, rows: Rows, *, now: bool = False) -> None:
         """Write the finished rows to the folder, at most once every few seconds.
 
-        With ``now=True``, new rows are written without this limit. If writing fails, the evaluation warns once and
+        With ``now=True``, new rows are written at once. If writing fails, the evaluation warns once and
         continues with the rows in memory.
         """
         if self.folder is None or not parallel.is_first() or rows.done == self.num_written:

@@ -11,10 +11,10 @@ Dims = dict[str, tuple[str, ...]]  # dimensions by name of the column
 
 
 class Rows:
-    """Columns of a result: arrays with a row for every datum, of which only the rows of finished data have values.
+    """Columns of a result. A column is an array with one row for each datum; rows of unfinished data hold no results.
 
-    The results of each batch are copied into these arrays. A small array for each batch would lie between large tensors
-    and fragment the heap.
+    The results of each batch are copied into the columns. If each batch had small arrays of its own, these arrays would
+    lie between large tensors and fragment the heap.
     """
 
     def __init__(self, size: int, dims: Dims) -> None:

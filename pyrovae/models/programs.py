@@ -51,8 +51,8 @@ class Program(nn.Module):
             )
         if isinstance(getattr(component, "__self__", None), nn.Module):
             raise TypeError(
-                f"the {name} is the method {component.__qualname__} of a module, whose parameters would never train. "
-                f"Make it the module's forward method and pass the module."
+                f"the {name} is the method {component.__qualname__} of a module. The parameters of this module would "
+                f"not be trained. Pass the module itself, with this method as its forward method."
             )
         if hasattr(self, name):
             delattr(self, name)  # a module does not allow a plain callable to replace a submodule
@@ -144,7 +144,7 @@ def run_component(
 
 
 def _outputs(component: Component) -> str:
-    """Return a sentence on the number of outputs for each entry of a datum; an empty string if the number is 1."""
+    """Return a sentence that says how many outputs each entry of a datum needs; an empty string if it needs one."""
     number = getattr(component, "num_parameters", 1)
     return f" {type(component).__name__} needs {number} outputs for each entry of a datum." if number > 1 else ""
 

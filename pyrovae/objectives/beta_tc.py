@@ -48,7 +48,9 @@ BatchWeights = Literal["even", "stratified"]
 
 
 class Decomposition(NamedTuple):
-    """Four terms of the ELBO, from one draw for each datum, shape ``(N,)``, nats; the last three add up to the KL term.
+    """Four terms of the ELBO, estimated from one draw for each datum; the last three add up to the KL term.
+
+    Each term has shape ``(N,)``, in nats.
 
     Attributes:
         reconstruction: log p(x | z).
@@ -73,9 +75,9 @@ class BetaTC(Objective):
 
     The factor :math:`s_n` is the scale of the data plate (subsampling).
 
-    If :math:`\alpha = \beta = \gamma = 1`, the objective is the ELBO. At the draw of each datum, q(z) is estimated from
-    the posteriors of all data in the batch, so time and memory grow with the square of the batch size. The estimate of
-    q(z) is unbiased, but its logarithm is biased. The bias is small only if batches are large.
+    If :math:`\alpha = \beta = \gamma = 1`, the objective is the ELBO. The density q(z) at the draw of each datum is
+    estimated from the posteriors of all data in the batch. Time and memory therefore grow with the square of the batch
+    size. The estimate of q(z) is unbiased, but its logarithm is biased. The bias is small only if batches are large.
 
     Args:
         alpha: Weight of the mutual information.

@@ -64,8 +64,8 @@ class Leaves(Messenger):
         """Return a scalar whose gradient is the pathwise (reparameterization) part of the bound's gradient.
 
         Args:
-            log_weights: Log-weights of the leaves, the copies of the draws without paths, shape ``(num_draws, N)``,
-                nats.
+            log_weights: Log-weights, computed from the leaves of the run, shape ``(num_draws, N)``, nats. The docstring
+                of the module defines leaves.
             coefficients: Coefficients of the path part for each draw, shape ``(num_draws, N)``.
         """
         slopes = _slopes(log_weights, self.leaves, coefficients)
@@ -86,12 +86,12 @@ def with_gradient(
     """Return a tensor that has the value of a bound, but another gradient.
 
     The gradient is the sum of the model part, the score part and the path part, each with the given coefficients. The
-    docstring of the module defines the three parts.
+    docstring of the module defines leaves and the three parts.
 
     Args:
         value: Bound, summed over the data, shape ``()``.
-        weights: Log-weights at the leaves (the draws without their paths).
-        densities: Densities of model and guide at the leaves.
+        weights: Log-weights, computed from the leaves.
+        densities: Densities of model and guide, computed from the leaves.
         leaves: Handler that replaced the draws of the run by leaves.
         model: Coefficients of the model part for each draw, shape ``(num_draws, N)``.
         score: Coefficients of the score part for each draw, shape ``(num_draws, N)``.

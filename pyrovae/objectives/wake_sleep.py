@@ -37,7 +37,7 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
         \mathcal{L}_\phi = -\iota \sum_n s_n \sum_k \tilde w_n^{(k)} \log q(z_n^{(k)} \mid x_n)
             + (1 - \iota)\, \mathcal{L}_\text{sleep}.
 
-    The sleep phase is Pyro's. It needs a guide that takes its data as ``observations=``. ``loss`` and
+    The sleep phase is the same as in Pyro. It needs a guide that takes its data as ``observations=``. ``loss`` and
     ``loss_and_grads`` return both losses, as Pyro's methods do. ``differentiable_loss`` returns the value of
     :math:`\mathcal{L}_\theta` with the gradient of the sum of both losses.
 

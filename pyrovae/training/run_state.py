@@ -1,4 +1,4 @@
-"""The state of a run: everything on which the rest of the run depends, and which a checkpoint holds."""
+"""The state of a run: everything on which the rest of the run depends. A checkpoint holds this state."""
 
 import time
 from dataclasses import asdict, dataclass, field

@@ -28,10 +28,11 @@ Module = TypeVar("Module", bound=nn.Module)
 def save(module: nn.Module, path: str | Path) -> None:
     """Write the parameters and buffers of a module to a file. An error leaves no incomplete file.
 
-    The file holds no code, but it holds a description of the module, with which :func:`load` compares its argument
-    ``into``. If the module has a ``model`` or a ``guide``, the parameters of ``pyro.param`` are saved too, with their
-    constraints. Pyro's store is global and may hold parameters of several programs: ``save`` writes all parameters in
-    the store that belong to no module. Call ``pyro.clear_param_store()`` before you train another program.
+    The file holds no code, but it holds a description of the module. :func:`load` compares this description with its
+    argument ``into``. If the module has a ``model`` or a ``guide``, the parameters of ``pyro.param`` are saved too,
+    with their constraints. Pyro's store is global and may hold parameters of several programs: ``save`` writes every
+    parameter of the store that belongs to no module. Call ``pyro.clear_param_store()`` before you train another
+    program.
 
     Args:
         module: Any module, such as a :class:`pyrovae.VAE`.

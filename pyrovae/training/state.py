@@ -120,7 +120,7 @@ def require(path: Path, entries: Any, *names: str) -> None:
 
 
 def file_format(path: Path, content: Mapping[str, Any]) -> int:
-    """Return the number of a file's format, which is 1 if the file has no such number, as in files of pyrovae 0.1.0.
+    """Return the format number of a file. Files of pyrovae 0.1.0 hold no format number; their format is 1.
 
     Raises:
         ValueError: If a later version wrote the file in a format that this version does not know.

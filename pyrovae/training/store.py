@@ -16,10 +16,10 @@ _OF_MODULES = ("$$$", "@")  # marks in the names that pyro.module and pyrovae's 
 
 
 def stored_parameters(module: nn.Module) -> dict[str, Stored]:
-    """Return the parameters of Pyro's store that do not belong to a module, with their constraints, by name.
+    """Return the parameters of Pyro's store that belong to no module: a dictionary of values and constraints by name.
 
     The store is global and does not know which program created a parameter. If ``module`` has a ``model`` or a
-    ``guide``, the result therefore holds all of these parameters. Otherwise, the dictionary is empty.
+    ``guide``, the dictionary therefore holds all parameters that belong to no module. Otherwise, it is empty.
 
     Raises:
         TypeError: If the constraint of a parameter cannot be stored.

@@ -145,7 +145,7 @@ def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
 
 
 def _by_datum(problem: Problem, name: str, value: Tensor) -> Tensor:
-    """Reshape values of a latent site to ``(num_draws, n, units)``; a value without a draws dimension is one draw."""
+    """Reshape values of a latent site to ``(num_draws, n, units)``. Without a dimension of draws, there is one draw."""
     missing = problem.nesting + 1 + problem.probe.event_dims[name] - value.ndim
     moved = value.reshape((1,) * missing + value.shape).movedim(problem.data_dim, 1)
     return moved.reshape(*moved.shape[:2], -1)

@@ -43,11 +43,11 @@ def kl_per_dimension(
 ) -> "xr.Dataset":
     r"""Compute :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
 
-    The divergence of a site is computed in closed form under two conditions: torch has the closed form for this
-    posterior and prior, for example for two normals, and the prior depends only on sites that the guide draws before
-    this site. Otherwise the divergence is estimated by the mean of :math:`\log q - \log p` over draws. If the
-    dimensions of a site are dependent in the posterior or in the prior, the site counts as one dimension. The sum over
-    all dimensions is the KL term of the ELBO.
+    The divergence of a site is computed in closed form under two conditions. First, torch has the closed form for this
+    posterior and prior, as for two normals. Second, the prior depends only on sites that the guide draws before this
+    site. Otherwise, the divergence is estimated by the mean of :math:`\log q - \log p` over draws. If the dimensions
+    of a site are dependent in the posterior or in the prior, the site counts as one dimension. The sum over all
+    dimensions is the KL term of the ELBO.
 
     Args:
         model: Pyro program of p(x, z).

@@ -50,7 +50,7 @@ class Estimates:
         self.evaluations[indices] += evaluations
 
     def passes(self, indices: Tensor, precision: float) -> Tensor:
-        """Return for each datum at ``indices`` whether its estimate is so good that no further stage is needed."""
+        """Return true for each datum at ``indices`` whose estimate is good enough to need no further stage."""
         limit = torch.where(self.stage[indices] == 2, CHAINS_K, LIGHT_K)
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 

@@ -4,7 +4,7 @@ A trajectory of datum n takes leapfrog steps of size :math:`\epsilon_n` on the H
 :math:`H(u, r) = -\log f_n(u) + \frac12 r^\top r`. Let the Hamiltonian be :math:`H_0` at the start of the trajectory and
 :math:`H_1` at its end. The end is accepted with probability :math:`\min(1, e^{H_0 - H_1})`, so the density :math:`f_n`
 is invariant. Pyro's HMC kernel accepts or rejects all chains and data of a run together, but annealed importance
-sampling needs a separate decision for each.
+sampling needs a separate decision for each chain and datum.
 """
 
 from collections.abc import Callable

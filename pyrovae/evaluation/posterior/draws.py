@@ -140,7 +140,7 @@ class Posterior:
             yield part, [site for site in sites if problem.plate.name in plate_names(site)]
 
     def complete(self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the given values of latents, together with draws of the sites that only the model enumerates."""
+        """Return a dictionary of the given ``values`` and of draws of the sites that only the model enumerates."""
         if not self.drawn.summed_out:
             return dict(values)
         problem, made = self.problem, dict[str, list[Tensor]]()

@@ -160,7 +160,7 @@ class _Moments:
         self.imputations = x.new_zeros(0, *x.shape)
 
     def add(self, sites: list[Any], weights: Tensor, picked: Tensor, plate: str) -> None:
-        """Add the predictions at a chunk of latent draws.
+        """Add the predictions at a chunk of latent draws to the means and mean squares, and fill in imputations.
 
         Args:
             sites: Sites of the model's run on the chunk.

@@ -41,10 +41,10 @@ def posterior_predictive_check(
     A p-value near 0 or 1 shows that the model rarely generates data with such a statistic. The posterior is conditional
     on the datum, so the p-values of a true model are not uniform but concentrated around 1/2.
 
-    A replicate keeps the masked entries of the data, and the arguments that the model does not observe. If the model
-    observes an argument ``y``, compute the distributions of later sites from the value that
-    ``pyro.sample("y", ..., obs=y)`` returns. If the distributions are computed from ``y`` itself, the replicates are
-    conditional on the observed ``y``.
+    A replicate keeps the entries of the data that a mask leaves out of the log-probability, and the arguments that the
+    model does not observe. If the model observes an argument ``y``, compute the distributions of later sites from the
+    value that ``pyro.sample("y", ..., obs=y)`` returns. If the distributions are computed from ``y`` itself, the
+    replicates are conditional on the observed ``y``.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.

@@ -44,14 +44,16 @@ class Outcome(NamedTuple):
 
 
 class Dependence:
-    """Comparison of the first run with further runs, which score its draws together with other draws or other data.
+    """Comparison of the first run of a program with further runs.
+
+    A further run scores the draws of the first run together with other draws or other data.
 
     Args:
         trials: Object that runs the programs.
         alone: Number of dimensions of the input of each batch-normalization layer in the first run.
 
     Attributes:
-        repeats: False if two runs of the guide have given different densities for the same draws.
+        repeats: False as soon as two runs of the guide have given different densities for the same draws.
     """
 
     def __init__(self, trials: Trials, alone: BatchNormInputs) -> None:

@@ -21,10 +21,10 @@ COUNTED = 11  # number of draws in a run; few programs have another dimension of
 def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: bool) -> MemoryUse:
     """Run guide and model, and return the bytes of the tensors that they create, per datum and draw.
 
-    Some tensors of a model have the same size in every run, such as the encodings of a VampPrior's pseudo-inputs. If
-    most of the model's bytes do not grow with the draws, a second run on twice as many data finds the bytes that grow
-    neither with draws nor with data. If these are most of the model's bytes, they are left out, because smaller batches
-    would not need less memory for them.
+    Some tensors of a model have the same size in every run, such as the encodings of a VampPrior's pseudo-inputs.
+    Smaller batches would not need less memory for these tensors. The tensors are therefore left out if they hold most
+    of the model's bytes. A second run, on twice as many data, finds their bytes. It is made only if most of the model's
+    bytes do not grow with the draws.
     """
     size = trials.few(FEW, cuttable=cuttable)
     plate = one.weights.plate._replace(size=size if cuttable else one.weights.plate.size)

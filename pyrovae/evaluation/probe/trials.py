@@ -111,7 +111,10 @@ class Trials:
         return min(count, self.size) if cuttable else self.size
 
     def args(self, size: int, start: int = 0) -> tuple[Any, ...]:
-        """Return the arguments for a run on ``size`` data, all of them from ``finite`` if it holds enough data."""
+        """Return the arguments for a run on ``size`` data, beginning with the datum at position ``start``.
+
+        If ``finite`` lacks some of the data but holds enough, only the data in ``finite`` are counted and used.
+        """
         stop = start + size
         if stop < self.size and stop <= len(self.finite) < self.size:
             return self.data.select(self.finite[start:stop], self.device)

@@ -1,9 +1,9 @@
 """Densities for any number of data and draws, computed by compiled graphs of one fixed size.
 
-A compiled graph has fixed shapes, and its compilation takes seconds. The number of data to score differs between
-batches, because an evaluation tries several methods in turn, and each method gets only the data without a reliable
-estimate so far. Therefore one list holds all pairs of a datum and a vector u of its latents. A graph scores at most
-:data:`ROWS` pairs of this list at a time.
+A compiled graph has fixed shapes, and its compilation takes seconds. The number of data to score, however, differs
+between batches: an evaluation tries several methods in turn, and each method gets only the data without a reliable
+estimate so far. All pairs of a datum and a vector u of its latents are therefore put into one list. A graph scores at
+most :data:`ROWS` pairs of this list at a time.
 """
 
 from typing import Any
@@ -110,7 +110,8 @@ def target_of(space: Space, batch: Batch) -> Target:
     """Return the target of a batch.
 
     With the option ``compile``, the target is a :class:`FlatTarget` if the program can run on any number of data and
-    with many draws at once. All subsets of the batch then use the same compiled graphs.
+    with many draws at once. All subsets of the batch then use the same compiled graphs. Otherwise, the target is a
+    plain :class:`Target`.
     """
     problem = space.problem
     if problem.options["compile"] and problem.vectorize and problem.probe.cuttable:

@@ -86,7 +86,7 @@ class Noise:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Context manager for a backward pass: make all random draws for the slice of the preceding forward pass.
+        """Context manager for a backward pass. Random draws are those for the slice of the preceding forward pass.
 
         Activation checkpointing runs parts of the forward pass again in the backward pass. These parts may draw random
         numbers.
