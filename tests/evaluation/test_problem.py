@@ -134,7 +134,7 @@ def test_memory_bound_holds() -> None:
 
 
 @pytest.mark.parametrize("constant", [0, 10**6])
-def test_a_large_tensor_that_does_not_grow_with_the_data_does_not_make_batches_small(constant: int) -> None:
+def test_a_large_tensor_that_never_grows_does_not_make_batches_small(constant: int) -> None:
     runs = 0
 
     def model(x: Tensor) -> None:

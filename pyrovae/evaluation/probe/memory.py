@@ -33,8 +33,8 @@ def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: boo
     in_model = model.total
     if 2 * model.fixed > model.total and cuttable and trials.size >= 2 * size:
         _, double = _count(trials, one, plate._replace(size=2 * size), 2 * size, vectorize=vectorize)
-        growing = double.total - model.total
-        in_model = growing if 0 < 2 * growing < model.total else model.total
+        constant = 2 * model.fixed - double.fixed
+        in_model -= constant if model.total < 2 * constant < 2 * model.total else 0
     return MemoryUse(
         per_weight=max(1, int((guide.total + in_model) / draws / plate.size)),
         guide_per_datum=guide.fixed / plate.size,
