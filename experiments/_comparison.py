@@ -28,6 +28,7 @@ from experiments._figures import figure_of
 
 mlp = partial(pv.networks.mlp, activation=nn.Softplus)
 Model = TypeVar("Model")
+EVALUATIONS = 3_000  # of the densities for a datum, a typical number for log_likelihood
 DataSet = Literal["mnist5k", "digits", "mnist", "fashion_mnist", "static_mnist", "caltech101_silhouettes"]
 
 
@@ -59,8 +60,8 @@ class Options:
     """Names of the models to compare [default: all]."""
     test_size: int | None = None
     """Number of test data to evaluate, drawn at random [default: all]."""
-    compile: bool = False
-    """Compile training and evaluation. Compilation takes some seconds per model and pays off in long runs."""
+    compile: bool | None = None
+    """Compile training and evaluation, which takes some seconds per model [default: if a run is long enough]."""
     device: str = "auto"
     """Device; auto is a CUDA device if there is one, else the CPU."""
     seed: int = 0
@@ -166,7 +167,7 @@ def evaluate(vae: Any, splits: pv.data.Splits, options: Options, **others: Any) 
         test,
         options.num_samples,
         seed=options.seed,
-        compile=options.compile,
+        compile=_compiles(options, options.num_samples * len(test)),
         binarization=splits.binarization,
         **others,
     )
@@ -181,9 +182,15 @@ def log_likelihood(vae: Any, splits: pv.data.Splits, options: Options, **others:
         vae.guide,
         splits.test.to(next(vae.parameters()).device),
         seed=options.seed,
+        compile=_compiles(options, EVALUATIONS * len(splits.test)),
         binarization=splits.binarization,
         **others,
     )
+
+
+def _compiles(options: Options, evaluations: int) -> bool:
+    """Return the option ``compile``; by default, whether an evaluation is long enough that compilation pays off."""
+    return evaluations >= 10**6 if options.compile is None else options.compile
 
 
 def with_quoted(result: xr.Dataset, quoted: xr.Dataset) -> xr.Dataset:

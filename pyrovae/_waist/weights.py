@@ -76,10 +76,10 @@ class Weights(NamedTuple):
 
     @property
     def of_model(self) -> Sequence[Tensor]:
-        """Two tensors, the likelihood term and the prior term of the log-weights, without the guide's term.
+        """The model's part of the log-weights, as a sequence of tensors: the likelihood term and the prior term.
 
-        If enumerated sites are summed out, the terms are not known separately. The sequence then holds a single tensor,
-        the log-weights, which include the guide's term.
+        If enumerated sites are summed out, these terms are not kept apart from the guide's term. The sequence then has
+        one tensor instead, the whole log-weights.
         """
         return (self.log_weights,) if self.densities is None else self.densities[:2]
 
