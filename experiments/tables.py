@@ -179,7 +179,7 @@ def iwae_50_again(docs: Path) -> pd.DataFrame:
 def protocol_rankings(docs: Path) -> pd.DataFrame | str:
     """Return the pairs of models whose order the published protocol changes, or a sentence if there are none."""
     table = results("results/published_protocol_rankings", docs)
-    return table if len(table) else "No pair of these models is ranked in opposite orders by two significant differences.\n"
+    return table if len(table) else "Two significant differences rank no pair of these models in opposite orders.\n"
 
 
 def gaps(docs: Path) -> pd.DataFrame:
