@@ -61,7 +61,7 @@ class FlatTarget(Target):
         return torch.cat(values).reshape(u.shape[:2]), torch.cat(gradients).reshape(u.shape)
 
     def _are_few(self, u: Tensor) -> bool:
-        """Return true if the pairs of a datum and a vector u would fill less than half the rows of a compiled graph."""
+        """Return true if ``u`` holds fewer vectors than half of ``self.rows``, the fixed size of a compiled graph."""
         return 2 * len(u) * self.size < self.rows
 
     def _in_parts(self, u: Tensor, *, with_gradient: bool) -> list[list[Tensor]]:

@@ -88,9 +88,10 @@ class CallGradients:
         return loss
 
     def _find(self, trace: Any) -> None:
-        """Set ``parameters`` to the parameters in a trace of guide and model, and those of the module with a gradient.
+        """Set ``parameters`` to the parameters of a run, found from its trace of guide and model.
 
-        A parameter that does not belong to the module has the name of its site in the trace.
+        They are the parameters in the trace, and the module's other parameters if they have a gradient. A parameter
+        that does not belong to the module has the name of its site in the trace.
         """
         names = {id(tensor): name for name, tensor in self.module.named_parameters()}
         found: dict[str, Tensor] = {}
