@@ -110,7 +110,10 @@ class Run:
 
     @property
     def steps_made(self) -> int:
-        """Return the number of steps made so far, including skipped steps and the steps before a checkpoint."""
+        """Return the number of steps made so far, including skipped steps.
+
+        If the run continues from a checkpoint, the steps before this checkpoint count as well.
+        """
         return self.state.progress.epoch * self.plan.steps + self.state.progress.step
 
     def as_dict(self) -> dict[str, Any]:
