@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def join(device: str | torch.device = "auto") -> Iterator[None]:
-    """Join the processes that ``torchrun`` has started, until the context ends. Without ``torchrun``, do nothing.
+    """Connect the processes that ``torchrun`` has started, until the context ends. Without ``torchrun``, do nothing.
 
     The processes communicate by gloo, and on CUDA devices by NCCL. With CUDA, each process uses the device whose index
     is ``LOCAL_RANK``, the rank of the process on its machine.

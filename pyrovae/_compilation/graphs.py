@@ -233,9 +233,9 @@ class Compiled:
         return self.run(*tensors)
 
     def launch(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Return the results of the function without replaying its CUDA graph.
+        """Return the results of the function by launching its kernels, without replaying its CUDA graph.
 
-        A larger CUDA graph can then record the kernels of the function.
+        A larger CUDA graph, which is recorded around the call, can then contain these kernels.
         """
         run = self.run.run if isinstance(self.run, Replay) else self.run
         return run(*tensors)
@@ -258,7 +258,7 @@ def _bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Turn the constant tensors of a graph into inputs, and return them. Literals in the code stay constants."""
+    """Turn the tensors that a graph holds as attributes, except for literals, into inputs, and return these tensors."""
     graph, found = module.graph, []
     graph.set_codegen(CodeGen())  # inputs and outputs are separate values instead of lists
     *_, last = (node for node in graph.nodes if node.op == "placeholder")

@@ -55,10 +55,11 @@ def chain(graph: fx.Graph) -> None:
 
 
 def _after(graph: fx.Graph, node: fx.Node, previous: fx.Node) -> fx.Node:
-    """Let a random operation read ``previous``, a result of the previous random operation; return the node to use.
+    """Let a random operation read ``previous``, a result of the random operation before it.
 
-    ``randn`` and ``rand`` are replaced by a new node. Any other operation keeps its node, which is changed only if an
-    argument of the operation is a tensor.
+    Returns:
+        The node of the operation. For ``randn`` and ``rand``, it is a new node, which replaces ``node``. For any other
+        operation, it is ``node`` itself, which is not changed if the operation takes no tensor.
     """
     assert isinstance(node.target, OpOverload)
     with graph.inserting_before(node):

@@ -75,7 +75,8 @@ class Annealing:
         batch_size: Largest number of states, over chains and data, that are evaluated together; by default all.
 
     Attributes:
-        evaluations: Number of evaluations of log p(x, u) for each datum so far; a gradient counts as 3.
+        evaluations: Number of evaluations of log p(x, u) for each datum so far. An evaluation with a gradient
+            counts as 3.
         acceptance: Mean acceptance probability of the chains of each datum, shape ``(N,)``.
     """
 

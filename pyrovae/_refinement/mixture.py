@@ -257,7 +257,7 @@ class Mixture:
 
 
 def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Append the weights of the two densities of :class:`Split` to the weights of the normal copies of each datum.
+    """For each datum, append the weights of the two densities of :class:`Split` to those of the normal copies.
 
     Where ``chosen`` is true, the copies keep the fraction ``KEPT`` of their weight, and each of the two densities gets
     half of the rest. Elsewhere, the two densities have weight 0.

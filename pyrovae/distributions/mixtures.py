@@ -46,7 +46,10 @@ class DiagonalNormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]  # Py
     _unexpanded: "DiagonalNormalMixture | None" = None
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DiagonalNormalMixture":
-        """Return the same mixture with a larger batch shape. Its density uses the parameters without copies."""
+        """Return the same mixture with a larger batch shape.
+
+        Its density is computed from the parameters before the expansion.
+        """
         expanded = super().expand(batch_shape, _instance)
         expanded._unexpanded = self._unexpanded or self
         return expanded

@@ -8,7 +8,8 @@ default values, the objects of bound methods, and functions that the code names.
   depends on them;
 * tensors in a dictionary whose keys are not strings, because such a dictionary is a cache.
 
-The walk does not find the environment, files, or objects that a program looks up by name (``getattr``, a registry).
+The walk does not find environment variables and files that a program reads. It also does not find objects that a
+program looks up by name (``getattr``, a registry).
 """
 
 import dis

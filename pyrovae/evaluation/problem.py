@@ -245,8 +245,9 @@ class Problem:
         """Run the guide, then the model at the draws of the guide, and return the importance weights of the draws.
 
         Raises:
-            ValueError: If ``amortized`` is false and the guide is a proposal that is fitted to each datum. Such a
+            ValueError: If the guide is a proposal that is fitted to each datum, unless ``amortized`` is true. Such a
                 proposal has one density of all latent sites together, but the weights need a density for each site.
+                With ``amortized``, the guide that the proposal refines runs instead.
         """
         if self.proposal is not None and not amortized:
             raise ValueError(

@@ -43,7 +43,7 @@ class ProgramData:
 
     @property
     def device(self) -> torch.device:
-        """Device of the first tensor."""
+        """Device of the data; of the first array if there are several."""
         return self.datum[0].device
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class ProgramData:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the first tensor."""
+        """Dtype of the data; of the first array if there are several."""
         return self.datum[0].dtype
 
     def batch(self, start: int, stop: int, device: torch.device) -> tuple[Any, ...]:

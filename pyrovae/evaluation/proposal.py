@@ -27,7 +27,7 @@ class Proposal(Protocol):
         """Prepare the proposal for a problem. Entering ``with problem:`` calls this method, before the first batch."""
 
     def width(self, problem: "Problem") -> int:
-        """Return the number of data in a batch."""
+        """Return the batch size of an evaluation with this proposal."""
 
     def draw(self, problem: "Problem", batch: Batch, num_draws: int, noise: Tensor | None = None) -> Drawn:
         """Draw latents for each datum of a batch.

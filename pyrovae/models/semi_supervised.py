@@ -195,7 +195,7 @@ def _one_hot(role: str, p: Any) -> Any:
 
 
 def _certain_where(known: Tensor, p: Any) -> Any:
-    """Return ``p`` with one change: the first class has probability 1 for each datum with a known label."""
+    """Return ``p`` with a single possible class, the first one, for each datum with a known label."""
     first = torch.full_like(p.logits, -1e4)  # exp(-1e4) is 0, but unlike minus infinity -1e4 can be multiplied by 0
     first[..., 0] = 0
     return dist.OneHotCategorical(logits=torch.where(known, first, p.logits))

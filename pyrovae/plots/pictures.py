@@ -123,7 +123,8 @@ def strips(
         ``ax`` or ``axes`` as given; by default an array with the axes of each row.
 
     Raises:
-        ValueError: If images have another shape, or the numbers of axes and rows differ.
+        ValueError: If the shape of the images is not supported or differs between rows, or if the numbers of axes and
+            rows differ.
 
     Example:
         >>> import torch, pyrovae as pv

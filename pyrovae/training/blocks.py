@@ -48,7 +48,7 @@ class Blocks:
         gradients: Compiled gradients of the loss.
         optimizer: Optimizer that changes the parameters.
         options: Options of this optimizer.
-        tensors: Tensors of the run.
+        tensors: Parameters and buffers of the module, and parameters of Pyro's store.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ class CapturableOptions:
         self._written: list[float] = []
 
     def fixed(self) -> list[dict[str, Any]]:
-        """Return, for each parameter group, the options whose values a graph keeps from its capture."""
+        """Return, for each parameter group, the options whose values become fixed when a graph is captured."""
         variable = {"params", "lr"} if self.has_rates else {"params"}
         return [_without(group, variable) for group in self.optimizer.param_groups]
 

@@ -196,7 +196,7 @@ class StreamedData:
         return self.total
 
     def count(self, size: int) -> int:
-        """Return the number of batches of the given size that hold the data of the first pass over the stream."""
+        """Return the number of batches of an epoch. An epoch has as many data as the first pass over the stream."""
         return self.passed if size == self.batch_size else math.ceil(self.total / size)
 
     def order(self, size: int) -> Tensor:

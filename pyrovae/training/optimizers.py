@@ -180,7 +180,7 @@ def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def as_optimizer(optim: Any) -> Optimizer:
-    """Wrap an optimizer of Pyro, or a function that makes an optimizer of torch, as an :class:`Optimizer`.
+    """Return an :class:`Optimizer` from an optimizer of Pyro, or from a function that makes an optimizer of torch.
 
     Raises:
         TypeError: If ``optim`` is neither an optimizer of Pyro nor a function.

@@ -50,7 +50,7 @@ class Estimates:
         self.evaluations[indices] += evaluations
 
     def passes(self, indices: Tensor, precision: float) -> Tensor:
-        """Return true for each datum at ``indices`` whose estimate is good enough to need no further stage."""
+        """Return a mask of the data at ``indices``, true if an estimate is good enough to need no further stage."""
         limit = torch.where(self.stage[indices] == 2, CHAINS_K, LIGHT_K)
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 
@@ -77,7 +77,7 @@ class Estimates:
         }
 
     def _remember(self, indices: Tensor) -> None:
-        """Store the current estimates at ``indices``, with their errors, where they are the highest so far."""
+        """Store the current estimate and error of each datum at ``indices`` if the estimate is the highest so far."""
         before, error = self.log_likelihood[indices], self.mcse[indices]
         higher = before.isfinite() & ~(before <= self.highest[indices])
         self.highest[indices[higher]], self.highest_mcse[indices[higher]] = before[higher], error[higher]

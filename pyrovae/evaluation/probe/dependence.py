@@ -214,7 +214,7 @@ class Dependence:
     def _takes_fewer(self, one: Reference, few: int) -> bool:
         """Return whether the program can score ``few`` of the data in a run without the other data.
 
-        The result is false if such a run fails, or if its data plate keeps its size.
+        The result is false if such a run fails, or if its data plate does not have the size ``few``.
 
         Raises:
             ValueError: If the run succeeds, but its log-weights differ from those of the same data in the first run.

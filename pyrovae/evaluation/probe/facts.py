@@ -13,13 +13,13 @@ BaseMeasure = Literal["counting", "Lebesgue", "unknown"]
 class MemoryUse:
     """Bytes of the tensors that a run of guide and model creates.
 
-    A run has one log-weight for each draw of each datum.
+    A run with S draws of N data has S N log-weights.
 
     Attributes:
-        per_weight: Bytes of the tensors of guide and model, per log-weight.
-        guide_per_datum: Bytes of the guide's tensors that do not grow with the number of draws, per datum.
-        guide_per_draw: Bytes of the guide's tensors that grow with the number of draws, per log-weight.
-        model_per_draw: Bytes of the model's tensors, per log-weight.
+        per_weight: Bytes of all tensors of guide and model, divided by S N.
+        guide_per_datum: Bytes of the guide's tensors without a dimension of draws, divided by N.
+        guide_per_draw: Bytes of the guide's tensors with a dimension of draws, divided by S N.
+        model_per_draw: Bytes of the model's tensors, divided by S N.
     """
 
     per_weight: int

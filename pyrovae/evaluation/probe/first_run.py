@@ -21,7 +21,7 @@ def first_run(trials: Trials, memory: int) -> tuple[Reference, bool]:
         memory: Bytes that the tensors of one run may occupy.
 
     Returns:
-        The run, and true if it has more than one datum, so that the second run can try fewer data.
+        The run, and true if it has more than one datum. A second run can then try to score fewer data than this run.
 
     Raises:
         ValueError: If the program cannot score the data.

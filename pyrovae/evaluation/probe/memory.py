@@ -81,7 +81,7 @@ class CountBytes(TorchFunctionMode):
 
     @property
     def total(self) -> int:
-        """Bytes of all tensors that were created in the context."""
+        """Bytes of all new tensors, the sum of ``drawn`` and ``fixed``."""
         return self.drawn + self.fixed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

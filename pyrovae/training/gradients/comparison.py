@@ -37,7 +37,7 @@ class Comparison:
         self.is_due = self.is_due or self.calls >= LEAST_CALLS
 
     def state(self) -> tuple[dict[str, Any], Any]:
-        """Return the state of the generators and copies of the buffers."""
+        """Return the states of the random generators and copies of the buffers."""
         return generator_states(), save_buffers(self.modules)
 
     def restore(self, state: tuple[dict[str, Any], Any]) -> None:

@@ -30,7 +30,7 @@ class CompiledCallGradients:
     If a call cannot be compiled, a warning is issued, and the programs run eagerly.
 
     Args:
-        eager: Uncompiled gradient, which the graphs replace.
+        eager: Uncompiled gradient of the same objective. It runs the calls that have no graph.
 
     Attributes:
         parameters: Parameters that the last call trained, by name.
@@ -46,7 +46,7 @@ class CompiledCallGradients:
         self.warned: set[str] = set()
 
     def __call__(self, batch: Call, kl_weight: float = 1.0) -> Any:
-        """Return the loss of a call and store its gradient."""
+        """Return the loss of a call. The ``.grad`` of each parameter receives the gradient."""
         leaves, structure = tree_flatten((batch.args, batch.kwargs))
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         constants = [_Varying if isinstance(leaf, Tensor) else leaf for leaf in leaves]

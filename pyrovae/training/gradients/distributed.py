@@ -120,7 +120,7 @@ class DistributedGradients:
                 torch.autograd.backward(loss)
 
     def _mine(self, batch: Batch) -> tuple[Slice, Batch, float]:
-        """Return the bounds of this process's slice of a batch, the data in the slice, and the weight of their loss.
+        """Return this process's slice of a batch as indices, the data in the slice, and the weight of their loss.
 
         The loss of the batch is the sum of the weighted losses of all processes. If there are more processes than data,
         each process that has no slice gets the first datum with weight 0.
