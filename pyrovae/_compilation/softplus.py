@@ -1,6 +1,6 @@
 r"""The function log(1 + e^x) in compiled graphs, without log1p.
 
-Otherwise, log1p takes half of the time of Bernoulli densities.
+With log1p, half of the time of Bernoulli densities is spent in this operation.
 
 Let e = exp(-\|x\|), which is at most 1, and s = e / (2 + e), which is at most 1/3. Then
 

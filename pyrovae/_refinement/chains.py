@@ -134,7 +134,7 @@ def _density(state: State) -> tuple[Tensor, Tensor]:
 
 
 def num_chains(dim: int) -> int:
-    """Return the number of chains per datum, which grows with D, because a larger covariance needs more draws."""
+    """Return the number of chains per datum. It grows with D, because a ``D x D`` covariance needs more draws."""
     return max(NUM_CHAINS, NUM_CHAINS * dim // 50)
 
 

@@ -95,7 +95,7 @@ def fit(
         posterior: Posteriors of N data.
         num_points: Number of gradients per datum and round, S, rounded up to a multiple of twice the number of latent
             dimensions. By default the smallest such multiple that is at least 64.
-        rates: Rate of each update, in order. Their number is the largest number of updates.
+        rates: Rates of the updates, in order. There are at most ``len(rates)`` updates.
         num_ascent_steps: Number of steps of gradient ascent before the first round.
         settled_gain: The fit of a datum ends after an accepted round that raises the ELBO by less than this, nats.
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.

@@ -59,7 +59,7 @@ class Split:
         self.chosen[indices] = other.chosen
 
     def select(self, indices: Tensor) -> Self:
-        """Return the densities and ``chosen`` for the data at ``indices`` only."""
+        """Return a split with only the data at ``indices``."""
         first, second = self.densities
         return type(self)((first.select(indices), second.select(indices)), self.chosen[indices])
 

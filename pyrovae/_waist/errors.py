@@ -15,7 +15,7 @@ class OutsideSupportError(ValueError):
 
 
 class ProgramError(ValueError):
-    """Error for a program without valid log-weights. The cause is the program, so other data would not help."""
+    """Error for a program without valid log-weights. The program causes the error, so no other data are tried."""
 
 
 @contextmanager

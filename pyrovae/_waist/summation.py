@@ -112,10 +112,10 @@ class _Plates:
             self._tree.setdefault(ordinal, []).append(packed.pack(term.to(dtype), self.symbols | enumerated))
 
     def enumerated(self, site: Site) -> dict[int, str]:
-        """Return the symbols of the enumerated sites on which the log-probability of ``site`` depends, by dimension.
+        """Return a dictionary of the enumerated sites on which the log-probability of ``site`` depends.
 
-        Each enumerated site has a symbol in Pyro's tensor contraction. The key of the symbol is the dimension along
-        which the log-probability has one entry for each value of the enumerated site.
+        A value is the symbol of an enumerated site in Pyro's tensor contraction. Its key is the dimension along which
+        the log-probability has one entry for each value of the enumerated site.
         """
         ids = site["infer"].get("_dim_to_id", {})  # missing in a run without enumeration
         return {dim: get_symbol(len(self.symbols) + ids[dim]) for dim in ids}

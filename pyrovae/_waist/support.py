@@ -32,7 +32,7 @@ def is_real(distribution: Any) -> bool:
 
 
 def is_discrete(distribution: Any) -> bool:
-    """Return whether a distribution declares discrete values."""
+    """Return whether a distribution declares that its values are discrete."""
     return bool(getattr(support_of(distribution), "is_discrete", False))
 
 

@@ -115,12 +115,12 @@ class DiscretizedLogistic(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of n."""
+        """The mean of the level n."""
         return (self.probs * torch.arange(self.levels, device=self.loc.device)).sum(-1)
 
     @property
     def variance(self) -> Tensor:
-        """The variance of n."""
+        """The variance of the level n."""
         return _central_moment(self.probs, self.mean)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretizedLogistic":

@@ -31,8 +31,8 @@ def seed_in(folder: str | Path) -> int:
     """Return the seed of an evaluation that is called with a checkpoint folder, but without a seed.
 
     The seed is read from the folder; a new folder gets a new seed. The seed has a file of its own, because it must be
-    known before the finished rows are read: the simulated data of bidirectional Monte Carlo and the draws of global
-    latents depend on it.
+    known before the stored results are read: the simulated data of bidirectional Monte Carlo and the draws of global
+    latents depend on the seed.
 
     Raises:
         ValueError: If the path is empty, or the file that holds the seed is damaged.

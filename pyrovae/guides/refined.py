@@ -130,9 +130,9 @@ class Refined:
         return mixture.log_density(u, target.log_guide(u)) - target.space.values(u)[1]
 
     def mixture(self, problem: Problem, batch: Batch, *, score_guide: bool | None = None) -> tuple[Target, Mixture]:
-        """Return the posterior and the mixture of each datum of a batch.
+        """Return the posteriors of the data of a batch, and the mixtures from which their latents are drawn.
 
-        The first call for a batch fits the densities.
+        The first call for a batch fits the densities of these mixtures; see :meth:`fit`.
         """
         target, fitted = self.fit(problem, batch)
         if score_guide is None:

@@ -41,7 +41,7 @@ def common_temper(sites: list[Site], weights: Weights) -> float | Tensor:
 def _relative(site: Site, weights: Weights) -> float | Tensor:
     """Return the ratio of a site's scale to the scale of the data plate.
 
-    If the scale of the plate is a tensor, the result is 1, because all sites then have the scale of the plate.
+    If ``weights.scale`` is a tensor, all sites have this scale, so the result is 1.
     """
     if isinstance(weights.scale, Tensor):  # all sites share the scale, and annealing is off
         return 1.0

@@ -112,9 +112,9 @@ class ReweightedWakeSleep(Weighing, pyro.infer.ReweightedWakeSleep):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return the loss of the model, summed over the data, shape ``()``, nats.
+        """Return a tensor of shape ``()``, whose value is the loss of the model, summed over the data, nats.
 
-        The gradient of this tensor is the sum of two gradients: of the loss of the model and of the loss of the guide.
+        Its gradient is the gradient of the sum of both losses: the loss of the model and the loss of the guide.
         """
         model_loss, guide_loss = self._loss(model, guide, args, kwargs)
         return model_loss + (guide_loss - guide_loss.detach())

@@ -71,7 +71,8 @@ class NormalizingFlow(Described):
 
     Args:
         base: Posterior of the noise, ``x -> q_0``.
-        flow: Module ``h -> transform``: one of :mod:`pyrovae.flows`, or the inverse of a flow of the library zuko.
+        flow: Module ``h -> transform``: one of :mod:`pyrovae.flows`, or ``transform.inv`` of a flow of the library
+            zuko, which maps latents to noise.
         network: ``(*batch, *event) -> (*batch, context)``, the context h of the flow. Without this network, f is the
             same for all data.
 

@@ -17,8 +17,8 @@ class NormalizingFlow(Described):
 
     Args:
         latent: Number of latent dimensions.
-        flow: Module whose call returns f as a transform: one of :mod:`pyrovae.flows`, or the inverse of a flow of the
-            library zuko. The default is ``pyrovae.flows.coupling(latent)``.
+        flow: Module whose call returns f as a transform: one of :mod:`pyrovae.flows`, or ``transform.inv`` of a flow of
+            the library zuko, which maps latents to noise. The default is ``pyrovae.flows.coupling(latent)``.
         base: Prior of the noise; by default the standard normal prior.
 
     Raises:

@@ -144,9 +144,9 @@ class Blocks:
             self._step.add_(1)
 
     def _prepare(self) -> bool:
-        """Capture a block as a CUDA graph and make it; return whether the graph gives the same result as single steps.
+        """Capture a block as a CUDA graph, launch the graph, and return whether its result is that of single steps.
 
-        If not, or after an error, restore the state before the block, and warn.
+        If the results differ, or after an error, restore the state before the block, and warn.
         """
         self._launch = None
         generators = generator_states()

@@ -20,8 +20,8 @@ class CapturedUpdates:
     """Updates of parameters by CUDA graphs.
 
     A graph keeps the options with which it was captured, and the addresses of gradients, parameters and the optimizer's
-    state. For each new set of addresses, a new graph is captured. If an option changes, all graphs are captured again.
-    The learning rate of Adam may change, because graphs read it from a tensor.
+    state. For each new set of addresses, a new graph is captured. Graphs read the learning rate of Adam from a tensor,
+    so this rate may change. If another option changes, all graphs are captured again.
 
     Args:
         optimizer: Optimizer whose steps are captured; see :func:`can_be_captured`.

@@ -205,7 +205,7 @@ class StreamedData:
         return torch.empty(0, dtype=torch.long)
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches that an epoch of ``count(size)`` batches still needs after ``start`` batches.
+        """Yield the rest of an epoch, which is ``count(size) - start`` batches.
 
         A stream cannot return to an earlier position. The batches therefore come from a new pass, which begins with the
         first batch of the stream. If this pass has too few batches, another pass follows.
@@ -266,7 +266,7 @@ def _resized(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch on a device. Copies from the CPU to CUDA are asynchronous, from page-locked memory."""
+    """Return a batch on a device. Copies from the CPU to CUDA are asynchronous, and use page-locked memory."""
     if device.type != "cuda":
         return tuple(tensor.to(device) for tensor in batch)
     return tuple(

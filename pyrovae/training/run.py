@@ -195,7 +195,7 @@ class Run:
         return blocks is not None and blocks.are_possible(self.state.progress)
 
     def _single_steps(self, ramp: Sequence[float]) -> bool:
-        """Make single steps to the end of the epoch, or until a block is possible. Return true if the run must stop."""
+        """Make single steps until the epoch ends or a block of steps is possible. Return true if the run must stop."""
         plan, now = self.plan, self.state.progress
         assert now.order is not None
         schedule = self.state.schedule if plan.scheduler_step == "batch" else None

@@ -181,7 +181,7 @@ def _mean(name: str, prefix: str, values: np.ndarray, variances: np.ndarray) -> 
 
 
 def _check_result(name: str, result: "xr.Dataset") -> None:
-    """Raise ValueError if a result has no ``log_likelihood`` over ``datum``, or lacks an attribute of ``SAME``."""
+    """Raise ValueError if a result has no ``log_likelihood`` over ``datum``, or lacks an attribute in ``SAME``."""
     if "log_likelihood" not in result:
         raise ValueError(
             f"the results of {name!r} hold {list(result)} but no 'log_likelihood'. Pass the result of an estimator of "

@@ -183,7 +183,7 @@ def _points(num_points: int, num_data: int, dim: int) -> Tensor:
 def _own(shape: Sequence[int], fn: Any, nesting: int) -> Sequence[int]:
     """Return ``shape`` without the dimensions of enumerated sites.
 
-    These dimensions lie to the left of the last ``nesting`` batch dimensions and of the event dimensions.
+    Dimensions of enumerated sites lie to the left of the last ``nesting`` batch dimensions and the event dimensions.
     """
     return shape[max(0, len(shape) - nesting - fn.event_dim) :]
 

@@ -248,7 +248,7 @@ def _check_unmasked(name: str, site: Site) -> None:
 
 
 def _holds(first: Any, second: Any, real: Tensor) -> bool:
-    """Return whether ``first`` contains all points to which the support ``second`` maps the coordinates ``real``."""
+    """Map the coordinates ``real`` into the support ``second``; return whether ``first`` contains all these points."""
     return bool(first.check(biject_to(second)(real)).all())
 
 

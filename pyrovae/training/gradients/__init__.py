@@ -33,7 +33,7 @@ class Gradients(Protocol):
         """Make the optimizer's step from the stored gradients."""
 
     def compare(self) -> None:
-        """Compare the loss of the next call with that of an eager run of the programs, if the gradient is compiled."""
+        """Let the next call compare its loss with that of an eager run of the programs, if the gradient is compiled."""
 
     def sync_buffers(self) -> None:
         """Copy the buffers of the first process to all processes."""

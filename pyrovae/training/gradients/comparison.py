@@ -62,9 +62,9 @@ class Comparison:
         return is_different
 
     def accept(self, loss: float, expected: float) -> bool:
-        """Return whether the difference of two losses may be rounding.
+        """Return whether the difference of two losses may come from rounding.
 
-        A relative difference of at most 5% may be rounding, and four times this difference becomes the tolerance of
+        A relative difference of at most 5% may come from rounding. Four times this difference becomes the tolerance of
         later comparisons. A larger difference is accepted once, because rounding may change a random decision, such as
         the value of a discrete latent site. The next call is then compared, too, and a second large difference is not
         accepted.
