@@ -81,8 +81,8 @@ def write(path: Path, content: Any) -> None:
 def read(path: Path, check: Callable[[Any], None] | None = None) -> Any:
     """Read a file that :func:`write` has written, with its tensors on the CPU.
 
-    The tensors occupy at most as many bytes as the file: compressed and expanded tensors raise an error before memory
-    is allocated for them.
+    The tensors never occupy more memory than the file has bytes. A file with compressed or expanded tensors, which
+    would need more memory, raises an error before this memory is allocated.
 
     Args:
         path: Path of the file.

@@ -59,7 +59,7 @@ def arguments(component: nn.Module) -> dict[str, Any]:
 
 
 def _stated(component: nn.Module) -> dict[str, str]:
-    """Return a dictionary with a one-line text for each argument that differs from its default value."""
+    """Return a one-line text for each constructor argument that is not at its default value, by name."""
     parameters = inspect.signature(type(component).__init__).parameters
     found = {}
     for name, value in arguments(component).items():

@@ -78,7 +78,10 @@ class Isolation:
         return [t for module in self.training for t in (*module.parameters(False), *module.buffers(False))]
 
     def adopt(self, module: nn.Module) -> None:
-        """Put a module into evaluation mode, and store its earlier mode, buffers and plates for :meth:`restore`."""
+        """Put a module into evaluation mode.
+
+        The earlier mode, the buffers, and the plates that an autoguide of Pyro holds are stored for :meth:`restore`.
+        """
         if module in self.training:
             return
         self.training[module] = module.training

@@ -22,7 +22,7 @@ Component = Callable[..., Any]
 
 
 def check_prior(prior: Component, *, latent: int) -> None:
-    """Check that ``prior()`` fulfils the contract: batch shape ``()``, event shape ``(latent,)``, finite log-densities.
+    """Check the contract of a prior: batch shape ``()``, event shape ``(latent,)`` and finite log-densities.
 
     Args:
         prior: ``() -> p(z)``, or a distribution.
@@ -40,7 +40,7 @@ def check_prior(prior: Component, *, latent: int) -> None:
 
 
 def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequence[int]) -> None:
-    """Check that ``likelihood(z)`` fulfils the contract: the batch shape of ``z``, and the given event shape.
+    """Check the contract of a likelihood: ``likelihood(z)`` has the batch shape of ``z`` and the given event shape.
 
     Args:
         likelihood: ``z -> p(x | z)``.
@@ -58,7 +58,7 @@ def check_likelihood(likelihood: Component, *, latent: int, event_shape: Sequenc
 
 
 def check_posterior(posterior: Component, *, event_shape: Sequence[int], latent: int) -> None:
-    """Check that ``posterior(x)`` fulfils the contract: the batch shape of ``x``, and event shape ``(latent,)``.
+    """Check the contract of a posterior: ``posterior(x)`` has the batch shape of ``x`` and event shape ``(latent,)``.
 
     Args:
         posterior: ``x -> q(z | x)``.

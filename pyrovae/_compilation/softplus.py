@@ -38,7 +38,7 @@ def _(x: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Any:
-    """Replace ``aten.softplus`` for float32 on a CPU, if ``beta`` is 1 and ``threshold`` is at least 20, as by default.
+    """Replace ``aten.softplus`` for float32 on a CPU, if ``beta`` is 1 (the default) and ``threshold`` is at least 20.
 
     Return NotImplemented in all other cases.
     """

@@ -58,7 +58,7 @@ def without_values() -> Iterator[None]:
             return expectation(dice, costs)
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise UntraceableError("the programs set the state of a random generator, as activation checkpoints do")
+        raise UntraceableError("the programs set the state of a random generator, as activation checkpointing does")
 
     replacements: list[tuple[Any, str, Any]] = [
         (pyro.util, "torch_isnan", lambda _: False),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Chains(Protocol):
-    """Protocol of the states of many chains, with the log-densities at these states."""
+    """Protocol for a class that holds the states of many chains and the log-densities at these states."""
 
     @property
     def v(self) -> Tensor:

@@ -106,8 +106,8 @@ def refine_by_chains(
 
     The chains start at draws from the mixture of the guide with the densities in ``found``. Each datum gets a new
     normal density. It also gets two further densities, one fitted to each half of the draws. A datum keeps its
-    densities in ``found`` if a new density is not finite, or if its new ``Refinement.share`` is at most half of its
-    share in ``found``.
+    densities in ``found`` if a new density is not finite, or if its relative effective sample size,
+    ``Refinement.share``, would fall to half or less.
     """
     count = num_chains(posterior.dim)
     start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some draws are from the guide

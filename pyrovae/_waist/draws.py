@@ -21,7 +21,8 @@ from pyrovae._waist.support import moved_inside
 class Given(Messenger):
     """Pyro handler that sets sites to given values.
 
-    A subsampling plate without a given value chooses its data in the first run, and later runs keep this choice.
+    If no value is given for a subsampling plate, the plate chooses its data in the first run with this handler. Later
+    runs keep this choice.
 
     If a given value lies outside the support of its site, the program gets a valid value instead. The option
     ``_pyrovae_inside`` in the site's ``infer`` is a mask that is false where a given value was replaced. The given

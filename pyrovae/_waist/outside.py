@@ -44,7 +44,8 @@ def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
     Sites whose entries are all masked are not checked.
 
     Raises:
-        OutsidePlateError: If an observed site outside the data plate is a factor, or its value comes from ``obs=``.
+        OutsidePlateError: If an observed site outside the data plate is a ``pyro.factor``, or its value comes from
+            ``obs=``.
     """
     for site in outside_terms(sites, plate):
         if site["infer"].get(CONDITIONED):

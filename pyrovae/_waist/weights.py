@@ -78,8 +78,8 @@ class Weights(NamedTuple):
     def of_model(self) -> Sequence[Tensor]:
         """The model's part of the log-weights, as a sequence of tensors: the likelihood term and the prior term.
 
-        If enumerated sites are summed out, these terms are not kept apart from the guide's term. The sequence then has
-        one tensor instead, the whole log-weights.
+        If enumerated sites are summed out, these terms cannot be separated from the guide's term. The sequence then
+        holds a single tensor, the log-weights.
         """
         return (self.log_weights,) if self.densities is None else self.densities[:2]
 

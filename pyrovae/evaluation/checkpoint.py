@@ -119,7 +119,7 @@ class Checkpoint:
         self.saved = time.perf_counter()
 
     def _open(self) -> dict[str, Any] | None:
-        """Lock the folder, and return the rows that an earlier call of this evaluation has stored, or None."""
+        """Lock the folder. Return the content of its file ``rows.pt``, or None if the folder has no such file."""
         assert self.folder is not None
         name, lock = str(self.folder), FolderLock(self.folder)
         try:
@@ -160,8 +160,8 @@ class Checkpoint:
         if different:
             name = different[0]
             raise ValueError(
-                f"folder {str(self.folder)!r} holds another evaluation: its {name} is {then.get(name)!r}, here it is "
-                f"{self.description.get(name)!r}. Pass another folder, or remove this folder."
+                f"folder {str(self.folder)!r} holds another evaluation: its {name} is {then.get(name)!r}, but this "
+                f"call has {self.description.get(name)!r}. Pass another folder, or remove this folder."
             )
 
 

@@ -190,10 +190,10 @@ def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _loaded(code: CodeType) -> list[tuple[str, list[str]]]:
-    """Return a pair ``(name, attributes)`` for each global that the code loads.
+    """Return a pair ``(name, attributes)`` for each global variable that the code reads.
 
-    ``attributes`` holds the names of all attributes that the code loads, and not only those of this global. It is
-    therefore equal in all pairs.
+    ``attributes`` lists the names of all attributes that the code reads from any object, so it is the same in all
+    pairs.
     """
     names: dict[str, None] = {}
     attributes: dict[str, None] = {}

@@ -1,4 +1,7 @@
-"""A decorator for functions of a model and a guide. They then also accept a module with both: ``evaluate(vae, x)``."""
+"""A decorator for functions of a model and a guide.
+
+A decorated function also accepts a module with both programs, as in ``evaluate(vae, x)``.
+"""
 
 from collections.abc import Callable
 from functools import update_wrapper
@@ -19,7 +22,7 @@ class HasPrograms(Protocol):
 
 
 class Evaluation(Protocol[Others, Result]):
-    """A function that is called as ``f(model, guide, x)``, or as ``f(vae, x)`` if ``vae`` has model and guide."""
+    """A function that is called as ``f(model, guide, x)``, or as ``f(vae, x)`` for a module with both programs."""
 
     @overload
     def __call__(self, model: Program, guide: Program, /, *others: Others.args, **options: Others.kwargs) -> Result: ...

@@ -137,7 +137,7 @@ def observed_argument(name: str, observed: Tensor, args: Sequence[Tensor]) -> in
 
 
 def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
-    """Return the indices of the entries of ``arg`` that a view of ``arg`` holds, such as the view ``x[:, t]`` of x.
+    """Find the entries of ``arg`` that ``observed`` holds, if ``observed`` is a view of ``arg`` such as ``x[:, t]``.
 
     Returns:
         Indices in the flattened argument, in the shape of ``observed``. ``None`` if ``observed`` is not a view of the

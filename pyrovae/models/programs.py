@@ -60,10 +60,10 @@ class Program(nn.Module):
         self.names = tuple(dict.fromkeys((*self.names, name)))
 
     def get(self, name: str) -> Component:
-        """Return a component.
+        """Return the component with the given name.
 
         A module that needs other components has a method ``bind_components``. For example, a VampPrior needs the
-        posterior. Before a component is returned, the method of every such module is called with all components.
+        posterior. Each call of ``get`` first calls ``bind_components`` of every such module with all components.
         """
         components: dict[str, Any] = self.components()
         for component in components.values():

@@ -104,7 +104,7 @@ def log1p(network: nn.Module) -> nn.Module:
             unchanged.
 
     Returns:
-        A network with the shapes of ``network``, for data of at least 0.
+        A network for nonnegative data, with the same input and output shapes as ``network``.
 
     Source:
         *Deep Generative Modeling for Single-Cell Transcriptomics* (Lopez et al., 2018).

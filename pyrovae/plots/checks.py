@@ -137,7 +137,7 @@ def _band(size: int, uniform: np.ndarray, units: int) -> np.ndarray:
     Args:
         size: Number of ranks of each unit.
         uniform: Values of the uniform distribution function.
-        units: Number of units.
+        units: Number of units. A unit is one entry of the latent site's value.
     """
     random = np.random.RandomState(0)
     counts = random.multinomial(size, np.full(len(uniform), 1 / len(uniform)), _SIMULATIONS)

@@ -95,8 +95,8 @@ def aggregate_posteriors(
     mass, so data generated from latents in these regions may be poor.
 
     Args:
-        draws: Pair ``(posterior, prior)`` for each model, by name. It holds draws from the aggregate posterior and
-            draws from the prior, each of shape ``(n, latent)``.
+        draws: Mapping from the name of each model to a pair ``(posterior, prior)``: draws from the aggregate posterior
+            and draws from the prior, each of shape ``(n, latent)``.
         columns: Number of panels per row.
         ax: Axes for a single panel.
         axes: Axes for all panels, one for each; by default the axes of a new figure.

@@ -94,7 +94,8 @@ class Blocks:
             weights: Weight of the latent sites at each step of the epoch.
 
         Returns:
-            True if the block was made. False if it could not be captured; nothing has changed then.
+            True if the block was made. False if its CUDA graph could not be captured, or gave other results than single
+            steps. In this case, the state of the run is unchanged.
         """
         self._load(now, weights)
         if self._launch is None or self._captured != self._reads():
@@ -121,7 +122,7 @@ class Blocks:
         self._total.copy_(torch.as_tensor(now.total))
 
     def _reads(self) -> Any:
-        """Return options of the optimizer and addresses of tensors. A graph keeps those that it was captured with."""
+        """Return the options of the optimizer and the addresses of tensors that a CUDA graph keeps from its capture."""
         tensors = (*self.options.tensors(), *self.data.tensors)
         return self.options.fixed(), [tensor.data_ptr() for tensor in tensors]
 

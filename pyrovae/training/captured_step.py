@@ -121,7 +121,7 @@ class CapturableOptions:
 
 
 def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the steps of an optimizer can be captured.
+    """Return whether the steps of an optimizer can be captured as a CUDA graph.
 
     The optimizer must be one of torch's own, without hooks. It must be a fused Adam or AdamW, or have the option
     ``capturable=True``. Options that are tensors must be on a CUDA device.

@@ -1,8 +1,9 @@
 """Facts about a program, found by one run of guide and model before the first training step.
 
-The loss of a batch of B data is the sum of the losses of these data, multiplied by a scale s. It is then as large as
-the loss of B s data, and is said to be scaled to B s data. The scale is 1 unless the data plate is subsampled or inside
-a ``poutine.scale``. The history of a run divides each loss by B s, so its bounds are in nats per datum.
+The loss of a batch of B data is the sum of the losses of these data, multiplied by a scale s. The product is as large
+as the loss of B s data, so the loss is said to be scaled to B s data. The scale is 1 unless the data plate is
+subsampled or inside a ``poutine.scale``. The history of a run divides each loss by B s, so its bounds are in nats
+per datum.
 
 A site outside the data plate counts once in the loss. If there is such a site, the loss of a mini-batch must therefore
 be scaled to all training data. Otherwise the posterior of the site would be that of a single mini-batch.
@@ -155,7 +156,8 @@ def _own_scale(site: Site, within: str = "") -> float | None:
 def _without_plates(site: Site, within: str) -> Tensor:
     """Return the scale of a site, divided by the subsampling factors of all its plates except the plate ``within``.
 
-    The result is always on the CPU, so that the scales of different sites can be compared.
+    The subsampling factor of a plate is its full size, divided by the size of its subsample. The result is
+    always on the CPU, so that the scales of different sites can be compared.
     """
     inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
     given = site["scale"]

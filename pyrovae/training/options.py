@@ -104,8 +104,8 @@ def _check_trainable(module: Any, objective: ELBO | None, has_warmup: bool) -> N
     if roles not in (["model", "guide"], ["model", "guide", "loss"], ["loss"]):
         has = f"only {' and '.join(roles)}" if roles else "none of them"
         raise TypeError(
-            f"fit needs a module with both a Pyro model and a guide, or with a loss alone, but {name} has {has}. Pass "
-            f"such a module, or a pair (model, guide) of programs."
+            f"fit needs a module with a Pyro model and a guide, or a module with only a loss, but {name} has {has}. "
+            f"Pass such a module, or a pair (model, guide) of programs."
         )
     if roles == ["loss"] and (objective is not None or has_warmup):
         raise ValueError(

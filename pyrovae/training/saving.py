@@ -131,9 +131,9 @@ def _check(path: Path, content: Any, into: nn.Module) -> None:
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], into: nn.Module) -> None:
-    """Raise ValueError if the tensors in a file do not fit a module, although the description in the file fits it.
+    """Raise ValueError if the tensors in a file do not fit a module.
 
-    Such a file is damaged.
+    The description in the file has been found to fit the module, so tensors that do not fit mean a damaged file.
     """
     parameters = {name: of_tensor(tensor) for name, tensor in into.named_parameters()}
     buffers = dict(into.named_buffers())  # training may change their shapes

@@ -128,8 +128,8 @@ def file_format(path: Path, content: Mapping[str, Any]) -> int:
     found = content.get("format", 1)
     if found not in range(1, FORMAT + 1):
         raise ValueError(
-            f"{str(path)!r} has format {found!r} of a later version, but this version of pyrovae reads formats up to "
-            f"{FORMAT}. Use a later version of pyrovae."
+            f"{str(path)!r} has format {found!r}, but this version of pyrovae reads only formats up to {FORMAT}. Use "
+            f"a later version of pyrovae."
         )
     return int(found)
 

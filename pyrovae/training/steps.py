@@ -88,8 +88,8 @@ class Guard:
     Args:
         loss: The loss, which runs again to find the affected site.
         module: Module whose buffers are restored after a step that fails.
-        skip: If true, every step is checked, and a step whose loss or gradient is not finite is skipped. If false, only
-            repeated steps are checked, and such a step raises NotFiniteError.
+        skip: If true, every step is checked, and a step whose loss or gradient is not finite is skipped. If false,
+            steps are checked only while ``replaying`` is true, and a step that is not finite raises NotFiniteError.
 
     Attributes:
         replaying: True while steps of the run are repeated to find the first number that is not finite.

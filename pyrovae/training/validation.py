@@ -70,7 +70,7 @@ def mean_bound(gradients: Gradients, loss: Loss, batches: Batches) -> float:
 
 
 def _check_scale(error: FloatingPointError, module: nn.Module, batch: tuple[object, ...]) -> None:
-    """Raise a ValueError that names the values of the data as the cause of ``error``, if the module is finite.
+    """Raise ValueError with the advice to rescale the data, if all parameters and buffers of the module are finite.
 
     Args:
         error: Error that a program raised on the batch before the first step, because a value is NaN or infinite.

@@ -119,7 +119,7 @@ def test_rows_of_other_data_or_parameters_are_refused_by_name(
 ) -> None:
     whole = evaluated(tmp_path)
     with pytest.raises(
-        ValueError, match=f"holds another evaluation: its {name} is '[0-9a-f]+', here it is '[0-9a-f]+'"
+        ValueError, match=f"holds another evaluation: its {name} is '[0-9a-f]+', but this call has '[0-9a-f]+'"
     ):
         call(tmp_path)
     assert_same(evaluated(tmp_path), whole)
@@ -130,7 +130,7 @@ def test_rows_of_other_versions_are_refused(package: str, tmp_path: Path, monkey
     own = provenance.version
     evaluated(tmp_path)
     monkeypatch.setattr(provenance, "version", lambda name: "99.0" if name == package else own(name))
-    with pytest.raises(ValueError, match=f"its {package}_version is '.*', here it is '99.0'"):
+    with pytest.raises(ValueError, match=f"its {package}_version is '.*', but this call has '99.0'"):
         evaluated(tmp_path)
 
 

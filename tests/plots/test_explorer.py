@@ -294,7 +294,7 @@ class NoMean(nn.Module):
             "the page cannot draw random numbers, but the mean of the likelihood does",
         ),
         (with_likelihood(Rounded()), {}, "converts floating-point numbers to integers or bool"),
-        (with_likelihood(NoMean()), {}, "a Independent has none. Add the property mean"),
+        (with_likelihood(NoMean()), {}, "a Independent has no mean. Add the property mean"),
     ],
 )
 def test_models_that_cannot_be_shown_are_refused(tmp_path: Path, vae: pv.VAE, options: Any, message: str) -> None:

@@ -133,8 +133,8 @@ LATER: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda content: content["state"]["progress"].update(restarts=1),
         "the progress entry 'restarts', which this version",
     ),
-    "a format": (lambda content: content.update(format=99), "has format 99 of a later version"),
-    "a strange format": (lambda content: content.update(format="new"), "has format 'new' of a later version"),
+    "a format": (lambda content: content.update(format=99), "has format 99, but this version"),
+    "a strange format": (lambda content: content.update(format="new"), "has format 'new', but this version"),
 }
 
 
@@ -168,7 +168,7 @@ def test_missing_and_unknown_entries_are_refused_by_name(
         (lambda content: content["tensors"].update(more=torch.zeros(2)), "more was 'a buffer' and is not here"),
         (lambda content: content.pop("tensors"), "the entry 'tensors' is missing"),
         (lambda content: content.pop("description"), "the entry 'description' is missing"),
-        (lambda content: content.update(format=3), "has format 3 of a later version"),
+        (lambda content: content.update(format=3), "has format 3, but this version"),
     ],
     ids=["missing", "shape", "dtype", "more", "no tensors", "no description", "format"],
 )

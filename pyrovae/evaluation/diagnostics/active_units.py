@@ -110,7 +110,7 @@ def active_units(
 def _draws_by_datum(guide: Program, args: tuple[Any, ...], plate: str | None) -> dict[str, Tensor]:
     """Run the guide once, and return the draws of the latent sites inside the data plate, by name of the site.
 
-    A draw has shape ``(N, units)``.
+    The draws of a site have shape ``(N, units)``, one draw for each datum. A unit is one entry of a draw.
     """
     sites = [site for site in run_guide(guide, args).sites if not (site["is_observed"] or is_enumerated(site))]
     data = data_plate(

@@ -127,7 +127,8 @@ def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
     """Simulate data in the shape of a batch, and rank the true latents of these data among the guide's draws.
 
     Returns:
-        Dictionary from the name of each latent site to the ranks of its values, shape ``(n, units)``.
+        Dictionary from the name of each latent site to the ranks of its values, shape ``(n, units)``. A unit is one
+        entry of a value.
     """
     latents, args = simulate(problem.model, batch.args)
     simulated = replace(batch, args=args)

@@ -272,7 +272,7 @@ def _pairs(of_guide: dict[str, Site], of_model: dict[str, Site]) -> Iterator[tup
 
 
 def _units(site: Site) -> Tensor:
-    """Return the log-probability of each dimension of a site with independent dimensions."""
+    """Return the log-probability of each dimension of a site's value. The dimensions must be independent."""
     distribution: Any = factors(site["fn"])
     return distribution.log_prob(site["value"])
 
@@ -319,14 +319,18 @@ def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> t
 
 
 def _mixture(problem: Problem, in_all: list[Tensor], in_units: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the log-density of the aggregate posterior, jointly and for each latent dimension (unit).
+    """Average densities over the data, and return the log-densities of the aggregate posterior and its marginals.
 
-    ``in_all`` lists the log-densities of each run of the guide, shape ``(num_draws, n)``. If the guide runs several
-    times on a batch, each run has some of the draws, and the list holds these runs one after another. ``in_units``
-    lists the log-densities of each unit, shape ``(num_draws, n, units)``, or is empty.
+    Args:
+        problem: Problem that has the data.
+        in_all: Log-densities from the runs of the guide, one tensor for each run, shape ``(num_draws, n)``. If the
+            draws of a batch are divided over several runs, these runs follow one another.
+        in_units: Log-densities of each latent dimension (unit) from the same runs, shape ``(num_draws, n, units)``.
+            The list may be empty.
 
-    The first result has shape ``(num_draws,)``, and the second has shape ``(num_draws, units)``. If ``in_units`` is
-    empty, the second result holds the first as a single column.
+    Returns:
+        Two tensors, shapes ``(num_draws,)`` and ``(num_draws, units)``. If ``in_units`` is empty, the second tensor is
+        the first as a single column.
     """
     per_batch = len(in_all) // sum(1 for _ in problem.batches(64))
 

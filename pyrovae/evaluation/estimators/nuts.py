@@ -55,7 +55,7 @@ def nuts(
     The chains start at draws from the guide. If the guide is a :class:`pyrovae.guides.Refined`, the chains move in
     coordinates in which the fitted density is standard normal, so the fit serves as the mass matrix. NUTS moves the
     latents of all data as a single state. Use the function for at most about ten data at a time. The estimate misses a
-    mode that no chain visits. ``r_hat`` reveals only chains that stay in different modes.
+    mode that no chain visits, and ``r_hat`` does not show this. It shows only that chains stay in different modes.
 
     Args:
         model: Pyro program of p(x, z) with continuous latent sites.

@@ -47,14 +47,14 @@ class Stages:
         self.pending, self.target, self.fitted = pending, target, fitted
 
     def refined(self, indices: Tensor, num_draws: Tensor) -> Tensor:
-        """Estimate log p(x) with draws from the mixtures of the guide with the fitted densities.
+        """Estimate log p(x) of some data with draws from their mixtures of the guide and the fitted densities.
 
         Args:
             indices: Indices in the batch, shape ``(n,)``.
             num_draws: Number of draws of each datum, shape ``(n,)``.
 
         Returns:
-            Those of the indices whose estimate is not yet reliable.
+            Indices, among the given ones, of the data whose estimate is not yet reliable.
         """
         for count in num_draws.unique().tolist():
             self._refined(indices[num_draws == count], count)

@@ -126,10 +126,11 @@ class Posterior:
     def runs(
         self, batch: Batch, num_draws: int, handler: type[Given], values: Mapping[str, Tensor] | None = None
     ) -> Iterator[tuple[slice, list[Site]]]:
-        """Run the model for one chunk of draws at a time, and yield the slice of the draws and the sites of each run.
+        """Run the model for one chunk of draws at a time, and yield a pair ``(chunk, sites)`` for each run.
 
-        An instance of ``handler`` sets the latent sites to the given ``values``. Latent sites without a given value are
-        drawn from the model. Sites outside the data plate are not yielded.
+        ``chunk`` is the slice of the draws. ``sites`` lists the sample sites of the run inside the data plate. An
+        instance of ``handler`` sets the latent sites to the given ``values``. Latent sites without a given value are
+        drawn from the model.
         """
         problem = self.problem
         for part, given in self._parts(batch, num_draws, values or {}):
@@ -155,7 +156,7 @@ class Posterior:
     def _parts(
         self, batch: Batch, num_draws: int, values: Mapping[str, Tensor]
     ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Yield slices of the draws, one for each run of the model, with the values of the sites at these draws."""
+        """Yield a pair for each run of the model: the slice of its draws, and the values of sites at these draws."""
         problem = self.problem
         chunk = max(1, min(num_draws, problem.affordable // batch.size)) if problem.vectorize else 1
         for start in range(0, num_draws, chunk):

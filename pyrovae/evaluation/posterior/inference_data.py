@@ -210,7 +210,7 @@ class _Groups:
     def datasets(
         self, table: "xr.Dataset", coords: Mapping[str, Sequence[Hashable]], dims: Mapping[str, Sequence[str]]
     ) -> "dict[str, xr.Dataset]":
-        """Return one dataset for each group of InferenceData, by name of the group, with the columns of ``table``.
+        """Divide ``table`` into one dataset for each group of InferenceData, and return the datasets by group.
 
         The dimensions of each dataset get names and coordinates. Each dataset gets the attributes of the table.
         """

@@ -153,7 +153,7 @@ class Trials:
         return self._weights(self.args(size, start), values, draws, nesting, depth, validate=validate)
 
     def reference(self, size: int) -> Reference:
-        """Run guide and model with Pyro's validation on ``size`` data, with one draw for each datum; return the run."""
+        """Return a run of guide and model on ``size`` data, with one draw for each datum and with Pyro's validation."""
         return Reference(self.run(size, validate=True), size)
 
     def score(

@@ -137,9 +137,9 @@ class Space:
         is_map = drawn.shape == computed.shape and torch.allclose(drawn, computed, rtol=1e-3, atol=1e-3)
         if not (is_map and all(is_real(site["fn"]) for site in self.noise.values())):
             raise ValueError(
-                f"latent site {next(iter(self.noise))!r} is auxiliary: it is in the guide but not in the model. It "
-                f"does not hold the real coordinates of the model's latent sites, so the posterior has no "
-                f"dimension for it. For this program, use pyrovae.evaluation.evaluate."
+                f"latent site {next(iter(self.noise))!r} is auxiliary: it is in the guide but not in the model. An "
+                f"auxiliary site is accepted here only if its values are the unconstrained coordinates of latent sites "
+                f"of the model. For this program, use pyrovae.evaluation.evaluate."
             )
 
     def _check_guide_support(self, name: str, of_guide: Site, of_model: Site, real: Tensor) -> None:

@@ -110,7 +110,7 @@ def _mean(likelihood: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
             value: Tensor = p.mean
         except NotImplementedError as error:
             raise ValueError(
-                f"explorer shows the mean of p(x | z), but a {type(p).__name__} has none. Add the property mean."
+                f"explorer shows the mean of p(x | z), but a {type(p).__name__} has no mean. Add the property mean."
             ) from error
         return value
 

@@ -221,10 +221,11 @@ class _Writer(fx.Interpreter):
         return [self.gathered(table, sources, part) for table, part in zip(tables, value, strict=True)]
 
     def gathered(self, table: Tensor, sources: Sequence[Any], value: Tensor) -> _Value | Tensor:
-        """Record a ``gather`` step, which selects entries of ``sources`` by their positions in ``table``.
+        """Record a ``gather`` step, which selects entries of ``sources``, and return the step's result.
 
-        No step is recorded if no source depends on the input of the recorded function. No step is recorded either if
-        it would keep all entries of a single source in their order.
+        ``table`` holds the position of each selected entry in the joined sources. If no source depends on the input of
+        the recorded function, no step is recorded, and ``value`` is returned. A step that would keep all entries of a
+        single source in their order is not recorded either.
         """
         if not any(isinstance(source, _Value) for source in sources):
             return value

@@ -1,8 +1,8 @@
 """Compiled gradients for any arguments of the programs, by one graph for each kind of call.
 
 Two calls are of the same kind if their arguments have the same structure, if tensors have the same shapes, strides
-and dtypes, and if other arguments have the same values. The first call of a kind runs eagerly, which reveals the
-parameters. The second call of the kind compiles the graph.
+and dtypes, and if other arguments have the same values. The first call of a kind runs eagerly, which shows the
+parameters that it trains. The second call of the kind compiles the graph.
 """
 
 import warnings
@@ -175,7 +175,11 @@ class Kind:
         self.modes = self._modes()
 
     def is_current(self) -> bool:
-        """Return whether the graph is still valid: Pyro's store, training modes and ``requires_grad`` are unchanged."""
+        """Return whether the graph is still valid.
+
+        It is valid as long as Pyro's store holds the same trained parameters, and their ``requires_grad`` and the
+        training modes of the modules are unchanged.
+        """
         store = pyro.get_param_store()
         return self.modes == self._modes() and all(
             store._params.get(name) is tensor for name, tensor in self.stored.items()

@@ -35,7 +35,7 @@ class EagerGradients:
         step()
 
     def compare(self) -> None:
-        """Do nothing, because the gradient is not compiled."""
+        """Do nothing, because there is no compiled gradient to compare with an eager one."""
 
     def sync_buffers(self) -> None:
         """Do nothing, because there is only one process."""

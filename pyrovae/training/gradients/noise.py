@@ -95,7 +95,7 @@ class Noise:
             yield
 
     def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a random operation of torch, and return its draws for the data of this process."""
+        """Run a random operation of torch, and return the draws for the data that this process handles."""
         if self.is_common or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         shape = next((getattr(arg, "shape", arg) for arg in args if isinstance(arg, Tensor | list | tuple)), ())
