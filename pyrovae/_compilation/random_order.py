@@ -37,7 +37,7 @@ def draws(node: fx.Node) -> bool:
 
 
 def chain(graph: fx.Graph) -> None:
-    """Let each random operation of a graph read a result of the random operation before it.
+    """Let each random operation of a graph read a result of the random operation before it, to fix their order.
 
     If this version of torch keeps the order of random operations, the graph is not changed. ``randn`` and ``rand`` take
     no tensor, and are replaced by operations that fill a tensor. Other random operations that take no tensor stay as

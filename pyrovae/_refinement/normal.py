@@ -88,7 +88,7 @@ class Normal:
         return self.log_det + 0.5 * self.mean.shape[-1] * (1 + LOG_2PI)
 
     def transform(self, vectors: Tensor, scales: Tensor, shift: Tensor) -> Self:
-        """Shift and scale the densities along given directions in whitened coordinates, and return the new densities.
+        """Shift and scale the densities along given directions in the whitened coordinates v, where u = m + A v.
 
         Args:
             vectors: Orthonormal columns V, shape ``(N, D, D)``.
@@ -96,7 +96,7 @@ class Normal:
             shift: Shift b of the mean along the columns, shape ``(N, D)``.
 
         Returns:
-            The densities with mean m + A V b and root A V diag(s), where ``self`` has mean m and root A.
+            New densities, with mean m + A V b and root A V diag(s). Here m and A are the mean and the root of ``self``.
         """
         rotated = self.root @ vectors
         return type(self)(

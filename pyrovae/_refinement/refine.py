@@ -1,4 +1,4 @@
-"""Fit of a proposal to the posterior of each datum by regression, or by Hamiltonian chains if this fit is poor."""
+"""Fit of a proposal to each datum's posterior: by regression, and again by Hamiltonian chains if the result is poor."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self

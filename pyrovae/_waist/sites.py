@@ -37,9 +37,9 @@ def is_factor(site: Site) -> bool:
 
 
 def factors(distribution: Any) -> Any | None:
-    """Return the distribution of the single entries of an event: event dimensions become batch dimensions.
+    """Convert the event dimensions of a distribution to batch dimensions, and return the result.
 
-    The result is None if the entries of an event are not known to be independent.
+    Return None if the entries of an event are not known to be independent.
     """
     if distribution.event_shape == ():
         return distribution

@@ -160,9 +160,9 @@ def is_periodic(distribution: Any) -> bool:
 
 
 def common_support(support: Any) -> Any | None:
-    """Return a copy of a support in which numbers replace the tensors of all bounds.
+    """Return a copy of a support whose bounds are numbers instead of tensors.
 
-    If the entries of such a tensor differ, for example between data, ``None`` is returned.
+    If the entries of a bound's tensor differ, for example between data, return ``None``.
     """
 
     def collapsed(constraint: Any) -> Any:

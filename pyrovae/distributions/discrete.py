@@ -67,7 +67,7 @@ class Lattice(TorchDistribution):
         return self.unit * (draw if draw.is_floating_point() else draw.to(self.base_dist.logits.dtype))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of ``value``, a multiple of the unit, nats."""
+        """Return the log-probability of ``value`` in nats. ``value`` is a multiple of the unit."""
         if torch.distributions.Distribution._validate_args:
             self._validate_sample(value)
         return self.base_dist.log_prob((value / self.unit).round())

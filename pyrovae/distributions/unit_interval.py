@@ -142,9 +142,9 @@ def _log_mass(t: Tensor) -> Tensor:
 
 
 def _mean_distance(t: Tensor) -> Tensor:
-    """Return the mean distance of x from the end of [0, 1] where the density is higher, for a logit s with abs(s) = t.
+    """Return the mean distance of x from 0 or 1, whichever has the higher density.
 
-    The logit must not be 0.
+    The argument t is the absolute value of the logit s, which must not be 0.
     """
     return 1 / t + torch.exp(-t) / torch.expm1(-t)
 

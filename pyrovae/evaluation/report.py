@@ -201,7 +201,7 @@ def _one_by_one(problem: Problem, columns: Columns, batch: Batch, seed: int) -> 
 
 
 def _joined(found: list[dict[str, np.ndarray]], table: Rows) -> dict[str, np.ndarray]:
-    """Return columns for all data from columns for one datum each. A datum that raised an error gets a row of NaN."""
+    """Join the columns of single data to columns for all data. A datum that raised an error gets NaN in each column."""
     whole = next(row for row in found if row)
     missing = {name: np.full_like(values, np.nan, dtype=float) for name, values in whole.items()}
     return {name: np.concatenate([(row or missing)[name] for row in found], table.axis(name)) for name in whole}

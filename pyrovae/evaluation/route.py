@@ -46,7 +46,7 @@ class Drawn:
         }
 
     def masks_of(self, start: int, stop: int) -> Sequence[Mapping[str, Any]] | None:
-        """Return the masks at draws ``start`` to ``stop - 1``, one mapping for each run of the model."""
+        """Return the guide's masks at draws ``start`` to ``stop - 1``: None, or a mapping for each run of the model."""
         if self.masks is None or len(self.masks) > 1:
             return None if self.masks is None else self.masks[start:stop]
         return [{name: self._narrowed(mask, self.dims[name], start, stop) for name, mask in self.masks[0].items()}]
@@ -168,7 +168,7 @@ class Route:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Context manager that explains, in a note, errors that the dimension of draws may cause.
+    """Context manager that adds a note to an error that the plate of draws may cause.
 
     The note is added to every RuntimeError, and to other errors whose message contains "shape".
     """

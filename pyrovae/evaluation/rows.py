@@ -63,7 +63,7 @@ class Rows:
         if len(missing):
             warnings.warn(
                 f"log-weights of data {_listed(missing)} ({len(missing)} of {self.done}) are NaN or infinite, and "
-                f"their rows are NaN. Inspect these data.",
+                f"their rows of the result are NaN. Inspect these data.",
                 stacklevel=find_stack_level(),
             )
         zero = np.flatnonzero(np.isneginf(values).all(1))

@@ -63,7 +63,9 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
         positions[observed["name"]] = position = _position(observed, simulated, positions)
         simulated[position] = _as_argument(observed, simulated[position])
     if not positions:
-        raise ValueError("the model observes nothing inside a plate. Observe the data by pyro.sample(..., obs=x).")
+        raise ValueError(
+            "the model observes nothing inside a plate. Observe the data inside a plate by pyro.sample(..., obs=x)."
+        )
     return latents, tuple(simulated)
 
 

@@ -73,8 +73,8 @@ class Fixed(Described):
         super().__init__()
         if not isinstance(distribution, torch.distributions.Distribution):
             raise TypeError(
-                f"priors.Fixed takes a distribution, got a {type(distribution).__name__}. Pass other priors to the VAE "
-                f"directly."
+                f"priors.Fixed takes a distribution, got a {type(distribution).__name__}. Pass a prior that is a "
+                f"module to the VAE directly."
             )
         self.distribution = distribution
 

@@ -113,7 +113,7 @@ class Blocks:
         return True
 
     def _load(self, now: Progress, weights: Sequence[float]) -> None:
-        """Write the progress of the epoch into the tensors that the graph reads."""
+        """Write the order of the data, the weights, the step and the sum of the losses into the graph's tensors."""
         if now.order is not self._loaded and now.order is not None:
             self._order.copy_(now.order)
             self._weights.copy_(torch.tensor(weights, dtype=torch.float64))
@@ -207,9 +207,10 @@ class Blocks:
 def blocks_or_none(batches: Batches, loss: Loss, step: Step, tensors: Tensors) -> Blocks | None:
     """Return the blocks of a run, or None if its steps cannot be made in blocks.
 
-    The steps must have compiled gradients of data on a CUDA device, an Adam that can be captured, one batch per step,
-    and no check of each step. The only possible transform is ``binarize``, because a graph would keep the numbers that
-    the Python code of another transform computes.
+    The data must be in the memory of a CUDA device, the gradients compiled, and the optimizer an Adam that a CUDA graph
+    can capture. Each step must use one batch, and steps with a loss that is not finite must not be skipped. The only
+    possible transform is ``binarize``, because a graph would keep the numbers that the Python code of another transform
+    computes.
     """
     data, gradients = batches.source, step.gradients
     if not (isinstance(data, DataInMemory) and data.device.type == "cuda" and isinstance(gradients, CompiledGradients)):

@@ -45,7 +45,7 @@ class LossAndGradient(Protocol):
 
 
 class Loss(LossAndGradient, Protocol):
-    """Protocol of the loss of a batch in the training loop.
+    """Interface of an object that computes the losses of batches in the training loop.
 
     Attributes:
         name: Name of the loss in a history.

@@ -180,7 +180,7 @@ def _named(parameters: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def as_optimizer(optim: Any) -> Optimizer:
-    """Return an :class:`Optimizer` from an optimizer of Pyro, or from a function that makes an optimizer of torch.
+    """Wrap an optimizer of Pyro, or a function that returns an optimizer of torch, as an :class:`Optimizer`.
 
     Raises:
         TypeError: If ``optim`` is neither an optimizer of Pyro nor a function.
@@ -189,8 +189,8 @@ def as_optimizer(optim: Any) -> Optimizer:
         return PyroOptimizer(optim)
     if isinstance(optim, torch.optim.Optimizer) or not callable(optim):
         raise TypeError(
-            f"optim must be an optimizer of pyro.optim, or a function that makes an optimizer of torch from "
-            f"parameters, got {type(optim).__name__}. Pass pyro.optim.Adam({{'lr': 1e-3}}) or "
+            f"optim must be an optimizer of pyro.optim, or a function that takes parameters and returns an optimizer "
+            f"of torch, got {type(optim).__name__}. Pass pyro.optim.Adam({{'lr': 1e-3}}) or "
             f"functools.partial(torch.optim.Adam, lr=1e-3)."
         )
     return TorchOptimizer(optim)

@@ -34,7 +34,7 @@ class SVI:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
         optim: An optimizer of ``pyro.optim``, including optimizers with options for each parameter, clipped optimizers
-            and schedulers; or a function that makes an optimizer of torch from parameters, such as
+            and schedulers; or a function that takes parameters and returns an optimizer of torch, such as
             ``functools.partial(torch.optim.Adam, lr=1e-3)``.
         loss: A Pyro ELBO, or a function of model, guide and their arguments that returns the loss, shape ``()``.
         compile: If true, the gradient is compiled, and losses differ by rounding. Two calls are of the same kind if

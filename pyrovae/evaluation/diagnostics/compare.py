@@ -6,8 +6,8 @@ The mean difference :math:`\bar d` has
 .. math:: \text{standard error } \frac{\mathrm{sd}(d)}{\sqrt{N}}, \qquad
     \text{Monte Carlo error } \frac{1}{N} \sqrt{\sum_n \mathrm{mcse}_{A,n}^2 + \mathrm{mcse}_{B,n}^2}.
 
-If a datum is hard for both models, both of its log-likelihoods are low, and this cancels in :math:`d_n`. The standard
-error of :math:`\bar d` is therefore far below the standard error of either model's mean log-likelihood.
+If a datum is hard for both models, both of its log-likelihoods are low, but this effect cancels in :math:`d_n`. The
+standard error of :math:`\bar d` is therefore far below the standard error of either model's mean log-likelihood.
 """
 
 import warnings

@@ -61,7 +61,7 @@ class Dependence:
         self.vectorize = trials.options["vectorize"] is not False
 
     def second_run(self, one: Reference) -> Outcome:
-        """Score the first run's draws again, and return how many data and draws the program can score in one run.
+        """Score the first run's draws again, and return whether one run can have fewer data and more draws.
 
         Raises:
             ValueError: If the log-weight of a datum depends on other data, or if the model draws random numbers

@@ -121,7 +121,7 @@ def write_down(function: Callable[[Tensor], Tensor], example: Tensor) -> Network
     """Record a function of a tensor as a network. The input of the network has the shape of ``example``.
 
     Raises:
-        ValueError: If the function contains a random operation, or an operation without a kernel.
+        ValueError: If the function contains a random operation, or an operation that no JavaScript kernel can run.
     """
     decompositions: Any = core_aten_decompositions()
     decompositions.update(get_decompositions(_NOT_CORE))

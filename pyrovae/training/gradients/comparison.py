@@ -33,7 +33,7 @@ class Comparison:
         self.is_due, self.calls, self.tolerance, self._was_large = True, 0, 0.0, False
 
     def request(self) -> None:
-        """Request a comparison in the next call, if at least 20 calls have been made since the last comparison."""
+        """Let the next call of the compiled loss be compared, if the last comparison is at least 20 calls ago."""
         self.is_due = self.is_due or self.calls >= LEAST_CALLS
 
     def state(self) -> tuple[dict[str, Any], Any]:
