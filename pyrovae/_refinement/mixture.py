@@ -22,9 +22,9 @@ close to one where the density of the normal components is small, as in a mode t
 Let k be N for a draw from a normal component, and G for a draw from the guide. A draw u with index k has the density
 :math:`\alpha_k q_k(u)`, where :math:`\alpha_N = 1 - \alpha_G`, and its target is :math:`w_k(u)\, p(x, u)`. The module
 moves the factor :math:`w_k` from the target to the proposal: :math:`\log q = \log(\alpha_k q_k(u)) - \log w_k(u)`. With
-:math:`\log p = \log p(x, u)`, as for any proposal, E[exp(log p - log q)] is p(x), and E[log p - log q] is a lower bound
-on log p(x). The method has a drawback: if the t density is a poor fit to the guide, some draws from the guide have
-larger weights than under the balance heuristic.
+:math:`\log p = \log p(x, u)`, the draws can be used like the draws of any proposal: E[exp(log p - log q)] is p(x), and
+E[log p - log q] is a lower bound on log p(x). The method has a drawback: if the t density is a poor fit to the guide,
+some draws from the guide have larger weights than under the balance heuristic.
 
 Source:
     *Optimally Combining Sampling Techniques for Monte Carlo Rendering* (Veach and Guibas, 1995), section 3.
@@ -206,7 +206,7 @@ class Mixture:
         return torch.stack(parts).logsumexp(0)
 
     def _normal_parts(self, u: Tensor) -> list[Tensor]:
-        """Return a list of log(weight x density) at u, with a tensor of shape ``(S, N)`` for each normal component."""
+        """Return a list with one tensor for each normal component: log(weight x density) at u, shape ``(S, N)``."""
         log_weights, parts = self._weights.log(), []
         distances: dict[int, Tensor] = {}
         for j, (density, width) in enumerate(self._normals):

@@ -41,7 +41,7 @@ class Split:
 
     @classmethod
     def none(cls, density: Normal) -> Self:
-        """Return a split that is chosen for no datum. Its two densities are copies of ``density``, as placeholders."""
+        """Return a split whose ``chosen`` is false for all data. Both of its densities are copies of ``density``."""
         everything = torch.arange(len(density.mean), device=density.mean.device)
         halves = density.select(everything), density.select(everything)
         return cls(halves, torch.zeros_like(everything, dtype=torch.bool))
@@ -67,8 +67,10 @@ class Split:
 def split(visited: Visited) -> tuple[Normal, Normal]:
     """Divide the draws from the posterior of each datum into two halves, and fit a normal density to each half.
 
+    The halves overlap: each draw counts for both, with two weights that add up to one.
+
     Args:
-        visited: Draws of chains and the scores at these draws, in coordinates in which the normal density that was
+        visited: Draws of chains, and the scores at these draws. In their coordinates, the normal density that was
             fitted to all draws is standard normal.
 
     Returns:
@@ -111,8 +113,8 @@ def _unit(vectors: Tensor) -> Tensor:
 def _local(visited: Visited, v: Tensor, score: Tensor, weights: Tensor) -> Normal:
     """Fit a normal density to the weighted draws of each datum.
 
-    The score of a normal density is linear in the position. A weighted linear regression of the scores on the draws
-    therefore gives the density.
+    The score of a normal density is a linear function of the position. A weighted linear regression of the scores on
+    the draws finds the coefficients of this function, and they determine the mean and the covariance.
     """
     weights = (weights / weights.mean(1, keepdim=True))[..., None]
     mean, mean_score = (weights * v).mean(1), (weights * score).mean(1)

@@ -29,8 +29,8 @@ class NoiseOutsideSites(Messenger):
 
     Attributes:
         sources: Names of the packages (torch, NumPy, Python) whose global generators changed state outside sites.
-        change: Function that is called with each tensor of numbers that torch draws outside sites, and returns the
-            numbers that replace them. If it is ``None``, the drawn numbers are kept.
+        change: Function that replaces the numbers that torch draws outside sites. It takes a tensor of drawn numbers
+            and returns a tensor. If ``change`` is ``None``, the drawn numbers are kept.
     """
 
     def __init__(self) -> None:

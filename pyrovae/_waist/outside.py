@@ -96,8 +96,8 @@ def check_given(one: Any, score: Callable[[Sequence[Any]], Any], args: Sequence[
             if difference := largest_difference(term, known[name]):
                 raise OutsidePlateError(
                     f"site {name!r} is given a value by a handler such as pyro.condition, and lies outside the data "
-                    f"plate {one.plate.name!r}, but its log-probability depends on the data or on latent sites of the "
-                    f"plate. It changed by {difference:.3g} nats in a run with other draws or other data. The "
+                    f"plate {one.plate.name!r}. Its log-probability depends on the data or on latent sites of the "
+                    f"plate: it changed by {difference:.3g} nats in a run with other draws or other data. The "
                     f"log-probability is therefore a part of log p(x). Move the site into the plate."
                 )
 

@@ -144,7 +144,7 @@ def _numbers(constraint: Any) -> Any:
 
 
 def coordinates(distribution: Any, value: Tensor) -> int:
-    """Return the number of real coordinates of a value; a point of a simplex has one coordinate fewer than entries."""
+    """Return the number of real coordinates of a value. A point of a simplex with n entries has n - 1 coordinates."""
     support = support_of(distribution)
     try:
         return math.prod(biject_to(support).inverse_shape(value.shape))

@@ -173,7 +173,7 @@ def squared_jacobian_norm(encoder: Encoder, x: Tensor) -> Tensor:
 
 
 def _check_unmixed(encoder: Any) -> None:
-    """Raise ValueError if a layer uses batch statistics, which make the code of a datum depend on all data."""
+    """Raise ValueError if a layer uses batch statistics, which make the code of a datum depend on other data."""
     for layer in encoder.modules() if isinstance(encoder, nn.Module) else ():
         if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
             raise ValueError(

@@ -48,7 +48,7 @@ class Items(Source):
         generator: torch.Generator | None = None,
         pin_memory: bool = False,
     ) -> Iterator[Batch]:
-        """Read data in mini-batches, by the ``DataLoader``'s worker processes if it has any, else in this process."""
+        """Yield mini-batches, read by the ``DataLoader``'s worker processes, or by this process if there are none."""
         if self.loader is None or not self.loader.num_workers:
             yield from super().batches(size, order, generator=generator, pin_memory=pin_memory)
             return

@@ -1,4 +1,4 @@
-"""Distributions of levels and counts: counts in any unit, and the discretized logistic distribution."""
+"""Distributions of counts or levels, stored as multiples of a unit, and the discretized logistic distribution."""
 
 from typing import Any
 

@@ -50,9 +50,9 @@ def elbo(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 def iwae(log_weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the bound IWAE_k of each datum and its Monte Carlo standard error, shapes ``(N,)``, nats.
 
-    The error is computed from the standard deviation over the cyclic windows of k draws. These windows overlap, so they
-    count as only K / k independent values, where K is the number of draws. If K / k is less than ten, the error of
-    IWAE_K, computed by :func:`log_likelihood`, is returned instead.
+    With K draws, IWAE_k is a mean over K windows of k draws each. The windows overlap, so the error is computed as if
+    only K / k of them were independent. If K / k is less than ten, the returned error is that of IWAE_K, computed by
+    :func:`log_likelihood`.
 
     Raises:
         ValueError: If ``k`` is not between 1 and the number of draws.

@@ -23,7 +23,7 @@ class Renyi(WeightObjective):
 
     The bound decreases with :math:`\alpha`. With :math:`\alpha = 0` it is the importance-weighted bound, and with
     :math:`\alpha = 1` it is the ELBO, the limit of the formula. With :math:`\alpha > 1` the guide is mode-seeking. With
-    :math:`\alpha < 0` the value is not a lower bound on log p(x), even for many draws.
+    :math:`\alpha < 0` the value can exceed log p(x), so it is not a lower bound.
 
     The weight :math:`w_n^{(k)}` is :math:`p(x_n, z) / q(z \mid x_n)` at draw k. The factor :math:`s_n`, the scale of
     the data plate, multiplies the logarithm. In :class:`pyro.infer.RenyiELBO`, by contrast, the scale multiplies the

@@ -177,7 +177,7 @@ class Bound:
             return float(_first(self.objective.loss(self.model, self.guide, *batch)))
 
     def data_count(self, batch: Batch) -> float:
-        """Return the number of data to which the loss is scaled. A new batch size needs one run of the programs."""
+        """Return the number of data to which the loss is scaled. The programs run once for each new batch size."""
         if len(batch[0]) not in self.counts:
             with isolated(*self.programs, seed=0):
                 self._inspect(batch)

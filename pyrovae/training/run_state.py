@@ -20,8 +20,8 @@ class Clock:
     """Clock of a run. It does not count the time from a checkpoint until the run continues from this checkpoint.
 
     Attributes:
-        started: Start of the run, a value of ``time.perf_counter()``, seconds. A continued run sets this value as if
-            the run had not been interrupted.
+        started: Value of ``time.perf_counter()`` at the start of the run, seconds. A continued run sets it to the
+            present value minus the seconds that the checkpoint holds.
         compiled_before: Seconds of compilation in earlier processes.
     """
 

@@ -310,7 +310,9 @@ def test_a_mean_may_convert_between_floating_point_dtypes(tmp_path: Path) -> Non
 def test_a_prior_of_something_else_is_refused(tmp_path: Path) -> None:
     vae = small_vae((4, 4))
     vae.prior = dist.OneHotCategorical(torch.ones(2))
-    with pytest.raises(ValueError, match="a prior of a vector of real numbers, but a OneHotCategorical has"):
+    with pytest.raises(
+        ValueError, match=r"a prior over vectors of real numbers\. The prior is a OneHotCategorical with"
+    ):
         pv.plots.explorer(vae, tmp_path / "explorer.html")
     vae.prior = dist.Normal(torch.zeros(2, 1), 1.0).to_event(2)
     with pytest.raises(ValueError, match=r"event shape \(2, 1\)"):

@@ -95,7 +95,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 def _smoothed(rows: Tensor, tail: int) -> tuple[Tensor, Tensor]:
     """Return the smoothed log-weights and k-hat of each row of log-weights.
 
-    ArviZ smooths the rows to which the batched fit does not apply.
+    All rows are fitted together. If the fit does not apply to a row, ArviZ smooths this row.
     """
     smoothed, pareto_k, applies = smooth(rows, tail)
     if not applies.all():

@@ -99,12 +99,11 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
 def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     """Judge whether the estimate of log p(x) of each datum is reliable, and name the reason if it is not.
 
-    * ``"proposal too narrow"``: the tail of the weights is too heavy. The tail shape k is estimated from k-hat. The
-      tail is too heavy if this estimate of k plus half of its standard deviation exceeds the smaller of 0.65 and
-      ``1 - 1 / log10(K)``, where K is the number of draws. The posterior then has mass where the proposal has almost
-      none. Estimates of log p(x) are too low on average, and a single estimate may be off by more than ``mcse``. This
-      verdict also covers a proposal in the wrong place, chains that have not mixed (R-hat above 1.05), and chains that
-      hardly move (acceptance below 0.3).
+    * ``"proposal too narrow"``: the tail of the weights is too heavy, because k + SE(k) / 2 exceeds 0.65 or
+      ``1 - 1 / log10(K)``. Here, K is the number of draws. The tail shape k and its standard error SE(k) are estimated
+      from k-hat. The posterior then has mass where the proposal has almost none. Estimates of log p(x) are too low on
+      average, and a single estimate may be off by more than ``mcse``. This verdict also covers a proposal in the wrong
+      place, chains that have not mixed (R-hat above 1.05), and chains that hardly move (acceptance below 0.3).
     * ``"more draws"``: ``mcse`` exceeds the precision, or there are fewer draws than :func:`draws_needed` returns.
       Results with k-hat also get this verdict if a datum has at most 100 weights, as with a few chains of :func:`ais`.
       So few weights do not show the tail, and their ``mcse`` is often far too small.

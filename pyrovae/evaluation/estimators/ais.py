@@ -84,9 +84,9 @@ def ais(
 
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
-        ValueError: For the reasons listed at :func:`evaluate`; if a number is out of range; if a latent site is
-            discrete, masked or an angle, or its posterior is otherwise not a density of real vectors; or if the density
-            of model or guide changes from run to run.
+        ValueError: For the reasons listed at :func:`evaluate`; if a number is out of range; if the posterior is not a
+            density of real vectors, for example because a latent site is discrete, masked or an angle; or if the
+            density of model or guide changes from run to run.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Source:
@@ -233,7 +233,7 @@ def bdmc(
 
 
 def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
-    """Append a :class:`Space`, which maps latents to real vectors, to ``spaces``; return the batch size."""
+    """Append a :class:`Space`, which maps latents to real vectors, to ``spaces``. Return the size of a batch."""
     spaces.append(Space(problem))
     return problem.width(max(num_chains, PILOT_CHAINS))
 
@@ -297,7 +297,10 @@ class Path:
         return hmc.transition(value_and_gradient, u, step.unsqueeze(-1) * self.scale, self.num_leapfrog)
 
     def _tune(self) -> list[Tensor]:
-        """Tune step sizes by pilot chains, and return a tensor of shape ``(N,)`` for each intermediate temperature."""
+        """Tune step sizes by pilot chains, and return a list of them.
+
+        The list holds one tensor of step sizes, shape ``(N,)``, for each intermediate temperature.
+        """
         u, _ = self.target.draw(PILOT_CHAINS)
         step, steps = u.new_full((self.target.size,), self.target.dim**-0.25), []
         for t in (*[1] * 10, *range(1, len(self.betas) - 1)):  # ten more moves find the first step size

@@ -182,7 +182,7 @@ class _Groups:
         return {f"sample_stats/{name}": values for name, values in found.items()}
 
     def _add_given(self, parts: dict[str, list[Tensor]], site: Site, *, first: bool) -> None:
-        """Add the columns of a site from a run of the model at posterior draws.
+        """Add the columns of a site to ``parts``. The site comes from a run of the model at posterior draws.
 
         For a latent site, its values are added. For an observed site, its log-probabilities are added if they were
         requested, and its observed values are added if ``first`` is true.

@@ -22,9 +22,9 @@ def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: boo
     """Run guide and model, and return the bytes of the tensors that they create, per datum and draw.
 
     Some tensors of a model have the same size in every run, such as the encodings of a VampPrior's pseudo-inputs.
-    Smaller batches would not need less memory for these tensors. The tensors are therefore left out if they hold most
-    of the model's bytes. A second run, on twice as many data, finds their bytes. It is made only if most of the model's
-    bytes do not grow with the draws.
+    Smaller batches would not reduce the memory of these tensors, so they are left out if they hold most of the model's
+    bytes. A second run, on twice as many data, shows how large they are. This run is skipped if most of the model's
+    bytes grow with the number of draws.
     """
     size = trials.few(FEW, cuttable=cuttable)
     plate = one.weights.plate._replace(size=size if cuttable else one.weights.plate.size)

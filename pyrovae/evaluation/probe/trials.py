@@ -56,7 +56,7 @@ class Reference:
 
     @property
     def depth(self) -> int | None:
-        """The nesting depth if the guide enumerates sites, otherwise ``None``; later runs get it as ``depth``."""
+        """The argument ``depth`` of later runs: the nesting depth if the guide enumerates sites, otherwise ``None``."""
         return self.nesting if self.enumerates else None
 
     @property

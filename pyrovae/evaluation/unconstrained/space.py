@@ -124,10 +124,9 @@ class Space:
         )
 
     def _check_noise(self, values: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> None:
-        """Check that the auxiliary sites hold the coordinates of the latent sites that the guide computes.
+        """Check that auxiliary sites hold the real coordinates of the latent sites that are computed from them.
 
-        These are the unconstrained real coordinates, in the order of the latent sites. Latent sites that the guide
-        samples are not checked.
+        The coordinates must be in the order of the latent sites. Latent sites that the guide samples are not checked.
         """
         if not self.noise:
             return

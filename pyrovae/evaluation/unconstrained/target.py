@@ -117,7 +117,7 @@ class Target:
 
 
 class _Part(Target):
-    """Target of some data of a batch, for a program that must score all data of the batch together.
+    """Target of a subset of a batch, for a program that must always score the whole batch.
 
     The latents of all other data in the batch have fixed values, which are one draw from the guide.
 

@@ -96,8 +96,8 @@ def _draws(prior: Any) -> Tensor:
     """Return draws from the prior, shape ``(n, latent)``."""
     if len(prior.event_shape) != 1 or prior.support.is_discrete:
         raise ValueError(
-            f"explorer needs a prior of a vector of real numbers, but a {type(prior).__name__} has event shape "
-            f"{tuple(prior.event_shape)} and support {prior.support}"
+            f"explorer needs a prior over vectors of real numbers. The prior is a {type(prior).__name__} with event "
+            f"shape {tuple(prior.event_shape)} and support {prior.support}."
         )
     draws: Tensor = prior.sample((_RANGE_DRAWS,))
     return draws

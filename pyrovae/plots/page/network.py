@@ -330,7 +330,7 @@ class _Writer(fx.Interpreter):
         if x.example.is_floating_point() and not value.is_floating_point():
             raise ValueError(
                 "explorer: the mean of the likelihood converts floating-point numbers to integers or bool, which the "
-                "page does not support. Leave the values as floating-point numbers"
+                "page does not support. Return floating-point numbers instead."
             )
         return _Value(x.place, value)
 

@@ -86,9 +86,9 @@ class Noise:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Context manager for a backward pass. Random draws are those for the slice of the preceding forward pass.
+        """Context manager for a backward pass, in which random operations draw for the slice of the forward pass.
 
-        Activation checkpointing runs parts of the forward pass again in the backward pass. These parts may draw random
+        Activation checkpointing repeats parts of the forward pass in the backward pass. These parts may draw random
         numbers.
         """
         with _Python(self):

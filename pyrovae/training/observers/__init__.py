@@ -38,7 +38,7 @@ class Observer:
         """Save everything that must not be lost when the run ends or is told to stop."""
 
     def end(self, run: Run, reason: str | None) -> None:
-        """Process the end of the run; ``reason`` says why the run ended early, or is None if it did not."""
+        """Process the end of the run. ``reason`` says why the run ended early; it is None for a complete run."""
 
     def close(self) -> None:
         """Close all resources, also after an error."""
