@@ -69,7 +69,7 @@ class Isolation:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """All modules that this object holds in evaluation mode."""
+        """List of all modules that this object has put into evaluation mode."""
         return list(self.training)
 
     @property

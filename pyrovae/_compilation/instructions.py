@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 
 def compile_graph(module: fx.GraphModule, values: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
-    """Return the function that inductor makes of a graph.
+    """Compile a graph with inductor, and return the compiled function.
 
     Args:
         module: The graph.

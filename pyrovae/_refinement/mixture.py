@@ -270,7 +270,7 @@ def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
 def _check(members: tuple[Member, ...]) -> None:
     for member in members:
         if not (member.weight > 0 and member.reach >= 0):
-            raise ValueError(f"a mixture component needs a positive weight and a reach of at least 0, got {member}")
+            raise ValueError(f"a mixture component needs a positive weight and a nonnegative reach, got {member}")
     if (total := sum(member.weight for member in members)) >= 1:
         raise ValueError(
             f"the weights of the normal components sum to {total:g}, but must sum to less than 1, because the guide "

@@ -24,8 +24,8 @@ class Refinement:
 
     Attributes:
         density: A normal density for each datum.
-        split: Two further normal densities for each datum whose posterior is far from normal, one for each half of the
-            posterior.
+        split: Two further normal densities for each datum whose posterior is far from normal. Each is fitted to one
+            half of the draws from this posterior.
         share: Effective sample size of pilot draws, divided by their number, shape ``(N,)``. The pilot draws come from
             the mixture of the guide with the fitted densities.
         evaluations: Number of evaluations of log p(x, u) for each datum, shape ``(N,)``; a gradient counts as 3.
@@ -51,7 +51,7 @@ class Refinement:
         return type(self)(density, halves, *rest)
 
     def put(self, indices: Tensor, other: Self) -> None:
-        """Replace, in place, the densities of the data at ``indices`` by those of ``other``."""
+        """Replace, in place, the values of the data at ``indices`` by those of ``other``, except ``failed``."""
         self.density.put(indices, other.density)
         self.split.put(indices, other.split)
         self.share[indices], self.evaluations[indices] = other.share, other.evaluations

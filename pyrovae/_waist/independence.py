@@ -28,10 +28,9 @@ def with_second_draw(
 ) -> dict[str, Tensor]:
     """Return the value of each latent site with two draws for each datum, by name of the site.
 
-    A run of the guide makes one draw for each datum. The first draw of datum n is the draw that the run made for datum
-    n. The second draw of datum n is the draw that the run made for datum n + 1, or for the first datum if n is the last
-    one. Any value of the latents can be scored for any datum, so the second draw need not come from the guide for datum
-    n.
+    The values come from a run with one draw for each datum. The first draw of datum n is its own draw in this run. Its
+    second draw is the draw of datum n + 1, or of the first datum if n is the last datum. Any value of the latents can
+    be scored for any datum, so the second draw need not come from the guide for datum n.
 
     Dimensions of enumerated sites stay to the left of the dimension of draws.
 
@@ -66,12 +65,12 @@ def _drawn_values(sites: list[Site], nesting: int) -> dict[str, tuple[Tensor, in
 
 
 def kept_sets(size: int) -> list[Tensor]:
-    """Return sets of data indices. A check keeps the data of one set. Copies of these data replace all others.
+    """Return sets of data indices. For each set, a check keeps the data of the set and replaces all others by copies.
 
     If there are fewer than :data:`FEW_DATA` data, then for any two data i and j, at least one set contains i but not j.
-    The sets therefore reveal every dependence of one datum on another. With more data, there are three sets, which
-    reveal the usual dependences: on the first, middle or last datum, on a neighbour, or on the datum at the same place
-    in reverse order.
+    The sets therefore reveal every dependence of one datum on another. With more data, there are three sets. They
+    reveal the usual dependences: of a datum on the first, middle or last datum, on its neighbour, or on the datum at
+    the same place in reverse order.
     """
     index = torch.arange(size)
     if size >= FEW_DATA:

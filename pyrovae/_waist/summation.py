@@ -79,7 +79,7 @@ def _sum_out(terms: list[Term], draws_dim: int | None, data_dim: int) -> Tensor:
 
 
 def device_of(terms: list[Term]) -> torch.device | None:
-    """Return the device of the log-probabilities, or ``None`` if there are no terms."""
+    """Return the device of the log-probabilities in ``terms``, or ``None`` if ``terms`` is empty."""
     return next((term.device for _, term in terms), None)
 
 

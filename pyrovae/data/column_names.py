@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Tables(Protocol):
-    """Data that may hold tables of pandas.
+    """Data for the arguments of the programs. An argument may be a pandas table.
 
     Attributes:
         name: Name of the data in error messages.

@@ -15,7 +15,7 @@ from pyrovae.data.source import Batch, Source
 
 
 class Items(Source):
-    """A map-style data set. Its ``DataLoader``, if any, sets the batch size, the ``collate_fn`` and the workers."""
+    """A map-style data set. If a ``DataLoader`` is given, it sets batch size, ``collate_fn`` and workers."""
 
     def __init__(self, name: str, dataset: Any, loader: DataLoader[Any] | None = None) -> None:
         """Store the data set and its ``DataLoader``.

@@ -1,4 +1,4 @@
-"""Distributions of counts that are numerically exact for large counts, means and dispersions."""
+"""Distributions of counts whose log-probabilities stay accurate for large counts, means and dispersions."""
 
 from typing import Any
 

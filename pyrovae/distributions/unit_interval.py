@@ -157,7 +157,7 @@ def _log_complement(p: Tensor, rest: Tensor, t: Tensor) -> Tensor:
 
 
 def _cumulants(p: Tensor) -> tuple[Tensor, ...]:
-    """Return the coefficients of the power series in the logit s that gives the quantile at a fixed p.
+    """Return the coefficients of the quantile at p as a power series in the logit s.
 
     The coefficient of s^(k - 1) is the k-th cumulant of a Bernoulli distribution with probability p, divided by k!.
     """
@@ -176,7 +176,7 @@ def _cumulants(p: Tensor) -> tuple[Tensor, ...]:
 
 
 def _bernoulli_polynomials(x: Tensor) -> tuple[Tensor, ...]:
-    """Return the coefficients of the power series in the logit s that gives the distribution function at a fixed x.
+    """Return the coefficients of the distribution function at x as a power series in the logit s.
 
     The coefficient of s^(k - 1) is (B_k(x) - B_k) / k!, with the Bernoulli polynomial B_k(x) and its value B_k at 0.
     """

@@ -24,7 +24,7 @@ class Proposal(Protocol):
     guide: Program
 
     def open(self, problem: "Problem") -> None:
-        """Prepare the proposal for a problem. Entering ``with problem:`` calls this method, before the first batch."""
+        """Prepare the proposal for a model, guide and data. ``with problem:`` calls this before the first batch."""
 
     def width(self, problem: "Problem") -> int:
         """Return the batch size of an evaluation with this proposal."""

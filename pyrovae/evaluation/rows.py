@@ -44,7 +44,7 @@ class Rows:
         }
 
     def check(self) -> None:
-        """Warn about finished rows that are NaN or -inf.
+        """Warn about finished data whose results are NaN or whose ``log_likelihood`` is -inf.
 
         Raises:
             FloatingPointError: If ``log_likelihood`` is NaN in every row.

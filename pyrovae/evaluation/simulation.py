@@ -157,7 +157,7 @@ def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
 
 
 def _run(model: Program, args: Sequence[Tensor], latents: dict[str, Tensor], kept: Collection[str]) -> Site | None:
-    """Run the model, sample the data sites that are not in ``kept``, and return the first of these sites.
+    """Run the model, and return the first data site that is not in ``kept``, with a draw in place of its data.
 
     If ``kept`` has the names of all data sites, ``None`` is returned. A data site is an observed site for which
     :func:`is_data` is true. The values of all latent sites before the returned site are added to ``latents``.

@@ -172,9 +172,9 @@ class BayesianGuide(Guide):
 
 @contextmanager
 def _drawn_weights(program: nn.Module) -> Iterator[None]:
-    """Context manager that draws all random weights when it is entered, and keeps these draws until it is left.
+    """Context manager that draws all random weights on entry, and keeps these draws until exit.
 
-    Without it, Pyro would draw the weights inside the data plate.
+    Without this context, Pyro would draw the weights inside the data plate.
     """
     networks: list[Any] = [module for module in program.modules() if isinstance(module, PyroModule)]
     with ExitStack() as stack:

@@ -216,8 +216,8 @@ def emit_parameters(program: nn.Module) -> None:
     """Send a ``param`` message to Pyro's handlers for each trainable parameter, without using the parameter store.
 
     The value of the message is not the parameter but a second tensor with the same memory. SVI calls the method
-    ``unconstrained()`` of the value, which returns the parameter. The parameter itself cannot have this method, because
-    an additional attribute would break pickling.
+    ``unconstrained()`` of this tensor to get the parameter. The parameter itself cannot have this method, because an
+    additional attribute would break pickling.
     """
     if not am_i_wrapped():
         return

@@ -17,7 +17,8 @@ def mlp(*shapes: Shape, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Seq
     Args:
         *shapes: Event shape of the input, widths of the hidden layers (none for a linear map), event shape of the
             output. Input and output may be images: ``mlp(50, 200, 200, (28, 28))``.
-        activation: Function that returns the nonlinearity after every hidden layer; the output layer is linear.
+        activation: Function without arguments that returns a nonlinearity. It is called for every hidden layer; the
+            output layer is linear.
 
     Returns:
         A network ``(*batch, *shapes[0]) -> (*batch, *shapes[-1])``.

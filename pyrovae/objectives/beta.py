@@ -49,7 +49,9 @@ class BetaELBO(ELBO):
 
     def __init__(self, beta: float, objective: ELBO | None = None) -> None:
         if not 0 < beta < math.inf:
-            raise ValueError(f"beta, the weight of the latent sites, must be positive and finite, got beta={beta}")
+            raise ValueError(
+                f"beta, the factor of the latent sites' log-probabilities, must be positive and finite, got beta={beta}"
+            )
         if not (objective is None or isinstance(objective, ELBO)):
             raise TypeError(f"the objective must be a Pyro ELBO such as Trace_ELBO() or IWAE(5), got {objective!r}")
         super().__init__()

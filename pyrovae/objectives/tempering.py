@@ -1,4 +1,4 @@
-"""The KL weight: the factor by which annealing multiplies the log-probabilities of latent sites."""
+"""The KL weight: the factor by which KL annealing multiplies the log-probabilities of latent sites."""
 
 from torch import Tensor
 

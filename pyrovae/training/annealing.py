@@ -8,7 +8,7 @@ KLWarmup = float | Callable[[float], float]
 
 
 def kl_weight(warmup: KLWarmup, epoch: float) -> float:
-    """Return the weight of the latent sites after ``epoch`` epochs; ``epoch`` may be fractional.
+    """Return the KL weight after ``epoch`` epochs; ``epoch`` may be fractional.
 
     Raises:
         ValueError: If ``warmup`` is a function, and the weight that it returns is negative or not finite.

@@ -50,8 +50,9 @@ class NotFiniteError(Exception):
 def are_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether all tensors are finite.
 
-    The sums of all tensors are checked first, so the host usually waits for the device only once. The tensors may be on
-    several devices: a loss that is a number becomes a tensor on the CPU, and gradients are on the device of the run.
+    The sums of the tensors are checked first, all together. If all sums are finite, the host waits for the device only
+    once. The tensors may be on several devices: a loss that is a Python number becomes a tensor on the CPU, and
+    gradients are on the device of the run.
     """
     tensors = list(tensors)
     if not tensors:

@@ -222,7 +222,7 @@ class Run:
                 observer.after_steps(self, count)
 
     def _weights(self, batches: Sequence[Batch]) -> Sequence[float]:
-        """Return a weight for each batch, so that the weighted losses add up to the loss of one larger batch."""
+        """Return a weight for each batch of a step, so that the weighted losses sum to the loss of one larger batch."""
         if len(batches) == 1:
             return (1.0,)
         if self.loss.is_sum(batches[0]):

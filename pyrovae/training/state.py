@@ -30,11 +30,11 @@ _HISTORY = ("objective", *_COLUMNS, "compile_seconds", "best_epoch", "interrupte
 
 @dataclass
 class Progress:
-    """The position of a run.
+    """The position of a training run in its current epoch.
 
     Attributes:
         epoch: Number of complete epochs.
-        step: Number of steps that the current epoch has made.
+        step: Number of steps made so far in the current epoch.
         order: Order in which the current epoch takes the data, shape ``(N,)``; ``None`` before its first step.
         total: Loss of the current epoch, summed over its data so far.
         seen: Number of data whose loss is part of ``total``.

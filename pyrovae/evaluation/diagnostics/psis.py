@@ -1,8 +1,8 @@
 """Pareto-smoothed importance sampling, computed for many data at once on the device of the weights.
 
-The tails of all data are fitted in one batch. This fit agrees with ArviZ up to rounding, but does not apply to a few
-data, for example if the smallest weight of the tail equals the next weight. The weights of these data are smoothed by
-ArviZ. ArviZ 0.23 and ArviZ 1.x have different functions for Pareto smoothing, and this module supports both.
+The tails of all data are fitted in one batch. This fit agrees with ArviZ up to rounding. It does not apply to a few
+data, for example if the smallest weight of a tail equals the largest weight below the tail. ArviZ smooths the weights
+of these data. ArviZ 0.23 and ArviZ 1.x have different functions for Pareto smoothing, and this module supports both.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Test runs of guide and model that count the bytes of their tensors, which determine the batch size."""
+"""Test runs of guide and model that count the bytes of their tensors. These bytes determine the batch size."""
 
 from typing import Any
 

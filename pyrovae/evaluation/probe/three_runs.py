@@ -47,7 +47,7 @@ def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
         ValueError: If the program or its data violate one of the rules in the docstring of the module.
 
     Warns:
-        UserWarning: If the program cannot have a dimension of draws, so that it runs once for each draw.
+        UserWarning: If the program does not support many draws in one run. It then runs once for each draw.
     """
     check_parameters(isolation.modules)
     with BatchNormInputs() as alone, poutine.trace(param_only=True) as capture, full_precision():

@@ -1,4 +1,4 @@
-"""Runs of a model and its guide on a few data. One of them is the reference for the comparison with later runs."""
+"""Runs of a model and its guide on a few data, and the reference run with which later runs are compared."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -58,7 +58,7 @@ class Target:
             return u, drawn.log_q + self.space.values(u)[1]
 
     def log_joint(self, u: Tensor) -> Tensor:
-        """Return log p(x, u) at real vectors u, shape ``(num_draws, N)``, nats."""
+        """Return log p(x, u), shape ``(num_draws, N)``, nats, at real vectors u, shape ``(num_draws, N, D)``."""
         values, log_det = self.space.values(u)
         return self.problem.log_joint(self.batch, values, len(u)) + log_det
 
@@ -162,5 +162,5 @@ class _Part(Target):
 
 
 def kept(results: Sequence[Tensor]) -> list[Tensor]:
-    """Return results, as copies if they are on CUDA, because the next call of the CUDA graph overwrites them."""
+    """Return results. On CUDA, return copies, because the next call of the CUDA graph overwrites the results."""
     return [result.clone() if result.is_cuda else result for result in results]

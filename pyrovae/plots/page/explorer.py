@@ -29,7 +29,7 @@ def explorer(
     title: str = "Latent space",
     seed: int = 0,
 ) -> Path:
-    r"""Write an HTML page: the reader drags a point through the latent space and sees the mean of :math:`p(x \mid z)`.
+    r"""Write an HTML page on which the reader drags a latent point and sees the mean of :math:`p(x \mid z)`.
 
     The page is a single file that includes the weights of the likelihood. The page needs neither Python nor a network
     connection. It computes in double precision with float32 weights. Images are grey or in colour with values in [0,

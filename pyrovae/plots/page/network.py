@@ -176,8 +176,8 @@ class _Writer(fx.Interpreter):
         write = getattr(self, f"write_{name}", None)
         if write is None:
             raise ValueError(
-                f"explorer: the page has no kernel for {target}, an operation of the likelihood's mean. It has kernels "
-                f"for dense layers, 2-d convolutions, sums, and element-wise functions."
+                f"explorer: the page has no kernel for {target}, an operation that computes the likelihood's mean. It "
+                f"has kernels for dense layers, 2-d convolutions, sums, and element-wise functions."
             )
         return write(value, *args, **kwargs)
 

@@ -23,7 +23,7 @@ class Comparison:
         modules: Modules whose buffers a run may change.
 
     Attributes:
-        is_due: True if the next call of the compiled loss is to be compared.
+        is_due: True if the next call of the compiled loss is to be compared with an eager run.
         calls: Number of calls of the compiled loss since the last comparison.
         tolerance: Largest relative difference of the losses that is attributed to rounding.
     """

@@ -166,7 +166,7 @@ def _check(loss: Loss, tensors: Tensors) -> None:
     """
     if tensors.stored:
         raise ValueError(
-            f"several processes train only the parameters of a module, but {next(iter(tensors.stored))!r} does not "
+            f"several processes can train only parameters of the module, but {next(iter(tensors.stored))!r} does not "
             f"belong to {type(tensors.module).__name__}. Make it a torch.nn.Parameter of the module, or train in one "
             f"process."
         )
