@@ -130,7 +130,7 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
 
 
 def _initialization(public: dict[str, Any]) -> dict[str, Any]:
-    """Return a dictionary whose entry ``init_loc_fn`` replaces that of ``public``. It is empty if nothing is replaced.
+    """Return ``{"init_loc_fn": function}`` to replace this entry of ``public``, or ``{}`` if nothing is replaced.
 
     An autoguide with ``init_loc_fn=init_to_value(values=...)`` stores a partial function that holds the tensors
     ``values``. Pyro may train these tensors in place, so they are not constants of the module. The new entry is the

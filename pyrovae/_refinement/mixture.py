@@ -95,7 +95,7 @@ class Draws:
         return cls(*map(torch.cat, zip(*parts, strict=True)))
 
     def without_values(self) -> Self:
-        """Return the draws with an empty u, because u takes most of the memory."""
+        """Return the draws without their values u, which take most of the memory; ``u`` has shape ``(S, N, 0)``."""
         return type(self)(self.u[..., :0], self.log_joint, self.log_q, self.member)
 
     def double(self) -> Self:

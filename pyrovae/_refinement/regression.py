@@ -17,14 +17,14 @@ and computes
 
 The fit is stationary if :math:`\bar h = 0` and :math:`B = I`. The draws are the orthogonal antithetic designs of
 :mod:`pyrovae._refinement.design`, whose Gram matrix is exactly :math:`S I`. Therefore -B is exactly the least-squares
-coefficient of h on :math:`\epsilon`, and S may be as small as 2 D. Independent draws need about 4 D.
+coefficient of h on :math:`\epsilon`, and S may be as small as 2 D. With independent draws, S must be about 4 D.
 
 **The update.** Let :math:`(B + B^\top) / 2 = V \Lambda V^\top`. The eigenvalues in :math:`\Lambda` are replaced by
 their absolute values and bounded. An update at the rate :math:`\rho \in (0, 1]` multiplies the whitened precision
 along the columns of V by :math:`\Lambda^\rho`. The new density has mean
 :math:`m + A V \Lambda^{-\rho} V^\top \bar h` and root :math:`A V \Lambda^{-\rho / 2}`. The step of the mean has a
-bounded length. Decreasing rates average the regressions of successive rounds, like the running means of Salimans and
-Knowles.
+bounded length. With decreasing rates, the fit averages over the regressions of successive rounds, as the running means
+of Salimans and Knowles do.
 
 **Start.** The first density has the mean and the covariance of draws from the guide, with slightly shrunk correlations.
 Its mean then takes a few steps of gradient ascent on log p(x, u), preconditioned by that covariance.

@@ -8,9 +8,9 @@ along w. A power iteration, :math:`w \propto \mathrm{E}[r\,((w^\top v)^2 - 1)]`,
 
 The draws are divided softly into two halves along w: a draw has weight :math:`\sigma(w^\top v)` in one half and
 :math:`\sigma(-w^\top v)` in the other, where :math:`\sigma` is the logistic function. In each half, a weighted
-regression of the scores on the draws gives a precision P. The normal density with this linear score has mean
-:math:`\bar v + P^{-1} \bar g`, where bars are weighted means. Together, the two densities follow a posterior whose
-curvature changes along w.
+linear regression of the scores on the draws has a slope of -P, where P is a precision. The normal density whose score
+is this linear function has precision P and mean :math:`\bar v + P^{-1} \bar g`, where bars are weighted
+means. Together, the two densities follow a posterior whose curvature changes along w.
 """
 
 from dataclasses import dataclass

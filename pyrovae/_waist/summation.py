@@ -50,7 +50,7 @@ def _reduce(log_prob: Tensor, draws_dim: int | None, data_dim: int) -> Tensor:
 
 
 def log_table(terms: list[Term], site: Site) -> Tensor:
-    """Return log p(x, y), up to a constant, of the data x and each value y of an enumerated site.
+    """Return log p(x, y) for each value y of an enumerated site, up to a constant; x are the data.
 
     All other enumerated sites are summed out. The site must not depend on another enumerated site.
 
@@ -59,7 +59,8 @@ def log_table(terms: list[Term], site: Site) -> Tensor:
         site: Enumerated site, one of the sites in ``terms``.
 
     Returns:
-        Log-probabilities, shape ``(num_values, *plates)``, nats. A dimension without a plate of the site has size one.
+        Log-probabilities, shape ``(num_values, *plates)``, nats. ``plates`` are the sizes of the site's plates. If a
+        dimension between these plates has no plate of the site, its size is one.
     """
     plates = _Plates(terms)
     own = plates.enumerated(site)[site["infer"]["_enumerate_dim"]]

@@ -58,10 +58,10 @@ def _per_value(inside: Tensor, distribution: Any, value: Tensor) -> Tensor:
 
 
 def bounded_base(distribution: Any) -> Any | None:
-    """Return the distribution inside ``Independent`` if it transforms a bounded base distribution, else None.
+    """Return the distribution if it transforms a bounded base distribution, else None.
 
-    A distribution that is not an ``Independent`` is tested itself. The base distribution counts as bounded if its
-    support is known and is not all reals.
+    For an ``Independent``, the distribution inside it is tested and returned. The base distribution counts as bounded
+    if its support is known and is not all reals.
     """
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist

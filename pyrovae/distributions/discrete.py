@@ -43,7 +43,7 @@ class Lattice(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of x = u * n. If the base is categorical, its categories are the numbers n."""
+        """The mean of x, the unit times the mean of n. The categories of a categorical base are n = 0, 1, 2, ..."""
         if isinstance(self.base_dist, dist.Categorical):
             probs = self.base_dist.probs
             return self.unit * (probs * torch.arange(probs.shape[-1], device=probs.device)).sum(-1)

@@ -122,7 +122,7 @@ def _polynomial(x: Tensor, coefficients: tuple[Any, ...]) -> Tensor:
 
 
 def _split_at_zero(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the argument of a power series near s = 0, and the argument of closed forms that divide by abs(s).
+    """Return two tensors: the argument of power series near s = 0, and that of closed forms that divide by abs(s).
 
     The first result is s, or 0 where s is not near 0. The second result is abs(s), but at least ``_TINY``.
     """

@@ -68,9 +68,9 @@ def iwae(log_weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def log_likelihood(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return the estimate of log p(x) from all draws and its Monte Carlo standard error, shapes ``(N,)``, nats.
+    r"""Return two tensors of shape ``(N,)``, nats: the estimate of log p(x) from all draws, and its standard error.
 
-    The error follows from the delta method: :math:`\mathrm{sd}(w) / (\sqrt{K}\, \bar w)`.
+    The Monte Carlo standard error follows from the delta method: :math:`\mathrm{sd}(w) / (\sqrt{K}\, \bar w)`.
     """
     num_samples = len(log_weights)
     estimate = log_weights.logsumexp(0) - math.log(num_samples)

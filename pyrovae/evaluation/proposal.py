@@ -1,4 +1,4 @@
-"""Protocol of a guide that is fitted to the posterior of each datum, so that it is a better proposal."""
+"""Protocol of a guide that is fitted to the posterior of each datum, and so becomes a better proposal."""
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 

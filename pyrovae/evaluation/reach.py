@@ -97,8 +97,8 @@ class _Search:
     def flow(self, batch: Batch) -> Tensor:
         """Return for each datum the fraction of moves that leave the guide's support, shape ``(n,)``.
 
-        A move counts with the probability that the Metropolis algorithm would accept it. Each move changes a single
-        latent site. The result is the sum of the fractions for the latent sites in ``narrow``.
+        Each move changes one latent site in ``narrow``. A move that leaves the support is counted with the
+        probability that the Metropolis algorithm would accept it. The fractions of all sites in ``narrow`` are added.
         """
         problem, dim = self.problem, self.problem.data_dim
         drawn = problem.draw(batch, NUM_DRAWS)

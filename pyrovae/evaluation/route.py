@@ -124,7 +124,8 @@ class Route:
     ) -> Tensor:
         """Return log p(x, z) at given values of the latents, shape ``(num_draws, n)``, nats.
 
-        If given, ``masks`` has one dictionary for each run of the model: the guide's masks of latent sites, by name.
+        If ``masks`` is given, it holds one dictionary for each run of the model. The dictionary maps the names of
+        latent sites to the guide's masks.
 
         Raises:
             ProgramError: If the mask of a latent site in the model differs from the site's mask in ``masks``.

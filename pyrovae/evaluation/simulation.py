@@ -188,9 +188,9 @@ def _position(site: Site, args: Sequence[Tensor], taken: Mapping[str, int]) -> i
 
 
 def _as_argument(site: Site, arg: Tensor) -> Tensor:
-    """Return the argument that a site observes, with the site's draw in place of the data.
+    """Return the argument that a site observes, with the data replaced by the site's draw.
 
-    Entries that a mask leaves out of the log-probability keep their data.
+    Entries that a mask leaves out of the log-probability are not replaced.
     """
     value: Tensor = site["value"]
     if value.numel() != arg.numel():

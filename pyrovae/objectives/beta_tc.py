@@ -182,7 +182,7 @@ class BetaTC(Objective):
 
 
 def log_batch_weights(like: Tensor, data_size: int, weights: BatchWeights) -> Tensor:
-    """Return log w_im, the logarithms of the weights in the estimate of q(z), shape ``(N, N)``."""
+    """Return the logarithms of weights, ``(N, N)``: entry (i, m) weights q(z | x_m) in the estimate of q(z_i)."""
     others = len(like) - 1
     if weights == "even":
         table = like.new_full((others + 1, others + 1), math.log((data_size - 1) / (data_size * others)))

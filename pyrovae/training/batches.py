@@ -37,7 +37,7 @@ class Batches:
         return math.ceil(self.source.count(self.size) / self.accumulate)
 
     def order(self) -> Tensor:
-        """Return a random order of the data for an epoch, or the stored order if all data form a single batch."""
+        """Return the indices of the data in a random order, or in their stored order if one batch holds all data."""
         return self.source.order(self.size)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -133,7 +133,10 @@ class DataInMemory(_IndexedData):
         self.tensors = tensors if device is None else tuple(tensor.to(device) for tensor in tensors)
 
     def order(self, size: int) -> Tensor:
-        """Return the indices of the data in the order of an epoch, as a tensor on the device of the batches."""
+        """Return the indices of the data in a random order, or in their stored order if one batch holds all data.
+
+        The indices are on the device of the batches.
+        """
         count = len(self)
         return torch.randperm(count, device=self.device) if size < count else torch.arange(count, device=self.device)
 

@@ -23,13 +23,14 @@ Nats = TypeVar("Nats", float, np.ndarray, xr.DataArray)
 def bits_per_dimension(log_likelihood: Nats, event_shape: Sequence[int], *, bin_width: float = 1.0) -> Nats:
     r"""Convert log-likelihoods from nats per datum to bits per dimension; lower values are better.
 
-    The result is :math:`-(\log p / D + \log w) / \log 2` for data with D entries, whose levels have the width w.
+    The result is :math:`-(\log p / D + \log w) / \log 2` for data with D entries, where w is the
+    distance between two levels of an entry.
 
     Args:
         log_likelihood: Log-likelihoods :math:`\log p`, nats per datum.
         event_shape: Shape of a datum, which has D entries.
-        bin_width: Width w of a level. Use 1 for a discrete likelihood. Use 1/256 for a density of values on [0, 1] that
-            were dequantized from 256 levels.
+        bin_width: Distance w between two levels. Use 1 for a discrete likelihood. Use 1/256 for a density of values on
+            [0, 1] that were dequantized from 256 levels.
 
     Returns:
         Bits per dimension, in the shape of ``log_likelihood``. For a density, the value is an upper bound on the bits

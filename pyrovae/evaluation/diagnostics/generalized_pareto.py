@@ -34,10 +34,10 @@ def smooth(log_weights: Tensor, tail: int) -> tuple[Tensor, Tensor, Tensor]:
         tail: Number of weights that are smoothed, less than ``num_samples``.
 
     Returns:
-        Smoothed log-weights of the same shape, normalized so that the weights of a datum sum to one; k-hat, shape
-        ``(N,)``; and whether the fit applies to a datum, shape ``(N,)``. The fit does not apply if the smallest of
-        the smoothed weights equals the largest of all other weights, or if a number underflows or overflows. The other
-        results of such a datum have no meaning.
+        Three tensors: the smoothed log-weights, normalized so that the weights of a datum sum to one, in the shape of
+        ``log_weights``; k-hat, shape ``(N,)``; and a boolean tensor, true if the fit applies to a datum, shape
+        ``(N,)``. The fit does not apply if the smallest of the weights to be smoothed equals the largest of all other
+        weights, or if a number underflows or overflows. The other results of such a datum have no meaning.
     """
     largest, places = log_weights.topk(tail + 1, dim=1)
     top, cutoff = largest[:, :1], largest[:, -1:] - largest[:, :1]

@@ -9,10 +9,11 @@ A datum passes through up to three stages:
    doubled until the estimate is reliable or the budget is spent.
 
 Each stage makes new draws from a proposal that is fixed before these draws. A stage keeps its estimate if the k-hat
-and the Monte Carlo error of its own draws are small enough. This rule favours draws without a large weight, so it
-lowers the mean of the estimates that are kept. In the first stage this effect is small. Separate pilot draws select
-the data for which the guide is a good proposal, and few estimates of these data are rejected. In the second stage, the
-mean is lowered by a fraction of the reported errors.
+and the Monte Carlo error of its own draws are small enough. Draws that happen to miss the largest weights pass this
+rule more often, and tend to give too low an estimate. The rule therefore lowers the mean of the estimates that are
+kept. In the first stage this effect is small, because separate pilot draws select the data for which the guide is a
+good proposal, and few estimates of these data are rejected. In the second stage, the mean is lowered by a fraction of
+the reported errors.
 
 An estimate is reliable if three conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
 its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No

@@ -64,7 +64,7 @@ class Estimates:
         return found
 
     def columns(self) -> dict[str, Tensor | np.ndarray]:
-        """Return the estimates, diagnostics and costs of the data, by name."""
+        """Return the columns of a result by name: estimates, diagnostics and costs, with one value per datum."""
         return {
             "log_likelihood": self.log_likelihood,
             "mcse": self.mcse,

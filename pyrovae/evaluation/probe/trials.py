@@ -113,7 +113,8 @@ class Trials:
     def args(self, size: int, start: int = 0) -> tuple[Any, ...]:
         """Return the arguments for a run on ``size`` data, beginning with the datum at position ``start``.
 
-        If ``finite`` lacks some of the data but holds enough, only the data in ``finite`` are counted and used.
+        If some data are not in ``finite``, but at least ``start + size`` data are, the run uses only the data in
+        ``finite``, and ``start`` is a position among them.
         """
         stop = start + size
         if stop < self.size and stop <= len(self.finite) < self.size:

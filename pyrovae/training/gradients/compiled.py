@@ -96,9 +96,9 @@ class CompiledGradients:
         return self.graphs[key](inputs)
 
     def launch(self, batch: Batch, kl_weight: Tensor) -> Tensor:
-        """Return the loss and store its gradient, without replaying the CUDA graph of this computation.
+        """Return the loss and store its gradient, so that a larger CUDA graph can record this computation.
 
-        A larger CUDA graph can therefore record the computation.
+        The computation's own CUDA graph is therefore not replayed.
 
         Args:
             batch: Batch of the shape and dtype of an earlier batch.
@@ -117,9 +117,10 @@ class CompiledGradients:
 
     @property
     def is_settled(self) -> bool:
-        """Return whether the next call only runs a graph, if its batch shape has a graph.
+        """Return whether the next call only runs a graph; this assumes that its batch shape has a graph.
 
-        The result is false if a comparison is due, or if the programs run eagerly after a failure.
+        The result is false if the next call compares the graph with the programs, or if the programs run eagerly
+        after a failed compilation or comparison.
         """
         return not (self.has_failed or self.comparison.is_due)
 

@@ -140,7 +140,7 @@ class TensorBoard(Observer):
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """Wait until no event file has the current second in its name, so that the name of a new file sorts last."""
+    """Wait until no event file has the current second in its name. The name of a new file then sorts last."""
     while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
 
