@@ -72,8 +72,8 @@ def simulate(model: Program, args: Sequence[Tensor]) -> tuple[dict[str, Tensor],
 class Redrawn(Given):
     """Handler that samples the observed sites inside a program's plates instead of observing them.
 
-    A latent site gets its value from ``values``, or is sampled if it has no value there. Observed sites outside all
-    plates, ``pyro.factor`` and ``pyro.deterministic`` keep their values. If an observed site is sampled, its observed
+    A latent site gets its value from ``values``, or is sampled if it has no value there. Sites of ``pyro.factor`` and
+    ``pyro.deterministic`` keep their values, and so do observed sites outside all plates. If an observed site is sampled, its observed
     value is stored as ``site["infer"]["obs"]``.
 
     Args:

@@ -57,8 +57,9 @@ class IWAE(WeightObjective):
     some sites have (annealing) tempers the weights inside the logarithm.
 
     :class:`pyro.infer.RenyiELBO` with ``alpha=0`` multiplies the log-weights by the scale of a mini-batch, inside the
-    logarithm. Its bound may therefore exceed log p(x). ``IWAE`` also has a ``differentiable_loss``. It can be used as
-    ``SVI(model, guide, optim, loss=IWAE(5))`` and as ``IWAE(5)(model, guide)(x)``.
+    logarithm. Its bound may therefore exceed log p(x). Besides ``SVI(model, guide, optim, loss=IWAE(5))``,
+    ``IWAE`` can be used as ``IWAE(5)(model, guide)(x)``, because it has a ``differentiable_loss``, unlike
+    ``RenyiELBO``.
 
     A discrete site y that the model or the guide enumerates is summed out of every weight. The parameters of its
     posterior q(y | x) then have no effect on the bound and get no gradient.

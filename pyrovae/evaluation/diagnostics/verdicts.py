@@ -44,8 +44,8 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
     r"""Predict how many draws give each datum's estimate of log p(x) a Monte Carlo standard error of ``precision``.
 
     The prediction is for the ``mcse`` that :func:`evaluate` reports. For k-hat below 0.5, ``mcse`` agrees with the true
-    error to within 20%. For k-hat between 0.5 and 0.7, the variance of the weights is infinite, and 68% of the absolute
-    errors lie below a bound that is 1.3 to 1.4 times ``mcse``.
+    error to within 20%. For k-hat between 0.5 and 0.7, the variance of the weights is infinite, and ``mcse`` is too
+    small: 68% of the absolute errors are smaller than 1.3 to 1.4 times ``mcse``, instead of ``mcse`` itself.
 
     With the predicted number of draws, the estimate is still too low by about ``precision ** 2 / 2`` nats on average.
     Averaging over data does not remove this bias, because the bias has the same sign for all data.

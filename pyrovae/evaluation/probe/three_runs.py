@@ -7,8 +7,8 @@
    datum's draw in the first run. The log-weight of this draw must not change, because a log-weight may depend neither
    on other draws nor on other data.
 3. Guide and model run on three data, with eleven draws for each datum. The bytes of all tensors that this run
-   creates determine the size of batches. Most of the model's bytes may not grow with the number of draws.
-   In this case, another run, on six data, tests whether these bytes grow with the number of data.
+   creates determine the size of batches. If most of the model's bytes do not grow with the number of draws, another
+   run, on six data, tests whether they grow with the number of data.
 
 In the second and in the third run, the density of the model must not depend on random numbers that the model draws
 outside of its sample sites.
