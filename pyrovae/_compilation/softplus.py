@@ -8,8 +8,8 @@ Let e = exp(-\|x\|), which is at most 1, and s = e / (2 + e), which is at most 1
    = 2 s \left(1 + \frac{s^2}{3} + \frac{s^4}{5} + \dots\right).
 
 The terms after s^12 are omitted. They are less than 1.5e-8 of the sum, a quarter of the largest relative rounding error
-of float32, 6e-8. A division and a few products take a fraction of the time of the vectorized log1p that inductor calls on a CPU. On a GPU, memory bandwidth
-limits the speed of both methods.
+of float32, 6e-8. A division and a few products take a fraction of the time of the vectorized log1p that inductor calls
+on a CPU. On a GPU, memory bandwidth limits the speed of both methods.
 
 In the graph, the exponential and the series are one operation, whose code :func:`teach_inductor` gives to inductor. If
 the exponential were an operation of its own, inductor on a CPU would store it in memory, because the series uses e

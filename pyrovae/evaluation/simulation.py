@@ -73,8 +73,8 @@ class Redrawn(Given):
     """Handler that samples the observed sites inside a program's plates instead of observing them.
 
     A latent site gets its value from ``values``, or is sampled if it has no value there. Sites of ``pyro.factor`` and
-    ``pyro.deterministic`` keep their values, and so do observed sites outside all plates. If an observed site is sampled, its observed
-    value is stored as ``site["infer"]["obs"]``.
+    ``pyro.deterministic`` keep their values, and so do observed sites outside all plates. If an observed site is
+    sampled, its observed value is stored as ``site["infer"]["obs"]``.
 
     Args:
         values: Values of latent sites by name, in the shapes that the program draws.
