@@ -144,7 +144,7 @@ def run_component(
 
 
 def _outputs(component: Component) -> str:
-    """Return a sentence on the number of network outputs for each entry of a datum; an empty string for one output."""
+    """Return a sentence that says how many outputs a component needs for an entry of a datum, or "" for one output."""
     number = getattr(component, "num_parameters", 1)
     return f" {type(component).__name__} needs {number} outputs for each entry of a datum." if number > 1 else ""
 
