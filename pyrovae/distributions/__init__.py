@@ -5,7 +5,7 @@ from pyrovae.distributions.counts import Binomial, NegativeBinomial, Poisson
 from pyrovae.distributions.discrete import DiscretizedLogistic, Lattice
 from pyrovae.distributions.flow_support import support_of_flow
 from pyrovae.distributions.heavy_tails import StudentT
-from pyrovae.distributions.mixtures import DiagonalNormalMixture, mixture
+from pyrovae.distributions.mixtures import mixture
 from pyrovae.distributions.reparameterized import MultivariateNormal, NormalizingFlow
 from pyrovae.distributions.unit_interval import Beta, ContinuousBernoulli
 
@@ -14,7 +14,6 @@ __all__ = [
     "Binomial",
     "Columns",
     "ContinuousBernoulli",
-    "DiagonalNormalMixture",
     "DiscretizedLogistic",
     "Lattice",
     "MultivariateNormal",

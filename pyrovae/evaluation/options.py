@@ -40,9 +40,9 @@ class Options(SharedOptions, total=False):
         vectorize: If true, many draws are made in one run, along a dimension to the left of the program's plates. If
             false, the programs run once for each draw. By default, a check of the programs decides.
         memory: Bytes that the tensors of one run may occupy. This number determines how many data and draws are
-            processed in one run. Tensors of the model whose size does not depend on the numbers of data and draws,
-            such as the encoded pseudo-inputs of a VampPrior, are not counted if they are most of the model's memory.
-            The default is 2^25 on a CPU and 2^31 on a CUDA device. The random draws depend on this value.
+            processed in one run. If the model has large tensors whose size depends on neither, such as the encoded
+            pseudo-inputs of a VampPrior, a run may need more memory, by the bytes of these tensors. The default is 2^25
+            on a CPU and 2^31 on a CUDA device. The random draws depend on this value.
         compile: If true, the densities are compiled by torch's inductor, which takes several seconds. A program that
             cannot be compiled runs without compilation after a warning that names the reason.
         precision: Precision of the matrix products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on

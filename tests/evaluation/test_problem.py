@@ -149,9 +149,50 @@ def test_a_large_tensor_that_never_grows_does_not_make_batches_small(constant: i
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, math.sqrt(0.5)))
 
-    weights = log_weights(model, guide, torch.zeros(40), 1000, memory=2**22)
-    assert weights.shape == (1000, 40)
-    assert runs < 12, "with the constant counted for every log-weight, a run would have 17 log-weights"
+    weights = log_weights(model, guide, torch.zeros(400), 100, memory=2**22)
+    assert weights.shape == (100, 400)
+    assert runs < 100, "with the constant counted in a run on three data, a run would have 17 log-weights"
+
+
+def test_a_tensor_that_grows_in_steps_stays_within_the_memory() -> None:
+    largest = 0
+
+    def model(x: Tensor) -> None:
+        nonlocal largest
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(1))
+            flat = z.reshape(-1, 3)
+            padded = nn.functional.pad(flat, (0, 0, 0, max(0, 256 - len(flat)))) @ torch.ones(3, 500)
+            largest = max(largest, padded.nbytes)
+            loc = z.sum(-1) + 0 * padded[: len(flat), 0].reshape(z.shape[:-1])
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(1))
+
+    evaluate(model, guide, torch.zeros(200), 200, seed=0, memory=2**21)
+    assert largest <= 2**21
+
+
+def test_data_that_fail_do_not_end_the_search_for_constant_tensors() -> None:
+    def model(x: Tensor) -> None:
+        if x.isnan().any():
+            raise RuntimeError("NaN")
+        zero = torch.ones(10**5).cos().sum() * 0
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(zero, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    x = torch.arange(12.0)
+    x[torch.tensor([0, 1, 2, 4, 5, 7, 8, 10])] = math.nan
+    with pytest.warns(UserWarning, match="raise an error"), pytest.warns(UserWarning, match="of 12"):
+        result = evaluate(model, guide, x, 50, seed=0, progress=False)
+    assert int(result.log_likelihood.isnull().sum()) == 8
 
 
 def script(subsample_size: int | None, size: int) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:

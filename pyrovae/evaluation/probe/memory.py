@@ -15,31 +15,42 @@ from pyrovae.evaluation.probe.facts import MemoryUse
 from pyrovae.evaluation.probe.trials import Reference, Trials
 
 FEW = 3  # number of data in the first of these runs
+MOST = 192  # number of data in the last of these runs
 COUNTED = 11  # number of draws in a run; few programs have another dimension of this size
 
 
-def memory_use(trials: Trials, one: Reference, *, cuttable: bool, vectorize: bool) -> MemoryUse:
+def memory_use(trials: Trials, one: Reference, memory: int, *, cuttable: bool, vectorize: bool) -> MemoryUse:
     """Run guide and model, and return the bytes of the tensors that they create, per datum and draw.
 
-    Some tensors of a model have the same size in every run, such as the encodings of a VampPrior's pseudo-inputs.
-    Smaller batches would not reduce the memory of these tensors, so they are left out if they hold most of the model's
-    bytes. A second run, on twice as many data, shows how large they are. This run is skipped if most of the model's
-    bytes grow with the number of draws.
+    Some tensors of a model have the same size in every run, such as the encodings of a VampPrior's pseudo-inputs. In a
+    run on few data, each log-weight would get a large share of them. If most of the model's bytes do not grow with the
+    number of draws, further runs, each on twice as many data, therefore follow.
+
+    Args:
+        trials: Runs of the programs.
+        one: The first test run.
+        memory: Bytes that the tensors of a run may occupy. The further runs end before their tensors reach this limit,
+            apart from tensors that never grow.
+        cuttable: True if the program runs on any number of data.
+        vectorize: True if many draws are made in one run.
     """
     size = trials.few(FEW, cuttable=cuttable)
     plate = one.weights.plate._replace(size=size if cuttable else one.weights.plate.size)
     draws = COUNTED if vectorize else 1
     guide, model = _count(trials, one, plate, size, vectorize=vectorize)
-    in_model = model.total
-    if 2 * model.fixed > model.total and cuttable and trials.size >= 2 * size:
-        _, double = _count(trials, one, plate._replace(size=2 * size), 2 * size, vectorize=vectorize)
-        constant = 2 * model.fixed - double.fixed
-        in_model -= constant if model.total < 2 * constant < 2 * model.total else 0
+    most = min(MOST, len(trials.finite)) if cuttable else 0
+    rows, first = plate.size, model.total
+    while 2 * rows <= most and 2 * model.fixed > model.total and 4 * (model.total - first) < memory:
+        try:
+            _, model = _count(trials, one, plate._replace(size=2 * rows), 2 * rows, vectorize=vectorize)
+        except Exception:  # the evaluation reports a datum that the program cannot score
+            break
+        rows *= 2
     return MemoryUse(
-        per_weight=max(1, int((guide.total + in_model) / draws / plate.size)),
+        per_weight=max(1, int((guide.total * rows / plate.size + model.total) / draws / rows)),
         guide_per_datum=guide.fixed / plate.size,
         guide_per_draw=max(1.0, guide.drawn / draws / plate.size),
-        model_per_draw=max(1.0, in_model / draws / plate.size),
+        model_per_draw=max(1.0, model.total / draws / rows),
     )
 
 

@@ -7,8 +7,8 @@
    datum's draw in the first run. The log-weight of this draw must not change, because a log-weight may depend neither
    on other draws nor on other data.
 3. Guide and model run on three data, with eleven draws for each datum. The bytes of all tensors that this run
-   creates determine the size of batches. If most of the model's bytes do not grow with the number of draws, another
-   run, on six data, tests whether they grow with the number of data.
+   creates determine the size of batches. If most of the model's bytes do not grow with the number of draws, up to
+   six further runs, each on twice as many data, find the bytes of a log-weight in a larger run.
 
 In the second and in the third run, the density of the model must not depend on random numbers that the model draws
 outside of its sample sites.
@@ -66,7 +66,7 @@ def probe(trials: Trials, isolation: Isolation, memory: int) -> Probe:
     check_given(one.weights, lambda args: trials.score(tuple(args), dict(one.weights.chosen)), trials.args(one.size))
     vectorize = _choose_vectorize(trials.options["vectorize"], takes)
     check_data_support(trials, one, cuttable=takes.any_data)
-    memory_of_run = memory_use(trials, one, cuttable=takes.any_data, vectorize=vectorize)
+    memory_of_run = memory_use(trials, one, memory, cuttable=takes.any_data, vectorize=vectorize)
     trials.check_noise(one.size)
     return Probe(
         plate=one.weights.plate,
