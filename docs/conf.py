@@ -23,6 +23,7 @@ exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "pyrovae"
+smartquotes = False  # error messages on the pages keep their quotes
 html_css_files = ["custom.css"]
 
 # Formulas render without a network: the build copies one file of MathJax, which contains all of its fonts.

@@ -121,8 +121,13 @@ def tabulate(quantity: str, rows: pd.DataFrame) -> pd.DataFrame:
     told = {}
     for name, column in rows.items():
         exponents = ["", *(f" ({slope:.2f})" for slope in np.diff(np.log(column)) / steps)]
-        told[name] = [f"{value:.3g}{exponent}" for value, exponent in zip(column, exponents, strict=True)]
+        told[name] = [f"{_rounded(value)}{exponent}" for value, exponent in zip(column, exponents, strict=True)]
     return pd.DataFrame(told).set_axis([f"{value:,} {quantity}" for value in rows.index])
+
+
+def _rounded(value: float) -> str:
+    """Return a number with three significant digits and without an exponent."""
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def as_source(name: str, data: Any, *, indexed: bool = False) -> Source | Stream
 
     Args:
         name: Name of the data in error messages, such as ``"train"``.
-        data: Data of one of the kinds in the table of the module's docstring, or a source, which is returned unchanged.
+        data: Data of any kind that :func:`pyrovae.fit` accepts, or a source, which is returned unchanged.
         indexed: If true, the result can be read by index, as evaluation requires. A stream is then read into memory, in
             a single pass to its end.
 
