@@ -11,7 +11,7 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae.distributions import mixture
 
-COMPONENTS, LATENT = 7, 3
+COMPONENTS, LATENT = 60, 3
 Parameters = tuple[Tensor, Tensor, Tensor]
 
 
@@ -88,17 +88,16 @@ def test_a_pyro_program_scores_a_mixture_inside_a_plate() -> None:
 
 def test_an_infinite_value_has_density_zero_and_nan_stays_nan() -> None:
     z = torch.tensor([[torch.inf, 0.0, 0.0], [-torch.inf, 0.0, 0.0], [torch.nan, 0.0, 0.0], [3e38, -3e38, 1.0]])
-    found = mixture(
-        dist.Categorical(logits=torch.zeros(2)), dist.Normal(torch.randn(2, 3), 1.0, validate_args=False).to_event(1)
-    )
+    found = fast(*parameters())
     found._validate_args = False
     assert found.log_prob(z)[[0, 1, 3]].tolist() == [-torch.inf] * 3
     assert found.log_prob(z)[2].isnan()
 
 
 def test_an_infinite_location_has_no_share() -> None:
-    some = torch.zeros(2), torch.tensor([[torch.inf], [0.0]]), torch.ones(2, 1)
-    z = torch.tensor([[0.5]])
+    logits, loc, scale = parameters()
+    loc[:2] = torch.inf
+    some, z = (logits, loc, scale), torch.randn(5, LATENT)
     torch.testing.assert_close(fast(*some).log_prob(z).double(), exact(*some, z))
 
 
@@ -126,25 +125,26 @@ def test_float64_is_scored_by_the_class_of_torch() -> None:
 @pytest.mark.parametrize(
     "components",
     [
-        dist.Laplace(torch.zeros(2, 3), 1.0).to_event(1),
-        dist.Normal(torch.zeros(2), 1.0),
-        dist.Normal(torch.zeros(2, 3, 4), 1.0).to_event(2),
-        dist.MultivariateNormal(torch.zeros(2, 3), torch.eye(3).expand(2, 3, 3)),
-        pv.posteriors.StudentT(torch.nn.Identity())(torch.zeros(2, 6)),
+        dist.Normal(torch.zeros(2, 3), 1.0).to_event(1),
+        dist.Laplace(torch.zeros(60, 3), 1.0).to_event(1),
+        dist.Normal(torch.zeros(60), 1.0),
+        dist.Normal(torch.zeros(60, 3, 4), 1.0).to_event(2),
+        dist.MultivariateNormal(torch.zeros(60, 3), torch.eye(3).expand(60, 3, 3)),
+        pv.posteriors.StudentT(torch.nn.Identity())(torch.zeros(60, 6)),
     ],
 )
-def test_other_components_keep_the_class_of_torch(components: Any) -> None:
-    found = mixture(dist.Categorical(logits=torch.zeros(2)), components)
+def test_few_and_other_components_keep_the_class_of_torch(components: Any) -> None:
+    found = mixture(dist.Categorical(logits=torch.zeros(components.batch_shape[0])), components)
     assert type(found) is dist.MixtureSameFamily
     assert found.log_prob(found.sample()).isfinite()
 
 
 def test_the_priors_use_the_fast_density() -> None:
     vae = pv.VAE(
-        pv.priors.VampPrior(5, data=torch.rand(9, 4)),
+        pv.priors.VampPrior(50, data=torch.rand(90, 4)),
         pv.likelihoods.Normal(pv.networks.mlp(2, 4)),
         pv.posteriors.DiagonalNormal(pv.networks.mlp(4, 2 * 2)),
     )
-    for prior in (vae.prior(), pv.priors.GaussianMixture(2)()):
+    for prior in (vae.prior(), pv.priors.GaussianMixture(2, components=50)()):
         assert type(prior) is type(fast(*parameters()))
         assert type(prior) is not dist.MixtureSameFamily
