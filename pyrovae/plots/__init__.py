@@ -2,8 +2,9 @@
 
 Every function draws on ``ax=``, or on ``axes=`` if it has several panels, and returns these axes. Without given axes,
 it creates a figure in printed size, with text of 8 to 10 points, and returns the new axes: a single object, or an array
-with one entry for each panel. ``axes[0].figure.savefig("figure.pdf")`` writes the figure. The palette is that of Okabe
-and Ito. Readers with a colour vision deficiency can tell its colours apart; markers and line styles differ as well.
+with one entry for each panel. ``axes[0].figure.savefig("figure.pdf")`` writes the figure. The first seven
+colours are those of Okabe and Ito, which readers with a colour vision deficiency can tell apart, and three more colours
+follow. Markers and line styles differ as well.
 
 Only :func:`explorer` runs a model: it writes an HTML page in which the likelihood runs without Python.
 """

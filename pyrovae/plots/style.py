@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 PAGE = 6.5  # width of a page's text, inches; figures are drawn at the width at which they are printed
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito (2008)
+# The first seven are those of Okabe and Ito (2008); three more keep the classes of ten digits apart.
+COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A", "#999999", "#C7CC00"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 PRINT: Any = {
@@ -32,7 +33,7 @@ def color(i: int) -> str:
 
 
 def marker(i: int) -> str:
-    """Return the marker of the i-th model or class; colours and markers together distinguish 56 models or classes."""
+    """Return the marker of the i-th model or class; colours and markers together distinguish 40 models or classes."""
     return MARKERS[i % len(MARKERS)]
 
 
