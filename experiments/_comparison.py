@@ -60,8 +60,8 @@ class Options:
     """Names of the models to compare [default: all]."""
     test_size: int | None = None
     """Number of test data to evaluate, drawn at random [default: all]."""
-    compile: bool | None = None
-    """Compile training and evaluation, which takes some seconds per model [default: if a run is long enough]."""
+    compile: bool = False
+    """Compile training and every evaluation, which takes some seconds per model. Long evaluations always compile."""
     device: str = "auto"
     """Device; auto is a CUDA device if there is one, else the CPU."""
     seed: int = 0
@@ -189,8 +189,8 @@ def log_likelihood(vae: Any, splits: pv.data.Splits, options: Options, **others:
 
 
 def _compiles(options: Options, evaluations: int) -> bool:
-    """Return the option ``compile``; by default, whether an evaluation is long enough that compilation pays off."""
-    return evaluations >= 10**6 if options.compile is None else options.compile
+    """Return true if an evaluation is compiled, as the option ``compile`` requests, or because it is long."""
+    return options.compile or evaluations >= 10**6
 
 
 def with_quoted(result: xr.Dataset, quoted: xr.Dataset) -> xr.Dataset:
