@@ -28,7 +28,7 @@ def with_second_draw(
 ) -> dict[str, Tensor]:
     """Return the value of each latent site with two draws for each datum, by name of the site.
 
-    The values come from a run with one draw for each datum. The first draw of datum n is its own draw in this run. Its
+    The values come from a run with one draw for each datum. Datum n keeps its draw of this run as its first draw. Its
     second draw is the draw of datum n + 1, or of the first datum if n is the last datum. Any value of the latents can
     be scored for any datum, so the second draw need not come from the guide for datum n.
 

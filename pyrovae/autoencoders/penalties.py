@@ -68,8 +68,8 @@ class KLSparsity(_Weighted):
     .. math:: \lambda \sum_j \rho \log \frac{\rho}{\hat\rho_j} + (1 - \rho) \log \frac{1 - \rho}{1 - \hat\rho_j},
         \qquad \hat\rho_j = \frac{1}{N} \sum_n h_{nj}
 
-    for codes h between 0 and 1. The mean activity of unit j, :math:`\hat\rho_j`, is its mean over the batch. A unit can
-    meet the target by strong activity for few data, or by weak activity for all data.
+    for codes h between 0 and 1. Unit j has the mean activity :math:`\hat\rho_j` over the batch. A unit can meet the
+    target by strong activity for few data, or by weak activity for all data.
 
     Args:
         weight: Weight of the penalty, :math:`\lambda`.

@@ -156,7 +156,7 @@ def _own_scale(site: Site, within: str = "") -> float | None:
 def _without_plates(site: Site, within: str) -> Tensor:
     """Return the scale of a site, divided by the subsampling factors of all its plates except the plate ``within``.
 
-    The subsampling factor of a plate is its full size, divided by the size of its subsample. The result is
+    The subsampling factor of a plate is the ratio of its full size to the size of its subsample. The result is
     always on the CPU, so that the scales of different sites can be compared.
     """
     inner = [frame for frame in site["cond_indep_stack"] if frame.name != within and frame.size > 0]
