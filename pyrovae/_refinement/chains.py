@@ -17,7 +17,7 @@ exactly. The noise of the fit comes only from the departure of the posterior fro
 **The chains** start at draws from a mixture of the guide and wider copies of a first normal density. This density is
 usually the result of the regression. The chains make a few transitions in coordinates in which the first density is
 standard normal. A second density is fitted to their states, and the chains continue in coordinates in which the second
-density is standard normal. The last fit uses the draws from both runs of the chains.
+density is standard normal. The last fit uses the draws of all runs of the chains, except a burn-in of the first run.
 
 Source:
     *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson and Carpenter, 2026).
@@ -34,7 +34,7 @@ from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior, value_and_gradient
 
 NUM_CHAINS, NUM_TRANSITIONS, NUM_LEAPFROG = 32, 9, 2  # number of chains for up to 50 dimensions
-BURN_IN = 3  # number of transitions of each chain that the fit does not use
+BURN_IN = 3  # number of transitions of the first run that the fit does not use
 ACCEPTANCE = 0.7
 FIRST_STEP = 1.2  # first step size times the fourth root of D, in standard deviations
 RIDGE = 0.05  # weight of the identity in the second moments of draws and of gradients
@@ -97,7 +97,29 @@ class Visited:
         return type(self)(other.density, torch.cat([mine.v, other.v], 1), torch.cat([mine.score, other.score], 1))
 
 
-def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size: int | None = None) -> Visited:
+def visit(posterior: Posterior, density: Normal, start: Tensor, runs: int, batch_size: int | None = None) -> Visited:
+    """Run chains several times, each time from their last positions, in coordinates of a density fitted to all draws.
+
+    Args:
+        posterior: Posteriors of N data.
+        density: Normal densities of N data, in whose coordinates the first run moves.
+        start: First positions u, shape ``(num_chains, N, D)``.
+        runs: Number of runs, at least 1.
+        batch_size: Largest number of gradients that are computed together, one for each chain and datum; by default
+            all.
+
+    Returns:
+        The draws of all runs after the burn-in, with their scores.
+    """
+    visited = run_chains(posterior, density, start, batch_size, burn_in=BURN_IN)
+    for _ in range(runs - 1):
+        visited = visited.joined(run_chains(posterior, fit_to_chains(visited), visited.last, batch_size))
+    return visited
+
+
+def run_chains(
+    posterior: Posterior, density: Normal, start: Tensor, batch_size: int | None = None, *, burn_in: int = 0
+) -> Visited:
     """Run short Hamiltonian chains from given starting points.
 
     Args:
@@ -107,6 +129,7 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
         start: First positions u, shape ``(num_chains, N, D)``.
         batch_size: Largest number of gradients that are computed together, one for each chain and datum; by default
             all.
+        burn_in: Number of transitions that are not returned.
 
     Returns:
         The draws after the burn-in, with their scores.
@@ -122,7 +145,7 @@ def run_chains(posterior: Posterior, density: Normal, start: Tensor, batch_size:
     for i in range(NUM_TRANSITIONS):
         state, acceptance = transition(state, evaluate, _density, step, NUM_LEAPFROG)
         step = adapted(step, acceptance, ACCEPTANCE)
-        if i >= BURN_IN:
+        if i >= burn_in:
             kept.append(state)
     v, score = (torch.cat([getattr(state, name) for state in kept]).movedim(0, 1) for name in ("v", "slope"))
     return Visited(density, v, score)
@@ -139,7 +162,7 @@ def num_chains(dim: int) -> int:
 
 
 def gradients_of_chains(dim: int) -> int:
-    """Return the number of gradients that one call of ``run_chains`` computes for each datum."""
+    """Return the number of gradients that one run of the chains computes for each datum."""
     return num_chains(dim) * (1 + NUM_TRANSITIONS * NUM_LEAPFROG)
 
 

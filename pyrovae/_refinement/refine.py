@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pyrovae._refinement.chains import fit_to_chains, gradients_of_chains, num_chains, run_chains
+from pyrovae._refinement.chains import fit_to_chains, gradients_of_chains, num_chains, visit
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior
@@ -99,6 +99,7 @@ def refine_by_chains(
     found: Refinement,
     members: tuple[Member, ...] = MEMBERS,
     *,
+    runs: int = 2,
     score_guide: bool = True,
     batch_size: int | None = None,
 ) -> Refinement:
@@ -108,16 +109,23 @@ def refine_by_chains(
     normal density. It also gets two further densities, one fitted to each half of the draws. A datum keeps its
     densities in ``found`` if a new density is not finite, or if its relative effective sample size,
     ``Refinement.share``, would fall to half or less.
+
+    Args:
+        posterior: Posteriors of N data, with the guide.
+        found: Densities to improve.
+        members: Weight and width of each widened copy of the normal density in the mixture.
+        runs: Number of runs of the chains. Each run adds draws, so the fit is less noisy.
+        score_guide: If true, the guide's density is computed at all draws; see :class:`Mixture`.
+        batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
     """
     count = num_chains(posterior.dim)
     start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some draws are from the guide
-    before = run_chains(posterior, found.density, start, batch_size)
-    visited = before.joined(run_chains(posterior, fit_to_chains(before), before.last, batch_size))
+    visited = visit(posterior, found.density, start, runs, batch_size)
     density = fit_to_chains(visited)
     halves = split(visited.seen_from(density))
     parts = [part for normal in (density, *halves) for part in (normal.log_det, normal.mean.sum(-1))]
     finite = torch.stack(parts).isfinite().all(0)
-    evaluations = found.evaluations + 2 * _GRADIENT_COST * gradients_of_chains(posterior.dim) + count + PILOT
+    evaluations = found.evaluations + cost_of_chains(posterior.dim, runs)
     rest = found.share, evaluations, found.failed
     trial = Refinement(
         density.where(finite, found.density),
@@ -127,6 +135,11 @@ def refine_by_chains(
     share = _effective_share(trial.mixture(posterior, members, score_guide=score_guide).draw(PILOT))
     better = finite & (share > found.share / 2)  # a pilot overrates heavy tails, in particular those of the old density
     return replace(trial, share=share).where(better, replace(found, evaluations=evaluations))
+
+
+def cost_of_chains(dim: int, runs: int) -> int:
+    """Return the number of evaluations of log p(x, u) per datum in :func:`refine_by_chains`."""
+    return runs * _GRADIENT_COST * gradients_of_chains(dim) + num_chains(dim) + PILOT
 
 
 def _effective_share(draws: Draws) -> Tensor:

@@ -4,7 +4,8 @@ A datum passes through up to three stages:
 
 1. *guide*: importance sampling with draws from the guide, if pilot draws show that the guide is a good proposal;
 2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`. Pilot draws determine
-   the number of draws. If the estimate is not reliable, short chains improve the mixture, and new draws follow;
+   the number of draws. If the estimate is not reliable, short chains improve the mixture, and new draws follow. If the
+   new estimate is not reliable, longer chains improve the mixture again, and the largest number of draws follows;
 3. *annealed*: annealed importance sampling from the fitted densities and the guide. The number of temperatures is
    doubled until the estimate is reliable or the budget is spent.
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._compilation.precision import Precision
-from pyrovae._refinement.refine import refine
+from pyrovae._refinement.refine import cost_of_chains, refine
 from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
@@ -51,6 +52,7 @@ STAGES = ("guide", "refined", "annealed")
 PILOT = 256  # draws of the guide that decide whether the guide is a good proposal
 GOOD_K, GOOD_ESS = 0.2, 0.4  # k-hat and effective fraction of the pilot draws; strict, because refining is cheap
 SHARES = (0.5, 1.0, 2.0, 4.0)  # numbers of draws from a mixture, as multiples of num_samples
+SHORT_CHAINS, LONG_CHAINS = 2, 6  # runs of the chains that improve a mixture for the first and for the second time
 EXPECTED = 0.7  # expected error of the draws, as a fraction of the precision
 FIRST_TEMPERATURES = 22
 
@@ -224,15 +226,33 @@ class Cascade:
         fitted = refine(target, score_guide=scores_guide(target), batch_size=self.problem.affordable)
         estimates.evaluations[pending] += fitted.evaluations.cpu()
         stages = Stages(self.problem, estimates, self.precision, pending, target, fitted)
-        left = stages.refined(pending, self._draws(fitted.share.cpu()))
-        stages.improve(left)
-        share = fitted.share.cpu()[torch.isin(pending, left)]
-        left = stages.refined(left, self._draws(share).clamp_min(int(SHARES[-2] * self.num_samples)))
-        left = left[~torch.isin(left, pending[fitted.failed.cpu()])]  # chains cannot move without a gradient
+        left = self._refined(stages, pending)
         temperatures, hard = FIRST_TEMPERATURES, left
         while len(hard := hard[estimates.evaluations[hard] + cost(temperatures) <= self.budget]):
             hard = stages.annealed(hard, temperatures)
             temperatures *= 2
+
+    def _refined(self, stages: Stages, pending: Tensor) -> Tensor:
+        """Run the stage *refined*; return the indices of the data that need the stage *annealed*.
+
+        A mixture that needs the largest number of draws is improved before its first estimate.
+        """
+        most, fitted = int(SHARES[-1] * self.num_samples), stages.fitted
+        draws, failed = self._draws(fitted.share.cpu()), fitted.failed.cpu()
+        left = stages.refined(pending, torch.where((draws < most) | failed, draws, 0))
+        left = left[~torch.isin(left, pending[failed])]  # chains cannot move without a gradient
+        draws = self._draws(stages.improve(left, SHORT_CHAINS))
+        waits = (draws == most) & self._affords_long_chains(stages, left)
+        left = stages.refined(left, draws.masked_fill(waits, 0))
+        longer = left[self._affords_long_chains(stages, left)]
+        stages.improve(longer, LONG_CHAINS)
+        stages.refined(longer, torch.full_like(longer, most))
+        return left[~stages.estimates.passes(left, self.precision)]
+
+    def _affords_long_chains(self, stages: Stages, indices: Tensor) -> Tensor:
+        """Return a mask of the data whose budget allows long chains and the largest number of draws after them."""
+        cost_of_both = cost_of_chains(stages.target.dim, LONG_CHAINS) + int(SHARES[-1] * self.num_samples)
+        return stages.estimates.evaluations[indices] + cost_of_both <= self.budget
 
     def _draws(self, share: Tensor) -> Tensor:
         """Return the number of draws that each datum is expected to need for the wanted precision, with a margin."""

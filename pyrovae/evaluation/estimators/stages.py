@@ -51,12 +51,12 @@ class Stages:
 
         Args:
             indices: Indices in the batch, shape ``(n,)``.
-            num_draws: Number of draws of each datum, shape ``(n,)``.
+            num_draws: Number of draws of each datum, shape ``(n,)``. A datum with 0 draws gets no new estimate.
 
         Returns:
             Indices, among the given ones, of the data whose estimate is not yet reliable.
         """
-        for count in num_draws.unique().tolist():
+        for count in num_draws[num_draws > 0].unique().tolist():
             self._refined(indices[num_draws == count], count)
         return indices[~self.estimates.passes(indices, self.precision)]
 
@@ -69,21 +69,29 @@ class Stages:
         found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
         self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=num_samples)
 
-    def improve(self, indices: Tensor) -> None:
+    def improve(self, indices: Tensor, runs: int) -> Tensor:
         """Improve the densities that were fitted to the data at ``indices``.
 
         The new densities are fitted to the states of short chains, which start at draws from the current mixtures.
+
+        Args:
+            indices: Indices in the batch, shape ``(n,)``, in ascending order.
+            runs: Number of runs of the chains.
+
+        Returns:
+            Effective sample size of pilot draws from the new mixtures, divided by their number, shape ``(n,)``.
         """
         inside = torch.isin(self.pending, indices).nonzero().flatten()
         if not len(inside):
-            return
+            return self.fitted.share[inside].cpu()
         target = self.target if len(inside) == self.target.size else self.target.subset(inside)
-        options: Any = {"score_guide": scores_guide(target), "batch_size": self.problem.affordable}
+        options: Any = {"runs": runs, "score_guide": scores_guide(target), "batch_size": self.problem.affordable}
         before, rows = self.fitted.select(inside), self.pending[inside]
         share = self.estimates.ess[rows] / self.estimates.draws[rows]
         before.share.copy_(torch.where(self.estimates.stage[rows] == 1, share, 0.0).nan_to_num(nan=0.0))
         self.fitted.put(inside, refine_by_chains(target, before, **options))
         self.estimates.evaluations[rows] += (self.fitted.evaluations[inside] - before.evaluations).cpu()
+        return self.fitted.share[inside].cpu()
 
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
         """Estimate log p(x) by annealing; return the indices of the data whose estimate is not yet reliable."""
