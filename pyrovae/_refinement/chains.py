@@ -80,10 +80,9 @@ class Visited:
     v: Tensor
     score: Tensor
 
-    @property
-    def last(self) -> Tensor:
-        """Positions u of the chains after the last transition, shape ``(num_chains, N, D)``."""
-        return self.density.place(self.v[:, -num_chains(self.v.shape[-1]) :].movedim(0, 1))
+    def last(self, count: int) -> Tensor:
+        """Return the positions u of ``count`` chains after the last transition, shape ``(count, N, D)``."""
+        return self.density.place(self.v[:, -count:].movedim(0, 1))
 
     def seen_from(self, density: Normal) -> Self:
         """Return the same draws and scores in the coordinates in which ``density`` is a standard normal density."""
@@ -113,7 +112,7 @@ def visit(posterior: Posterior, density: Normal, start: Tensor, runs: int, batch
     """
     visited = run_chains(posterior, density, start, batch_size, burn_in=BURN_IN)
     for _ in range(runs - 1):
-        visited = visited.joined(run_chains(posterior, fit_to_chains(visited), visited.last, batch_size))
+        visited = visited.joined(run_chains(posterior, fit_to_chains(visited), visited.last(len(start)), batch_size))
     return visited
 
 

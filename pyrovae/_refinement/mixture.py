@@ -38,6 +38,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from pyrovae._refinement.modes import Modes
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior
 from pyrovae._refinement.regression import fit_to_draws
@@ -69,6 +70,7 @@ class Member(NamedTuple):
 
 MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.15, 2.8), Member(0.05, 6.0))  # the guide has the other 0.1
 SPLIT_REACH = 0.7  # reach of the two densities that split a posterior
+MODE_WEIGHT = 0.15  # weight of each density at a further mode
 KEPT = 1 / 9  # fraction of their weight that the normal copies keep for data whose posterior is split
 
 
@@ -141,6 +143,8 @@ class Mixture:
             remaining weight.
         split: Two further normal densities for some of the data. For these data, the two densities get most of the
             weight of the copies.
+        modes: Normal densities at further modes. Each gets the weight ``MODE_WEIGHT``; the weights of all other normal
+            components are lowered by the same factor.
         failed: Mask, shape ``(N,)``. If it is true for a datum, the mixture of this datum is the guide alone.
         score_guide: If true, the guide's density is computed at all draws. If false, it is computed only at the guide's
             own draws, which suits guides whose density is expensive; see the docstring of the module.
@@ -157,6 +161,7 @@ class Mixture:
         members: tuple[Member, ...] = MEMBERS,
         *,
         split: Split | None = None,
+        modes: Modes | None = None,
         failed: Tensor | None = None,
         score_guide: bool = True,
     ) -> None:
@@ -167,6 +172,11 @@ class Mixture:
         if split is not None and split.chosen.any():
             self._normals += [(half, Member(0.5, SPLIT_REACH).width(posterior.dim)) for half in split.densities]
             weights = _with_halves(weights, split.chosen)
+        if modes is not None and modes.chosen.any():
+            self._normals += [(each, Member(MODE_WEIGHT, SPLIT_REACH).width(posterior.dim)) for each in modes.densities]
+            added = MODE_WEIGHT * modes.chosen
+            rest = 1 - added.sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
+            weights = torch.cat([weights * rest, added.to(weights)], -1)
         if failed is not None:
             weights = torch.where(failed[:, None], 0.0, weights)
         self._weights = weights
@@ -191,6 +201,16 @@ class Mixture:
             drawn, log_guide[rows] = self.posterior.draw(num_guide)
             u[rows] = torch.where(from_guide[rows, :, None], drawn, u[rows])
         return self._score(u, index, log_guide)
+
+    @torch.no_grad()
+    def score(self, u: Tensor) -> Tensor:
+        """Return the log-weights log p(x, u) - log q(u) of given values u, shape ``(S, N)``, nats.
+
+        Args:
+            u: Values, shape ``(S, N, D)``. They count as draws from a normal component.
+        """
+        nothing = torch.zeros(u.shape[:2], dtype=torch.long, device=u.device)
+        return self._score(u, nothing, nothing.to(u.dtype)).log_weights
 
     def log_density(self, u: Tensor, log_guide: Tensor) -> Tensor:
         """Return the log-density of the mixture at u, shape ``(S, N)``, nats.

@@ -46,12 +46,6 @@ class Split:
         halves = density.select(everything), density.select(everything)
         return cls(halves, torch.zeros_like(everything, dtype=torch.bool))
 
-    def where(self, condition: Tensor, other: Self) -> Self:
-        """Return the split of ``self`` for data where ``condition`` is true, and of ``other`` for all other data."""
-        pairs = zip(self.densities, other.densities, strict=True)
-        densities = tuple(mine.where(condition, theirs) for mine, theirs in pairs)
-        return type(self)(densities, torch.where(condition, self.chosen, other.chosen))
-
     def put(self, indices: Tensor, other: Self) -> None:
         """Replace, in place, the densities of the data at ``indices`` by those of ``other``."""
         for mine, theirs in zip(self.densities, other.densities, strict=True):

@@ -22,6 +22,7 @@ class Estimates:
     Attributes:
         pilot: Estimate from the pilot draws of the guide, shape ``(n,)``, nats.
         pilot_mcse: Monte Carlo standard error of the pilot estimate, shape ``(n,)``, nats.
+        missed: True if a witness shows that the draws of the current estimate may miss a mode, shape ``(n,)``.
     """
 
     def __init__(self, size: int) -> None:
@@ -30,6 +31,7 @@ class Estimates:
 
         self.log_likelihood, self.mcse, self.pareto_k, self.ess = empty(), empty(), empty(), empty()
         self.pilot, self.pilot_mcse, self.highest, self.highest_mcse = empty(), empty(), empty(), empty()
+        self.missed = torch.zeros(size, dtype=torch.bool)
         self.stage, self.draws = torch.full((size,), -1), torch.zeros(size, dtype=torch.long)
         self.evaluations = torch.zeros(size, dtype=torch.float64)
 
@@ -46,6 +48,8 @@ class Estimates:
         self._remember(kept)
         for name in ("log_likelihood", "mcse", "pareto_k", "ess"):
             getattr(self, name)[kept] = values[name][better]
+        if "missed" in values:
+            self.missed[kept] = values["missed"][better].bool()
         self.stage[kept], self.draws[kept] = stage, draws
         self.evaluations[indices] += evaluations
 
@@ -55,13 +59,16 @@ class Estimates:
         return (self.pareto_k[indices] <= limit) & (self.mcse[indices] <= precision) & ~self.disagrees()[indices]
 
     def disagrees(self) -> Tensor:
-        """Return for each datum whether its current estimate is several standard errors below an earlier estimate."""
+        """Return for each datum whether other draws contradict its current estimate.
+
+        The estimate is several standard errors below an earlier estimate, or its draws may miss a mode.
+        """
         found = torch.zeros(len(self.stage), dtype=torch.bool)
         others = ((self.highest, self.highest_mcse), (self.pilot, self.pilot_mcse))
         for value, error in others:
             excess = value - self.log_likelihood
             found |= excess > DISAGREEMENT * torch.hypot(error.nan_to_num(nan=math.inf), self.mcse) + 1e-9
-        return found
+        return found | self.missed
 
     def columns(self) -> dict[str, Tensor | np.ndarray]:
         """Return the columns of a result by name: estimates, diagnostics and costs, with one value per datum."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyrovae._refinement.annealing import Annealing
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
-from pyrovae._refinement.refine import Refinement, refine_by_chains
+from pyrovae._refinement.modes import HEAVY, mean_near
+from pyrovae._refinement.refine import GRADIENT_COST, Refinement, add_modes, refine_by_chains
 from pyrovae._refinement.scoring import scores_slowly
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
@@ -64,10 +65,30 @@ class Stages:
         target, mixture = self._mixture(indices, MEMBERS, score_guide=scores_guide(self.target))
         chunk = max(1, self.problem.affordable // target.size)
         counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
-        drawn = Draws.cat([mixture.draw(count).without_values() for count in counts])
+        drawn, heaviest = _draw(mixture, counts)
         found = bounds.of_valid(drawn.log_weights, summary)
         found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
+        log_weights = self._witnessed(indices, target, mixture, heaviest)
+        found["missed"] = log_weights > found["log_likelihood"] + _heavy(num_samples)
         self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=num_samples)
+
+    def _witnessed(self, indices: Tensor, target: Target, mixture: Mixture, heaviest: Tensor) -> Tensor:
+        """Return the largest log-weight of the witnesses of each datum, nats; then let its heaviest draw be a witness.
+
+        The heaviest draw replaces the last witness if its weight is larger. A later mixture should cover it.
+        """
+        inside, witnesses = self._inside(indices), self.fitted.witnesses
+        points = torch.cat([witnesses.u[:, inside], heaviest[None]])
+        *old, new = mixture.score(points).nan_to_num(nan=-math.inf)
+        heavier = (new > old[-1]).nonzero()[:, 0]
+        mean = mean_near(target, mixture.density, heaviest[None], self.problem.affordable)[0]
+        witnesses.replace_last(inside[heavier.cpu()], heaviest[heavier], mean[heavier])
+        self.estimates.evaluations[indices] += len(points) + GRADIENT_COST
+        return torch.stack(old).amax(0).double().cpu()
+
+    def _inside(self, indices: Tensor) -> Tensor:
+        """Return the places of ``indices`` among ``pending``."""
+        return torch.isin(self.pending, indices).nonzero().flatten()
 
     def improve(self, indices: Tensor, runs: int) -> Tensor:
         """Improve the densities that were fitted to the data at ``indices``.
@@ -81,16 +102,18 @@ class Stages:
         Returns:
             Effective sample size of pilot draws from the new mixtures, divided by their number, shape ``(n,)``.
         """
-        inside = torch.isin(self.pending, indices).nonzero().flatten()
+        inside = self._inside(indices)
         if not len(inside):
             return self.fitted.share[inside].cpu()
         target = self.target if len(inside) == self.target.size else self.target.subset(inside)
-        options: Any = {"runs": runs, "score_guide": scores_guide(target), "batch_size": self.problem.affordable}
+        options: Any = {"score_guide": scores_guide(target), "batch_size": self.problem.affordable}
         before, rows = self.fitted.select(inside), self.pending[inside]
         share = self.estimates.ess[rows] / self.estimates.draws[rows]
         before.share.copy_(torch.where(self.estimates.stage[rows] == 1, share, 0.0).nan_to_num(nan=0.0))
-        self.fitted.put(inside, refine_by_chains(target, before, **options))
-        self.estimates.evaluations[rows] += (self.fitted.evaluations[inside] - before.evaluations).cpu()
+        after = refine_by_chains(target, before, runs=runs, **options)
+        add_modes(target, after, **options)
+        self.fitted.put(inside, after)
+        self.estimates.evaluations[rows] += (after.evaluations - before.evaluations).cpu()
         return self.fitted.share[inside].cpu()
 
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
@@ -106,7 +129,7 @@ class Stages:
         return indices[~self.estimates.passes(indices, self.precision)]
 
     def _mixture(self, indices: Tensor, members: tuple[Member, ...], *, score_guide: bool) -> tuple[Target, Mixture]:
-        inside = torch.isin(self.pending, indices).nonzero().flatten()
+        inside = self._inside(indices)
         target = self.target if len(inside) == self.target.size else self.target.subset(inside)
         return target, self.fitted.select(inside).mixture(target, members, score_guide=score_guide)
 
@@ -119,6 +142,31 @@ def scores_guide(target: Target) -> bool:
 def cost(temperatures: int) -> int:
     """Return the approximate number of evaluations of log p(x, z) per datum in the stage *annealed*."""
     return 3 * NUM_CHAINS * temperatures * NUM_LEAPFROG
+
+
+def _draw(mixture: Mixture, counts: list[int]) -> tuple[Draws, Tensor]:
+    """Draw from mixtures in chunks of the given sizes.
+
+    Returns:
+        The draws without their values, and the value with the largest weight of each datum, shape ``(N, D)``.
+    """
+    parts, peaks = list[Draws](), list[tuple[Tensor, Tensor]]()
+    for count in counts:
+        part = mixture.draw(count)
+        top = part.log_weights.nan_to_num(nan=-math.inf).max(0)
+        everything = torch.arange(len(top.indices), device=top.indices.device)
+        peaks.append((top.values, part.u[top.indices, everything]))
+        parts.append(part.without_values())
+    values, points = (torch.stack(each) for each in zip(*peaks, strict=True))
+    return Draws.cat(parts), points[values.argmax(0), torch.arange(points.shape[1], device=points.device)]
+
+
+def _heavy(num_samples: int) -> float:
+    """Return by how much the log-weight of a point may exceed the mean weight of that many draws, nats.
+
+    A region of such points with a posterior probability of m is expected to contain at least 10 m draws.
+    """
+    return max(math.log(num_samples / 10), HEAVY)
 
 
 def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,130 @@
+r"""Further modes of posteriors, found by short chains that start at draws from the guide.
+
+A normal density that is fitted to one mode of a posterior has nearly equal weights p/q, although it misses all other
+modes. Draws from it cannot show this. Each datum therefore has *witnesses*: the last states of a few short Hamiltonian
+chains that start at draws from the guide.
+
+Let r be the weight of a witness, divided by the mean weight of n draws from the mixture. If all weights in a region
+have this size, and the posterior probability of the region is m, then the region is expected to contain n m / r of the
+draws. If r is not small compared with n, the draws may miss the region, and the estimate of log p(x) may be too low by
+-log(1 - m).
+
+If the weight of a witness is too large, the mixture gets a further normal density near the witness. It has the
+covariance of the fitted density. Its mean is the average of v + g over the last states of the chain, where g is the
+score at v, in coordinates in which the fitted density is standard normal. If the region is a normal mode with the
+covariance of the fitted density, this is the exact mean. A region with a negligible probability does no harm: it takes
+draws, but their small weights show that it is negligible.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from pyrovae._refinement.chains import NUM_LEAPFROG, NUM_TRANSITIONS, run_chains
+from pyrovae._refinement.normal import Normal
+from pyrovae._refinement.posterior import Posterior, value_and_gradient
+
+NUM_WITNESSES = 8
+NUM_MODES = 3  # largest number of further densities of a datum
+HEAVY = math.log(100)  # a mixture misses a point whose weight exceeds the mean weight by more than this, nats
+_LAST = 3  # number of states of each chain that determine the mean of a further density
+_STEP = 2.0  # longest step from a state to the mean, in standard deviations per dimension
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """Points of high posterior density, which the mixture of a datum should cover.
+
+    Attributes:
+        u: Points, shape ``(W, N, D)``.
+        mean: Estimates of the means of the modes near the points, shape ``(W, N, D)``.
+    """
+
+    u: Tensor
+    mean: Tensor
+
+    def select(self, indices: Tensor) -> Self:
+        """Return the witnesses of the data at ``indices``."""
+        return type(self)(self.u[:, indices], self.mean[:, indices])
+
+    def put(self, indices: Tensor, other: Self) -> None:
+        """Replace, in place, the witnesses of the data at ``indices`` by those of ``other``."""
+        self.u[:, indices], self.mean[:, indices] = other.u, other.mean
+
+    def replace_last(self, indices: Tensor, u: Tensor, mean: Tensor) -> None:
+        """Replace, in place, the last witness of the data at ``indices``; u and mean have shape ``(n, D)``."""
+        self.u[-1, indices], self.mean[-1, indices] = u, mean
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Further normal densities of each datum.
+
+    Attributes:
+        densities: ``NUM_MODES`` normal densities of each of N data.
+        chosen: True for each density that belongs to the mixture of a datum, shape ``(N, NUM_MODES)``.
+    """
+
+    densities: tuple[Normal, ...]
+    chosen: Tensor
+
+    @classmethod
+    def none(cls, density: Normal) -> Self:
+        """Return modes of which none is chosen. All densities are copies of ``density``."""
+        everything = torch.arange(len(density.mean), device=density.mean.device)
+        chosen = torch.zeros(len(everything), NUM_MODES, dtype=torch.bool, device=everything.device)
+        return cls(tuple(density.select(everything) for _ in range(NUM_MODES)), chosen)
+
+    def select(self, indices: Tensor) -> Self:
+        """Return the modes of the data at ``indices``."""
+        return type(self)(tuple(each.select(indices) for each in self.densities), self.chosen[indices])
+
+    def put(self, indices: Tensor, other: Self) -> None:
+        """Replace, in place, the modes of the data at ``indices`` by those of ``other``."""
+        for mine, theirs in zip(self.densities, other.densities, strict=True):
+            mine.put(indices, theirs)
+        self.chosen[indices] = other.chosen
+
+    def add(self, density: Normal) -> None:
+        """Add, in place, a density to each datum, in its first free place."""
+        free = (~self.chosen).int().argmax(-1)
+        for j, mine in enumerate(self.densities):
+            here = (free == j).nonzero()[:, 0]
+            mine.put(here, density.select(here))
+            self.chosen[here, j] = True
+
+
+def find_witnesses(posterior: Posterior, density: Normal, batch_size: int | None = None) -> Witnesses:
+    """Run short chains from draws of the guide. The last witness repeats the first; it is the place for another point.
+
+    Args:
+        posterior: Posteriors of N data, with the guide.
+        density: Normal densities of N data; the chains move in coordinates in which these are standard normal.
+        batch_size: Largest number of gradients that are computed together, over chains and data; by default all.
+    """
+    start = posterior.draw(NUM_WITNESSES)[0]
+    visited = run_chains(posterior, density, start, batch_size, burn_in=NUM_TRANSITIONS - _LAST)
+    v, score = (part.unflatten(1, (_LAST, NUM_WITNESSES)).movedim(0, 2) for part in (visited.v, visited.score))
+    last, mean = density.place(v[-1]), density.place((v + _bounded(score)).mean(0))
+    return Witnesses(torch.cat([last, last[:1]]), torch.cat([mean, mean[:1]]))
+
+
+def cost_of_witnesses() -> int:
+    """Return the number of gradients per datum of :func:`find_witnesses`."""
+    return NUM_WITNESSES * (1 + NUM_TRANSITIONS * NUM_LEAPFROG)
+
+
+def mean_near(posterior: Posterior, density: Normal, u: Tensor, batch_size: int | None = None) -> Tensor:
+    """Estimate the means of the modes near points u, both of shape ``(S, N, D)``, from the scores at these points."""
+    _, gradient = value_and_gradient(posterior, u, batch_size)
+    return density.place(density.whiten(u) + _bounded(density.pull(gradient).movedim(1, 0)))
+
+
+def _bounded(score: Tensor) -> Tensor:
+    """Shorten scores that are longer than ``_STEP`` per dimension. Entries that are not finite become zero."""
+    score = score.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    limit = _STEP * score.shape[-1] ** 0.5
+    return score * (limit / score.norm(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
