@@ -5,9 +5,10 @@ each datum, :class:`Refined` fits a normal density with full covariance to the p
 by stochastic linear regression (:mod:`pyrovae._refinement.regression`). If pilot draws show that the posterior is far
 from normal, the density is fitted again, to draws and gradients of short Hamiltonian chains
 (:mod:`pyrovae._refinement.chains`). Two further normal densities are then fitted, one to each half of the posterior
-(:mod:`pyrovae._refinement.split`). The proposal is a mixture of the guide with wider copies of these densities
-(:mod:`pyrovae._refinement.mixture`). The mixture is fixed before the draws of the estimate are made. Therefore the
-estimate of p(x) is unbiased, and its logarithm is a lower bound on log p(x) in expectation.
+(:mod:`pyrovae._refinement.split`). If short chains from the guide find modes that these densities miss, the modes get
+densities of their own (:mod:`pyrovae._refinement.modes`). The proposal is a mixture of the guide with wider copies of
+all these densities (:mod:`pyrovae._refinement.mixture`). The mixture is fixed before the draws of the estimate are
+made. Therefore the estimate of p(x) is unbiased, and its logarithm is a lower bound on log p(x) in expectation.
 
 Source: *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
 2013), for the first fit; *Preconditioning Hamiltonian Monte Carlo by Minimizing Fisher Divergence* (Seyboldt, Carlson
@@ -43,7 +44,7 @@ class Refined:
     :func:`pyrovae.evaluation.ais`, :func:`pyrovae.evaluation.nuts`, :func:`pyrovae.evaluation.impute`,
     :func:`pyrovae.evaluation.to_inference_data` and :func:`pyrovae.evaluation.posterior_predictive_check`. Pyro's ELBOs
     can evaluate a refined guide but not train it, because no gradient passes through the fit. Each batch of data is
-    fitted once. For a datum with 50 latent dimensions, the fit costs about 1,500 evaluations of log p(x, z), and 4,000
+    fitted once. For a datum with 50 latent dimensions, the fit costs about 2,000 evaluations of log p(x, z), and 4,000
     more if the posterior is far from normal.
 
     The given guide stays in the mixture, by default with a weight of 0.1. Without this guide, normal densities at only

@@ -5,7 +5,8 @@ A datum passes through up to three stages:
 1. *guide*: importance sampling with draws from the guide, if pilot draws show that the guide is a good proposal;
 2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`. Pilot draws determine
    the number of draws. If the estimate is not reliable, short chains improve the mixture, and new draws follow. If the
-   new estimate is not reliable, longer chains improve the mixture again, and the largest number of draws follows;
+   new estimate is not reliable and the budget allows it, longer chains improve the mixture again, and the largest
+   number of draws follows;
 3. *annealed*: annealed importance sampling from the fitted densities and the guide. The number of temperatures is
    doubled until the estimate is reliable or the budget is spent.
 
@@ -16,10 +17,12 @@ kept. In the first stage this effect is small, because separate pilot draws sele
 good proposal, and few estimates of these data are rejected. In the second stage, the mean is lowered by a fraction of
 the reported errors.
 
-An estimate is reliable if three conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
+An estimate is reliable if four conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
 its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No
 earlier estimate of the same datum is higher by several standard errors of the difference. All estimates are lower
-bounds in expectation, so a larger estimate from another proposal indicates a missed mode.
+bounds in expectation, so a larger estimate from another proposal indicates a missed mode. No witness, a point of high
+posterior density that short chains have found, has a weight so large that the draws may miss its region
+(:mod:`pyrovae._refinement.modes`).
 """
 
 from typing import TYPE_CHECKING, Any, Unpack
@@ -83,8 +86,8 @@ def log_likelihood(
         precision: Largest acceptable Monte Carlo standard error, nats.
         num_samples: Draws per datum in the stage *guide*. The stage *refined* makes half to four times as many,
             depending on the effective sample size of pilot draws.
-        budget: Number of evaluations of log p(x, z) per datum after which annealing stops. A gradient counts as 3
-            evaluations.
+        budget: Number of evaluations of log p(x, z) per datum that longer chains and annealing must not exceed. A
+            gradient counts as 3 evaluations.
         product_precision: Precision of the matrix products in linear and convolutional layers. Other estimators call
             this option ``precision``.
         **options: Keyword arguments of :class:`Options`.

@@ -1,0 +1,205 @@
+"""Estimates of log p(x) for programs whose log p(x) is known.
+
+The posteriors have several modes, long tails, or the shape of a funnel, and the guides are broad. Each latent dimension
+of a program is independent of all others, or a scale connects them, so that log p(x) is a sum of integrals over one
+variable. The experiment compares ``log_likelihood`` and ``evaluate`` with these integrals: it reports the fraction of
+data with reliable estimates, and the errors of these estimates.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+import tyro
+from torch import Tensor
+
+import pyrovae as pv
+from experiments.benchmarks import training
+
+GRID = torch.linspace(-30.0, 30.0, 60001, dtype=torch.float64)
+STANDARD = dist.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
+
+
+class Known(NamedTuple):
+    """A model, a guide, data, and the exact log p(x) of each datum, nats."""
+
+    model: Callable[[Tensor], None]
+    guide: Callable[[Tensor], None]
+    x: Tensor
+    exact: Tensor
+
+
+@dataclass
+class Options:
+    """Options of the experiment."""
+
+    num_data: int = 300
+    """Number of data of each program."""
+    num_samples: int = 5000
+    """Draws of ``evaluate`` from the guide."""
+    seed: int = 0
+    """Seed of the data and of the estimates."""
+    device: str = "cpu"
+    """Device of the estimates."""
+    out: Path = Path("results")
+    """Folder of the results."""
+
+
+def main(options: Options) -> pd.DataFrame:
+    """Estimate log p(x) of all programs. Print and write the table."""
+    rows = {}
+    for name, make in PROGRAMS.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(options.seed)
+            known = make(options.num_data)
+        pair = known.model, known.guide, known.x.to(options.device)
+        by_guide = pv.evaluation.evaluate(*pair, options.num_samples, seed=options.seed, progress=False)
+        quoted = pv.evaluation.log_likelihood(*pair, seed=options.seed, progress=False)
+        reliable = pv.evaluation.diagnose(by_guide).verdict.values == "reliable"
+        rows[name] = {
+            **{f"guide: {key}": value for key, value in summary(by_guide, known.exact, reliable).items()},
+            **summary(quoted, known.exact, quoted.reliable.values),
+            "evaluations": f"{float(quoted.evaluations.mean()):,.0f}",
+        }
+        print(name, rows[name], flush=True)
+    table = pd.DataFrame(rows).T
+    print(table.to_string())
+    training.write(options, "known_posteriors", table, {})
+    return table
+
+
+def summary(result: Any, exact: Tensor, reliable: np.ndarray) -> dict[str, str]:
+    """Return the fraction of reliable estimates and, over these, the mean error and the coverage of two errors."""
+    errors = (result.log_likelihood.values - exact.numpy())[reliable]
+    if not len(errors):
+        return {"reliable": "0%", "mean error": "", "within two errors": ""}
+    within = np.abs(errors) < 2 * result.mcse.values[reliable]
+    spread = errors.std(ddof=1) / len(errors) ** 0.5 if len(errors) > 1 else math.nan
+    return {
+        "reliable": f"{reliable.mean():.0%}",
+        "mean error": f"{errors.mean():.3f} ± {spread:.3f}",
+        "within two errors": f"{within.mean():.0%}",
+    }
+
+
+def integral(log_values: Tensor) -> Tensor:
+    """Return the log of the integral over ``GRID`` of the exponential of the values, over the last dimension."""
+    return log_values.logsumexp(-1) + math.log(float(GRID[1] - GRID[0]))
+
+
+def magnitudes(num_data: int, *, dim: int, factor: float) -> Known:
+    """Only the magnitudes of z are observed, so the posterior has 2^D equal modes; the guide is the prior."""
+    z = torch.randn(num_data, dim)
+    x = (factor * z).abs() + 0.3 * torch.randn(num_data, dim)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal((factor * z).abs(), 0.3).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+
+    likelihood = dist.Normal((factor * GRID).abs(), 0.3).log_prob(x.double()[..., None])
+    return Known(model, guide, x, integral(STANDARD.log_prob(GRID) + likelihood).sum(-1))
+
+
+def parabolas(num_data: int, *, dim: int, curvature: float, scale: float) -> Known:
+    """The second latent is a noisy square of the first, so the posterior is curved; the guide is the prior of both."""
+    z = torch.randn(num_data, dim)
+    x = curvature * z**2 + scale * 2**0.5 * torch.randn(num_data, dim)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+            z2 = pyro.sample("z2", dist.Normal(curvature * z1**2, scale).to_event(1))
+            pyro.sample("x", dist.Normal(z2, scale).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z1", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+            pyro.sample("z2", dist.Normal(x, scale).to_event(1))
+
+    likelihood = dist.Normal(curvature * GRID**2, scale * 2**0.5).log_prob(x.double()[..., None])
+    return Known(model, guide, x, integral(STANDARD.log_prob(GRID) + likelihood).sum(-1))
+
+
+def counts(num_data: int, *, dim: int, scale: float) -> Known:
+    """Poisson counts with log-normal rates; the posterior of a small count has a long tail."""
+    x = torch.poisson((scale * torch.randn(num_data, dim) - 1).exp())
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(-torch.ones(dim), scale).to_event(1))
+            pyro.sample("x", dist.Poisson(z.exp()).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + 0.3).log(), 1 / (x + 0.5).sqrt()).to_event(1))
+
+    prior = STANDARD.log_prob((GRID + 1) / scale) - math.log(scale)
+    return Known(model, guide, x, integral(prior + dist.Poisson(GRID.exp()).log_prob(x.double()[..., None])).sum(-1))
+
+
+def heavy_tails(num_data: int, *, dim: int, freedom: float) -> Known:
+    """A Student's t prior with a normal likelihood; the guide is normal."""
+    x = dist.StudentT(freedom).sample((num_data, dim)) + torch.randn(num_data, dim)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.StudentT(torch.full((dim,), freedom)).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.7 * x, 0.8).to_event(1))
+
+    center = x.double()[..., None]  # the grid is centered at x, because x may be far from 0
+    prior = dist.StudentT(torch.tensor(freedom, dtype=torch.float64)).log_prob(center + GRID)
+    return Known(model, guide, x, integral(prior + STANDARD.log_prob(GRID)).sum(-1))
+
+
+def funnel(num_data: int, *, dim: int, scale: float) -> Known:
+    """A latent v is the log of the scale of all other latents; the guide is normal."""
+    v = 1.5 * torch.randn(num_data, 1)
+    x = v.exp() * torch.randn(num_data, dim) + scale * torch.randn(num_data, dim)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            v = pyro.sample("v", dist.Normal(0.0, 1.5))
+            z = pyro.sample("z", dist.Normal(0.0, v.exp()[..., None].expand(*v.shape, dim)).to_event(1))
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("v", dist.Normal(x.abs().mean(-1).log().clamp(-2, 2), 1.0))
+            pyro.sample("z", dist.Normal(0.9 * x, scale + 0.1).to_event(1))
+
+    deviation = ((2 * GRID).exp() + scale**2).sqrt()
+    prior = STANDARD.log_prob(GRID / 1.5) - math.log(1.5)
+    likelihood = sum(dist.Normal(0.0, deviation).log_prob(x.double()[:, i, None]) for i in range(dim))
+    return Known(model, guide, x, integral(prior + likelihood))
+
+
+PROGRAMS: dict[str, Callable[[int], Known]] = {
+    "4 modes": lambda n: magnitudes(n, dim=2, factor=2.0),
+    "16 modes": lambda n: magnitudes(n, dim=4, factor=1.0),
+    "2 curved modes": lambda n: parabolas(n, dim=1, curvature=1.0, scale=0.3),
+    "32 curved modes": lambda n: parabolas(n, dim=5, curvature=1.0, scale=0.3),
+    "counts": lambda n: counts(n, dim=10, scale=2.0),
+    "heavy tails": lambda n: heavy_tails(n, dim=10, freedom=2.0),
+    "funnel, 30 latents": lambda n: funnel(n, dim=30, scale=1.0),
+    "funnel, 9 latents": lambda n: funnel(n, dim=9, scale=0.5),
+}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
