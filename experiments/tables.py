@@ -293,6 +293,7 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame | str]] = {
     "published_protocol": partial(results, "results/published_protocol"),
     "published_protocol, rankings": protocol_rankings,
     "components": partial(results, "results/published_protocol", columns=COMPONENTS),
+    "known posteriors": partial(results, "benchmarks/known_posteriors"),
     "cascade": partial(results, "benchmarks/cascade"),
     "first minute": partial(results, "benchmarks/first_minute"),
     "scaling": partial(results, "benchmarks/scaling", columns=GROWING),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.known_posteriors import PROGRAMS
+from experiments.benchmarks.known_posteriors import PROGRAMS
 from pyrovae.evaluation import log_likelihood
 
 LEAST = {"4 modes": 0.7, "16 modes": 0.6, "2 curved modes": 0.8, "counts": 0.95, "heavy tails": 0.95}

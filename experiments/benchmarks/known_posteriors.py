@@ -48,7 +48,7 @@ class Options:
     """Seed of the data and of the estimates."""
     device: str = "cpu"
     """Device of the estimates."""
-    out: Path = Path("results")
+    out: Path = Path("results/benchmarks")
     """Folder of the results."""
 
 
