@@ -70,7 +70,7 @@ class Member(NamedTuple):
 
 MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.15, 2.8), Member(0.05, 6.0))  # the guide has the other 0.1
 SPLIT_REACH = 0.7  # reach of the two densities that split a posterior
-MODE_WEIGHT = 0.15  # weight of each density at a further mode
+MODE_WEIGHT = 1 / 6  # fraction of the weight of the copies that each density at a further mode gets
 KEPT = 1 / 9  # fraction of their weight that the normal copies keep for data whose posterior is split
 
 
@@ -143,8 +143,8 @@ class Mixture:
             remaining weight.
         split: Two further normal densities for some of the data. For these data, the two densities get most of the
             weight of the copies.
-        modes: Normal densities at further modes. Each gets the weight ``MODE_WEIGHT``; the weights of all other normal
-            components are lowered by the same factor.
+        modes: Normal densities at further modes. Each gets the fraction ``MODE_WEIGHT`` of the weight of the copies;
+            the weights of all other normal components are lowered by the same factor.
         failed: Mask, shape ``(N,)``. If it is true for a datum, the mixture of this datum is the guide alone.
         score_guide: If true, the guide's density is computed at all draws. If false, it is computed only at the guide's
             own draws, which suits guides whose density is expensive; see the docstring of the module.
@@ -174,7 +174,7 @@ class Mixture:
             weights = _with_halves(weights, split.chosen)
         if modes is not None and modes.chosen.any():
             self._normals += [(each, Member(MODE_WEIGHT, SPLIT_REACH).width(posterior.dim)) for each in modes.densities]
-            added = MODE_WEIGHT * modes.chosen
+            added = MODE_WEIGHT * weights.sum(-1, keepdim=True) * modes.chosen
             rest = 1 - added.sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
             weights = torch.cat([weights * rest, added.to(weights)], -1)
         if failed is not None:

@@ -10,9 +10,9 @@ draws. If r is not small compared with n, the draws may miss the region, and the
 -log(1 - m).
 
 If the weight of a witness is too large, the mixture gets a further normal density near the witness. It has the
-covariance of the fitted density. Its mean is the average of v + g over the last states of the chain, where g is the
-score at v, in coordinates in which the fitted density is standard normal. If the region is a normal mode with the
-covariance of the fitted density, this is the exact mean. A region with a negligible probability does no harm: it takes
+covariance of the fitted density. Its mean is v + g, where v is the witness and g the score at v, in coordinates in
+which the fitted density is standard normal. If the region is a normal mode with the covariance of the fitted density,
+this is the exact mean. A region with a negligible probability does no harm: it takes
 draws, but their small weights show that it is negligible.
 """
 
@@ -30,7 +30,6 @@ from pyrovae._refinement.posterior import Posterior, value_and_gradient
 NUM_WITNESSES = 8
 NUM_MODES = 3  # largest number of further densities of a datum
 HEAVY = math.log(100)  # a mixture misses a point whose weight exceeds the mean weight by more than this, nats
-_LAST = 3  # number of states of each chain that determine the mean of a further density
 _STEP = 2.0  # longest step from a state to the mean, in standard deviations per dimension
 
 
@@ -40,23 +39,21 @@ class Witnesses:
 
     Attributes:
         u: Points, shape ``(W, N, D)``.
-        mean: Estimates of the means of the modes near the points, shape ``(W, N, D)``.
     """
 
     u: Tensor
-    mean: Tensor
 
     def select(self, indices: Tensor) -> Self:
         """Return the witnesses of the data at ``indices``."""
-        return type(self)(self.u[:, indices], self.mean[:, indices])
+        return type(self)(self.u[:, indices])
 
     def put(self, indices: Tensor, other: Self) -> None:
         """Replace, in place, the witnesses of the data at ``indices`` by those of ``other``."""
-        self.u[:, indices], self.mean[:, indices] = other.u, other.mean
+        self.u[:, indices] = other.u
 
-    def replace_last(self, indices: Tensor, u: Tensor, mean: Tensor) -> None:
-        """Replace, in place, the last witness of the data at ``indices``; u and mean have shape ``(n, D)``."""
-        self.u[-1, indices], self.mean[-1, indices] = u, mean
+    def replace_last(self, indices: Tensor, u: Tensor) -> None:
+        """Replace, in place, the last witness of the data at ``indices`` by u, shape ``(n, D)``."""
+        self.u[-1, indices] = u
 
 
 @dataclass(frozen=True)
@@ -106,10 +103,8 @@ def find_witnesses(posterior: Posterior, density: Normal, batch_size: int | None
         batch_size: Largest number of gradients that are computed together, over chains and data; by default all.
     """
     start = posterior.draw(NUM_WITNESSES)[0]
-    visited = run_chains(posterior, density, start, batch_size, burn_in=NUM_TRANSITIONS - _LAST)
-    v, score = (part.unflatten(1, (_LAST, NUM_WITNESSES)).movedim(0, 2) for part in (visited.v, visited.score))
-    last, mean = density.place(v[-1]), density.place((v + _bounded(score)).mean(0))
-    return Witnesses(torch.cat([last, last[:1]]), torch.cat([mean, mean[:1]]))
+    last = run_chains(posterior, density, start, batch_size).last(NUM_WITNESSES)
+    return Witnesses(torch.cat([last, last[:1]]))
 
 
 def cost_of_witnesses() -> int:

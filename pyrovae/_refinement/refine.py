@@ -9,7 +9,15 @@ from torch import Tensor
 
 from pyrovae._refinement.chains import fit_to_chains, gradients_of_chains, num_chains, visit
 from pyrovae._refinement.mixture import MEMBERS, Member, Mixture
-from pyrovae._refinement.modes import HEAVY, NUM_MODES, Modes, Witnesses, cost_of_witnesses, find_witnesses
+from pyrovae._refinement.modes import (
+    HEAVY,
+    NUM_MODES,
+    Modes,
+    Witnesses,
+    cost_of_witnesses,
+    find_witnesses,
+    mean_near,
+)
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior
 from pyrovae._refinement.regression import fit
@@ -128,28 +136,29 @@ def add_modes(
     options: Any = {"members": members, "score_guide": score_guide}
     left = (~found.failed).nonzero()[:, 0]
     for _ in range(NUM_MODES if len(left) else 0):
-        missed, means = _missed(_part(posterior, left), found.select(left), **options)
+        missed, points = _missed(_part(posterior, left), found.select(left), **options)
         found.evaluations[left] += len(found.witnesses.u)
         left = left[missed]
         if not len(left):
             return
         part, some = posterior.subset(left), found.select(left)
-        some.modes.add(replace(some.density, mean=means[missed]))
+        mean = mean_near(part, some.density, points[None, missed], batch_size)[0]
+        some.modes.add(replace(some.density, mean=mean))
         some = replace(some, witnesses=find_witnesses(part, some.density, batch_size))
         _test(some, part, **options)
-        some.evaluations.add_(GRADIENT_COST * cost_of_witnesses() + PILOT)
+        some.evaluations.add_(GRADIENT_COST * (1 + cost_of_witnesses()) + PILOT)
         found.put(left, some)
 
 
 def _missed(posterior: Posterior, found: Refinement, **options: Any) -> tuple[Tensor, Tensor]:
-    """Return a mask of the data whose mixture misses a witness and can take another mode, and the means of the modes.
+    """Return a mask of the data whose mixture misses a witness and can take another mode, and the heaviest witnesses.
 
-    The mask has shape ``(N,)`` and the means have shape ``(N, D)``.
+    The mask has shape ``(N,)`` and the witnesses have shape ``(N, D)``.
     """
     log_weights = found.mixture(posterior, **options).score(found.witnesses.u).nan_to_num(nan=-math.inf)
     heaviest, index = log_weights.max(0)
-    means = found.witnesses.mean[index, torch.arange(posterior.size, device=index.device)]
-    return (heaviest > found.level + HEAVY) & ~found.modes.chosen.all(-1), means
+    points = found.witnesses.u[index, torch.arange(posterior.size, device=index.device)]
+    return (heaviest > found.level + HEAVY) & ~found.modes.chosen.all(-1), points
 
 
 def _part(posterior: Posterior, indices: Tensor) -> Posterior:

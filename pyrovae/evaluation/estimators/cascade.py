@@ -86,8 +86,8 @@ def log_likelihood(
         precision: Largest acceptable Monte Carlo standard error, nats.
         num_samples: Draws per datum in the stage *guide*. The stage *refined* makes half to four times as many,
             depending on the effective sample size of pilot draws.
-        budget: Number of evaluations of log p(x, z) per datum that longer chains and annealing must not exceed. A
-            gradient counts as 3 evaluations.
+        budget: Number of evaluations of log p(x, z) per datum above which neither longer chains nor annealing start.
+            The search for further modes can exceed it by 2,200 evaluations. A gradient counts as 3 evaluations.
         product_precision: Precision of the matrix products in linear and convolutional layers. Other estimators call
             this option ``precision``.
         **options: Keyword arguments of :class:`Options`.
@@ -250,7 +250,8 @@ class Cascade:
         longer = left[self._affords_long_chains(stages, left)]
         stages.improve(longer, LONG_CHAINS)
         stages.refined(longer, torch.full_like(longer, most))
-        return left[~stages.estimates.passes(left, self.precision)]
+        left = left[~stages.estimates.passes(left, self.precision)]
+        return left[~stages.estimates.missed[left]]  # annealing starts from the same mixture, and may miss the mode too
 
     def _affords_long_chains(self, stages: Stages, indices: Tensor) -> Tensor:
         """Return a mask of the data whose budget allows long chains and the largest number of draws after them."""

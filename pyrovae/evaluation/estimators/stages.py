@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyrovae._refinement.annealing import Annealing
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
-from pyrovae._refinement.modes import HEAVY, mean_near
-from pyrovae._refinement.refine import GRADIENT_COST, Refinement, add_modes, refine_by_chains
+from pyrovae._refinement.modes import HEAVY
+from pyrovae._refinement.refine import Refinement, add_modes, refine_by_chains
 from pyrovae._refinement.scoring import scores_slowly
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
@@ -46,6 +46,7 @@ class Stages:
     ) -> None:
         self.problem, self.estimates, self.precision = problem, estimates, precision
         self.pending, self.target, self.fitted = pending, target, fitted
+        self.is_drawn = torch.zeros(len(pending), dtype=torch.bool)  # draws from the present mixture have been made
 
     def refined(self, indices: Tensor, num_draws: Tensor) -> Tensor:
         """Estimate log p(x) of some data with draws from their mixtures of the guide and the fitted densities.
@@ -68,11 +69,11 @@ class Stages:
         drawn, heaviest = _draw(mixture, counts)
         found = bounds.of_valid(drawn.log_weights, summary)
         found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
-        log_weights = self._witnessed(indices, target, mixture, heaviest)
+        log_weights = self._witnessed(indices, mixture, heaviest)
         found["missed"] = log_weights > found["log_likelihood"] + _heavy(num_samples)
         self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=num_samples)
 
-    def _witnessed(self, indices: Tensor, target: Target, mixture: Mixture, heaviest: Tensor) -> Tensor:
+    def _witnessed(self, indices: Tensor, mixture: Mixture, heaviest: Tensor) -> Tensor:
         """Return the largest log-weight of the witnesses of each datum, nats; then let its heaviest draw be a witness.
 
         The heaviest draw replaces the last witness if its weight is larger. A later mixture should cover it.
@@ -81,9 +82,9 @@ class Stages:
         points = torch.cat([witnesses.u[:, inside], heaviest[None]])
         *old, new = mixture.score(points).nan_to_num(nan=-math.inf)
         heavier = (new > old[-1]).nonzero()[:, 0]
-        mean = mean_near(target, mixture.density, heaviest[None], self.problem.affordable)[0]
-        witnesses.replace_last(inside[heavier.cpu()], heaviest[heavier], mean[heavier])
-        self.estimates.evaluations[indices] += len(points) + GRADIENT_COST
+        witnesses.replace_last(inside[heavier.cpu()], heaviest[heavier])
+        self.estimates.evaluations[indices] += len(points)
+        self.is_drawn[inside] = True
         return torch.stack(old).amax(0).double().cpu()
 
     def _inside(self, indices: Tensor) -> Tensor:
@@ -109,7 +110,9 @@ class Stages:
         options: Any = {"score_guide": scores_guide(target), "batch_size": self.problem.affordable}
         before, rows = self.fitted.select(inside), self.pending[inside]
         share = self.estimates.ess[rows] / self.estimates.draws[rows]
-        before.share.copy_(torch.where(self.estimates.stage[rows] == 1, share, 0.0).nan_to_num(nan=0.0))
+        share = torch.where(self.is_drawn[inside], share.nan_to_num(nan=0.0).to(before.share.cpu()), before.share.cpu())
+        before.share.copy_(share)
+        self.is_drawn[inside] = False
         after = refine_by_chains(target, before, runs=runs, **options)
         add_modes(target, after, **options)
         self.fitted.put(inside, after)
@@ -164,7 +167,8 @@ def _draw(mixture: Mixture, counts: list[int]) -> tuple[Draws, Tensor]:
 def _heavy(num_samples: int) -> float:
     """Return by how much the log-weight of a point may exceed the mean weight of that many draws, nats.
 
-    A region of such points with a posterior probability of m is expected to contain at least 10 m draws.
+    With 1,000 draws or more, a region of such points with a posterior probability of m is expected to contain at least
+    10 m draws.
     """
     return max(math.log(num_samples / 10), HEAVY)
 
