@@ -14,6 +14,7 @@ from pyrovae.evaluation import evaluate, log_weights
 from tests.oracle import Oracle
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_data() -> None:
     code = """
 import torch, pyrovae as pv

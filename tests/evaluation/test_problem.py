@@ -89,7 +89,6 @@ def test_the_same_seed_gives_the_same_draws(vae: pv.VAE, x: Tensor) -> None:
     xr.testing.assert_equal(unseeded, again)
 
 
-@pytest.mark.slow
 def script(subsample_size: int | None, size: int) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
     """A plain Pyro script with an exact posterior, so that every log-weight is log p(x)."""
 
