@@ -185,8 +185,52 @@ def funnel(num_data: int, *, dim: int, scale: float) -> Known:
 
     deviation = ((2 * GRID).exp() + scale**2).sqrt()
     prior = STANDARD.log_prob(GRID / 1.5) - math.log(1.5)
-    likelihood = sum(dist.Normal(0.0, deviation).log_prob(x.double()[:, i, None]) for i in range(dim))
-    return Known(model, guide, x, integral(prior + likelihood))
+    return Known(model, guide, x, integral(prior + _normal_likelihood(x, deviation)))
+
+
+def positive_scale(num_data: int, *, dim: int) -> Known:
+    """A latent with a half-Cauchy prior is the scale of all other latents, as in the model of the eight schools."""
+    tau = dist.HalfCauchy(1.0).sample((num_data, 1)).clamp_max(20.0)
+    x = tau * torch.randn(num_data, dim) + torch.randn(num_data, dim)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+            z = pyro.sample("z", dist.Normal(torch.zeros(dim), tau[..., None]).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("tau", dist.LogNormal(x.std(-1).log(), 0.7))
+            pyro.sample("z", dist.Normal(0.8 * x, 0.7).to_event(1))
+
+    prior = dist.HalfCauchy(torch.tensor(1.0, dtype=torch.float64)).log_prob(GRID.exp()) + GRID
+    return Known(model, guide, x, integral(prior + _normal_likelihood(x, ((2 * GRID).exp() + 1).sqrt())))
+
+
+def noise_scale(num_data: int, *, dim: int) -> Known:
+    """A latent v is the log of the scale of the noise, and the other latents can fit the data exactly."""
+    v = 1.5 * torch.randn(num_data, 1) - 1
+    x = torch.randn(num_data, dim) + v.exp() * torch.randn(num_data, dim)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            v = pyro.sample("v", dist.Normal(-1.0, 1.5))
+            z = pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, v.exp()[..., None]).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("v", dist.Normal(-torch.ones(len(x)), 1.0))
+            pyro.sample("z", dist.Normal(0.9 * x, 0.4).to_event(1))
+
+    prior = STANDARD.log_prob((GRID + 1) / 1.5) - math.log(1.5)
+    return Known(model, guide, x, integral(prior + _normal_likelihood(x, ((2 * GRID).exp() + 1).sqrt())))
+
+
+def _normal_likelihood(x: Tensor, deviation: Tensor) -> Tensor:
+    """Return the sum over the entries of x of normal log-densities with mean 0, at each point of ``GRID``."""
+    return sum((dist.Normal(0.0, deviation).log_prob(part[:, None]) for part in x.double().T), torch.zeros(()))
 
 
 PROGRAMS: dict[str, Callable[[int], Known]] = {
@@ -198,6 +242,8 @@ PROGRAMS: dict[str, Callable[[int], Known]] = {
     "heavy tails": lambda n: heavy_tails(n, dim=10, freedom=2.0),
     "funnel, 30 latents": lambda n: funnel(n, dim=30, scale=1.0),
     "funnel, 9 latents": lambda n: funnel(n, dim=9, scale=0.5),
+    "funnel with a positive scale": lambda n: positive_scale(n, dim=8),
+    "scale of the noise": lambda n: noise_scale(n, dim=5),
 }
 
 

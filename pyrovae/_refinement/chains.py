@@ -37,6 +37,7 @@ NUM_CHAINS, NUM_TRANSITIONS, NUM_LEAPFROG = 32, 9, 2  # number of chains for up 
 BURN_IN = 3  # number of transitions of the first run that the fit does not use
 ACCEPTANCE = 0.7
 FIRST_STEP = 1.2  # first step size times the fourth root of D, in standard deviations
+_LARGEST = 1e12  # largest entry of a matrix whose eigenvalues are computed
 RIDGE = 0.05  # weight of the identity in the second moments of draws and of gradients
 
 
@@ -79,6 +80,11 @@ class Visited:
     density: Normal
     v: Tensor
     score: Tensor
+
+    @property
+    def u(self) -> Tensor:
+        """The draws in the coordinates u, shape ``(S, N, D)``."""
+        return self.density.place(self.v.movedim(0, 1))
 
     def last(self, count: int) -> Tensor:
         """Return the positions u of ``count`` chains after the last transition, shape ``(count, N, D)``."""
@@ -204,8 +210,20 @@ def symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
+def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues and eigenvectors of symmetric matrices, shape ``(N, D, D)``.
+
+    The eigenvalues are NaN for a matrix with an entry that is NaN or larger than ``_LARGEST``, because the algorithm
+    would not converge.
+    """
+    regular = (matrix.abs() < _LARGEST).all(-1).all(-1)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    values, vectors = torch.linalg.eigh(torch.where(regular[:, None, None], matrix, identity))
+    return values.masked_fill(~regular[:, None], torch.nan), vectors
+
+
 def _powers(matrix: Tensor, *exponents: float) -> list[Tensor]:
     """Raise symmetric positive definite matrices, ``(N, D, D)``, to each exponent; return one tensor per exponent."""
-    values, vectors = torch.linalg.eigh(symmetric(matrix))
+    values, vectors = decomposed(symmetric(matrix))
     values = values.clamp_min(1e-8)
     return [(vectors * values[:, None, :] ** exponent) @ vectors.mT for exponent in exponents]

@@ -133,6 +133,20 @@ class Draws:
         return log_mean, deviations.sqrt() / len(log_weights)
 
 
+class Sample(NamedTuple):
+    """Draws from a mixture, without values of the posteriors.
+
+    Attributes:
+        u: Draws, shape ``(S, N, D)``.
+        member: Index of the component of each draw, shape ``(S, N)``.
+        log_guide: Log-density of the guide at draws from the guide, 0 at all other draws, shape ``(S, N)``, nats.
+    """
+
+    u: Tensor
+    member: Tensor
+    log_guide: Tensor
+
+
 class Mixture:
     """Mixtures of the guide with widened copies of a fitted normal density, one mixture for each of N data.
 
@@ -192,6 +206,11 @@ class Mixture:
                 vectors of a quasi-random sequence. By default, torch's generator draws the vectors. The draws from the
                 guide do not use them.
         """
+        return self._score(*self.sample(num_samples, noise))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, noise: Tensor | None = None) -> Sample:
+        """Draw from the mixtures without an evaluation of the posteriors; the arguments are those of :meth:`draw`."""
         index = self._choose(num_samples)
         from_guide = index == len(self._normals)
         u, log_guide = self._place(index, noise), torch.zeros_like(index, dtype=self._weights.dtype)
@@ -200,7 +219,7 @@ class Mixture:
             rows = slice(num_samples - num_guide, None)
             drawn, log_guide[rows] = self.posterior.draw(num_guide)
             u[rows] = torch.where(from_guide[rows, :, None], drawn, u[rows])
-        return self._score(u, index, log_guide)
+        return Sample(u, index, log_guide)
 
     @torch.no_grad()
     def score(self, u: Tensor) -> Tensor:

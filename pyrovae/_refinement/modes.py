@@ -23,12 +23,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pyrovae._refinement.chains import NUM_LEAPFROG, NUM_TRANSITIONS, run_chains
+from pyrovae._refinement.chains import BURN_IN, NUM_LEAPFROG, NUM_TRANSITIONS, run_chains
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior, value_and_gradient
 
 NUM_WITNESSES = 8
 NUM_MODES = 3  # largest number of further densities of a datum
+NUM_DRAWS = 64  # draws from the guide that determine scales
 HEAVY = math.log(100)  # a mixture misses a point whose weight exceeds the mean weight by more than this, nats
 _STEP = 2.0  # longest step from a state to the mean, in standard deviations per dimension
 
@@ -102,14 +103,33 @@ def find_witnesses(posterior: Posterior, density: Normal, batch_size: int | None
         density: Normal densities of N data; the chains move in coordinates in which these are standard normal.
         batch_size: Largest number of gradients that are computed together, over chains and data; by default all.
     """
-    start = posterior.draw(NUM_WITNESSES)[0]
-    last = run_chains(posterior, density, start, batch_size).last(NUM_WITNESSES)
+    last = run_chains(posterior, density, posterior.draw(NUM_WITNESSES)[0], batch_size).last(NUM_WITNESSES)
     return Witnesses(torch.cat([last, last[:1]]))
 
 
 def cost_of_witnesses() -> int:
-    """Return the number of gradients per datum of :func:`find_witnesses`."""
+    """Return the number of gradients per datum of :func:`find_witnesses`, and of :func:`explore`."""
     return NUM_WITNESSES * (1 + NUM_TRANSITIONS * NUM_LEAPFROG)
+
+
+def explore(posterior: Posterior, batch_size: int | None = None) -> Tensor:
+    """Run short chains from draws of the guide, without densities that are fitted to the posteriors.
+
+    Returns:
+        The states of the chains after a burn-in, shape ``(W, N, D)``.
+    """
+    start = posterior.draw(NUM_WITNESSES)[0]
+    return run_chains(posterior, _typical(posterior), start, batch_size, burn_in=BURN_IN).u
+
+
+def _typical(posterior: Posterior) -> Normal:
+    """Return normal densities with diagonal covariances and the quantiles of draws from the guide.
+
+    The draws can have long tails, so their standard deviations can be too large.
+    """
+    draws = posterior.draw(NUM_DRAWS)[0]
+    low, middle, high = draws.quantile(draws.new_tensor([0.16, 0.5, 0.84]), 0)
+    return Normal.from_covariance(middle, torch.diag_embed(((high - low) / 2).square()))
 
 
 def mean_near(posterior: Posterior, density: Normal, u: Tensor, batch_size: int | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._refinement.chains import fit_to_chains, gradients_of_chains, num_chains, visit
-from pyrovae._refinement.mixture import MEMBERS, Member, Mixture
+from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
 from pyrovae._refinement.modes import (
     HEAVY,
     NUM_MODES,
@@ -25,6 +25,7 @@ from pyrovae._refinement.split import Split, split
 
 PILOT = 256  # number of draws that test a mixture
 GOOD_SHARE = 0.1  # fraction of effective draws of the pilot below which chains improve the density
+_FAR = 100.0  # a chain does not start at a draw whose log-weight is below the mean by more than this, nats
 GRADIENT_COST = 3  # evaluations of log p(x, u) that take as long as a gradient
 
 
@@ -197,7 +198,7 @@ def refine_by_chains(
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
     """
     count = num_chains(posterior.dim)
-    start = found.mixture(posterior, members, score_guide=score_guide).draw(count).u  # some draws are from the guide
+    start = starting_points(found.mixture(posterior, members, score_guide=score_guide).draw(count))
     visited = visit(posterior, found.density, start, runs, batch_size)
     density = fit_to_chains(visited)
     halves = split(visited.seen_from(density))
@@ -217,6 +218,20 @@ def refine_by_chains(
     kept = better.nonzero()[:, 0]
     found.put(kept, trial.select(kept))
     return found
+
+
+def starting_points(drawn: Draws) -> Tensor:
+    """Return starting points of chains, shape ``(S, N, D)``.
+
+    They are the given draws, except that a draw with a negligible weight is replaced by another draw of the same datum,
+    because a short chain would not reach the posterior from it.
+    """
+    log_weights = drawn.log_weights.nan_to_num(nan=-math.inf)
+    level = log_weights.logsumexp(0) - math.log(len(log_weights))
+    far = log_weights < level - _FAR
+    order = log_weights.argsort(0, descending=True)
+    rank = torch.arange(len(order), device=order.device)[:, None] % (~far).sum(0).clamp_min(1)
+    return torch.where(far[..., None], drawn.u.gather(0, order.gather(0, rank)[..., None].expand_as(drawn.u)), drawn.u)
 
 
 def cost_of_chains(dim: int, runs: int) -> int:

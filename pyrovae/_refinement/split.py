@@ -19,7 +19,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pyrovae._refinement.chains import Visited, ridged, second_moment, symmetric
+from pyrovae._refinement.chains import Visited, decomposed, ridged, second_moment, symmetric
 from pyrovae._refinement.normal import Normal
 
 NUM_STARTS, NUM_ITERATIONS = 4, 15  # starts and iterations of the power iteration
@@ -116,7 +116,7 @@ def _local(visited: Visited, v: Tensor, score: Tensor, weights: Tensor) -> Norma
     covariance = ridged(second_moment(weights * centered, centered), RIDGE)
     slope = ridged(-second_moment(weights * centered, slopes), RIDGE)
     precision = symmetric(torch.linalg.solve(covariance, slope))
-    values, vectors = torch.linalg.eigh(precision)
+    values, vectors = decomposed(precision)
     fitted = symmetric((vectors / values.clamp(*EIGENVALUES)[:, None, :]) @ vectors.mT)
     centre = mean + (fitted @ mean_score[..., None])[..., 0]
     like = visited.density.mean

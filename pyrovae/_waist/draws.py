@@ -1,6 +1,6 @@
 """Runs of the guide, which make draws, and runs of the model at these draws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -206,3 +206,45 @@ def run_model(
         if any(map(is_enumerated, sites)):
             sites = run(poutine.enum(program, first_available_dim=-nesting_of(sites) - 1))
     return sites
+
+
+def run_until(
+    model: Program,
+    args: Sequence[Any],
+    values: Mapping[str, Tensor],
+    names: Collection[str],
+    num_draws: int = 1,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    nesting: int | None = None,
+) -> dict[str, Site]:
+    """Run a model until it has sampled some of its sites, and return these sites by name.
+
+    The rest of the model, such as the network of the likelihood, does not run. Arguments other than ``names``, the
+    names of the sites, are those of :func:`run_model`.
+    """
+    until = _Until(names)
+    try:
+        with explained_divergence(), until:
+            with_draws(Given(values)(model), num_draws, nesting)(*args, **(kwargs or {}))
+    except _AllSampled:
+        pass
+    return until.sites
+
+
+class _AllSampled(Exception):  # noqa: N818  # not an error: it ends a run early
+    """Signal that a run has sampled all requested sites."""
+
+
+class _Until(Messenger):
+    """Pyro handler that records the given sites, and ends the run after the last of them."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names, self.sites = frozenset(names), dict[str, Site]()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            self.sites[msg["name"]] = msg
+            if len(self.sites) == len(self.names):
+                raise _AllSampled

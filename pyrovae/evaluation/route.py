@@ -1,6 +1,6 @@
 """Runs of a model and its guide on a batch of data, with all draws in one run or with one run for each draw."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae._waist.agreement import latent_masks
 from pyrovae._waist.densities import log_guide, log_joint
-from pyrovae._waist.draws import Draws, run_guide
+from pyrovae._waist.draws import Draws, run_guide, run_until
 from pyrovae._waist.sites import Program, Site
 from pyrovae._waist.weights import Weights, importance_weights
 from pyrovae.evaluation.batches import Batch
@@ -144,6 +144,24 @@ class Route:
                 for index, (count, given) in enumerate(self._given(values, num_draws))
             ]
         return parts[0] if self.probe.vectorize else torch.cat(parts)
+
+    def priors(
+        self, batch: Batch, values: Mapping[str, Tensor], num_draws: int, names: Collection[str]
+    ) -> list[dict[str, Site]]:
+        """Run the model at given values of its latents until it has sampled the given sites.
+
+        Returns:
+            These sites by name, in a dictionary for each run of the model.
+        """
+        return [self._run_until(batch, given, count, names) for count, given in self._given(values, num_draws)]
+
+    def _run_until(
+        self, batch: Batch, values: Mapping[str, Tensor], num_draws: int, names: Collection[str]
+    ) -> dict[str, Site]:
+        given = {**values, **batch.subsample}
+        options: Any = {"kwargs": self.kwargs, "nesting": self.nesting}
+        with _explained():
+            return run_until(self.model, batch.args, given, names, num_draws, **options)
 
     def _given(self, values: Mapping[str, Tensor], num_draws: int) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
         """Yield a pair for each run of a program: the number of draws, and the values of the latents at these draws."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._refinement.chains import Visited, fit_to_chains, run_chains
-from pyrovae._refinement.refine import Refinement, by_regression, refine, refine_by_chains
+from pyrovae._refinement.refine import Refinement, by_regression, refine, refine_by_chains, starting_points
 from pyrovae._refinement.regression import fit, fit_to_draws
 from pyrovae._refinement.split import split
 from tests._refinement.posteriors import ClosedForm, gaussian, log_gamma, normal_guide
@@ -158,3 +158,30 @@ def test_a_mixture_with_halves_integrates_to_one() -> None:
     log_q = mixture.log_density(grid, posterior.log_densities(grid)[1])[:, 0]
     assert float(torch.trapezoid(log_q.exp(), grid[:, 0, 0])) == pytest.approx(1.0, abs=1e-6)
     assert len(mixture.draw(50).member.unique()) > 4
+
+
+def test_data_with_enormous_scores_get_no_density_and_leave_the_others_unchanged() -> None:
+    posterior = gaussian(3, 4, shift=1.0)
+    visited = visited_by(posterior)
+    good = fit_to_chains(visited)
+    score = visited.score.clone()
+    score[1] *= 1e30
+    score[2, 0] = torch.inf
+    fitted = fit_to_chains(replace(visited, score=score))
+    assert torch.allclose(fitted.mean[0], good.mean[0])
+    assert not fitted.mean[1:].isfinite().any()
+
+
+def test_chains_do_not_start_at_draws_with_negligible_weights() -> None:
+    """The guide of the second datum is so wide that most of its draws have a weight of zero."""
+    posterior = gaussian(2, 3)
+    posterior.parameters["scale"] = posterior.parameters["scale"] * torch.tensor([[1.0], [1e4]])
+    found = by_regression(posterior)
+    found.failed.fill_(True)  # the mixture is the guide alone
+    drawn = found.mixture(posterior, score_guide=True).draw(400)
+    starts = starting_points(drawn)
+    assert torch.equal(starts[:, 0], drawn.u[:, 0])
+    far = drawn.log_weights[:, 1] < drawn.log_weights[:, 1].max() - 200
+    assert far.any()
+    assert torch.equal(starts[~far, 1], drawn.u[~far, 1])
+    assert torch.isin(starts[far, 1, 0], drawn.u[~far, 1, 0]).all()

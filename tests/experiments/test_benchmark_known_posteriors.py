@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -25,6 +26,25 @@ def test_exact_values_agree_with_many_draws_from_the_prior(name: str) -> None:
                 trace = pyro.poutine.trace(pyro.poutine.condition(known.model, latents)).get_trace(known.x)
                 logs.append(trace.nodes["x"]["fn"].log_prob(known.x).double())
     weights = torch.cat(logs).exp()
+    error = weights.std(0) / len(weights) ** 0.5
+    assert ((weights.mean(0) - known.exact.exp()).abs() < 5 * error).all()
+
+
+SCALES = {
+    "funnel with a positive scale": (dist.HalfCauchy(torch.tensor(1.0).double()), lambda tau: (tau**2 + 1).sqrt()),
+    "scale of the noise": (dist.Normal(torch.tensor(-1.0).double(), 1.5), lambda v: ((2 * v).exp() + 1).sqrt()),
+    "funnel, 9 latents": (dist.Normal(torch.tensor(0.0).double(), 1.5), lambda v: ((2 * v).exp() + 0.25).sqrt()),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_exact_values_agree_with_draws_of_the_scale_given_which_the_data_are_normal(name: str) -> None:
+    prior, deviation = SCALES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        known = PROGRAMS[name](3)
+        scales = deviation(prior.sample((300_000, 1)))[..., None]
+    weights = dist.Normal(0.0, scales).log_prob(known.x.double()).sum(-1).exp()
     error = weights.std(0) / len(weights) ** 0.5
     assert ((weights.mean(0) - known.exact.exp()).abs() < 5 * error).all()
 

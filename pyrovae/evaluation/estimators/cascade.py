@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._compilation.precision import Precision
-from pyrovae._refinement.refine import cost_of_chains, refine
+from pyrovae._refinement.refine import cost_of_chains
 from pyrovae._waist.sites import Program
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
@@ -40,7 +40,7 @@ from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.tails import is_tail_light
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, check_wanted_precision
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
-from pyrovae.evaluation.estimators.stages import Stages, cost, scores_guide
+from pyrovae.evaluation.estimators.stages import Stages, cost
 from pyrovae.evaluation.options import Options, SharedOptions
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
@@ -226,13 +226,19 @@ class Cascade:
         assert self.space is not None
         whole = target_of(self.space, batch)
         target = whole if len(pending) == batch.size else whole.subset(pending)
-        fitted = refine(target, score_guide=scores_guide(target), batch_size=self.problem.affordable)
-        estimates.evaluations[pending] += fitted.evaluations.cpu()
-        stages = Stages(self.problem, estimates, self.precision, pending, target, fitted)
-        left = self._refined(stages, pending)
-        temperatures, hard = FIRST_TEMPERATURES, left
-        while len(hard := hard[estimates.evaluations[hard] + cost(temperatures) <= self.budget]):
-            hard = stages.annealed(hard, temperatures)
+        stages = Stages(self.problem, estimates, self.precision, pending, target)
+        self._annealed(stages, self._refined(stages, pending[~stages.hidden]))
+        if len(hidden := pending[stages.hidden]):
+            part = stages.standardized()
+            again = Stages(self.problem, estimates, self.precision, hidden, part)
+            self._annealed(again, self._refined(again, hidden))
+
+    def _annealed(self, stages: Stages, left: Tensor) -> None:
+        """Run the stage *annealed* on data without a reliable estimate, unless they have a mode that is missed."""
+        left = left[~stages.estimates.missed[left]]  # annealing starts from the same mixture, and may miss it too
+        temperatures = FIRST_TEMPERATURES
+        while len(left := left[stages.estimates.evaluations[left] + cost(temperatures) <= self.budget]):
+            left = stages.annealed(left, temperatures)
             temperatures *= 2
 
     def _refined(self, stages: Stages, pending: Tensor) -> Tensor:
@@ -240,8 +246,9 @@ class Cascade:
 
         A mixture that needs the largest number of draws is improved before its first estimate.
         """
+        inside = torch.isin(stages.pending, pending)
         most, fitted = int(SHARES[-1] * self.num_samples), stages.fitted
-        draws, failed = self._draws(fitted.share.cpu()), fitted.failed.cpu()
+        draws, failed = self._draws(fitted.share.cpu())[inside], fitted.failed.cpu()[inside]
         left = stages.refined(pending, torch.where((draws < most) | failed, draws, 0))
         left = left[~torch.isin(left, pending[failed])]  # chains cannot move without a gradient
         draws = self._draws(stages.improve(left, SHORT_CHAINS))
@@ -250,8 +257,7 @@ class Cascade:
         longer = left[self._affords_long_chains(stages, left)]
         stages.improve(longer, LONG_CHAINS)
         stages.refined(longer, torch.full_like(longer, most))
-        left = left[~stages.estimates.passes(left, self.precision)]
-        return left[~stages.estimates.missed[left]]  # annealing starts from the same mixture, and may miss the mode too
+        return left[~stages.estimates.passes(left, self.precision)]
 
     def _affords_long_chains(self, stages: Stages, indices: Tensor) -> Tensor:
         """Return a mask of the data whose budget allows long chains and the largest number of draws after them."""

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pyrovae._refinement.annealing import Annealing
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
-from pyrovae._refinement.modes import HEAVY
-from pyrovae._refinement.refine import Refinement, add_modes, refine_by_chains
+from pyrovae._refinement.modes import HEAVY, cost_of_witnesses, explore
+from pyrovae._refinement.refine import GRADIENT_COST, add_modes, refine, refine_by_chains
 from pyrovae._refinement.scoring import scores_slowly
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
 from pyrovae.evaluation.problem import Problem
+from pyrovae.evaluation.unconstrained.standardized import Standardized, can_standardize
 from pyrovae.evaluation.unconstrained.target import Target
 
 NUM_CHAINS, NUM_LEAPFROG = 128, 2
@@ -32,7 +33,10 @@ class Stages:
         precision: Largest acceptable Monte Carlo standard error, nats.
         pending: Indices, in the batch, of the data that the stage *guide* did not estimate reliably, shape ``(n,)``.
         target: Posteriors of these data.
-        fitted: Densities that were fitted to these posteriors.
+
+    Attributes:
+        hidden: True for data whose mixture misses a region that chains in standardized coordinates have reached, shape
+            ``(n,)``.
     """
 
     def __init__(
@@ -42,11 +46,24 @@ class Stages:
         precision: float,
         pending: Tensor,
         target: Target,
-        fitted: Refinement,
     ) -> None:
         self.problem, self.estimates, self.precision = problem, estimates, precision
-        self.pending, self.target, self.fitted = pending, target, fitted
+        self.pending, self.target = pending, target
+        options: Any = {"score_guide": scores_guide(target)}
+        self.fitted = refine(target, batch_size=problem.affordable, **options)
+        self.explored = self._explore()
+        self.estimates.evaluations[pending] += self.fitted.evaluations.cpu()
+        weights = self._largest_weight(self.explored, self.fitted.mixture(target, **options))
+        self.hidden = weights > self.fitted.level.cpu() + HEAVY
         self.is_drawn = torch.zeros(len(pending), dtype=torch.bool)  # draws from the present mixture have been made
+
+    def _explore(self) -> Tensor:
+        """Return points that chains in standardized coordinates have reached, shape ``(W, n, D)``."""
+        if isinstance(self.target, Standardized) or not can_standardize(self.target):
+            return self.fitted.witnesses.u[:0]
+        other = Standardized(self.target)
+        self.fitted.evaluations.add_(GRADIENT_COST * cost_of_witnesses())
+        return other.place(explore(other, self.problem.affordable))[0]
 
     def refined(self, indices: Tensor, num_draws: Tensor) -> Tensor:
         """Estimate log p(x) of some data with draws from their mixtures of the guide and the fitted densities.
@@ -56,36 +73,37 @@ class Stages:
             num_draws: Number of draws of each datum, shape ``(n,)``. A datum with 0 draws gets no new estimate.
 
         Returns:
-            Indices, among the given ones, of the data whose estimate is not yet reliable.
+            Indices, among the given ones, of the data whose estimate is not yet reliable. Data for which ``hidden`` is
+            true are left out.
         """
         for count in num_draws[num_draws > 0].unique().tolist():
             self._refined(indices[num_draws == count], count)
-        return indices[~self.estimates.passes(indices, self.precision)]
+        left = indices[~self.estimates.passes(indices, self.precision)]
+        return left[~self.hidden[self._inside(left)]]
 
     def _refined(self, indices: Tensor, num_samples: int) -> None:
         target, mixture = self._mixture(indices, MEMBERS, score_guide=scores_guide(self.target))
         chunk = max(1, self.problem.affordable // target.size)
         counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
-        drawn, heaviest = _draw(mixture, counts)
+        drawn, heaviest, largest = _draw(mixture, counts)
         found = bounds.of_valid(drawn.log_weights, summary)
         found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
-        log_weights = self._witnessed(indices, mixture, heaviest)
-        found["missed"] = log_weights > found["log_likelihood"] + _heavy(num_samples)
-        self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=num_samples)
-
-    def _witnessed(self, indices: Tensor, mixture: Mixture, heaviest: Tensor) -> Tensor:
-        """Return the largest log-weight of the witnesses of each datum, nats; then let its heaviest draw be a witness.
-
-        The heaviest draw replaces the last witness if its weight is larger. A later mixture should cover it.
-        """
         inside, witnesses = self._inside(indices), self.fitted.witnesses
-        points = torch.cat([witnesses.u[:, inside], heaviest[None]])
-        *old, new = mixture.score(points).nan_to_num(nan=-math.inf)
-        heavier = (new > old[-1]).nonzero()[:, 0]
-        witnesses.replace_last(inside[heavier.cpu()], heaviest[heavier])
-        self.estimates.evaluations[indices] += len(points)
+        log_weights = mixture.score(witnesses.u[:, inside]).nan_to_num(nan=-math.inf)
+        limit = found["log_likelihood"] + _heavy(num_samples)
+        self.hidden[inside] = self._largest_weight(self.explored[:, inside], mixture) > limit
+        found["missed"] = (log_weights.amax(0).double().cpu() > limit) | self.hidden[inside]
+        heavier = (largest > log_weights[-1]).nonzero()[:, 0]
+        witnesses.replace_last(inside[heavier.cpu()], heaviest[heavier])  # a later mixture should cover this draw
+        spent = num_samples + len(self.explored) + len(witnesses.u)
+        self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=spent)
         self.is_drawn[inside] = True
-        return torch.stack(old).amax(0).double().cpu()
+
+    def _largest_weight(self, u: Tensor, mixture: Mixture) -> Tensor:
+        """Return the largest log-weight of points of each datum, shape ``(n,)``, nats; ``-inf`` without points."""
+        if not len(u):
+            return torch.full(u.shape[1:2], -math.inf, dtype=torch.float64)
+        return mixture.score(u).nan_to_num(nan=-math.inf).amax(0).double().cpu()
 
     def _inside(self, indices: Tensor) -> Tensor:
         """Return the places of ``indices`` among ``pending``."""
@@ -119,6 +137,15 @@ class Stages:
         self.estimates.evaluations[rows] += (after.evaluations - before.evaluations).cpu()
         return self.fitted.share[inside].cpu()
 
+    def standardized(self) -> Standardized:
+        """Return the posteriors of the data for which ``hidden`` is true, in standardized coordinates.
+
+        The present mixtures take the place of the guide, if the guide's density is cheap to compute.
+        """
+        hidden = self.hidden.nonzero().flatten()
+        fitted = self.fitted.select(hidden) if scores_guide(self.target) else None
+        return Standardized(self.target.subset(hidden), fitted)
+
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
         """Estimate log p(x) by annealing; return the indices of the data whose estimate is not yet reliable."""
         # Chains from the wide components would have to return, so the chains start from the fitted density itself.
@@ -147,11 +174,12 @@ def cost(temperatures: int) -> int:
     return 3 * NUM_CHAINS * temperatures * NUM_LEAPFROG
 
 
-def _draw(mixture: Mixture, counts: list[int]) -> tuple[Draws, Tensor]:
+def _draw(mixture: Mixture, counts: list[int]) -> tuple[Draws, Tensor, Tensor]:
     """Draw from mixtures in chunks of the given sizes.
 
     Returns:
-        The draws without their values, and the value with the largest weight of each datum, shape ``(N, D)``.
+        The draws without their values; the draw with the largest weight of each datum, shape ``(N, D)``; and the
+        logarithm of this weight, shape ``(N,)``, nats.
     """
     parts, peaks = list[Draws](), list[tuple[Tensor, Tensor]]()
     for count in counts:
@@ -161,7 +189,8 @@ def _draw(mixture: Mixture, counts: list[int]) -> tuple[Draws, Tensor]:
         peaks.append((top.values, part.u[top.indices, everything]))
         parts.append(part.without_values())
     values, points = (torch.stack(each) for each in zip(*peaks, strict=True))
-    return Draws.cat(parts), points[values.argmax(0), torch.arange(points.shape[1], device=points.device)]
+    largest, index = values.max(0)
+    return Draws.cat(parts), points[index, torch.arange(len(index), device=index.device)], largest
 
 
 def _heavy(num_samples: int) -> float:

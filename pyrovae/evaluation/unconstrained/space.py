@@ -24,6 +24,7 @@ from pyrovae._waist.weights import Weights
 from pyrovae.distributions import support_of_flow
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.problem import Problem
+from pyrovae.evaluation.unconstrained.conditional_priors import scaled_sites
 
 
 class Space:
@@ -38,6 +39,7 @@ class Space:
         noise: Auxiliary sites of the guide, by name. Their values are real coordinates u, from which the guide computes
             the values of latent sites.
         dim: Length of a vector u, D.
+        scaled: Names of the latent sites whose prior has a scale that depends on other latents.
 
     Raises:
         ValueError: If the guide has no latent sites, enumerates a site, or has a density that changes from run to run;
@@ -80,6 +82,7 @@ class Space:
         self.shapes = {name: self._by_datum(value).shape[2:] for name, value in real.items()}
         self.noise_shapes = {name: self._by_datum(drawn.values[name]).shape[2:] for name in self.noise}
         self._check_noise(drawn.values, real)
+        self.scaled = scaled_sites(first.model_sites, again.model_sites)
         self.dim = sum(map(math.prod, self.shapes.values()))
         self.graphs: dict[tuple[int, ...], Callable[..., Sequence[Tensor]] | None] = {}
 
@@ -164,7 +167,15 @@ class Space:
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """Map values of the latents to real vectors u, shape ``(num_draws, N, D)``."""
-        return torch.cat([self._flat(self.bijections[name].inv(values[name])) for name in self.sites], dim=-1)
+        return self.join({name: self.bijections[name].inv(values[name]) for name in self.sites})
+
+    def join(self, real: Mapping[str, Tensor]) -> Tensor:
+        """Concatenate the real coordinates of all sites to vectors u, shape ``(num_draws, N, D)``."""
+        return torch.cat([self._flat(real[name]) for name in self.sites], dim=-1)
+
+    def split(self, u: Tensor) -> dict[str, Tensor]:
+        """Split vectors u, shape ``(num_draws, N, D)``, into the real coordinates of each site, by name."""
+        return self._split(u, self.shapes)
 
     def values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return the values of the latents at u, by name, and the log-determinant of the map from u to these values.
@@ -172,7 +183,7 @@ class Space:
         The log-determinant has shape ``(num_draws, N)``.
         """
         values, log_det, dim = {}, u.new_zeros(u.shape[:2]), self.problem.data_dim
-        for name, real in self._split(u, self.shapes).items():
+        for name, real in self.split(u).items():
             values[name] = self.bijections[name](real)
             own = self.bijections[name].log_abs_det_jacobian(real, values[name]).movedim(dim, 1)
             log_det = log_det + own.reshape(*u.shape[:2], -1).sum(-1)
@@ -185,7 +196,7 @@ class Space:
         """
         if not self.noise:
             return values
-        real = self._split(u, self.shapes)
+        real = self.split(u)
         coordinates = torch.cat([self._flat(real[name]) for name in self.points], -1)
         drawn = {name: value for name, value in values.items() if name not in self.points}
         return drawn | self._split(coordinates, self.noise_shapes)

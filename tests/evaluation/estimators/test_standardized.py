@@ -1,0 +1,180 @@
+"""Coordinates in which conditional priors are standard: their map, their densities, and posteriors like funnels."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyrovae._refinement.refine import refine
+from pyrovae.evaluation import Problem
+from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.standardized import Standardized, can_standardize
+from pyrovae.evaluation.unconstrained.target import Target
+
+X = torch.tensor([[0.3, -0.2, 0.4], [2.0, -1.5, 0.1]], dtype=torch.float64)
+
+
+class Program(NamedTuple):
+    """A model, a guide, and the names of the sites whose prior scale depends on other latents."""
+
+    model: Callable[[Tensor], None]
+    guide: Callable[[Tensor], None]
+    scaled: tuple[str, ...]
+
+
+def normal(x: Tensor, shape: tuple[int, ...], scale: float = 0.5) -> Any:
+    zeros = torch.zeros(len(x), *shape, dtype=x.dtype)
+    return dist.Normal(zeros, scale).to_event(len(shape))
+
+
+def levels() -> Program:
+    """Each of three levels determines the scale of the next."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            w = pyro.sample("w", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            v = pyro.sample("v", dist.Normal(0.5 * w, (w / 2).exp()))
+            z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=x.dtype), v.exp()[..., None]).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal(x, (3,)))  # not in the order of the model
+            pyro.sample("w", normal(x, ()))
+            pyro.sample("v", normal(x, ()))
+
+    return Program(model, guide, ("v", "z"))
+
+
+def positive() -> Program:
+    """A positive scale, a log-normal site, and a multivariate normal site with correlations."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            tau = pyro.sample("tau", dist.HalfCauchy(torch.ones((), dtype=x.dtype)))
+            a = pyro.sample("a", dist.LogNormal(torch.log(tau), tau))
+            root = tau[..., None, None] * torch.tensor([[1.0, 0.0], [0.5, 0.7]], dtype=x.dtype)
+            b = pyro.sample("b", dist.MultivariateNormal(torch.zeros(2, dtype=x.dtype), scale_tril=root))
+            mean = torch.cat([b, a[..., None]], -1)
+            pyro.sample("x", dist.Normal(mean, 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        zeros = torch.zeros(len(x), dtype=x.dtype)
+        with pyro.plate("data", len(x)):
+            pyro.sample("tau", dist.LogNormal(zeros, 0.5))
+            pyro.sample("a", dist.LogNormal(zeros, 0.5))
+            pyro.sample("b", normal(x, (2,)))
+
+    return Program(model, guide, ("a", "b"))
+
+
+def constant() -> Program:
+    """The location of a prior depends on a latent, but no scale does."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            v = pyro.sample("v", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            z = pyro.sample("z", dist.Normal(v[..., None].expand(*v.shape, 3), 0.7).to_event(1))
+            pyro.sample("x", dist.Normal(z, v.exp()[..., None]).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("v", normal(x, ()))
+            pyro.sample("z", normal(x, (3,)))
+
+    return Program(model, guide, ())
+
+
+def enumerated() -> Program:
+    """The scale depends on a latent and on a discrete site that the model enumerates."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            v = pyro.sample("v", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            half = torch.full((2,), 0.5, dtype=x.dtype)
+            k = pyro.sample("k", dist.Categorical(half), infer={"enumerate": "parallel"})
+            scale = (v.exp() * (1.0 + k))[..., None].expand(*torch.broadcast_shapes(v.shape, k.shape), 3)
+            z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=x.dtype), scale).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("v", normal(x, ()))
+            pyro.sample("z", normal(x, (3,)))
+
+    return Program(model, guide, ())
+
+
+PROGRAMS = {make.__name__: make for make in (levels, positive, constant, enumerated)}
+
+
+@pytest.fixture(params=[True, False], ids=["vectorized", "one run for each draw"])
+def vectorize(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(params=["levels", "positive"])
+def target(request: pytest.FixtureRequest, vectorize: bool) -> Iterator[Target]:
+    program = PROGRAMS[request.param]()
+    with Problem(program.model, program.guide, X, seed=0, vectorize=vectorize) as problem:
+        yield Target(Space(problem), next(problem.batches(2)))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_sites_whose_prior_scale_depends_on_other_latents_are_found(name: str) -> None:
+    program = PROGRAMS[name]()
+    with Problem(program.model, program.guide, X, seed=0) as problem:
+        space = Space(problem)
+        assert space.scaled == program.scaled
+        assert can_standardize(Target(space, next(problem.batches(2)))) == bool(program.scaled)
+
+
+def test_the_two_maps_are_inverse_and_their_determinant_is_that_of_the_jacobian(target: Target) -> None:
+    standardized = Standardized(target)
+    standard = torch.randn(3, 2, target.dim, dtype=torch.float64)
+    u, log_det = standardized.place(standard)
+    back, same = standardized.standardize(u)
+    assert torch.allclose(back, standard)
+    assert torch.allclose(same, log_det)
+    assert not torch.allclose(u, standard)
+    for s in range(3):
+        jacobian: Any = torch.func.jacrev(lambda e: standardized.place(e[None])[0][0].sum(0))(standard[s])
+        assert torch.allclose(torch.linalg.slogdet(jacobian.movedim(1, 0))[1], log_det[s])
+
+
+def test_densities_change_by_the_determinant_and_gradients_are_those_of_the_density(target: Target) -> None:
+    standardized = Standardized(target)
+    standard = torch.randn(3, 2, target.dim, dtype=torch.float64)
+    u, log_det = standardized.place(standard)
+    joint, guide = standardized.log_densities(standard)
+    assert torch.allclose(joint, target.log_joint(u) + log_det)
+    assert torch.allclose(guide, target.log_guide(u) + log_det)
+    assert torch.allclose(standardized.log_guide(standard), guide)
+    value, gradient = standardized.value_and_gradient(standard)
+    with torch.enable_grad():
+        at = standard.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(standardized.log_joint(at).sum(), at)
+    assert torch.allclose(value, joint)
+    assert torch.allclose(gradient, expected)
+
+
+def test_draws_have_the_log_density_that_is_returned_with_them(target: Target) -> None:
+    standardized = Standardized(target)
+    for posterior in (standardized, standardized.subset(torch.tensor([1]))):
+        standard, log_q = posterior.draw(4)
+        assert torch.allclose(log_q, posterior.log_densities(standard)[1], atol=1e-5)
+
+
+def test_a_mixture_takes_the_place_of_the_guide(target: Target) -> None:
+    fitted = refine(target)
+    standardized = Standardized(target, fitted)
+    standard, log_q = standardized.draw(400)
+    u, log_det = standardized.place(standard)
+    mixture = fitted.mixture(target, score_guide=True)
+    assert torch.allclose(log_q, mixture.log_density(u, target.log_guide(u)) + log_det, atol=1e-5)
+    assert torch.allclose(log_q, standardized.log_densities(standard)[1], atol=1e-5)
+    assert torch.allclose(log_q[:, 1:], standardized.subset(torch.tensor([1])).log_guide(standard[:, 1:]), atol=1e-5)
