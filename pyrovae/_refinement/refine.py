@@ -25,7 +25,7 @@ from pyrovae._refinement.split import Split, split
 
 PILOT = 256  # number of draws that test a mixture
 GOOD_SHARE = 0.1  # fraction of effective draws of the pilot below which chains improve the density
-_FAR = 100.0  # a chain does not start at a draw whose log-weight is below the mean by more than this, nats
+_FAR = 1e4  # a chain does not start at a draw whose log-weight is below the mean by more than this, nats
 GRADIENT_COST = 3  # evaluations of log p(x, u) that take as long as a gradient
 
 
