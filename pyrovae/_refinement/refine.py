@@ -26,6 +26,7 @@ from pyrovae._refinement.split import Split, split
 PILOT = 256  # number of draws that test a mixture
 GOOD_SHARE = 0.1  # fraction of effective draws of the pilot below which chains improve the density
 _FAR = 1e4  # a chain does not start at a draw whose log-weight is below the mean by more than this, nats
+MOST_DATA = 64  # data whose chains are stored together; the draws of long chains take much memory
 GRADIENT_COST = 3  # evaluations of log p(x, u) that take as long as a gradient
 
 
@@ -197,6 +198,24 @@ def refine_by_chains(
         score_guide: If true, the guide's density is computed at all draws; see :class:`Mixture`.
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
     """
+    parts = torch.arange(posterior.size, device=found.share.device).split(MOST_DATA)
+    options: Any = {"runs": runs, "score_guide": score_guide, "batch_size": batch_size}
+    found = found.select(torch.cat(parts))  # a copy
+    for part in parts:
+        found.put(part, _by_chains(_part(posterior, part), found.select(part), members, **options))
+    return found
+
+
+def _by_chains(
+    posterior: Posterior,
+    found: Refinement,
+    members: tuple[Member, ...],
+    *,
+    runs: int,
+    score_guide: bool,
+    batch_size: int | None,
+) -> Refinement:
+    """Return the result of :func:`refine_by_chains`, computed for all data together; ``found`` may change."""
     count = num_chains(posterior.dim)
     start = starting_points(found.mixture(posterior, members, score_guide=score_guide).draw(count))
     visited = visit(posterior, found.density, start, runs, batch_size)
@@ -204,7 +223,6 @@ def refine_by_chains(
     halves = split(visited.seen_from(density))
     parts = [part for normal in (density, *halves) for part in (normal.log_det, normal.mean.sum(-1))]
     finite = torch.stack(parts).isfinite().all(0)
-    found = found.select(torch.arange(posterior.size, device=finite.device))  # a copy
     found.evaluations.add_(cost_of_chains(posterior.dim, runs))
     trial = replace(
         found,

@@ -107,7 +107,7 @@ class Refined:
         self._spaces, self._fitted = {id(problem): Space(problem)}, None
 
     def width(self, problem: Problem) -> int:
-        """Return the batch size of an evaluation, from 8 to 64; many latents or little memory make it smaller."""
+        """Return the batch size of an evaluation, from 8 to 256; many latents or little memory make it smaller."""
         return self._spaces[id(problem)].width
 
     def draw(self, problem: Problem, batch: Batch, num_draws: int, noise: Tensor | None = None) -> Drawn:

@@ -6,7 +6,8 @@ A datum passes through up to three stages:
 2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`. Pilot draws determine
    the number of draws. If the estimate is not reliable, short chains improve the mixture, and new draws follow. If the
    new estimate is not reliable and the budget allows it, longer chains improve the mixture again, and the largest
-   number of draws follows;
+   number of draws follows. For posteriors with the shape of a funnel, the stage is repeated in other coordinates
+   (:mod:`pyrovae.evaluation.unconstrained.standardized`);
 3. *annealed*: annealed importance sampling from the fitted densities and the guide. The number of temperatures is
    doubled until the estimate is reliable or the budget is spent.
 
@@ -17,14 +18,16 @@ kept. In the first stage this effect is small, because separate pilot draws sele
 good proposal, and few estimates of these data are rejected. In the second stage, the mean is lowered by a fraction of
 the reported errors.
 
-An estimate is reliable if four conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
+An estimate is reliable if five conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
 its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No
 earlier estimate of the same datum is higher by several standard errors of the difference. All estimates are lower
 bounds in expectation, so a larger estimate from another proposal indicates a missed mode. No witness, a point of high
 posterior density that short chains have found, has a weight so large that the draws may miss its region
-(:mod:`pyrovae._refinement.modes`).
+(:mod:`pyrovae._refinement.modes`). The likelihood cannot become very large, or the estimate is that of the
+stage *guide* (:mod:`pyrovae.evaluation.unconstrained.exact_fits`).
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -45,6 +48,7 @@ from pyrovae.evaluation.options import Options, SharedOptions
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
+from pyrovae.evaluation.unconstrained.exact_fits import can_fit_exactly
 from pyrovae.evaluation.unconstrained.flat import target_of
 from pyrovae.evaluation.unconstrained.space import Space
 
@@ -58,6 +62,12 @@ SHARES = (0.5, 1.0, 2.0, 4.0)  # numbers of draws from a mixture, as multiples o
 SHORT_CHAINS, LONG_CHAINS = 2, 6  # runs of the chains that improve a mixture for the first and for the second time
 EXPECTED = 0.7  # expected error of the draws, as a fraction of the precision
 FIRST_TEMPERATURES = 22
+EXACT_FIT = (
+    "the scale of an observed site depends on a latent and can become small, and the other latents can fit the data "
+    "exactly. The posterior then has a narrow region at the exact fit, which draws may miss, so only estimates by "
+    "draws from the guide can be reliable. Give the scale a lower bound near its typical value, or let the model "
+    "integrate out these latents."
+)
 
 
 @takes_vae
@@ -86,8 +96,9 @@ def log_likelihood(
         precision: Largest acceptable Monte Carlo standard error, nats.
         num_samples: Draws per datum in the stage *guide*. The stage *refined* makes half to four times as many,
             depending on the effective sample size of pilot draws.
-        budget: Number of evaluations of log p(x, z) per datum above which neither longer chains nor annealing start.
-            The search for further modes can exceed it by 2,200 evaluations. A gradient counts as 3 evaluations.
+        budget: Number of evaluations of log p(x, z) per datum above which neither longer chains, nor annealing, nor a
+            second fit in other coordinates starts. The search for further modes can exceed it by 2,200 evaluations. A
+            gradient counts as 3 evaluations.
         product_precision: Precision of the matrix products in linear and convolutional layers. Other estimators call
             this option ``precision``.
         **options: Keyword arguments of :class:`Options`.
@@ -102,7 +113,8 @@ def log_likelihood(
           programs raise an error for the datum;
         * ``draws``: number of draws or chains of this stage;
         * ``evaluations``: evaluations of log p(x, z) that were spent, where a gradient counts as 3;
-        * ``reliable``: true if the estimate is reliable.
+        * ``reliable``: true if the estimate is reliable. If latents can fit the data exactly while another latent
+          makes the noise small, only estimates of the stage ``"guide"`` can be reliable, and a warning says so.
 
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`, or if ``precision`` is the name of a dtype, which must be
@@ -152,7 +164,7 @@ def log_likelihood(
         wanted_precision=precision,
         budget=budget,
     )
-    return _judged(result, precision)
+    return _judged(result, precision, trusts_mixtures=not cascade.fits_exactly)
 
 
 class Cascade:
@@ -168,6 +180,7 @@ class Cascade:
     def __init__(self, problem: Problem, precision: float, num_samples: int, budget: int) -> None:
         self.problem, self.precision, self.num_samples, self.budget = problem, precision, num_samples, budget
         self.space: Space | None = None
+        self.fits_exactly = False
 
     def open(self) -> int:
         """Check the support of the guide, and return the number of data in a batch.
@@ -179,6 +192,9 @@ class Cascade:
             self.space = Space(self.problem)
         except ValueError:  # discrete or periodic latents, point estimates, and random guides cannot be refined
             return max(1, self.problem.affordable // self.num_samples)
+        self.fits_exactly = can_fit_exactly(self.space)
+        if self.fits_exactly:
+            warnings.warn(EXACT_FIT, stacklevel=2)
         return self.space.width
 
     def columns(self, batch: Batch) -> dict[str, Tensor | np.ndarray]:
@@ -218,24 +234,34 @@ class Cascade:
         return (~good).nonzero().flatten()
 
     def _by_mixture(self, batch: Batch, estimates: Estimates, pending: Tensor) -> None:
-        """Run the stage *refined* on the data at the indices ``pending``, then the stage *annealed*.
+        """Run the stages *refined* and *annealed* on the data at the indices ``pending``.
 
-        The stage *annealed* gets the data whose estimate is not reliable after the stage *refined*, except data for
-        which the regression failed.
+        If the mixture of a datum misses a region that standardized coordinates reveal, both stages run in these
+        coordinates instead.
         """
         assert self.space is not None
         whole = target_of(self.space, batch)
         target = whole if len(pending) == batch.size else whole.subset(pending)
         stages = Stages(self.problem, estimates, self.precision, pending, target)
-        self._annealed(stages, self._refined(stages, pending[~stages.hidden]))
-        if len(hidden := pending[stages.hidden]):
-            part = stages.standardized()
-            again = Stages(self.problem, estimates, self.precision, hidden, part)
-            self._annealed(again, self._refined(again, hidden))
+        self._in_coordinates_of(stages, pending[~self._repeats(stages)])
+        repeats = self._repeats(stages)
+        if repeats.any():
+            part = stages.standardized(repeats.nonzero().flatten())
+            again = Stages(self.problem, estimates, self.precision, pending[repeats], part)
+            self._in_coordinates_of(again, pending[repeats])
 
-    def _annealed(self, stages: Stages, left: Tensor) -> None:
-        """Run the stage *annealed* on data without a reliable estimate, unless they have a mode that is missed."""
-        left = left[~stages.estimates.missed[left]]  # annealing starts from the same mixture, and may miss it too
+    def _repeats(self, stages: Stages) -> Tensor:
+        """Return a mask of data that need standardized coordinates. The budget must allow twice their present cost."""
+        return stages.hidden & (2 * stages.estimates.evaluations[stages.pending] <= self.budget)
+
+    def _in_coordinates_of(self, stages: Stages, pending: Tensor) -> None:
+        """Run the stage *refined* on the data at the indices ``pending``, then the stage *annealed*.
+
+        The stage *annealed* gets the data whose estimate is not reliable after the stage *refined*, except data for
+        which the regression failed, and data with a missed mode: it starts from the same mixture, and may miss it too.
+        """
+        left = self._refined(stages, pending)
+        left = left[~stages.estimates.missed[left]]
         temperatures = FIRST_TEMPERATURES
         while len(left := left[stages.estimates.evaluations[left] + cost(temperatures) <= self.budget]):
             left = stages.annealed(left, temperatures)
@@ -287,14 +313,16 @@ class Cascade:
         return self.problem.select(batch, indices) if self.problem.probe.cuttable else batch
 
 
-def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
+def _judged(result: "xr.Dataset", precision: float, *, trusts_mixtures: bool) -> "xr.Dataset":
     """Return a result with the new variables ``estimator`` and ``reliable`` and the new attribute ``reliable_share``.
 
     The variables ``disagrees`` and ``stage`` are removed. :func:`is_tail_light` judges the k-hat values; all data with
-    the same number of draws are judged together.
+    the same number of draws are judged together. Unless ``trusts_mixtures``, only estimates of the stage *guide* are
+    reliable.
     """
     computed = ~np.isnan(result.stage.values.astype(float))  # rows of data that raised an error are NaN
     reliable = computed & (result.mcse <= precision).values & ~(result.disagrees.values == 1)
+    reliable &= trusts_mixtures | (result.stage.values == STAGES.index("guide"))
     for draws in np.unique(result.draws.values[computed]):
         chosen = result.draws.values == draws
         if draws:

@@ -137,14 +137,16 @@ class Stages:
         self.estimates.evaluations[rows] += (after.evaluations - before.evaluations).cpu()
         return self.fitted.share[inside].cpu()
 
-    def standardized(self) -> Standardized:
-        """Return the posteriors of the data for which ``hidden`` is true, in standardized coordinates.
+    def standardized(self, inside: Tensor) -> Standardized:
+        """Return some of the posteriors in standardized coordinates.
 
         The present mixtures take the place of the guide, if the guide's density is cheap to compute.
+
+        Args:
+            inside: Places of the data among ``pending``.
         """
-        hidden = self.hidden.nonzero().flatten()
-        fitted = self.fitted.select(hidden) if scores_guide(self.target) else None
-        return Standardized(self.target.subset(hidden), fitted)
+        fitted = self.fitted.select(inside) if scores_guide(self.target) else None
+        return Standardized(self.target.subset(inside), fitted)
 
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
         """Estimate log p(x) by annealing; return the indices of the data whose estimate is not yet reliable."""

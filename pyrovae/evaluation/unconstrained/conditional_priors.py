@@ -38,7 +38,7 @@ def scaled_sites(first: list[Site], again: list[Site]) -> tuple[str, ...]:
 
 
 def _have_two_scales(one: Site, other: Site) -> bool:
-    found, again = _location_and_scale(one["fn"]), _location_and_scale(other["fn"])
+    found, again = location_and_scale(one["fn"]), location_and_scale(other["fn"])
     if one["is_observed"] or found is None or again is None:
         return False
     return float((found[1].log() - again[1].log()).abs().max()) > LEAST_CHANGE
@@ -61,7 +61,7 @@ def locations_and_scales(space: "Space", batch: Batch, u: Tensor) -> tuple[Tenso
     locations = {name: torch.zeros_like(value) for name, value in real.items()}
     scales = {name: torch.ones_like(value) for name, value in real.items()}
     for name in space.scaled:
-        found = [_location_and_scale(sites[name]["fn"]) for sites in runs]
+        found = [location_and_scale(sites[name]["fn"]) for sites in runs]
         pairs = [pair for pair in found if pair is not None]  # all of them: the family of a site does not change
         shape, vectorize = real[name].shape, space.problem.vectorize
         locations[name] = _stacked([location for location, _ in pairs], shape, vectorize=vectorize)
@@ -74,7 +74,7 @@ def _stacked(parts: list[Tensor], shape: torch.Size, *, vectorize: bool) -> Tens
     return parts[0].expand(shape) if vectorize else torch.stack([part.expand(shape[1:]) for part in parts])
 
 
-def _location_and_scale(distribution: Any) -> tuple[Tensor, Tensor] | None:
+def location_and_scale(distribution: Any) -> tuple[Tensor, Tensor] | None:
     """Return location and scale of each unconstrained coordinate, or None for a distribution without these."""
     while isinstance(distribution, WRAPPERS):
         distribution = distribution.base_dist

@@ -89,7 +89,7 @@ class Space:
     @property
     def width(self) -> int:
         """Number of data in a batch, for estimators that fit a density to the posterior of each datum."""
-        return max(8, min(64, self.problem.affordable // max(1, self.dim // 4)))
+        return max(8, min(256, self.problem.affordable // max(1, self.dim // 4)))
 
     @property
     def drawn_sites(self) -> list[Site]:

@@ -38,7 +38,8 @@ class Target:
     ) -> None:
         if not is_checked:
             space.check_batch(batch)
-        is_regular = batch.start == 0 or batch.size == space.width  # a shorter last batch occurs once
+        # A shorter last batch occurs once. Batches that cannot be cut all have the same size.
+        is_regular = batch.start == 0 or batch.size == space.width or not space.problem.probe.cuttable
         self.compiles = compiles and is_regular and space.problem.options["compile"] and space.problem.vectorize
         self.space, self.problem, self.batch, self.amortized = space, space.problem, batch, amortized
         self.size, self.dim = batch.size, space.dim
