@@ -34,7 +34,9 @@ def scaled_sites(first: list[Site], again: list[Site]) -> tuple[str, ...]:
     """
     if any(map(is_enumerated, first)):
         return ()
-    return tuple(one["name"] for one, other in zip(first, again, strict=True) if _have_two_scales(one, other))
+    others = {site["name"]: site for site in again}
+    pairs = [(site, others[site["name"]]) for site in first if site["name"] in others]
+    return tuple(site["name"] for site, other in pairs if _have_two_scales(site, other))
 
 
 def _have_two_scales(one: Site, other: Site) -> bool:

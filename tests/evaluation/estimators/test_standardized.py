@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from pyrovae._refinement.refine import refine
+from pyrovae._waist.sites import sample_sites
 from pyrovae.evaluation import Problem
+from pyrovae.evaluation.unconstrained.conditional_priors import scaled_sites
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.evaluation.unconstrained.standardized import Standardized, can_standardize
 from pyrovae.evaluation.unconstrained.target import Target
@@ -110,6 +112,13 @@ def enumerated() -> Program:
 
 
 PROGRAMS = {make.__name__: make for make in (levels, positive, constant, enumerated)}
+
+
+def test_a_site_that_only_one_run_has_does_no_harm() -> None:
+    first, again = (sample_sites(pyro.poutine.trace(levels().model).get_trace(X)) for _ in range(2))
+    assert scaled_sites(first, again) == ("v", "z")
+    assert scaled_sites(first, again[:2]) == ("v",)
+    assert scaled_sites(first[1:], again) == ("v", "z")
 
 
 @pytest.fixture(params=[True, False], ids=["vectorized", "one run for each draw"])
