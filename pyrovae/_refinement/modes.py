@@ -23,11 +23,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pyrovae._refinement.chains import BURN_IN, NUM_LEAPFROG, NUM_TRANSITIONS, run_chains
+from pyrovae._refinement.chains import NUM_LEAPFROG, NUM_TRANSITIONS, run_chains, visit
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior, value_and_gradient
 
 NUM_WITNESSES = 8
+NUM_EXPLORERS, NUM_RUNS = 6, 2  # chains that explore posteriors without a fitted density, and their runs
 NUM_MODES = 3  # largest number of further densities of a datum
 NUM_DRAWS = 64  # draws from the guide that determine scales
 HEAVY = math.log(100)  # a mixture misses a point whose weight exceeds the mean weight by more than this, nats
@@ -108,18 +109,26 @@ def find_witnesses(posterior: Posterior, density: Normal, batch_size: int | None
 
 
 def cost_of_witnesses() -> int:
-    """Return the number of gradients per datum of :func:`find_witnesses`, and of :func:`explore`."""
+    """Return the number of gradients per datum of :func:`find_witnesses`."""
     return NUM_WITNESSES * (1 + NUM_TRANSITIONS * NUM_LEAPFROG)
 
 
 def explore(posterior: Posterior, batch_size: int | None = None) -> Tensor:
     """Run short chains from draws of the guide, without densities that are fitted to the posteriors.
 
+    The first run moves in coordinates that suit the draws from the guide. If the guide is too narrow, the second run
+    moves further, in coordinates of a density that is fitted to the draws and scores of the first run.
+
     Returns:
         The states of the chains after a burn-in, shape ``(W, N, D)``.
     """
-    start = posterior.draw(NUM_WITNESSES)[0]
-    return run_chains(posterior, _typical(posterior), start, batch_size, burn_in=BURN_IN).u
+    start = posterior.draw(NUM_EXPLORERS)[0]
+    return visit(posterior, _typical(posterior), start, NUM_RUNS, batch_size).u
+
+
+def cost_of_exploring() -> int:
+    """Return the number of gradients per datum of :func:`explore`."""
+    return NUM_EXPLORERS * NUM_RUNS * (1 + NUM_TRANSITIONS * NUM_LEAPFROG)
 
 
 def _typical(posterior: Posterior) -> Normal:

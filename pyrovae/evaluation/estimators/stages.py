@@ -11,13 +11,13 @@ from torch import Tensor
 
 from pyrovae._refinement.annealing import Annealing
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
-from pyrovae._refinement.modes import HEAVY, cost_of_witnesses, explore
+from pyrovae._refinement.modes import HEAVY, cost_of_exploring, explore
 from pyrovae._refinement.refine import GRADIENT_COST, add_modes, refine, refine_by_chains
 from pyrovae._refinement.scoring import scores_slowly
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
 from pyrovae.evaluation.problem import Problem
-from pyrovae.evaluation.unconstrained.standardized import Standardized, can_standardize
+from pyrovae.evaluation.unconstrained.standardized import Standardized
 from pyrovae.evaluation.unconstrained.target import Target
 
 NUM_CHAINS, NUM_LEAPFROG = 128, 2
@@ -59,11 +59,12 @@ class Stages:
 
     def _explore(self) -> Tensor:
         """Return points that chains in standardized coordinates have reached, shape ``(W, n, D)``."""
-        if isinstance(self.target, Standardized) or not can_standardize(self.target):
+        if isinstance(self.target, Standardized) or not self.target.space.scaled:
             return self.fitted.witnesses.u[:0]
         other = Standardized(self.target)
-        self.fitted.evaluations.add_(GRADIENT_COST * cost_of_witnesses())
-        return other.place(explore(other, self.problem.affordable))[0]
+        points = other.place(explore(other, self.problem.affordable))[0]
+        self.fitted.evaluations.add_(GRADIENT_COST * cost_of_exploring() + len(points))
+        return points
 
     def refined(self, indices: Tensor, num_draws: Tensor) -> Tensor:
         """Estimate log p(x) of some data with draws from their mixtures of the guide and the fitted densities.

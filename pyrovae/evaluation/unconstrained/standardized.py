@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from pyrovae._refinement.refine import Refinement
-from pyrovae.evaluation.unconstrained.conditional_priors import locations_and_scales
 from pyrovae.evaluation.unconstrained.target import Target
 
 
@@ -33,7 +32,7 @@ class Standardized(Target):
 
     def __init__(self, base: Target, fitted: Refinement | None = None) -> None:
         super().__init__(base.space, base.batch, amortized=base.amortized, is_checked=True, compiles=False)
-        self.base, self.fitted = base, fitted
+        self.base, self.fitted, self.size = base, fitted, base.size
         self._mixture = None if fitted is None else fitted.mixture(base, score_guide=True)
 
     def subset(self, indices: Tensor) -> "Standardized":
@@ -86,19 +85,14 @@ class Standardized(Target):
         """
         u, log_det = standard, standard.new_zeros(standard.shape[:2])
         for _ in self.space.scaled:  # each run of the model gives one more site, in its order, the final value
-            location, scale = locations_and_scales(self.space, self.batch, u)
+            location, scale = self.base.priors(u)
             u, log_det = location + scale * standard, scale.log().sum(-1)
         return u, log_det
 
     def standardize(self, u: Tensor) -> tuple[Tensor, Tensor]:
         r"""Map u to :math:`\epsilon`, the inverse of :meth:`place`, and return the log-determinant of :meth:`place`."""
-        location, scale = locations_and_scales(self.space, self.batch, u)
+        location, scale = self.base.priors(u)
         return (u - location) / scale, scale.log().sum(-1)
 
     def _mixed(self, u: Tensor, log_guide: Tensor) -> Tensor:
         return log_guide if self._mixture is None else self._mixture.log_density(u, log_guide)
-
-
-def can_standardize(target: Target) -> bool:
-    """Return true if :class:`Standardized` applies to a target and differs from it."""
-    return bool(target.space.scaled) and target.problem.probe.cuttable

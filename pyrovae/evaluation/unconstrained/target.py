@@ -8,6 +8,7 @@ from torch import Tensor
 from pyrovae._compilation.graphs import compiled_or_none
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.route import Drawn
+from pyrovae.evaluation.unconstrained.conditional_priors import locations_and_scales
 from pyrovae.evaluation.unconstrained.space import Space
 
 
@@ -108,6 +109,10 @@ class Target:
         value, gradient = run() if graph is None else kept(graph(*inputs))
         return value, gradient
 
+    def priors(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return location and scale of the prior of each coordinate of u; see :func:`locations_and_scales`."""
+        return locations_and_scales(self.space, self.batch, u)
+
     def _log_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         given = self.space.given_to_guide(u, values)
         return self.problem.log_guide(self.batch, given, len(u), amortized=self.amortized)
@@ -157,6 +162,11 @@ class _Part(Target):
         """Return an intermediate log-density of annealing, and its gradient, for the data at ``self.indices``."""
         value, gradient = self.whole.value_and_gradient(self._filled(u), beta)
         return value[:, self.indices], gradient[:, self.indices]
+
+    def priors(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return location and scale of the prior of each coordinate of u, for the data in the subset."""
+        location, scale = self.whole.priors(self._filled(u))
+        return location[:, self.indices], scale[:, self.indices]
 
     def _filled(self, u: Tensor) -> Tensor:
         return self.others.expand(len(u), -1, -1).index_copy(1, self.indices, u)

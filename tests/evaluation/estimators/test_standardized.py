@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from pyrovae._refinement.refine import refine
@@ -14,7 +15,7 @@ from pyrovae._waist.sites import sample_sites
 from pyrovae.evaluation import Problem
 from pyrovae.evaluation.unconstrained.conditional_priors import scaled_sites
 from pyrovae.evaluation.unconstrained.space import Space
-from pyrovae.evaluation.unconstrained.standardized import Standardized, can_standardize
+from pyrovae.evaluation.unconstrained.standardized import Standardized
 from pyrovae.evaluation.unconstrained.target import Target
 
 X = torch.tensor([[0.3, -0.2, 0.4], [2.0, -1.5, 0.1]], dtype=torch.float64)
@@ -137,9 +138,7 @@ def target(request: pytest.FixtureRequest, vectorize: bool) -> Iterator[Target]:
 def test_sites_whose_prior_scale_depends_on_other_latents_are_found(name: str) -> None:
     program = PROGRAMS[name]()
     with Problem(program.model, program.guide, X, seed=0) as problem:
-        space = Space(problem)
-        assert space.scaled == program.scaled
-        assert can_standardize(Target(space, next(problem.batches(2)))) == bool(program.scaled)
+        assert Space(problem).scaled == program.scaled
 
 
 def test_the_two_maps_are_inverse_and_their_determinant_is_that_of_the_jacobian(target: Target) -> None:
@@ -187,3 +186,23 @@ def test_a_mixture_takes_the_place_of_the_guide(target: Target) -> None:
     assert torch.allclose(log_q, mixture.log_density(u, target.log_guide(u)) + log_det, atol=1e-5)
     assert torch.allclose(log_q, standardized.log_densities(standard)[1], atol=1e-5)
     assert torch.allclose(log_q[:, 1:], standardized.subset(torch.tensor([1])).log_guide(standard[:, 1:]), atol=1e-5)
+
+
+def test_a_program_with_a_fixed_number_of_data_has_the_same_coordinates() -> None:
+    """An autoguide has parameters for each datum, so every run scores the whole batch."""
+    program = levels()
+    with pyro.get_param_store().scope():
+        autoguide = AutoNormal(program.model)
+        autoguide(X)
+        with Problem(program.model, autoguide, X, seed=0) as problem:
+            assert not problem.probe.cuttable
+            whole = Target(Space(problem), next(problem.batches(2)))
+            part, standard = whole.subset(torch.tensor([1])), torch.randn(3, 2, whole.dim, dtype=torch.float64)
+            expected, found = Standardized(whole), Standardized(part)
+            some = standard[:, 1:]
+            assert torch.allclose(found.place(some)[0], expected.place(standard)[0][:, 1:])
+            assert torch.allclose(found.log_joint(some), expected.log_joint(standard)[:, 1:])
+            pairs = zip(found.value_and_gradient(some), expected.value_and_gradient(standard), strict=True)
+            assert all(torch.allclose(one, other[:, 1:]) for one, other in pairs)
+            drawn, log_q = found.draw(5)
+            assert torch.allclose(log_q, found.log_guide(drawn), atol=1e-5)
