@@ -23,7 +23,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pyrovae._refinement.chains import NUM_LEAPFROG, NUM_TRANSITIONS, run_chains, visit
+from pyrovae._refinement.chains import BURN_IN, NUM_LEAPFROG, NUM_TRANSITIONS, fit_to_chains, run_chains
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior, value_and_gradient
 
@@ -120,10 +120,15 @@ def explore(posterior: Posterior, batch_size: int | None = None) -> Tensor:
     moves further, in coordinates of a density that is fitted to the draws and scores of the first run.
 
     Returns:
-        The states of the chains after a burn-in, shape ``(W, N, D)``.
+        The states of the chains after a burn-in, shape ``(W, N, D)``. States of the second run are NaN for data to
+        which no density could be fitted.
     """
-    start = posterior.draw(NUM_EXPLORERS)[0]
-    return visit(posterior, _typical(posterior), start, NUM_RUNS, batch_size).u
+    position, density, states = posterior.draw(NUM_EXPLORERS)[0], _typical(posterior), list[Tensor]()
+    for _ in range(NUM_RUNS):
+        visited = run_chains(posterior, density, position, batch_size, burn_in=BURN_IN)
+        position, density = visited.last(NUM_EXPLORERS), fit_to_chains(visited)
+        states.append(visited.u)
+    return torch.cat(states)
 
 
 def cost_of_exploring() -> int:

@@ -12,10 +12,12 @@ class Posterior(Protocol):
     Attributes:
         size: Number of data, N.
         dim: Number of latent dimensions, D.
+        cuttable: False if an evaluation for a subset of the data costs as much as one for all data.
     """
 
     size: int
     dim: int
+    cuttable: bool
 
     def draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """Draw u from the guide; return u, ``(num_samples, N, D)``, and log q(u | x), ``(num_samples, N)``, nats."""

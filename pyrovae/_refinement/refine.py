@@ -198,9 +198,10 @@ def refine_by_chains(
         score_guide: If true, the guide's density is computed at all draws; see :class:`Mixture`.
         batch_size: Largest number of gradients, over draws and data, that are computed together; by default all.
     """
-    parts = torch.arange(posterior.size, device=found.share.device).split(MOST_DATA)
+    everything = torch.arange(posterior.size, device=found.share.device)
+    parts = everything.split(MOST_DATA if posterior.cuttable else posterior.size)
     options: Any = {"runs": runs, "score_guide": score_guide, "batch_size": batch_size}
-    found = found.select(torch.cat(parts))  # a copy
+    found = found.select(everything)  # a copy
     for part in parts:
         found.put(part, _by_chains(_part(posterior, part), found.select(part), members, **options))
     return found

@@ -232,8 +232,8 @@ def run_until(
     return until.sites
 
 
-class _AllSampled(Exception):  # noqa: N818  # not an error: it ends a run early
-    """Signal that a run has sampled all requested sites."""
+class _AllSampled(BaseException):
+    """Signal that a run has sampled all requested sites; a program that catches exceptions does not catch it."""
 
 
 class _Until(Messenger):

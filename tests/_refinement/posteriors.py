@@ -34,7 +34,7 @@ class ClosedForm:
 
     def __post_init__(self) -> None:
         first = next(iter(self.parameters.values()))
-        self.size = len(first)
+        self.size, self.cuttable = len(first), True
         self.dim = self.guide(**self.parameters).event_shape[0]
         if self.gradients is None:
             self.gradients = torch.zeros(self.size, dtype=torch.long)

@@ -37,6 +37,7 @@ from torch import Tensor
 from pyrovae._compilation.precision import Precision
 from pyrovae._refinement.refine import cost_of_chains
 from pyrovae._waist.sites import Program
+from pyrovae._warnings import find_stack_level
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.batches import Batch
@@ -51,6 +52,7 @@ from pyrovae.evaluation.report import report
 from pyrovae.evaluation.unconstrained.exact_fits import can_fit_exactly
 from pyrovae.evaluation.unconstrained.flat import target_of
 from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.isolation import seeded
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -164,7 +166,7 @@ def log_likelihood(
         wanted_precision=precision,
         budget=budget,
     )
-    return _judged(result, precision, trusts_mixtures=not cascade.fits_exactly)
+    return _judged(result, precision)
 
 
 class Cascade:
@@ -180,7 +182,7 @@ class Cascade:
     def __init__(self, problem: Problem, precision: float, num_samples: int, budget: int) -> None:
         self.problem, self.precision, self.num_samples, self.budget = problem, precision, num_samples, budget
         self.space: Space | None = None
-        self.fits_exactly = False
+        self._fits_exactly: bool | None = None
 
     def open(self) -> int:
         """Check the support of the guide, and return the number of data in a batch.
@@ -192,9 +194,6 @@ class Cascade:
             self.space = Space(self.problem)
         except ValueError:  # discrete or periodic latents, point estimates, and random guides cannot be refined
             return max(1, self.problem.affordable // self.num_samples)
-        self.fits_exactly = can_fit_exactly(self.space)
-        if self.fits_exactly:
-            warnings.warn(EXACT_FIT, stacklevel=2)
         return self.space.width
 
     def columns(self, batch: Batch) -> dict[str, Tensor | np.ndarray]:
@@ -242,13 +241,25 @@ class Cascade:
         assert self.space is not None
         whole = target_of(self.space, batch)
         target = whole if len(pending) == batch.size else whole.subset(pending)
-        stages = Stages(self.problem, estimates, self.precision, pending, target)
-        self._in_coordinates_of(stages, pending[~self._repeats(stages)])
+        fits_exactly = self._can_fit_exactly()
+        stages = Stages(self.problem, estimates, self.precision, pending, target, is_hopeless=fits_exactly)
+        stages.hidden &= self._repeats(stages)
+        self._in_coordinates_of(stages, pending[~stages.hidden])
         repeats = self._repeats(stages)
         if repeats.any():
             part = stages.standardized(repeats.nonzero().flatten())
             again = Stages(self.problem, estimates, self.precision, pending[repeats], part)
             self._in_coordinates_of(again, pending[repeats])
+
+    def _can_fit_exactly(self) -> bool:
+        """Return whether latents can fit the data exactly and remove the noise. The first call warns if they can."""
+        assert self.space is not None
+        if self._fits_exactly is None:
+            with seeded(self.problem.seed):  # the draws of a batch must not depend on whether it is the first
+                self._fits_exactly = can_fit_exactly(self.space)
+            if self._fits_exactly:
+                warnings.warn(EXACT_FIT, stacklevel=find_stack_level())
+        return self._fits_exactly
 
     def _repeats(self, stages: Stages) -> Tensor:
         """Return a mask of data that need standardized coordinates. The budget must allow twice their present cost."""
@@ -275,7 +286,7 @@ class Cascade:
         inside = torch.isin(stages.pending, pending)
         most, fitted = int(SHARES[-1] * self.num_samples), stages.fitted
         draws, failed = self._draws(fitted.share.cpu())[inside], fitted.failed.cpu()[inside]
-        left = stages.refined(pending, torch.where((draws < most) | failed, draws, 0))
+        left = stages.refined(pending, torch.where((draws < most) | failed | stages.is_hopeless, draws, 0))
         left = left[~torch.isin(left, pending[failed])]  # chains cannot move without a gradient
         draws = self._draws(stages.improve(left, SHORT_CHAINS))
         waits = (draws == most) & self._affords_long_chains(stages, left)
@@ -313,16 +324,14 @@ class Cascade:
         return self.problem.select(batch, indices) if self.problem.probe.cuttable else batch
 
 
-def _judged(result: "xr.Dataset", precision: float, *, trusts_mixtures: bool) -> "xr.Dataset":
+def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
     """Return a result with the new variables ``estimator`` and ``reliable`` and the new attribute ``reliable_share``.
 
     The variables ``disagrees`` and ``stage`` are removed. :func:`is_tail_light` judges the k-hat values; all data with
-    the same number of draws are judged together. Unless ``trusts_mixtures``, only estimates of the stage *guide* are
-    reliable.
+    the same number of draws are judged together.
     """
     computed = ~np.isnan(result.stage.values.astype(float))  # rows of data that raised an error are NaN
     reliable = computed & (result.mcse <= precision).values & ~(result.disagrees.values == 1)
-    reliable &= trusts_mixtures | (result.stage.values == STAGES.index("guide"))
     for draws in np.unique(result.draws.values[computed]):
         chosen = result.draws.values == draws
         if draws:

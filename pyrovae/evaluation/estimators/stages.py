@@ -33,6 +33,7 @@ class Stages:
         precision: Largest acceptable Monte Carlo standard error, nats.
         pending: Indices, in the batch, of the data that the stage *guide* did not estimate reliably, shape ``(n,)``.
         target: Posteriors of these data.
+        is_hopeless: True if no estimate from a mixture can be reliable for this program.
 
     Attributes:
         hidden: True for data whose mixture misses a region that chains in standardized coordinates have reached, shape
@@ -46,9 +47,11 @@ class Stages:
         precision: float,
         pending: Tensor,
         target: Target,
+        *,
+        is_hopeless: bool = False,
     ) -> None:
         self.problem, self.estimates, self.precision = problem, estimates, precision
-        self.pending, self.target = pending, target
+        self.pending, self.target, self.is_hopeless = pending, target, is_hopeless
         options: Any = {"score_guide": scores_guide(target)}
         self.fitted = refine(target, batch_size=problem.affordable, **options)
         self.explored = self._explore()
@@ -59,7 +62,7 @@ class Stages:
 
     def _explore(self) -> Tensor:
         """Return points that chains in standardized coordinates have reached, shape ``(W, n, D)``."""
-        if isinstance(self.target, Standardized) or not self.target.space.scaled:
+        if self.is_hopeless or isinstance(self.target, Standardized) or not self.target.space.scaled:
             return self.fitted.witnesses.u[:0]
         other = Standardized(self.target)
         points = other.place(explore(other, self.problem.affordable))[0]
@@ -74,13 +77,13 @@ class Stages:
             num_draws: Number of draws of each datum, shape ``(n,)``. A datum with 0 draws gets no new estimate.
 
         Returns:
-            Indices, among the given ones, of the data whose estimate is not yet reliable. Data for which ``hidden`` is
-            true are left out.
+            Indices, among the given ones, of the data whose estimate is not yet reliable, but may become reliable in
+            the present coordinates.
         """
         for count in num_draws[num_draws > 0].unique().tolist():
             self._refined(indices[num_draws == count], count)
         left = indices[~self.estimates.passes(indices, self.precision)]
-        return left[~self.hidden[self._inside(left)]]
+        return left[:0] if self.is_hopeless else left[~self.hidden[self._inside(left)]]
 
     def _refined(self, indices: Tensor, num_samples: int) -> None:
         target, mixture = self._mixture(indices, MEMBERS, score_guide=scores_guide(self.target))
@@ -93,7 +96,7 @@ class Stages:
         log_weights = mixture.score(witnesses.u[:, inside]).nan_to_num(nan=-math.inf)
         limit = found["log_likelihood"] + _heavy(num_samples)
         self.hidden[inside] = self._largest_weight(self.explored[:, inside], mixture) > limit
-        found["missed"] = (log_weights.amax(0).double().cpu() > limit) | self.hidden[inside]
+        found["missed"] = (log_weights.amax(0).double().cpu() > limit) | self.hidden[inside] | self.is_hopeless
         heavier = (largest > log_weights[-1]).nonzero()[:, 0]
         witnesses.replace_last(inside[heavier.cpu()], heaviest[heavier])  # a later mixture should cover this draw
         spent = num_samples + len(self.explored) + len(witnesses.u)

@@ -64,7 +64,7 @@ def locations_and_scales(space: "Space", batch: Batch, u: Tensor) -> tuple[Tenso
     scales = {name: torch.ones_like(value) for name, value in real.items()}
     for name in space.scaled:
         found = [location_and_scale(sites[name]["fn"]) for sites in runs]
-        pairs = [pair for pair in found if pair is not None]  # all of them: the family of a site does not change
+        pairs = [pair for pair in found if pair is not None]
         shape, vectorize = real[name].shape, space.problem.vectorize
         locations[name] = _stacked([location for location, _ in pairs], shape, vectorize=vectorize)
         scales[name] = _stacked([scale for _, scale in pairs], shape, vectorize=vectorize)
@@ -84,4 +84,18 @@ def location_and_scale(distribution: Any) -> tuple[Tensor, Tensor] | None:
         distribution = distribution.base_dist
     if isinstance(distribution, torch.distributions.MultivariateNormal):
         return distribution.loc, distribution.stddev
+    if isinstance(distribution, torch.distributions.TransformedDistribution) and not isinstance(distribution, FAMILIES):
+        return _transformed(distribution)
     return (distribution.loc, distribution.scale) if isinstance(distribution, FAMILIES) else None
+
+
+def _transformed(distribution: Any) -> tuple[Tensor, Tensor] | None:
+    """Return location and scale after affine transforms, or None if there are other transforms."""
+    found = location_and_scale(distribution.base_dist)
+    for transform in distribution.transforms:
+        if found is None or not isinstance(transform, torch.distributions.AffineTransform):
+            return None
+        location, scale = found
+        factor = torch.as_tensor(transform.scale, dtype=scale.dtype, device=scale.device)
+        found = transform.loc + factor * location, factor.abs() * scale
+    return found

@@ -46,7 +46,7 @@ class Standardized(Target):
             if self._mixture is None:
                 u, log_q = self.base.draw(num_draws)
             else:
-                u = self._mixture.sample(num_draws).u
+                u = _shuffled(self._mixture.sample(num_draws).u)
                 log_q = self._mixture.log_density(u, self.base.log_guide(u))
             standard, log_det = self.standardize(u)
             return standard, log_q + log_det
@@ -74,7 +74,10 @@ class Standardized(Target):
             at = u.detach().requires_grad_()
             placed, log_det = self.place(at)
             value, slope = self.base.value_and_gradient(placed)
-            (gradient,) = torch.autograd.grad([placed, log_det], at, [slope, torch.ones_like(log_det)])
+            # The scale may have no gradient, as in ``torch.where(v > 0, 1.0, 0.1)``.
+            terms = [(placed, slope), (log_det, torch.ones_like(log_det))]
+            outputs, slopes = zip(*[term for term in terms if term[0].requires_grad], strict=True)
+            (gradient,) = torch.autograd.grad(outputs, at, slopes)
         return value + log_det.detach(), gradient
 
     def place(self, standard: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +87,7 @@ class Standardized(Target):
             u, and the log-determinant of the map, shape ``(num_draws, N)``.
         """
         u, log_det = standard, standard.new_zeros(standard.shape[:2])
-        for _ in self.space.scaled:  # each run of the model gives one more site, in its order, the final value
+        for _ in self.space.scaled:  # each run of the model sets one more site to its final value
             location, scale = self.base.priors(u)
             u, log_det = location + scale * standard, scale.log().sum(-1)
         return u, log_det
@@ -96,3 +99,12 @@ class Standardized(Target):
 
     def _mixed(self, u: Tensor, log_guide: Tensor) -> Tensor:
         return log_guide if self._mixture is None else self._mixture.log_density(u, log_guide)
+
+
+def _shuffled(u: Tensor) -> Tensor:
+    """Permute the draws of each datum at random.
+
+    A mixture returns draws in the order of its components. Its caller may use only a part of the draws of a datum.
+    """
+    order = torch.rand(u.shape[:2], device=u.device).argsort(0)
+    return u.gather(0, order[..., None].expand_as(u))

@@ -1,6 +1,6 @@
 """Densities of model and guide for the data of a batch, as functions of unconstrained real vectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Target:
     Attributes:
         size: Number of data in the batch, N.
         dim: Length of u, D.
+        cuttable: False if every run of the programs must score the whole batch.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Target:
         is_regular = batch.start == 0 or batch.size == space.width or not space.problem.probe.cuttable
         self.compiles = compiles and is_regular and space.problem.options["compile"] and space.problem.vectorize
         self.space, self.problem, self.batch, self.amortized = space, space.problem, batch, amortized
-        self.size, self.dim = batch.size, space.dim
+        self.size, self.dim, self.cuttable = batch.size, space.dim, self.problem.probe.cuttable
 
     def subset(self, indices: Tensor) -> "Target":
         """Return the target of some data of the batch, given by indices of shape ``(n,)``."""
@@ -61,19 +62,15 @@ class Target:
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log p(x, u), shape ``(num_draws, N)``, nats, at real vectors u, shape ``(num_draws, N, D)``."""
-        values, log_det = self.space.values(u)
-        return self.problem.log_joint(self.batch, values, len(u)) + log_det
+        return torch.cat([self._log_joint(part) for part in self._in_chunks(u)])
 
     def log_guide(self, u: Tensor) -> Tensor:
         """Return log q(u | x) at real vectors u, shape ``(num_draws, N)``, nats."""
-        values, log_det = self.space.values(u)
-        return self._log_guide(u, values) + log_det
+        return torch.cat([self._log_guide(part) for part in self._in_chunks(u)])
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x, u) and log q(u | x) at real vectors u, each of shape ``(num_draws, N)``, nats."""
-        values, log_det = self.space.values(u)
-        log_joint = self.problem.log_joint(self.batch, values, len(u))
-        return log_joint + log_det, self._log_guide(u, values) + log_det
+        return self.log_joint(u), self.log_guide(u)
 
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
         r"""Return an intermediate log-density of annealing, and its gradient with respect to u.
@@ -111,11 +108,22 @@ class Target:
 
     def priors(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return location and scale of the prior of each coordinate of u; see :func:`locations_and_scales`."""
-        return locations_and_scales(self.space, self.batch, u)
+        parts = [locations_and_scales(self.space, self.batch, part) for part in self._in_chunks(u)]
+        location, scale = (torch.cat(each) for each in zip(*parts, strict=True))
+        return location, scale
 
-    def _log_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    def _in_chunks(self, u: Tensor) -> tuple[Tensor, ...]:
+        """Split u along the draws, so that a run of the program fits into memory."""
+        return u.split(max(1, self.problem.affordable // self.batch.size))
+
+    def _log_joint(self, u: Tensor) -> Tensor:
+        values, log_det = self.space.values(u)
+        return self.problem.log_joint(self.batch, values, len(u)) + log_det
+
+    def _log_guide(self, u: Tensor) -> Tensor:
+        values, log_det = self.space.values(u)
         given = self.space.given_to_guide(u, values)
-        return self.problem.log_guide(self.batch, given, len(u), amortized=self.amortized)
+        return self.problem.log_guide(self.batch, given, len(u), amortized=self.amortized) + log_det
 
     def _between(self, u: Tensor, beta: Tensor) -> Tensor:
         log_joint, log_guide = self.log_densities(u)

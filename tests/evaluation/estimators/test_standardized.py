@@ -10,9 +10,10 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
+from experiments.benchmarks.known_posteriors import PROGRAMS as KNOWN
 from pyrovae._refinement.refine import refine
 from pyrovae._waist.sites import sample_sites
-from pyrovae.evaluation import Problem
+from pyrovae.evaluation import Problem, log_likelihood
 from pyrovae.evaluation.unconstrained.conditional_priors import scaled_sites
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.evaluation.unconstrained.standardized import Standardized
@@ -206,3 +207,59 @@ def test_a_program_with_a_fixed_number_of_data_has_the_same_coordinates() -> Non
             assert all(torch.allclose(one, other[:, 1:]) for one, other in pairs)
             drawn, log_q = found.draw(5)
             assert torch.allclose(log_q, found.log_guide(drawn), atol=1e-5)
+
+
+def test_a_scale_without_a_gradient_does_no_harm() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            v = pyro.sample("v", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            scale = torch.where(v > 0, 1.0, 0.1)[..., None].to(x)
+            z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=x.dtype), scale).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    with Problem(model, levels_without_w, X, seed=0) as problem:
+        target = Standardized(Target(Space(problem), next(problem.batches(2))))
+        standard = torch.randn(3, 2, target.dim, dtype=torch.float64)
+        value, gradient = target.value_and_gradient(standard)
+        with torch.enable_grad():
+            at = standard.clone().requires_grad_()
+            (expected,) = torch.autograd.grad(target.log_joint(at).sum(), at)
+        assert torch.allclose(value, target.log_joint(standard))
+        assert torch.allclose(gradient, expected)
+
+
+def levels_without_w(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("v", normal(x, ()))
+        pyro.sample("z", normal(x, (3,)))
+
+
+@pytest.mark.parametrize("num_draws", [15, 61])
+def test_a_mixture_in_standardized_coordinates_is_unbiased_although_its_guide_is_a_mixture(num_draws: int) -> None:
+    """The outer mixture takes one draw more from the inner mixture for some data than for others."""
+    program = levels()
+    x = X[:1].expand(64, 3)
+    with Problem(program.model, program.guide, x, seed=0) as problem:
+        base = Target(Space(problem), next(problem.batches(64)))
+        inner = refine(base)
+        inner = inner.select(torch.zeros(64, dtype=torch.long))  # all data have the same mixture
+        standardized = Standardized(base, inner)
+        outer = refine(standardized).select(torch.zeros(64, dtype=torch.long))
+        mixture = outer.mixture(standardized, score_guide=True)
+        means = []
+        for _ in range(100):
+            drawn = mixture.draw(num_draws)
+            guide = standardized.log_guide(drawn.u)
+            means.append((guide - drawn.log_q).exp().mean())  # its expectation is 1
+    means_of = torch.stack(means)
+    assert abs(float(means_of.mean()) - 1) < 4 * float(means_of.std()) / len(means) ** 0.5
+
+
+@pytest.mark.parametrize("budget", [1000, 6000])
+def test_every_datum_of_a_funnel_gets_an_estimate_within_a_small_budget(budget: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        known = KNOWN["funnel, 30 latents"](12)
+    results: Any = log_likelihood(known.model, known.guide, known.x, budget=budget, seed=0)
+    assert results.log_likelihood.notnull().all()
+    assert (results.estimator != "none").all()
