@@ -23,8 +23,8 @@ its weights, with an allowance for the error of k-hat, is small enough for :func
 earlier estimate of the same datum is higher by several standard errors of the difference. All estimates are lower
 bounds in expectation, so a larger estimate from another proposal indicates a missed mode. No witness, a point of high
 posterior density that short chains have found, has a weight so large that the draws may miss its region
-(:mod:`pyrovae._refinement.modes`). The likelihood cannot become very large, or the estimate is that of the
-stage *guide* (:mod:`pyrovae.evaluation.unconstrained.exact_fits`).
+(:mod:`pyrovae._refinement.modes`). Latents cannot fit the datum exactly and make its noise small, or the estimate
+is that of the stage *guide* (:mod:`pyrovae.evaluation.unconstrained.exact_fits`).
 """
 
 import warnings
@@ -65,9 +65,9 @@ SHORT_CHAINS, LONG_CHAINS = 2, 6  # runs of the chains that improve a mixture fo
 EXPECTED = 0.7  # expected error of the draws, as a fraction of the precision
 FIRST_TEMPERATURES = 22
 EXACT_FIT = (
-    "the scale of an observed site depends on a latent and can become small, and the other latents can fit the data "
-    "exactly. The posterior then has a narrow region at the exact fit, which draws may miss, so only estimates by "
-    "draws from the guide can be reliable. Give the scale a lower bound near its typical value, or let the model "
+    "the scale of observed entries depends on a latent and can become small, and the other latents can fit these "
+    "entries exactly. The posterior then has a narrow region at the exact fit, which draws may miss, so only estimates "
+    "by draws from the guide can be reliable. Give the scale a lower bound near its typical value, or let the model "
     "integrate out these latents."
 )
 
@@ -115,8 +115,9 @@ def log_likelihood(
           programs raise an error for the datum;
         * ``draws``: number of draws or chains of this stage;
         * ``evaluations``: evaluations of log p(x, z) that were spent, where a gradient counts as 3;
-        * ``reliable``: true if the estimate is reliable. If latents can fit the data exactly while another latent
-          makes the noise small, only estimates of the stage ``"guide"`` can be reliable, and a warning says so.
+        * ``reliable``: true if the estimate is reliable. If latents can fit entries of the datum exactly while another
+          latent makes their noise small, only estimates of the stage ``"guide"`` can be reliable, and a warning says
+          so.
 
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`, or if ``precision`` is the name of a dtype, which must be

@@ -148,7 +148,7 @@ def test_the_estimates_are_not_reliable_and_a_warning_says_why() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         known = PROGRAMS["scale of the noise"](10)
-    with pytest.warns(UserWarning, match="can fit the data exactly"):
+    with pytest.warns(UserWarning, match="can fit these entries exactly"):
         results: Any = log_likelihood(known.model, known.guide, known.x, seed=0)
     assert not results.reliable[results.estimator != "guide"].any()
 
