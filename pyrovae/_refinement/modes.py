@@ -32,6 +32,7 @@ NUM_EXPLORERS, NUM_RUNS = 6, 2  # chains that explore posteriors without a fitte
 NUM_MODES = 3  # largest number of further densities of a datum
 NUM_DRAWS = 64  # draws from the guide that determine scales
 HEAVY = math.log(100)  # a mixture misses a point whose weight exceeds the mean weight by more than this, nats
+REMOTE = math.log(1e4)  # the same for the points of :func:`explore`, of which there are more
 _STEP = 2.0  # longest step from a state to the mean, in standard deviations per dimension
 
 

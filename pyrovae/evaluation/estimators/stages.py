@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae._refinement.annealing import Annealing
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
-from pyrovae._refinement.modes import HEAVY, cost_of_exploring, explore
+from pyrovae._refinement.modes import HEAVY, REMOTE, cost_of_exploring, explore
 from pyrovae._refinement.refine import GRADIENT_COST, add_modes, refine, refine_by_chains
 from pyrovae._refinement.scoring import scores_slowly
 from pyrovae.evaluation import bounds
@@ -57,7 +57,7 @@ class Stages:
         self.explored = self._explore()
         self.estimates.evaluations[pending] += self.fitted.evaluations.cpu()
         weights = self._largest_weight(self.explored, self.fitted.mixture(target, **options))
-        self.hidden = weights > self.fitted.level.cpu() + HEAVY
+        self.hidden = weights > self.fitted.level.cpu() + REMOTE
         self.is_drawn = torch.zeros(len(pending), dtype=torch.bool)  # draws from the present mixture have been made
 
     def _explore(self) -> Tensor:
@@ -95,7 +95,8 @@ class Stages:
         inside, witnesses = self._inside(indices), self.fitted.witnesses
         log_weights = mixture.score(witnesses.u[:, inside]).nan_to_num(nan=-math.inf)
         limit = found["log_likelihood"] + _heavy(num_samples)
-        self.hidden[inside] = self._largest_weight(self.explored[:, inside], mixture) > limit
+        remote = self._largest_weight(self.explored[:, inside], mixture)
+        self.hidden[inside] = remote > found["log_likelihood"] + REMOTE
         found["missed"] = (log_weights.amax(0).double().cpu() > limit) | self.hidden[inside] | self.is_hopeless
         heavier = (largest > log_weights[-1]).nonzero()[:, 0]
         witnesses.replace_last(inside[heavier.cpu()], heaviest[heavier])  # a later mixture should cover this draw
