@@ -12,8 +12,13 @@ draws. If r is not small compared with n, the draws may miss the region, and the
 If the weight of a witness is too large, the mixture gets a further normal density near the witness. It has the
 covariance of the fitted density. Its mean is v + g, where v is the witness and g the score at v, in coordinates in
 which the fitted density is standard normal. If the region is a normal mode with the covariance of the fitted density,
-this is the exact mean. A region with a negligible probability does no harm: it takes
-draws, but their small weights show that it is negligible.
+this is the exact mean. A region with a negligible probability does no harm: it takes draws, but their small weights
+show that it is negligible.
+
+If a posterior has the shape of a funnel, chains in these coordinates do not reach its narrow end. The function
+:func:`explore` runs chains in coordinates that the caller chooses, such as those of
+:mod:`pyrovae.evaluation.unconstrained.standardized`. All of their states are tested, about ten times as many points as
+witnesses. Some states of a heavy tail have large weights by chance, so the limit for these points is higher.
 """
 
 import math
