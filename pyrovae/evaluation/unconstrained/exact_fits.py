@@ -19,10 +19,10 @@ from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.unconstrained.conditional_priors import location_and_scale
 from pyrovae.evaluation.unconstrained.space import Space
 
-NUM_DRAWS, NUM_PRIOR_DRAWS = 16, 256
+NUM_DRAWS, NUM_PRIOR_DRAWS = 16, 1024
 MOST_NOISE = 32  # coordinates of the noise that are tested
 SMALL = 1 / 3  # a scale is small if it is less than this part of its median under the guide
-NEGLIGIBLE = 0.02  # prior probability of small scales that may be missed
+NEGLIGIBLE = 0.05  # prior probability of small scales that may be missed; the error is then 0.05 nats
 
 
 class _Entries(NamedTuple):
