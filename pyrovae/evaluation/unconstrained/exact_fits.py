@@ -46,28 +46,32 @@ def can_fit_exactly(space: Space) -> bool:
     """
     problem, batch = space.problem, space.problem.few()
     most = max(1, problem.affordable // batch.size)
+    names = [site["name"] for site in problem.run(batch, amortized=True).model_sites if site["is_observed"]]
     num_draws = min(NUM_DRAWS, most)
     with torch.enable_grad():
         u = space.flatten(problem.draw(batch, num_draws, amortized=True).values).detach().requires_grad_()
-        drawn = _entries(space, batch, space.values(u)[0], num_draws)
+        drawn = _entries(space, batch, names, space.values(u)[0], num_draws)
         if drawn is None:
             return False
         is_noise = (_gradient(torch.where(drawn.counted, drawn.log_scale, 0.0).sum(), u) != 0).any(0).any(0)
         if not is_noise.any() or is_noise.all():
             return False
-        fits = [_fitted_entries(space, batch, u, drawn, j, ~is_noise) for j in _indices(is_noise)[:MOST_NOISE]]
+        noise = is_noise.nonzero()[:, 0].tolist()[:MOST_NOISE]
+        fits = [_fitted_entries(space, batch, names, u, drawn, j, ~is_noise) for j in noise]
     fitted = torch.stack(fits).any(0)
-    return bool(fitted.any()) and bool((fitted & _can_be_small(space, batch, drawn, most)).any())
+    return bool(fitted.any()) and bool((fitted & _can_be_small(space, batch, names, drawn, most)).any())
 
 
-def _fitted_entries(space: Space, batch: Batch, u: Tensor, drawn: _Entries, j: int, is_free: Tensor) -> Tensor:
+def _fitted_entries(
+    space: Space, batch: Batch, names: list[str], u: Tensor, drawn: _Entries, j: int, is_free: Tensor
+) -> Tensor:
     """Return a mask of the entries whose scale depends on coordinate j, if the latents can fit all of them exactly.
 
     The mask has shape ``(N, E)``. It is false for a datum if fewer latents in ``is_free`` move the locations of these
     entries than there are entries.
     """
     moved = u.detach() + torch.eye(space.dim, dtype=u.dtype, device=u.device)[j]
-    after = _entries(space, batch, space.values(moved)[0], len(u))
+    after = _entries(space, batch, names, space.values(moved)[0], len(u))
     assert after is not None
     changed = ((after.log_scale - drawn.log_scale).detach().abs() > 1e-6) & drawn.counted
     own = changed.any(0)
@@ -76,22 +80,22 @@ def _fitted_entries(space: Space, batch: Batch, u: Tensor, drawn: _Entries, j: i
     return own & (num_free >= own.sum(-1))[:, None]
 
 
-def _can_be_small(space: Space, batch: Batch, drawn: _Entries, most: int) -> Tensor:
+def _can_be_small(space: Space, batch: Batch, names: list[str], drawn: _Entries, most: int) -> Tensor:
     """Return a mask of the entries for which the prior probability of a small scale is not negligible, ``(N, E)``."""
     counts = [min(most, NUM_PRIOR_DRAWS - done) for done in range(0, NUM_PRIOR_DRAWS, most)]
-    found = [_entries(space, batch, {}, count) for count in counts]
+    found = [_entries(space, batch, names, {}, count) for count in counts]
     prior = torch.cat([entries.log_scale for entries in found if entries is not None])
     limit = drawn.log_scale.detach().median(0).values + math.log(SMALL)
     return (prior < limit).double().mean(0) > NEGLIGIBLE
 
 
-def _entries(space: Space, batch: Batch, values: dict[str, Tensor], num_draws: int) -> _Entries | None:
-    """Run the model, and return the entries of its observed sites, or None if no site has a location and a scale.
+def _entries(
+    space: Space, batch: Batch, names: list[str], values: dict[str, Tensor], num_draws: int
+) -> _Entries | None:
+    """Run the model, and return the entries of the given observed sites, or None if none has a location and a scale.
 
     The latents have the given values. Latents without a value are drawn from their prior.
     """
-    sites = space.problem.run(batch, amortized=True).model_sites
-    names = [site["name"] for site in sites if site["is_observed"]]
     runs = space.problem.route.priors(batch, values, num_draws, names)
     found = []
     for name in names:
@@ -113,10 +117,6 @@ def _of_site(space: Space, site: Site, num_draws: int) -> tuple[Tensor, Tensor, 
     shape = (num_draws if space.problem.vectorize else 1, *padded[1:], *event_shape)
     mask = torch.as_tensor(entry_mask(site), device=pair[0].device)
     return pair[0].expand(shape), pair[1].log().expand(shape), mask.expand(shape)
-
-
-def _indices(mask: Tensor) -> list[int]:
-    return mask.nonzero()[:, 0].tolist()
 
 
 def _gradient(value: Tensor, u: Tensor) -> Tensor:
