@@ -26,6 +26,7 @@ from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves
 
 from pyrovae._compilation import onednn, softplus
+from pyrovae._compilation.cache import caching
 from pyrovae._compilation.cuda_graphs import Replay
 from pyrovae._compilation.instructions import compile_graph
 from pyrovae._compilation.random_order import chain, draws
@@ -107,7 +108,8 @@ class Graph:
             # On a CPU, inductor would store all images with the channels last. Kernels are then vectorized along three
             # or six channels, and transpose all other inputs. A step of a colour VAE took 1.9 times as long.
             options["layout_optimization"] = False
-        with torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(options):
+        values = [*fixed, *varying, *found]
+        with torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(options), caching(values):
             # Inductor of torch 2.15 calls the first deprecated function, and inductor of torch 2.11 the second.
             warnings.filterwarnings("ignore", "`torch._prims_common.check` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
@@ -115,7 +117,7 @@ class Graph:
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             warnings.filterwarnings("ignore", r"\s*Online softmax is disabled", UserWarning)
             try:
-                compiled = compile_graph(self.module, [*fixed, *varying, *found], {"fallback_random": True})
+                compiled = compile_graph(self.module, values, {"fallback_random": True})
             except DynamicOutputShapeException as error:
                 operation = str(error).split("\n")[0]
                 raise UntraceableError(
