@@ -166,7 +166,8 @@ def _batches(problem: Problem, width: int, num_rows: int) -> Iterator[Batch]:
 def _computed(problem: Problem, columns: Columns, rows: Rows, batch: Batch, seed: int) -> dict[str, np.ndarray]:
     """Return the columns of a batch.
 
-    If the batch raises an error, its data are computed one by one. If a datum raises an error again, its row is NaN.
+    If the batch raises an error, its data are computed one by one. If a datum raises an error again, its row is NaN. A
+    warning gives the error.
     """
     try:
         return _arrays(columns(batch))
@@ -178,12 +179,18 @@ def _computed(problem: Problem, columns: Columns, rows: Rows, batch: Batch, seed
         found = _one_by_one(problem, columns, batch, seed)
         if not any(found):
             raise
-        if failed := [batch.start + i for i, row in enumerate(found) if not row]:
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(
-                f"data {failed} raise an error, and their rows are NaN: {reason}", stacklevel=find_stack_level()
-            )
+        failed = [batch.start + i for i, row in enumerate(found) if not row]
+        fate = f"data {failed} raise an error, and their rows are NaN" if failed else _slow(batch)
+        warnings.warn(f"{fate}: {' '.join(str(error).split())[:200]}", stacklevel=find_stack_level())
         return _joined(found, rows)
+
+
+def _slow(batch: Batch) -> str:
+    last = batch.start + batch.kept - 1
+    return (
+        f"data {batch.start} to {last} raise an error together, but not alone. Each was computed alone, which is slow. "
+        f"Let the programs accept any number of data, or report the error of a program that does"
+    )
 
 
 def _one_by_one(problem: Problem, columns: Columns, batch: Batch, seed: int) -> list[dict[str, np.ndarray]]:

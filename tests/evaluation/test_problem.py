@@ -248,3 +248,24 @@ def test_tuples_are_passed_on() -> None:
     x, y = torch.randn(7, dtype=torch.float64), torch.arange(7)
     exact = dist.Normal(y.double(), math.sqrt(2)).log_prob(x)
     torch.testing.assert_close(log_weights(model, guide, (x, y), 4, memory=1), exact.expand(4, 7))
+
+
+def test_a_batch_that_fails_is_computed_datum_by_datum_with_a_warning() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0)), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    problem = pv.evaluation.Problem(model, guide, torch.arange(7.0), seed=0, progress=False)
+
+    def count(batch: Batch) -> dict[str, Tensor]:
+        if batch.size > 3:
+            raise RuntimeError("too many data")
+        return {"count": (problem.log_weights(batch, 30) > -5).sum(0)}
+
+    with pytest.warns(UserWarning, match="data 0 to 4 raise an error together, but not alone.*too many data"):
+        result = pv.evaluation.report(problem, count, estimator="count", width=5, num_samples=30)
+    assert result["count"].isin(range(31)).all()
