@@ -147,7 +147,7 @@ class Refined:
         """
         if self._fitted is None or self._fitted[0] is not batch:
             target = target_of(self._spaces[id(problem)], batch)
-            options: Any = {"score_guide": self._scores_guide(target), "batch_size": problem.affordable}
+            options: Any = {"score_guide": self._scores_guide(target), "batch_size": target.affordable}
             self._fitted = batch, target, refine(target, self.members, **options)
         return self._fitted[1], self._fitted[2]
 

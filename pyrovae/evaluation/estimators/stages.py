@@ -53,7 +53,7 @@ class Stages:
         self.problem, self.estimates, self.precision = problem, estimates, precision
         self.pending, self.target, self.is_hopeless = pending, target, is_hopeless
         options: Any = {"score_guide": scores_guide(target)}
-        self.fitted = refine(target, batch_size=problem.affordable, **options)
+        self.fitted = refine(target, batch_size=target.affordable, **options)
         self.explored = self._explore()
         self.estimates.evaluations[pending] += self.fitted.evaluations.cpu()
         weights = self._largest_weight(self.explored, self.fitted.mixture(target, **options))
@@ -65,7 +65,7 @@ class Stages:
         if self.is_hopeless or isinstance(self.target, Standardized) or not self.target.space.scaled:
             return self.fitted.witnesses.u[:0]
         other = Standardized(self.target)
-        points = other.place(explore(other, self.problem.affordable))[0]
+        points = other.place(explore(other, other.affordable))[0]
         self.fitted.evaluations.add_(GRADIENT_COST * cost_of_exploring() + len(points))
         return points
 
@@ -87,7 +87,7 @@ class Stages:
 
     def _refined(self, indices: Tensor, num_samples: int) -> None:
         target, mixture = self._mixture(indices, MEMBERS, score_guide=scores_guide(self.target))
-        chunk = max(1, self.problem.affordable // target.size)
+        chunk = max(1, target.affordable // target.size)
         counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
         drawn, heaviest, largest = _draw(mixture, counts)
         found = bounds.of_valid(drawn.log_weights, summary)
@@ -130,7 +130,7 @@ class Stages:
         if not len(inside):
             return self.fitted.share[inside].cpu()
         target = self.target if len(inside) == self.target.size else self.target.subset(inside)
-        options: Any = {"score_guide": scores_guide(target), "batch_size": self.problem.affordable}
+        options: Any = {"score_guide": scores_guide(target), "batch_size": target.affordable}
         before, rows = self.fitted.select(inside), self.pending[inside]
         share = self.estimates.ess[rows] / self.estimates.draws[rows]
         share = torch.where(self.is_drawn[inside], share.nan_to_num(nan=0.0).to(before.share.cpu()), before.share.cpu())

@@ -4,6 +4,10 @@ A compiled graph has fixed shapes, and its compilation takes seconds. The number
 between batches: an evaluation tries several methods in turn, and each method gets only the data without a reliable
 estimate so far. All pairs of a datum and a vector u of its latents are therefore put into one list. A graph scores at
 most :data:`ROWS` pairs of this list at a time.
+
+Gradients are often needed for few pairs, such as one for each datum that is left. A second graph, with
+:data:`FEW_ROWS` rows, computes these. A run without compilation would take longer, because Pyro's handlers take
+milliseconds per run, however few pairs there are.
 """
 
 from typing import Any
@@ -17,14 +21,15 @@ from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.evaluation.unconstrained.target import Target, kept
 
 ROWS = 640  # pairs in a graph; matrix products of this size are as fast per row as larger ones
+FEW_ROWS = 128  # pairs in the graph for gradients of few pairs
+MOST_CALLS = 3  # calls of the graph for few pairs that are faster than one call of the other graph
 
 
 class FlatTarget(Target):
     """A target that computes log p(x, u) and its gradient by compiled graphs.
 
-    A graph computes a fixed number of rows, and each row is a pair of a datum and a vector u. If the pairs of a call
-    fill less than half of the rows, the call runs without compilation. The guide and the intermediate densities of
-    annealing are never compiled.
+    A graph computes a fixed number of rows, and each row is a pair of a datum and a vector u. The guide and the
+    intermediate densities of annealing are never compiled.
 
     Args:
         space: The map to real vectors.
@@ -34,7 +39,7 @@ class FlatTarget(Target):
 
     def __init__(self, space: Space, batch: Batch, *, is_checked: bool = False) -> None:
         super().__init__(space, batch, amortized=True, is_checked=is_checked, compiles=False)
-        self.rows = min(ROWS, space.problem.affordable)
+        self.rows = min(ROWS, self.problem.affordable)
 
     def subset(self, indices: Tensor) -> "FlatTarget":
         """Return the target for those data of the batch that ``indices``, shape ``(n,)``, selects."""
@@ -42,27 +47,17 @@ class FlatTarget(Target):
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log p(x, u) at real vectors u, shape ``(num_draws, N)``, nats."""
-        if u.requires_grad or self._are_few(u):
+        if u.requires_grad:
             return super().log_joint(u)
         parts = [part[0] for part in self._in_parts(u, with_gradient=False)]
         return torch.cat(parts).reshape(u.shape[:2])
 
-    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x, u) and log q(u | x) at real vectors u, each of shape ``(num_draws, N)``, nats."""
-        if u.requires_grad or self._are_few(u):
-            return super().log_densities(u)
-        return self.log_joint(u), self.log_guide(u)
-
     def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
         """Return an intermediate log-density of annealing, and its gradient; see the method of :class:`Target`."""
-        if beta != 1 or self._are_few(u):
+        if beta != 1:
             return super().value_and_gradient(u, beta)
         values, gradients = zip(*self._in_parts(u.detach(), with_gradient=True), strict=True)
         return torch.cat(values).reshape(u.shape[:2]), torch.cat(gradients).reshape(u.shape)
-
-    def _are_few(self, u: Tensor) -> bool:
-        """Return true if ``u`` holds fewer vectors than half of ``self.rows``, the fixed size of a compiled graph."""
-        return 2 * len(u) * self.size < self.rows
 
     def _in_parts(self, u: Tensor, *, with_gradient: bool) -> list[list[Tensor]]:
         """Compute log p(x, u) of all pairs of a datum and a vector u in chunks, with its gradient if requested.
@@ -71,22 +66,26 @@ class FlatTarget(Target):
             One list for each chunk, in order. The list of a chunk of n pairs holds log p(x, u), shape ``(n,)``, nats,
             and, if requested, its gradient, shape ``(n, D)``.
         """
-        pairs, found = u.flatten(0, 1), list[list[Tensor]]()
+        pairs, found, start = u.flatten(0, 1).contiguous(), list[list[Tensor]](), 0  # graphs have fixed strides
         datum = torch.arange(len(pairs), device=u.device) % self.size
-        for start in range(0, len(pairs), self.rows):
-            some, of = pairs[start : start + self.rows], datum[start : start + self.rows]
-            if 2 * len(some) < self.rows:
-                found.append(self._densities(self.problem.select(self.batch, of), some, with_gradient))
-            else:
-                missing = self.rows - len(some)
-                filled = torch.cat([of, of[:1].expand(missing)]), torch.cat([some, some[:1].expand(missing, -1)])
-                found.append([part[: len(some)] for part in self._by_graph(*filled, with_gradient)])
+        while start < len(pairs):
+            rows = self._next_rows(len(pairs) - start, with_gradient)
+            found.append(self._by_graph(datum[start : start + rows], pairs[start : start + rows], rows, with_gradient))
+            start += rows
         return found
 
-    def _by_graph(self, datum: Tensor, u: Tensor, with_gradient: bool) -> list[Tensor]:
+    def _next_rows(self, left: int, with_gradient: bool) -> int:
+        """Return the number of rows of the next graph if ``left`` pairs are left."""
+        return FEW_ROWS if with_gradient and left <= MOST_CALLS * FEW_ROWS < self.rows else self.rows
+
+    def _by_graph(self, datum: Tensor, u: Tensor, rows: int, with_gradient: bool) -> list[Tensor]:
+        """Compute the densities of at most ``rows`` pairs by the graph with that many rows."""
+        size, missing = len(u), rows - len(u)
+        if missing:
+            datum, u = torch.cat([datum, datum[:1].expand(missing)]), torch.cat([u, u[:1].expand(missing, -1)])
         part = self.problem.select(self.batch, datum)
         inputs = [tensor for tensor in (*part.args, u) if isinstance(tensor, Tensor)]
-        graphs, key = self.space.graphs, (len(u), int(with_gradient))
+        graphs, key = self.space.graphs, (rows, int(with_gradient))
         if key not in graphs:
             own: Any = self.problem.isolation
 
@@ -95,7 +94,8 @@ class FlatTarget(Target):
 
             graphs[key] = compiled_or_none(run, own.tensors, inputs, own.modules, caller="evaluation", frozen=True)
         graph = graphs[key]
-        return self._densities(part, u, with_gradient) if graph is None else kept(graph(*inputs))
+        found = self._densities(part, u, with_gradient) if graph is None else kept(graph(*inputs))
+        return [column[:size] for column in found]
 
     def _densities(self, part: Batch, u: Tensor, with_gradient: bool) -> list[Tensor]:
         """Return log p(x, u), shape ``(n,)``, for n pairs of a datum and a vector u, and its gradient if requested."""
@@ -113,7 +113,6 @@ def target_of(space: Space, batch: Batch) -> Target:
     with many draws at once. All subsets of the batch then use the same compiled graphs. Otherwise, the target is a
     plain :class:`Target`.
     """
-    problem = space.problem
-    if problem.options["compile"] and problem.vectorize and problem.probe.cuttable:
+    if space.is_flat:
         return FlatTarget(space, batch)
     return Target(space, batch, amortized=True)

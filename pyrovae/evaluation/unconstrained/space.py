@@ -26,6 +26,9 @@ from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.unconstrained.conditional_priors import scaled_sites
 
+COPIES = 8  # tensors with the size of u that a mixture of normal densities holds at a time
+FLOAT = 4  # bytes of a float32
+
 
 class Space:
     """The map between the latent sites of a program and real vectors u; it is the same for all batches.
@@ -87,9 +90,27 @@ class Space:
         self.graphs: dict[tuple[int, ...], Callable[..., Sequence[Tensor]] | None] = {}
 
     @property
+    def is_flat(self) -> bool:
+        """True if compiled graphs compute the densities of any number of data; see ``FlatTarget``."""
+        problem = self.problem
+        return bool(problem.options["compile"]) and problem.vectorize and problem.probe.cuttable
+
+    @property
+    def affordable(self) -> int:
+        """Number of vectors u whose densities fit into memory if they are computed together.
+
+        A graph runs the model on a part of the vectors at a time, so only the vectors and the guide need memory.
+        """
+        problem = self.problem
+        if not self.is_flat:
+            return problem.affordable
+        per_vector = problem.probe.memory.guide_per_draw + COPIES * FLOAT * self.dim
+        return max(problem.affordable, int(problem.memory / per_vector))
+
+    @property
     def width(self) -> int:
         """Number of data in a batch, for estimators that fit a density to the posterior of each datum."""
-        return max(8, min(256, self.problem.affordable // max(1, self.dim // 4)))
+        return max(8, min(256, self.affordable // max(1, self.dim // 4)))
 
     @property
     def drawn_sites(self) -> list[Site]:

@@ -27,6 +27,7 @@ class Target:
         size: Number of data in the batch, N.
         dim: Length of u, D.
         cuttable: False if every run of the programs must score the whole batch.
+        affordable: Number of vectors u whose densities fit into memory if they are computed together.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Target:
         self.compiles = compiles and is_regular and space.problem.options["compile"] and space.problem.vectorize
         self.space, self.problem, self.batch, self.amortized = space, space.problem, batch, amortized
         self.size, self.dim, self.cuttable = batch.size, space.dim, self.problem.probe.cuttable
+        self.affordable = space.affordable
 
     def subset(self, indices: Tensor) -> "Target":
         """Return the target of some data of the batch, given by indices of shape ``(n,)``."""
@@ -62,11 +64,11 @@ class Target:
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log p(x, u), shape ``(num_draws, N)``, nats, at real vectors u, shape ``(num_draws, N, D)``."""
-        return torch.cat([self._log_joint(part) for part in self._in_chunks(u)])
+        return torch.cat([self._log_joint(part) for part in self._in_chunks(u, self.problem.affordable)])
 
     def log_guide(self, u: Tensor) -> Tensor:
         """Return log q(u | x) at real vectors u, shape ``(num_draws, N)``, nats."""
-        return torch.cat([self._log_guide(part) for part in self._in_chunks(u)])
+        return torch.cat([self._log_guide(part) for part in self._in_chunks(u, self.affordable)])
 
     def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x, u) and log q(u | x) at real vectors u, each of shape ``(num_draws, N)``, nats."""
@@ -108,13 +110,14 @@ class Target:
 
     def priors(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return location and scale of the prior of each coordinate of u; see :func:`locations_and_scales`."""
-        parts = [locations_and_scales(self.space, self.batch, part) for part in self._in_chunks(u)]
+        chunks = self._in_chunks(u, self.problem.affordable)
+        parts = [locations_and_scales(self.space, self.batch, part) for part in chunks]
         location, scale = (torch.cat(each) for each in zip(*parts, strict=True))
         return location, scale
 
-    def _in_chunks(self, u: Tensor) -> tuple[Tensor, ...]:
-        """Split u along the draws, so that a run of the program fits into memory."""
-        return u.split(max(1, self.problem.affordable // self.batch.size))
+    def _in_chunks(self, u: Tensor, most: int) -> tuple[Tensor, ...]:
+        """Split u along the draws, so that a run of a program for the whole batch has at most ``most`` vectors."""
+        return u.split(max(1, most // self.batch.size))
 
     def _log_joint(self, u: Tensor) -> Tensor:
         values, log_det = self.space.values(u)
