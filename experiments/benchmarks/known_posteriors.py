@@ -132,6 +132,67 @@ def parabolas(num_data: int, *, dim: int, curvature: float, scale: float) -> Kno
     return Known(model, guide, x, integral(STANDARD.log_prob(GRID) + likelihood).sum(-1))
 
 
+def waves(num_data: int, *, scale: float) -> Known:
+    """A sine of z is observed, so the posterior has about eight narrow modes; the guide is narrow, at one of them."""
+    x = 2 * (6 * torch.randn(num_data)).sin() + scale * torch.randn(num_data)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 2.0))
+            pyro.sample("x", dist.Normal(2 * (3 * z).sin(), scale), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x / 2).clamp(-1, 1).asin() / 3, 0.05))
+
+    likelihood = dist.Normal(2 * (3 * GRID).sin(), scale).log_prob(x.double()[:, None])
+    return Known(model, guide, x, integral(dist.Normal(0.0, 2.0).log_prob(GRID) + likelihood))
+
+
+def clusters(num_data: int, *, scale: float) -> Known:
+    """A datum has two groups of entries and outliers, so the posterior has a mode in each group; the guide has none."""
+    centers = 3 * torch.randn(num_data, 2)
+    x = centers.repeat_interleave(3, -1) + scale * torch.randn(num_data, 6)
+    weights, scales = torch.tensor([0.9, 0.1]), torch.tensor([scale, 10.0])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 3.0))
+            parts = dist.Normal(z[..., None, None].expand(*z.shape, 6, 2), scales)
+            pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(weights), parts).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(-1), 0.5))
+
+    parts = [
+        weight.log() + dist.Normal(GRID, s).log_prob(x.double()[..., None])
+        for weight, s in zip(weights, scales, strict=True)
+    ]
+    likelihood = torch.stack(parts).logsumexp(0).sum(1)
+    return Known(model, guide, x, integral(dist.Normal(0.0, 3.0).log_prob(GRID) + likelihood))
+
+
+def spikes(num_data: int, *, dim: int, width: float) -> Known:
+    """Each latent has a spike-and-slab prior; the guide covers the slab."""
+    is_spike = torch.rand(num_data, dim) < 0.5
+    x = torch.where(is_spike, width, 3.0) * torch.randn(num_data, dim) + torch.randn(num_data, dim)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            parts = dist.Normal(torch.zeros(len(x), dim, 2), torch.tensor([width, 3.0]))
+            prior = dist.MixtureSameFamily(dist.Categorical(torch.ones(2) / 2), parts)
+            z = pyro.sample("z", prior.to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.9 * x, 1.0).to_event(1))
+
+    parts = [dist.Normal(0.0, (1 + scale**2) ** 0.5).log_prob(x.double()) for scale in (width, 3.0)]
+    return Known(model, guide, x, (torch.logaddexp(*parts) - math.log(2)).sum(-1))
+
+
 def counts(num_data: int, *, dim: int, scale: float) -> Known:
     """Poisson counts with log-normal rates; the posterior of a small count has a long tail."""
     x = torch.poisson((scale * torch.randn(num_data, dim) - 1).exp())
@@ -238,6 +299,9 @@ PROGRAMS: dict[str, Callable[[int], Known]] = {
     "16 modes": lambda n: magnitudes(n, dim=4, factor=1.0),
     "2 curved modes": lambda n: parabolas(n, dim=1, curvature=1.0, scale=0.3),
     "32 curved modes": lambda n: parabolas(n, dim=5, curvature=1.0, scale=0.3),
+    "8 modes, narrow guide": lambda n: waves(n, scale=0.1),
+    "2 modes, guide between them": lambda n: clusters(n, scale=0.2),
+    "spike and slab": lambda n: spikes(n, dim=2, width=0.01),
     "counts": lambda n: counts(n, dim=10, scale=2.0),
     "heavy tails": lambda n: heavy_tails(n, dim=10, freedom=2.0),
     "funnel, 30 latents": lambda n: funnel(n, dim=30, scale=1.0),

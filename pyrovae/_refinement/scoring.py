@@ -10,12 +10,20 @@ from pyrovae.distributions import NormalizingFlow
 
 def scores_slowly(distribution: Any) -> bool:
     """Return true if the log-density of given values needs one pass of a network for each latent dimension."""
+    return any("utoregressive" in name for transform in _transforms(distribution) for name in _names(transform))
+
+
+def is_autoregressive(distribution: Any) -> bool:
+    """Return true if a draw or its log-density may need one pass of a network for each latent dimension."""
+    return any("utoregressive" in repr(transform) for transform in _transforms(distribution))
+
+
+def _transforms(distribution: Any) -> list[Any]:
     while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
         distribution = distribution.base_dist
-    transforms: list[Any] = list(getattr(distribution, "transforms", ()))
     if isinstance(distribution, NormalizingFlow):
-        transforms = [distribution.transform]
-    return any("utoregressive" in name for transform in transforms for name in _names(transform))
+        return [distribution.transform]
+    return list(getattr(distribution, "transforms", ()))
 
 
 def _names(transform: Any) -> list[str]:

@@ -21,6 +21,15 @@ def support_of(distribution: Any) -> Any | None:
         return None
 
 
+def without_mixtures(support: Any) -> Any:
+    """Return a support in which the support of a component replaces that of each mixture; all are the same."""
+    if isinstance(support, MixtureSameFamilyConstraint):
+        return without_mixtures(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        return constraints.independent(without_mixtures(support.base_constraint), support.reinterpreted_batch_ndims)
+    return support
+
+
 def is_real(distribution: Any) -> bool:
     """Return true if the support is all real numbers or all real vectors, or if no support is declared."""
     if bounded_base(distribution) is not None:

@@ -12,7 +12,10 @@ from torch import Tensor
 from pyrovae._waist.agreement import latent_masks
 from pyrovae._waist.densities import log_guide, log_joint
 from pyrovae._waist.draws import Draws, run_guide, run_until
+from pyrovae._waist.plates import dim_of, plate_names
+from pyrovae._waist.scoring import masked_score
 from pyrovae._waist.sites import Program, Site
+from pyrovae._waist.summation import sum_per_datum
 from pyrovae._waist.weights import Weights, importance_weights
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
@@ -154,6 +157,31 @@ class Route:
             These sites by name, in a dictionary for each run of the model.
         """
         return [self._run_until(batch, given, count, names) for count, given in self._given(values, num_draws)]
+
+    def draw_prior(self, batch: Batch, num_draws: int, names: Collection[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """Draw the latents ``names`` from their prior.
+
+        Returns:
+            Their values by name, with the draws along the dimension to the left of the program's plates, and log p(z),
+            shape ``(num_draws, n)``, nats.
+        """
+        runs, values = self.priors(batch, {}, num_draws, names), dict[str, Tensor]()
+        for name in names:
+            parts = [self._full(run[name], num_draws if self.probe.vectorize else 1) for run in runs]
+            values[name] = parts[0] if self.probe.vectorize else torch.cat(parts, self.probe.draws_dim(name))
+        return values, self._prior_density(batch, runs, num_draws)
+
+    def log_prior(self, batch: Batch, values: Mapping[str, Tensor], num_draws: int, names: Collection[str]) -> Tensor:
+        """Return log p(z) at given values of the latents ``names``, shape ``(num_draws, n)``, nats."""
+        return self._prior_density(batch, self.priors(batch, values, num_draws, names), num_draws)
+
+    def _prior_density(self, batch: Batch, runs: Sequence[Mapping[str, Site]], num_draws: int) -> Tensor:
+        plate, draws_dim = self.plate_of(batch), None if self.nesting is None else -self.nesting - 1
+        parts = []
+        for run in runs:
+            terms = [(site, masked_score(site)) for site in run.values() if plate.name in plate_names(site)]
+            parts.append(sum_per_datum(terms, draws_dim, dim_of(plate)).expand(num_draws // len(runs), plate.size))
+        return torch.cat(parts)
 
     def _run_until(
         self, batch: Batch, values: Mapping[str, Tensor], num_draws: int, names: Collection[str]

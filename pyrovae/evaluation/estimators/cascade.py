@@ -2,11 +2,13 @@ r"""Estimation of log p(x) by a cascade, which finds the cheapest reliable estim
 
 A datum passes through up to three stages:
 
-1. *guide*: importance sampling with draws from the guide, if pilot draws show that the guide is a good proposal;
-2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`. Pilot draws determine
-   the number of draws. If the estimate is not reliable, short chains improve the mixture, and new draws follow. If the
-   new estimate is not reliable and the budget allows it, longer chains improve the mixture again, and the largest
-   number of draws follows. For posteriors with the shape of a funnel, the stage is repeated in other coordinates
+1. *guide*: importance sampling with draws from the guide, if pilot draws show that the guide is a good proposal, and
+   draws from the prior find no region that it misses (:mod:`pyrovae.evaluation.unconstrained.prior`);
+2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`. The mixture contains
+   the prior if the prior is near the posterior. Pilot draws determine the number of draws. If the estimate is not
+   reliable, short chains improve the mixture, and new draws follow. If the new estimate is not reliable and the budget
+   allows it, longer chains improve the mixture again, and the largest number of draws follows. For posteriors with the
+   shape of a funnel, the stage is repeated in other coordinates
    (:mod:`pyrovae.evaluation.unconstrained.standardized`);
 3. *annealed*: annealed importance sampling from the fitted densities and the guide. The number of temperatures is
    doubled until the estimate is reliable or the budget is spent.
@@ -44,13 +46,14 @@ from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.tails import is_tail_light
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, check_wanted_precision
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
-from pyrovae.evaluation.estimators.stages import Stages, cost
+from pyrovae.evaluation.estimators.stages import Stages, cost, scores_guide
 from pyrovae.evaluation.options import Options, SharedOptions
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.unconstrained.exact_fits import can_fit_exactly
 from pyrovae.evaluation.unconstrained.flat import target_of
+from pyrovae.evaluation.unconstrained.prior import NUM_DRAWS, Reach, WithPrior, reach_of_prior
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.isolation import seeded
 
@@ -200,28 +203,47 @@ class Cascade:
     def columns(self, batch: Batch) -> dict[str, Tensor | np.ndarray]:
         """Return a dictionary of columns for the data of a batch: estimates, diagnostics and costs."""
         estimates = Estimates(batch.size)
-        pending = self._by_guide(batch, estimates)
-        if self.space is not None and len(pending):
-            self._by_mixture(batch, estimates, pending)
+        good = self._pilot(batch, estimates)
+        prior = self._reach_of_prior(batch, estimates)
+        pending = self._by_guide(batch, estimates, good & ~prior.missed)
+        for widens in (False, True):
+            if len(indices := pending[prior.near[pending] == widens]):
+                self._by_mixture(batch, estimates, indices, widens=widens)
         return {name: column[: batch.kept] for name, column in estimates.columns().items()}
 
-    def _by_guide(self, batch: Batch, estimates: Estimates) -> Tensor:
-        """Select data by pilot draws from the guide, and estimate log p(x) of these data from new draws.
-
-        A datum is selected if the guide is a good proposal for it. If no densities can be fitted to the posteriors, all
-        data are selected.
-
-        Returns:
-            Indices of the data that need another estimator: data that were not selected, and selected data whose
-            estimate is not good enough. The tensor is empty if no densities can be fitted to the posteriors.
-        """
+    def _pilot(self, batch: Batch, estimates: Estimates) -> Tensor:
+        """Store an estimate from pilot draws of the guide; return a mask, true if the guide is a good proposal."""
         pilot = self._weights(batch, PILOT)
         found = bounds.of_valid(pilot, summary)
         estimates.evaluations += PILOT
         estimates.pilot, estimates.pilot_mcse = found["log_likelihood"], found["mcse"]
         good = (found["pareto_k"] < GOOD_K) & (found["ess"] > GOOD_ESS * PILOT)
-        if self.space is None:
-            good = torch.ones_like(good)
+        return good if self.space is not None else torch.ones_like(good)
+
+    def _reach_of_prior(self, batch: Batch, estimates: Estimates) -> Reach:
+        """Find data whose prior is near the posterior, and data for which the guide misses a part of the posterior."""
+        space = self.space
+        if space is None or not space.has_prior:
+            return Reach.unknown(batch.size)
+        target = target_of(space, batch, is_checked=True)
+        if not scores_guide(target):
+            return Reach.unknown(batch.size)
+        estimates.evaluations += NUM_DRAWS
+        with seeded(torch.initial_seed() + 2**62):  # other random numbers do not depend on this test
+            return reach_of_prior(target, estimates.pilot)
+
+    def _by_guide(self, batch: Batch, estimates: Estimates, good: Tensor) -> Tensor:
+        """Estimate log p(x) of the selected data from new draws from the guide.
+
+        Args:
+            batch: A batch of data.
+            estimates: Current estimates of the data of the batch.
+            good: Mask of the selected data. If no densities can be fitted to the posteriors, all data are selected.
+
+        Returns:
+            Indices of the data that need another estimator: data that were not selected, and selected data whose
+            estimate is not good enough. The tensor is empty if no densities can be fitted to the posteriors.
+        """
         indices = good.nonzero().flatten()
         if len(indices):
             part = batch if len(indices) == batch.size else self._part(batch, indices)
@@ -233,15 +255,23 @@ class Cascade:
             good[indices[~passed]] = self.space is None
         return (~good).nonzero().flatten()
 
-    def _by_mixture(self, batch: Batch, estimates: Estimates, pending: Tensor) -> None:
+    def _by_mixture(self, batch: Batch, estimates: Estimates, pending: Tensor, *, widens: bool) -> None:
         """Run the stages *refined* and *annealed* on the data at the indices ``pending``.
 
         If the mixture of a datum misses a region that standardized coordinates reveal, both stages run in these
         coordinates instead.
+
+        Args:
+            batch: A batch of data.
+            estimates: Current estimates of the data of the batch.
+            pending: Indices of the data.
+            widens: If true, the mixture of the guide with the prior takes the place of the guide.
         """
         assert self.space is not None
         whole = target_of(self.space, batch)
         target = whole if len(pending) == batch.size else whole.subset(pending)
+        if widens:
+            target = WithPrior(target)
         fits_exactly = self._can_fit_exactly()
         stages = Stages(self.problem, estimates, self.precision, pending, target, is_hopeless=fits_exactly)
         stages.hidden &= self._repeats(stages)

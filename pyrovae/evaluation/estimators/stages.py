@@ -17,10 +17,12 @@ from pyrovae._refinement.scoring import scores_slowly
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
 from pyrovae.evaluation.problem import Problem
+from pyrovae.evaluation.unconstrained.prior import WithPrior
 from pyrovae.evaluation.unconstrained.standardized import Standardized
 from pyrovae.evaluation.unconstrained.target import Target
 
 NUM_CHAINS, NUM_LEAPFROG = 128, 2
+FEWER = tuple(member._replace(weight=member.weight / 1.5) for member in MEMBERS)  # the guide has the other 0.4
 LEAST_ACCEPTANCE = 0.3  # chains with a lower acceptance hardly move, and their weights are meaningless
 
 
@@ -52,11 +54,12 @@ class Stages:
     ) -> None:
         self.problem, self.estimates, self.precision = problem, estimates, precision
         self.pending, self.target, self.is_hopeless = pending, target, is_hopeless
+        self.members = FEWER if isinstance(target, WithPrior) else MEMBERS
         options: Any = {"score_guide": scores_guide(target)}
-        self.fitted = refine(target, batch_size=target.affordable, **options)
+        self.fitted = refine(target, self.members, batch_size=target.affordable, **options)
         self.explored = self._explore()
         self.estimates.evaluations[pending] += self.fitted.evaluations.cpu()
-        weights = self._largest_weight(self.explored, self.fitted.mixture(target, **options))
+        weights = self._largest_weight(self.explored, self.fitted.mixture(target, self.members, **options))
         self.hidden = weights > self.fitted.level.cpu() + REMOTE
         self.is_drawn = torch.zeros(len(pending), dtype=torch.bool)  # draws from the present mixture have been made
 
@@ -86,7 +89,7 @@ class Stages:
         return left[:0] if self.is_hopeless else left[~self.hidden[self._inside(left)]]
 
     def _refined(self, indices: Tensor, num_samples: int) -> None:
-        target, mixture = self._mixture(indices, MEMBERS, score_guide=scores_guide(self.target))
+        target, mixture = self._mixture(indices, self.members, score_guide=scores_guide(self.target))
         chunk = max(1, target.affordable // target.size)
         counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
         drawn, heaviest, largest = _draw(mixture, counts)
@@ -136,8 +139,8 @@ class Stages:
         share = torch.where(self.is_drawn[inside], share.nan_to_num(nan=0.0).to(before.share.cpu()), before.share.cpu())
         before.share.copy_(share)
         self.is_drawn[inside] = False
-        after = refine_by_chains(target, before, runs=runs, **options)
-        add_modes(target, after, **options)
+        after = refine_by_chains(target, before, self.members, runs=runs, **options)
+        add_modes(target, after, self.members, **options)
         self.fitted.put(inside, after)
         self.estimates.evaluations[rows] += (after.evaluations - before.evaluations).cpu()
         return self.fitted.share[inside].cpu()

@@ -106,7 +106,7 @@ class FlatTarget(Target):
         return [target.log_joint(u[None])[0]]
 
 
-def target_of(space: Space, batch: Batch) -> Target:
+def target_of(space: Space, batch: Batch, *, is_checked: bool = False) -> Target:
     """Return the target of a batch.
 
     With the option ``compile``, the target is a :class:`FlatTarget` if the program can run on any number of data and
@@ -114,5 +114,5 @@ def target_of(space: Space, batch: Batch) -> Target:
     plain :class:`Target`.
     """
     if space.is_flat:
-        return FlatTarget(space, batch)
-    return Target(space, batch, amortized=True)
+        return FlatTarget(space, batch, is_checked=is_checked)
+    return Target(space, batch, amortized=True, is_checked=is_checked)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.distributions.constraints import MixtureSameFamilyConstraint
 
+from pyrovae._refinement.scoring import is_autoregressive
 from pyrovae._waist.scoring import entry_mask
-from pyrovae._waist.sites import Site, is_point
-from pyrovae._waist.support import common_support, is_periodic, is_real, is_same_support, support_of
+from pyrovae._waist.sites import Site, is_enumerated, is_point
+from pyrovae._waist.support import common_support, is_periodic, is_real, is_same_support, support_of, without_mixtures
 from pyrovae._waist.weights import Weights
 from pyrovae.distributions import support_of_flow
 from pyrovae.evaluation.batches import Batch
@@ -43,6 +43,8 @@ class Space:
             the values of latent sites.
         dim: Length of a vector u, D.
         scaled: Names of the latent sites whose prior has a scale that depends on other latents.
+        has_prior: True if draws from the prior are cheap, and their density is known. It is false if the model
+            enumerates sites, or if the prior of a site is an autoregressive flow.
 
     Raises:
         ValueError: If the guide has no latent sites, enumerates a site, or has a density that changes from run to run;
@@ -86,6 +88,9 @@ class Space:
         self.noise_shapes = {name: self._by_datum(drawn.values[name]).shape[2:] for name in self.noise}
         self._check_noise(drawn.values, real)
         self.scaled = scaled_sites(first.model_sites, again.model_sites)
+        self.has_prior = not any(map(is_enumerated, first.model_sites)) and not any(
+            is_autoregressive(site["fn"]) for site in of_model.values()
+        )
         self.dim = sum(map(math.prod, self.shapes.values()))
         self.graphs: dict[tuple[int, ...], Callable[..., Sequence[Tensor]] | None] = {}
 
@@ -171,9 +176,7 @@ class Space:
         If the guide is only used to draw, its support must lie inside the model's. If its density is evaluated too,
         the two supports must be equal.
         """
-        other = support_of(of_guide["fn"]) or support_of_flow(of_guide["fn"])
-        while isinstance(other, MixtureSameFamilyConstraint):
-            other = other.base_constraint
+        other = without_mixtures(support_of(of_guide["fn"]) or support_of_flow(of_guide["fn"]))
         wide = torch.linspace(-8, 8, 9).to(real).reshape((9,) + (1,) * real.ndim).expand(9, *real.shape)
         support = self.supports[name]
         if real.isfinite().all() and (
@@ -290,8 +293,7 @@ def _support(distribution: Any) -> Any:
             f"{type(distribution).__name__} has no property support, so its values cannot be mapped to real vectors. "
             f"Add the property, for example with the value torch.distributions.constraints.real_vector."
         )
-    while isinstance(support, MixtureSameFamilyConstraint):
-        support = support.base_constraint
+    support = without_mixtures(support)
     try:
         biject_to(support)
     except NotImplementedError as error:

@@ -62,6 +62,18 @@ class Target:
             u = self.space.flatten(drawn.values)
             return u, drawn.log_q + self.space.values(u)[1]
 
+    def draw_prior(self, num_draws: int) -> tuple[Tensor, Tensor]:
+        """Draw u from the prior, shape ``(num_draws, N, D)``, and return it with log p(u), ``(num_draws, N)``, nats."""
+        most = max(1, self.problem.affordable // self.batch.size)
+        counts = [min(most, num_draws - done) for done in range(0, num_draws, most)]
+        with torch.no_grad():
+            u, log_prior = zip(*(self._draw_prior(count) for count in counts), strict=True)
+        return torch.cat(u), torch.cat(log_prior)
+
+    def log_prior(self, u: Tensor) -> Tensor:
+        """Return log p(u), the log-density of the prior at real vectors u, shape ``(num_draws, N)``, nats."""
+        return torch.cat([self._log_prior(part) for part in self._in_chunks(u, self.problem.affordable)])
+
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log p(x, u), shape ``(num_draws, N)``, nats, at real vectors u, shape ``(num_draws, N, D)``."""
         return torch.cat([self._log_joint(part) for part in self._in_chunks(u, self.problem.affordable)])
@@ -123,6 +135,15 @@ class Target:
         values, log_det = self.space.values(u)
         return self.problem.log_joint(self.batch, values, len(u)) + log_det
 
+    def _draw_prior(self, num_draws: int) -> tuple[Tensor, Tensor]:
+        values, log_prior = self.problem.route.draw_prior(self.batch, num_draws, tuple(self.space.sites))
+        u = self.space.flatten(values)
+        return u, log_prior + self.space.values(u)[1]
+
+    def _log_prior(self, u: Tensor) -> Tensor:
+        values, log_det = self.space.values(u)
+        return self.problem.route.log_prior(self.batch, values, len(u), tuple(self.space.sites)) + log_det
+
     def _log_guide(self, u: Tensor) -> Tensor:
         values, log_det = self.space.values(u)
         given = self.space.given_to_guide(u, values)
@@ -156,6 +177,15 @@ class _Part(Target):
         """Draw u from the guide for the data in the subset, and return it with log q(u | x)."""
         u, log_q = self.whole.draw(num_draws)
         return u[:, self.indices], log_q[:, self.indices]
+
+    def draw_prior(self, num_draws: int) -> tuple[Tensor, Tensor]:
+        """Draw u from the prior for the data in the subset, and return it with log p(u)."""
+        u, log_prior = self.whole.draw_prior(num_draws)
+        return u[:, self.indices], log_prior[:, self.indices]
+
+    def log_prior(self, u: Tensor) -> Tensor:
+        """Return log p(u) of the data in the subset, shape ``(num_draws, n)``, nats."""
+        return self.whole.log_prior(self._filled(u))[:, self.indices]
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log p(x, u) of the data in the subset, shape ``(num_draws, n)``, nats."""

@@ -1,0 +1,119 @@
+r"""Draws from the prior, which find modes that neither the guide nor chains from its draws reach.
+
+A guide that is narrow and sits at one of several modes has nearly equal weights p/q, and chains that start at its draws
+stay at this mode. Draws from the prior reach all modes. If the data say little about the latents, or the latents are
+few, some of the draws have a high likelihood.
+
+Let :math:`u_s` be S draws from the prior, and let R be the region in which the weight p/q of the guide is so large that
+its draws may miss R. Then
+
+.. math:: \frac1S \sum_s p(x \mid u_s), \qquad \frac1S \sum_s 1[u_s \in R]\, p(x \mid u_s)
+
+are unbiased estimates of p(x), and of the part of p(x) that R holds. If the first is not much lower than the guide's
+estimate of p(x), the prior is *near* the posterior, and a mixture can contain it (:class:`WithPrior`). If the second is
+not small, the guide *misses* a region.
+
+For most VAEs, no draw from the prior has a high likelihood. The test then finds nothing, and costs ``NUM_DRAWS``
+evaluations of log p(x, z).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyrovae.evaluation.unconstrained.target import Target
+
+NUM_DRAWS = 128
+NEAR = 5.0  # nats by which the first estimate may be lower than the guide's estimate
+HEAVY = math.log(10)  # 100 draws from the guide may miss points whose weight exceeds the mean weight by more, nats
+NEGLIGIBLE = 0.02  # part of p(x) that may be missed; the error is then 0.02 nats
+
+
+class Reach(NamedTuple):
+    """What draws from the prior show about the data of a batch.
+
+    Attributes:
+        near: True if the prior is near the posterior of a datum, shape ``(N,)``.
+        missed: True if the guide misses a region of this posterior, shape ``(N,)``.
+    """
+
+    near: Tensor
+    missed: Tensor
+
+    @classmethod
+    def unknown(cls, size: int) -> "Reach":
+        """Return the result for data whose prior cannot be used."""
+        return cls(*torch.zeros(2, size, dtype=torch.bool))
+
+
+def reach_of_prior(target: Target, level: Tensor) -> Reach:
+    """Compare draws from the prior with the guide.
+
+    Args:
+        target: Posteriors of N data, with the guide.
+        level: Log of the mean weight of draws from the guide, shape ``(N,)``, nats; may be NaN.
+    """
+    level = level.nan_to_num(nan=-math.inf, posinf=-math.inf)
+    u, log_prior = target.draw_prior(NUM_DRAWS)
+    log_joint = target.log_joint(u).nan_to_num(nan=-math.inf)
+    log_likelihood = (log_joint - log_prior).double().nan_to_num(nan=-math.inf, posinf=-math.inf).cpu()
+    found = Reach(_log_mean(log_likelihood) > level - NEAR, torch.zeros(target.size, dtype=torch.bool))
+    inside = found.near.nonzero()[:, 0]
+    if len(inside):
+        part = target if len(inside) == target.size else target.subset(inside)
+        log_guide = part.log_guide(u[:, inside]).nan_to_num(nan=-math.inf)
+        is_heavy = (log_joint[:, inside] - log_guide).double().cpu() > level[inside] + HEAVY
+        mass = _log_mean(torch.where(is_heavy, log_likelihood[:, inside], -math.inf))
+        found.missed[inside] = mass - torch.logaddexp(mass, level[inside]) > math.log(NEGLIGIBLE)
+    return found
+
+
+class WithPrior(Target):
+    """A target whose guide is the mixture of the guide and the prior, with equal weights.
+
+    Args:
+        base: Target with the guide.
+    """
+
+    def __init__(self, base: Target) -> None:
+        super().__init__(base.space, base.batch, amortized=base.amortized, is_checked=True, compiles=False)
+        self.base, self.size = base, base.size
+
+    def subset(self, indices: Tensor) -> "WithPrior":
+        """Return the target of some data of the batch, given by indices of shape ``(n,)``."""
+        return WithPrior(self.base.subset(indices))
+
+    def draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
+        """Draw u from guide and prior in turn; return u and the log-density of their mixture, nats."""
+        first = int(torch.rand(()) < 0.5)  # a single draw comes from the guide or the prior with equal probability
+        is_prior = torch.arange(first, first + num_draws) % 2 == 1
+        parts = [self.base.draw, self.base.draw_prior]
+        counts = [int((~is_prior).sum()), int(is_prior.sum())]
+        drawn = [part(count)[0] for part, count in zip(parts, counts, strict=True) if count]
+        u = torch.cat(drawn)[is_prior.int().argsort(stable=True).argsort()]
+        return u, self.log_guide(u)
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        """Return log p(x, u), shape ``(num_draws, N)``, nats."""
+        return self.base.log_joint(u)
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        """Return the log-density of the mixture of guide and prior at u, shape ``(num_draws, N)``, nats."""
+        log_guide = self.base.log_guide(u).nan_to_num(nan=-math.inf)
+        return torch.logaddexp(log_guide, self.base.log_prior(u)) - math.log(2)
+
+    def value_and_gradient(self, u: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return an intermediate log-density of annealing, and its gradient; see the method of :class:`Target`."""
+        if beta == 1:
+            return self.base.value_and_gradient(u)
+        return super().value_and_gradient(u, beta)
+
+    def priors(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return location and scale of the prior of each coordinate of u."""
+        return self.base.priors(u)
+
+
+def _log_mean(values: Tensor) -> Tensor:
+    return values.logsumexp(0) - math.log(len(values))
