@@ -102,6 +102,15 @@ class Modes:
             self.chosen[here, j] = True
 
 
+def allowed_excess(num_samples: int) -> float:
+    """Return by how much the log-weight of a point may exceed the mean weight of that many draws, nats.
+
+    With 1,000 draws or more, a region of such points with a posterior probability of m is expected to contain at least
+    10 m draws.
+    """
+    return max(math.log(num_samples / 10), HEAVY)
+
+
 def find_witnesses(posterior: Posterior, density: Normal, batch_size: int | None = None) -> Witnesses:
     """Run short chains from draws of the guide. The last witness repeats the first; it is the place for another point.
 

@@ -27,7 +27,6 @@ from torch import Tensor
 from pyrovae._refinement.mixture import MEMBERS, Member, Mixture
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.refine import Refinement, refine
-from pyrovae._refinement.scoring import scores_slowly
 from pyrovae._waist.sites import Program
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.problem import Problem
@@ -154,7 +153,7 @@ class Refined:
     def _scores_guide(self, target: Target) -> bool:
         if self.score_guide is not None:
             return self.score_guide
-        return not any(scores_slowly(site["fn"]) for site in target.space.drawn_sites)
+        return target.space.scores_guide
 
     # --- the interface of a Pyro program ------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.tails import is_tail_light
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, check_wanted_precision
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
-from pyrovae.evaluation.estimators.stages import Stages, cost, scores_guide
+from pyrovae.evaluation.estimators.stages import Stages, cost
 from pyrovae.evaluation.options import Options, SharedOptions
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
@@ -223,11 +223,9 @@ class Cascade:
     def _reach_of_prior(self, batch: Batch, estimates: Estimates) -> Reach:
         """Find data whose prior is near the posterior, and data for which the guide misses a part of the posterior."""
         space = self.space
-        if space is None or not space.has_prior:
+        if space is None or not (space.scores_guide and space.has_prior):
             return Reach.unknown(batch.size)
         target = target_of(space, batch, is_checked=True)
-        if not scores_guide(target):
-            return Reach.unknown(batch.size)
         estimates.evaluations += NUM_DRAWS
         with seeded(torch.initial_seed() + 2**62):  # other random numbers do not depend on this test
             return reach_of_prior(target, estimates.pilot)

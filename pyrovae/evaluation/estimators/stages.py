@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pyrovae._refinement.annealing import Annealing
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
-from pyrovae._refinement.modes import HEAVY, REMOTE, cost_of_exploring, explore
+from pyrovae._refinement.modes import HEAVY, REMOTE, allowed_excess, cost_of_exploring, explore
 from pyrovae._refinement.refine import GRADIENT_COST, add_modes, refine, refine_by_chains
-from pyrovae._refinement.scoring import scores_slowly
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
 from pyrovae.evaluation.problem import Problem
@@ -55,12 +54,14 @@ class Stages:
         self.problem, self.estimates, self.precision = problem, estimates, precision
         self.pending, self.target, self.is_hopeless = pending, target, is_hopeless
         self.members = FEWER if isinstance(target, WithPrior) else MEMBERS
-        options: Any = {"score_guide": scores_guide(target)}
+        options: Any = {"score_guide": target.space.scores_guide}
         self.fitted = refine(target, self.members, batch_size=target.affordable, **options)
         self.explored = self._explore()
         self.estimates.evaluations[pending] += self.fitted.evaluations.cpu()
         weights = self._largest_weight(self.explored, self.fitted.mixture(target, self.members, **options))
-        self.hidden = weights > self.fitted.level.cpu() + REMOTE
+        # The weights of a mixture that contains the prior are bounded, so they seldom reach the higher limit.
+        self._remote = HEAVY if isinstance(target, WithPrior) else REMOTE
+        self.hidden = weights > self.fitted.level.cpu() + self._remote
         self.is_drawn = torch.zeros(len(pending), dtype=torch.bool)  # draws from the present mixture have been made
 
     def _explore(self) -> Tensor:
@@ -89,7 +90,7 @@ class Stages:
         return left[:0] if self.is_hopeless else left[~self.hidden[self._inside(left)]]
 
     def _refined(self, indices: Tensor, num_samples: int) -> None:
-        target, mixture = self._mixture(indices, self.members, score_guide=scores_guide(self.target))
+        target, mixture = self._mixture(indices, self.members, score_guide=self.target.space.scores_guide)
         chunk = max(1, target.affordable // target.size)
         counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
         drawn, heaviest, largest = _draw(mixture, counts)
@@ -97,9 +98,9 @@ class Stages:
         found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
         inside, witnesses = self._inside(indices), self.fitted.witnesses
         log_weights = mixture.score(witnesses.u[:, inside]).nan_to_num(nan=-math.inf)
-        limit = found["log_likelihood"] + _heavy(num_samples)
+        limit = found["log_likelihood"] + allowed_excess(num_samples)
         remote = self._largest_weight(self.explored[:, inside], mixture)
-        self.hidden[inside] = remote > found["log_likelihood"] + REMOTE
+        self.hidden[inside] = remote > found["log_likelihood"] + self._remote
         found["missed"] = (log_weights.amax(0).double().cpu() > limit) | self.hidden[inside] | self.is_hopeless
         heavier = (largest > log_weights[-1]).nonzero()[:, 0]
         witnesses.replace_last(inside[heavier.cpu()], heaviest[heavier])  # a later mixture should cover this draw
@@ -133,7 +134,7 @@ class Stages:
         if not len(inside):
             return self.fitted.share[inside].cpu()
         target = self.target if len(inside) == self.target.size else self.target.subset(inside)
-        options: Any = {"score_guide": scores_guide(target), "batch_size": target.affordable}
+        options: Any = {"score_guide": target.space.scores_guide, "batch_size": target.affordable}
         before, rows = self.fitted.select(inside), self.pending[inside]
         share = self.estimates.ess[rows] / self.estimates.draws[rows]
         share = torch.where(self.is_drawn[inside], share.nan_to_num(nan=0.0).to(before.share.cpu()), before.share.cpu())
@@ -153,7 +154,7 @@ class Stages:
         Args:
             inside: Places of the data among ``pending``.
         """
-        fitted = self.fitted.select(inside) if scores_guide(self.target) else None
+        fitted = self.fitted.select(inside) if self.target.space.scores_guide else None
         return Standardized(self.target.subset(inside), fitted)
 
     def annealed(self, indices: Tensor, temperatures: int) -> Tensor:
@@ -172,11 +173,6 @@ class Stages:
         inside = self._inside(indices)
         target = self.target if len(inside) == self.target.size else self.target.subset(inside)
         return target, self.fitted.select(inside).mixture(target, members, score_guide=score_guide)
-
-
-def scores_guide(target: Target) -> bool:
-    """Return true if the density of the guide at given values is cheap to compute."""
-    return not any(scores_slowly(site["fn"]) for site in target.space.drawn_sites)
 
 
 def cost(temperatures: int) -> int:
@@ -201,15 +197,6 @@ def _draw(mixture: Mixture, counts: list[int]) -> tuple[Draws, Tensor, Tensor]:
     values, points = (torch.stack(each) for each in zip(*peaks, strict=True))
     largest, index = values.max(0)
     return Draws.cat(parts), points[index, torch.arange(len(index), device=index.device)], largest
-
-
-def _heavy(num_samples: int) -> float:
-    """Return by how much the log-weight of a point may exceed the mean weight of that many draws, nats.
-
-    With 1,000 draws or more, a region of such points with a posterior probability of m is expected to contain at least
-    10 m draws.
-    """
-    return max(math.log(num_samples / 10), HEAVY)
 
 
 def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from pyrovae.evaluation.unconstrained.target import Target
 
 NUM_DRAWS = 128
 NEAR = 5.0  # nats by which the first estimate may be lower than the guide's estimate
-HEAVY = math.log(10)  # 100 draws from the guide may miss points whose weight exceeds the mean weight by more, nats
+HEAVY = math.log(10)  # limit for a mixture, which makes about 100 draws from the guide
 NEGLIGIBLE = 0.02  # part of p(x) that may be missed; the error is then 0.02 nats
 
 
@@ -55,7 +55,7 @@ def reach_of_prior(target: Target, level: Tensor) -> Reach:
         target: Posteriors of N data, with the guide.
         level: Log of the mean weight of draws from the guide, shape ``(N,)``, nats; may be NaN.
     """
-    level = level.nan_to_num(nan=-math.inf, posinf=-math.inf)
+    level = level.double().cpu().nan_to_num(nan=-math.inf, posinf=-math.inf)
     u, log_prior = target.draw_prior(NUM_DRAWS)
     log_joint = target.log_joint(u).nan_to_num(nan=-math.inf)
     log_likelihood = (log_joint - log_prior).double().nan_to_num(nan=-math.inf, posinf=-math.inf).cpu()

@@ -10,13 +10,14 @@ computes the values z of the latent sites from u.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyrovae._refinement.scoring import is_autoregressive
+from pyrovae._refinement.scoring import is_autoregressive, scores_slowly
 from pyrovae._waist.scoring import entry_mask
 from pyrovae._waist.sites import Site, is_enumerated, is_point
 from pyrovae._waist.support import common_support, is_periodic, is_real, is_same_support, support_of, without_mixtures
@@ -25,6 +26,7 @@ from pyrovae.distributions import support_of_flow
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.unconstrained.conditional_priors import scaled_sites
+from pyrovae.isolation import seeded
 
 COPIES = 8  # tensors with the size of u that a mixture of normal densities holds at a time
 FLOAT = 4  # bytes of a float32
@@ -43,8 +45,6 @@ class Space:
             the values of latent sites.
         dim: Length of a vector u, D.
         scaled: Names of the latent sites whose prior has a scale that depends on other latents.
-        has_prior: True if draws from the prior are cheap, and their density is known. It is false if the model
-            enumerates sites, or if the prior of a site is an autoregressive flow.
 
     Raises:
         ValueError: If the guide has no latent sites, enumerates a site, or has a density that changes from run to run;
@@ -88,7 +88,7 @@ class Space:
         self.noise_shapes = {name: self._by_datum(drawn.values[name]).shape[2:] for name in self.noise}
         self._check_noise(drawn.values, real)
         self.scaled = scaled_sites(first.model_sites, again.model_sites)
-        self.has_prior = not any(map(is_enumerated, first.model_sites)) and not any(
+        self._samples_fast = not any(map(is_enumerated, first.model_sites)) and not any(
             is_autoregressive(site["fn"]) for site in of_model.values()
         )
         self.dim = sum(map(math.prod, self.shapes.values()))
@@ -116,6 +116,29 @@ class Space:
     def width(self) -> int:
         """Number of data in a batch, for estimators that fit a density to the posterior of each datum."""
         return max(8, min(256, self.affordable // max(1, self.dim // 4)))
+
+    @property
+    def scores_guide(self) -> bool:
+        """True if the density of the guide at given values is cheap to compute."""
+        return not any(scores_slowly(site["fn"]) for site in self.drawn_sites)
+
+    @cached_property
+    def has_prior(self) -> bool:
+        """True if the prior can be drawn, and its draws and densities are cheap to compute.
+
+        It is false if the model enumerates sites, if the prior of a site is an autoregressive flow, and if the prior is
+        improper.
+        """
+        if not self._samples_fast:
+            return False
+        batch, names = self.problem.few(), tuple(self.sites)
+        try:
+            with seeded(self.problem.seed), torch.no_grad():  # other random numbers do not depend on this test
+                values, log_prior = self.problem.route.draw_prior(batch, 2, names)
+                u = self.flatten(values)
+        except Exception:  # a program may raise any error at values that the guide never draws
+            return False
+        return u.shape == (2, batch.size, self.dim) and bool(log_prior.isfinite().all())
 
     @property
     def drawn_sites(self) -> list[Site]:

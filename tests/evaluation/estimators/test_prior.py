@@ -154,6 +154,25 @@ def flow_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
 
 
+def observed_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+
+def improper_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        flat = dist.ImproperUniform(dist.constraints.real_vector, torch.Size([len(x)]), torch.Size([2]))
+        z = pyro.sample("z", flat)
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[:, None].expand(-1, 2))
+
+
+def test_an_improper_prior_is_evaluated() -> None:
+    """The posterior of a flat prior is the likelihood, whose integral over z is 1."""
+    found = pv.evaluation.log_likelihood(improper_model, flow_guide, torch.tensor([0.0, 0.5]), seed=0)
+    assert (abs(found.log_likelihood) < 4 * found.mcse + 1e-4).all()
+
+
 def enumerated_model(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         k = pyro.sample("k", dist.Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
@@ -162,16 +181,11 @@ def enumerated_model(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "expected"), [(flow_model, False), (enumerated_model, False), (flow_guide, True)], ids=str
+    ("program", "expected"),
+    [(flow_model, False), (enumerated_model, False), (improper_model, False), (observed_model, True)],
 )
 def test_priors_that_are_slow_or_unknown_are_not_used(program: Any, expected: bool) -> None:
-    def observed(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
-
-    chosen = observed if program is flow_guide else program
-    with pv.evaluation.Problem(chosen, flow_guide, torch.zeros(3), **OPTIONS) as problem:
+    with pv.evaluation.Problem(program, flow_guide, torch.zeros(3), **OPTIONS) as problem:
         assert Space(problem).has_prior == expected
 
 
