@@ -53,7 +53,7 @@ from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.unconstrained.exact_fits import can_fit_exactly
 from pyrovae.evaluation.unconstrained.flat import target_of
-from pyrovae.evaluation.unconstrained.prior import NUM_DRAWS, Reach, WithPrior, reach_of_prior
+from pyrovae.evaluation.unconstrained.prior import Reach, WithPrior, reach_of_prior
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.isolation import seeded
 
@@ -226,9 +226,10 @@ class Cascade:
         if space is None or not (space.scores_guide and space.has_prior):
             return Reach.unknown(batch.size)
         target = target_of(space, batch, is_checked=True)
-        estimates.evaluations += NUM_DRAWS
         with seeded(torch.initial_seed() + 2**62):  # other random numbers do not depend on this test
-            return reach_of_prior(target, estimates.pilot)
+            found = reach_of_prior(target, estimates.pilot)
+        estimates.evaluations += found.evaluations
+        return found
 
     def _by_guide(self, batch: Batch, estimates: Estimates, good: Tensor) -> Tensor:
         """Estimate log p(x) of the selected data from new draws from the guide.

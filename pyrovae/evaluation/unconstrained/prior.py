@@ -14,18 +14,21 @@ estimate of p(x), the prior is *near* the posterior, and a mixture can contain i
 not small, the guide *misses* a region.
 
 For most VAEs, no draw from the prior has a high likelihood. The test then finds nothing, and costs ``NUM_DRAWS``
-evaluations of log p(x, z).
+evaluations of log p(x, z). If the best draw has a likelihood that is not much too low, ``MORE_DRAWS`` follow.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from pyrovae.evaluation.unconstrained.target import Target
 
-NUM_DRAWS = 128
+NUM_DRAWS, MORE_DRAWS = 128, 512
+PROMISING = (
+    20.0  # more draws follow if the likelihood of the best draw is lower than the guide's estimate by less, nats
+)
 NEAR = 5.0  # nats by which the first estimate may be lower than the guide's estimate
 HEAVY = math.log(10)  # limit for a mixture, which makes about 100 draws from the guide
 NEGLIGIBLE = 0.02  # part of p(x) that may be missed; the error is then 0.02 nats
@@ -37,15 +40,18 @@ class Reach(NamedTuple):
     Attributes:
         near: True if the prior is near the posterior of a datum, shape ``(N,)``.
         missed: True if the guide misses a region of this posterior, shape ``(N,)``.
+        evaluations: Number of evaluations of log p(x, z) for each datum, shape ``(N,)``.
     """
 
     near: Tensor
     missed: Tensor
+    evaluations: Tensor
 
     @classmethod
     def unknown(cls, size: int) -> "Reach":
         """Return the result for data whose prior cannot be used."""
-        return cls(*torch.zeros(2, size, dtype=torch.bool))
+        near, missed = torch.zeros(2, size, dtype=torch.bool)
+        return cls(near, missed, torch.zeros(size, dtype=torch.long))
 
 
 def reach_of_prior(target: Target, level: Tensor) -> Reach:
@@ -56,18 +62,48 @@ def reach_of_prior(target: Target, level: Tensor) -> Reach:
         level: Log of the mean weight of draws from the guide, shape ``(N,)``, nats; may be NaN.
     """
     level = level.double().cpu().nan_to_num(nan=-math.inf, posinf=-math.inf)
-    u, log_prior = target.draw_prior(NUM_DRAWS)
-    log_joint = target.log_joint(u).nan_to_num(nan=-math.inf)
-    log_likelihood = (log_joint - log_prior).double().nan_to_num(nan=-math.inf, posinf=-math.inf).cpu()
-    found = Reach(_log_mean(log_likelihood) > level - NEAR, torch.zeros(target.size, dtype=torch.bool))
-    inside = found.near.nonzero()[:, 0]
+    found, drawn = Reach.unknown(target.size), _Drawn.of(target, NUM_DRAWS)
+    inside = (drawn.log_likelihood.amax(0) > level - PROMISING).nonzero()[:, 0]
+    found.evaluations.add_(NUM_DRAWS)
     if len(inside):
-        part = target if len(inside) == target.size else target.subset(inside)
-        log_guide = part.log_guide(u[:, inside]).nan_to_num(nan=-math.inf)
-        is_heavy = (log_joint[:, inside] - log_guide).double().cpu() > level[inside] + HEAVY
-        mass = _log_mean(torch.where(is_heavy, log_likelihood[:, inside], -math.inf))
-        found.missed[inside] = mass - torch.logaddexp(mass, level[inside]) > math.log(NEGLIGIBLE)
+        part, level = target if len(inside) == target.size else target.subset(inside), level[inside]
+        drawn = drawn.of_data(inside).joined(_Drawn.of(part, MORE_DRAWS))
+        heavy = drawn.log_joint - part.log_guide(drawn.u).nan_to_num(nan=-math.inf).double().cpu() > level + HEAVY
+        mass = _log_mean(torch.where(heavy, drawn.log_likelihood, -math.inf))
+        found.near[inside] = _log_mean(drawn.log_likelihood) > level - NEAR
+        found.missed[inside] = found.near[inside] & (mass - torch.logaddexp(mass, level) > math.log(NEGLIGIBLE))
+        found.evaluations[inside] += MORE_DRAWS
     return found
+
+
+class _Drawn(NamedTuple):
+    """Draws from the prior.
+
+    Attributes:
+        u: Real vectors, shape ``(S, N, D)``.
+        log_joint: log p(x, u), shape ``(S, N)``, nats, on the CPU.
+        log_likelihood: log p(x | u), shape ``(S, N)``, nats, on the CPU.
+    """
+
+    u: Tensor
+    log_joint: Tensor
+    log_likelihood: Tensor
+
+    @classmethod
+    def of(cls, target: Target, num_draws: int) -> Self:
+        """Draw from the prior of each datum, and evaluate the densities."""
+        u, log_prior = target.draw_prior(num_draws)
+        log_joint = target.log_joint(u).nan_to_num(nan=-math.inf)
+        log_likelihood = (log_joint - log_prior).double().nan_to_num(nan=-math.inf, posinf=-math.inf)
+        return cls(u, log_joint.double().cpu(), log_likelihood.cpu())
+
+    def of_data(self, indices: Tensor) -> Self:
+        """Return the draws of the data at ``indices``."""
+        return type(self)(*(part[:, indices] for part in self))
+
+    def joined(self, other: Self) -> Self:
+        """Return the draws of ``self`` followed by those of ``other``."""
+        return type(self)(*map(torch.cat, zip(self, other, strict=True)))
 
 
 class WithPrior(Target):

@@ -110,6 +110,7 @@ def test_near_and_missed() -> None:
         found = reach_of_prior(target, level)
         assert found.near.tolist() == [True, True, False]
         assert found.missed.tolist() == [True, True, False]
+        assert found.evaluations.tolist() == [640, 640, 128]
         assert reach_of_prior(target, level * math.nan).missed.all()
 
 
