@@ -226,8 +226,13 @@ class Cascade:
         if space is None or not (space.scores_guide and space.has_prior):
             return Reach.unknown(batch.size)
         target = target_of(space, batch, is_checked=True)
-        with seeded(torch.initial_seed() + 2**62):  # other random numbers do not depend on this test
-            found = reach_of_prior(target, estimates.pilot)
+        try:
+            with seeded(torch.initial_seed() + 2**62):  # other random numbers do not depend on this test
+                found = reach_of_prior(target, estimates.pilot)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:  # a program may raise any error at values that the guide never draws
+            return Reach.unknown(batch.size)
         estimates.evaluations += found.evaluations
         return found
 

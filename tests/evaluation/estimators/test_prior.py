@@ -144,6 +144,25 @@ def test_data_far_from_the_prior_get_the_same_numbers(
 FLOW = dist.transforms.AffineAutoregressive(pyro.nn.AutoRegressiveNN(2, [4]))
 
 
+def test_a_program_may_fail_at_draws_from_the_prior() -> None:
+    def fragile(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if len(z) > 3 and (abs(z) > 2.5).any():
+                raise RuntimeError("too far")
+            pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    x = torch.linspace(-0.5, 0.5, 4)
+    with pv.evaluation.Problem(fragile, guide_at(1.0), x, **OPTIONS) as problem:
+        cascade = CASCADE.Cascade(problem, 0.1, 2000, 40_000)
+        cascade.open()
+        batch, estimates = next(problem.batches(4)), CASCADE.Estimates(4)
+        assert cascade.space.has_prior
+        assert not cascade._reach_of_prior(batch, estimates).near.any()
+    found = pv.evaluation.log_likelihood(fragile, guide_at(1.0), x, seed=0)
+    assert found.reliable.all()
+
+
 def flow_model(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [FLOW]))
