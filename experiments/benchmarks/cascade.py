@@ -33,7 +33,7 @@ from pyrovae.evaluation.unconstrained.flat import FlatTarget, target_of
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.evaluation.unconstrained.target import Target
 
-PARTS = ("log_densities", "value_and_gradient")
+PARTS = ("log_joint", "log_densities", "value_and_gradient")
 FEW = 8  # data of the calls that compile, whose time is the set-up
 Shape = tuple[str, int, int]  # part, number of draws, number of data
 
