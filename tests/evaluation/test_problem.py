@@ -155,18 +155,20 @@ def test_a_guide_of_another_density_in_every_run_may_take_a_part_of_the_data(
     assert (abs(result.log_likelihood - exact.numpy()) < 5 * result.mcse).all()
 
 
+def counted_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0)), 1.0), obs=x)
+
+
+def counted_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
 @pytest.mark.parametrize("bad", [[0], [5], [3, 11]])
 def test_a_datum_that_fails_is_nan_in_a_column_of_counts(bad: list[int]) -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0)), 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / 2, 1.0))
-
     x = torch.arange(12.0)
-    problem = pv.evaluation.Problem(model, guide, x, seed=0, progress=False)
+    problem = pv.evaluation.Problem(counted_model, counted_guide, x, seed=0, progress=False)
 
     def count(batch: Batch) -> dict[str, Tensor]:
         if any(float(i) in batch.args[0] for i in bad):
@@ -251,15 +253,7 @@ def test_tuples_are_passed_on() -> None:
 
 
 def test_a_batch_that_fails_is_computed_datum_by_datum_with_a_warning() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0)), 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / 2, 1.0))
-
-    problem = pv.evaluation.Problem(model, guide, torch.arange(7.0), seed=0, progress=False)
+    problem = pv.evaluation.Problem(counted_model, counted_guide, torch.arange(7.0), seed=0, progress=False)
 
     def count(batch: Batch) -> dict[str, Tensor]:
         if batch.size > 3:

@@ -231,7 +231,14 @@ class Cascade:
                 found = reach_of_prior(target, estimates.pilot)
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception:  # a program may raise any error at values that the guide never draws
+        except Exception as error:  # a program may raise any error at values that the guide never draws
+            warnings.warn(
+                f"log_likelihood makes no draws from the prior for data {batch.start} to "
+                f"{batch.start + batch.kept - 1}, because the model raises an error at such draws. Modes that the "
+                f"guide misses may stay hidden. Let the model accept all values that its prior can take: "
+                f"{' '.join(str(error).split())[:200]}",
+                stacklevel=find_stack_level(),
+            )
             return Reach.unknown(batch.size)
         estimates.evaluations += found.evaluations
         return found

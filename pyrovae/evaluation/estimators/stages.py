@@ -21,7 +21,9 @@ from pyrovae.evaluation.unconstrained.standardized import Standardized
 from pyrovae.evaluation.unconstrained.target import Target
 
 NUM_CHAINS, NUM_LEAPFROG = 128, 2
-FEWER = tuple(member._replace(weight=member.weight / 1.5) for member in MEMBERS)  # the guide has the other 0.4
+MEMBERS_WITH_PRIOR = tuple(
+    member._replace(weight=member.weight / 1.5) for member in MEMBERS
+)  # the guide has the other 0.4
 LEAST_ACCEPTANCE = 0.3  # chains with a lower acceptance hardly move, and their weights are meaningless
 
 
@@ -53,7 +55,7 @@ class Stages:
     ) -> None:
         self.problem, self.estimates, self.precision = problem, estimates, precision
         self.pending, self.target, self.is_hopeless = pending, target, is_hopeless
-        self.members = FEWER if isinstance(target, WithPrior) else MEMBERS
+        self.members = MEMBERS_WITH_PRIOR if isinstance(target, WithPrior) else MEMBERS
         options: Any = {"score_guide": target.space.scores_guide}
         self.fitted = refine(target, self.members, batch_size=target.affordable, **options)
         self.explored = self._explore()

@@ -35,7 +35,7 @@ NEGLIGIBLE = 0.02  # part of p(x) that may be missed; the error is then 0.02 nat
 
 
 class Reach(NamedTuple):
-    """What draws from the prior show about the data of a batch.
+    """Result of a comparison of draws from the prior with the guide, for the data of a batch.
 
     Attributes:
         near: True if the prior is near the posterior of a datum, shape ``(N,)``.

@@ -21,34 +21,25 @@ CASCADE = importlib.import_module("pyrovae.evaluation.estimators.cascade")
 OPTIONS: Any = {"seed": 0, "progress": False}
 
 
-def model(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
+def model(x: Tensor, size: int | None = None) -> None:
+    with pyro.plate("data", size or len(x)):
         s = pyro.sample("s", dist.Gamma(2.0, 3.0))
         z = pyro.sample("z", dist.Normal(torch.zeros(2), s[..., None]).to_event(1))
         pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
 
 
-def guide(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
+def guide(x: Tensor, size: int | None = None) -> None:
+    with pyro.plate("data", size or len(x)):
         pyro.sample("z", dist.Normal(x[:, None] / 2, torch.ones(2)).to_event(1))
         pyro.sample("s", dist.Gamma(1.0, torch.ones_like(x)))
 
 
 def of_four(x: Tensor) -> None:
-    with pyro.plate("data", 4):
-        model_of_plate(x)
-
-
-def model_of_plate(x: Tensor) -> None:
-    s = pyro.sample("s", dist.Gamma(2.0, 3.0))
-    z = pyro.sample("z", dist.Normal(torch.zeros(2), s[..., None]).to_event(1))
-    pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+    model(x, 4)
 
 
 def guide_of_four(x: Tensor) -> None:
-    with pyro.plate("data", 4):
-        pyro.sample("z", dist.Normal(x[:, None] / 2, torch.ones(2)).to_event(1))
-        pyro.sample("s", dist.Gamma(1.0, torch.ones_like(x)))
+    guide(x, 4)
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
@@ -126,7 +117,7 @@ def test_a_guide_at_one_of_two_modes_does_not_hide_the_other() -> None:
     assert reliable.mean() > 0.7
     errors = (found.log_likelihood.values - exact.numpy())[reliable]
     assert (abs(errors) < 2 * found.mcse.values[reliable]).mean() > 0.8
-    assert abs(errors.mean()) < 0.1
+    assert abs(errors.mean()) < 0.03 + 4 * float((found.mcse.values[reliable] ** 2).sum()) ** 0.5 / len(errors)
 
 
 @pytest.mark.parametrize("compiles", [False, True])
@@ -158,8 +149,10 @@ def test_a_program_may_fail_at_draws_from_the_prior() -> None:
         cascade.open()
         batch, estimates = next(problem.batches(4)), CASCADE.Estimates(4)
         assert cascade.space.has_prior
-        assert not cascade._reach_of_prior(batch, estimates).near.any()
-    found = pv.evaluation.log_likelihood(fragile, guide_at(1.0), x, seed=0)
+        with pytest.warns(UserWarning, match="no draws from the prior for data 0 to 3.*too far"):
+            assert not cascade._reach_of_prior(batch, estimates).near.any()
+    with pytest.warns(UserWarning, match="no draws from the prior"):
+        found = pv.evaluation.log_likelihood(fragile, guide_at(1.0), x, seed=0)
     assert found.reliable.all()
 
 
