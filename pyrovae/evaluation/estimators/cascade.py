@@ -33,40 +33,33 @@ import warnings
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pyrovae._compilation.precision import Precision
-from pyrovae._refinement.refine import cost_of_chains
 from pyrovae._waist.sites import Program
 from pyrovae._warnings import find_stack_level
 from pyrovae.arguments import check_whole
-from pyrovae.evaluation import bounds
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.diagnostics.tails import is_tail_light
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS, check_wanted_precision
-from pyrovae.evaluation.estimators.estimates import Estimates, summary
-from pyrovae.evaluation.estimators.stages import Stages, cost
+from pyrovae.evaluation.estimators.estimates import Estimates
+from pyrovae.evaluation.estimators.guide_stage import GuideStage
+from pyrovae.evaluation.estimators.schedule import Schedule
 from pyrovae.evaluation.options import Options, SharedOptions
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.unconstrained.exact_fits import can_fit_exactly
 from pyrovae.evaluation.unconstrained.flat import target_of
-from pyrovae.evaluation.unconstrained.prior import Reach, WithPrior, reach_of_prior
+from pyrovae.evaluation.unconstrained.prior import WithPrior
 from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.evaluation.unconstrained.target import Target
 from pyrovae.isolation import seeded
 
 if TYPE_CHECKING:
     import xarray as xr
 
 STAGES = ("guide", "refined", "annealed")
-PILOT = 256  # draws of the guide that decide whether the guide is a good proposal
-GOOD_K, GOOD_ESS = 0.2, 0.4  # k-hat and effective fraction of the pilot draws; strict, because refining is cheap
-SHARES = (0.5, 1.0, 2.0, 4.0)  # numbers of draws from a mixture, as multiples of num_samples
-SHORT_CHAINS, LONG_CHAINS = 2, 6  # runs of the chains that improve a mixture for the first and for the second time
-EXPECTED = 0.7  # expected error of the draws, as a fraction of the precision
-FIRST_TEMPERATURES = 22
 EXACT_FIT = (
     "the scale of observed entries depends on a latent and can become small, and the other latents can fit these "
     "entries exactly. The posterior then has a narrow region at the exact fit, which draws may miss, so only estimates "
@@ -184,7 +177,8 @@ class Cascade:
     """
 
     def __init__(self, problem: Problem, precision: float, num_samples: int, budget: int) -> None:
-        self.problem, self.precision, self.num_samples, self.budget = problem, precision, num_samples, budget
+        self.problem, self.precision, self.num_samples = problem, precision, num_samples
+        self.schedule = Schedule(problem, precision, num_samples, budget)
         self.space: Space | None = None
         self._fits_exactly: bool | None = None
 
@@ -203,95 +197,25 @@ class Cascade:
     def columns(self, batch: Batch) -> dict[str, Tensor | np.ndarray]:
         """Return a dictionary of columns for the data of a batch: estimates, diagnostics and costs."""
         estimates = Estimates(batch.size)
-        good = self._pilot(batch, estimates)
-        prior = self._reach_of_prior(batch, estimates)
-        pending = self._by_guide(batch, estimates, good & ~prior.missed)
+        by_guide = GuideStage(self.problem, self.space, self.precision, self.num_samples)
+        good = by_guide.pilot(batch, estimates)
+        prior = by_guide.reach_of_prior(batch, estimates)
+        pending = by_guide.estimate(batch, estimates, good & ~prior.missed)
         for widens in (False, True):
             if len(indices := pending[prior.near[pending] == widens]):
-                self._by_mixture(batch, estimates, indices, widens=widens)
+                target = self._target(batch, indices, widens=widens)
+                self.schedule.run(estimates, indices, target, is_hopeless=self._can_fit_exactly())
         return {name: column[: batch.kept] for name, column in estimates.columns().items()}
 
-    def _pilot(self, batch: Batch, estimates: Estimates) -> Tensor:
-        """Store an estimate from pilot draws of the guide; return a mask, true if the guide is a good proposal."""
-        pilot = self._weights(batch, PILOT)
-        found = bounds.of_valid(pilot, summary)
-        estimates.evaluations += PILOT
-        estimates.pilot, estimates.pilot_mcse = found["log_likelihood"], found["mcse"]
-        good = (found["pareto_k"] < GOOD_K) & (found["ess"] > GOOD_ESS * PILOT)
-        return good if self.space is not None else torch.ones_like(good)
+    def _target(self, batch: Batch, indices: Tensor, *, widens: bool) -> Target:
+        """Return the posteriors of the data at the indices.
 
-    def _reach_of_prior(self, batch: Batch, estimates: Estimates) -> Reach:
-        """Find data whose prior is near the posterior, and data for which the guide misses a part of the posterior."""
-        space = self.space
-        if space is None or not (space.scores_guide and space.has_prior):
-            return Reach.unknown(batch.size)
-        target = target_of(space, batch, is_checked=True)
-        try:
-            with seeded(torch.initial_seed() + 2**62):  # other random numbers do not depend on this test
-                found = reach_of_prior(target, estimates.pilot)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:  # a program may raise any error at values that the guide never draws
-            warnings.warn(
-                f"log_likelihood makes no draws from the prior for data {batch.start} to "
-                f"{batch.start + batch.kept - 1}, because the model raises an error at such draws. Modes that the "
-                f"guide misses may stay hidden. Let the model accept all values that its prior can take: "
-                f"{' '.join(str(error).split())[:200]}",
-                stacklevel=find_stack_level(),
-            )
-            return Reach.unknown(batch.size)
-        estimates.evaluations += found.evaluations
-        return found
-
-    def _by_guide(self, batch: Batch, estimates: Estimates, good: Tensor) -> Tensor:
-        """Estimate log p(x) of the selected data from new draws from the guide.
-
-        Args:
-            batch: A batch of data.
-            estimates: Current estimates of the data of the batch.
-            good: Mask of the selected data. If no densities can be fitted to the posteriors, all data are selected.
-
-        Returns:
-            Indices of the data that need another estimator: data that were not selected, and selected data whose
-            estimate is not good enough. The tensor is empty if no densities can be fitted to the posteriors.
-        """
-        indices = good.nonzero().flatten()
-        if len(indices):
-            part = batch if len(indices) == batch.size else self._part(batch, indices)
-            log_weights = self._weights(part, self.num_samples)
-            own = log_weights if part.size == len(indices) else log_weights[:, indices]
-            counts = {"draws": self.num_samples, "evaluations": self.num_samples}
-            estimates.put(indices, bounds.of_valid(own, summary), stage=0, **counts)
-            passed = estimates.passes(indices, self.precision)
-            good[indices[~passed]] = self.space is None
-        return (~good).nonzero().flatten()
-
-    def _by_mixture(self, batch: Batch, estimates: Estimates, pending: Tensor, *, widens: bool) -> None:
-        """Run the stages *refined* and *annealed* on the data at the indices ``pending``.
-
-        If the mixture of a datum misses a region that standardized coordinates reveal, both stages run in these
-        coordinates instead.
-
-        Args:
-            batch: A batch of data.
-            estimates: Current estimates of the data of the batch.
-            pending: Indices of the data.
-            widens: If true, the mixture of the guide with the prior takes the place of the guide.
+        If ``widens`` is true, the mixture of the guide with the prior takes the place of the guide.
         """
         assert self.space is not None
         whole = target_of(self.space, batch)
-        target = whole if len(pending) == batch.size else whole.subset(pending)
-        if widens:
-            target = WithPrior(target)
-        fits_exactly = self._can_fit_exactly()
-        stages = Stages(self.problem, estimates, self.precision, pending, target, is_hopeless=fits_exactly)
-        stages.hidden &= self._repeats(stages)
-        self._in_coordinates_of(stages, pending[~stages.hidden])
-        repeats = self._repeats(stages)
-        if repeats.any():
-            part = stages.standardized(repeats.nonzero().flatten())
-            again = Stages(self.problem, estimates, self.precision, pending[repeats], part)
-            self._in_coordinates_of(again, pending[repeats])
+        target = whole if len(indices) == batch.size else whole.subset(indices)
+        return WithPrior(target) if widens else target
 
     def _can_fit_exactly(self) -> bool:
         """Return whether latents can fit the data exactly and remove the noise. The first call warns if they can."""
@@ -302,68 +226,6 @@ class Cascade:
             if self._fits_exactly:
                 warnings.warn(EXACT_FIT, stacklevel=find_stack_level())
         return self._fits_exactly
-
-    def _repeats(self, stages: Stages) -> Tensor:
-        """Return a mask of data that need standardized coordinates. The budget must allow twice their present cost."""
-        return stages.hidden & (2 * stages.estimates.evaluations[stages.pending] <= self.budget)
-
-    def _in_coordinates_of(self, stages: Stages, pending: Tensor) -> None:
-        """Run the stage *refined* on the data at the indices ``pending``, then the stage *annealed*.
-
-        The stage *annealed* gets the data whose estimate is not reliable after the stage *refined*, except data for
-        which the regression failed, and data with a missed mode: it starts from the same mixture, and may miss it too.
-        """
-        left = self._refined(stages, pending)
-        left = left[~stages.estimates.missed[left]]
-        temperatures = FIRST_TEMPERATURES
-        while len(left := left[stages.estimates.evaluations[left] + cost(temperatures) <= self.budget]):
-            left = stages.annealed(left, temperatures)
-            temperatures *= 2
-
-    def _refined(self, stages: Stages, pending: Tensor) -> Tensor:
-        """Run the stage *refined*; return the indices of the data that need the stage *annealed*.
-
-        A mixture that needs the largest number of draws is improved before its first estimate.
-        """
-        inside = torch.isin(stages.pending, pending)
-        most, fitted = int(SHARES[-1] * self.num_samples), stages.fitted
-        draws, failed = self._draws(fitted.share.cpu())[inside], fitted.failed.cpu()[inside]
-        left = stages.refined(pending, torch.where((draws < most) | failed | stages.is_hopeless, draws, 0))
-        left = left[~torch.isin(left, pending[failed])]  # chains cannot move without a gradient
-        draws = self._draws(stages.improve(left, SHORT_CHAINS))
-        waits = (draws == most) & self._affords_long_chains(stages, left)
-        left = stages.refined(left, draws.masked_fill(waits, 0))
-        longer = left[self._affords_long_chains(stages, left)]
-        stages.improve(longer, LONG_CHAINS)
-        stages.refined(longer, torch.full_like(longer, most))
-        return left[~stages.estimates.passes(left, self.precision)]
-
-    def _affords_long_chains(self, stages: Stages, indices: Tensor) -> Tensor:
-        """Return a mask of the data whose budget allows long chains and the largest number of draws after them."""
-        cost_of_both = cost_of_chains(stages.target.dim, LONG_CHAINS) + int(SHARES[-1] * self.num_samples)
-        return stages.estimates.evaluations[indices] + cost_of_both <= self.budget
-
-    def _draws(self, share: Tensor) -> Tensor:
-        """Return the number of draws that each datum is expected to need for the wanted precision, with a margin."""
-        needed = (1 / share.clamp_min(1e-6) - 1) / (EXPECTED * self.precision) ** 2
-        choices = torch.tensor([max(int(part * self.num_samples), FEW_WEIGHTS + 1) for part in SHARES])
-        return choices[torch.bucketize(needed.double(), choices.double()).clamp_max(len(choices) - 1)]
-
-    def _weights(self, batch: Batch, num_draws: int) -> Tensor:
-        """Return log-weights of draws from the guide, computed in chunks that fit into memory."""
-        problem, chunk = self.problem, max(1, self.problem.affordable // batch.size)
-        if problem.probe.enumerates:
-            counts = [min(chunk, num_draws - done) for done in range(0, num_draws, chunk)]
-            return torch.cat([problem.run(batch, count).log_weights for count in counts])
-        parts = []
-        for done in range(0, num_draws, chunk):
-            count = min(chunk, num_draws - done)
-            drawn = problem.draw(batch, count, amortized=True)
-            parts.append(problem.log_joint(batch, drawn.values, count, drawn.masks) - drawn.log_q)
-        return torch.cat(parts)
-
-    def _part(self, batch: Batch, indices: Tensor) -> Batch:
-        return self.problem.select(batch, indices) if self.problem.probe.cuttable else batch
 
 
 def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":

@@ -1,6 +1,5 @@
 """Draws from the prior show which regions of a posterior the guide misses, and then join the guide."""
 
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
+from pyrovae.evaluation.estimators import guide_stage
+from pyrovae.evaluation.estimators.estimates import Estimates
 from pyrovae.evaluation.unconstrained.flat import target_of
 from pyrovae.evaluation.unconstrained.prior import Reach, WithPrior, reach_of_prior
 from pyrovae.evaluation.unconstrained.space import Space
 
-CASCADE = importlib.import_module("pyrovae.evaluation.estimators.cascade")
 OPTIONS: Any = {"seed": 0, "progress": False}
 
 
@@ -127,7 +127,7 @@ def test_data_far_from_the_prior_get_the_same_numbers(
     x = torch.linspace(8.0, 9.0, 12)
     options: Any = {"compile": compiles, **OPTIONS}
     found = pv.evaluation.log_likelihood(normal_model, guide_at(0.9), x, **options)
-    monkeypatch.setattr(CASCADE, "reach_of_prior", lambda target, _: Reach.unknown(target.size))
+    monkeypatch.setattr(guide_stage, "reach_of_prior", lambda target, _: Reach.unknown(target.size))
     plain = pv.evaluation.log_likelihood(normal_model, guide_at(0.9), x, **options)
     np.testing.assert_array_equal(found.log_likelihood, plain.log_likelihood)
 
@@ -145,12 +145,12 @@ def test_a_program_may_fail_at_draws_from_the_prior() -> None:
 
     x = torch.linspace(-0.5, 0.5, 4)
     with pv.evaluation.Problem(fragile, guide_at(1.0), x, **OPTIONS) as problem:
-        cascade = CASCADE.Cascade(problem, 0.1, 2000, 40_000)
-        cascade.open()
-        batch, estimates = next(problem.batches(4)), CASCADE.Estimates(4)
-        assert cascade.space.has_prior
+        space = Space(problem)
+        stage = guide_stage.GuideStage(problem, space, 0.1, 2000)
+        batch, estimates = next(problem.batches(4)), Estimates(4)
+        assert space.has_prior
         with pytest.warns(UserWarning, match="no draws from the prior for data 0 to 3.*too far"):
-            assert not cascade._reach_of_prior(batch, estimates).near.any()
+            assert not stage.reach_of_prior(batch, estimates).near.any()
     with pytest.warns(UserWarning, match="no draws from the prior"):
         found = pv.evaluation.log_likelihood(fragile, guide_at(1.0), x, seed=0)
     assert found.reliable.all()
