@@ -37,7 +37,7 @@ NUM_EXPLORERS, NUM_RUNS = 6, 2  # chains that explore posteriors without a fitte
 NUM_MODES = 3  # largest number of further densities of a datum
 NUM_DRAWS = 64  # draws from the guide that determine scales
 HEAVY = math.log(100)  # a mixture misses a point whose weight exceeds the mean weight by more than this, nats
-REMOTE = math.log(1e4)  # the same for the points of :func:`explore`, of which there are more
+REMOTE = math.log(1e4)  # limit for the points of explore, nats; there are more of these points
 _STEP = 2.0  # longest step from a state to the mean, in standard deviations per dimension
 
 
@@ -112,7 +112,9 @@ def allowed_excess(num_samples: int) -> float:
 
 
 def find_witnesses(posterior: Posterior, density: Normal, batch_size: int | None = None) -> Witnesses:
-    """Run short chains from draws of the guide. The last witness repeats the first; it is the place for another point.
+    """Run short chains from draws of the guide, and return their last states.
+
+    The last witness is a copy of the first. :meth:`Witnesses.replace_last` can replace the copy by another point.
 
     Args:
         posterior: Posteriors of N data, with the guide.

@@ -242,8 +242,8 @@ def _by_chains(
 def starting_points(drawn: Draws) -> Tensor:
     """Return starting points of chains, shape ``(S, N, D)``.
 
-    They are the given draws, except that a draw with a negligible weight is replaced by another draw of the same datum,
-    because a short chain would not reach the posterior from it.
+    The starting points are the given draws. A draw with a negligible weight is replaced by another draw of the same
+    datum, because a short chain from such a draw would not reach the posterior.
     """
     log_weights = drawn.log_weights.nan_to_num(nan=-math.inf)
     level = log_weights.logsumexp(0) - math.log(len(log_weights))

@@ -38,8 +38,9 @@ def check_same_latents(model_sites: list[Site], guide_sites: list[Site]) -> None
         )
     if surplus := sorted(in_guide - in_model - auxiliary):
         raise ValueError(
-            f"latent site {surplus[0]!r} is in the guide but not in the model, which has {sorted(in_model)}. Sample it "
-            f"in the model under the same name, or mark it with infer={{'is_auxiliary': True}}."
+            f"latent site {surplus[0]!r} is in the guide but not in the model, which has {sorted(in_model)}. Sample "
+            f"the site in the model under the same name. If the guide computes the values of its other sites from this "
+            f"site, mark the site with infer={{'is_auxiliary': True}}."
         )
 
 
@@ -52,8 +53,8 @@ def _check_points(model_sites: list[Site], guide_sites: list[Site]) -> None:
         return  # an autoguide computes such points from its auxiliary site
     of_model = {site["name"]: site["fn"] for site in model_sites if not site["is_observed"]}
     for site in guide_sites:
-        given = site["is_observed"] or site["infer"].get("_pyrovae_given")
-        if not given and is_point(site["fn"]) and not is_point(of_model.get(site["name"], site["fn"])):
+        at_point = is_point(site["fn"]) and not is_point(of_model.get(site["name"], site["fn"]))
+        if at_point and not site["is_observed"]:
             raise ValueError(
                 f"the guide puts all mass of latent site {site['name']!r} on a point, a maximum a posteriori estimate, "
                 f"so its draws have no density and no weights. Sample the site in the guide, or condition the model on "

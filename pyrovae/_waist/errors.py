@@ -62,4 +62,6 @@ def outside_support(site: Site, reason: str) -> str:
             "with binarization='dynamic' and fit(transform=splits.transform)), or use a likelihood of real values such "
             "as pyrovae.likelihoods.Normal."
         )
+    if not message.endswith("."):
+        message += ". Correct the values, or use a distribution whose support and shape fit the values."
     return message

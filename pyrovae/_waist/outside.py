@@ -53,16 +53,16 @@ def check_outside(sites: list[Site], plate: CondIndepStackFrame) -> None:
         name = site["name"]
         latents = [other for other in sites if not other["is_observed"]]
         others = [frame.name for frame in shared_plates([*latents, site])] if latents else []
-        remedy = f"move it into that plate{f', or pass plate={others[0]!r}' if others else ''}"
+        remedy = f"move the site into this plate{f', or pass plate={others[0]!r}' if others else ''}"
         if is_factor(site):
             raise OutsidePlateError(
                 f"the factor {name!r} lies outside the data plate {plate.name!r}, so it belongs to no datum and to no "
-                f"log-weight. To score it, {remedy}; to leave it out, pass pyro.poutine.block(program, "
+                f"log-weight. To score the factor, {remedy}. To leave the factor out, pass pyro.poutine.block(program, "
                 f"hide=[{name!r}])."
             )
         raise OutsidePlateError(
             f"observed site {name!r} lies outside the data plate {plate.name!r}, so its log-probability belongs to no "
-            f"datum and to no log-weight. To score it, {remedy}. If p(x) is meant to be conditional on this site, "
+            f"datum and to no log-weight. To score the site, {remedy}. If p(x) is meant to be conditional on the site, "
             f"sample the site without obs= and pass pyro.condition(model, data={{{name!r}: value}})."
         )
 

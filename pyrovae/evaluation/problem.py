@@ -47,9 +47,9 @@ class Problem:
 
     Methods that run the programs must be called inside the context ``with problem:``, which restores modules, buffers,
     random generators and Pyro's handlers on exit. :func:`pyrovae.evaluation.report` opens the context. On entry, the
-    programs run at most three times on a few data. These runs check that the log-weight of a draw does not depend on
+    programs usually run three times on a few data. These runs check that the log-weight of a draw does not depend on
     other draws or other data, check the data against the support of the likelihood, and measure the memory of a draw.
-    If a check fails, further runs find the cause.
+    Further runs follow if a check fails, if there are few data, or if most bytes do not grow with the number of draws.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -164,8 +164,8 @@ class Problem:
             if self.data.dtype.is_floating_point or isinstance(error, torch.OutOfMemoryError) or not is_of_dtype:
                 raise
             raise ValueError(
-                f"{error}. x holds integers, {self.data.dtype}, which an evaluation does not convert. If the programs "
-                f"expect floats, pass x.float() or x / 255, or a Dataset that converts each datum."
+                f"{str(error).rstrip('.')}. x holds integers, {self.data.dtype}, which an evaluation does not convert. "
+                f"If the programs expect floats, pass x.float() or x / 255, or a Dataset that converts each datum."
             ) from error
 
     @property

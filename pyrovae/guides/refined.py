@@ -56,14 +56,16 @@ class Refined:
         model: Pyro program of p(x, z) with continuous latent sites; discrete sites that the model enumerates are summed
             out.
         guide: Pyro program of q(z | x).
-        members: Weight and width of each copy of the fitted normal density in the mixture; see
-            :class:`pyrovae._refinement.mixture.Member`. The guide gets the remaining weight.
+        members: Copies of the fitted normal density in the mixture, each a pair ``Member(weight, reach)`` of
+            ``pyrovae._refinement.mixture``. The standard deviations of a copy are multiplied by ``1 + reach / D**0.5``
+            in D dimensions. The guide gets the remaining weight.
         score_guide: If true, the guide's density is computed at all draws. The default is true, except for inverse
             autoregressive flows.
 
     Raises:
         ValueError: When used, if a latent site is discrete or masked, has angles as values (``VonMises``), is a
-            ``Delta`` in the guide, or has a support that depends on other latents.
+            ``Delta`` in the guide, or has a support that depends on other latents; or if a weight in ``members`` is not
+            positive, a reach is negative, or the weights sum to 1 or more.
 
     Source:
         *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,

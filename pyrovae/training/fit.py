@@ -136,15 +136,15 @@ def fit(
             for a single batch that holds the data of all these batches.
         patience: Training stops after this number of epochs without a better bound on the validation data.
         compile: If true, the gradient is compiled by torch's inductor. The programs run once and are recorded as a
-            graph that includes the backward pass. This takes 5 to 40 seconds for each batch shape and pays off after
-            some thousands of steps. By default, runs of at least 10,000 steps in a single process are compiled. The
-            noise is the same as without compilation, and gradients differ by rounding. All numbers and branches that
-            come from Python code are fixed in the graph. At the beginning of an epoch, the compiled loss is compared
-            with that of the programs. If a number in Python has changed, training continues without compilation after a
-            warning. A program that cannot be compiled is also trained without compilation. The cause is named in a
-            warning if ``compile`` is true, and in the log by default. On CUDA, the compiled gradient is captured as a
-            CUDA graph. The optimizer's step is captured too, for a fused Adam or AdamW, and for torch's optimizers with
-            ``capturable=True``.
+            graph that includes the backward pass. The first compilation takes 8 to 20 seconds on a CPU for each batch
+            shape, and pays off after some thousands of steps. By default, runs of at least 10,000 steps in a single
+            process are compiled. The noise is the same as without compilation, and gradients differ by rounding. All
+            numbers and branches that come from Python code are fixed in the graph. At the beginning of an epoch, the
+            compiled loss is compared with that of the programs. If a number in Python has changed, training continues
+            without compilation after a warning. A program that cannot be compiled is also trained without compilation.
+            The cause is named in a warning if ``compile`` is true, and in the log by default. On CUDA, the compiled
+            gradient is captured as a CUDA graph. The optimizer's step is captured too, for a fused Adam or AdamW, and
+            for torch's optimizers with ``capturable=True``.
         precision: Precision of the products in linear and convolutional layers: ``"bfloat16"``, or ``"tf32"`` on CUDA.
             Parameters and all other operations keep their precision. By default torch's own setting.
         clip_norm: Largest norm of the gradient over all parameters; larger gradients are scaled down to it.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_UNRELIABLE = 0.01  # fraction of unreliable data beyond which the Monte Carlo error is not reported
 SAME = {  # attributes that must agree for log-likelihoods to be comparable, with the remedy
-    "base_measure": "Log-likelihoods with respect to different base measures cannot be compared",
+    "base_measure": "Compare only densities with densities, and probabilities with probabilities (bits_per_dimension)",
     "binarization": "Pass the same binarization= to both evaluations",
     "data_sha1": "Evaluate both on the same data (a subset chosen by .isel keeps the hash of the whole)",
 }
@@ -168,7 +168,8 @@ def _reliable(result: "xr.Dataset") -> float:
     """Return the fraction of the data with a reliable estimate, or NaN if the number of draws is not known."""
     if not {"num_samples", "num_chains"} & set(result.attrs):
         return np.nan
-    return float((diagnose(result).verdict == RELIABLE).mean())
+    precision = result.attrs.get("wanted_precision", 0.1)  # only results of log_likelihood have the attribute
+    return float((diagnose(result, precision=precision).verdict == RELIABLE).mean())
 
 
 def _mean(name: str, prefix: str, values: np.ndarray, variances: np.ndarray) -> dict[str, float]:

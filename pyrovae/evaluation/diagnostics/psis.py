@@ -66,8 +66,8 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     if (log_weights.isnan() | (log_weights == math.inf)).any():
         bad = (log_weights.isnan() | (log_weights == math.inf)).any(0).nonzero().flatten().tolist()
         raise FloatingPointError(
-            f"log-weights of {len(bad)} data are NaN or +inf, the first at index {bad[0]}. The model has diverged: "
-            f"check its parameters and the scales that its networks return."
+            f"log-weights of {len(bad)} data are NaN or +inf, the first at index {bad[0]}. Check the "
+            f"computation of the log-weights: the model may have diverged."
         )
     rows = log_weights.detach().double().T.clone(memory_format=torch.contiguous_format)
     num_samples = rows.shape[1]

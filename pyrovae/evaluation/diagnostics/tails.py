@@ -50,12 +50,19 @@ def tail_shape(pareto_k: Any, num_samples: int) -> tuple[np.ndarray, np.ndarray]
     return np.where(finite, mean + share * (np.where(finite, k, 0.0) - mean), k), np.sqrt(share) * error
 
 
-def is_tail_light(pareto_k: Any, num_samples: int) -> np.ndarray:
+def is_tail_light(pareto_k: Any, num_samples: Any) -> np.ndarray:
     """Return for each datum whether the tail of its weights is light enough for ``mcse`` to be a valid error.
 
     Args:
-        pareto_k: k-hat of the data.
-        num_samples: Draws per datum.
+        pareto_k: k-hat of the data, of any shape.
+        num_samples: Draws per datum, a number or an array in the shape of ``pareto_k``. All data with the same number
+            of draws are judged together.
     """
-    mean, deviation = tail_shape(pareto_k, num_samples)
-    return mean + deviation / 2 <= min(THRESHOLD, 1 - 1 / np.log10(num_samples))
+    k_hat = np.asarray(pareto_k, dtype=float)
+    counts = np.broadcast_to(num_samples, k_hat.shape)
+    light = np.zeros(k_hat.shape, dtype=bool)
+    for count in np.unique(counts[counts > 1]).astype(int):  # the counts of data without weights are 0 or NaN
+        chosen = counts == count
+        mean, deviation = tail_shape(k_hat[chosen], count)
+        light[chosen] = mean + deviation / 2 <= min(THRESHOLD, 1 - 1 / np.log10(count))
+    return light

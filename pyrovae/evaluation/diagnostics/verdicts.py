@@ -29,8 +29,10 @@ RELIABLE, MORE_DRAWS, TOO_NARROW = "reliable", "more draws", "proposal too narro
 ROUNDED, FAILED = "rounding", "no estimate"
 REMEDIES = {
     RELIABLE: "none",
-    MORE_DRAWS: "pyrovae.evaluation.log_likelihood, or the same estimator with draws_needed draws or chains",
-    TOO_NARROW: "pyrovae.evaluation.log_likelihood, or a better guide; for ais, more temperatures",
+    MORE_DRAWS: "pyrovae.evaluation.log_likelihood (with a larger budget, if it gave these results), or the same "
+    "estimator with draws_needed draws or chains",
+    TOO_NARROW: "pyrovae.evaluation.log_likelihood (with a larger budget, if it gave these results), or a better "
+    "guide; for ais, more temperatures",
     ROUNDED: "evaluate in float64: module.double(), x.double(), and float64 tensors in the programs",
     FAILED: "inspect these data: their log-weights are NaN, or the programs raised an error",
 }
@@ -52,6 +54,9 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
 
     k-hat is estimated from the largest weights, with a standard deviation of about 0.15 at 1000 draws. The larger k-hat
     is, the less accurate is the prediction.
+
+    For results of :func:`log_likelihood`, the prediction is for draws from the proposal that gave the estimate of the
+    datum.
 
     Args:
         results: Result of :func:`evaluate` or another estimator that returns k-hat, with more than 20 draws per datum.
@@ -88,7 +93,7 @@ def draws_needed(results: "xr.Dataset", precision: float = 0.1) -> "xr.DataArray
     import xarray as xr
 
     check_wanted_precision(precision)
-    num_samples = _num_samples(results)
+    num_samples = _count_for_k_hat(results)
     pareto_k = results.pareto_k.where(results.pareto_k < 1)
     by_error = num_samples * _excess(results, precision) ** (1 / (1 - pareto_k.clip(min=0.5)))
     at_least = 10 ** (1 / (1 - pareto_k.clip(min=0)))
@@ -113,8 +118,8 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     * ``"reliable"``: all other estimates.
 
     Chains of :func:`ais` are judged by the k-hat of their weights and by their acceptance. Results without k-hat, such
-    as results of :func:`nuts`, are judged by ``mcse`` and R-hat. In results of :func:`log_likelihood`, the variable
-    ``reliable`` decides whether an estimate is reliable.
+    as results of :func:`nuts`, are judged by ``mcse`` and R-hat. An estimate of :func:`log_likelihood` is reliable if
+    its variable ``reliable`` is true and its ``mcse`` is at most the precision.
 
     Args:
         results: Result of :func:`evaluate`, :func:`log_likelihood`, :func:`rqmc`, :func:`ais` or :func:`nuts`.
@@ -157,12 +162,12 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     estimate = results.get("log_likelihood", results.mcse)
     verdict = xr.full_like(results.mcse, RELIABLE, dtype=object)
     needed = xr.full_like(results.mcse, np.nan, dtype=float)
-    if "pareto_k" in results and weights > FEW_WEIGHTS:
+    if "pareto_k" in results and not np.any(weights <= FEW_WEIGHTS):
         needed = draws_needed(results, precision)
         verdict = verdict.where(needed <= weights, MORE_DRAWS)
         verdict = verdict.where(is_tail_light(results.pareto_k.values, weights), TOO_NARROW)
     else:
-        needed = np.ceil(weights * np.maximum(_excess(results, precision) ** 2, 1.0)).fillna(np.inf)
+        needed = xr.apply_ufunc(np.ceil, weights * (_excess(results, precision) ** 2).clip(min=1.0)).fillna(np.inf)
         if "pareto_k" in results:
             needed, verdict = np.maximum(needed, FEW_WEIGHTS + 1), verdict.where(False, MORE_DRAWS)
     if "r_hat" in results:
@@ -174,8 +179,9 @@ def diagnose(results: "xr.Dataset", *, precision: float = 0.1) -> "xr.Dataset":
     coarse = (results.mcse > precision) & (_rounding(results) > COARSE * precision)
     verdict = verdict.where(~coarse, ROUNDED)
     if "reliable" in results:
-        verdict = verdict.where(~results.reliable | (verdict == RELIABLE), RELIABLE)
-        verdict = verdict.where(results.reliable | (verdict != RELIABLE), MORE_DRAWS)
+        reliable = results.reliable & (results.mcse <= precision)
+        verdict = verdict.where(~reliable, RELIABLE)
+        verdict = verdict.where(reliable | (verdict != RELIABLE), MORE_DRAWS)
     verdict = verdict.where(~(np.isnan(estimate) | np.isneginf(estimate) | np.isnan(results.mcse)), FAILED)
     columns = {"verdict": verdict.astype(str), "draws_needed": needed.rename("draws_needed")}
     return xr.Dataset(columns, attrs={**results.attrs, "precision": float(precision)})
@@ -281,8 +287,13 @@ def check_wanted_precision(precision: float | str) -> None:
         raise ValueError(f"precision, the target standard error in nats, must be positive and finite, got {precision}")
 
 
-def _count(results: "xr.Dataset") -> int:
-    """Return the number of weights of each datum: one for each draw or, in results of :func:`ais`, for each chain."""
+def _count(results: "xr.Dataset") -> "xr.DataArray | int":
+    """Return the number of weights of each datum: one for each draw or, in results of :func:`ais`, for each chain.
+
+    The number is NaN for data without an estimate by :func:`log_likelihood`.
+    """
+    if "draws" in results:  # log_likelihood makes different numbers of draws for different data
+        return results.draws.where(results.draws > 0)
     for name in ("num_samples", "num_chains"):
         if name in results.attrs:
             return int(results.attrs[name])
@@ -291,7 +302,7 @@ def _count(results: "xr.Dataset") -> int:
     )
 
 
-def _num_samples(results: "xr.Dataset") -> int:
+def _count_for_k_hat(results: "xr.Dataset") -> "xr.DataArray | int":
     """Return the number of weights per datum of a result.
 
     Raises:
@@ -302,9 +313,10 @@ def _num_samples(results: "xr.Dataset") -> int:
             f"these results of {results.attrs.get('estimator', 'unknown origin')} hold no 'pareto_k', so the number of "
             f"draws cannot be predicted. Use pyrovae.evaluation.diagnose, which judges such results by their mcse."
         )
-    num_samples = _count(results)
-    if num_samples <= 20:
+    counts = _count(results)
+    if np.any(counts <= 20):
         raise ValueError(
-            f"k-hat needs more than 20 draws, but these results have {num_samples}. Evaluate with more draws."
+            f"k-hat needs more than 20 draws, but these results have {int(np.nanmin(counts))}. Evaluate with more "
+            f"draws."
         )
-    return num_samples
+    return counts

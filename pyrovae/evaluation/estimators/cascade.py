@@ -122,6 +122,10 @@ def log_likelihood(
             ``num_samples`` is too small for a verdict.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
+    Warns:
+        UserWarning: If latents can fit data exactly while another latent makes their noise small; or if the model
+            raises an error at draws from its prior, so that modes may stay hidden.
+
     Source:
         *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
         2013); *Annealed Importance Sampling* (Neal, 2001).
@@ -173,7 +177,7 @@ class Cascade:
         problem: A model, a guide and data.
         precision: Largest acceptable Monte Carlo standard error, nats.
         num_samples: Draws per datum from the guide.
-        budget: Largest number of evaluations of log p(x, z) per datum.
+        budget: Number of evaluations of log p(x, z) per datum above which no further expensive stage starts.
     """
 
     def __init__(self, problem: Problem, precision: float, num_samples: int, budget: int) -> None:
@@ -231,15 +235,11 @@ class Cascade:
 def _judged(result: "xr.Dataset", precision: float) -> "xr.Dataset":
     """Return a result with the new variables ``estimator`` and ``reliable`` and the new attribute ``reliable_share``.
 
-    The variables ``disagrees`` and ``stage`` are removed. :func:`is_tail_light` judges the k-hat values; all data with
-    the same number of draws are judged together.
+    The variables ``disagrees`` and ``stage`` are removed. :func:`is_tail_light` judges the k-hat values.
     """
     computed = ~np.isnan(result.stage.values.astype(float))  # rows of data that raised an error are NaN
     reliable = computed & (result.mcse <= precision).values & ~(result.disagrees.values == 1)
-    for draws in np.unique(result.draws.values[computed]):
-        chosen = result.draws.values == draws
-        if draws:
-            reliable[chosen] &= is_tail_light(result.pareto_k.values[chosen], int(draws))
+    reliable &= is_tail_light(result.pareto_k.values, result.draws.values)
     estimator = np.array([*STAGES, "none"])[np.where(computed, result.stage.values, -1).astype(int)]
     found = result.drop_vars(["disagrees", "stage"]).assign(
         estimator=("datum", estimator), reliable=("datum", reliable)

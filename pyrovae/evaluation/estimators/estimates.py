@@ -9,7 +9,8 @@ from torch import Tensor
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.diagnostics.psis import psis
 
-LIGHT_K, CHAINS_K = 0.58, 0.5  # largest k-hat of draws and of chains before the next stage; its error is 0.1 and 0.3
+# largest k-hat of draws and of chains before the next stage; the errors of k-hat are 0.1 and 0.3
+LIGHT_K, CHAINS_K = 0.58, 0.5
 DISAGREEMENT = 5.0  # number of errors by which another estimate may exceed the reported estimate
 
 

@@ -55,6 +55,9 @@ def evaluate_globals(
     Raises:
         ValueError: For the reasons listed at :func:`evaluate`; if ``num_draws`` is not positive; or if the guide has no
             latent site outside the data plate.
+        TypeError: For the reasons listed at :func:`evaluate`.
+        FloatingPointError: If the log-weights of all data are NaN or infinite.
+        KeyboardInterrupt: If Ctrl-C is pressed before the first row is finished.
 
     Source:
         *Weight Uncertainty in Neural Networks* (Blundell et al., 2015).

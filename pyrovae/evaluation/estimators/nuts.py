@@ -123,7 +123,7 @@ def nuts(
         if num_chains * (num_samples // 2) < 5 * target.dim:
             raise ValueError(
                 f"{num_chains} chains of {num_samples} draws are too few to fit a normal density of {target.dim} "
-                f"dimensions. Make at least {math.ceil(10 * target.dim / num_chains)} draws per chain."
+                f"dimensions. Make at least {2 * math.ceil(5 * target.dim / num_chains)} draws per chain."
             )
         kernel = {"max_tree_depth": max_tree_depth}
         chains = [_chain(target, num_samples, warmup_steps, kernel) for _ in range(num_chains)]

@@ -26,7 +26,7 @@ class Schedule:
         problem: A model, a guide and data.
         precision: Largest acceptable Monte Carlo standard error, nats.
         num_samples: Draws per datum, of which the stage *refined* makes multiples.
-        budget: Largest number of evaluations of log p(x, z) per datum.
+        budget: Number of evaluations of log p(x, z) per datum above which no further expensive stage starts.
     """
 
     def __init__(self, problem: Problem, precision: float, num_samples: int, budget: int) -> None:
@@ -60,8 +60,9 @@ class Schedule:
     def _in_coordinates_of(self, stages: Stages, pending: Tensor) -> None:
         """Run the stage *refined* on the data at the indices ``pending``, then the stage *annealed*.
 
-        The stage *annealed* gets the data whose estimate is not reliable after the stage *refined*, except data for
-        which the regression failed, and data with a missed mode: it starts from the same mixture, and may miss it too.
+        The stage *annealed* gets the data whose estimate is not reliable after the stage *refined*. It does not get
+        data for which the regression failed. It does not get data with a missed mode either, because its chains start
+        from draws of a similar mixture, and may miss the mode too.
         """
         left = self._refined(stages, pending)
         left = left[~stages.estimates.missed[left]]

@@ -44,7 +44,7 @@ def impute(
         num_samples: Draws of z per datum, K.
         num_imputations: Number of imputed copies of the data, drawn by sampling importance resampling.
         site: Name of the site at which the model observes x.
-        **options: Keyword arguments of :class:`Options`.
+        **options: Keyword arguments of :class:`Options`. In this function, the default of ``memory`` is 2^26.
 
     Returns:
         Dataset with dimensions ``datum`` and ``event_0``, ``event_1``, ...:
@@ -60,6 +60,7 @@ def impute(
         ValueError: For the reasons listed at :func:`evaluate`; if ``num_samples`` is less than 1 or ``num_imputations``
             is negative; if data and mask differ in shape; if the mask has values other than 0 and 1; or if the program
             does not observe all entries of x at ``site``.
+        FloatingPointError: If all draws of a datum have weight zero, for all data of a batch.
 
     Source:
         *MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets* (Mattei and Frellsen, 2019).

@@ -70,6 +70,7 @@ def posterior_predictive_check(
         ValueError: For the reasons listed at :func:`log_weights`; if the statistic does not return one number per
             datum; if the model observes no data; or if a program with several arguments observes a tensor that is
             neither an argument nor a view of an argument, such as ``x[:, t]``.
+        FloatingPointError: If all draws of a datum have weight zero, for all data of a batch.
 
     Source:
         *Posterior Predictive Assessment of Model Fitness via Realized Discrepancies* (Gelman, Meng and Stern, 1996).

@@ -26,11 +26,9 @@ from torch import Tensor
 from pyrovae.evaluation.unconstrained.target import Target
 
 NUM_DRAWS, MORE_DRAWS = 128, 512
-PROMISING = (
-    20.0  # more draws follow if the likelihood of the best draw is lower than the guide's estimate by less, nats
-)
+PROMISING = 20.0  # more draws follow if the best log-likelihood exceeds the guide's estimate minus this, nats
 NEAR = 5.0  # nats by which the first estimate may be lower than the guide's estimate
-HEAVY = math.log(10)  # limit for a mixture, which makes about 100 draws from the guide
+HEAVY = math.log(10)  # draws of the guide may miss a point whose log-weight exceeds their mean by more, nats
 NEGLIGIBLE = 0.02  # part of p(x) that may be missed; the error is then 0.02 nats
 
 

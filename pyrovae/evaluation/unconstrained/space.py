@@ -126,8 +126,8 @@ class Space:
     def has_prior(self) -> bool:
         """True if the prior can be drawn, and its draws and densities are cheap to compute.
 
-        It is false if the model enumerates sites, if the prior of a site is an autoregressive flow, and if the prior is
-        improper.
+        The property is false if the model enumerates sites, if the prior of a site is an autoregressive flow, or if the
+        prior is improper.
         """
         if not self._samples_fast:
             return False

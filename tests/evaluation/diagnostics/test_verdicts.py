@@ -75,6 +75,34 @@ def test_draws_needed_by_hand() -> None:
     np.testing.assert_allclose(needed, by_hand, rtol=1e-9)
 
 
+def cascade_results(pareto_k: list[float], mcse: list[float], draws: list[float]) -> xr.Dataset:
+    """Return results like those of log_likelihood, which makes different numbers of draws for different data."""
+    reliable = ("datum", np.array(mcse) <= 0.1)
+    return results_of(pareto_k, mcse, 2000).assign(draws=("datum", np.array(draws)), reliable=reliable)
+
+
+def test_draws_needed_counts_the_draws_of_each_datum() -> None:
+    results = cascade_results([0.3, 0.3, 0.3, np.nan], [0.1, 0.1, 0.1, np.nan], [1000, 2000, 8000, 0])
+    np.testing.assert_allclose(draws_needed(results, 0.05), [4000, 8000, 32_000, np.inf])
+    assert verdicts(results).draws_needed["reliable"] == 8000
+    with pytest.raises(ValueError, match="these results have 20"):
+        draws_needed(cascade_results([0.3, 0.3], [0.1, 0.1], [20, 2000]))
+
+
+def test_a_stricter_precision_counts_for_results_of_log_likelihood() -> None:
+    results = cascade_results([0.3, 0.3, np.nan], [0.02, 0.08, np.nan], [2000, 2000, 0])
+    assert diagnose(results).verdict.values.tolist() == ["reliable", "reliable", "no estimate"]
+    assert diagnose(results, precision=0.05).verdict.values.tolist() == ["reliable", "more draws", "no estimate"]
+
+
+def test_tails_are_judged_together_if_they_have_equal_numbers_of_draws() -> None:
+    k_hat = np.random.default_rng(0).normal(0.5, 0.3, 60)
+    counts = np.repeat([500.0, 4000.0, np.nan], 20)
+    apart = [is_tail_light(k_hat[:20], 500), is_tail_light(k_hat[20:40], 4000), np.zeros(20, dtype=bool)]
+    np.testing.assert_array_equal(is_tail_light(k_hat, counts), np.concatenate(apart))
+    assert 0 < np.concatenate(apart).sum() < 40
+
+
 def test_just_below_one_no_float_is_large_enough() -> None:
     assert draws_needed(results_of([0.9999], [0.2])).item() == np.inf
 
