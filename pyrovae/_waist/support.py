@@ -40,6 +40,14 @@ def is_real(distribution: Any) -> bool:
     return support is None or support in (constraints.real, constraints.real_vector)
 
 
+def is_positive(support: Any) -> bool:
+    """Return whether a support is all positive numbers, with or without 0, or all vectors of such numbers."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    kinds = type(constraints.positive), type(constraints.nonnegative)
+    return isinstance(support, kinds) and isinstance(support.lower_bound, int | float) and support.lower_bound == 0
+
+
 def is_discrete(distribution: Any) -> bool:
     """Return whether a distribution declares that its values are discrete."""
     return bool(getattr(support_of(distribution), "is_discrete", False))

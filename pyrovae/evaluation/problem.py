@@ -220,10 +220,15 @@ class Problem:
         return Batch(args, batch.start, len(indices), len(indices), {})
 
     def few(self) -> Batch:
-        """Return a batch of two data without NaN, or the first batch if all batches must have a fixed size."""
+        """Return a batch of two data, or the first batch if all batches must have a fixed size.
+
+        The two data are free of NaN if there are such data. Otherwise the programs accept NaN.
+        """
         if not self.probe.cuttable:
             return next(self.batches(2))
         indices = self.probe.finite[:2]
+        if not len(indices):
+            indices = torch.arange(min(2, len(self.data)))
         return Batch(self.data.select(indices, self.device), 0, len(indices), len(indices), {})
 
     def width(self, num_draws: int) -> int:

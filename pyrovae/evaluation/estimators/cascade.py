@@ -20,13 +20,14 @@ kept. In the first stage this effect is small, because separate pilot draws sele
 good proposal, and few estimates of these data are rejected. In the second stage, the mean is lowered by a fraction of
 the reported errors.
 
-An estimate is reliable if five conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
+An estimate is reliable if six conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
 its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No
 earlier estimate of the same datum is higher by several standard errors of the difference. All estimates are lower
 bounds in expectation, so a larger estimate from another proposal indicates a missed mode. No witness, a point of high
 posterior density that short chains have found, has a weight so large that the draws may miss its region
 (:mod:`pyrovae._refinement.modes`). Latents cannot fit the datum exactly and make its noise small, or the estimate
-is that of the stage *guide* (:mod:`pyrovae.evaluation.unconstrained.exact_fits`).
+is that of the stage *guide* (:mod:`pyrovae.evaluation.unconstrained.exact_fits`). Rounding does not move draws that
+matter to the edge of a support (:mod:`pyrovae.evaluation.unconstrained.edges`).
 """
 
 import warnings
@@ -124,7 +125,8 @@ def log_likelihood(
 
     Warns:
         UserWarning: If latents can fit data exactly while another latent makes their noise small; or if the model
-            raises an error at draws from its prior, so that modes may stay hidden.
+            raises an error at draws from its prior, so that modes may stay hidden; or if rounding moves many draws to
+            the edge of a support.
 
     Source:
         *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
@@ -204,11 +206,21 @@ class Cascade:
         by_guide = GuideStage(self.problem, self.space, self.precision, self.num_samples)
         good = by_guide.pilot(batch, estimates)
         prior = by_guide.reach_of_prior(batch, estimates)
-        pending = by_guide.estimate(batch, estimates, good & ~prior.missed)
+        rounded = by_guide.rounded(batch, estimates, with_prior=bool(prior.evaluations.any()))
+        estimates.rounded = rounded
+        if self.space is None:  # no other stage can replace the estimate
+            by_guide.estimate(batch, estimates, good)
+            estimates.missed = prior.missed
+            return self._kept(batch, estimates)
+        pending = by_guide.estimate(batch, estimates, (good & ~prior.missed) | rounded)
+        pending = pending[~rounded[pending]]  # a mixture in other coordinates does not mend the densities of the model
         for widens in (False, True):
             if len(indices := pending[prior.near[pending] == widens]):
                 target = self._target(batch, indices, widens=widens)
                 self.schedule.run(estimates, indices, target, is_hopeless=self._can_fit_exactly())
+        return self._kept(batch, estimates)
+
+    def _kept(self, batch: Batch, estimates: Estimates) -> dict[str, Tensor | np.ndarray]:
         return {name: column[: batch.kept] for name, column in estimates.columns().items()}
 
     def _target(self, batch: Batch, indices: Tensor, *, widens: bool) -> Target:

@@ -24,6 +24,7 @@ class Estimates:
         pilot: Estimate from the pilot draws of the guide, shape ``(n,)``, nats.
         pilot_mcse: Monte Carlo standard error of the pilot estimate, shape ``(n,)``, nats.
         missed: True if a witness shows that the draws of the current estimate may miss a mode, shape ``(n,)``.
+        rounded: True if rounding has moved draws that matter to the edge of a support, shape ``(n,)``.
     """
 
     def __init__(self, size: int) -> None:
@@ -32,7 +33,7 @@ class Estimates:
 
         self.log_likelihood, self.mcse, self.pareto_k, self.ess = empty(), empty(), empty(), empty()
         self.pilot, self.pilot_mcse, self.highest, self.highest_mcse = empty(), empty(), empty(), empty()
-        self.missed = torch.zeros(size, dtype=torch.bool)
+        self.missed, self.rounded = torch.zeros(2, size, dtype=torch.bool)
         self.stage, self.draws = torch.full((size,), -1), torch.zeros(size, dtype=torch.long)
         self.evaluations = torch.zeros(size, dtype=torch.float64)
 
@@ -81,7 +82,7 @@ class Estimates:
             "stage": self.stage,
             "draws": self.draws,
             "evaluations": self.evaluations,
-            "disagrees": self.disagrees(),
+            "disagrees": self.disagrees() | self.rounded,
         }
 
     def _remember(self, indices: Tensor) -> None:

@@ -10,13 +10,20 @@ from pyrovae.evaluation import bounds
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
 from pyrovae.evaluation.problem import Problem
+from pyrovae.evaluation.unconstrained.edges import ADVICE, cost_of_rounded_sites, rounded_sites
 from pyrovae.evaluation.unconstrained.flat import target_of
-from pyrovae.evaluation.unconstrained.prior import Reach, reach_of_prior
+from pyrovae.evaluation.unconstrained.prior import Reach, reach_of_prior, reach_of_prior_values
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.isolation import seeded
 
 PILOT = 256  # draws of the guide that decide whether the guide is a good proposal
 GOOD_K, GOOD_ESS = 0.2, 0.4  # k-hat and effective fraction of the pilot draws; strict, because refining is cheap
+
+MISSED = (
+    "draws from the prior find a part of the posterior that the guide misses, for {count} data of a batch. Their "
+    "estimates of log p(x) are too low and not reliable. Train the guide further or make it wider, or enumerate "
+    "discrete latent sites in the model."
+)
 
 
 class GuideStage:
@@ -44,12 +51,14 @@ class GuideStage:
     def reach_of_prior(self, batch: Batch, estimates: Estimates) -> Reach:
         """Find data whose prior is near the posterior, and data for which the guide misses a part of the posterior."""
         space = self.space
-        if space is None or not (space.scores_guide and space.has_prior):
+        if space is not None and not (space.scores_guide and space.has_prior):
             return Reach.unknown(batch.size)
-        target = target_of(space, batch, is_checked=True)
         try:
             with seeded(torch.initial_seed() + 2**62):  # other random numbers do not depend on this test
-                found = reach_of_prior(target, estimates.pilot)
+                if space is None:
+                    found = reach_of_prior_values(self.problem, batch, estimates.pilot)
+                else:
+                    found = reach_of_prior(target_of(space, batch, is_checked=True), estimates.pilot)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # a program may raise any error at values that the guide never draws
@@ -62,6 +71,27 @@ class GuideStage:
             )
             return Reach.unknown(batch.size)
         estimates.evaluations += found.evaluations
+        if space is None and (missed := int(found.missed[: batch.kept].sum())):
+            warnings.warn(MISSED.format(count=missed), stacklevel=find_stack_level())
+        return found
+
+    def rounded(self, batch: Batch, estimates: Estimates, *, with_prior: bool) -> Tensor:
+        """Return a mask of the data for which rounded draws matter, and warn of them.
+
+        The module :mod:`pyrovae.evaluation.unconstrained.edges` describes the test. It uses draws from the prior too
+        if ``with_prior`` is true.
+        """
+        found = torch.zeros(batch.size, dtype=torch.bool)
+        if self.space is None or not self.space.has_edges:
+            return found
+        with seeded(torch.initial_seed() + 2**62):  # other random numbers do not depend on this test
+            target = target_of(self.space, batch, is_checked=True)
+            by_site = rounded_sites(target, estimates.pilot, with_prior=with_prior)
+        estimates.evaluations += cost_of_rounded_sites(with_prior=with_prior)
+        for name, mask in by_site.items():
+            if mask[: batch.kept].any():
+                warnings.warn(ADVICE.format(site=name), stacklevel=find_stack_level())
+            found |= mask
         return found
 
     def estimate(self, batch: Batch, estimates: Estimates, good: Tensor) -> Tensor:

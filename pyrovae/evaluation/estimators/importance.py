@@ -15,6 +15,7 @@ from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.sampler import Sampler, check_draws
+from pyrovae.evaluation.unconstrained.edges import warn_of_rounding
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -65,6 +66,9 @@ def evaluate(
             it; or if the log-weight of a datum depends on other data.
         FloatingPointError: If the log-weights of all data are NaN or infinite, because the model has diverged.
 
+    Warns:
+        UserWarning: If rounding moves many draws to the edge of a support.
+
     Source:
         *Importance Weighted Autoencoders* (Burda, Grosse and Salakhutdinov, 2016).
 
@@ -88,11 +92,16 @@ def evaluate(
     problem = Problem(model, guide, x, **options)
     check_draws(num_samples)
     ks = _ks(num_samples, k)
+
+    def width() -> int:
+        warn_of_rounding(problem)
+        return Sampler(problem, num_samples).width
+
     return report(
         problem,
         lambda batch: bounds.of_valid(problem.log_weights(batch, num_samples), lambda part: _summary(part, ks)),
         estimator="importance sampling",
-        width=lambda: Sampler(problem, num_samples).width,
+        width=width,
         dims={"iwae": ("datum", "k"), "iwae_mcse": ("datum", "k")},
         coords={"k": ks},
         num_samples=num_samples,

@@ -1,10 +1,12 @@
 """Location and scale of the prior of a latent site, given the latents that the model samples before this site."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import AffineTransform
 
 from pyrovae._waist.sites import Site, is_enumerated
 from pyrovae.evaluation.batches import Batch
@@ -92,10 +94,13 @@ def location_and_scale(distribution: Any) -> tuple[Tensor, Tensor] | None:
 def _transformed(distribution: Any) -> tuple[Tensor, Tensor] | None:
     """Return location and scale after affine transforms, or None if there are other transforms."""
     found = location_and_scale(distribution.base_dist)
-    for transform in distribution.transforms:
-        if found is None or not isinstance(transform, torch.distributions.AffineTransform):
-            return None
-        location, scale = found
+    affine = all(isinstance(transform, AffineTransform) for transform in distribution.transforms)
+    return None if found is None or not affine else after_affine(*found, distribution.transforms)
+
+
+def after_affine(location: Tensor, scale: Tensor, transforms: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """Return the location and the scale after affine transforms."""
+    for transform in transforms:
         factor = torch.as_tensor(transform.scale, dtype=scale.dtype, device=scale.device)
-        found = transform.loc + factor * location, factor.abs() * scale
-    return found
+        location, scale = transform.loc + factor * location, factor.abs() * scale
+    return location, scale

@@ -8,15 +8,17 @@ Neither draws from the guide nor chains show how much posterior probability is t
 """
 
 import math
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import AffineTransform, TransformedDistribution
 
 from pyrovae._waist.scoring import entry_mask
 from pyrovae._waist.sites import Site
 from pyrovae.evaluation.batches import Batch
-from pyrovae.evaluation.unconstrained.conditional_priors import location_and_scale
+from pyrovae.evaluation.unconstrained.conditional_priors import WRAPPERS, after_affine, location_and_scale
 from pyrovae.evaluation.unconstrained.space import Space
 
 NUM_DRAWS, NUM_PRIOR_DRAWS = 16, 1024
@@ -109,7 +111,7 @@ def _entries(
 
 def _of_site(space: Space, site: Site, num_draws: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return location, log-scale and mask of a site in its full shape, or None for a site without these."""
-    pair, nesting = location_and_scale(site["fn"]), space.problem.nesting
+    pair, nesting = _location_and_scale(site["fn"]), space.problem.nesting
     batch_shape, event_shape = site["fn"].batch_shape, site["fn"].event_shape
     if pair is None or len(batch_shape) > nesting + space.problem.vectorize:
         return None
@@ -117,6 +119,23 @@ def _of_site(space: Space, site: Site, num_draws: int) -> tuple[Tensor, Tensor, 
     shape = (num_draws if space.problem.vectorize else 1, *padded[1:], *event_shape)
     mask = torch.as_tensor(entry_mask(site), device=pair[0].device)
     return pair[0].expand(shape), pair[1].log().expand(shape), mask.expand(shape)
+
+
+def _location_and_scale(distribution: Any) -> tuple[Tensor, Tensor] | None:
+    """Return location and scale before the first transform that is not affine, or None for a distribution without them.
+
+    If the latents can fit the data exactly before such transforms, they can do so after them.
+    """
+    if (found := location_and_scale(distribution)) is not None:
+        return found
+    while isinstance(distribution, WRAPPERS):
+        distribution = distribution.base_dist
+    if not isinstance(distribution, TransformedDistribution):
+        location, scale = getattr(distribution, "loc", None), getattr(distribution, "scale", None)
+        return (location, scale) if isinstance(location, Tensor) and isinstance(scale, Tensor) else None
+    found = _location_and_scale(distribution.base_dist)
+    affine = takewhile(lambda transform: isinstance(transform, AffineTransform), distribution.transforms)
+    return None if found is None else after_affine(*found, affine)
 
 
 def _gradient(value: Tensor, u: Tensor) -> Tensor:

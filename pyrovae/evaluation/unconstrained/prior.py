@@ -23,6 +23,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from pyrovae._waist.sites import is_enumerated
+from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.unconstrained.target import Target
 
 NUM_DRAWS, MORE_DRAWS = 128, 512
@@ -59,19 +62,68 @@ def reach_of_prior(target: Target, level: Tensor) -> Reach:
         target: Posteriors of N data, with the guide.
         level: Log of the mean weight of draws from the guide, shape ``(N,)``, nats; may be NaN.
     """
-    level = level.double().cpu().nan_to_num(nan=-math.inf, posinf=-math.inf)
+    level = _finite(level)
     found, drawn = Reach.unknown(target.size), _Drawn.of(target, NUM_DRAWS)
     inside = (drawn.log_likelihood.amax(0) > level - PROMISING).nonzero()[:, 0]
     found.evaluations.add_(NUM_DRAWS)
     if len(inside):
         part, level = target if len(inside) == target.size else target.subset(inside), level[inside]
         drawn = drawn.of_data(inside).joined(_Drawn.of(part, MORE_DRAWS))
-        heavy = drawn.log_joint - part.log_guide(drawn.u).nan_to_num(nan=-math.inf).double().cpu() > level + HEAVY
-        mass = _log_mean(torch.where(heavy, drawn.log_likelihood, -math.inf))
-        found.near[inside] = _log_mean(drawn.log_likelihood) > level - NEAR
-        found.missed[inside] = found.near[inside] & (mass - torch.logaddexp(mass, level) > math.log(NEGLIGIBLE))
+        log_weights = drawn.log_joint - part.log_guide(drawn.u).nan_to_num(nan=-math.inf).double().cpu()
+        found.near[inside], found.missed[inside] = _compare(drawn.log_likelihood, log_weights, level)
         found.evaluations[inside] += MORE_DRAWS
     return found
+
+
+def reach_of_prior_values(problem: Problem, batch: Batch, level: Tensor) -> Reach:
+    """Compare draws from the prior with the guide, for latents without real coordinates, such as discrete latents.
+
+    Args:
+        problem: A model, a guide and data.
+        batch: A batch of data.
+        level: Log of the mean weight of draws from the guide, shape ``(N,)``, nats; may be NaN.
+
+    Returns:
+        The result of the comparison. It is unknown if the guide has other latent sites than the model, if one of the
+        two enumerates sites, or if two runs of the guide have different densities.
+    """
+    weights = problem.run(batch, amortized=True)
+    sites = [site for site in weights.model_sites if not site["is_observed"]]
+    names = tuple(site["name"] for site in sites)
+    of_guide = {site["name"] for site in weights.guide_sites if not site["is_observed"]}
+    if problem.probe.enumerates or of_guide != set(names) or any(map(is_enumerated, sites)):
+        return Reach.unknown(batch.size)
+    try:
+        problem.check_repeats()
+    except ValueError:
+        return Reach.unknown(batch.size)
+    found, most, parts = Reach.unknown(batch.size), max(1, problem.affordable // batch.size), []
+    for done in range(0, NUM_DRAWS + MORE_DRAWS, most):
+        count = min(most, NUM_DRAWS + MORE_DRAWS - done)
+        values, log_prior = problem.route.draw_prior(batch, count, names)
+        log_joint = problem.log_joint(batch, values, count).nan_to_num(nan=-math.inf).double()
+        log_guide = problem.log_guide(batch, values, count, amortized=True).nan_to_num(nan=-math.inf).double()
+        parts.append(torch.stack([log_joint - log_prior, log_joint - log_guide]).nan_to_num(nan=-math.inf))
+    log_likelihood, log_weights = torch.cat(parts, 1).cpu()
+    near, missed = _compare(log_likelihood, log_weights, _finite(level))
+    return found._replace(near=near, missed=missed, evaluations=found.evaluations + NUM_DRAWS + MORE_DRAWS)
+
+
+def _compare(log_likelihood: Tensor, log_weights: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the masks ``near`` and ``missed`` of :class:`Reach`.
+
+    Args:
+        log_likelihood: log p(x | z) of draws from the prior, shape ``(S, N)``, nats.
+        log_weights: log p(x, z) - log q(z | x) of the same draws, shape ``(S, N)``, nats.
+        level: Log of the mean weight of draws from the guide, shape ``(N,)``, nats; ``-inf`` if not known.
+    """
+    mass = _log_mean(torch.where(log_weights > level + HEAVY, log_likelihood, -math.inf))
+    near = _log_mean(log_likelihood) > level - NEAR
+    return near, near & (mass - torch.logaddexp(mass, level) > math.log(NEGLIGIBLE))
+
+
+def _finite(level: Tensor) -> Tensor:
+    return level.double().cpu().nan_to_num(nan=-math.inf, posinf=-math.inf)
 
 
 class _Drawn(NamedTuple):

@@ -20,7 +20,15 @@ from torch.distributions import biject_to
 from pyrovae._refinement.scoring import is_autoregressive, scores_slowly
 from pyrovae._waist.scoring import entry_mask
 from pyrovae._waist.sites import Site, is_enumerated, is_point
-from pyrovae._waist.support import common_support, is_periodic, is_real, is_same_support, support_of, without_mixtures
+from pyrovae._waist.support import (
+    common_support,
+    is_periodic,
+    is_positive,
+    is_real,
+    is_same_support,
+    support_of,
+    without_mixtures,
+)
 from pyrovae._waist.weights import Weights
 from pyrovae.distributions import support_of_flow
 from pyrovae.evaluation.batches import Batch
@@ -76,6 +84,7 @@ class Space:
             _check_continuous(name, of_model[name] if name in self.points else site)
         for name, site in self.noise.items():
             _check_unmasked(name, site)
+        self.model_sites = {name: of_model[name] for name in self.sites}
         self.supports = {name: self._fixed_support(name, of_model[name]["fn"]) for name in self.sites}
         self._check_supports(again)
         self.bijections = {name: biject_to(support) for name, support in self.supports.items()}
@@ -116,6 +125,11 @@ class Space:
     def width(self) -> int:
         """Number of data in a batch, for estimators that fit a density to the posterior of each datum."""
         return max(8, min(256, self.affordable // max(1, self.dim // 4)))
+
+    @property
+    def has_edges(self) -> bool:
+        """True if a latent site has a support other than all real numbers."""
+        return not all(is_real(site["fn"]) for site in self.model_sites.values())
 
     @property
     def scores_guide(self) -> bool:
@@ -231,10 +245,17 @@ class Space:
         """
         values, log_det, dim = {}, u.new_zeros(u.shape[:2]), self.problem.data_dim
         for name, real in self.split(u).items():
-            values[name] = self.bijections[name](real)
+            values[name] = self._representable(name, self.bijections[name](real))
             own = self.bijections[name].log_abs_det_jacobian(real, values[name]).movedim(dim, 1)
             log_det = log_det + own.reshape(*u.shape[:2], -1).sum(-1)
         return values, log_det
+
+    def _representable(self, name: str, value: Tensor) -> Tensor:
+        """Replace positive values that have underflowed or overflowed, where the prior's density may be infinite."""
+        if not is_positive(self.supports[name]):
+            return value
+        limits = torch.finfo(value.dtype)
+        return value.clamp(limits.tiny, limits.max)
 
     def given_to_guide(self, u: Tensor, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the values of the guide's sites at real vectors u, by name, for a run of the guide.
