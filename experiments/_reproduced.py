@@ -47,6 +47,21 @@ def foreign(docs: Path) -> pd.DataFrame:
     return pd.DataFrame(lines).T
 
 
+def encoder(docs: Path) -> pd.DataFrame:
+    """Return the NLL of rows by encoder draws, before and after a training of their encoders with fixed decoders."""
+    lines = {}
+    for path in sorted((docs / "reproduction" / "encoder").glob("*.json")):
+        kept = json.loads(path.read_text())
+        labels = {"before": "as trained", "after": f"encoder trained for {kept['epochs']} more epochs"}
+        for when, label in labels.items():
+            lines[f"{kept['row']}: {label}"] = {
+                "test digits": f"{kept['digits']:,}",
+                "5,000 encoder draws": f"{kept[when]['nll']:.2f}",
+                "k-hat > 0.7": f"{kept[when]['k_hat_above_0.7']:.0%}",
+            }
+    return pd.DataFrame(lines).T
+
+
 @dataclass(frozen=True)
 class Numbers:
     """Estimates of the test NLL of a row, nats.

@@ -1,5 +1,6 @@
 """Rows of published tables can be trained, resumed and stored with all settings."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -13,7 +14,8 @@ import xarray as xr
 from torch import nn
 
 import pyrovae as pv
-from experiments.reproduce import flow_and_ladder, iwae, rainforth, rows, vampprior
+from experiments import tables
+from experiments.reproduce import encoder, flow_and_ladder, iwae, rainforth, rows, vampprior
 from experiments.reproduce.papers import PAPERS
 
 NUM_TEST = 20
@@ -286,3 +288,32 @@ def test_the_decoder_starts_at_the_mean_of_the_data() -> None:
     expected = train.mean(0).clamp(1e-3, 1 - 1e-3)
     *_, last = (layer for layer in decoder.modules() if isinstance(layer, nn.Linear))
     torch.testing.assert_close(last.bias.sigmoid().view(8, 8), expected)
+
+
+def test_an_encoder_is_trained_further_with_a_fixed_decoder(tmp_path: Path) -> None:
+    name = "1 layer, IWAE, k = 5"
+    torch.manual_seed(0)
+    vae = iwae.ROWS[name].build(pv.data.digits("static").train)
+    pv.save(vae, tmp_path / "weights.pt")
+    options = encoder.Options(
+        row=name,
+        weights=tmp_path / "weights.pt",
+        epochs=8,
+        num_particles=4,
+        digits=NUM_TEST,
+        num_samples=60,
+        compile=False,
+        precision=None,
+        out=tmp_path / "reproduction" / "encoder",
+    )
+    table = encoder.main(options)
+    assert table.loc["after", "nll"] != table.loc["before", "nll"]
+    [path] = options.out.glob("*.json")
+    kept = json.loads(path.read_text())
+    assert kept["before"]["nll"] == table.loc["before", "nll"]
+    assert list(tables.TABLES["encoder"](tmp_path)["5,000 encoder draws"]) == [f"{nll:.2f}" for nll in table.nll]
+    trained = copy.deepcopy(vae)
+    encoder.train_encoder(trained, rows.dynamic_mnist("iwae", iwae.ROWS, rows.Options()), options)
+    for before, after in zip(vae.likelihood.parameters(), trained.likelihood.parameters(), strict=True):
+        assert torch.equal(before, after)
+    assert not torch.equal(next(vae.posterior.parameters()), next(trained.posterior.parameters()))

@@ -100,7 +100,7 @@ def test_errors_on_the_oracle() -> None:
         (results_of([0.0, 1.0], binarization="dynamic"), "'a' and 'b' .* binarization is 'static' and 'dynamic'"),
         (
             results_of([0.0, 1.0], base_measure="Lebesgue", data_sha1="cd"),
-            r"'a' and 'b' .* base_measure is 'counting' and 'Lebesgue'\. Log-likelihoods",
+            r"'a' and 'b' .* base_measure is 'counting' and 'Lebesgue'\. Compare only densities",
         ),
         (results_of([0.0]), "'a' and 'b' .* their number of data is 2 and 1"),
         (results_of([0.0, 1.0, 2.0]).isel(datum=[0, 2]), "'a' and 'b' hold different data along 'datum'"),
