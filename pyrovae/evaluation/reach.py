@@ -127,7 +127,9 @@ class _Search:
         try:
             draws = NUM_DRAWS if self.problem.vectorize else 1
             runs = [self._from_prior(batch, draws) for _ in range(1 if self.problem.vectorize else NUM_DRAWS // 4)]
-        except (RuntimeError, ValueError):  # the model cannot be evaluated at draws from its prior
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:  # a program may raise any error at values that the guide never draws
             return torch.zeros(batch.size, dtype=torch.float64)
         outside = torch.cat(runs).double()
         totals = [part.logsumexp(0) - torch.tensor(float(len(part))).log() for part in (self.log_weights, outside)]

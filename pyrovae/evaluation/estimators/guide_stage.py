@@ -18,7 +18,6 @@ from pyrovae.isolation import seeded
 
 PILOT = 256  # draws of the guide that decide whether the guide is a good proposal
 GOOD_K, GOOD_ESS = 0.2, 0.4  # k-hat and effective fraction of the pilot draws; strict, because refining is cheap
-
 MISSED = (
     "draws from the prior find a part of the posterior that the guide misses, for {count} data of a batch. Their "
     "estimates of log p(x) are too low and not reliable. Train the guide further or make it wider, or enumerate "

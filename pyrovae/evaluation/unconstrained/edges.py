@@ -44,16 +44,26 @@ def rounded_sites(target: Target, level: Tensor, *, with_prior: bool) -> dict[st
     Args:
         target: Posteriors of N data, with the guide.
         level: Log of the mean weight of draws from the guide, shape ``(N,)``, nats; may be NaN.
-        with_prior: If true, draws from the prior are tested too.
+        with_prior: If true, draws from the prior are tested too, unless the model raises an error at these draws.
     """
     level = level.double().cpu().nan_to_num(nan=-math.inf, posinf=-math.inf)
     u, log_q = target.draw(NUM_DRAWS)
     found = _share(u, target.log_joint(u) - log_q, level) > NEGLIGIBLE
     if with_prior:
-        u, log_prior = target.draw_prior(NUM_DRAWS)
-        found |= _share(u, target.log_joint(u) - log_prior, level) > NEGLIGIBLE
+        found |= _by_prior(target, level)
     sizes = [math.prod(shape) for shape in target.space.shapes.values()]
     return {name: part.any(-1) for name, part in zip(target.space.shapes, found.split(sizes, -1), strict=True)}
+
+
+def _by_prior(target: Target, level: Tensor) -> Tensor:
+    """Return a mask of the coordinates for which rounded draws from the prior matter, shape ``(N, D)``."""
+    try:
+        u, log_prior = target.draw_prior(NUM_DRAWS)
+        return _share(u, target.log_joint(u) - log_prior, level) > NEGLIGIBLE
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception:  # a program may raise any error at values that the guide never draws
+        return torch.zeros(target.size, target.dim, dtype=torch.bool)
 
 
 def cost_of_rounded_sites(*, with_prior: bool) -> int:
@@ -64,7 +74,7 @@ def cost_of_rounded_sites(*, with_prior: bool) -> int:
 def warn_of_rounding(problem: Problem) -> None:
     """Warn if rounded draws matter for the first data of a problem.
 
-    The programs run only if a latent site has a support other than all real numbers.
+    The programs run once. Further runs follow only if a latent site has a support other than all real numbers.
     """
     with seeded(problem.seed):  # the draws of a batch must not depend on this test
         batch = problem.few()
@@ -75,11 +85,8 @@ def warn_of_rounding(problem: Problem) -> None:
             space = Space(problem)
         except ValueError:  # discrete or periodic latents, point estimates, and random guides have no coordinates
             return
-        target, level = target_of(space, batch), torch.full((batch.size,), math.nan)
-        try:
-            found = rounded_sites(target, level, with_prior=space.has_prior)
-        except Exception:  # a program may raise any error at values that the guide never draws
-            found = rounded_sites(target, level, with_prior=False)
+        level = torch.full((batch.size,), math.nan)
+        found = rounded_sites(target_of(space, batch), level, with_prior=space.has_prior)
     if names := [name for name, mask in found.items() if mask.any()]:
         warnings.warn(ADVICE.format(site=names[0]), stacklevel=find_stack_level())
 

@@ -184,6 +184,24 @@ def dist_of_cosine(z: Tensor) -> Any:
     return dist.Normal(z.cos(), 0.2)
 
 
+def test_a_model_may_fail_at_draws_from_its_prior() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.tensor(2.0), 1.0))
+            if z.numel() > 100 and (z > 3).any():
+                raise ArithmeticError("too large")
+            pyro.sample("x", dist.Normal(z, 0.02), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(x.log(), 0.02 / x))
+
+    x = torch.tensor([0.8, 1.0, 1.2])
+    assert pv.evaluation.evaluate(model, guide, x, 500, **OPTIONS).mcse.max() < 0.1
+    with pytest.warns(UserWarning, match="makes no draws from the prior"):
+        assert pv.evaluation.log_likelihood(model, guide, x, **OPTIONS).reliable.all()
+
+
 def test_data_of_which_every_row_has_missing_entries() -> None:
     scale = torch.tensor([0.5, 0.7, 0.9])
 
