@@ -125,8 +125,9 @@ def log_likelihood(
 
     Warns:
         UserWarning: If latents can fit data exactly while another latent makes their noise small; or if the model
-            raises an error at draws from its prior, so that modes may stay hidden; or if rounding moves many draws to
-            the edge of a support.
+            raises an error at draws from its prior, so that modes may stay hidden; if rounding moves many draws to
+            the edge of a support; or if only draws from the guide are possible, and draws from the prior find a part of
+            the posterior that the guide misses.
 
     Source:
         *Fixed-Form Variational Posterior Approximation through Stochastic Linear Regression* (Salimans and Knowles,
