@@ -36,6 +36,7 @@ from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import simulate
+from pyrovae.evaluation.unconstrained.edges import warn_of_rounding
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.evaluation.unconstrained.target import Target
 from pyrovae.isolation import isolated
@@ -88,6 +89,9 @@ def ais(
             density of real vectors, for example because a latent site is discrete, masked or an angle; or if the
             density of model or guide changes from run to run.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
+
+    Warns:
+        UserWarning: If rounding moves many draws to the edge of a support.
 
     Source:
         *Annealed Importance Sampling* (Neal, 2001); *On the Quantitative Analysis of Decoder-Based Generative Models*
@@ -170,6 +174,9 @@ def bdmc(
         TypeError: For the reasons listed at :func:`ais`.
         ValueError: For the reasons listed at :func:`ais`, or if the argument that holds the data cannot be determined.
 
+    Warns:
+        UserWarning: If rounding moves many draws to the edge of a support.
+
     Source:
         *Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo* (Grosse, Ghahramani and Adams, 2015).
 
@@ -233,8 +240,12 @@ def bdmc(
 
 
 def _prepare(problem: Problem, spaces: list[Space], num_chains: int) -> int:
-    """Append a :class:`Space`, which maps latents to real vectors, to ``spaces``. Return the size of a batch."""
+    """Append a :class:`Space`, which maps latents to real vectors, to ``spaces``. Return the size of a batch.
+
+    A warning says if rounding moves many draws to the edge of a support.
+    """
     spaces.append(Space(problem))
+    warn_of_rounding(problem)
     return problem.width(max(num_chains, PILOT_CHAINS))
 
 

@@ -31,6 +31,7 @@ from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
+from pyrovae.evaluation.unconstrained.edges import warn_of_rounding
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.evaluation.unconstrained.target import Target
 
@@ -86,6 +87,9 @@ def nuts(
             is discrete, masked or an angle.
         FloatingPointError: If a log-density is NaN or infinite.
 
+    Warns:
+        UserWarning: If rounding moves many draws to the edge of a support.
+
     Source:
         *The No-U-Turn Sampler* (Hoffman and Gelman, 2014); *Simulating Ratios of Normalizing Constants via a Simple
         Identity* (Meng and Wong, 1996); *Estimating Marginal Likelihoods for Mixture and Markov Switching Models Using
@@ -116,6 +120,7 @@ def nuts(
 
     def prepare() -> int:
         spaces.append(Space(problem, with_guide=False))
+        warn_of_rounding(problem)
         return problem.size
 
     def columns(batch: Batch) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
+from pyrovae.evaluation.unconstrained.edges import warn_of_rounding
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -71,6 +72,9 @@ def rqmc(
             once for each draw.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
+    Warns:
+        UserWarning: If rounding moves many draws to the edge of a support.
+
     Source:
         *Quasi-Monte Carlo Variational Inference* (Buchholz, Wenzel and Mandt, 2018); *Scrambled Net Variance for
         Integrals of Smooth Functions* (Owen, 1997).
@@ -100,6 +104,7 @@ def rqmc(
 
     def prepare() -> int:
         problem.check_reach()
+        warn_of_rounding(problem)
         if not problem.vectorize:
             raise ValueError(
                 "rqmc makes all draws in one run, but this program must be run once for each draw. Let the program "

@@ -92,10 +92,15 @@ def warn_of_rounding(problem: Problem) -> None:
 
 
 def _share(u: Tensor, log_weights: Tensor, level: Tensor) -> Tensor:
-    """Return the fraction of p(x) that comes from rounded values of each coordinate, shape ``(N, D)``."""
-    log_weights = log_weights.double().cpu().nan_to_num(nan=-math.inf, posinf=-math.inf)
+    """Return the fraction of p(x) that comes from rounded values of each coordinate, shape ``(N, D)``.
+
+    The weight of a draw at the edge can be infinite or NaN. It then counts as much as the mean weight.
+    """
+    log_weights = log_weights.double().cpu()
+    is_known = log_weights < math.inf
+    log_weights = torch.where(is_known, log_weights, -math.inf)
     total = torch.maximum(log_weights.logsumexp(0) - math.log(len(u)), level)
-    weights = (log_weights - total.nan_to_num(neginf=0.0)).exp() / len(u)
+    weights = torch.where(is_known, (log_weights - total.nan_to_num(neginf=0.0)).exp(), 1.0) / len(u)
     shares = []
     for extreme in (u.amin(0), u.amax(0)):
         shared = (u == extreme).cpu()

@@ -58,8 +58,44 @@ def test_rounded_draws_are_not_reliable() -> None:
     wrong = abs(found.log_likelihood - exact_concrete(x, 0.1)) > 5 * found.mcse
     assert wrong.any()
     assert not (found.reliable & wrong).any()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.67])
+@pytest.mark.parametrize(
+    ("estimator", "numbers"),
+    [
+        (pv.evaluation.evaluate, {"num_samples": 500}),
+        (pv.evaluation.ais, {"num_chains": 200, "num_temperatures": 5}),
+        (pv.evaluation.bdmc, {"num_chains": 10, "num_temperatures": 5}),
+        (pv.evaluation.nuts, {"num_samples": 20, "warmup_steps": 5, "max_tree_depth": 2}),
+    ],
+)
+def test_every_estimator_warns_of_rounded_draws(
+    estimator: Callable[..., Any], numbers: dict[str, int], temperature: float
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimator(*concrete(temperature), torch.tensor([-0.5, 1.0, 2.0, 3.0]), **numbers, **OPTIONS)
+    assert any(EDGE in str(each.message) for each in caught) == (temperature == 0.1)
+
+
+def test_quasi_random_draws_are_tested_for_rounding() -> None:
+    def family(logits: Any) -> Any:
+        wide = dist.Normal(torch.as_tensor(logits), torch.tensor(15.0))
+        return dist.TransformedDistribution(wide, [dist.transforms.SigmoidTransform()])
+
+    model, guide = latent(lambda: family(1.0), lambda x: family(2 * x - 1), lambda z: dist.Normal(z, 0.3))
     with pytest.warns(UserWarning, match=EDGE):
-        pv.evaluation.evaluate(model, guide, x, 500, **OPTIONS)
+        pv.evaluation.rqmc(model, guide, torch.tensor([0.2, 0.9]), num_samples=256, **OPTIONS)
+
+
+def test_draws_at_an_edge_without_a_density_are_rounded() -> None:
+    def family(a: Any) -> Any:
+        return dist.Kumaraswamy(torch.as_tensor(a), torch.tensor(0.05))  # torch returns 1.0, where log q is infinite
+
+    model, guide = latent(lambda: family(0.05), lambda x: family(0.05 + 0.05 * x), lambda z: dist.Normal(z, 0.3))
+    with pytest.warns(UserWarning, match=EDGE), pytest.raises(FloatingPointError, match="NaN or infinite"):
+        pv.evaluation.evaluate(model, guide, torch.tensor([0.2, 0.9]), 500, **OPTIONS)
 
 
 def test_the_advice_against_rounding_works() -> None:
