@@ -41,7 +41,8 @@ def value_and_gradient(posterior: Posterior, u: Tensor, batch_size: int | None =
         batch_size: Largest number of log-densities (draws times data) in one computation; by default all.
 
     Returns:
-        log p(x, u), shape ``(num_samples, N)``, and the gradient, shape ``(num_samples, N, D)``.
+        log p(x, u), shape ``(num_samples, N)``, and the gradient, shape ``(num_samples, N, D)``, both in the dtype of
+        ``u``.
     """
     rows = len(u) if batch_size is None else max(1, batch_size // u.shape[1])
     values, gradients = [], []
@@ -57,4 +58,4 @@ def value_and_gradient(posterior: Posterior, u: Tensor, batch_size: int | None =
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         values.append(value.detach())
         gradients.append(gradient)
-    return torch.cat(values), torch.cat(gradients)
+    return torch.cat(values).to(u.dtype), torch.cat(gradients)  # data in double precision give values in double

@@ -51,8 +51,17 @@ def outside_support(site: Site, reason: str) -> str:
     found = f"values from {value.min():.4g} to {value.max():.4g}" if value.numel() else "no values"
     message = (
         f"site {site['name']!r}: {found}, shape {tuple(value.shape)}, cannot be scored by a {name} of batch shape "
-        f"{tuple(site['fn'].batch_shape)} and event shape {tuple(site['fn'].event_shape)} ({reason})"
+        f"{tuple(site['fn'].batch_shape)} and event shape {tuple(site['fn'].event_shape)} ({reason.rstrip('.')})"
     )
+    event = len(site["fn"].event_shape)
+    for frame in site["cond_indep_stack"]:
+        held, expected = _size(value.shape, frame.dim - event), _size(site["fn"].batch_shape, frame.dim)
+        if 1 not in (held, expected) and held != expected:
+            message += (
+                f". The data have {held} entries along plate {frame.name!r}, but the distribution has {expected}. If "
+                f"the guide has parameters for each datum, as an AutoGuide has for latents inside a plate, use it only "
+                f"with the {expected} data for which it was created."
+            )
     if hasattr(fn, "hint"):
         message += f". {fn.hint}."
     is_grey = ((value > 0) & (value < 1)).any() and value.min() >= 0 and value.max() <= 1
@@ -65,3 +74,8 @@ def outside_support(site: Site, reason: str) -> str:
     if not message.endswith("."):
         message += ". Correct the values, or use a distribution whose support and shape fit the values."
     return message
+
+
+def _size(shape: torch.Size, dim: int) -> int:
+    """Return the size of a dimension that is counted from the right; it is 1 if there is no such dimension."""
+    return shape[dim] if len(shape) >= -dim else 1

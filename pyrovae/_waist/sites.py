@@ -26,9 +26,7 @@ def is_enumerated(site: Site) -> bool:
 
 def is_point(distribution: Any) -> bool:
     """Return whether a distribution puts all of its mass on a point."""
-    while isinstance(distribution, dist.ExpandedDistribution | torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return isinstance(distribution, dist.Delta)
+    return isinstance(_base(distribution), dist.Delta)
 
 
 def is_factor(site: Site) -> bool:
@@ -48,8 +46,28 @@ def factors(distribution: Any) -> Any | None:
 
 
 def is_deterministic(site: Site) -> bool:
-    """Return whether a site is a ``pyro.deterministic``, which records a value that the program computes."""
-    return bool(site["infer"].get("_deterministic"))
+    """Return whether a site records a value that the program computes: ``pyro.deterministic``, or a computed latent."""
+    return bool(site["infer"].get("_deterministic")) or is_computed_latent(site)
+
+
+def is_computed_latent(site: Site) -> bool:
+    """Return whether ``poutine.reparam`` has replaced a latent site by a function of other latent sites.
+
+    Such a site is observed, and its distribution is a ``Delta`` at the observed value itself.
+    """
+    if not site["is_observed"] or site["infer"].get("_deterministic"):
+        return False
+    point = _base(site["fn"])
+    return isinstance(point, dist.Delta) and point.v.data_ptr() == site["value"].data_ptr()
+
+
+def _base(distribution: Any) -> Any:
+    """Return a distribution without the wrappers that expand, mask or reshape it."""
+    while isinstance(
+        distribution, dist.ExpandedDistribution | torch.distributions.Independent | dist.MaskedDistribution
+    ):
+        distribution = distribution.base_dist
+    return distribution
 
 
 class Latents(Messenger):

@@ -1,6 +1,7 @@
 """The evaluation agrees with algebra, records its settings, and refuses invalid programs."""
 
 import math
+import warnings
 
 import numpy as np
 import pyro
@@ -212,3 +213,22 @@ def test_cuda_gives_the_same_weights() -> None:
     weights = log_weights(vae.model, vae.guide, x, 20)
     assert weights.is_cuda
     torch.testing.assert_close(weights.cpu(), oracle.log_likelihood(x).expand(20, 50))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_few_data_show_that_a_program_cannot_take_many_draws(size: int) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(torch.zeros(5), z.exp()[:, None]).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    x = torch.randn(size, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = pv.evaluation.evaluate(model, guide, x, 200, seed=0, progress=False)
+    single = pv.evaluation.evaluate(model, guide, x, 200, seed=0, progress=False, vectorize=False)
+    np.testing.assert_allclose(found.log_likelihood, single.log_likelihood, atol=4.5 * float(single.mcse.max()))

@@ -20,12 +20,15 @@ from pyrovae._waist.sites import Program
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
+from pyrovae.evaluation.posterior.summed_out import GuideDraws
 from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import simulate
 
 if TYPE_CHECKING:
     import xarray as xr
+
+MASKED = -1  # rank of a latent that is masked for a datum, while the ranks are collected
 
 
 @takes_vae
@@ -43,7 +46,7 @@ def simulation_based_calibration(
     The test judges the guide's posterior on data that the model generates, not on the training data. The guide must be
     amortized: it must accept any data, and must not have separate parameters for each datum. A unit is
     an entry of a latent site. The ranks of each unit are tested separately, so the test does not show whether the
-    guide's dependence between units is right.
+    guide's dependence between units is right. Sites that the guide enumerates are sampled instead.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
@@ -59,16 +62,17 @@ def simulation_based_calibration(
         Dataset that holds for each latent site, say ``z``:
 
         * ``z``: ranks from 0 to L, over ``simulation`` and ``z_unit``. Ties, which occur for discrete latents, are
-          broken at random;
+          broken at random. If a site is masked for a datum, its ranks are NaN;
         * ``z_p_value``: p-value of a chi-squared test of uniform ranks, over ``z_unit``. About one in a hundred units
-          of a calibrated guide has a p-value below 0.01. The p-value is NaN if fewer than 40 simulations ended
-          without an error.
+          of a calibrated guide has a p-value below 0.01. The p-value is NaN if fewer than 40 simulations have a
+          rank.
 
     Raises:
         TypeError: For the reasons listed at :func:`log_weights`.
         ValueError: For the reasons listed at :func:`log_weights`; if ``num_draws`` is less than 1 or
-            ``num_simulations`` less than 50; or if the model has a ``pyro.factor`` or observes a value that is not
-            one of its arguments.
+            ``num_simulations`` less than 50; if the model has a ``pyro.factor`` or observes a value that is not a view
+            or copy of one of its arguments; or if the guide is a :class:`pyrovae.guides.Refined`, because a refined
+            guide is wider than the posterior.
 
     Source:
         *Validating Bayesian Inference Algorithms with Simulation-Based Calibration* (Talts, Betancourt, Simpson,
@@ -95,7 +99,12 @@ def simulation_based_calibration(
             f"num_simulations={num_simulations}"
         )
     simulated: Options = {**options, "binarization": "simulated"}
-    problem = Problem(model, guide, x, **simulated)
+    problem = Problem(*GuideDraws().around(model, guide), x, **simulated)
+    if problem.proposal is not None:
+        raise ValueError(
+            f"{problem.proposal!r} draws from a mixture that is wider than the posterior, so its ranks are not "
+            f"uniform. Pass the guide that it refines, refined.guide."
+        )
     dims: dict[str, tuple[str, ...]] = {}
 
     def prepare() -> int:
@@ -117,6 +126,8 @@ def simulation_based_calibration(
         num_draws=num_draws,
         num_simulations=num_simulations,
     ).rename(datum="simulation")
+    if any((values < 0).any() for values in ranks.values()):
+        ranks = ranks.where(ranks != MASKED)
     p_values = {
         name: np.array([_p_value(unit, num_draws) for unit in values.values.T]) for name, values in ranks.items()
     }
@@ -128,12 +139,13 @@ def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
 
     Returns:
         Dictionary from the name of each latent site to the ranks of its values, shape ``(n, units)``. A unit is one
-        entry of a value.
+        entry of a value. The rank is ``MASKED`` where the guide's mask leaves out the site.
     """
-    latents, args = simulate(problem.model, batch.args)
+    latents, args = simulate(problem.model, batch.args, problem.options["kwargs"])
     simulated = replace(batch, args=args)
     below: dict[str, Tensor] = {}
     equal: dict[str, Tensor] = {}
+    scored: dict[str, Tensor] = {}
     chunk = max(1, problem.affordable // batch.size)
     for start in range(0, num_draws, chunk):
         drawn = problem.draw(simulated, min(chunk, num_draws - start))
@@ -142,7 +154,11 @@ def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
             true = _by_datum(problem, name, latents[name])
             below[name] = below.get(name, 0) + (draws < true).sum(0)
             equal[name] = equal.get(name, 0) + (draws == true).sum(0)
-    return {name: below[name] + _below(equal[name] + 1) for name in sorted(below)}
+        for name, mask in drawn.masks[0].items() if drawn.masks else ():
+            full = torch.as_tensor(mask, device=problem.device).expand(drawn.values[name].shape)
+            scored[name] = _by_datum(problem, name, full)[0]
+    ranks = {name: below[name] + _below(equal[name] + 1) for name in sorted(below)}
+    return {name: torch.where(scored[name], rank, MASKED) if name in scored else rank for name, rank in ranks.items()}
 
 
 def _by_datum(problem: Problem, name: str, value: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from pyrovae import flows
-from pyrovae.evaluation.unconstrained.target import Target
+from pyrovae.evaluation.unconstrained.target import Target, check_gradients
 
 Family = Literal["normal", "flow"]
 
@@ -106,6 +106,7 @@ def optimize(
     learning_rate: float,
 ) -> nn.Module:
     """Fit a local posterior to each datum of a batch by Adam, and return a module that holds all local posteriors."""
+    check_gradients(target)
     local = LocalNormal(target) if family == "normal" else LocalFlow(target)
     optimizer = torch.optim.Adam(local.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._waist.divergences import divergence, is_mean_field
+from pyrovae._waist.plates import dim_of
 from pyrovae._waist.sites import Program, Site, factors
 from pyrovae._waist.weights import Weights
 from pyrovae.evaluation.batches import Batch
@@ -31,6 +32,11 @@ from pyrovae.evaluation.sampler import check_draws
 
 if TYPE_CHECKING:
     import xarray as xr
+
+SUMMED_OUT = (
+    "the program sums out a discrete latent site, so the draws have no density q(z | x). Sample the site in model and "
+    "guide instead of enumerating it."
+)
 
 
 @takes_vae
@@ -165,7 +171,8 @@ def elbo_surgery(
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
         ValueError: For the reasons listed at :func:`evaluate`; if a discrete site is enumerated; if a latent site
-            is masked or auxiliary; or if the guide's density differs between two runs at the same draws.
+            is masked or auxiliary; if the prior differs between data; or if the guide's density differs between two
+            runs at the same draws.
 
     Source:
         *ELBO Surgery* (Hoffman and Johnson, 2016); *Isolating Sources of Disentanglement in Variational Autoencoders*
@@ -195,7 +202,10 @@ def elbo_surgery(
         return {name: torch.cat(parts).mean(0) for name, parts in terms.items()}
 
     def prepare() -> int:
+        if problem.probe.enumerates:
+            raise ValueError(SUMMED_OUT)
         problem.check_repeats()
+        _check_latents(problem)
         return problem.width(num_samples)
 
     return report(problem, columns, estimator="ELBO surgery", width=prepare, units="nats", num_samples=num_samples)
@@ -207,10 +217,7 @@ def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]
     for count in counts:
         weights = problem.run(batch, count)
         if weights.densities is None:
-            raise ValueError(
-                "the program sums out a discrete latent site, so the draws have no density q(z | x). Sample the site "
-                "in the guide instead of enumerating it."
-            )
+            raise ValueError(SUMMED_OUT)
         yield weights
 
 
@@ -223,8 +230,7 @@ def _terms(problem: Problem, weights: Weights) -> dict[str, Tensor]:
     assert weights.densities is not None
     of_guide, of_model = _latents(weights.guide_sites), _latents(weights.model_sites)
     draws = {}
-    for name, q, p in _pairs(of_guide, of_model):
-        _check_unmasked(name, q, p)
+    for name, q, _ in _pairs(of_guide, of_model):
         full = q["value"].expand(*q["fn"].batch_shape, *q["fn"].event_shape)
         draws[name] = _by_datum(problem, q, full, flat=False)
     reconstruction, log_p, log_q = (term.double() for term in weights.densities)
@@ -246,6 +252,33 @@ def _terms(problem: Problem, weights: Weights) -> dict[str, Tensor]:
         terms["total_correlation"] = aggregate - of_units.sum(-1)
         terms["dimension_wise_kl"] = (of_units - prior_units).sum(-1)
     return terms
+
+
+def _check_latents(problem: Problem) -> None:
+    """Check that no latent site is masked, and that the latents of all data have the same prior.
+
+    Each datum of a batch gets the draw of the datum before it. If all data have the same prior, log p(z) moves with the
+    draws.
+
+    Raises:
+        ValueError: If a latent site is auxiliary or masked, or the prior differs between data.
+    """
+    for batch in problem.batches(64):
+        weights = problem.run(batch)
+        for name, q, p in _pairs(_latents(weights.guide_sites), _latents(weights.model_sites)):
+            _check_unmasked(name, q, p)
+        drawn = problem.draw(batch, 1)
+        axes = {name: dim_of(problem.plate) - problem.probe.event_dims[name] for name in drawn.dims}
+        moved = {name: drawn.values[name].roll(1, axis) for name, axis in axes.items()}
+        before, after = (
+            problem.route.log_prior(batch, {**drawn.values, **values}, 1, tuple(axes)) for values in ({}, moved)
+        )
+        if not torch.allclose(after.roll(-1, 1), before, rtol=1e-4, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                "the prior of the latents differs between data, p(z | y), so there is no KL divergence of the "
+                "aggregate posterior from the prior. Pass only data with the same prior, such as the data of one "
+                "label, or use pyrovae.evaluation.kl_per_dimension."
+            )
 
 
 def _latents(sites: list[Site]) -> dict[str, Site]:

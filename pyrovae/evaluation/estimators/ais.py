@@ -20,12 +20,14 @@ The weights are unbiased only if the transitions do not depend on the chains the
 tune the step sizes for every t and datum, and are then discarded. All later chains use these fixed step sizes.
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 
 from pyrovae._waist.sites import Program
+from pyrovae._warnings import find_stack_level
 from pyrovae.arguments import check_whole
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.batches import Batch
@@ -38,7 +40,7 @@ from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import simulate
 from pyrovae.evaluation.unconstrained.edges import warn_of_rounding
 from pyrovae.evaluation.unconstrained.space import Space
-from pyrovae.evaluation.unconstrained.target import Target
+from pyrovae.evaluation.unconstrained.target import Target, check_gradients
 from pyrovae.isolation import isolated
 
 if TYPE_CHECKING:
@@ -202,7 +204,8 @@ def bdmc(
     with template:
         template.check_whole()
     with isolated(model, guide, seed=template.seed) as isolation, isolation.adopting():
-        latents, args = simulate(model, template.data.batch(0, template.size, template.device))
+        whole = template.data.batch(0, template.size, template.device)
+        latents, args = simulate(model, whole, options.get("kwargs"))
     simulated: Options = {**options, "seed": template.seed, "binarization": "simulated"}
     problem = Problem(model, guide, args, **simulated)
     spaces: list[Space] = []
@@ -267,6 +270,10 @@ class Path:
 
     def __init__(self, target: Target, num_temperatures: int, num_leapfrog: int) -> None:
         self.target, self.num_leapfrog = target, num_leapfrog
+        try:
+            check_gradients(target)
+        except FloatingPointError as error:  # the weights of chains that do not move are still valid
+            warnings.warn(f"some chains of annealing do not move: {error}", stacklevel=find_stack_level())
         draws, _ = target.draw(64)
         self.scale = draws.std(0)  # scale of the guide in each dimension, shape (N, D)
         # Wu et al. space the temperatures by a sigmoid, which is flat at both ends.

@@ -33,7 +33,7 @@ from pyrovae.evaluation.problem import Problem
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.unconstrained.edges import warn_of_rounding
 from pyrovae.evaluation.unconstrained.space import Space
-from pyrovae.evaluation.unconstrained.target import Target
+from pyrovae.evaluation.unconstrained.target import Target, check_gradients
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -130,6 +130,7 @@ def nuts(
                 f"{num_chains} chains of {num_samples} draws are too few to fit a normal density of {target.dim} "
                 f"dimensions. Make at least {2 * math.ceil(5 * target.dim / num_chains)} draws per chain."
             )
+        check_gradients(target)
         kernel = {"max_tree_depth": max_tree_depth}
         chains = [_chain(target, num_samples, warmup_steps, kernel) for _ in range(num_chains)]
         draws = torch.stack([chain[0] for chain in chains])  # (num_chains, num_samples, N, D)

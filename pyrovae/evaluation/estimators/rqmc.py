@@ -18,6 +18,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions.transforms import ComposeTransform
 
 from pyrovae._waist.draws import run_guide
 from pyrovae._waist.sites import Program, is_enumerated, is_point
@@ -230,7 +231,7 @@ def _quantile(name: str, fn: Any, uniform: Tensor) -> Tensor:
             noise = torch.special.ndtri(uniform).to(fn.loc.dtype).unsqueeze(-1)
             return fn.loc + (fn.scale_tril @ noise).squeeze(-1)
         case torch.distributions.TransformedDistribution():
-            value = _quantile(name, fn.base_dist, uniform)
+            value = _quantile(name, fn.base_dist, _of_base(name, fn, uniform))
             for transform in fn.transforms:
                 value = transform(value)
             return value
@@ -241,3 +242,19 @@ def _quantile(name: str, fn: Any, uniform: Tensor) -> Tensor:
             f"latent site {name!r} is a {type(fn).__name__}, for which torch has no inverse distribution function. Use "
             f"pyrovae.evaluation.evaluate, which makes random draws."
         ) from error
+
+
+def _of_base(name: str, fn: Any, uniform: Tensor) -> Tensor:
+    """Return the coordinates of uniform points that the base distribution of a transformed distribution needs.
+
+    The base can have fewer dimensions than the values, as for values on a simplex.
+    """
+    shape = ComposeTransform(fn.transforms).inverse_shape(uniform.shape)
+    points = uniform[..., : shape[-1]] if len(shape) == uniform.ndim else uniform
+    if points.shape != shape:
+        raise ValueError(
+            f"latent site {name!r} is a {type(fn).__name__} that transforms values of {len(shape)} dimensions to "
+            f"values of {uniform.ndim}, which rqmc does not support. Use pyrovae.evaluation.evaluate, which makes "
+            f"random draws."
+        )
+    return points

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyrovae._waist.draws import Given
 from pyrovae._waist.scoring import masked_score
-from pyrovae._waist.sites import Program, Site, is_deterministic
+from pyrovae._waist.sites import Program, Site, is_computed_latent, is_deterministic
 from pyrovae._waist.summation import sum_per_datum
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
@@ -52,7 +52,8 @@ def to_inference_data(
     draws as a chain and does not know the weights. Check ``ess`` and ``pareto_k`` before you trust resampled draws.
 
     Sites that the guide enumerates are sampled instead of summed out. Sites that only the model enumerates are summed
-    out of the weights, and then sampled given the data and the other latents.
+    out of the weights, and then sampled given the data and the other latents. Sites that ``poutine.reparam`` computes
+    from other latents are in the groups of the latents.
 
     Predictions are conditional on every argument that the model does not observe. If the model computes the
     distribution of another site from an observed argument ``y``, predictions are conditional on ``y`` too. To avoid
@@ -164,7 +165,7 @@ class _Groups:
                 self._add_value(parts, "posterior_predictive", site, site["value"])
         for _, sites in self.posterior.runs(batch, self.num_prior_draws, Redrawn):
             check_generative(sites, "Pass num_prior_draws=0 to omit the groups of the prior")
-            for site in (site for site in sites if not site["is_observed"]):
+            for site in (site for site in sites if not site["is_observed"] or is_computed_latent(site)):
                 self._add_value(parts, "prior_predictive" if _was_observed(site) else "prior", site, site["value"])
         found = {name: torch.cat(each) for name, each in parts.items()}
         found |= self._statistics(drawn, chosen)
@@ -187,7 +188,7 @@ class _Groups:
         For a latent site, its values are added. For an observed site, its log-probabilities are added if they were
         requested, and its observed values are added if ``first`` is true.
         """
-        if not site["is_observed"]:
+        if not site["is_observed"] or is_computed_latent(site):
             self._add_value(parts, "posterior", site, site["value"])
         elif not is_deterministic(site):
             if self.log_likelihood:

@@ -73,6 +73,8 @@ class Dependence:
         reason = ""
         if self.vectorize:
             agrees, reason = self._agrees(one, few, draws=2)
+            if agrees and few == 1 and one.size == self.trials.size:  # a single datum broadcasts in any place
+                agrees, reason = self._agrees(one, None, draws=2)
             if agrees:
                 self._check_few_data(one)
                 return Outcome(True, True, "")

@@ -10,6 +10,7 @@ from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.route import Drawn
 from pyrovae.evaluation.unconstrained.conditional_priors import locations_and_scales
 from pyrovae.evaluation.unconstrained.space import Space
+from pyrovae.isolation import seeded
 
 
 class Target:
@@ -216,3 +217,19 @@ class _Part(Target):
 def kept(results: Sequence[Tensor]) -> list[Tensor]:
     """Return results. On CUDA, return copies, because the next call of the CUDA graph overwrites the results."""
     return [result.clone() if result.is_cuda else result for result in results]
+
+
+def check_gradients(target: Target) -> None:
+    """Check that log p(x, u) has a gradient at draws from the guide, as Hamiltonian chains need.
+
+    Raises:
+        FloatingPointError: If the gradient of a datum is NaN or infinite although log p(x, u) is finite.
+    """
+    with seeded(torch.initial_seed() + 2**62):  # other random numbers do not depend on this test
+        value, gradient = target.value_and_gradient(target.draw(1)[0])
+    bad = (value.isfinite() & ~gradient.isfinite().all(-1))[0]
+    if bad.any():
+        raise FloatingPointError(
+            f"the gradient of log p(x, z) is NaN or infinite for {int(bad.sum())} of {target.size} data. Entries of x "
+            f"that are NaN have this effect, even if they are masked. Observe numbers: obs=x.nan_to_num()."
+        )

@@ -264,3 +264,54 @@ def divergences_of_one_batch() -> tuple[Any, Any]:
 def test_a_process_without_a_batch_has_the_dimensions_of_the_result() -> None:
     one = divergences_of_one_batch()
     assert in_each(2, divergences_of_one_batch) == [one, one]
+
+
+def test_latents_with_a_prior_for_each_label_have_no_aggregate() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(y, 0.1))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(y, 0.1))
+
+    x, y = torch.randn(16), torch.arange(16.0) // 8
+    with pytest.raises(ValueError, match="the prior of the latents differs between data"):
+        pv.evaluation.elbo_surgery(model, guide, (x, y), **KL)
+    terms = pv.evaluation.elbo_surgery(model, guide, (x[8:], y[8:]), **KL)  # the advice: data of one label
+    np.testing.assert_allclose(terms.marginal_kl, 0, atol=1e-5)
+
+
+def test_a_hierarchical_prior_is_the_same_for_all_data() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Normal(0.0, 1.0))
+            z = pyro.sample("z", dist.Normal(top, 0.1))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Normal(x / 2, 1.0))
+            pyro.sample("z", dist.Normal(top, 0.1))
+
+    terms = pv.evaluation.elbo_surgery(model, guide, torch.randn(70), **KL)
+    assert terms.marginal_kl.mean() > 0
+
+
+def test_sites_that_only_the_model_sums_out_are_refused_before_any_run_fails() -> None:
+    means = torch.tensor([-1.0, 0.0, 2.0])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(means[y] + z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(len(x), 3)), infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal((x - means[y]) / 2, 0.8))
+
+    with pytest.raises(ValueError, match="the program sums out a discrete latent site"):
+        pv.evaluation.elbo_surgery(model, guide, torch.randn(6), **KL)

@@ -1,5 +1,9 @@
 """NUTS draws from the posterior of a few data, and bridge sampling gives their log p(x)."""
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -119,3 +123,34 @@ def test_chains_that_do_not_move_are_refused() -> None:
         draws[:, :, 2] = 1.0
         with pytest.raises(ValueError, match="the chains of 1 of 4 data did not move"):
             _bridge(target, draws, 10**6)
+
+
+def observed_where_not_nan(fill: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0).mask(~x.isnan()), obs=fill(x))
+
+    return model
+
+
+def guide_of_numbers(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x.nan_to_num() / 2, 1.0))
+
+
+def test_masked_nan_stops_chains_and_the_message_says_so() -> None:
+    x, options = torch.tensor([0.5, torch.nan, -1.0]), {"seed": 0, "progress": False}
+    small: Any = {"num_samples": 100, "warmup_steps": 60, "num_chains": 1, "max_tree_depth": 3, **options}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = pv.evaluation.nuts(observed_where_not_nan(lambda x: x), guide_of_numbers, x, **small)
+    assert "data [1] raise an error" in str(told[0].message)
+    assert "Observe numbers: obs=x.nan_to_num()" in str(told[0].message)
+    assert found.log_likelihood.isnull().values.tolist() == [False, True, False]
+    with pytest.warns(UserWarning, match=r"some chains of annealing do not move: .*obs=x.nan_to_num\(\)"):
+        pv.evaluation.ais(observed_where_not_nan(lambda x: x), guide_of_numbers, x, 40, num_temperatures=4, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = pv.evaluation.nuts(observed_where_not_nan(Tensor.nan_to_num), guide_of_numbers, x, **small)
+    assert abs(found.log_likelihood[1]) < 0.05  # an empty datum has probability 1

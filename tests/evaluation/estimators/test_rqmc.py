@@ -151,3 +151,24 @@ def test_an_autoguide_has_points_that_it_computes() -> None:
     quasi = pv.evaluation.rqmc(script.model, guide, x, 4096, seed=0)
     plain = pv.evaluation.evaluate(script.model, guide, x, 20_000, seed=0)
     assert (abs(quasi.elbo - plain.elbo) < 4 * plain.elbo_mcse).all()
+
+
+def test_values_on_a_simplex_have_one_dimension_less() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Categorical(pyro.sample("p", dist.Dirichlet(torch.ones(3)))), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("p", dist.LogisticNormal(torch.zeros(len(x), 2), 1.5 * torch.ones(2)))
+
+    found = pv.evaluation.rqmc(model, guide, torch.tensor([0, 1, 2]), num_samples=4096, seed=0, progress=False)
+    assert (abs(found.log_likelihood - np.log(1 / 3)) < 4.5 * found.mcse).all()
+    assert (found.mcse < 0.03).all()
+
+
+def test_a_transform_to_more_dimensions_is_refused() -> None:
+    base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+    fn = dist.TransformedDistribution(base, dist.transforms.CorrCholeskyTransform())
+    with pytest.raises(ValueError, match=r"latent site 'L' is a .* transforms values of 2 dimensions to values of 3"):
+        _quantile("L", fn, torch.rand(5, 3, 3))
