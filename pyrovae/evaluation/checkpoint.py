@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyrovae import archives, parallel
 from pyrovae._warnings import find_stack_level
-from pyrovae.arguments import fingerprint
-from pyrovae.evaluation.identity import difference
-from pyrovae.evaluation.provenance import attributes
+from pyrovae.evaluation.identity import difference, of_objects, of_programs, plain
+from pyrovae.evaluation.provenance import arguments, attributes
 from pyrovae.evaluation.rows import Rows
 from pyrovae.folder_lock import FolderLock
 from pyrovae.isolation import fresh_seed
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 
 SAVE_SECONDS = 5.0  # least time between two writes of the finished rows
 _CHANGEABLE = {"progress", "checkpoint", "seed"}  # options that may differ between calls; the seed in use is compared
+_OF_PROGRAMS = "programs", "objects"  # parts of the description that hold the content of the programs
 
 
 def seed_in(folder: str | Path) -> int:
@@ -62,7 +61,8 @@ class Checkpoint:
 
     Raises:
         OSError: On entry, if the folder cannot be created, or another evaluation uses it.
-        ValueError: On entry, if the folder holds another evaluation or a damaged file.
+        ValueError: If an option or an argument of the programs cannot be described, such as a generator or an open
+            file. On entry, if the folder holds another evaluation or a damaged file.
     """
 
     def __init__(self, problem: "Problem", estimator: str, settings: Mapping[str, Any]) -> None:
@@ -149,13 +149,14 @@ class Checkpoint:
         return kept
 
     def _check(self, then: Mapping[str, Any]) -> None:
-        programs = self.description["programs"]
-        if changed := difference(programs, then.get("programs", programs)):
-            raise ValueError(
-                f"folder {str(self.folder)!r} holds an evaluation of another program: {changed}. Pass another folder, "
-                f"or remove this folder."
-            )
-        names = [name for name in (*self.description, *then) if name != "programs"]
+        for part in _OF_PROGRAMS:
+            now = self.description[part]
+            if changed := difference(now, then.get(part, now)):  # folders of earlier versions may lack a part
+                raise ValueError(
+                    f"folder {str(self.folder)!r} holds an evaluation of another program: {changed}. Pass another "
+                    f"folder, or remove this folder."
+                )
+        names = [name for name in (*self.description, *then) if name not in _OF_PROGRAMS]
         different = [name for name in names if self.description.get(name) != then.get(name)]
         if different:
             name = different[0]
@@ -181,22 +182,29 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _describe(problem: "Problem", estimator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return everything that determines the rows of an evaluation, as a dictionary of plain values."""
+    """Return everything that determines the rows of an evaluation, as a dictionary of plain values.
+
+    Raises:
+        ValueError: If an argument or an option cannot be described, such as a generator or an open file.
+    """
     found = attributes(problem)
     names = "model", "guide", "data_sha1", "parameters_sha1", "binarization", "seed", "autocast"
     versions = "pyrovae_version", "torch_version", "pyro-ppl_version"
     options = {name: value for name, value in problem.options.items() if name not in _CHANGEABLE}
-    described: dict[str, Any] = _plain(
-        {
-            "estimator": estimator,
-            **options,  # first, so that an error names the option and not the batch width, which depends on it
-            "proposal": _proposal(problem),
-            **settings,
-            **{name: found[name] for name in (*names, *versions)},
-            "device": problem.device.type,
-        }
-    )
-    return described | {"programs": dict(problem.contents)}
+    described: dict[str, Any] = {
+        "estimator": estimator,
+        **arguments(problem),
+        **options,  # first, so that an error names the option and not the batch width, which depends on it
+        "proposal": _proposal(problem),
+        **settings,
+        **{name: found[name] for name in (*names, *versions)},
+        "device": problem.device.type,
+    }
+    return {
+        **{name: plain(value, name) for name, value in described.items()},
+        "programs": of_programs(problem.contents),
+        "objects": of_objects(problem.contents),
+    }
 
 
 def _proposal(problem: "Problem") -> dict[str, Any] | None:
@@ -206,18 +214,3 @@ def _proposal(problem: "Problem") -> dict[str, Any] | None:
     public = {name: value for name, value in vars(problem.proposal).items() if not name.startswith("_")}
     settings = {name: value for name, value in public.items() if name not in ("model", "guide")}  # see `programs`
     return {"type": type(problem.proposal).__name__, **settings}
-
-
-def _plain(value: Any) -> Any:
-    """Convert a value to numbers, strings, lists and dictionaries. A tensor or array becomes its checksum."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Tensor | np.ndarray):
-        return fingerprint((torch.as_tensor(value),))
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return str(getattr(value, "__qualname__", type(value).__name__))

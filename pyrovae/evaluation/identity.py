@@ -1,22 +1,33 @@
-"""Code and constants that, together with the parameters, determine the densities of programs.
+"""Descriptions of programs and arguments, which show whether a stored result belongs to a call.
 
-A walk from each program finds the code and the constants. The walk visits attributes, containers, classes, closures,
-default values, the objects of bound methods, and functions that the code names. It leaves out
+The code and the constants of a program, together with its parameters, determine its densities. A walk from each program
+finds the code and the constants. The walk visits attributes, containers, classes, closures, default values, the objects
+of bound methods, and functions that the code names. It leaves out
 
 * code of the standard library and of installed packages, because their versions identify this code;
 * values that change when the programs run, such as counters, because an evaluation raises an error if a density
   depends on them;
 * tensors in a dictionary whose keys are not strings, because such a dictionary is a cache.
 
+A second part of the walk, which begins after the first has ended, adds entries that results of earlier versions do not
+have: the names of functions and classes of installed packages, the state of objects of such classes, as ``pickle``
+would store it, and the entries of sparse tensors. It also records which paths lead to the same object.
+:func:`of_programs` and :func:`of_objects` separate the entries of both parts.
+
 The walk does not find environment variables and files that a program reads. It also does not find objects that a
 program looks up by name (``getattr``, a registry).
+
+:func:`plain` describes an argument or an option. It uses the same walk for functions and other objects.
 """
 
+import copyreg
 import dis
 import functools
 import hashlib
 import sys
 import sysconfig
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,7 +39,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyrovae.arguments import as_bytes
+from pyrovae.arguments import as_bytes, fingerprint
 
 MOST = 20_000  # largest number of values that are visited
 LONGEST = 60  # largest number of characters of a value that is kept as it is
@@ -44,6 +55,16 @@ _DESCRIBED = (
     torch.distributions.Transform,
     torch.distributions.constraints.Constraint,
 )
+_VISITED = (  # types whose parts the first part of the walk visits, or whose content is left out
+    *(MethodType, functools.partial, FunctionType, property, staticmethod, classmethod, type, Mapping, list, tuple),
+    *(set, frozenset, nn.Module, ModuleType, torch.Generator, Tensor, np.ndarray, *_DESCRIBED),
+)
+_WITHOUT_STATE = (  # types that hold nothing on which a value can depend
+    *(type(threading.Lock()), type(threading.RLock()), weakref.ref, type(vars(Mapping)["_abc_impl"])),
+)
+_FURTHER = "name of ", "state of ", "object of "  # beginnings of the paths of the walk's second part
+_UNKNOWN = object()  # stands for a state that cannot be described
+_TEXT_OF_UNKNOWN = "not known"  # no other value has this text, because the text of a string has quotation marks
 
 
 def contents(
@@ -57,18 +78,88 @@ def contents(
         most_bytes: Largest size of a tensor or array that is read, bytes; larger ones are left out.
     """
     found: dict[str, str] = {}
-    seen: dict[int, Any] = {}  # keeps the objects alive, so that their identities are not reused
-    pending = deque(programs.items())
-    while pending and len(seen) < MOST:
+    seen: dict[int, tuple[str, Any]] = {}  # keeps the objects alive, so that their identities are not reused
+    pending: deque[tuple[str, Any]] = deque(programs.items())
+    later: deque[tuple[str, Any]] = deque()
+    while (pending or later) and len(seen) < MOST:
+        if not pending:
+            path, value = later.popleft()
+            pending.extend((f"state of {path}.{name}", part) for name, part in _state(value))
+            continue
         path, value = pending.popleft()
         if (text := _as_text(value, most_bytes)) is not None:
             found[path] = text
-        elif id(value) not in seen:
-            seen[id(value)] = value
+            if _is_sparse(value):
+                later.append((path, value))
+            continue
+        name = _installed_name(value)
+        if name is not None:
+            found[f"name of {path}"] = name
+        if id(value) not in seen:
+            seen[id(value)] = path, value
             if (code := getattr(value, "__code__", None)) is not None and not _is_installed(value):
                 found[f"code of {path}"] = _digest(_of_code(code, value.__doc__))
             pending.extend((f"{path}.{name}", part) for name, part in _parts(value, known))
+            if not isinstance(value, _VISITED) and _is_installed(type(value)):
+                later.append((path, value))
+        elif name is None:
+            found[f"object of {path}"] = f"the object of {seen[id(value)][0]}"
     return found
+
+
+def of_programs(found: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of :func:`contents` that results of all versions have: code and constants of programs."""
+    return {path: text for path, text in found.items() if not _is_further(path)}
+
+
+def of_objects(found: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of :func:`contents` that results of earlier versions lack.
+
+    They are names and states of functions, classes and objects of installed packages.
+    """
+    return {path: text for path, text in found.items() if _is_further(path)}
+
+
+def _is_further(path: str) -> bool:
+    return path.removeprefix("code of ").startswith(_FURTHER)
+
+
+def plain(value: Any, name: str) -> Any:
+    """Describe an argument or an option by numbers, strings, lists and dictionaries.
+
+    A tensor or array becomes its checksum. A function or another object becomes its name and a checksum of its code,
+    constants and attributes.
+
+    Args:
+        value: Value of the argument.
+        name: Name of the argument in error messages.
+
+    Raises:
+        ValueError: If the value holds an object that cannot be described, such as a generator or an open file.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+        return fingerprint((value,))
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
+        return fingerprint((torch.as_tensor(value),))
+    if isinstance(value, Mapping):
+        parts = sorted(value.items(), key=lambda item: str(item[0]))
+        return {str(key): plain(inner, f"{name}[{key!r}]") for key, inner in parts}
+    if isinstance(value, list | tuple):
+        return [plain(inner, f"{name}[{index}]") for index, inner in enumerate(value)]
+    # A transform of torch keeps its last input and output in attributes such as `_cached_x_y`.
+    found = {path: text for path, text in contents({name: value}, {}).items() if "._cached" not in path}
+    if unknown := [path for path, text in found.items() if text == _TEXT_OF_UNKNOWN]:
+        place = unknown[0].removeprefix("state of ").removesuffix(".state")
+        raise ValueError(
+            f"{name} is a {type(value).__name__}, and the content of {place} cannot be compared between calls, so it "
+            f"is not known whether a stored result belongs to this call. As {name}, pass a number, an array, a "
+            f"function, or an object whose attributes can be pickled."
+        )
+    return f"{getattr(value, '__qualname__', type(value).__name__)} {digest(found)[:12]}"
 
 
 def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
@@ -94,6 +185,8 @@ def difference(now: Mapping[str, str], then: Mapping[str, str]) -> str:
 
 def _as_text(value: Any, most_bytes: float) -> str | None:
     """Return text for a plain value, tensor or array; None for other objects and for arrays that are too large."""
+    if value is _UNKNOWN:
+        return _TEXT_OF_UNKNOWN
     if value is None or isinstance(value, _PLAIN):
         text = repr(value)
         return text if len(text) <= LONGEST else _digest(text.encode())
@@ -110,6 +203,56 @@ def _as_text(value: Any, most_bytes: float) -> str | None:
 
 def _array_bytes(array: np.ndarray) -> Any:
     return repr(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
+
+
+def _is_sparse(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout != torch.strided and not value.is_meta
+
+
+def _installed_name(value: Any) -> str | None:
+    """Return the name of a function or class of an installed package, and None for any other value."""
+    if not isinstance(value, FunctionType | type) or not _is_installed(value):
+        return None
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def _state(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a sparse tensor or of an object of an installed class, each with its name.
+
+    The parts of an object are those from which ``pickle`` would restore it. If the object cannot be pickled, its
+    state is ``_UNKNOWN``.
+    """
+    if isinstance(value, _WITHOUT_STATE):
+        return
+    yield "class", type(value)
+    if wrapped := getattr(value, "__dict__", {}).get("__wrapped__"):  # the function inside functools.lru_cache
+        yield "__wrapped__", wrapped
+    try:
+        parts = _sparse_parts(value) if isinstance(value, Tensor) else _pickled_parts(value)
+    except Exception:  # a class may raise any error if its objects cannot be pickled
+        parts = {"state": _UNKNOWN}
+    yield from parts.items()
+
+
+def _sparse_parts(tensor: Tensor) -> dict[str, Any]:
+    entries = tensor.detach().to_sparse_coo().coalesce()
+    return {"indices": entries.indices(), "values": entries.values()}
+
+
+def _pickled_parts(value: Any) -> dict[str, Any]:
+    """Return the parts of an object from which ``pickle`` would restore it, by name."""
+    reduce: Any = copyreg.dispatch_table.get(type(value))
+    reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
+    if isinstance(reduced, str):
+        return {"name": reduced}
+    function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+    return {
+        "function": function,
+        "arguments": arguments,
+        "state": state,
+        "items": list(items or ()),
+        "pairs": list(pairs or ()),
+    }
 
 
 def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, Any]]:

@@ -84,7 +84,11 @@ class ProgramData:
         return finite.nonzero().flatten()
 
     def fingerprint(self) -> str:
-        """Return the SHA-1 of the data. Two results with the same SHA-1 are results for the same data."""
+        """Return the SHA-1 of the arrays. Two results with the same SHA-1 are results for the same data.
+
+        Elements of a tuple that are not arrays are left out, because they are options of the programs. They have their
+        own checksum, :func:`pyrovae.evaluation.provenance.arguments_sha1`.
+        """
         return self.source.fingerprint()
 
     def _arguments(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from pyrovae.evaluation.diagnostics.local_posteriors import Family, optimize
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
-from pyrovae.evaluation.provenance import attributes
+from pyrovae.evaluation.provenance import NO_ARGUMENTS, arguments_sha1, attributes
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.unconstrained.space import Space
 from pyrovae.evaluation.unconstrained.target import Target
@@ -76,8 +76,10 @@ def inference_gaps(
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
         ValueError: For the reasons listed at :func:`evaluate`; if the reference is a result for other data, another
-            order of the data, or other programs; if ``family`` is unknown; if a number of steps, particles or draws is
-            less than 1; or if a latent site is discrete, masked or auxiliary.
+            order of the data, other programs, or other ``kwargs`` or elements of the tuple ``x``; if one of these
+            arguments cannot be compared with those of the reference, such as a generator or an open file; if ``family``
+            is unknown; if a number of steps, particles or draws is less than 1; or if a latent site is discrete, masked
+            or auxiliary.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Source:
@@ -111,7 +113,9 @@ def inference_gaps(
     spaces: list[Space] = []
 
     def prepare() -> int:
-        _check_reference(reference, attributes(problem), problem.size)
+        # Unlike the attributes of a result, the comparison with a reference needs a checksum of all arguments.
+        attrs = attributes(problem) | {"arguments_sha1": arguments_sha1(problem)}
+        _check_reference(reference, attrs, problem.size)
         spaces.append(Space(problem))
         return problem.width(num_particles)
 
@@ -166,13 +170,17 @@ def _check_reference(reference: "xr.Dataset", attrs: dict[str, Any], size: int) 
         "model": "another model",
         "parameters_sha1": "other parameters",
         "programs_sha1": "other parameters or other code of the programs",
+        "objects_sha1": "other parameters or other functions, classes or objects in the programs",
+        "arguments_sha1": "other keyword arguments, or other elements of the tuple x that are not arrays",
     }
+    # Results of earlier versions lack some attributes. A result without arguments_sha1 is assumed to have no arguments.
+    recorded = {"arguments_sha1": NO_ARGUMENTS, **reference.attrs}
     for attribute, what in kinds.items():
-        if attribute == "programs_sha1" and attribute not in reference.attrs:
-            continue  # results of earlier versions lack the attribute
-        if reference.attrs.get(attribute) != attrs[attribute]:
+        if attribute in ("programs_sha1", "objects_sha1") and attribute not in recorded:
+            continue
+        if recorded.get(attribute) != attrs[attribute]:
             raise ValueError(
-                f"the reference is a result for {what}: the reference records {reference.attrs.get(attribute)}, but "
-                f"model, guide and x of this call give {attrs[attribute]}. Compute a reference from the same model, "
-                f"guide and x: reference=pyrovae.evaluation.ais(model, guide, x)."
+                f"the reference is a result for {what}: the reference records {recorded.get(attribute)}, but this call "
+                f"has {attrs[attribute]}. Compute a reference from the same model, guide and x, with the same kwargs=: "
+                f"reference=pyrovae.evaluation.ais(model, guide, x)."
             )

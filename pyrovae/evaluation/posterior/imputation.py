@@ -3,6 +3,9 @@ r"""Imputation of missing entries from the posterior by self-normalized importan
 .. math:: \mathrm{E}[x_\mathrm{mis} \mid x_\mathrm{obs}] \approx \sum_k \bar w_k\, \mathrm{E}[x_\mathrm{mis} \mid z_k],
     \qquad \bar w_k = \frac{w_k}{\sum_j w_j}, \quad
     w_k = \frac{p(x_\mathrm{obs} \mid z_k)\, p(z_k)}{q(z_k \mid x_\mathrm{obs})}.
+
+An imputed copy of the data is made from a draw :math:`z_k`, chosen with probability :math:`\bar w_k`, and a new draw
+from :math:`p(x_\mathrm{mis} \mid z_k)`.
 """
 
 from typing import TYPE_CHECKING, Any, Unpack
@@ -16,7 +19,7 @@ from pyrovae._waist.sites import Program
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
-from pyrovae.evaluation.posterior.draws import Posterior, arranged
+from pyrovae.evaluation.posterior.draws import Posterior, arranged, entries_of, own_rows, unshared, values_per_datum
 from pyrovae.evaluation.report import report
 
 if TYPE_CHECKING:
@@ -36,13 +39,19 @@ def impute(
 ) -> "xr.Dataset":
     """Return the posterior mean and standard deviation of missing entries of data, and imputed copies of the data.
 
+    Imputed values have the units of ``x``, so the model must observe the values of ``x``: ``x`` itself, a view of ``x``
+    such as ``x.T``, or a copy that differs only in missing entries, such as ``x.nan_to_num()``. Apply a transformation,
+    such as standardization, to the data before the call.
+
     Args:
         model: Pyro program of p(x, z), called as ``model(x, mask)``. The program must score only the observed entries,
             as a :class:`pyrovae.VAE` with a :class:`pyrovae.likelihoods.Masked` likelihood does.
         guide: Pyro program of q(z | x, mask), called as ``guide(x, mask)``.
         data: Pair ``(x, mask)``, both of shape ``(N, *event)``. The mask is true, or 1, where x was observed.
         num_samples: Draws of z per datum, K.
-        num_imputations: Number of imputed copies of the data, drawn by sampling importance resampling.
+        num_imputations: Number of imputed copies of the data. The latents of the copies are drawn by sampling
+            importance resampling, so a draw of z may serve several copies. The missing entries of each copy are drawn
+            from p(x | z) independently.
         site: Name of the site at which the model observes x.
         **options: Keyword arguments of :class:`Options`. In this function, the default of ``memory`` is 2^26.
 
@@ -58,8 +67,9 @@ def impute(
     Raises:
         TypeError: If ``data`` is not a pair of tensors, or the first tensor is not floating-point.
         ValueError: For the reasons listed at :func:`evaluate`; if ``num_samples`` is less than 1 or ``num_imputations``
-            is negative; if data and mask differ in shape; if the mask has values other than 0 and 1; or if the program
-            does not observe all entries of x at ``site``.
+            is negative; if data and mask differ in shape; if the mask has values other than 0 and 1; if the program
+            does not observe all entries of x at ``site``; if the observed values that are scored differ from those of
+            x; or if several orders of the entries of x fit the observed values.
         FloatingPointError: If all draws of a datum have weight zero, for all data of a batch.
 
     Source:
@@ -113,21 +123,27 @@ def impute(
     dims: dict[str, tuple[str, ...]] = dict.fromkeys(("mean", "std"), ("datum", *event))
     dims["imputations"] = ("imputation", "datum", *event)
 
+    def plate() -> str:
+        return posterior.problem.plate.name
+
     def width() -> int:
-        problem = posterior.problem
-        _check_entries(problem.run(problem.few(), amortized=True).model_sites, site, x, problem.plate.name)
-        return max(1, problem.memory // (num_samples * max(1, x[0].numel()) * x.element_size()))
+        few = unshared(posterior.problem.few())
+        _check_entries(posterior.sites(few), site, own_rows(few, plate())[0], plate())
+        return max(1, posterior.problem.memory // (num_samples * max(1, x[0].numel()) * x.element_size()))
 
     def columns(batch: Batch) -> dict[str, Tensor]:
-        drawn, found = posterior.draw(batch), _Moments(site, *batch.args[:2])
-        chosen = drawn.log_weights.softmax(0)
-        picked = torch.multinomial(chosen.T, max(num_imputations, 1), replacement=True).T[:num_imputations]
+        drawn = posterior.draw(batch)
+        weights, batch = drawn.log_weights.softmax(0), unshared(batch)
+        found = _Imputed(site, *own_rows(batch, plate()), plate=plate())
         values = posterior.complete(batch, num_samples, drawn.values)
         for part, sites in posterior.runs(batch, num_samples, Given, values):
-            found.add(sites, chosen[part], picked - part.start, posterior.problem.plate.name)
-        result = {**found.columns(), "ess": 1 / (chosen**2).sum(0)}
+            found.add(sites, weights[part].double())
+        result = {**found.columns(), "ess": 1 / (weights**2).sum(0)}
         if num_imputations:
-            result["imputations"] = found.imputations
+            picked = torch.multinomial(weights.T, num_imputations, replacement=True).T
+            values = posterior.complete(batch, num_imputations, drawn.take(picked))
+            runs = posterior.runs(batch, num_imputations, Given, values)
+            result["imputations"] = torch.cat([found.draw(sites) for _, sites in runs])
         return {
             name: values[:, : batch.kept] if name == "imputations" else values[: batch.kept]
             for name, values in result.items()
@@ -146,53 +162,66 @@ def impute(
     )
 
 
-class _Moments:
-    """Imputed data, and the weighted mean and mean square of predictions, accumulated over chunks of latent draws.
+class _Imputed:
+    """Moments and draws of missing entries. The moments are accumulated over chunks of latent draws.
 
     Args:
         site: Name of the observed site.
         x: Data, shape ``(n, *event)``.
         mask: Mask that is true where an entry of x was observed, shape ``(n, *event)``.
+        plate: Name of the data plate.
     """
 
-    def __init__(self, site: str, x: Tensor, mask: Tensor) -> None:
-        self.site, self.x, self.observed = site, x, mask.bool()
-        self.mean, self.square = torch.zeros_like(x), torch.zeros_like(x)
-        self.imputations = x.new_zeros(0, *x.shape)
+    def __init__(self, site: str, x: Tensor, mask: Tensor, *, plate: str) -> None:
+        self.site, self.x, self.observed, self.plate = site, x, mask.bool(), plate
+        self.order: Tensor | None = None
+        self.total = x.new_zeros(len(x), *(1,) * (x.ndim - 1), dtype=torch.double)
+        self.mean, self.squares = torch.zeros_like(x, dtype=torch.double), torch.zeros_like(x, dtype=torch.double)
 
-    def add(self, sites: list[Any], weights: Tensor, picked: Tensor, plate: str) -> None:
-        """Add the predictions at a chunk of latent draws to the means and mean squares, and fill in imputations.
+    def add(self, sites: list[Any], weights: Tensor) -> None:
+        """Add the predictions at a chunk of latent draws to the mean and to the sum of squared deviations from it.
+
+        The squares are of deviations from the mean, in float64, because the difference of two mean squares has no
+        correct digits if the data are far from zero (Chan, Golub and LeVeque, 1983).
 
         Args:
             sites: Sites of the model's run on the chunk.
-            weights: Normalized weights of the draws in the chunk, shape ``(num_draws, n)``.
-            picked: For each imputation and datum, the index of the chosen draw, counted from the start of the chunk,
-                shape ``(num_imputations, n)``. Indices below 0 or above ``num_draws - 1`` belong to other chunks.
-            plate: Name of the data plate.
+            weights: Weights of the draws in the chunk, shape ``(num_draws, n)``.
         """
         site = _observed(sites, self.site)
-        mean, variance, value = (
-            arranged(site, part, plate)[0].reshape(-1, *self.x.shape).to(self.x)
-            for part in (site["fn"].mean, site["fn"].variance, site["fn"].sample())
-        )
-        column = weights.reshape(*weights.shape, *(1,) * (self.x.ndim - 1))
-        self.mean = self.mean + (column * mean).sum(0)
-        self.square = self.square + (column * (variance + mean.square())).sum(0)
-        if not len(self.imputations):
-            self.imputations = self.x.expand(len(picked), *self.x.shape).clone()
-        inside = (picked >= 0) & (picked < len(weights))
-        rows = torch.arange(len(self.x), device=self.x.device)
-        made = value.expand(len(weights), *self.x.shape)[picked.clamp(0, len(weights) - 1), rows]
-        fill = inside.reshape(*inside.shape, *(1,) * (self.x.ndim - 1)) & ~self.observed
-        self.imputations = torch.where(fill, made, self.imputations)
+        predicted, variance = (self._arranged(site, part).double() for part in (site["fn"].mean, site["fn"].variance))
+        best = weights.argmax(0).reshape(1, -1, *(1,) * (self.x.ndim - 1))
+        weights = weights.reshape(*weights.shape, *(1,) * (self.x.ndim - 1))
+        origin = predicted.take_along_dim(best, 0)[0]  # the mean of equal predictions is then exact
+        added = weights.sum(0)
+        total = self.total + added
+        mean = origin + (weights * (predicted - origin)).sum(0) / added.where(added > 0, 1.0)
+        self.squares += (weights * (variance + (predicted - mean).square())).sum(0)
+        fraction, step = added / total.where(total > 0, 1.0), mean - self.mean
+        self.squares += self.total * fraction * step.square()
+        self.mean, self.total = self.mean + fraction * step, total
+
+    def draw(self, sites: list[Any]) -> Tensor:
+        """Return a copy of the data for each latent draw of a run, shape ``(num_draws, n, *event)``.
+
+        The missing entries of each copy are new draws from the distribution of the observed site.
+        """
+        site = _observed(sites, self.site)
+        return torch.where(self.observed, self.x, self._arranged(site, site["fn"].sample()).to(self.x))
 
     def columns(self) -> dict[str, Tensor]:
         """Return ``mean`` and ``std`` by name: posterior mean and standard deviation of each entry of the data."""
-        deviation = (self.square - self.mean.square()).clamp(min=0).sqrt()
+        deviation = (self.squares / self.total).sqrt().to(self.x)
         return {
-            "mean": torch.where(self.observed, self.x, self.mean),
+            "mean": torch.where(self.observed, self.x, self.mean.to(self.x)),
             "std": torch.where(self.observed, torch.zeros_like(self.x), deviation),
         }
+
+    def _arranged(self, site: Any, value: Tensor) -> Tensor:
+        """Return values of the observed site in the order of the data, shape ``(num_draws, n, *event)``."""
+        if self.order is None:  # position of each entry of the flattened data among the values of the site
+            self.order = entries_of(site, site["value"], [self.x], self.plate).indices.flatten().argsort()
+        return values_per_datum(site, value, self.plate).flatten(1)[:, self.order].reshape(-1, *self.x.shape)
 
 
 def _kind(value: Any) -> str:
@@ -212,10 +241,11 @@ def _observed(sites: list[Any], name: str) -> Any:
 
 
 def _check_entries(sites: list[Any], name: str, x: Tensor, plate: str) -> None:
-    """Check that the model observes all entries of a datum at the site with a given name.
+    """Check that the model observes all entries of the data at the site with a given name.
 
     Raises:
-        ValueError: If the site and a datum differ in the number of entries, or the model does not observe the site.
+        ValueError: If the site and a datum differ in the number of entries, if the model does not observe the site, or
+            if the observed values are not those of the data.
     """
     site = _observed(sites, name)
     entries = arranged(site, torch.zeros(site["fn"].shape()), plate)[0].shape[2:]
@@ -225,3 +255,4 @@ def _check_entries(sites: list[Any], name: str, x: Tensor, plate: str) -> None:
             f"{tuple(x.shape[1:])}. Observe all entries of the data at one site, and mask the missing entries "
             f"(pyrovae.likelihoods.Masked)."
         )
+    entries_of(site, site["value"], [x], plate)

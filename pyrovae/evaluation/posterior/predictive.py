@@ -13,13 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae._waist.errors import ProgramError
 from pyrovae._waist.sites import Program, Site
 from pyrovae.evaluation.batches import Batch
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
-from pyrovae.evaluation.posterior.draws import Posterior, PosteriorDraws, arranged
+from pyrovae.evaluation.posterior.draws import (
+    ObservedEntries,
+    Posterior,
+    PosteriorDraws,
+    entries_of,
+    own_rows,
+    scored_values,
+    unshared,
+    values_per_datum,
+)
 from pyrovae.evaluation.report import report
-from pyrovae.evaluation.simulation import Redrawn, observed_argument, observed_entries, scored_entries
+from pyrovae.evaluation.simulation import Redrawn
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,18 +51,27 @@ def posterior_predictive_check(
     A p-value near 0 or 1 shows that the model rarely generates data with such a statistic. The posterior is conditional
     on the datum, so the p-values of a true model are not uniform but concentrated around 1/2.
 
-    A replicate keeps the entries of the data that a mask leaves out of the log-probability, and the arguments that the
-    model does not observe. If the model observes an argument ``y``, compute the distributions of later sites from the
-    value that ``pyro.sample("y", ..., obs=y)`` returns. If the distributions are computed from ``y`` itself, the
-    replicates are conditional on the observed ``y``.
+    The statistic is called with the arguments of the model, and with replicates of the arguments. A replicate keeps all
+    entries that the model does not observe, entries that a mask leaves out of the log-probability, and missing entries,
+    which are NaN. This also holds if the model observes a filled copy, ``obs=x.nan_to_num()``: the statistic gets ``x``
+    with its NaN, so use a statistic of the observed entries, such as ``x.nansum(-1)``.
+
+    If the model observes an argument ``y``, compute the distributions of later sites from the value that
+    ``pyro.sample("y", ..., obs=y)`` returns. If the distributions are computed from ``y`` itself, the replicates are
+    conditional on the observed ``y``.
+
+    The data and their replicates have the same dtype. If the dtype of an argument cannot hold the replicates exactly,
+    such as an integer dtype for draws of a normal distribution, the statistic gets the argument and its replicates in
+    the dtype of the draws, or in float64 if that dtype cannot hold the data. If the model observes a floating-point
+    copy of an integer argument, ``obs=x.float()``, the statistic gets floating-point numbers.
 
     Args:
         model: Pyro program of p(x, z), called as ``model(x)``, or ``model(*x)`` if ``x`` is a tuple.
         guide: Pyro program of q(z | x), called with the same arguments.
-        x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
+        x: Data, shape ``(N, *event)``, or a tuple of arguments. In a tuple, the first dimension of every array has size
+            N, and elements that are not arrays are passed to the programs and the statistic unchanged.
         statistic: Function that takes the arguments of the model and returns one number per datum, shape ``(n,)``, for
-            tensors of shape ``(n, *event)`` with any n. It is called with the data, and with replicates in the place of
-            the observed arguments.
+            tensors of shape ``(n, *event)`` with any n.
         num_samples: Draws of the guide per datum, K.
         num_draws: Draws from the posterior per datum, S, each with one replicate.
         **options: Keyword arguments of :class:`Options`.
@@ -62,14 +81,16 @@ def posterior_predictive_check(
 
         * ``observed``: statistic of the data, dimension ``datum``;
         * ``replicated``: statistic of the replicates, dimensions ``draw`` and ``datum``;
-        * ``p_value``: fraction of the replicates whose statistic is at least that of the datum, dimension ``datum``;
+        * ``p_value``: fraction of the replicates whose statistic is at least that of the datum, dimension ``datum``. It
+          is NaN if the statistic of the datum or of one of its replicates is NaN;
         * ``pareto_k``, ``ess``: k-hat and effective sample size of the weights, dimension ``datum``.
 
     Raises:
         TypeError: For the reasons listed at :func:`log_weights`.
         ValueError: For the reasons listed at :func:`log_weights`; if the statistic does not return one number per
-            datum; if the model observes no data; or if a program with several arguments observes a tensor that is
-            neither an argument nor a view of an argument, such as ``x[:, t]``.
+            datum; if the model observes no data; if a site observes a tensor that is neither a view of an argument,
+            such as ``x``, ``x[:, t]`` or ``x.T``, nor a copy of an argument with the same scored entries; if such a
+            copy fits several arguments, or an argument in several orders; or if two sites observe the same entry.
         FloatingPointError: If all draws of a datum have weight zero, for all data of a batch.
 
     Source:
@@ -99,7 +120,7 @@ def posterior_predictive_check(
         found = {
             "observed": observed,
             "replicated": replicated,
-            "p_value": (replicated >= observed).double().mean(0),
+            "p_value": _p_values(observed, replicated),
             "pareto_k": drawn.pareto_k,
             "ess": drawn.ess,
         }
@@ -121,58 +142,105 @@ def posterior_predictive_check(
 
 def _statistics(statistic: Callable[..., Tensor], posterior: Posterior, drawn: PosteriorDraws) -> tuple[Tensor, Tensor]:
     """Return the statistic of a batch of data, shape ``(n,)``, and of their replicates, shape ``(num_draws, n)``."""
-    values, args = drawn.take(drawn.resample(posterior.num_draws)), list(drawn.batch.args)
-    values = posterior.complete(drawn.batch, posterior.num_draws, values)
-    plate = posterior.problem.plate.name
+    batch, plate = unshared(drawn.batch), posterior.problem.plate.name
+    values = posterior.complete(batch, posterior.num_draws, drawn.take(drawn.resample(posterior.num_draws)))
+    replicates = _Replicates(own_rows(batch, plate), plate)
     observed: list[Tensor] = []
     replicated: list[Tensor] = []
-    for _, sites in posterior.runs(drawn.batch, posterior.num_draws, Redrawn, values):
+    for part, sites in posterior.runs(batch, posterior.num_draws, Redrawn, values):
         data = [site for site in sites if site["infer"].get("was_observed")]
         if not data:
             raise ValueError(
                 "the model observes no data that could be replicated. Observe the data by pyro.sample(..., obs=x)."
             )
+        num_draws = part.stop - part.start
+        made = replicates.make(data, num_draws)
         if not observed:
-            shown = [arranged(site, site["infer"]["obs"], plate)[0][:1] for site in data]
-            observed.append(_call(statistic, _replaced(args, data, shown, plate)))
-        made = [arranged(site, _replicate(site), plate)[0] for site in data]
-        replicated.append(_call(statistic, _replaced(args, data, made, plate)).reshape(len(made[0]), -1))
+            observed.append(_call(statistic, _repeated(replicates.args, 1)))
+        replicated.append(_call(statistic, made).reshape(num_draws, -1))
     return observed[0], torch.cat(replicated)
 
 
-def _replicate(site: Site) -> Tensor:
-    """Return the redrawn value of a site that was observed. Entries that the mask leaves out keep their data."""
-    value: Tensor = site["value"]
-    return torch.where(scored_entries(site), value, site["infer"]["obs"].to(value))
+def _p_values(observed: Tensor, replicated: Tensor) -> Tensor:
+    """Return the p-value of each datum, shape ``(n,)``, NaN where a statistic is NaN."""
+    p_values = (replicated >= observed).double().mean(0)
+    return p_values.masked_fill(observed.isnan() | replicated.isnan().any(0), torch.nan)
 
 
-def _replaced(args: Sequence[Tensor], sites: Sequence[Site], values: Sequence[Tensor], plate: str) -> list[Tensor]:
-    """Return the arguments of the model with given values in the place of observed data.
+class _Replicates:
+    """Replicates of the arguments of a model, for the data of a batch.
 
-    There is one tensor of values for each site, shape ``(draws, n, *event)``. The first dimension of the returned
-    arguments runs over draws and data, so its length is ``draws * n``.
+    Args:
+        args: Arguments of the model, restricted to the data of the batch. They must not share memory.
+        plate: Name of the data plate.
+
+    Attributes:
+        args: Arguments of the model. An argument is converted if its dtype cannot hold the replicates.
     """
-    if len(args) == len(sites) == 1:
-        return [values[0].flatten(0, 1)]
-    num_draws = len(values[0])
-    replaced = [arg.expand(num_draws, *arg.shape).flatten(1).clone() for arg in args]
-    for site, value in zip(sites, values, strict=True):
-        observed = site["infer"]["obs"]
-        views = {i: entries for i, arg in enumerate(args) if (entries := observed_entries(observed, arg)) is not None}
-        if len(views) == 1:
-            [(position, entries)] = views.items()
-            replaced[position][:, arranged(site, entries, plate)[0][0].flatten()] = value.flatten(1).to(args[position])
-        else:
-            replaced[observed_argument(site["name"], observed, args)] = value.reshape(num_draws, -1)
-    return [part.reshape(-1, *arg.shape[1:]) for part, arg in zip(replaced, args, strict=True)]
+
+    def __init__(self, args: list[Any], plate: str) -> None:
+        self.args, self.plate = args, plate
+        self.entries: dict[str, ObservedEntries] = {}
+
+    def make(self, sites: Sequence[Site], num_draws: int) -> list[Any]:
+        """Return the arguments with the draws of observed sites in the place of the scored entries.
+
+        The first dimension of the returned arguments runs over draws and data, so its length is ``num_draws * n``.
+
+        Raises:
+            ValueError: If a site observes neither a view nor a copy of an argument, or an entry that an earlier site
+                observes.
+        """
+        made = _repeated(self.args, num_draws)
+        replaced: dict[int, Tensor] = {}
+        for site in sites:
+            observed = torch.as_tensor(site["infer"]["obs"])
+            scored = scored_values(site, observed, self.plate).flatten(1)
+            if not scored.any():
+                continue
+            draws = values_per_datum(site, site["value"], self.plate).flatten(1)
+            if site["name"] not in self.entries:
+                self.entries[site["name"]] = entries_of(site, observed, self.args, self.plate)
+            place, indices = self.entries[site["name"]].argument, self.entries[site["name"]].indices.flatten()
+            self._convert(place, observed, draws[scored])
+            flat = made[place].to(self.args[place].dtype).reshape(num_draws, -1)
+            taken = replaced.setdefault(place, torch.zeros_like(flat, dtype=torch.bool))
+            if (taken[:, indices] & scored).any():
+                raise ProgramError(
+                    f"site {site['name']!r} observes entries of argument {place} that an earlier site also observes, "
+                    f"so these entries have no single replicate. Observe each entry at one site."
+                )
+            taken[:, indices] |= scored
+            flat[:, indices] = torch.where(scored, draws.to(flat), flat[:, indices])
+            made[place] = flat.reshape(-1, *self.args[place].shape[1:])
+        return made
+
+    def _convert(self, place: int, observed: Tensor, draws: Tensor) -> None:
+        """Convert an argument to a dtype that holds the argument and the draws of a site that observes it."""
+        arg = self.args[place]
+        own = observed.dtype if observed.is_floating_point() and not arg.is_floating_point() else arg.dtype
+        dtypes = [dtype for dtype in (own, draws.dtype) if _holds(dtype, arg) and _holds(dtype, draws)]
+        self.args[place] = arg.to(dtypes[0] if dtypes else torch.double)
 
 
-def _call(statistic: Callable[..., Tensor], args: Sequence[Tensor]) -> Tensor:
-    found = statistic(*args)
-    if not isinstance(found, Tensor) or found.shape != args[0].shape[:1]:
+def _holds(dtype: torch.dtype, values: Tensor) -> bool:
+    """Return whether values are exact in a dtype."""
+    if values.dtype == dtype:
+        return True
+    return bool(((values.to(dtype).to(values.dtype) == values) | values.isnan() & dtype.is_floating_point).all())
+
+
+def _repeated(args: Sequence[Any], num_draws: int) -> list[Any]:
+    """Return copies of the tensors in ``args``, repeated along the first dimension; other arguments are unchanged."""
+    return [arg.repeat(num_draws, *(1,) * (arg.ndim - 1)) if isinstance(arg, Tensor) else arg for arg in args]
+
+
+def _call(statistic: Callable[..., Tensor], args: Sequence[Any]) -> Tensor:
+    found, data = statistic(*args), next(arg for arg in args if isinstance(arg, Tensor))
+    if not isinstance(found, Tensor) or found.shape != data.shape[:1]:
         what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ValueError(
-            f"the statistic must return one number per datum, a tensor of shape ({len(args[0])},) for data of shape "
-            f"{tuple(args[0].shape)}, got {what}. Sum or average over all dimensions except the first."
+            f"the statistic must return one number per datum, a tensor of shape ({len(data)},) for data of shape "
+            f"{tuple(data.shape)}, got {what}. Sum or average over all dimensions except the first."
         )
     return found
