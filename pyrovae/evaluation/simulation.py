@@ -7,22 +7,21 @@ annealed importance sampling start from such exact draws.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae._waist.draws import Given
-from pyrovae._waist.plates import site_plates
+from pyrovae._waist.plates import data_plate, site_plates
 from pyrovae._waist.sites import Program, Site, is_deterministic, is_factor
+from pyrovae.evaluation.observed import entries_of, scored_values, values_per_datum
 
 
 def simulate(
-    model: Program, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    model: Program, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, plate: str | None = None
 ) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
     """Draw latents and data from a model.
 
@@ -30,11 +29,11 @@ def simulate(
     random generators.
 
     Each observed site inside a plate is sampled, and its draw replaces the entries of the argument that the site
-    observes. A site observes an argument if its value is a view of this tensor, such as ``x`` or ``x[:, t]``, or has
-    the same entries in the same order. The model runs again after each replacement, so later sites may depend on the
-    new argument or on the value of the site. The simulation is conditional on the other arguments, on masked entries of
-    the data, and on observed sites outside all plates, such as a global latent that :func:`pyro.condition` fixes.
-    Inside a plate, a site that :func:`pyro.condition` fixes counts as an observed site.
+    observes. A site observes an argument if its value is a view of this tensor, such as ``x`` or ``x[:, t]``, or a copy
+    of it; see :func:`pyrovae.evaluation.observed.entries_of`. The model runs again after each replacement, so later
+    sites may depend on the new argument or on the value of the site. The simulation is conditional on the other
+    arguments, on masked entries of the data, and on observed sites outside all plates, such as a global latent that
+    :func:`pyro.condition` fixes. Inside a plate, a site that :func:`pyro.condition` fixes counts as an observed site.
 
     A simulated argument has the dtype of its template. If this is a dtype of integers or booleans that cannot hold the
     draws, the argument gets the dtype of the draws.
@@ -43,15 +42,16 @@ def simulate(
         model: Pyro program of p(x, z), called as ``model(*args, **kwargs)``.
         args: Arguments of the program, including templates of the data.
         kwargs: Keyword arguments of the program, which are not replaced.
+        plate: Name of the data plate; by default the outermost plate of each observed site.
 
     Returns:
         A dictionary of the latents by name of their site, in the shapes that the program draws, and a tuple of the
         arguments, in which simulated data replace the observed data.
 
     Raises:
-        ValueError: If the model observes nothing inside a plate, or has a ``pyro.factor``; if an observed value equals
-            none of the arguments or several of them, or an argument in two orders; if two sites observe the same
-            entries; or if a draw of a site and its observed value differ in the number of entries.
+        ValueError: If the model observes nothing inside a plate, or has a ``pyro.factor``; if an observed value is a
+            copy of none of the arguments or of several of them, or of an argument in several orders; if two sites
+            observe the same entries; or if a draw of a site and its observed value differ in the number of entries.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -65,16 +65,18 @@ def simulate(
         >>> latents["z"].shape, x.shape
         (torch.Size([10, 2]), torch.Size([10, 4]))
     """
-    simulated, latents, replaced = list(args), dict[str, Tensor](), dict[str, tuple[int, Tensor]]()
+    simulated: list[Any] = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]  # without shared memory
+    latents, replaced = dict[str, Tensor](), dict[str, _Replacement]()
     while (site := _run(model, simulated, kwargs or {}, latents, replaced)) is not None:
-        replaced[site["name"]] = position, entries = _replaceable(site, simulated, replaced)
-        if (entries >= 0).any():
-            simulated[position] = _with_draw(site, simulated[position], entries)
+        replaced[site["name"]] = new = _replacement(site, simulated, replaced, plate)
+        if len(new.entries):
+            simulated[new.argument] = _with_draws(simulated[new.argument], new)
     if not replaced:
         raise ValueError(
             "the model observes nothing inside a plate. Observe the data inside a plate by pyro.sample(..., obs=x)."
         )
-    return latents, tuple(simulated)
+    changed = {each.argument for each in replaced.values() if len(each.entries)}
+    return latents, tuple(simulated[i] if i in changed else arg for i, arg in enumerate(args))
 
 
 class Redrawn(Given):
@@ -123,99 +125,6 @@ def check_generative(sites: Iterable[Site], remedy: str) -> None:
             )
 
 
-def observed_argument(name: str, observed: Tensor, args: Sequence[Any], scored: Tensor | None = None) -> int:
-    """Return the index of the argument that a site observes.
-
-    If the observed tensor is itself an argument, the index of this argument is returned. Otherwise, the result is the
-    index of the argument that has the same entries in the same order; its shape may differ.
-
-    Args:
-        name: Name of the site.
-        observed: Value that the site observes.
-        args: Arguments of the model.
-        scored: Boolean tensor in the shape of ``observed``, false for entries that a mask leaves out. These entries are
-            not compared. By default, all entries are compared.
-
-    Raises:
-        ValueError: If no argument fits, or more than one; or if the order of the entries is not clear.
-    """
-    found = [i for i, arg in enumerate(args) if arg is observed] or [
-        i for i, arg in enumerate(args) if isinstance(arg, Tensor) and _has_entries(arg, observed, scored)
-    ]
-    if len(found) != 1:
-        what = f"equals the arguments {found}" if found else "equals none of the arguments"
-        shapes = [tuple(arg.shape) for arg in args if isinstance(arg, Tensor)]
-        raise ValueError(
-            f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, {what} of the model. "
-            f"The arguments have shapes {shapes}. Simulated data must replace one "
-            f"argument, but it is not clear which one. Observe an argument unchanged, obs=x. If the site depends on no "
-            f"latent site, you can leave the site out instead: pyro.poutine.block(model, hide=[{name!r}])."
-        )
-    arg = args[found[0]]
-    if arg is not observed and _has_two_orders(arg, observed):
-        raise ValueError(
-            f"the value that the model observes at site {name!r}, shape {tuple(observed.shape)}, has the entries of an "
-            f"argument of shape {tuple(arg.shape)}, but their order is not clear, because many of them are equal. "
-            f"Observe a view of the argument, such as x.T, or pass an argument whose entries differ."
-        )
-    return found[0]
-
-
-def _has_entries(arg: Tensor, observed: Tensor, scored: Tensor | None) -> bool:
-    """Return whether two tensors have the same scored entries in the same order; the shapes may differ."""
-    mine, theirs = arg.flatten(), torch.as_tensor(observed).to(arg.device).flatten()
-    if len(mine) != len(theirs):
-        return False
-    same = mine == theirs
-    return bool((same if scored is None else same | ~scored.to(same.device).flatten()).all())
-
-
-def _has_two_orders(arg: Tensor, observed: Tensor) -> bool:
-    """Return whether ``observed`` also equals ``arg`` with its dimensions in another order."""
-    mine, theirs = arg.squeeze(), torch.as_tensor(observed).to(arg.device).squeeze()
-    if mine.shape == theirs.shape or mine.ndim != theirs.ndim:
-        return False
-    orders = (mine.permute(order) for order in permutations(range(mine.ndim)))
-    return any(each.shape == theirs.shape and bool((each == theirs).all()) for each in orders)
-
-
-def observed_entries(observed: Tensor, arg: Tensor) -> Tensor | None:
-    """Find the entries of ``arg`` that ``observed`` holds, if ``observed`` is a view of ``arg`` such as ``x[:, t]``.
-
-    Returns:
-        Indices in the flattened argument, in the shape of ``observed``. ``None`` if ``observed`` is not a view of the
-        argument, if ``observed`` holds an entry of the argument more than once, or if the argument is an expanded
-        tensor.
-    """
-    is_view = observed.dtype == arg.dtype and observed.untyped_storage().data_ptr() == arg.untyped_storage().data_ptr()
-    if not is_view or 0 in arg.stride():  # entries of an expanded argument share their memory
-        return None
-    indices = torch.full((arg.untyped_storage().nbytes() // arg.element_size(),), -1)
-    layout = (arg.shape, arg.stride(), arg.storage_offset())
-    indices.as_strided(*layout).copy_(torch.arange(arg.numel()).reshape(arg.shape))
-    found = indices.as_strided(observed.shape, observed.stride(), observed.storage_offset())
-    return found if (found >= 0).all() and len(found.unique()) == found.numel() else None
-
-
-def observed_part(name: str, observed: Tensor, args: Sequence[Any], scored: Tensor | None = None) -> tuple[int, Tensor]:
-    """Find the part of an argument that a site observes.
-
-    The arguments are those of :func:`observed_argument`.
-
-    Returns:
-        The index of the argument, and indices of entries of the flattened argument, in the shape of ``observed``.
-
-    Raises:
-        ValueError: If ``observed`` is neither a view of an argument nor has the entries of exactly one argument.
-    """
-    tensors = {i: arg for i, arg in enumerate(args) if isinstance(arg, Tensor)}
-    views = {i: part for i, arg in tensors.items() if (part := observed_entries(observed, arg)) is not None}
-    if len(views) == 1:
-        return next(iter(views.items()))
-    position = observed_argument(name, observed, args, scored)
-    return position, torch.arange(observed.numel()).reshape(observed.shape)
-
-
 def _run(
     model: Program,
     args: Sequence[Any],
@@ -239,17 +148,30 @@ def _run(
     return None
 
 
-def _replaceable(site: Site, args: Sequence[Any], replaced: Mapping[str, tuple[int, Tensor]]) -> tuple[int, Tensor]:
-    """Find the entries of an argument that a site observes and that its draw can replace.
+class _Replacement(NamedTuple):
+    """Draws of a site that replace entries of an argument.
+
+    Attributes:
+        argument: Index of the argument.
+        entries: Indices in the flattened argument, shape ``(k,)``. Entries that a mask leaves out are not replaced.
+        draws: New values of these entries, shape ``(k,)``.
+    """
+
+    argument: int
+    entries: Tensor
+    draws: Tensor
+
+
+def _replacement(
+    site: Site, args: Sequence[Any], replaced: Mapping[str, _Replacement], plate: str | None
+) -> _Replacement:
+    """Find the entries of an argument that a site observes, and the draws that replace them.
 
     Args:
         site: Data site with a draw in place of its data.
         args: Arguments of the model.
-        replaced: Results of this function for earlier sites, by name.
-
-    Returns:
-        The index of the argument, and indices of entries of the flattened argument in the shape of the observed value.
-        The index is -1 for entries that a mask leaves out.
+        replaced: Replacements by the draws of earlier sites, by name.
+        plate: Name of the data plate; by default the outermost plate of the site.
 
     Raises:
         ValueError: If the site observes no argument, several arguments, or the same entries as another site; or if the
@@ -261,49 +183,29 @@ def _replaceable(site: Site, args: Sequence[Any], replaced: Mapping[str, tuple[i
             f"site {site['name']!r} draws a value of shape {tuple(value.shape)} but observes an argument of shape "
             f"{tuple(observed.shape)}. Give its distribution the batch and event shape of the data."
         )
-    scored = scored_entries(site).reshape(observed.shape)
+    name = data_plate([site], plate).name
+    scored, draws = scored_values(site, observed, name)[0], values_per_datum(site, value, name)[0]
     if not scored.any():
-        return 0, torch.full(observed.shape, -1)
-    position, entries = observed_part(site["name"], observed, args, scored)
-    entries = torch.where(scored.cpu(), entries, -1)
-    for other, (index, taken) in replaced.items():
-        if index == position and torch.isin(entries[entries >= 0], taken).any():
+        return _Replacement(-1, torch.empty(0, dtype=torch.long), draws[scored])
+    found = entries_of(site, observed, args, name)
+    entries = found.indices[scored]
+    for other, earlier in replaced.items():
+        if earlier.argument == found.argument and torch.isin(entries, earlier.entries).any():
             raise ValueError(
-                f"sites {other!r} and {site['name']!r} observe the same entries of argument {position}. Pass each site "
-                f"its own argument."
+                f"sites {other!r} and {site['name']!r} observe the same entries of argument {found.argument}. Pass "
+                f"each site its own argument."
             )
-    return position, entries
+    return _Replacement(found.argument, entries, draws[scored])
 
 
-def _with_draw(site: Site, arg: Tensor, entries: Tensor) -> Tensor:
-    """Return an argument in which the draw of a site replaces the entries that the site observes.
-
-    ``entries`` holds the indices of these entries in the flattened argument, and -1 for draws that replace nothing.
-    """
-    inside = entries.flatten() >= 0
-    drawn: Tensor = site["value"].flatten()[inside.to(arg.device)]
-    dtype = arg.dtype if arg.is_floating_point() or _fits(drawn, arg.dtype) else drawn.dtype
+def _with_draws(arg: Tensor, new: _Replacement) -> Tensor:
+    """Return an argument in which draws replace some of the entries."""
+    dtype = arg.dtype if arg.is_floating_point() or _fits(new.draws, arg.dtype) else new.draws.dtype
     flat = arg.flatten().to(dtype, copy=True)
-    flat[entries.flatten()[inside].to(arg.device)] = drawn.to(flat)
+    flat[new.entries] = new.draws.to(flat)
     return flat.reshape(arg.shape)
 
 
 def _fits(values: Tensor, dtype: torch.dtype) -> bool:
     """Return whether a dtype can hold the values without a change."""
     return bool((values.to(dtype).to(values.dtype) == values).all())
-
-
-def scored_entries(site: Site) -> Tensor:
-    """Return a boolean tensor in the shape of a site's value, which is false for entries that a mask leaves out."""
-    value, distribution = site["value"], site["fn"]
-    scored = torch.ones(value.shape, dtype=torch.bool, device=value.device)
-    masks = [(site["mask"], distribution)]
-    while hasattr(distribution, "base_dist"):
-        if isinstance(distribution, dist.MaskedDistribution):
-            masks.append((distribution._mask, distribution))
-        distribution = distribution.base_dist
-    for mask, of in masks:
-        if isinstance(mask, Tensor):
-            mask = mask.reshape(mask.shape + (1,) * len(of.event_shape))
-        scored = scored if mask is None else scored & mask
-    return scored

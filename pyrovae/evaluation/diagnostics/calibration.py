@@ -141,7 +141,7 @@ def _ranks(problem: Problem, batch: Batch, num_draws: int) -> dict[str, Tensor]:
         Dictionary from the name of each latent site to the ranks of its values, shape ``(n, units)``. A unit is one
         entry of a value. The rank is ``MASKED`` where the guide's mask leaves out the site.
     """
-    latents, args = simulate(problem.model, batch.args, problem.options["kwargs"])
+    latents, args = simulate(problem.model, batch.args, problem.options["kwargs"], plate=problem.plate.name)
     simulated = replace(batch, args=args)
     below: dict[str, Tensor] = {}
     equal: dict[str, Tensor] = {}

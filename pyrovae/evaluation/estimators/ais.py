@@ -205,7 +205,7 @@ def bdmc(
         template.check_whole()
     with isolated(model, guide, seed=template.seed) as isolation, isolation.adopting():
         whole = template.data.batch(0, template.size, template.device)
-        latents, args = simulate(model, whole, options.get("kwargs"))
+        latents, args = simulate(model, whole, options.get("kwargs"), plate=template.plate.name)
     simulated: Options = {**options, "seed": template.seed, "binarization": "simulated"}
     problem = Problem(model, guide, args, **simulated)
     spaces: list[Space] = []

@@ -17,9 +17,10 @@ from torch import Tensor
 from pyrovae._waist.draws import Given
 from pyrovae._waist.sites import Program
 from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.observed import arranged, entries_of, own_rows, unshared, values_per_datum
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
-from pyrovae.evaluation.posterior.draws import Posterior, arranged, entries_of, own_rows, unshared, values_per_datum
+from pyrovae.evaluation.posterior.draws import Posterior
 from pyrovae.evaluation.report import report
 
 if TYPE_CHECKING:

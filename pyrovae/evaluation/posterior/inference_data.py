@@ -21,9 +21,10 @@ from pyrovae._waist.scoring import masked_score
 from pyrovae._waist.sites import Program, Site, is_computed_latent, is_deterministic
 from pyrovae._waist.summation import sum_per_datum
 from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.observed import arranged
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
-from pyrovae.evaluation.posterior.draws import Posterior, PosteriorDraws, arranged
+from pyrovae.evaluation.posterior.draws import Posterior, PosteriorDraws
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn, check_generative, is_data
 

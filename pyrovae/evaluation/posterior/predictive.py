@@ -16,18 +16,17 @@ from torch import Tensor
 from pyrovae._waist.errors import ProgramError
 from pyrovae._waist.sites import Program, Site
 from pyrovae.evaluation.batches import Batch
-from pyrovae.evaluation.options import Options
-from pyrovae.evaluation.pairs import takes_vae
-from pyrovae.evaluation.posterior.draws import (
+from pyrovae.evaluation.observed import (
     ObservedEntries,
-    Posterior,
-    PosteriorDraws,
     entries_of,
     own_rows,
     scored_values,
     unshared,
     values_per_datum,
 )
+from pyrovae.evaluation.options import Options
+from pyrovae.evaluation.pairs import takes_vae
+from pyrovae.evaluation.posterior.draws import Posterior, PosteriorDraws
 from pyrovae.evaluation.report import report
 from pyrovae.evaluation.simulation import Redrawn
 

@@ -68,9 +68,9 @@ def test_a_conditioned_latent_is_given_to_the_simulation() -> None:
     [
         (
             lambda x, y: pyro.sample("x", dist.Normal(0.0, 1.0), obs=2 * x),
-            r"at site 'x', shape \(4,\), equals none of the arg",
+            r"at site 'x', shape \(4,\), is neither a view nor a copy of an arg",
         ),
-        (lambda x, y: pyro.sample("x", dist.Normal(0.0, 1.0), obs=x.clone()), r"equals the arguments \[0, 1\]"),
+        (lambda x, y: pyro.sample("x", dist.Normal(0.0, 1.0), obs=x.clone()), "equals several arguments of the model"),
         (lambda x, y: [pyro.sample(n, dist.Normal(0.0, 1.0), obs=x) for n in "ab"], "'a' and 'b' observe the same"),
         (lambda x, y: pyro.factor("f", x), "'f' is a pyro.factor, a weight without a distribution"),
         (lambda x, y: None, "the model observes nothing inside a plate"),
