@@ -13,8 +13,9 @@ from pyrovae.evaluation.diagnostics.bits import bits_per_dimension
 from pyrovae.evaluation.diagnostics.calibration import simulation_based_calibration
 from pyrovae.evaluation.diagnostics.compare import compare
 from pyrovae.evaluation.diagnostics.gaps import inference_gaps
+from pyrovae.evaluation.diagnostics.kl_per_dimension import collapsed_units, kl_per_dimension
 from pyrovae.evaluation.diagnostics.psis import psis
-from pyrovae.evaluation.diagnostics.surgery import collapsed_units, elbo_surgery, kl_per_dimension
+from pyrovae.evaluation.diagnostics.surgery import elbo_surgery
 from pyrovae.evaluation.diagnostics.typicality import typicality
 from pyrovae.evaluation.diagnostics.verdicts import diagnose, draws_needed, verdicts
 from pyrovae.evaluation.estimators.ais import ais, bdmc

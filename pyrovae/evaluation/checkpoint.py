@@ -12,7 +12,8 @@ import torch
 
 from pyrovae import archives, parallel
 from pyrovae._warnings import find_stack_level
-from pyrovae.evaluation.identity import difference, of_objects, of_programs, plain
+from pyrovae.evaluation.descriptions import plain
+from pyrovae.evaluation.identity import difference, of_objects, of_programs
 from pyrovae.evaluation.provenance import arguments, attributes
 from pyrovae.evaluation.rows import Rows
 from pyrovae.folder_lock import FolderLock

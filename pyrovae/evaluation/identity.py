@@ -1,4 +1,4 @@
-"""Descriptions of programs and arguments, which show whether a stored result belongs to a call.
+"""Descriptions of programs, which show whether a stored result belongs to a call.
 
 The code and the constants of a program, together with its parameters, determine its densities. A walk from each program
 finds the code and the constants. The walk visits attributes, containers, classes, closures, default values, the objects
@@ -17,17 +17,15 @@ would store it, and the entries of sparse tensors. It also records which paths l
 The walk does not find environment variables and files that a program reads. It also does not find objects that a
 program looks up by name (``getattr``, a registry).
 
-:func:`plain` describes an argument or an option. It uses the same walk for functions and other objects.
+:mod:`pyrovae.evaluation.descriptions` describes arguments and options. It uses the same walk for functions and other
+objects.
 """
 
-import copyreg
 import dis
 import functools
 import hashlib
 import sys
 import sysconfig
-import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -39,7 +37,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyrovae.arguments import as_bytes, fingerprint
+from pyrovae.arguments import as_bytes
+from pyrovae.evaluation.object_state import UNKNOWN, is_sparse, state_of
 
 MOST = 20_000  # largest number of values that are visited
 LONGEST = 60  # largest number of characters of a value that is kept as it is
@@ -59,12 +58,8 @@ _VISITED = (  # types whose parts the first part of the walk visits, or whose co
     *(MethodType, functools.partial, FunctionType, property, staticmethod, classmethod, type, Mapping, list, tuple),
     *(set, frozenset, nn.Module, ModuleType, torch.Generator, Tensor, np.ndarray, *_DESCRIBED),
 )
-_WITHOUT_STATE = (  # types that hold nothing on which a value can depend
-    *(type(threading.Lock()), type(threading.RLock()), weakref.ref, type(vars(Mapping)["_abc_impl"])),
-)
 _FURTHER = "name of ", "state of ", "object of "  # beginnings of the paths of the walk's second part
-_UNKNOWN = object()  # stands for a state that cannot be described
-_TEXT_OF_UNKNOWN = "not known"  # no other value has this text, because the text of a string has quotation marks
+TEXT_OF_UNKNOWN = "not known"  # no other value has this text, because the text of a string has quotation marks
 
 
 def contents(
@@ -84,12 +79,12 @@ def contents(
     while (pending or later) and len(seen) < MOST:
         if not pending:
             path, value = later.popleft()
-            pending.extend((f"state of {path}.{name}", part) for name, part in _state(value))
+            pending.extend((f"state of {path}.{name}", part) for name, part in state_of(value))
             continue
         path, value = pending.popleft()
         if (text := _as_text(value, most_bytes)) is not None:
             found[path] = text
-            if _is_sparse(value):
+            if is_sparse(value):
                 later.append((path, value))
             continue
         name = _installed_name(value)
@@ -124,44 +119,6 @@ def _is_further(path: str) -> bool:
     return path.removeprefix("code of ").startswith(_FURTHER)
 
 
-def plain(value: Any, name: str) -> Any:
-    """Describe an argument or an option by numbers, strings, lists and dictionaries.
-
-    A tensor or array becomes its checksum. A function or another object becomes its name and a checksum of its code,
-    constants and attributes.
-
-    Args:
-        value: Value of the argument.
-        name: Name of the argument in error messages.
-
-    Raises:
-        ValueError: If the value holds an object that cannot be described, such as a generator or an open file.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
-        return fingerprint((value,))
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
-        return fingerprint((torch.as_tensor(value),))
-    if isinstance(value, Mapping):
-        parts = sorted(value.items(), key=lambda item: str(item[0]))
-        return {str(key): plain(inner, f"{name}[{key!r}]") for key, inner in parts}
-    if isinstance(value, list | tuple):
-        return [plain(inner, f"{name}[{index}]") for index, inner in enumerate(value)]
-    # A transform of torch keeps its last input and output in attributes such as `_cached_x_y`.
-    found = {path: text for path, text in contents({name: value}, {}).items() if "._cached" not in path}
-    if unknown := [path for path, text in found.items() if text == _TEXT_OF_UNKNOWN]:
-        place = unknown[0].removeprefix("state of ").removesuffix(".state")
-        raise ValueError(
-            f"{name} is a {type(value).__name__}, and the content of {place} cannot be compared between calls, so it "
-            f"is not known whether a stored result belongs to this call. As {name}, pass a number, an array, a "
-            f"function, or an object whose attributes can be pickled."
-        )
-    return f"{getattr(value, '__qualname__', type(value).__name__)} {digest(found)[:12]}"
-
-
 def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
     """Return the entries of ``after`` whose text has not changed since ``before``, and those that are new.
 
@@ -185,8 +142,8 @@ def difference(now: Mapping[str, str], then: Mapping[str, str]) -> str:
 
 def _as_text(value: Any, most_bytes: float) -> str | None:
     """Return text for a plain value, tensor or array; None for other objects and for arrays that are too large."""
-    if value is _UNKNOWN:
-        return _TEXT_OF_UNKNOWN
+    if value is UNKNOWN:
+        return TEXT_OF_UNKNOWN
     if value is None or isinstance(value, _PLAIN):
         text = repr(value)
         return text if len(text) <= LONGEST else _digest(text.encode())
@@ -205,54 +162,11 @@ def _array_bytes(array: np.ndarray) -> Any:
     return repr(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
 
 
-def _is_sparse(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout != torch.strided and not value.is_meta
-
-
 def _installed_name(value: Any) -> str | None:
     """Return the name of a function or class of an installed package, and None for any other value."""
     if not isinstance(value, FunctionType | type) or not _is_installed(value):
         return None
     return f"{value.__module__}.{value.__qualname__}"
-
-
-def _state(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a sparse tensor or of an object of an installed class, each with its name.
-
-    The parts of an object are those from which ``pickle`` would restore it. If the object cannot be pickled, its
-    state is ``_UNKNOWN``.
-    """
-    if isinstance(value, _WITHOUT_STATE):
-        return
-    yield "class", type(value)
-    if wrapped := getattr(value, "__dict__", {}).get("__wrapped__"):  # the function inside functools.lru_cache
-        yield "__wrapped__", wrapped
-    try:
-        parts = _sparse_parts(value) if isinstance(value, Tensor) else _pickled_parts(value)
-    except Exception:  # a class may raise any error if its objects cannot be pickled
-        parts = {"state": _UNKNOWN}
-    yield from parts.items()
-
-
-def _sparse_parts(tensor: Tensor) -> dict[str, Any]:
-    entries = tensor.detach().to_sparse_coo().coalesce()
-    return {"indices": entries.indices(), "values": entries.values()}
-
-
-def _pickled_parts(value: Any) -> dict[str, Any]:
-    """Return the parts of an object from which ``pickle`` would restore it, by name."""
-    reduce: Any = copyreg.dispatch_table.get(type(value))
-    reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
-    if isinstance(reduced, str):
-        return {"name": reduced}
-    function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
-    return {
-        "function": function,
-        "arguments": arguments,
-        "state": state,
-        "items": list(items or ()),
-        "pairs": list(pairs or ()),
-    }
 
 
 def _parts(value: Any, known: Mapping[nn.Module, Any]) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyrovae.arguments import fingerprint
-from pyrovae.evaluation.identity import digest, of_objects, of_programs, plain
+from pyrovae.evaluation.descriptions import plain
+from pyrovae.evaluation.identity import digest, of_objects, of_programs
 from pyrovae.isolation import owners
 from pyrovae.versions import version
 

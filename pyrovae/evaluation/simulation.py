@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae._waist.draws import Given
+from pyrovae._waist.errors import ProgramError
 from pyrovae._waist.plates import data_plate, site_plates
 from pyrovae._waist.sites import Program, Site, is_deterministic, is_factor
 from pyrovae.evaluation.observed import entries_of, scored_values, values_per_datum
@@ -50,8 +51,9 @@ def simulate(
 
     Raises:
         ValueError: If the model observes nothing inside a plate, or has a ``pyro.factor``; if an observed value is a
-            copy of none of the arguments or of several of them, or of an argument in several orders; if two sites
-            observe the same entries; or if a draw of a site and its observed value differ in the number of entries.
+            copy of none of the arguments or of several of them, of an argument in several orders, or a function of an
+            argument; if two sites observe the same entries; or if a draw of a site and its observed value differ in
+            the number of entries.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -69,13 +71,13 @@ def simulate(
     latents, replaced = dict[str, Tensor](), dict[str, _Replacement]()
     while (site := _run(model, simulated, kwargs or {}, latents, replaced)) is not None:
         replaced[site["name"]] = new = _replacement(site, simulated, replaced, plate)
-        if len(new.entries):
+        if new.scored.any():
             simulated[new.argument] = _with_draws(simulated[new.argument], new)
     if not replaced:
         raise ValueError(
             "the model observes nothing inside a plate. Observe the data inside a plate by pyro.sample(..., obs=x)."
         )
-    changed = {each.argument for each in replaced.values() if len(each.entries)}
+    changed = {each.argument for each in replaced.values() if each.scored.any()}
     return latents, tuple(simulated[i] if i in changed else arg for i, arg in enumerate(args))
 
 
@@ -125,41 +127,73 @@ def check_generative(sites: Iterable[Site], remedy: str) -> None:
             )
 
 
+class _Replacement(NamedTuple):
+    """Draws of a site that replace the entries of an argument that the site observes.
+
+    Attributes:
+        argument: Index of the argument.
+        plate: Name of the data plate.
+        entries: Indices in the flattened argument, shape ``(n, m)`` for m entries of each datum.
+        draws: New values of these entries, shape ``(n, m)``.
+        scored: False for entries that a mask leaves out, which are not replaced, shape ``(n, m)``.
+    """
+
+    argument: int
+    plate: str
+    entries: Tensor
+    draws: Tensor
+    scored: Tensor
+
+
 def _run(
     model: Program,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     latents: dict[str, Tensor],
-    kept: Collection[str],
+    replaced: Mapping[str, _Replacement],
 ) -> Site | None:
-    """Run the model, and return the first data site that is not in ``kept``, with a draw in place of its data.
+    """Run the model, and return the first data site that is not in ``replaced``, with a draw in place of its data.
 
-    If ``kept`` has the names of all data sites, ``None`` is returned. A data site is an observed site for which
+    If ``replaced`` has the names of all data sites, ``None`` is returned. A data site is an observed site for which
     :func:`is_data` is true. The values of all latent sites before the returned site are added to ``latents``.
+
+    Raises:
+        ValueError: If a site in ``replaced`` does not observe the draws that replaced its data.
     """
-    trace = poutine.trace(Redrawn(latents, kept)(model)).get_trace(*args, **kwargs)
+    trace = poutine.trace(Redrawn(latents, replaced)(model)).get_trace(*args, **kwargs)
     sites: list[Site] = list(trace.nodes.values())
     check_generative(sites, "Hide the site, pyro.poutine.block(model, hide=[name])")
     for site in sites:
-        if site["type"] == "sample" and not (site["is_observed"] or site_is_subsample(site)):
+        if site["type"] != "sample" or site_is_subsample(site):
+            continue
+        if site["name"] in replaced:
+            _check_observed(site, replaced[site["name"]], args)
+        elif not site["is_observed"]:
             if site["infer"].get("was_observed"):
                 return site
             latents[site["name"]] = site["value"]
     return None
 
 
-class _Replacement(NamedTuple):
-    """Draws of a site that replace entries of an argument.
+def _check_observed(site: Site, new: _Replacement, args: Sequence[Any]) -> None:
+    """Check that a site observes the draws that replaced its data.
 
-    Attributes:
-        argument: Index of the argument.
-        entries: Indices in the flattened argument, shape ``(k,)``. Entries that a mask leaves out are not replaced.
-        draws: New values of these entries, shape ``(k,)``.
+    A site can observe a function of an argument that equals the argument only for the template, as ``x / 10`` does for
+    a template of zeros.
+
+    Raises:
+        ValueError: If the site observes other values.
     """
-
-    argument: int
-    entries: Tensor
-    draws: Tensor
+    if not new.scored.any():
+        return
+    observed = values_per_datum(site, torch.as_tensor(site["value"]), new.plate)[0][new.scored].double()
+    expected = new.draws[new.scored].to(args[new.argument].dtype).double()
+    if not torch.allclose(observed, expected, rtol=1e-5, atol=0.0, equal_nan=True):
+        raise ProgramError(
+            f"the value that the model observes at site {site['name']!r} is a function of argument {new.argument}, "
+            f"such as x / 10, so simulated data cannot replace the argument. Compute the observed tensor before the "
+            f"call, pass it as an argument, and observe this argument unchanged, obs=x."
+        )
 
 
 def _replacement(
@@ -179,30 +213,31 @@ def _replacement(
     """
     value, observed = site["value"], torch.as_tensor(site["infer"]["obs"])
     if value.numel() != observed.numel():
-        raise ValueError(
+        raise ProgramError(
             f"site {site['name']!r} draws a value of shape {tuple(value.shape)} but observes an argument of shape "
             f"{tuple(observed.shape)}. Give its distribution the batch and event shape of the data."
         )
     name = data_plate([site], plate).name
     scored, draws = scored_values(site, observed, name)[0], values_per_datum(site, value, name)[0]
     if not scored.any():
-        return _Replacement(-1, torch.empty(0, dtype=torch.long), draws[scored])
+        return _Replacement(-1, name, torch.full(scored.shape, -1), draws, scored)
     found = entries_of(site, observed, args, name)
-    entries = found.indices[scored]
     for other, earlier in replaced.items():
-        if earlier.argument == found.argument and torch.isin(entries, earlier.entries).any():
-            raise ValueError(
+        taken = earlier.entries[earlier.scored]
+        if earlier.argument == found.argument and torch.isin(found.indices[scored], taken).any():
+            raise ProgramError(
                 f"sites {other!r} and {site['name']!r} observe the same entries of argument {found.argument}. Pass "
                 f"each site its own argument."
             )
-    return _Replacement(found.argument, entries, draws[scored])
+    return _Replacement(found.argument, name, found.indices, draws, scored)
 
 
 def _with_draws(arg: Tensor, new: _Replacement) -> Tensor:
-    """Return an argument in which draws replace some of the entries."""
-    dtype = arg.dtype if arg.is_floating_point() or _fits(new.draws, arg.dtype) else new.draws.dtype
+    """Return an argument in which draws replace the scored entries that a site observes."""
+    draws = new.draws[new.scored]
+    dtype = arg.dtype if arg.is_floating_point() or _fits(draws, arg.dtype) else draws.dtype
     flat = arg.flatten().to(dtype, copy=True)
-    flat[new.entries] = new.draws.to(flat)
+    flat[new.entries[new.scored]] = draws.to(flat)
     return flat.reshape(arg.shape)
 
 

@@ -7,10 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 import pyrovae as pv
+from pyrovae._waist.weights import importance_weights
 from tests.conftest import small_vae
+from tests.truth.programs import normal_model
 
 
 def of_integers() -> None:
@@ -49,3 +52,10 @@ def test_the_table_of_shapes_is_a_note(run: Callable[[], Any]) -> None:
         notes += getattr(error, "__notes__", [])
         error = error.__cause__
     assert any("Param Sites:" in note for note in notes)
+
+
+def test_a_guide_with_parameters_for_other_data_is_named() -> None:
+    guide = AutoNormal(normal_model)
+    guide(torch.randn(37))
+    with pytest.raises(ValueError, match=r"5 entries along plate 'data', but the distribution has 37\..*AutoGuide"):
+        importance_weights(normal_model, guide, (torch.randn(5),))

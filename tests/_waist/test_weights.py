@@ -338,15 +338,3 @@ def test_no_draws(vae: pv.VAE, x: Tensor) -> None:
 def test_model_and_guide_exchanged_are_refused(vae: pv.VAE, x: Tensor) -> None:
     with pytest.raises(ValueError, match=r"the model observes nothing; its sample sites are \['z'\].*in this order"):
         importance_weights(vae.guide, vae.model, [x])
-
-
-def test_a_guide_with_parameters_for_other_data_is_named(x: Tensor) -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    guide = pyro.infer.autoguide.AutoNormal(model)
-    guide(torch.randn(37))
-    with pytest.raises(ValueError, match=r"5 entries along plate 'data', but the distribution has 37\..*AutoGuide"):
-        importance_weights(model, guide, (torch.randn(5),))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae import archives
-from pyrovae.evaluation.identity import contents, of_objects, of_programs, plain
+from pyrovae.evaluation.descriptions import plain
+from pyrovae.evaluation.identity import contents, of_objects, of_programs
 
 E = pv.evaluation
 X = torch.tensor([1.0, 2.0, 3.0])

@@ -126,8 +126,7 @@ def simulation_based_calibration(
         num_draws=num_draws,
         num_simulations=num_simulations,
     ).rename(datum="simulation")
-    if any((values < 0).any() for values in ranks.values()):
-        ranks = ranks.where(ranks != MASKED)
+    ranks = ranks.assign({name: each.where(each != MASKED) for name, each in ranks.items() if (each == MASKED).any()})
     p_values = {
         name: np.array([_p_value(unit, num_draws) for unit in values.values.T]) for name, values in ranks.items()
     }

@@ -1,4 +1,4 @@
-r"""Decompositions of the KL term of the ELBO: by latent dimension, and into mutual information and marginal KL.
+r"""Decomposition of the KL term of the ELBO into mutual information and marginal KL.
 
 With the aggregate posterior :math:`q(z) = \frac1N \sum_n q(z \mid x_n)` of the data,
 
@@ -13,17 +13,16 @@ If posterior and prior have independent dimensions, the marginal KL is the sum o
 """
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 
-from pyrovae._waist.divergences import divergence, is_mean_field
 from pyrovae._waist.plates import dim_of
 from pyrovae._waist.sites import Program, Site, factors
 from pyrovae._waist.weights import Weights
 from pyrovae.evaluation.batches import Batch
+from pyrovae.evaluation.diagnostics.latent_sites import SUMMED_OUT, by_datum, latents_of, pairs, runs
 from pyrovae.evaluation.options import Options
 from pyrovae.evaluation.pairs import takes_vae
 from pyrovae.evaluation.problem import Problem
@@ -32,110 +31,6 @@ from pyrovae.evaluation.sampler import check_draws
 
 if TYPE_CHECKING:
     import xarray as xr
-
-SUMMED_OUT = (
-    "the program sums out a discrete latent site, so the draws have no density q(z | x). Sample the site in model and "
-    "guide instead of enumerating it."
-)
-
-
-@takes_vae
-def kl_per_dimension(
-    model: Program,
-    guide: Program,
-    x: Any,
-    num_samples: int = 100,
-    **options: Unpack[Options],
-) -> "xr.Dataset":
-    r"""Compute :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))` of each datum and latent dimension.
-
-    The divergence of a site is computed in closed form under two conditions. First, torch has the closed form for this
-    posterior and prior, as for two normals. Second, the prior depends only on sites that the guide draws before this
-    site. Otherwise, the divergence is estimated by the mean of :math:`\log q - \log p` over draws. If the dimensions
-    of a site are dependent in the posterior or in the prior, the site counts as one dimension. The sum over all
-    dimensions is the KL term of the ELBO.
-
-    Args:
-        model: Pyro program of p(x, z).
-        guide: Pyro program of q(z | x).
-        x: Data, shape ``(N, *event)``, or a tuple of tensors that share the first dimension.
-        num_samples: Draws per datum. If the distributions of a site depend on the draws of other latent sites, the
-            closed form is averaged over these draws as well.
-        **options: Keyword arguments of :class:`Options`.
-
-    Returns:
-        Dataset of KL divergences in nats, with one variable for each latent site. The variable is named after the site
-        and has the dimensions ``datum`` and ``<site>_unit``.
-
-    Raises:
-        TypeError: For the reasons listed at :func:`evaluate`.
-        ValueError: For the reasons listed at :func:`evaluate`, if a discrete site is enumerated, or if a latent site is
-            auxiliary.
-
-    Source:
-        *Auto-Encoding Variational Bayes* (Kingma and Welling, 2014), appendix B.
-
-    Example:
-        >>> import torch, pyrovae as pv
-        >>> def network(x):  # q(z | x) = N((x_0, 0), I)
-        ...     return torch.cat([x[..., :1], torch.zeros(*x.shape[:-1], 3)], dim=-1)
-        >>> posterior = pv.posteriors.DiagonalNormal(network)
-        >>> vae = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Normal(pv.networks.mlp(2, 4)), posterior)
-        >>> divergences = pv.evaluation.kl_per_dimension(vae.model, vae.guide, torch.tensor([[0.0, 1.0, 2.0, 3.0]]) + 2)
-        >>> divergences.z.values.round(3).tolist()  # mean^2 / 2
-        [[2.0, 0.0]]
-    """
-    problem = Problem(model, guide, x, **options)
-    check_draws(num_samples)
-    dims: dict[str, tuple[str, ...]] = {}
-
-    def columns(batch: Batch) -> dict[str, Tensor]:
-        sums: dict[str, Tensor] = {}
-        for weights in _runs(problem, batch, num_samples):
-            of_guide, of_model = _latents(weights.guide_sites), _latents(weights.model_sites)
-            for name, q, p in _pairs(of_guide, of_model):
-                exact = is_mean_field(name, list(of_model), list(of_guide))
-                values = _by_datum(problem, q, divergence(q, p, exact=exact)).sum(0)
-                sums[name] = sums.get(name, 0) + values
-                dims[name] = ("datum", f"{name}_unit")
-        return {name: values[: batch.kept] / num_samples for name, values in sums.items()}
-
-    return report(
-        problem, columns, estimator="KL divergence per dimension", dims=dims, units="nats", num_samples=num_samples
-    )
-
-
-def collapsed_units(divergences: "xr.Dataset", *, epsilon: float = 0.01, delta: float = 0.01) -> "xr.Dataset":
-    r"""Find collapsed latent units, whose KL divergence is close to zero for nearly all data.
-
-    A unit is collapsed if the KL divergence of its posterior from its prior is below :math:`\epsilon` for a fraction of
-    at least :math:`1 - \delta` of the data.
-
-    Args:
-        divergences: Result of :func:`kl_per_dimension`, nats.
-        epsilon: KL divergence below which a unit is taken to carry no information about a datum, nats.
-        delta: Largest fraction of the data about which a collapsed unit may carry information.
-
-    Returns:
-        Dataset with a boolean variable for each latent site, with dimension ``<site>_unit``. The variable is true for
-        collapsed units.
-
-    Raises:
-        ValueError: If ``epsilon`` is not positive, or ``delta`` is not in [0, 1).
-
-    Source:
-        *Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse* (Lucas, Tucker, Grosse and Norouzi,
-        2019), definition 1.
-
-    Example:
-        >>> import xarray as xr, pyrovae as pv
-        >>> divergences = xr.Dataset({"z": (("datum", "z_unit"), [[0.001, 1.2], [0.002, 0.0]])})
-        >>> pv.evaluation.collapsed_units(divergences).z.values.tolist()
-        [True, False]
-    """
-    if epsilon <= 0 or not 0 <= delta < 1:
-        raise ValueError(f"epsilon must be positive and delta in [0, 1), got epsilon={epsilon} and delta={delta}")
-    return (divergences < epsilon).mean("datum") >= 1 - delta
 
 
 @takes_vae
@@ -196,7 +91,7 @@ def elbo_surgery(
 
     def columns(batch: Batch) -> dict[str, Tensor]:
         terms: dict[str, list[Tensor]] = {}
-        for weights in _runs(problem, batch, num_samples):
+        for weights in runs(problem, batch, num_samples):
             for name, term in _terms(problem, weights).items():
                 terms.setdefault(name, []).append(term[:, : batch.kept])
         return {name: torch.cat(parts).mean(0) for name, parts in terms.items()}
@@ -211,16 +106,6 @@ def elbo_surgery(
     return report(problem, columns, estimator="ELBO surgery", width=prepare, units="nats", num_samples=num_samples)
 
 
-def _runs(problem: Problem, batch: Batch, num_samples: int) -> Iterator[Weights]:
-    """Yield runs of guide and model: a single run if the draws are vectorized, else one run for each draw."""
-    counts = [num_samples] if problem.vectorize else [1] * num_samples
-    for count in counts:
-        weights = problem.run(batch, count)
-        if weights.densities is None:
-            raise ValueError(SUMMED_OUT)
-        yield weights
-
-
 def _terms(problem: Problem, weights: Weights) -> dict[str, Tensor]:
     """Return a dictionary with the terms of the decomposition for every draw and datum of a run.
 
@@ -228,11 +113,11 @@ def _terms(problem: Problem, weights: Weights) -> dict[str, Tensor]:
     for a batch of n data, and is in nats.
     """
     assert weights.densities is not None
-    of_guide, of_model = _latents(weights.guide_sites), _latents(weights.model_sites)
+    of_guide, of_model = latents_of(weights.guide_sites), latents_of(weights.model_sites)
     draws = {}
-    for name, q, _ in _pairs(of_guide, of_model):
+    for name, q, _ in pairs(of_guide, of_model):
         full = q["value"].expand(*q["fn"].batch_shape, *q["fn"].event_shape)
-        draws[name] = _by_datum(problem, q, full, flat=False)
+        draws[name] = by_datum(problem, q, full, flat=False)
     reconstruction, log_p, log_q = (term.double() for term in weights.densities)
     units = _has_units(of_guide) and _has_units(of_model)
     shape = log_q.shape
@@ -247,7 +132,7 @@ def _terms(problem: Problem, weights: Weights) -> dict[str, Tensor]:
     }
     if units:
         (p,) = of_model.values()
-        prior_units = _by_datum(problem, p, _units(p)).double()
+        prior_units = by_datum(problem, p, _units(p)).double()
         of_units = of_units.reshape(*shape, -1)
         terms["total_correlation"] = aggregate - of_units.sum(-1)
         terms["dimension_wise_kl"] = (of_units - prior_units).sum(-1)
@@ -263,10 +148,10 @@ def _check_latents(problem: Problem) -> None:
     Raises:
         ValueError: If a latent site is auxiliary or masked, or the prior differs between data.
     """
+    weights = problem.run(problem.few())
+    for name, q, p in pairs(latents_of(weights.guide_sites), latents_of(weights.model_sites)):
+        _check_unmasked(name, q, p)
     for batch in problem.batches(64):
-        weights = problem.run(batch)
-        for name, q, p in _pairs(_latents(weights.guide_sites), _latents(weights.model_sites)):
-            _check_unmasked(name, q, p)
         drawn = problem.draw(batch, 1)
         axes = {name: dim_of(problem.plate) - problem.probe.event_dims[name] for name in drawn.dims}
         moved = {name: drawn.values[name].roll(1, axis) for name, axis in axes.items()}
@@ -281,27 +166,12 @@ def _check_latents(problem: Problem) -> None:
             )
 
 
-def _latents(sites: list[Site]) -> dict[str, Site]:
-    return {site["name"]: site for site in sites if not site["is_observed"]}
-
-
 def _check_unmasked(name: str, *sites: Site) -> None:
     if any(site["mask"] is not None for site in sites):
         raise ValueError(
             f"latent site {name!r} is masked, so the posteriors of some data cannot be aggregated. Remove the "
             f"data for which the mask is false, and remove the mask from model and guide."
         )
-
-
-def _pairs(of_guide: dict[str, Site], of_model: dict[str, Site]) -> Iterator[tuple[str, Site, Site]]:
-    """Yield three values for each latent site: its name, the site in the guide, and the site in the model."""
-    for name, site in of_guide.items():
-        if name not in of_model:
-            raise ValueError(
-                f"latent site {name!r} is auxiliary: it is in the guide but not in the model, so it has no KL "
-                f"divergence. Use pyrovae.evaluation.evaluate for a bound on log p(x)."
-            )
-        yield name, site, of_model[name]
 
 
 def _units(site: Site) -> Tensor:
@@ -314,13 +184,6 @@ def _has_units(latents: dict[str, Site]) -> bool:
     """Return whether there is exactly one latent site and its dimensions are independent."""
     first, *others = latents.values()
     return not others and factors(first["fn"]) is not None
-
-
-def _by_datum(problem: Problem, site: Site, values: Tensor, *, flat: bool = True) -> Tensor:
-    """Return a site's values in shape ``(num_draws, n, ...)``; if ``flat``, all further dimensions become one."""
-    missing = problem.nesting + 1 - len(site["fn"].batch_shape)
-    moved = values.reshape((1,) * missing + values.shape).movedim(problem.data_dim, 1)
-    return moved.reshape(*moved.shape[:2], -1) if flat else moved
 
 
 def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> tuple[Tensor, Tensor]:
@@ -346,7 +209,7 @@ def _aggregate(problem: Problem, points: dict[str, Tensor], *, units: bool) -> t
                 in_all.append(log_q[:, : batch.kept])
                 if units:
                     (site,) = draws.latents.values()
-                    in_units.append(_by_datum(problem, site, _units(site))[:, : batch.kept])
+                    in_units.append(by_datum(problem, site, _units(site))[:, : batch.kept])
         blocks.append(_mixture(problem, in_all, in_units))
     return torch.cat([block[0] for block in blocks]), torch.cat([block[1] for block in blocks])
 

@@ -93,7 +93,8 @@ def ais(
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Warns:
-        UserWarning: If rounding moves many draws to the edge of a support.
+        UserWarning: If rounding moves many draws to the edge of a support, or if the gradient of log p(x, z) is NaN or
+            infinite for some data, whose chains do not move.
 
     Source:
         *Annealed Importance Sampling* (Neal, 2001); *On the Quantitative Analysis of Decoder-Based Generative Models*
@@ -177,7 +178,8 @@ def bdmc(
         ValueError: For the reasons listed at :func:`ais`, or if the argument that holds the data cannot be determined.
 
     Warns:
-        UserWarning: If rounding moves many draws to the edge of a support.
+        UserWarning: If rounding moves many draws to the edge of a support, or if the gradient of log p(x, z) is NaN or
+            infinite for some data, whose chains do not move.
 
     Source:
         *Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo* (Grosse, Ghahramani and Adams, 2015).

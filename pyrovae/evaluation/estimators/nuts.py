@@ -85,7 +85,7 @@ def nuts(
         ValueError: For the reasons listed at :func:`evaluate`; if there are too few draws to fit a normal density, or
             chains do not move; or if the posterior is not a density of real vectors, for example because a latent site
             is discrete, masked or an angle.
-        FloatingPointError: If a log-density is NaN or infinite.
+        FloatingPointError: If a log-density or its gradient is NaN or infinite for all data.
 
     Warns:
         UserWarning: If rounding moves many draws to the edge of a support.

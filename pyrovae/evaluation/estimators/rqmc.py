@@ -69,8 +69,8 @@ def rqmc(
     Raises:
         TypeError: For the reasons listed at :func:`evaluate`.
         ValueError: For the reasons listed at :func:`evaluate`; if ``num_replicates`` is less than 2 or does not divide
-            ``num_samples``; if a site of the guide has no inverse distribution function; or if the program must be run
-            once for each draw.
+            ``num_samples``; if a site of the guide has no inverse distribution function, or a transform to values of
+            more dimensions; or if the program must be run once for each draw.
         FloatingPointError: If the log-weights of all data are NaN or infinite.
 
     Warns:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.evaluation import active_units
+from tests.truth.programs import normal_guide, normal_model
 
 X = 2 * torch.randn(200, generator=torch.Generator().manual_seed(0))
 
@@ -136,20 +137,11 @@ def test_a_mask_that_depends_on_a_draw_leaves_out_this_draw() -> None:
 
 
 def test_auxiliary_sites_are_left_out() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / 2, 1.0))
-
     x = X[:12]
-    units = active_units(pv.guides.Refined(model, guide), x, seed=0, num_samples=8)
+    units = active_units(pv.guides.Refined(normal_model, normal_guide), x, seed=0, num_samples=8)
     assert units.attrs["sites"] == ["z"]
     check_variance(units, x / 2, 0.5**0.5, 8)
-    auto = AutoNormal(model)
+    auto = AutoNormal(normal_model)
     auto(x)
     assert active_units(auto, x, seed=0, num_samples=2).attrs["sites"] == ["z"]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae.evaluation import compare, evaluate, log_likelihood, verdicts
 from tests.oracle import Oracle
+from tests.truth.programs import X_SCALE, pair
 
 
 def errors_of(results: object, exact: Tensor) -> np.ndarray:
@@ -200,18 +201,12 @@ def test_a_refined_guide_is_a_guide() -> None:
 
 @pytest.mark.parametrize(("of_data", "of_guide"), [(torch.double, torch.float), (torch.float, torch.double)])
 def test_data_and_guide_may_differ_in_precision(of_data: torch.dtype, of_guide: torch.dtype) -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 0.3), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=of_guide), 1.2))
-
+    model, guide = pair(
+        lambda x: dist.Normal(0.0, 1.0), lambda x: dist.Normal(torch.zeros(len(x), dtype=of_guide), 1.2)
+    )
     x = torch.linspace(-2, 4, 5, dtype=of_data)
-    found = pv.evaluation.log_likelihood(model, guide, x, seed=0, progress=False)
-    exact = dist.Normal(0.0, 1.09**0.5).log_prob(x).numpy()
+    found = log_likelihood(model, guide, x, seed=0, progress=False)
+    exact = dist.Normal(0.0, (1 + X_SCALE**2) ** 0.5).log_prob(x).numpy()
     assert found.reliable.all()
     assert set(found.estimator.values) == {"refined"}
     assert (abs(found.log_likelihood - exact) < 4.5 * found.mcse).all()
