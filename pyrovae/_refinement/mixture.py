@@ -33,11 +33,12 @@ Source:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from pyrovae._refinement.increments import Increments
 from pyrovae._refinement.modes import Modes
 from pyrovae._refinement.normal import Normal
 from pyrovae._refinement.posterior import Posterior
@@ -71,6 +72,7 @@ class Member(NamedTuple):
 MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.15, 2.8), Member(0.05, 6.0))  # the guide has the other 0.1
 SPLIT_REACH = 0.7  # reach of the two densities that split a posterior
 MODE_WEIGHT = 1 / 6  # fraction of the weight of the copies that each density at a further mode gets
+INCREMENT_WEIGHT, INCREMENT_REACH = 0.5, 0.35  # weight and reach of the densities near draws with large weights
 KEPT = 1 / 9  # fraction of their weight that the normal copies keep for data whose posterior is split
 
 
@@ -157,6 +159,8 @@ class Mixture:
             remaining weight.
         split: Two further normal densities for some of the data. For these data, the two densities get most of the
             weight of the copies.
+        increments: Normal densities near draws with large weights. Together they get the fraction ``INCREMENT_WEIGHT``
+            of the weight of all normal components.
         modes: Normal densities at further modes. Each gets the fraction ``MODE_WEIGHT`` of the weight of the copies;
             the weights of all other normal components are lowered by the same factor.
         failed: Mask, shape ``(N,)``. If it is true for a datum, the mixture of this datum is the guide alone.
@@ -176,6 +180,7 @@ class Mixture:
         *,
         split: Split | None = None,
         modes: Modes | None = None,
+        increments: Increments | None = None,
         failed: Tensor | None = None,
         score_guide: bool = True,
     ) -> None:
@@ -191,6 +196,9 @@ class Mixture:
             added = MODE_WEIGHT * weights.sum(-1, keepdim=True) * modes.chosen
             rest = 1 - added.sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
             weights = torch.cat([weights * rest, added.to(weights)], -1)
+        self._increments = None if increments is None or not increments.count.any() else increments.narrowed()
+        if self._increments is not None:
+            weights = _with_increments(weights, self._increments)
         if failed is not None:
             weights = torch.where(failed[:, None], 0.0, weights)
         self._weights = weights
@@ -212,7 +220,7 @@ class Mixture:
     def sample(self, num_samples: int, noise: Tensor | None = None) -> Sample:
         """Draw from the mixtures without an evaluation of the posteriors; the arguments are those of :meth:`draw`."""
         index = self._choose(num_samples)
-        from_guide = index == len(self._normals)
+        from_guide = self.is_guide(index)
         u, log_guide = self._place(index, noise), torch.zeros_like(index, dtype=self._weights.dtype)
         num_guide = int(from_guide.sum(0).max())  # the guide is the last component, so its draws are the last rows
         if num_guide:
@@ -247,12 +255,26 @@ class Mixture:
     def _normal_parts(self, u: Tensor) -> list[Tensor]:
         """Return a list with one tensor for each normal component: log(weight x density) at u, shape ``(S, N)``."""
         log_weights, parts = self._weights.log(), []
-        distances: dict[int, Tensor] = {}
+        whitened = self.density.whiten(u)
+        distances: dict[int, Tensor] = {id(self.density): whitened.square().sum(-1)}
         for j, (density, width) in enumerate(self._normals):
             if id(density) not in distances:
                 distances[id(density)] = density.squared_distance(u)
             parts.append(log_weights[:, j] + density.log_prob_at(distances[id(density)], width))
+        if self._increments is not None:
+            exact: Any = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+            near = torch.cdist(self._increments.means, whitened.movedim(0, 1), **exact).square().permute(1, 2, 0)
+            log_density = self.density.log_prob_at(near, self._width_of_increments)
+            parts.append((log_weights.T[len(self._normals) :, None] + log_density).logsumexp(0))
         return parts
+
+    @property
+    def _width_of_increments(self) -> float:
+        return Member(INCREMENT_WEIGHT, INCREMENT_REACH).width(self.posterior.dim)
+
+    def is_guide(self, index: Tensor) -> Tensor:
+        """Return a mask that is true where the index of a component is that of the guide."""
+        return index == self._weights.shape[-1]
 
     def _choose(self, num_samples: int) -> Tensor:
         """Choose a component for each draw by systematic sampling; return the components' indices, shape ``(S, N)``.
@@ -271,10 +293,16 @@ class Mixture:
         returned vector is arbitrary, and :meth:`draw` replaces it.
         """
         mean = self.density.mean
-        widths = mean.new_tensor([*(width for _, width in self._normals), 1.0])[index]
+        added = 0 if self._increments is None else self._increments.means.shape[1]
+        every_width = [width for _, width in self._normals] + [self._width_of_increments] * added + [1.0]
+        widths = mean.new_tensor(every_width)[index]
         if noise is None:
             noise = torch.randn(*index.shape, self.posterior.dim, dtype=mean.dtype, device=mean.device)
         standard = widths[..., None] * noise
+        if self._increments is not None:
+            place = index - len(self._normals)
+            centre = self._increments.means[torch.arange(len(mean), device=mean.device), place.clamp(0, added - 1)]
+            standard = torch.where(((place >= 0) & (place < added))[..., None], standard + centre, standard)
         u = self.density.place(standard)
         for j, (density, _) in enumerate(self._normals):
             if density is not self.density and (rows := (index == j).any(1).nonzero()[:, 0]).numel():
@@ -286,12 +314,9 @@ class Mixture:
         if self._surrogate is None:
             log_joint, log_scored = self.posterior.log_densities(u)
             return Draws(u, log_joint, self.log_density(u, log_scored), index)
-        parts, guide_weight = self._normal_parts(u), (1 - self._weights.sum(-1)).log()
-        log_joint = self.posterior.log_joint(u)
-        log_surrogate = self._surrogate.log_prob(u, df=_SURROGATE_DF)
-        parts.append(guide_weight + log_surrogate)
-        log_q = torch.stack(parts).logsumexp(0)
-        log_q = torch.where(index == len(self._normals), log_q + log_guide - log_surrogate, log_q)
+        log_joint, log_surrogate = self.posterior.log_joint(u), self._surrogate.log_prob(u, df=_SURROGATE_DF)
+        log_q = self.log_density(u, log_surrogate)
+        log_q = torch.where(self.is_guide(index), log_q + log_guide - log_surrogate, log_q)
         return Draws(u, log_joint, log_q, index)
 
 
@@ -304,6 +329,14 @@ def _with_halves(weights: Tensor, chosen: Tensor) -> Tensor:
     total = weights.sum(-1, keepdim=True)
     halves = torch.where(chosen[:, None], (total - total * KEPT) / 2, 0.0)
     return torch.cat([torch.where(chosen[:, None], KEPT * weights, weights), halves, halves], -1)
+
+
+def _with_increments(weights: Tensor, increments: Increments) -> Tensor:
+    """Append the weights of the increments to those of the other normal components, and lower the latter."""
+    count, places = increments.count[:, None], torch.arange(increments.means.shape[1], device=weights.device)
+    taken = INCREMENT_WEIGHT * (count > 0)
+    each = taken * weights.sum(-1, keepdim=True) / count.clamp_min(1)
+    return torch.cat([weights * (1 - taken), torch.where(places < count, each, 0.0)], -1)
 
 
 def _check(members: tuple[Member, ...]) -> None:

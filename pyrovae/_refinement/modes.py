@@ -165,8 +165,13 @@ def _typical(posterior: Posterior) -> Normal:
 
 def mean_near(posterior: Posterior, density: Normal, u: Tensor, batch_size: int | None = None) -> Tensor:
     """Estimate the means of the modes near points u, both of shape ``(S, N, D)``, from the scores at these points."""
+    return density.place(whitened_mean_near(posterior, density, u, batch_size))
+
+
+def whitened_mean_near(posterior: Posterior, density: Normal, u: Tensor, batch_size: int | None = None) -> Tensor:
+    """Return the result of :func:`mean_near` in coordinates in which ``density`` is standard normal."""
     _, gradient = value_and_gradient(posterior, u, batch_size)
-    return density.place(density.whiten(u) + _bounded(density.pull(gradient).movedim(1, 0)))
+    return density.whiten(u) + _bounded(density.pull(gradient).movedim(1, 0))
 
 
 def _bounded(score: Tensor) -> Tensor:

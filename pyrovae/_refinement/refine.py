@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._refinement.chains import fit_to_chains, gradients_of_chains, num_chains, visit
+from pyrovae._refinement.increments import Increments
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
 from pyrovae._refinement.modes import (
     HEAVY,
@@ -39,6 +40,7 @@ class Refinement:
         split: Two further normal densities for each datum whose posterior is far from normal. Each is fitted to one
             half of the draws from this posterior.
         modes: Further normal densities of the data whose posterior has modes that the other densities miss.
+        increments: Further normal densities near draws with large weights.
         witnesses: Points that the mixture of each datum should cover.
         share: Effective sample size of pilot draws, divided by their number, shape ``(N,)``. The pilot draws come from
             the mixture of the guide with the fitted densities.
@@ -50,6 +52,7 @@ class Refinement:
     density: Normal
     split: Split
     modes: Modes
+    increments: Increments
     witnesses: Witnesses
     share: Tensor
     level: Tensor
@@ -62,13 +65,14 @@ class Refinement:
             self.density.select(indices),
             self.split.select(indices),
             self.modes.select(indices),
+            self.increments.select(indices),
             self.witnesses.select(indices),
             *(part[indices] for part in (self.share, self.level, self.evaluations, self.failed)),
         )
 
     def put(self, indices: Tensor, other: Self) -> None:
         """Replace, in place, the values of the data at ``indices`` by those of ``other``."""
-        for mine, theirs in self._pairs(other, "density", "split", "modes", "witnesses"):
+        for mine, theirs in self._pairs(other, "density", "split", "modes", "increments", "witnesses"):
             mine.put(indices, theirs)
         for mine, theirs in self._pairs(other, "share", "level", "evaluations", "failed"):
             mine[indices] = theirs
@@ -78,8 +82,9 @@ class Refinement:
 
     def mixture(self, posterior: Posterior, members: tuple[Member, ...] = MEMBERS, *, score_guide: bool) -> Mixture:
         """Return the mixture of the guide with the fitted densities, for each datum."""
-        options: Any = {"split": self.split, "modes": self.modes, "failed": self.failed, "score_guide": score_guide}
-        return Mixture(posterior, self.density, members, **options)
+        options: Any = {"failed": self.failed, "score_guide": score_guide}
+        parts: Any = {"split": self.split, "modes": self.modes, "increments": self.increments}
+        return Mixture(posterior, self.density, members, **parts, **options)
 
 
 def refine(
@@ -120,7 +125,8 @@ def by_regression(posterior: Posterior, batch_size: int | None = None) -> Refine
     witnesses = find_witnesses(posterior, density, batch_size)
     evaluations = fitted.evaluations + GRADIENT_COST * cost_of_witnesses()
     rest = unknown, unknown.clone(), evaluations, fitted.failed
-    return Refinement(density, Split.none(density), Modes.none(density), witnesses, *rest)
+    parts = density, Split.none(density), Modes.none(density), Increments.none(density)
+    return Refinement(*parts, witnesses, *rest)
 
 
 def add_modes(
@@ -186,8 +192,8 @@ def refine_by_chains(
     """Fit new densities to draws and gradients of Hamiltonian chains.
 
     The chains start at draws from the mixture of the guide with the densities in ``found``. Each datum gets a new
-    normal density. It also gets two further densities, one fitted to each half of the draws. A datum keeps its
-    densities in ``found`` if a new density is not finite, or if its relative effective sample size,
+    normal density. It also gets two further densities, one fitted to each half of the draws, and loses its increments.
+    A datum keeps its densities in ``found`` if a new density is not finite, or if its relative effective sample size,
     ``Refinement.share``, would fall to half or less.
 
     Args:
@@ -229,6 +235,7 @@ def _by_chains(
         found,
         density=density.where(finite, found.density),
         split=Split(tuple(half.where(finite, found.density) for half in halves), finite),
+        increments=Increments.none(density),
         share=found.share.clone(),
         level=found.level.clone(),
     )

@@ -6,9 +6,9 @@ A datum passes through up to three stages:
    draws from the prior find no region that it misses (:mod:`pyrovae.evaluation.unconstrained.prior`);
 2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`. The mixture contains
    the prior if the prior is near the posterior. Pilot draws determine the number of draws. If the estimate is not
-   reliable, short chains improve the mixture, and new draws follow. If the new estimate is not reliable and the budget
-   allows it, longer chains improve the mixture again, and the largest number of draws follows. For posteriors with the
-   shape of a funnel, the stage is repeated in other coordinates
+   reliable, densities near the heaviest draws join the mixture (:mod:`pyrovae._refinement.increments`), and new draws
+   follow. If the new estimates are not reliable and the budget allows it, short chains improve the mixture, and then
+   longer chains. For posteriors with the shape of a funnel, the stage is repeated in other coordinates
    (:mod:`pyrovae.evaluation.unconstrained.standardized`);
 3. *annealed*: annealed importance sampling from the fitted densities and the guide. The number of temperatures is
    doubled until the estimate is reliable or the budget is spent.
@@ -95,9 +95,9 @@ def log_likelihood(
         precision: Largest acceptable Monte Carlo standard error, nats.
         num_samples: Draws per datum in the stage *guide*. The stage *refined* makes half to four times as many,
             depending on the effective sample size of pilot draws.
-        budget: Number of evaluations of log p(x, z) per datum above which neither longer chains, nor annealing, nor a
-            second fit in other coordinates starts. The search for further modes can exceed it by 2,200 evaluations. A
-            gradient counts as 3 evaluations.
+        budget: Number of evaluations of log p(x, z) per datum above which neither further densities, nor chains, nor
+            annealing, nor a second fit in other coordinates start. The search for further modes can exceed it by 2,200
+            evaluations. A gradient counts as 3 evaluations.
         product_precision: Precision of the matrix products in linear and convolutional layers. Other estimators call
             this option ``precision``.
         **options: Keyword arguments of :class:`Options`.

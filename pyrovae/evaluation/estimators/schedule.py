@@ -6,6 +6,7 @@ Each datum gets the cheapest sequence of stages that may make its estimate relia
 import torch
 from torch import Tensor
 
+from pyrovae._refinement.increments import NUM_STEPS
 from pyrovae._refinement.refine import cost_of_chains
 from pyrovae.evaluation.diagnostics.verdicts import FEW_WEIGHTS
 from pyrovae.evaluation.estimators.estimates import Estimates
@@ -74,25 +75,49 @@ class Schedule:
     def _refined(self, stages: Stages, pending: Tensor) -> Tensor:
         """Run the stage *refined*; return the indices of the data that need the stage *annealed*.
 
-        A mixture that needs the largest number of draws is improved before its first estimate.
+        If the draws from a mixture give no reliable estimate, densities near the heaviest draws are added to it. If
+        this does not help, chains improve the mixture, and the same steps follow.
         """
         inside = torch.isin(stages.pending, pending)
-        most, fitted = int(SHARES[-1] * self.num_samples), stages.fitted
-        draws, failed = self._draws(fitted.share.cpu())[inside], fitted.failed.cpu()[inside]
-        left = stages.refined(pending, torch.where((draws < most) | failed | stages.is_hopeless, draws, 0))
+        share, failed = (part.cpu()[inside] for part in (stages.fitted.share, stages.fitted.failed))
+        draws = self._draws(share)
+        draws = torch.where(failed | stages.is_hopeless, draws, draws.clamp_max(self._most // 2))
+        left = stages.refined(pending, draws)
         left = left[~torch.isin(left, pending[failed])]  # chains cannot move without a gradient
-        draws = self._draws(stages.improve(left, SHORT_CHAINS))
-        waits = (draws == most) & self._affords_long_chains(stages, left)
-        left = stages.refined(left, draws.masked_fill(waits, 0))
-        longer = left[self._affords_long_chains(stages, left)]
-        stages.improve(longer, LONG_CHAINS)
-        stages.refined(longer, torch.full_like(longer, most))
-        return left[~stages.estimates.passes(left, self.precision)]
+        left = self._by_increments(stages, left)
+        for runs in (SHORT_CHAINS, LONG_CHAINS):
+            some = left[self._affords_chains(stages, left, runs)]
+            draws = self._draws(stages.improve(some, runs)).clamp_max(self._most // 2)
+            self._by_increments(stages, stages.refined(some, draws))
+            left = stages.unreliable(left)
+        return left
 
-    def _affords_long_chains(self, stages: Stages, indices: Tensor) -> Tensor:
-        """Return a mask of the data whose budget allows long chains and the largest number of draws after them."""
-        cost_of_both = cost_of_chains(stages.target.dim, LONG_CHAINS) + int(SHARES[-1] * self.num_samples)
+    def _by_increments(self, stages: Stages, left: Tensor) -> Tensor:
+        """Add densities near the heaviest draws to the mixtures, and draw again, a few times.
+
+        Returns:
+            Indices, among the given ones, of the data whose estimate is not yet reliable.
+        """
+        estimates = stages.estimates
+        for _ in range(NUM_STEPS):
+            draws = self._draws(2 * estimates.ess[left] / estimates.draws[left])
+            affords = estimates.evaluations[left] + draws <= self.budget
+            draws = draws.masked_fill(~(affords & stages.can_increment(left)), 0)
+            if not draws.any():
+                break
+            stages.add_increments(left[draws > 0])
+            left = stages.refined(left, draws)
+        return left
+
+    def _affords_chains(self, stages: Stages, indices: Tensor, runs: int) -> Tensor:
+        """Return a mask of the data whose budget allows chains, and draws after them."""
+        cost_of_both = cost_of_chains(stages.target.dim, runs) + self._most // 2
         return stages.estimates.evaluations[indices] + cost_of_both <= self.budget
+
+    @property
+    def _most(self) -> int:
+        """Largest number of draws from a mixture."""
+        return int(SHARES[-1] * self.num_samples)
 
     def _draws(self, share: Tensor) -> Tensor:
         """Return the number of draws that each datum is expected to need for the wanted precision, with a margin."""

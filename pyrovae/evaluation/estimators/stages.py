@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._refinement.annealing import Annealing
+from pyrovae._refinement.increments import NUM_ADDED
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
 from pyrovae._refinement.modes import HEAVY, REMOTE, allowed_excess, cost_of_exploring, explore
 from pyrovae._refinement.refine import GRADIENT_COST, add_modes, refine, refine_by_chains
@@ -64,6 +65,7 @@ class Stages:
         # The weights of a mixture that contains the prior are bounded, so they seldom reach the higher limit.
         self._remote = HEAVY if isinstance(target, WithPrior) else REMOTE
         self.hidden = weights > self.fitted.level.cpu() + self._remote
+        self._heavy = self.fitted.witnesses.u[:1].repeat(NUM_ADDED, 1, 1)  # draws with the largest weights
         self.is_drawn = torch.zeros(len(pending), dtype=torch.bool)  # draws from the present mixture have been made
 
     def _explore(self) -> Tensor:
@@ -88,6 +90,10 @@ class Stages:
         """
         for count in num_draws[num_draws > 0].unique().tolist():
             self._refined(indices[num_draws == count], count)
+        return self.unreliable(indices)
+
+    def unreliable(self, indices: Tensor) -> Tensor:
+        """Return the indices of the data without a reliable estimate that may get one in the present coordinates."""
         left = indices[~self.estimates.passes(indices, self.precision)]
         return left[:0] if self.is_hopeless else left[~self.hidden[self._inside(left)]]
 
@@ -95,7 +101,7 @@ class Stages:
         target, mixture = self._mixture(indices, self.members, score_guide=self.target.space.scores_guide)
         chunk = max(1, target.affordable // target.size)
         counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
-        drawn, heaviest, largest = _draw(mixture, counts)
+        drawn, heavy, largest = _draw(mixture, counts)
         found = bounds.of_valid(drawn.log_weights, summary)
         found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
         inside, witnesses = self._inside(indices), self.fitted.witnesses
@@ -104,8 +110,9 @@ class Stages:
         remote = self._largest_weight(self.explored[:, inside], mixture)
         self.hidden[inside] = remote > found["log_likelihood"] + self._remote
         found["missed"] = (log_weights.amax(0).double().cpu() > limit) | self.hidden[inside] | self.is_hopeless
+        self._heavy[:, inside] = heavy
         heavier = (largest > log_weights[-1]).nonzero()[:, 0]
-        witnesses.replace_last(inside[heavier.cpu()], heaviest[heavier])  # a later mixture should cover this draw
+        witnesses.replace_last(inside[heavier.cpu()], heavy[0, heavier])  # a later mixture should cover this draw
         spent = num_samples + len(self.explored) + len(witnesses.u)
         self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=spent)
         self.is_drawn[inside] = True
@@ -119,6 +126,23 @@ class Stages:
     def _inside(self, indices: Tensor) -> Tensor:
         """Return the places of ``indices`` among ``pending``."""
         return torch.isin(self.pending, indices).nonzero().flatten()
+
+    def add_increments(self, indices: Tensor) -> None:
+        """Add densities near the draws with the largest weights to the mixtures of the data at ``indices``.
+
+        Args:
+            indices: Indices in the batch, shape ``(n,)``, in ascending order.
+        """
+        inside = self._inside(indices)
+        target, some = self._part(inside), self.fitted.select(inside)
+        some.increments.add(target, some.density, self._heavy[:, inside], target.affordable)
+        self.fitted.put(inside, some)
+        self.estimates.evaluations[indices] += GRADIENT_COST * NUM_ADDED
+
+    def can_increment(self, indices: Tensor) -> Tensor:
+        """Return a mask of the data whose present mixture has given draws and can take further densities."""
+        inside = self._inside(indices)
+        return self.is_drawn[inside] & ~self.fitted.increments.full[inside].cpu()
 
     def improve(self, indices: Tensor, runs: int) -> Tensor:
         """Improve the densities that were fitted to the data at ``indices``.
@@ -135,7 +159,7 @@ class Stages:
         inside = self._inside(indices)
         if not len(inside):
             return self.fitted.share[inside].cpu()
-        target = self.target if len(inside) == self.target.size else self.target.subset(inside)
+        target = self._part(inside)
         options: Any = {"score_guide": target.space.scores_guide, "batch_size": target.affordable}
         before, rows = self.fitted.select(inside), self.pending[inside]
         share = self.estimates.ess[rows] / self.estimates.draws[rows]
@@ -173,8 +197,12 @@ class Stages:
 
     def _mixture(self, indices: Tensor, members: tuple[Member, ...], *, score_guide: bool) -> tuple[Target, Mixture]:
         inside = self._inside(indices)
-        target = self.target if len(inside) == self.target.size else self.target.subset(inside)
+        target = self._part(inside)
         return target, self.fitted.select(inside).mixture(target, members, score_guide=score_guide)
+
+    def _part(self, inside: Tensor) -> Target:
+        """Return the posteriors of the data at these places among ``pending``."""
+        return self.target if len(inside) == self.target.size else self.target.subset(inside)
 
 
 def cost(temperatures: int) -> int:
@@ -186,19 +214,23 @@ def _draw(mixture: Mixture, counts: list[int]) -> tuple[Draws, Tensor, Tensor]:
     """Draw from mixtures in chunks of the given sizes.
 
     Returns:
-        The draws without their values; the draw with the largest weight of each datum, shape ``(N, D)``; and the
-        logarithm of this weight, shape ``(N,)``, nats.
+        The draws without their values; the draws with the largest weights of each datum, in descending order, shape
+        ``(NUM_ADDED, N, D)``; and the logarithm of the largest weight, shape ``(N,)``, nats.
     """
-    parts, peaks = list[Draws](), list[tuple[Tensor, Tensor]]()
+    parts, values, points = list[Draws](), list[Tensor](), list[Tensor]()
     for count in counts:
         part = mixture.draw(count)
-        top = part.log_weights.nan_to_num(nan=-math.inf).max(0)
-        everything = torch.arange(len(top.indices), device=top.indices.device)
-        peaks.append((top.values, part.u[top.indices, everything]))
+        top = part.log_weights.nan_to_num(nan=-math.inf).topk(min(NUM_ADDED, count), 0)
+        values.append(top.values)
+        points.append(_take(part.u, top.indices))
         parts.append(part.without_values())
-    values, points = (torch.stack(each) for each in zip(*peaks, strict=True))
-    largest, index = values.max(0)
-    return Draws.cat(parts), points[index, torch.arange(len(index), device=index.device)], largest
+    best = torch.cat(values).topk(NUM_ADDED, 0)
+    return Draws.cat(parts), _take(torch.cat(points), best.indices), best.values[0]
+
+
+def _take(u: Tensor, indices: Tensor) -> Tensor:
+    """Return the draws of each datum at its indices, shape ``(K, N, D)``."""
+    return u.gather(0, indices[..., None].expand(-1, -1, u.shape[-1]))
 
 
 def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
