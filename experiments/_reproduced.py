@@ -47,12 +47,13 @@ def foreign(docs: Path) -> pd.DataFrame:
     return pd.DataFrame(lines).T
 
 
-def encoder(docs: Path) -> pd.DataFrame:
-    """Return the NLL of rows by encoder draws, before and after a training of their encoders with fixed decoders."""
+def further_training(docs: Path) -> pd.DataFrame:
+    """Return the NLL of rows by encoder draws, before and after a further training."""
     lines = {}
-    for path in sorted((docs / "reproduction" / "encoder").glob("*.json")):
+    for path in sorted((docs / "reproduction" / "further_training").glob("*.json")):
         kept = json.loads(path.read_text())
-        labels = {"before": "as trained", "after": f"encoder trained for {kept['epochs']} more epochs"}
+        trained = "encoder trained" if kept["trains"] == "encoder" else "trained"
+        labels = {"before": "as trained", "after": f"{trained} for {kept['epochs']} more epochs"}
         for when, label in labels.items():
             lines[f"{kept['row']}: {label}"] = {
                 "test digits": f"{kept['digits']:,}",

@@ -13,7 +13,7 @@ from string import ascii_lowercase
 
 import pandas as pd
 
-from experiments._reproduced import as_markdown, encoder, foreign, rankings, seeds
+from experiments._reproduced import as_markdown, foreign, further_training, rankings, seeds
 from experiments.benchmarks.rounds import spread
 from experiments.reproduce.papers import AGAIN, PAPER_SCHEDULE, PAPERS, PARTS
 from experiments.reproduce.rows import slug, tabulate
@@ -285,7 +285,7 @@ TABLES: dict[str, Callable[[Path], pd.DataFrame | str]] = {
     ),
     "iwae, seeds": seeds,
     "foreign": foreign,
-    "encoder": encoder,
+    "further training": further_training,
     "rankings": rankings,
     "runs": runs,
     "first rows": first_rows,

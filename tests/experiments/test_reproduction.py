@@ -15,7 +15,7 @@ from torch import nn
 
 import pyrovae as pv
 from experiments import tables
-from experiments.reproduce import encoder, flow_and_ladder, iwae, rainforth, rows, vampprior
+from experiments.reproduce import flow_and_ladder, further_training, iwae, rainforth, rows, vampprior
 from experiments.reproduce.papers import PAPERS
 
 NUM_TEST = 20
@@ -290,30 +290,39 @@ def test_the_decoder_starts_at_the_mean_of_the_data() -> None:
     torch.testing.assert_close(last.bias.sigmoid().view(8, 8), expected)
 
 
-def test_an_encoder_is_trained_further_with_a_fixed_decoder(tmp_path: Path) -> None:
-    name = "1 layer, IWAE, k = 5"
+@pytest.mark.parametrize(
+    ("name", "trains"),
+    [("1 layer, IWAE, k = 5", "encoder"), ("1 layer, IWAE, k = 5", "all"), ("2 layers, IWAE, k = 5", "all")],
+)
+def test_a_row_is_trained_further(tmp_path: Path, name: str, trains: Any) -> None:
     torch.manual_seed(0)
     vae = iwae.ROWS[name].build(pv.data.digits("static").train)
     pv.save(vae, tmp_path / "weights.pt")
-    options = encoder.Options(
+    options = further_training.Options(
         row=name,
         weights=tmp_path / "weights.pt",
-        epochs=8,
+        trains=trains,
+        epochs=8 if trains == "encoder" else 2,
         num_particles=4,
         digits=NUM_TEST,
         num_samples=60,
         compile=False,
         precision=None,
-        out=tmp_path / "reproduction" / "encoder",
+        out=tmp_path / "reproduction" / "further_training",
     )
-    table = encoder.main(options)
+    table = further_training.main(options)
     assert table.loc["after", "nll"] != table.loc["before", "nll"]
     [path] = options.out.glob("*.json")
     kept = json.loads(path.read_text())
     assert kept["before"]["nll"] == table.loc["before", "nll"]
-    assert list(tables.TABLES["encoder"](tmp_path)["5,000 encoder draws"]) == [f"{nll:.2f}" for nll in table.nll]
+    shown = tables.TABLES["further training"](tmp_path)
+    assert list(shown["5,000 encoder draws"]) == [f"{nll:.2f}" for nll in table.nll]
+    assert shown.index[1].startswith(f"{name}: {'encoder ' if trains == 'encoder' else ''}trained for {options.epochs}")
     trained = copy.deepcopy(vae)
-    encoder.train_encoder(trained, rows.dynamic_mnist("iwae", iwae.ROWS, rows.Options()), options)
-    for before, after in zip(vae.likelihood.parameters(), trained.likelihood.parameters(), strict=True):
-        assert torch.equal(before, after)
-    assert not torch.equal(next(vae.posterior.parameters()), next(trained.posterior.parameters()))
+    further_training.train(trained, rows.dynamic_mnist("iwae", iwae.ROWS, rows.Options()), options)
+    same = [
+        torch.equal(*pair) for pair in zip(vae.likelihood.parameters(), trained.likelihood.parameters(), strict=True)
+    ]
+    assert all(same) if trains == "encoder" else not any(same)
+    for before, after in zip(vae.guide.parameters(), trained.guide.parameters(), strict=True):
+        assert not torch.equal(before, after)
