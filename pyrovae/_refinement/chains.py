@@ -123,7 +123,14 @@ def visit(posterior: Posterior, density: Normal, start: Tensor, runs: int, batch
 
 
 def run_chains(
-    posterior: Posterior, density: Normal, start: Tensor, batch_size: int | None = None, *, burn_in: int = 0
+    posterior: Posterior,
+    density: Normal,
+    start: Tensor,
+    batch_size: int | None = None,
+    *,
+    burn_in: int = 0,
+    num_transitions: int = NUM_TRANSITIONS,
+    local_step: bool = False,
 ) -> Visited:
     """Run short Hamiltonian chains from given starting points.
 
@@ -135,6 +142,9 @@ def run_chains(
         batch_size: Largest number of gradients that are computed together, one for each chain and datum; by default
             all.
         burn_in: Number of transitions that are not returned.
+        num_transitions: Number of transitions.
+        local_step: If true, the first step size is shorter for data whose scores at the starting points are longer than
+            those of a standard normal density. Use it if the density is much wider than the posterior in places.
 
     Returns:
         The draws after the burn-in, with their scores.
@@ -146,8 +156,11 @@ def run_chains(
 
     state = evaluate(density.whiten(start))
     step = state.log_p.new_full((posterior.size,), FIRST_STEP * posterior.dim**-0.25)
+    if local_step:
+        length = state.slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).norm(dim=-1).median(0).values
+        step = step * (posterior.dim**0.5 / length.clamp_min(1e-30)).clamp_max(1.0)
     kept: list[State] = []
-    for i in range(NUM_TRANSITIONS):
+    for i in range(num_transitions):
         state, acceptance = transition(state, evaluate, _density, step, NUM_LEAPFROG)
         step = adapted(step, acceptance, ACCEPTANCE)
         if i >= burn_in:

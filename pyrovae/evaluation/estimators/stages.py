@@ -4,16 +4,17 @@ Both stages use densities that are fitted to the posterior of each datum.
 """
 
 import math
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrovae._refinement.annealing import Annealing
-from pyrovae._refinement.increments import NUM_ADDED
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
 from pyrovae._refinement.modes import HEAVY, REMOTE, allowed_excess, cost_of_exploring, explore
 from pyrovae._refinement.refine import GRADIENT_COST, add_modes, refine, refine_by_chains
+from pyrovae._refinement.walks import NUM_HEAVY, Remarkable, gradients_of_walk, states_of_walk, walk
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
 from pyrovae.evaluation.problem import Problem
@@ -65,8 +66,9 @@ class Stages:
         # The weights of a mixture that contains the prior are bounded, so they seldom reach the higher limit.
         self._remote = HEAVY if isinstance(target, WithPrior) else REMOTE
         self.hidden = weights > self.fitted.level.cpu() + self._remote
-        self._heavy = self.fitted.witnesses.u[:1].repeat(NUM_ADDED, 1, 1)  # draws with the largest weights
+        self._heavy = self.fitted.witnesses.u[:1].repeat(NUM_HEAVY, 1, 1)  # points with the largest weights
         self.is_drawn = torch.zeros(len(pending), dtype=torch.bool)  # draws from the present mixture have been made
+        self.is_hard = self.fitted.split.chosen.cpu().clone()  # the posterior is far from normal
 
     def _explore(self) -> Tensor:
         """Return points that chains in standardized coordinates have reached, shape ``(W, n, D)``."""
@@ -101,7 +103,7 @@ class Stages:
         target, mixture = self._mixture(indices, self.members, score_guide=self.target.space.scores_guide)
         chunk = max(1, target.affordable // target.size)
         counts = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
-        drawn, heavy, largest = _draw(mixture, counts)
+        drawn, remarkable = _draw(mixture, counts)
         found = bounds.of_valid(drawn.log_weights, summary)
         found["log_likelihood"], found["mcse"] = _stratified(drawn, found)
         inside, witnesses = self._inside(indices), self.fitted.witnesses
@@ -110,12 +112,30 @@ class Stages:
         remote = self._largest_weight(self.explored[:, inside], mixture)
         self.hidden[inside] = remote > found["log_likelihood"] + self._remote
         found["missed"] = (log_weights.amax(0).double().cpu() > limit) | self.hidden[inside] | self.is_hopeless
-        self._heavy[:, inside] = heavy
-        heavier = (largest > log_weights[-1]).nonzero()[:, 0]
-        witnesses.replace_last(inside[heavier.cpu()], heavy[0, heavier])  # a later mixture should cover this draw
+        self._heavy[:, inside] = remarkable.heavy
+        heavier = (remarkable.log_weights[0] > log_weights[-1]).nonzero()[:, 0]
+        witnesses.replace_last(inside[heavier.cpu()], remarkable.heavy[0, heavier])  # a later mixture should cover it
         spent = num_samples + len(self.explored) + len(witnesses.u)
         self.estimates.put(indices, found, stage=1, draws=num_samples, evaluations=spent)
         self.is_drawn[inside] = True
+        self._walk(indices, remarkable, num_samples)
+
+    def _walk(self, indices: Tensor, remarkable: Remarkable, num_samples: int) -> None:
+        """Look for regions that the mixtures miss, by chains from remarkable draws.
+
+        This is done for data whose posterior is far from normal, and for each datum from its first unreliable estimate
+        on.
+        """
+        self.is_hard[self._inside(indices)] |= ~self.estimates.passes(indices, self.precision)
+        hard = self.is_hard[self._inside(indices)].nonzero().flatten()
+        if self.is_hopeless or not len(hard):
+            return
+        rows, inside = indices[hard], self._inside(indices[hard])
+        target, mixture = self._mixture(rows, self.members, score_guide=self.target.space.scores_guide)
+        largest, self._heavy[:, inside] = walk(target, mixture, remarkable.select(hard), target.affordable)
+        limit = self.estimates.log_likelihood[rows] + math.log(num_samples)
+        self.estimates.missed[rows] |= largest.double().cpu() > limit
+        self.estimates.evaluations[rows] += GRADIENT_COST * gradients_of_walk() + states_of_walk()
 
     def _largest_weight(self, u: Tensor, mixture: Mixture) -> Tensor:
         """Return the largest log-weight of points of each datum, shape ``(n,)``, nats; ``-inf`` without points."""
@@ -137,7 +157,7 @@ class Stages:
         target, some = self._part(inside), self.fitted.select(inside)
         some.increments.add(target, some.density, self._heavy[:, inside], target.affordable)
         self.fitted.put(inside, some)
-        self.estimates.evaluations[indices] += GRADIENT_COST * NUM_ADDED
+        self.estimates.evaluations[indices] += GRADIENT_COST * len(self._heavy)
 
     def can_increment(self, indices: Tensor) -> Tensor:
         """Return a mask of the data whose present mixture has given draws and can take further densities."""
@@ -210,27 +230,14 @@ def cost(temperatures: int) -> int:
     return 3 * NUM_CHAINS * temperatures * NUM_LEAPFROG
 
 
-def _draw(mixture: Mixture, counts: list[int]) -> tuple[Draws, Tensor, Tensor]:
-    """Draw from mixtures in chunks of the given sizes.
-
-    Returns:
-        The draws without their values; the draws with the largest weights of each datum, in descending order, shape
-        ``(NUM_ADDED, N, D)``; and the logarithm of the largest weight, shape ``(N,)``, nats.
-    """
-    parts, values, points = list[Draws](), list[Tensor](), list[Tensor]()
+def _draw(mixture: Mixture, counts: list[int]) -> tuple[Draws, Remarkable]:
+    """Draw from mixtures in chunks of the given sizes; return all draws without their values, and remarkable draws."""
+    parts, remarkable = list[Draws](), list[Remarkable]()
     for count in counts:
         part = mixture.draw(count)
-        top = part.log_weights.nan_to_num(nan=-math.inf).topk(min(NUM_ADDED, count), 0)
-        values.append(top.values)
-        points.append(_take(part.u, top.indices))
+        remarkable.append(Remarkable.of(part, mixture))
         parts.append(part.without_values())
-    best = torch.cat(values).topk(NUM_ADDED, 0)
-    return Draws.cat(parts), _take(torch.cat(points), best.indices), best.values[0]
-
-
-def _take(u: Tensor, indices: Tensor) -> Tensor:
-    """Return the draws of each datum at its indices, shape ``(K, N, D)``."""
-    return u.gather(0, indices[..., None].expand(-1, -1, u.shape[-1]))
+    return Draws.cat(parts), reduce(Remarkable.joined, remarkable)
 
 
 def _stratified(drawn: Draws, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
