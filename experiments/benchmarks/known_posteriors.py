@@ -132,6 +132,28 @@ def parabolas(num_data: int, *, dim: int, curvature: float, scale: float) -> Kno
     return Known(model, guide, x, integral(STANDARD.log_prob(GRID) + likelihood).sum(-1))
 
 
+def ridge(num_data: int, *, dim: int, curvature: float, scale: float) -> Known:
+    """The posterior is a curved ridge: given the first latent, the others are near a quadratic function of it."""
+    z = torch.randn(num_data, dim)
+
+    def bend(first: Tensor) -> Tensor:
+        return curvature * (first**2 - 1)
+
+    x = z[:, 1:] - bend(z[:, :1]) + scale * torch.randn(num_data, dim - 1)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., 1:] - bend(z[..., :1]), scale).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), dim), 0.7).to_event(1))
+
+    likelihood = dist.Normal(-bend(GRID), (1 + scale**2) ** 0.5).log_prob(x.double()[..., None]).sum(-2)
+    return Known(model, guide, x, integral(STANDARD.log_prob(GRID) + likelihood))
+
+
 def waves(num_data: int, *, scale: float) -> Known:
     """A sine of z is observed, so the posterior has about eight narrow modes; the guide is narrow, at one of them."""
     x = 2 * (6 * torch.randn(num_data)).sin() + scale * torch.randn(num_data)
@@ -299,6 +321,8 @@ PROGRAMS: dict[str, Callable[[int], Known]] = {
     "16 modes": lambda n: magnitudes(n, dim=4, factor=1.0),
     "2 curved modes": lambda n: parabolas(n, dim=1, curvature=1.0, scale=0.3),
     "32 curved modes": lambda n: parabolas(n, dim=5, curvature=1.0, scale=0.3),
+    "curved ridge": lambda n: ridge(n, dim=6, curvature=0.5, scale=0.3),
+    "sharp curved ridge": lambda n: ridge(n, dim=6, curvature=1.0, scale=0.1),
     "8 modes, narrow guide": lambda n: waves(n, scale=0.1),
     "2 modes, guide between them": lambda n: clusters(n, scale=0.2),
     "spike and slab": lambda n: spikes(n, dim=2, width=0.01),

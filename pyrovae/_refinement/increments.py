@@ -1,10 +1,9 @@
-r"""Normal densities near the draws with the largest weights, which are added to a mixture step by step.
+r"""Normal densities near points with large weights, which are added to a mixture step by step.
 
-If a few draws have much larger weights than the others, the mixture covers their neighbourhood badly, and the k-hat of
-the weights is large. The mixture then gets further densities near these draws. Let v be such a draw and g the score at
-v, in coordinates in which the fitted density is standard normal. The new density has mean v + g and the covariance of
-the fitted density. If the posterior near v is a normal density with this covariance, v + g is its mean. A new density
-costs a single gradient.
+If a few points have much larger weights than most draws from a mixture, the mixture covers their neighbourhood badly.
+It then gets further densities near these points. Let v be such a point and g the score at v, in coordinates in which
+the fitted density is standard normal. The new density has mean v + g and the covariance of the fitted density. If the
+posterior near v is a normal density with this covariance, v + g is its mean. A new density costs a single gradient.
 
 The estimate comes from new draws, after the densities have been added. The draws that showed where to add them are
 discarded, because the new densities cover exactly these draws, and their weights would therefore be too small.
@@ -65,12 +64,12 @@ class Increments:
         self.means[indices], self.count[indices] = other.means, other.count
 
     def add(self, posterior: Posterior, density: Normal, heavy: Tensor, batch_size: int | None = None) -> None:
-        """Add, in place, a density near each of the given draws.
+        """Add, in place, a density near each of the given points.
 
         Args:
             posterior: Posteriors of the N data.
             density: Normal densities that were fitted to the posteriors.
-            heavy: Draws with large weights, shape ``(NUM_ADDED, N, D)``.
+            heavy: Points with large weights, shape ``(NUM_ADDED, N, D)``.
             batch_size: Largest number of gradients that are computed together; by default all.
         """
         means = whitened_mean_near(posterior, density, heavy, batch_size).movedim(1, 0)

@@ -72,7 +72,7 @@ class Member(NamedTuple):
 MEMBERS = (Member(0.3, 0.35), Member(0.4, 1.4), Member(0.15, 2.8), Member(0.05, 6.0))  # the guide has the other 0.1
 SPLIT_REACH = 0.7  # reach of the two densities that split a posterior
 MODE_WEIGHT = 1 / 6  # fraction of the weight of the copies that each density at a further mode gets
-INCREMENT_WEIGHT, INCREMENT_REACH = 0.5, 0.35  # weight and reach of the densities near draws with large weights
+INCREMENT_WEIGHT, INCREMENT_REACH = 0.5, 0.35  # weight and reach of the densities near points with large weights
 KEPT = 1 / 9  # fraction of their weight that the normal copies keep for data whose posterior is split
 
 
@@ -159,7 +159,7 @@ class Mixture:
             remaining weight.
         split: Two further normal densities for some of the data. For these data, the two densities get most of the
             weight of the copies.
-        increments: Normal densities near draws with large weights. Together they get the fraction ``INCREMENT_WEIGHT``
+        increments: Normal densities near points with large weights. Together they get the fraction ``INCREMENT_WEIGHT``
             of the weight of all normal components.
         modes: Normal densities at further modes. Each gets the fraction ``MODE_WEIGHT`` of the weight of the copies;
             the weights of all other normal components are lowered by the same factor.

@@ -40,7 +40,7 @@ class Refinement:
         split: Two further normal densities for each datum whose posterior is far from normal. Each is fitted to one
             half of the draws from this posterior.
         modes: Further normal densities of the data whose posterior has modes that the other densities miss.
-        increments: Further normal densities near draws with large weights.
+        increments: Further normal densities near points with large weights.
         witnesses: Points that the mixture of each datum should cover.
         share: Effective sample size of pilot draws, divided by their number, shape ``(N,)``. The pilot draws come from
             the mixture of the guide with the fitted densities.

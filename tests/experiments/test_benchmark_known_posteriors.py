@@ -12,7 +12,7 @@ from experiments.benchmarks import known_posteriors
 from experiments.benchmarks.known_posteriors import PROGRAMS, Options, main
 
 
-@pytest.mark.parametrize("name", ["2 curved modes", "4 modes", "heavy tails"])
+@pytest.mark.parametrize("name", ["2 curved modes", "curved ridge", "4 modes", "heavy tails"])
 def test_exact_values_agree_with_many_draws_from_the_prior(name: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -6,9 +6,10 @@ A datum passes through up to three stages:
    draws from the prior find no region that it misses (:mod:`pyrovae.evaluation.unconstrained.prior`);
 2. *refined*: importance sampling with draws from the mixture of :class:`pyrovae.guides.Refined`. The mixture contains
    the prior if the prior is near the posterior. Pilot draws determine the number of draws. If the estimate is not
-   reliable, densities near the heaviest draws join the mixture (:mod:`pyrovae._refinement.increments`), and new draws
-   follow. If the new estimates are not reliable and the budget allows it, short chains improve the mixture, and then
-   longer chains. For posteriors with the shape of a funnel, the stage is repeated in other coordinates
+   reliable, chains look for regions that the mixture misses (:mod:`pyrovae._refinement.walks`), densities near the
+   points with the largest weights join the mixture (:mod:`pyrovae._refinement.increments`), and new draws follow. If
+   the new estimates are not reliable and the budget allows it, short chains improve the mixture, and then longer
+   chains. For posteriors with the shape of a funnel, the stage is repeated in other coordinates
    (:mod:`pyrovae.evaluation.unconstrained.standardized`);
 3. *annealed*: annealed importance sampling from the fitted densities and the guide. The number of temperatures is
    doubled until the estimate is reliable or the budget is spent.
@@ -20,14 +21,16 @@ kept. In the first stage this effect is small, because separate pilot draws sele
 good proposal, and few estimates of these data are rejected. In the second stage, the mean is lowered by a fraction of
 the reported errors.
 
-An estimate is reliable if six conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
+An estimate is reliable if seven conditions hold. Its Monte Carlo error is at most the wanted precision. The k-hat of
 its weights, with an allowance for the error of k-hat, is small enough for :func:`pyrovae.evaluation.diagnose`. No
 earlier estimate of the same datum is higher by several standard errors of the difference. All estimates are lower
 bounds in expectation, so a larger estimate from another proposal indicates a missed mode. No witness, a point of high
 posterior density that short chains have found, has a weight so large that the draws may miss its region
-(:mod:`pyrovae._refinement.modes`). Latents cannot fit the datum exactly and make its noise small, or the estimate
-is that of the stage *guide* (:mod:`pyrovae.evaluation.unconstrained.exact_fits`). Rounding does not move draws that
-matter to the edge of a support (:mod:`pyrovae.evaluation.unconstrained.edges`).
+(:mod:`pyrovae._refinement.modes`). If the posterior is far from normal, or an earlier estimate was not reliable, chains
+from remarkable draws find no such point either (:mod:`pyrovae._refinement.walks`). Latents cannot fit the datum exactly
+and make its noise small, or the estimate is that of the stage *guide*
+(:mod:`pyrovae.evaluation.unconstrained.exact_fits`). Rounding does not move draws that matter to the edge of a support
+(:mod:`pyrovae.evaluation.unconstrained.edges`).
 """
 
 import warnings
@@ -96,7 +99,7 @@ def log_likelihood(
         num_samples: Draws per datum in the stage *guide*. The stage *refined* makes half to four times as many,
             depending on the effective sample size of pilot draws.
         budget: Number of evaluations of log p(x, z) per datum above which neither further densities, nor chains, nor
-            annealing, nor a second fit in other coordinates start. The search for further modes can exceed it by 2,200
+            annealing, nor a second fit in other coordinates start. The search for further modes can exceed it by 3,000
             evaluations. A gradient counts as 3 evaluations.
         product_precision: Precision of the matrix products in linear and convolutional layers. Other estimators call
             this option ``precision``.

@@ -75,8 +75,8 @@ class Schedule:
     def _refined(self, stages: Stages, pending: Tensor) -> Tensor:
         """Run the stage *refined*; return the indices of the data that need the stage *annealed*.
 
-        If the draws from a mixture give no reliable estimate, densities near the heaviest draws are added to it. If
-        this does not help, chains improve the mixture, and the same steps follow.
+        If the draws from a mixture give no reliable estimate, densities near the points with the largest weights are
+        added to it. If this does not help, chains improve the mixture, and the same steps follow.
         """
         inside = torch.isin(stages.pending, pending)
         share, failed = (part.cpu()[inside] for part in (stages.fitted.share, stages.fitted.failed))
@@ -93,7 +93,7 @@ class Schedule:
         return left
 
     def _by_increments(self, stages: Stages, left: Tensor) -> Tensor:
-        """Add densities near the heaviest draws to the mixtures, and draw again, a few times.
+        """Add densities near the points with the largest weights to the mixtures, and draw again, a few times.
 
         Returns:
             Indices, among the given ones, of the data whose estimate is not yet reliable.

@@ -148,7 +148,7 @@ class Stages:
         return torch.isin(self.pending, indices).nonzero().flatten()
 
     def add_increments(self, indices: Tensor) -> None:
-        """Add densities near the draws with the largest weights to the mixtures of the data at ``indices``.
+        """Add densities near the points with the largest weights to the mixtures of the data at ``indices``.
 
         Args:
             indices: Indices in the batch, shape ``(n,)``, in ascending order.
