@@ -20,6 +20,7 @@ import pyro
 import torch
 import tyro
 from pyro.infer import ELBO
+from torch import nn
 
 import pyrovae as pv
 from experiments.benchmarks.rounds import machine
@@ -79,7 +80,7 @@ def main(options: Options) -> pd.DataFrame:
         "command": rows.command(),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{rows.slug(options.row)}.json").write_text(json.dumps(found, indent=2) + "\n")
+    (options.out / f"{rows.slug(options.row)}-{options.trains}.json").write_text(json.dumps(found, indent=2) + "\n")
     table = pd.DataFrame({when: found[when] for when in ("before", "after")}).T
     print(table.to_string())
     return table
@@ -90,7 +91,7 @@ def train(vae: Any, paper: rows.Paper, options: Options) -> None:
     pyro.set_rng_seed(options.seed)
     if options.trains == "encoder":
         vae.requires_grad_(False)
-        vae.posterior.requires_grad_(True)
+        encoder(vae).requires_grad_(True)
         objective: ELBO = pv.objectives.IWAE(options.num_particles, gradient="doubly_reparameterized")
     else:
         objective = paper.rows[options.row].objective()
@@ -107,6 +108,11 @@ def train(vae: Any, paper: rows.Paper, options: Options) -> None:
         transform=pv.data.binarize,
         **settings,
     )
+
+
+def encoder(vae: Any) -> nn.Module:
+    """Return the posteriors of all latent layers of a VAE or a hierarchical VAE."""
+    return nn.ModuleList(vae.posteriors if isinstance(vae, pv.HierarchicalVAE) else [vae.posterior])
 
 
 def nll(vae: Any, paper: rows.Paper, options: Options) -> dict[str, float]:

@@ -290,10 +290,8 @@ def test_the_decoder_starts_at_the_mean_of_the_data() -> None:
     torch.testing.assert_close(last.bias.sigmoid().view(8, 8), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "trains"),
-    [("1 layer, IWAE, k = 5", "encoder"), ("1 layer, IWAE, k = 5", "all"), ("2 layers, IWAE, k = 5", "all")],
-)
+@pytest.mark.parametrize("name", ["1 layer, IWAE, k = 5", "2 layers, IWAE, k = 5"])
+@pytest.mark.parametrize("trains", ["encoder", "all"])
 def test_a_row_is_trained_further(tmp_path: Path, name: str, trains: Any) -> None:
     torch.manual_seed(0)
     vae = iwae.ROWS[name].build(pv.data.digits("static").train)
