@@ -112,7 +112,8 @@ def train(vae: Any, paper: rows.Paper, options: Options) -> None:
 
 def encoder(vae: Any) -> nn.Module:
     """Return the posteriors of all latent layers of a VAE or a hierarchical VAE."""
-    return nn.ModuleList(vae.posteriors if isinstance(vae, pv.HierarchicalVAE) else [vae.posterior])
+    posteriors: Any = vae.posteriors if isinstance(vae, pv.HierarchicalVAE) else [vae.posterior]
+    return nn.ModuleList(posteriors)
 
 
 def nll(vae: Any, paper: rows.Paper, options: Options) -> dict[str, float]:
