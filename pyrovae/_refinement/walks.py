@@ -6,8 +6,7 @@ the border of the region that the mixture covers, so chains from them lead out o
 largest densities p(x, u) lie near modes, also near those that the other components miss.
 
 Let w be the weight of a state of the chains, and n the number of draws. If w exceeds n times the mean weight, this
-single state as a draw would double the estimate of p(x). The mixture then misses the region of the state. States of
-earlier chains are tested again, because further densities near some of them need not cover the others.
+single state as a draw would double the estimate of p(x). The mixture then misses the region of the state.
 """
 
 import math
@@ -23,7 +22,6 @@ from pyrovae._refinement.posterior import Posterior
 
 NUM_HEAVY, NUM_STARTS = 16, 8  # draws with the largest weights that are kept; starts of each kind
 NUM_TRANSITIONS = 6
-NUM_EARLIER = 64  # points of earlier chains that are kept, and tested again
 
 
 @dataclass(frozen=True)
@@ -60,36 +58,26 @@ class Remarkable:
 
 
 def walk(
-    posterior: Posterior, mixture: Mixture, found: Remarkable, earlier: Tensor, batch_size: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    posterior: Posterior, mixture: Mixture, found: Remarkable, batch_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Run chains from remarkable draws.
 
     Args:
         posterior: Posteriors of N data.
         mixture: Mixture that should cover the states of the chains.
         found: Remarkable draws from this mixture.
-        earlier: Points that earlier chains have found, shape ``(NUM_EARLIER, N, D)``.
         batch_size: Largest number of gradients that are computed together, over chains and data; by default all.
 
     Returns:
-        The largest log-weight of the states and of the earlier points of each datum, shape ``(N,)``, nats; the
-        ``NUM_HEAVY`` points with the largest weights among these and ``found.heavy``, shape ``(NUM_HEAVY, N, D)``; and
-        the ``NUM_EARLIER`` points with the largest weights among the earlier points and the states.
+        The largest log-weight of the states of each datum, shape ``(N,)``, nats, and the ``NUM_HEAVY`` points with the
+        largest weights among these states and ``found.heavy``, shape ``(NUM_HEAVY, N, D)``.
     """
     start = torch.cat([found.heavy[:NUM_STARTS], found.dense])
     options: Any = {"num_transitions": NUM_TRANSITIONS, "local_step": True}
     u = run_chains(posterior, mixture.density, start, batch_size, **options).u
-    u, log_weights = _heaviest_of_chains(u, mixture.score(u).nan_to_num(nan=-math.inf), len(start))
-    u, log_weights = torch.cat([earlier, u]), torch.cat([mixture.score(earlier).nan_to_num(nan=-math.inf), log_weights])
+    log_weights = mixture.score(u).nan_to_num(nan=-math.inf)
     heavy = _top(torch.cat([found.log_weights, log_weights]), torch.cat([found.heavy, u]), NUM_HEAVY)[1]
-    return log_weights.amax(0), heavy, _top(log_weights, u, NUM_EARLIER)[1]
-
-
-def _heaviest_of_chains(u: Tensor, log_weights: Tensor, num_chains: int) -> tuple[Tensor, Tensor]:
-    """Return the state of each chain with the largest weight, and its log-weight."""
-    states, values = u.unflatten(0, (-1, num_chains)), log_weights.unflatten(0, (-1, num_chains))
-    top = values.max(0)
-    return states.gather(0, top.indices[None, ..., None].expand(-1, -1, -1, u.shape[-1]))[0], top.values
+    return log_weights.amax(0), heavy
 
 
 def gradients_of_walk() -> int:
@@ -99,7 +87,7 @@ def gradients_of_walk() -> int:
 
 def states_of_walk() -> int:
     """Return the number of states per datum whose weights :func:`walk` computes."""
-    return 2 * NUM_STARTS * NUM_TRANSITIONS + NUM_EARLIER
+    return 2 * NUM_STARTS * NUM_TRANSITIONS
 
 
 def _top(values: Tensor, u: Tensor, count: int) -> tuple[Tensor, Tensor]:

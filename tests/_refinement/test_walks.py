@@ -13,7 +13,6 @@ from pyrovae._refinement.chains import run_chains
 from pyrovae._refinement.mixture import Draws
 from pyrovae._refinement.refine import by_regression
 from pyrovae._refinement.walks import (
-    NUM_EARLIER,
     NUM_HEAVY,
     NUM_STARTS,
     Remarkable,
@@ -35,17 +34,12 @@ def _seeded() -> Any:
         yield
 
 
-def points_of(draws: Draws) -> Tensor:
-    """Return points for the argument ``earlier``, which the mixture covers."""
-    return draws.u[:1].expand(NUM_EARLIER, -1, -1)
-
-
 def misses(posterior: ClosedForm) -> Tensor:
     """Fit a normal density by regression, and return whether chains show that its mixture misses a region."""
     found = by_regression(posterior)
     mixture = found.mixture(posterior, score_guide=True)
     draws = mixture.draw(NUM_DRAWS)
-    largest, *_ = walk(posterior, mixture, Remarkable.of(draws, mixture), points_of(draws))
+    largest, _ = walk(posterior, mixture, Remarkable.of(draws, mixture))
     return largest > draws.log_likelihood()[0] + math.log(NUM_DRAWS)
 
 
@@ -74,29 +68,12 @@ def test_the_points_with_the_largest_weights_are_returned() -> None:
     mixture = by_regression(posterior).mixture(posterior, score_guide=True)
     draws = mixture.draw(300)
     found = Remarkable.of(draws, mixture)
-    largest, points, reached = walk(posterior, mixture, found, points_of(draws))
-    assert torch.allclose(mixture.score(reached)[0], largest)
+    largest, points = walk(posterior, mixture, found)
     weights = mixture.score(points)
     assert points.shape == (NUM_HEAVY, 5, 4)
     assert (weights.diff(dim=0) <= 1e-9).all()
     assert (weights >= found.log_weights - 1e-9).all()
     assert torch.allclose(weights[0], torch.maximum(largest, found.log_weights[0]))
-
-
-def test_points_of_earlier_chains_are_tested_again() -> None:
-    posterior = scattered(40, [[-2.0, *[0.0] * 7], [2.0, *[0.0] * 7]], [0.5, 0.5])
-    mixture = by_regression(posterior).mixture(posterior, score_guide=True)
-    draws = mixture.draw(NUM_DRAWS)
-    both = torch.tensor([[-2.0, *[0.0] * 7], [2.0, *[0.0] * 7]]).double()[:, None].expand(-1, 40, -1)
-    earlier = torch.cat([draws.u[: NUM_EARLIER - 2], both])
-    found = Remarkable.of(draws, mixture)
-    found = replace(found, heavy=found.heavy[:1].expand_as(found.heavy), dense=found.heavy[:1].expand_as(found.dense))
-    largest, heavy, reached = walk(posterior, mixture, found, earlier)
-    weights = mixture.score(both)
-    assert (largest >= weights.amax(0) - 1e-9).all()
-    for points in (heavy, reached):
-        there = (points[:, None] == both[None]).all(-1).any(0)
-        assert there[weights > found.log_weights[0]].all()
 
 
 def test_remarkable_draws_are_the_same_in_one_part_and_in_many() -> None:
@@ -133,9 +110,8 @@ def test_the_cost_counts_every_gradient_and_state() -> None:
     counting = replace(posterior, log_density=counted)
     mixture = by_regression(counting).mixture(counting, score_guide=True)
     found = Remarkable.of(mixture.draw(300), mixture)
-    earlier = points_of(mixture.draw(1))
     before = dict(calls)
-    walk(counting, mixture, found, earlier)
+    walk(counting, mixture, found)
     assert calls[True] - before[True] == 3 * gradients_of_walk()
     assert calls[False] - before[False] == 3 * states_of_walk()
 

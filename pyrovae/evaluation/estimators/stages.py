@@ -14,7 +14,7 @@ from pyrovae._refinement.annealing import Annealing
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
 from pyrovae._refinement.modes import HEAVY, REMOTE, allowed_excess, cost_of_exploring, explore
 from pyrovae._refinement.refine import GRADIENT_COST, add_modes, refine, refine_by_chains
-from pyrovae._refinement.walks import NUM_EARLIER, NUM_HEAVY, Remarkable, gradients_of_walk, states_of_walk, walk
+from pyrovae._refinement.walks import NUM_HEAVY, Remarkable, gradients_of_walk, states_of_walk, walk
 from pyrovae.evaluation import bounds
 from pyrovae.evaluation.estimators.estimates import Estimates, summary
 from pyrovae.evaluation.problem import Problem
@@ -67,9 +67,6 @@ class Stages:
         self._remote = HEAVY if isinstance(target, WithPrior) else REMOTE
         self.hidden = weights > self.fitted.level.cpu() + self._remote
         self._heavy = self.fitted.witnesses.u[:1].repeat(NUM_HEAVY, 1, 1)  # points with the largest weights
-        self._reached = self.fitted.witnesses.u[:1].repeat(
-            NUM_EARLIER, 1, 1
-        )  # points that chains from draws have found
         self.is_drawn = torch.zeros(len(pending), dtype=torch.bool)  # draws from the present mixture have been made
         self.is_hard = self.fitted.split.chosen.cpu().clone()  # the posterior is far from normal
 
@@ -135,10 +132,7 @@ class Stages:
             return
         rows, inside = indices[hard], self._inside(indices[hard])
         target, mixture = self._mixture(rows, self.members, score_guide=self.target.space.scores_guide)
-        earlier = self._reached[:, inside]
-        largest, self._heavy[:, inside], self._reached[:, inside] = walk(
-            target, mixture, remarkable.select(hard), earlier, target.affordable
-        )
+        largest, self._heavy[:, inside] = walk(target, mixture, remarkable.select(hard), target.affordable)
         limit = self.estimates.log_likelihood[rows] + math.log(num_samples)
         self.estimates.missed[rows] |= largest.double().cpu() > limit
         self.estimates.evaluations[rows] += GRADIENT_COST * gradients_of_walk() + states_of_walk()
