@@ -1,5 +1,6 @@
 """Posteriors with a known log p(x), for tests of guides that are fitted to each datum."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -13,9 +14,12 @@ from torch.distributions import (
     MixtureSameFamily,
     MultivariateNormal,
     Normal,
+    StudentT,
 )
 
 Parameters = dict[str, Tensor]
+
+STANDARD = Normal(torch.zeros((), dtype=torch.float64), 1.0)
 
 
 @dataclass
@@ -118,3 +122,37 @@ def modes(n: int, centers: Tensor, weights: Tensor, guide_weights: Tensor) -> Cl
         lambda centers: mixture(centers, guide_weights, 1.3),
         parameters,
     )
+
+
+def student_t(n: int, dim: int) -> ClosedForm:
+    """Independent Student's t densities with 3 degrees of freedom under a normal guide; log p(x) is 0."""
+    zeros = torch.zeros(n, dim, dtype=torch.float64)
+    return ClosedForm(
+        lambda u, **_: Independent(StudentT(3.0, zeros[:1], 1.0), 1).log_prob(u),
+        normal_guide,
+        {"loc": zeros, "scale": zeros + 1.0},
+    )
+
+
+def scattered(n: int, places: list[list[float]], weights: list[float], scale: float = 0.2) -> ClosedForm:
+    """Posteriors with normal modes at given places, under a broad guide that is centered at 0."""
+    zeros = torch.zeros(n, len(places[0]), dtype=torch.float64)
+    at, log_weights = torch.tensor(places).double(), torch.tensor(weights).double().log()
+
+    def log_density(u: Tensor, **_: Tensor) -> Tensor:
+        parts = STANDARD.log_prob((u[..., None, :] - at) / scale).sum(-1) - at.shape[-1] * math.log(scale)
+        return (parts + log_weights).logsumexp(-1)
+
+    return ClosedForm(log_density, normal_guide, {"loc": zeros, "scale": zeros + 2.0})
+
+
+def curved(n: int, dim: int) -> ClosedForm:
+    """Posteriors around a parabola, which no normal density covers well; log p(x) is 0."""
+    zeros = torch.zeros(n, dim, dtype=torch.float64)
+
+    def log_density(u: Tensor, **_: Tensor) -> Tensor:
+        first, rest = u[..., 0], u[..., 1:]
+        off = rest - 0.5 * (first[..., None].square() - 1)
+        return STANDARD.log_prob(first) + Normal(0.0, 0.5).log_prob(off).sum(-1)
+
+    return ClosedForm(log_density, normal_guide, {"loc": zeros, "scale": zeros + 1.0})

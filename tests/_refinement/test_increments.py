@@ -7,16 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import MultivariateNormal
 
 from pyrovae._refinement.increments import NUM_ADDED, NUM_STEPS, Increments
 from pyrovae._refinement.mixture import INCREMENT_REACH, INCREMENT_WEIGHT, MEMBERS, Draws, Mixture
 from pyrovae._refinement.refine import by_regression, refine, refine_by_chains
 from pyrovae.evaluation import psis
-from tests._refinement.posteriors import ClosedForm, gaussian, log_gamma, normal_guide
-from tests._refinement.test_mixture import student_t
-
-NORMAL = Normal(torch.zeros((), dtype=torch.float64), 1.0)
+from tests._refinement.posteriors import ClosedForm, curved, gaussian, log_gamma, student_t
 
 
 @pytest.fixture(autouse=True)
@@ -24,18 +21,6 @@ def _seeded() -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-def curved(n: int, dim: int) -> ClosedForm:
-    """Posteriors around a parabola, which no normal density covers well; log p(x) is 0."""
-    zeros = torch.zeros(n, dim, dtype=torch.float64)
-
-    def log_density(u: Tensor, **_: Tensor) -> Tensor:
-        first, rest = u[..., 0], u[..., 1:]
-        off = rest - 0.5 * (first[..., None].square() - 1)
-        return NORMAL.log_prob(first) + Normal(0.0, 0.5).log_prob(off).sum(-1)
-
-    return ClosedForm(log_density, normal_guide, {"loc": zeros, "scale": zeros + 1.0})
 
 
 def heaviest(draws: Draws) -> Tensor:

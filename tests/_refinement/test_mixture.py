@@ -5,12 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Independent, StudentT
 
 from pyrovae._refinement.mixture import MEMBERS, Draws, Member, Mixture
 from pyrovae._refinement.regression import fit
 from pyrovae.evaluation import psis
-from tests._refinement.posteriors import ClosedForm, gaussian, log_gamma, logit_beta, modes, normal_guide
+from tests._refinement.posteriors import ClosedForm, gaussian, log_gamma, logit_beta, modes, normal_guide, student_t
 
 
 @pytest.fixture(autouse=True)
@@ -100,16 +99,6 @@ def funnel(n: int, dim: int) -> ClosedForm:
         return log_neck + torch.distributions.Normal(0.0, (neck / 2).exp()).log_prob(rest).sum(-1)
 
     return ClosedForm(log_density, normal_guide, {"loc": zeros, "scale": zeros + 1.0})
-
-
-def student_t(n: int, dim: int) -> ClosedForm:
-    """Independent Student's t densities with 3 degrees of freedom under a normal guide; log p(x) is 0."""
-    zeros = torch.zeros(n, dim, dtype=torch.float64)
-    return ClosedForm(
-        lambda u, **_: Independent(StudentT(3.0, zeros[:1], 1.0), 1).log_prob(u),
-        normal_guide,
-        {"loc": zeros, "scale": zeros + 1.0},
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Witnesses find modes that the fitted density misses, and leave posteriors with one mode alone."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,9 +11,7 @@ from torch import Tensor
 from pyrovae._refinement.mixture import Member
 from pyrovae._refinement.modes import Modes, find_witnesses, mean_near
 from pyrovae._refinement.refine import add_modes, by_regression, refine
-from tests._refinement.posteriors import ClosedForm, gaussian, log_gamma, normal_guide
-
-NORMAL = torch.distributions.Normal(0.0, 1.0)
+from tests._refinement.posteriors import ClosedForm, gaussian, log_gamma, scattered
 
 
 @pytest.fixture(autouse=True)
@@ -22,18 +19,6 @@ def _seeded() -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-def scattered(n: int, places: list[list[float]], weights: list[float], scale: float = 0.2) -> ClosedForm:
-    """Posteriors with normal modes at given places, under a broad guide that is centered at 0."""
-    zeros = torch.zeros(n, len(places[0]), dtype=torch.float64)
-    at, log_weights = torch.tensor(places).double(), torch.tensor(weights).double().log()
-
-    def log_density(u: Tensor, **_: Tensor) -> Tensor:
-        parts = NORMAL.log_prob((u[..., None, :] - at) / scale).sum(-1) - at.shape[-1] * math.log(scale)
-        return (parts + log_weights).logsumexp(-1)
-
-    return ClosedForm(log_density, normal_guide, {"loc": zeros, "scale": zeros + 2.0})
 
 
 def test_modes_that_the_density_misses_are_added_where_they_are() -> None:

@@ -20,9 +20,7 @@ from pyrovae._refinement.walks import (
     states_of_walk,
     walk,
 )
-from tests._refinement.posteriors import ClosedForm, gaussian, log_gamma
-from tests._refinement.test_increments import curved
-from tests._refinement.test_modes import scattered
+from tests._refinement.posteriors import ClosedForm, curved, gaussian, log_gamma, scattered
 
 NUM_DRAWS = 2000
 
