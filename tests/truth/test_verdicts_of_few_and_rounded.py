@@ -47,7 +47,7 @@ def test_more_temperatures_and_chains_make_annealing_reliable() -> None:
     assert int(table["data"]["more draws"]) == len(X)
     chains = int(table.draws_needed["more draws"])
     assert chains > 100
-    found = E.ais(normal_model, narrow(0.2), X, 2 * chains, num_temperatures=100, seed=0)
+    found = E.ais(normal_model, narrow(0.2), X, 4 * chains, num_temperatures=200, seed=0)
     verdict = E.diagnose(found, precision=0.2).verdict.values
     assert (verdict == "reliable").mean() > 0.9
     check_close(found, exact_normal(X))
